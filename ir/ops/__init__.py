@@ -1,0 +1,15 @@
+"""The op set: one record per op, one module per family. Importing this package fills `OPS`."""
+
+from ppuc.ir.ops import (  # noqa: F401 - imported for their records
+    contraction,
+    elementwise,
+    movement,
+    normalization,
+    reduction,
+    structure,
+    view,
+    window,
+)
+from ppuc.ir.ops.base import OPS, IterDim, Indexing, Kind, OpDef
+
+__all__ = ["OPS", "Indexing", "IterDim", "Kind", "OpDef"]

@@ -1,0 +1,104 @@
+"""What an op record is, and the registry of all of them.
+
+An OpDef says everything the compiler needs to know of an op and nothing about any machine: its attributes, how result
+types follow from operand types, its meaning in numpy, its access pattern (indexing) and, for composites, its expansion.
+Invariant: `infer` agrees with the types of what `reference` returns.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ppuc.ir.affine import Affine, var
+from ppuc.ir.graph import Attrs, Op, Value
+from ppuc.ir.types import TensorType
+
+if TYPE_CHECKING:
+    from ppuc.ir.rewrite import Builder
+
+
+class Kind(enum.Enum):
+    """What lowering can make of an op; the value appears in the generated reference."""
+
+    ELEMENTWISE = "elementwise"  # result element depends on the same (broadcast) element of each operand
+    REDUCTION = "reduction"  # elementwise, then combined along axes with an associative, commutative function
+    SCAN = "scan"  # running combination along one axis
+    CONTRACTION = "contraction"  # sums of products: runs on the tensor engine
+    WINDOW = "window"  # reductions over sliding windows
+    VIEW = "view"  # only renames elements: a strided view of the operand
+    MOVE = "move"  # moves elements: concat, pad, gather, scatter
+    COMPOSITE = "composite"  # has a decomposition into the other kinds
+    CONSTANT = "constant"
+    STRUCTURE = "structure"  # group, stage, host: what passes add
+
+
+@dataclass(frozen=True, slots=True)
+class IterDim:
+    """One dimension of an op's iteration space; `reduced` when results do not depend on it."""
+
+    name: str
+    size: int
+    reduced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Indexing:
+    """Iteration space and, per operand and result, one Affine over iteration-dim names for each tensor dimension.
+
+    A window dimension reads `2 * oh + kh - 1`; a broadcast dimension reads the constant 0.
+    """
+
+    dims: tuple[IterDim, ...]
+    operands: tuple[tuple[Affine, ...], ...]
+    results: tuple[tuple[Affine, ...], ...]
+
+    @property
+    def points(self) -> int:
+        """Size of the iteration space; for contractions, the number of multiply-accumulates."""
+        return math.prod(d.size for d in self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class OpDef:
+    """One op. `formula` is a one-line definition for people; `operands` names them (a trailing `?` marks optional ones,
+    `...` variadic ones); functions take the attribute object first."""
+
+    name: str
+    formula: str
+    kind: Kind
+    operands: str
+    infer: Callable[[Any, Sequence[TensorType]], tuple[TensorType, ...]]
+    reference: Callable[..., tuple[np.ndarray, ...]] | None
+    attrs: type[Attrs] = Attrs
+    indexing: Callable[[Any, Sequence[TensorType]], Indexing] | None = None
+    decompose: Callable[[Builder, Op], Sequence[Value]] | None = None
+
+
+OPS: dict[str, OpDef] = {}
+"""Every op record by name, filled by importing `ppuc.ir.ops`."""
+
+
+def register(record: OpDef) -> OpDef:
+    """Add a record to OPS. Raises ValueError when the name is taken."""
+    if record.name in OPS:
+        raise ValueError(f"op '{record.name}' is defined twice")
+    OPS[record.name] = record
+    return record
+
+
+def dim_names(rank: int) -> tuple[str, ...]:
+    """d0, d1, ... for an iteration space that is the result's shape."""
+    return tuple(f"d{i}" for i in range(rank))
+
+
+def broadcast_access(shape: Sequence[int], out: Sequence[int]) -> tuple[Affine, ...]:
+    """How an operand of `shape` is read in an iteration over `out` under numpy broadcasting (sizes of one read index 0)."""
+    names = dim_names(len(out))[len(out) - len(shape) :]
+    sizes = out[len(out) - len(shape) :]
+    return tuple(Affine() if s == 1 and o != 1 else var(n) for n, s, o in zip(names, shape, sizes, strict=True))

@@ -1,0 +1,93 @@
+"""Constants that may be large: known by what identifies them, read only when their bytes are needed.
+
+A Resource wraps either an array in memory or a range of a file (mapped, never copied whole). Its `key` is the sha256 of
+dtype, shape and bytes, computed on first use; a constant in a file may instead be keyed by path, offset, size and
+mtime, so that a model of many gigabytes is compiled without reading its weights.
+
+Invariant: two Resources are equal exactly when their keys are; `array()` never changes between calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ppuc.ir.types import DType, TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes `[offset, offset + length)` of a file; little-endian, row-major elements."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+class Resource:
+    """A constant tensor. `name` is for people; identity is `key`."""
+
+    __slots__ = ("_array", "_key", "_loader", "file", "name", "type")
+
+    def __init__(
+        self,
+        type: TensorType,
+        *,
+        array: np.ndarray | None = None,
+        file: FileRange | None = None,
+        loader: Callable[[], np.ndarray] | None = None,
+        key: str | None = None,
+        name: str = "",
+    ) -> None:
+        self.type = type
+        self.name = name
+        self.file = file
+        self._array = array
+        self._loader = loader
+        self._key = key
+
+    @classmethod
+    def of(cls, array: np.ndarray, name: str = "") -> Resource:
+        """Wrap an array; it must not be written afterwards."""
+        data = np.ascontiguousarray(array).reshape(np.shape(array))
+        return cls(TensorType(DType.of(data.dtype), data.shape), array=data, name=name)
+
+    def array(self) -> np.ndarray:
+        """The values, row-major, of `type`. A file range is memory-mapped read-only."""
+        if self._array is None:
+            if self.file is not None:
+                flat = np.memmap(self.file.path, np.uint8, "r", self.file.offset, (self.file.length,))
+                return np.asarray(flat).view(self.type.dtype.numpy).reshape(self.type.dims)
+            if self._loader is None:
+                raise ValueError(f"resource '{self.name}' has neither data nor a place to read it from")
+            self._array = self._loader()
+        return self._array
+
+    @property
+    def key(self) -> str:
+        """`sha256:<16 hex digits>`, or `file:<16 hex digits>` of path, offset, length, size and mtime."""
+        if self._key is None:
+            if self.file is not None:
+                stat = os.stat(self.file.path)
+                text = f"{self.file.path.resolve()}|{self.file.offset}|{self.file.length}|{stat.st_size}|{stat.st_mtime_ns}"
+                self._key = f"file:{hashlib.sha256(f'{text}|{self.type}'.encode()).hexdigest()[:16]}"
+            else:
+                digest = hashlib.sha256(str(self.type).encode())
+                data = self.array()
+                digest.update(data.reshape(-1).view(np.uint8).data if data.size else b"")
+                self._key = f"sha256:{digest.hexdigest()[:16]}"
+        return self._key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Resource) and (self is other or (self.type == other.type and self.key == other.key))
+
+    def __hash__(self) -> int:
+        return hash(self.type)
+
+    def __repr__(self) -> str:
+        return f"Resource({self.name!r}, {self.type})"
