@@ -1,0 +1,141 @@
+"""What an ONNX op importer sees, and the table of all importers.
+
+An importer is a function `(NodeContext) -> Sequence[Value]` registered by `@importer("Conv")`; it appends ppuc ops to
+`ctx.b` and returns one Value per ONNX output that the node names. Importers handle every opset from 7 on themselves
+(attributes that became inputs and the like), by asking `ctx.attr` and `ctx.constant`.
+
+Invariant: an importer either returns values whose types are right or raises ModelError through `ctx.fail`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar, overload
+
+import numpy as np
+
+from ppuc.ir.errors import Diagnostic, ModelError
+from ppuc.ir.graph import Attrs, Value
+from ppuc.ir.rewrite import Builder
+from ppuc.ir.types import DType, TensorType
+
+T = TypeVar("T")
+Importer = Callable[["NodeContext"], Sequence[Value]]
+
+IMPORTERS: dict[tuple[str, str], Importer] = {}
+"""(domain, op type) -> importer; the domain of standard ops is ""."""
+
+
+def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]:
+    """Register the decorated function for ONNX op types."""
+
+    def add(function: Importer) -> Importer:
+        for op_type in op_types:
+            if (domain, op_type) in IMPORTERS:
+                raise ValueError(f"two importers for {domain}:{op_type}")
+            IMPORTERS[domain, op_type] = function
+        return function
+
+    return add
+
+
+@dataclass(slots=True)
+class NodeContext:
+    """One ONNX node being imported. `inputs` holds None for an omitted optional input; attributes are plain Python values
+    (ints, floats, str, lists, np.ndarray for tensors, graphs as onnx.GraphProto)."""
+
+    b: Builder
+    op_type: str
+    name: str
+    opset: int
+    inputs: Sequence[Value | None]
+    outputs: Sequence[str]
+    attributes: dict[str, Any]
+    constants: Callable[[Value], np.ndarray | None]
+    where: str
+    used: set[str] = field(default_factory=set)
+
+    def has(self, index: int) -> bool:
+        """Whether input `index` is given."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def operand(self, index: int) -> Value:
+        """Input `index`; an error for the user when it is missing."""
+        if not self.has(index):
+            self.fail(f"input {index} is missing")
+        value = self.inputs[index]
+        assert value is not None
+        return value
+
+    def type(self, index: int) -> TensorType:
+        return self.operand(index).type
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Static shape of input `index`."""
+        return self.operand(index).type.dims
+
+    def dtype(self, index: int) -> DType:
+        return self.operand(index).type.dtype
+
+    def constant(self, index: int) -> np.ndarray | None:
+        """The value of input `index` when it is known now, else None."""
+        return self.constants(self.operand(index)) if self.has(index) else None
+
+    def need_constant(self, index: int, what: str) -> np.ndarray:
+        """The value of input `index`; an error when it depends on the model's inputs."""
+        value = self.constant(index)
+        if value is None:
+            self.fail(
+                f"{what} depends on the model's inputs",
+                got=f"{self.operand(index)} computed at run time",
+                expected="a value known at compile time",
+                hint="bind dynamic dimensions with --dim, or export the model with fixed shapes",
+            )
+        return value
+
+    @overload
+    def attr(self, name: str) -> Any: ...
+    @overload
+    def attr(self, name: str, default: T) -> T: ...
+    def attr(self, name: str, default: Any = None) -> Any:
+        """Attribute `name`, or `default`."""
+        self.used.add(name)
+        return self.attributes.get(name, default)
+
+    def ints(self, name: str, index: int, default: Sequence[int] | None = None) -> tuple[int, ...] | None:
+        """A list of ints that older opsets give as attribute `name` and newer ones as constant input `index`."""
+        if name in self.attributes:
+            self.used.add(name)
+            return tuple(int(i) for i in np.atleast_1d(self.attributes[name]))
+        if self.has(index):
+            return tuple(int(i) for i in np.atleast_1d(self.need_constant(index, f"'{name}'")))
+        return tuple(default) if default is not None else None
+
+    def op(self, name: str, *operands: Value, attrs: Attrs | None = None) -> Value:
+        """Append a ppuc op of one result; a rule its record refuses becomes an error at this node."""
+        try:
+            return self.b(name, *operands, attrs=attrs, hint=self.hint)
+        except ValueError as error:
+            self.fail(str(error))
+
+    @property
+    def hint(self) -> str:
+        """A readable base for value names: the node's first output."""
+        return next((o for o in self.outputs if o), self.op_type.lower())
+
+    def scalar_like(self, number: float, value: Value) -> Value:
+        """A rank-0 constant of `value`'s dtype."""
+        return self.b.scalar(number, value.type.dtype)
+
+    def axis(self, default: int, rank: int, name: str = "axis") -> int:
+        """Attribute `name` as an axis in [0, rank); an error when it is out of range."""
+        axis = int(self.attr(name, default))
+        if not -rank <= axis < max(rank, 1):
+            self.fail(f"{name} is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
+        return axis % rank if rank else 0
+
+    def fail(self, what: str, *, got: object = None, expected: object = None, hint: str | None = None) -> NoReturn:
+        """Raise ModelError at this node."""
+        text = [None if x is None else str(x) for x in (got, expected)]
+        raise ModelError(Diagnostic(f"{self.where}: node '{self.name}' ({self.op_type})", what, text[0], text[1], hint))
