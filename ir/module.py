@@ -1,0 +1,51 @@
+"""A module: everything between the ONNX file and the artifact, at whatever level compilation has reached.
+
+Passes are functions from module to module. A module prints to one `.ppir` text that parses back to an equal module, so any
+dump can be resumed. Levels coexist: after tiling, the graph's groups name kernels; after emission, the program holds the
+streams and the graph remains as what names and constants refer to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import Kernel
+from ppuc.ir.program import Program
+from ppuc.ir.types import Space
+from ppuc.ir.vector import VectorProgram
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Bytes of a memory given to a graph value (`name`) or to a kernel's buffer (`kernel/buffer`)."""
+
+    name: str
+    space: Space
+    address: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """`inputs` and `outputs` pair ONNX names with graph value names. `done` lists the passes that have run."""
+
+    target: str
+    target_hash: str
+    options: tuple[tuple[str, str], ...]
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+    graph: Graph
+    kernels: tuple[Kernel, ...] = ()
+    vectors: tuple[VectorProgram, ...] = ()
+    placement: tuple[Placement, ...] = ()
+    program: Program | None = None
+    done: tuple[str, ...] = field(default=())
+
+    def option(self, name: str, default: str = "") -> str:
+        """The value of a compile option that passes read (precision, ...)."""
+        return dict(self.options).get(name, default)
+
+    def with_graph(self, graph: Graph) -> Module:
+        """This module with another graph; itself when it is the same object."""
+        return self if graph is self.graph else replace(self, graph=graph)

@@ -1,0 +1,73 @@
+"""Vector programs: what one `vec` instruction computes over tiles.
+
+A program is a straight line of steps over tiles of equal rank (axes of size 1 broadcast, reductions keep their axis), so it
+fits any tile size. Values inside are f32, i32, i64 or bool (`compute_dtype`); a tile of a narrower type is widened when it
+is read and rounded once when it is written. Only the valid part of a tile is computed; what lies outside the valid extents
+is written as zero, so a consumer that reads a whole tile reads neutral padding.
+
+Invariant: steps are in definition-before-use order and every result is the result of a step or a parameter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ppuc.ir.types import DType
+
+REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
+"""Steps that combine along `axes` (kept with size 1). argmax and argmin take one axis and return i64 positions."""
+
+STRUCTURAL = ("const", "scalar", "iota", "window", "transpose", "cumsum", "cast", "reshape")
+"""Steps that are neither elementwise op records nor reductions."""
+
+
+def compute_dtype(dtype: DType) -> DType:
+    """The dtype in which the vector engine computes on elements stored as `dtype`."""
+    if dtype.is_float:
+        return DType.F32
+    if dtype in (DType.BOOL, DType.I64):
+        return dtype
+    return DType.I64 if dtype in (DType.U64, DType.U32) else DType.I32
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`result = op(args)`. Attributes by op:
+
+    elementwise names (`add`, `exp`, ...): none, or `last`-like flags in `ints`
+    const: `number`, `dtype`               an immediate
+    scalar: `ints = (i,)`                  the statement's i-th scalar operand (an affine of loop variables), i64
+    iota: `ints = (axis, size)`            0, 1, ... along `axis`, i64, of a tile whose `axis` has `size` (others 1)
+    cast: `dtype`                          rounds to `dtype`; the result is again a compute dtype value
+    reduce_*/argmax/argmin: `ints = axes`
+    cumsum: `ints = (axis, exclusive, reverse)`
+    window: `ints = (rank, *offsets, *strides, *sizes)`   strided sub-box of a tile
+    transpose: `ints = permutation`
+    reshape: `ints = shape`
+    """
+
+    result: str
+    op: str
+    args: tuple[str, ...] = ()
+    ints: tuple[int, ...] = ()
+    number: float = 0.0
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VecParam:
+    """A tile operand. `whole` tiles are read in full (halo included); others are cut to the statement's valid extents."""
+
+    name: str
+    dtype: DType
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VectorProgram:
+    """`vector @name(params) -> (results) { steps }`; `results` are (value name, dtype of the tile it is written to)."""
+
+    name: str
+    params: tuple[VecParam, ...]
+    results: tuple[tuple[str, DType], ...]
+    steps: tuple[Step, ...]
