@@ -1,4 +1,4 @@
-"""Sums of products: matmul, conv, and conv_transpose as convolutions over sub-pixel phases.
+"""Sums of products: matmul and conv.
 
 Operands below f32 are multiplied exactly and accumulated in f32, f32 in f32, f64 in f64, 8-bit integers in i32; the sum
 is rounded once, to `out`. Invariant: `out` is None exactly when results have the operands' dtype, so that equal ops are
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ppuc.ir.affine import Affine, affine, var
-from ppuc.ir.graph import Attrs, Op, Value
+from ppuc.ir.graph import Attrs
 from ppuc.ir.ops.base import Indexing, IterDim, Kind, OpDef, register
-from ppuc.ir.rewrite import Builder
+from ppuc.ir.ops.window import window_results
 from ppuc.ir.types import DType, TensorType, broadcast_shapes
 
 _COLUMN_BYTES = 1 << 25
@@ -148,28 +148,6 @@ class _ConvSizes:
     result: tuple[int, ...]
 
 
-def window_results(
-    space: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    low: Sequence[int],
-    high: Sequence[int],
-    dilations: Sequence[int],
-) -> tuple[int, ...]:
-    """How many whole windows fit along each axis. Raises ValueError when fields do not fit or no window does."""
-    rank = len(space)
-    for name, field in (("kernel", kernel), ("strides", strides), ("low", low), ("high", high), ("dilations", dilations)):
-        if len(field) != rank:
-            raise ValueError(f"{name} needs one entry for each of {rank} spatial axes, got {list(field)}")
-    if min(*kernel, *strides, *dilations) < 1:
-        raise ValueError(f"kernel {list(kernel)}, strides {list(strides)} and dilations {list(dilations)} must be positive")
-    padded = [s + a + b for s, a, b in zip(space, low, high, strict=True)]
-    extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    if any(e > p for e, p in zip(extent, padded, strict=True)):
-        raise ValueError(f"window {extent} is larger than the padded input {padded}")
-    return tuple((p - e) // s + 1 for p, e, s in zip(padded, extent, strides, strict=True))
-
-
 def _conv_sizes(attrs: ConvAttrs, x: TensorType, w: TensorType) -> _ConvSizes:
     if attrs.layout not in ("nchw", "nhwc"):
         raise ValueError(f"conv layout is nchw or nhwc, not {attrs.layout}")
@@ -179,7 +157,7 @@ def _conv_sizes(attrs: ConvAttrs, x: TensorType, w: TensorType) -> _ConvSizes:
     channels, space = (x.dims[-1], x.dims[1:-1]) if last else (x.dims[1], x.dims[2:])
     per_group, outputs = w.dims[-2:] if last else w.dims[1::-1]
     kernel = w.dims[:-2] if last else w.dims[2:]
-    if min(*attrs.low, *attrs.high) < 0:
+    if any(size < 0 for size in (*attrs.low, *attrs.high)):
         raise ValueError(f"conv padding must not be negative, got low {list(attrs.low)} and high {list(attrs.high)}")
     if attrs.groups < 1 or channels % attrs.groups or outputs % attrs.groups:
         raise ValueError(
@@ -210,10 +188,7 @@ def _conv_reference(attrs: ConvAttrs, x: np.ndarray, w: np.ndarray) -> tuple[np.
     if attrs.layout == "nhwc":
         x = np.moveaxis(x, -1, 1)
         w = np.moveaxis(w, (-1, -2), (0, 1))
-    sizes = _conv_sizes(attrs, TensorType(dtype, x.shape), TensorType(dtype, w.shape)) if attrs.layout == "nchw" else None
-    if sizes is None:
-        plain = ConvAttrs(attrs.strides, attrs.low, attrs.high, attrs.dilations, attrs.groups)
-        sizes = _conv_sizes(plain, TensorType(dtype, x.shape), TensorType(dtype, w.shape))
+    sizes = _conv_sizes(replace(attrs, layout="nchw"), TensorType(dtype, x.shape), TensorType(dtype, w.shape))
     edges = ((0, 0), (0, 0), *zip(attrs.low, attrs.high, strict=True))
     padded = x.astype(compute, copy=False)
     if any(low or high for low, high in edges):
@@ -222,3 +197,87 @@ def _conv_reference(attrs: ConvAttrs, x: np.ndarray, w: np.ndarray) -> tuple[np.
     if attrs.layout == "nhwc":
         total = np.moveaxis(total, 1, -1)
     return (np.ascontiguousarray(_round(total, result)),)
+
+
+def _convolve(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Padded x[n, c, *s] with w[o, c/g, *k] -> [n, o, *result], all in the accumulation dtype."""
+    depthwise = sizes.channels == 1 and sizes.outputs == 1
+    return _tap_by_tap(attrs, sizes, x, w) if depthwise else _im2col(attrs, sizes, x, w)
+
+
+def _tap_by_tap(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """One multiply and add of whole images for each tap: a matmul has nothing to reduce over when channels are alone."""
+    total = np.zeros((sizes.batch, attrs.groups, *sizes.result), x.dtype)
+    unit = (1,) * len(sizes.kernel)
+    for tap in itertools.product(*map(range, sizes.kernel)):
+        window = tuple(
+            slice(t * d, t * d + (y - 1) * s + 1, s)
+            for t, d, y, s in zip(tap, attrs.dilations, sizes.result, attrs.strides, strict=True)
+        )
+        total += x[(slice(None), slice(None), *window)] * w[(slice(None), 0, *tap)].reshape(attrs.groups, *unit)
+    return total
+
+
+def _im2col(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Windows copied into columns, then one matmul a group, in blocks of result rows that bound the copy."""
+    groups, rank = attrs.groups, len(sizes.kernel)
+    reduction = sizes.channels * math.prod(sizes.kernel)
+    weights = w.reshape(groups, sizes.outputs, reduction)
+    image, steps = x.strides[0], x.strides[2:]
+    windows = np.lib.stride_tricks.as_strided(
+        x,
+        (sizes.batch, groups, sizes.channels, *sizes.kernel, *sizes.result),
+        (
+            image,
+            x.strides[1] * sizes.channels,
+            x.strides[1],
+            *(b * d for b, d in zip(steps, attrs.dilations, strict=True)),
+            *(b * s for b, s in zip(steps, attrs.strides, strict=True)),
+        ),
+        writeable=False,
+    )
+    total = np.empty((sizes.batch, groups, sizes.outputs, *sizes.result), x.dtype)
+    row_bytes = groups * reduction * math.prod(sizes.result[1:]) * x.dtype.itemsize
+    block = max(1, _COLUMN_BYTES // max(row_bytes, 1))
+    for n, first in itertools.product(range(sizes.batch), range(0, sizes.result[0], block)):
+        rows = slice(first, min(first + block, sizes.result[0]))
+        columns = windows[(n, slice(None), slice(None), *(slice(None),) * rank, rows)].reshape(groups, reduction, -1)
+        total[n, :, :, rows] = np.matmul(weights, columns).reshape(
+            groups, sizes.outputs, rows.stop - first, *sizes.result[1:]
+        )
+    return total.reshape(sizes.batch, groups * sizes.outputs, *sizes.result)
+
+
+def _conv_indexing(attrs: ConvAttrs, types: Sequence[TensorType]) -> Indexing:
+    sizes = _conv_sizes(attrs, types[0], types[1])
+    rank = len(sizes.kernel)
+    dims = [IterDim("n", sizes.batch), IterDim("g", attrs.groups), IterDim("o", sizes.outputs)]
+    dims += [IterDim(f"y{i}", sizes.result[i]) for i in range(rank)]
+    dims += [IterDim("c", sizes.channels, reduced=True)]
+    dims += [IterDim(f"k{i}", sizes.kernel[i], reduced=True) for i in range(rank)]
+    window = tuple(
+        affine(-attrs.low[i], {f"y{i}": attrs.strides[i], f"k{i}": attrs.dilations[i]}) for i in range(rank)
+    )
+    taps = tuple(var(f"k{i}") for i in range(rank))
+    space = tuple(var(f"y{i}") for i in range(rank))
+    read = affine(0, {"g": sizes.channels, "c": 1})
+    written = affine(0, {"g": sizes.outputs, "o": 1})
+    if attrs.layout == "nhwc":
+        operands = ((var("n"), *window, read), (*taps, var("c"), written))
+        return Indexing(tuple(dims), operands, ((var("n"), *space, written),))
+    operands = ((var("n"), read, *window), (written, var("c"), *taps))
+    return Indexing(tuple(dims), operands, ((var("n"), written, *space),))
+
+
+register(
+    OpDef(
+        name="conv",
+        formula="result[n, o, y] = sum over c, k of x[n, c, y * stride + k * dilation - low] * w[o, c, k], in each group",
+        kind=Kind.CONTRACTION,
+        operands="x, w",
+        attrs=ConvAttrs,
+        infer=_conv_infer,
+        reference=_conv_reference,
+        indexing=_conv_indexing,
+    )
+)

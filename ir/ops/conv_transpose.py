@@ -1,0 +1,192 @@
+"""Transposed convolution, and its expansion into plain convolutions over sub-pixel phases.
+
+With stride s, result positions u = s * q + p of one phase p (counted before `low` is cropped) only meet the taps
+p, p + s, p + 2s, ...: each phase is a convolution of stride 1 over the input itself, so nothing is multiplied by the
+zeros that an upsampled input would hold. Phases with the same number of taps along every axis share one convolution,
+as further output channels; a pixel shuffle then interleaves the phases. See Shi et al., "Is the deconvolution layer the
+same as a convolutional layer?", arXiv:1609.07009.
+
+Invariant: the expansion sums the same products as the reference; only their order differs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppuc.ir.graph import Attrs, Op, Value
+from ppuc.ir.ops.base import Kind, OpDef, register
+from ppuc.ir.ops.contraction import ConvAttrs
+from ppuc.ir.ops.movement import ConcatAttrs, PadAttrs
+from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs, TransposeAttrs
+from ppuc.ir.rewrite import Builder
+from ppuc.ir.types import DType, TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class ConvTransposeAttrs(Attrs):
+    """One entry a spatial axis. x[n, c, *s], w[c, o/g, *k]. `low`/`high` crop the full result (negative: extend it by
+    zeros); `output_padding` extends it at the end."""
+
+    strides: tuple[int, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int = 1
+
+
+def _infer(attrs: ConvTransposeAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
+    x, w = types
+    if x.rank < 3 or x.rank != w.rank:
+        raise ValueError(
+            f"conv_transpose needs a batch, a channel and the same spatial axes in both operands, got {x} and {w}"
+        )
+    if x.dtype is not w.dtype or not x.dtype.is_float:
+        raise ValueError(f"conv_transpose needs two float operands of one dtype, got {x} and {w}")
+    rank = x.rank - 2
+    fields = (attrs.strides, attrs.low, attrs.high, attrs.output_padding, attrs.dilations)
+    if any(len(field) != rank for field in fields):
+        raise ValueError(f"conv_transpose attributes need one entry for each of {rank} spatial axes, got {attrs}")
+    if min(*attrs.strides, *attrs.dilations, *w.dims[2:]) < 1:
+        raise ValueError(f"strides {list(attrs.strides)}, dilations {list(attrs.dilations)} and kernel must be positive")
+    if attrs.groups < 1 or x.dims[1] % attrs.groups:
+        raise ValueError(f"input channels {x.dims[1]} do not divide into {attrs.groups} groups")
+    if x.dims[1] != w.dims[0]:
+        raise ValueError(f"input has {x.dims[1]} channels, the kernel expects {w.dims[0]}")
+    result = tuple(
+        (size - 1) * s + (k - 1) * d + 1 + extra - low - high
+        for size, k, s, d, extra, low, high in zip(
+            x.dims[2:],
+            w.dims[2:],
+            attrs.strides,
+            attrs.dilations,
+            attrs.output_padding,
+            attrs.low,
+            attrs.high,
+            strict=True,
+        )
+    )
+    if any(size < 1 for size in result):
+        raise ValueError(f"padding {list(attrs.low)}, {list(attrs.high)} leaves the result {list(result)}")
+    return (TensorType(x.dtype, (x.dims[0], w.dims[1] * attrs.groups, *result)),)
+
+
+def _reference(attrs: ConvTransposeAttrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Every input position adds its kernel to the result: one matmul over channels and one strided add a tap."""
+    dtype = DType.of(x.dtype)
+    (out,) = _infer(attrs, (TensorType(dtype, x.shape), TensorType(dtype, w.shape)))
+    compute = np.dtype(np.float64) if dtype is DType.F64 else np.dtype(np.float32)
+    batch, channels, *space = x.shape
+    groups, per_group = attrs.groups, w.shape[1]
+    reach = [(i - 1) * s + (k - 1) * d + 1 for i, k, s, d in zip(space, w.shape[2:], attrs.strides, attrs.dilations, strict=True)]
+    start = [max(0, -low) for low in attrs.low]
+    full = [
+        a + max(r, low + o) for a, r, low, o in zip(start, reach, attrs.low, out.dims[2:], strict=True)
+    ]
+    total = np.zeros((batch, groups, per_group, *full), compute)
+    pixels = x.astype(compute, copy=False).reshape(batch, groups, channels // groups, -1)
+    weights = w.astype(compute, copy=False).reshape(groups, channels // groups, per_group, *w.shape[2:])
+    for tap in itertools.product(*map(range, w.shape[2:])):
+        kernel = weights[(slice(None), slice(None), slice(None), *tap)].swapaxes(-1, -2)
+        window = tuple(
+            slice(a + t * d, a + t * d + (i - 1) * s + 1, s)
+            for a, t, d, i, s in zip(start, tap, attrs.dilations, space, attrs.strides, strict=True)
+        )
+        total[(..., *window)] += np.matmul(kernel, pixels).reshape(batch, groups, per_group, *space)
+    crop = tuple(slice(a + low, a + low + o) for a, low, o in zip(start, attrs.low, out.dims[2:], strict=True))
+    result = total.reshape(batch, groups * per_group, *full)[(..., *crop)]
+    return (np.ascontiguousarray(result.astype(dtype.numpy, copy=False)),)
+
+
+def reshape(b: Builder, x: Value, shape: Sequence[int]) -> Value:
+    """`x` with another shape, or `x` itself when it has it already."""
+    return x if x.type.dims == tuple(shape) else b("reshape", x, attrs=ReshapeAttrs(tuple(shape)))
+
+
+def transpose(b: Builder, x: Value, perm: Sequence[int]) -> Value:
+    """`x` with its axes permuted, or `x` itself when `perm` is the identity."""
+    return x if list(perm) == list(range(len(perm))) else b("transpose", x, attrs=TransposeAttrs(tuple(perm)))
+
+
+def crop(b: Builder, x: Value, starts: Sequence[int], sizes: Sequence[int], steps: Sequence[int] | None = None) -> Value:
+    """A slice of `x`, or `x` itself when it is the whole."""
+    steps = tuple(steps) if steps is not None else (1,) * len(starts)
+    if x.type.dims == tuple(sizes) and set(steps) <= {1}:
+        return x
+    return b("slice", x, attrs=SliceAttrs(tuple(starts), tuple(sizes), steps))
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """One spatial axis of the expansion. Phases are computed for q in [first, first + count)."""
+
+    size: int
+    kernel: int
+    stride: int
+    dilation: int
+    first: int
+    count: int
+
+    @property
+    def ranges(self) -> list[tuple[int, int, int]]:
+        """(first phase, end, taps of each): the phases in at most two ranges of equal tap counts."""
+        split, taps = self.kernel % self.stride, self.kernel // self.stride
+        return [r for r in ((0, split, taps + 1), (split, self.stride, taps)) if r[0] < r[1]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Phases:
+    """Emits the convolutions. `w` is [g, c/g, o/g, T0, s0, T1, s1, ...]: tap t of phase p is kernel index p + s * t."""
+
+    b: Builder
+    x: Value
+    w: Value
+    groups: int
+    axes: tuple[_Axis, ...]
+
+    def assemble(self, chosen: tuple[tuple[int, int, int], ...] = ()) -> Value:
+        """[n, o, P0, P1, ..., Q0, Q1, ...] for the phase ranges `chosen` along the leading axes and all along the rest."""
+        if len(chosen) == len(self.axes):
+            return self._convolve(chosen)
+        parts = [self.assemble((*chosen, r)) for r in self.axes[len(chosen)].ranges]
+        return parts[0] if len(parts) == 1 else self.b("concat", *parts, attrs=ConcatAttrs(2 + len(chosen)))
+
+    def _convolve(self, chosen: tuple[tuple[int, int, int], ...]) -> Value:
+        outputs = self.groups * self.w.type.dims[2]
+        phases = [end - first for first, end, _ in chosen]
+        shape = (self.x.type.dims[0], outputs, *phases, *(a.count for a in self.axes))
+        if any(taps == 0 for _, _, taps in chosen):
+            return self.b.const(np.zeros(shape, self.x.type.dtype.numpy), "untouched")
+        x, low, high = self._input(chosen)
+        rank = len(self.axes)
+        attrs = ConvAttrs((1,) * rank, low, high, tuple(a.dilation for a in self.axes), self.groups)
+        return reshape(self.b, self.b("conv", x, self._weights(chosen), attrs=attrs), shape)
+
+    def _weights(self, chosen: tuple[tuple[int, int, int], ...]) -> Value:
+        """The taps of these phases, reversed, as the kernel [o * phases, c/g, *taps] of a convolution."""
+        lead, rank = self.w.type.dims[:3], len(self.axes)
+        starts = [n for first, _, taps in chosen for n in (taps - 1, first)]
+        sizes = [n for first, end, taps in chosen for n in (taps, end - first)]
+        taps = b_slice(self.b, self.w, (0, 0, 0, *starts), (*lead, *sizes), (1, 1, 1, *(-1, 1) * rank))
+        perm = (0, 2, *(4 + 2 * i for i in range(rank)), 1, *(3 + 2 * i for i in range(rank)))
+        outputs = lead[0] * lead[2] * math.prod(sizes[1::2])
+        return reshape(self.b, transpose(self.b, taps, perm), (outputs, lead[1], *sizes[0::2]))
+
+    def _input(self, chosen: tuple[tuple[int, int, int], ...]) -> tuple[Value, tuple[int, ...], tuple[int, ...]]:
+        """The input that these phases read, and the zeros around it. Tap 0 of result q reads x[q - (taps - 1) * d]."""
+        starts, sizes, low, high = [0, 0], list(self.x.type.dims[:2]), [], []
+        for axis, (_, _, taps) in zip(self.axes, chosen, strict=True):
+            begin = axis.first - (taps - 1) * axis.dilation
+            end = axis.first + axis.count
+            inside = min(max(begin, 0), axis.size - 1), max(min(end, axis.size), 1)
+            inside = inside[0], max(inside[1], inside[0] + 1)
+            starts.append(inside[0])
+            sizes.append(inside[1] - inside[0])
+            low.append(inside[0] - begin)
+            high.append(end - inside[1])
+        return crop(self.b, self.x, starts, sizes), tuple(low), tuple(high)

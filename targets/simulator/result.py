@@ -1,0 +1,127 @@
+"""What one simulation reports: the single record from which every table, trace and page is made.
+
+Times are in clock cycles of the target (float), bytes are bytes that crossed the port of the memory named, `busy` and
+`stall` are cycles summed over the units that ran the kernel. Invariant: for each queue of a kernel,
+`busy + sum(stall.values()) + idle == units * (end - start)`, idle being what the queue spends outside its own instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ppuc.ir.program import Queue
+from ppuc.ir.types import Space
+
+STALL_CAUSES = ("data", "space", "bandwidth", "latency", "sync")
+"""Why a queue waits: for a filled slot, for a free slot, for a share of a memory's bandwidth, for a memory's latency, for a
+counter of another kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStats:
+    """One kernel's share of a run."""
+
+    name: str
+    loc: tuple[str, ...]
+    units: int
+    start: float
+    end: float
+    busy: Mapping[Queue, float]
+    stall: Mapping[Queue, Mapping[str, float]]
+    instructions: Mapping[Queue, int]
+    read_bytes: Mapping[Space, int]
+    write_bytes: Mapping[Space, int]
+    macs: int
+    ideal_tensor: float
+    """Cycles the tensor engines of the whole chip would need at peak for the kernel's useful multiply-accumulates."""
+
+    @property
+    def cycles(self) -> float:
+        """From the first instruction's start to the last one's end."""
+        return self.end - self.start
+
+    @property
+    def bound_by(self) -> str:
+        """What limits the kernel: tensor, vector, l2, hbm, latency or sync."""
+        return bound_by(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Hazard:
+    """Two instructions that touch the same bytes, at least one writing, with no happens-before path between them."""
+
+    kind: str
+    space: str
+    what: str
+    first: str
+    second: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} hazard in {self.space} on {self.what}: {self.first} and {self.second} are not ordered"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyStats:
+    """One stage-queue copy."""
+
+    tensor: str
+    queue: int
+    bytes: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Time, traffic and energy of one run on one chip."""
+
+    target: str
+    target_hash: str
+    clock_ghz: float
+    cycles: float
+    kernels: tuple[KernelStats, ...]
+    copies: tuple[CopyStats, ...]
+    read_bytes: Mapping[Space, int]
+    write_bytes: Mapping[Space, int]
+    instructions: int
+    launch_cycles: float
+    energy_joules: Mapping[str, float]
+    hazards: tuple[Hazard, ...] = ()
+    values: bool = False
+    host_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Simulated wall time of the PPU segments."""
+        return self.cycles / (self.clock_ghz * 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """`outputs` by ONNX name (empty for timing-only runs); `events` is the raw event table when a trace was asked for."""
+
+    outputs: Mapping[str, np.ndarray]
+    profile: Profile
+    events: np.ndarray | None = field(default=None, compare=False)
+
+
+def bound_by(stats: KernelStats) -> str:
+    """The busiest engine if it is busy for more than half of the kernel's time, else the dominant stall's cause."""
+    span = max(stats.units * stats.cycles, 1e-9)
+    tensor, vector = (stats.busy.get(q, 0.0) / span for q in (Queue.TENSOR, Queue.VECTOR))
+    if max(tensor, vector) > 0.5:
+        return "tensor" if tensor >= vector else "vector"
+    load = stats.stall.get(Queue.LOAD, {})
+    transfers = {
+        "bandwidth": load.get("bandwidth", 0.0) + stats.busy.get(Queue.LOAD, 0.0),
+        "latency": load.get("latency", 0.0),
+        "sync": load.get("sync", 0.0),
+    }
+    cause = max(transfers, key=lambda c: transfers[c])
+    if cause != "bandwidth":
+        return cause
+    hbm, l2 = (stats.read_bytes.get(s, 0) + stats.write_bytes.get(s, 0) for s in (Space.HBM, Space.L2))
+    return "hbm" if hbm > l2 else "l2"
