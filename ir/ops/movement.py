@@ -1,7 +1,7 @@
 """Movement: concat, pad, gathers and scatters.
 
-Invariant: `concat`, `pad` and the gathers copy elements bit for bit. Only a scatter with a reduction computes, in f32 for
-floats narrower than that, rounding once. Indices may be negative, counting from the end, as in ONNX.
+Invariant: `concat`, `pad` and the gathers copy elements bit for bit. Only a scatter with a reduction computes, in f32
+for floats narrower than that, rounding once. Indices may be negative, counting from the end, as in ONNX.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class ConcatAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class PadAttrs(Attrs):
-    """Elements added before (`low`), after (`high`) and between neighbours (`interior`), per dimension. `value` fills in
-    mode 'constant', where `low` and `high` may be negative and crop. Modes 'edge', 'reflect' (the edge not repeated) and
-    'wrap' have no interior."""
+    """Elements added before (`low`), after (`high`) and between neighbours (`interior`), per dimension. `value` fills
+    in mode 'constant', where `low` and `high` may be negative and crop. Modes 'edge', 'reflect' (the edge not repeated)
+    and 'wrap' have no interior."""
 
     low: tuple[int, ...]
     high: tuple[int, ...]
@@ -126,9 +126,10 @@ def _pad(attrs: PadAttrs, x: np.ndarray) -> tuple[np.ndarray, ...]:
     for size, extent, low, inner in zip(x.shape, out.dims, attrs.low, attrs.interior, strict=True):
         step = inner + 1
         first = max(0, -(low // step))
-        last = min(size, -((low - extent) // step))
-        source.append(slice(first, max(last, first)))
-        target.append(slice(low + first * step, low + (last - 1) * step + 1 if last > first else low + first * step, step))
+        last = max(first, min(size, -((low - extent) // step)))
+        source.append(slice(first, last))
+        begin = max(0, low + first * step)
+        target.append(slice(begin, begin + (last - first) * step, step))
     result[tuple(target)] = x[tuple(source)]
     return (result,)
 

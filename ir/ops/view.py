@@ -1,11 +1,12 @@
 """Views: ops whose result elements are elements of the operand under another index.
 
-Invariant: no arithmetic and no padding. Every result element is exactly one operand element, so a view costs a change of
-addressing, or at worst one copy.
+Invariant: no arithmetic and no padding. Every result element is exactly one operand element, so a view costs a change
+of addressing, or at worst one copy.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class TransposeAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class SliceAttrs(Attrs):
-    """Per dimension: result index i reads operand index `start + i * step`, for i below `size`. Steps may be negative."""
+    """Per dimension: result index i (below `size`) reads operand index `start + i * step`. Steps may be negative."""
 
     starts: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -56,7 +57,7 @@ def _infer_reshape(attrs: ReshapeAttrs, types: Sequence[TensorType]) -> tuple[Te
 
 def _infer_transpose(attrs: TransposeAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
     if sorted(attrs.perm) != list(range(types[0].rank)):
-        raise ValueError(f"perm {list(attrs.perm)} is not a permutation of the {types[0].rank} dimensions of {types[0]}")
+        raise ValueError(f"perm {list(attrs.perm)} is not a permutation of the dimensions of {types[0]}")
     return (TensorType(types[0].dtype, tuple(types[0].dims[p] for p in attrs.perm)),)
 
 
@@ -69,7 +70,7 @@ def _infer_slice(attrs: SliceAttrs, types: Sequence[TensorType]) -> tuple[Tensor
         if step == 0:
             raise ValueError(f"slice step of dimension {dim} is zero")
         last = start + (size - 1) * step
-        if size < 0 or size > 0 and not (0 <= start < extent and 0 <= last < extent):
+        if size < 0 or (size > 0 and not (0 <= start < extent and 0 <= last < extent)):
             raise ValueError(f"slice reads {start}..{last} of dimension {dim} of {types[0]}")
     return (TensorType(types[0].dtype, attrs.sizes),)
 
@@ -89,12 +90,12 @@ def _slice(attrs: SliceAttrs, x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def common_factors(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
-    """The coarsest sizes whose products of neighbours give both shapes: `[6, 4]` and `[2, 12]` -> `(2, 3, 4)`; None when
-    there is none (`[4, 6]` and `[6, 4]`) or when a size is zero."""
+    """The coarsest sizes whose products of neighbours give both shapes: `[6, 4]` and `[2, 12]` -> `(2, 3, 4)`; None
+    when there is none (`[4, 6]` and `[6, 4]`) or when a size is zero."""
     cuts = sorted({math.prod(shape[i:]) for shape in (a, b) for i in range(len(shape) + 1)}, reverse=True)
-    if 0 in cuts or any(high % low for high, low in zip(cuts, cuts[1:], strict=False)):
+    if 0 in cuts or any(high % low for high, low in itertools.pairwise(cuts)):
         return None
-    return tuple(high // low for high, low in zip(cuts, cuts[1:], strict=False))
+    return tuple(high // low for high, low in itertools.pairwise(cuts))
 
 
 def _grouped(shape: Sequence[int], factors: Sequence[int]) -> tuple[Affine, ...]:
