@@ -37,7 +37,7 @@ class Step:
     elementwise names (`add`, `exp`, ...): none, or `last`-like flags in `ints`
     const: `number`, `dtype`               an immediate
     scalar: `ints = (i,)`                  the statement's i-th scalar operand (an affine of loop variables), i64
-    iota: `ints = (axis, size)`            0, 1, ... along `axis`, i64, of a tile whose `axis` has `size` (others 1)
+    iota: `ints = (axis, size)`            0, 1, ... along `axis`, i64, as long as the argument (a tile) is there, at most `size`
     cast: `dtype`                          rounds to `dtype`; the result is again a compute dtype value
     reduce_*/argmax/argmin: `ints = axes`
     cumsum: `ints = (axis, exclusive, reverse)`
