@@ -1,11 +1,14 @@
 """The op set: one record per op, one module per family. Importing this package fills `OPS`."""
 
 from ppuc.ir.ops import (  # noqa: F401 - imported for their records
+    attention,
     contraction,
+    conv_transpose,
     elementwise,
     movement,
     normalization,
     reduction,
+    resize,
     structure,
     view,
     window,

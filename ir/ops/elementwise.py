@@ -4,8 +4,8 @@ A row names an op, says its formula, the numpy function that is its meaning and 
 works on arrays in compute dtypes (f32, f64, ints, bool) and is the one that vector programs run as well, so that graph
 and kernel agree to the bit.
 
-Invariants: all operands of an op have one dtype (a select's condition is bool) and broadcast as in numpy; floats narrower
-than f32 are computed in f32 and rounded once; no function warns.
+Invariants: all operands of an op have one dtype (a select's condition is bool) and broadcast as in numpy; floats
+narrower than f32 are computed in f32 and rounded once; no function warns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ppuc.ir.ops.erf import erf
 from ppuc.ir.types import DType, TensorType, broadcast_shapes
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16, DType.F8E4M3, DType.F8E5M2})
-"""Element types that floating-point ops take; f8e8m0 and f4e2m1 are storage formats: they can only be cast and selected."""
+"""Element types that floating-point ops take; f8e8m0 and f4e2m1 are storage formats: they can only be cast and
+selected."""
 INTS = frozenset(d for d in DType if d.is_integer)
 NUMBERS = FLOATS | INTS
 BOOLS = frozenset({DType.BOOL})
@@ -35,9 +36,10 @@ def compute_dtype(dtype: DType) -> DType:
 
 
 def convert(array: np.ndarray, to: DType, saturate: bool = True) -> np.ndarray:
-    """`array` as `to`, same shape: float -> int truncates toward zero (NaN and values out of range are unspecified, as in
-    ONNX), anything -> bool is `!= 0`, float -> float rounds to nearest even. Values beyond the range of an f8 or f4 type,
-    infinities included, become its largest finite value when `saturate`; else what the format has for overflow."""
+    """`array` as `to`, same shape: float -> int truncates toward zero (NaN and values out of range are unspecified,
+    as in ONNX), anything -> bool is `!= 0`, float -> float rounds to nearest even. Values beyond the range of an f8
+    or f4 type, infinities included, become its largest finite value when `saturate`; else what the format has for
+    overflow."""
     source = DType.of(array.dtype)
     if source is to:
         return array
@@ -83,7 +85,8 @@ class IsinfAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One elementwise op. `dtypes` are those of its operands (but a select's condition); `test` when the result is bool."""
+    """One elementwise op. `dtypes` are those of its operands (but a select's condition); `test` when the result is
+    bool."""
 
     name: str
     operands: str
@@ -159,8 +162,9 @@ ELEMENTWISE: dict[str, Callable[..., np.ndarray]] = {row.name: row.function for 
 
 
 def evaluate(name: str, *arrays: np.ndarray, **flags: bool) -> np.ndarray:
-    """Op `name` on broadcastable arrays in compute dtypes (f32, f64, ints, bool); the result is in the operands' dtype, or
-    bool for tests. `flags` are the attributes of `isinf`. Raises KeyError for a name that is not in ELEMENTWISE."""
+    """Op `name` on broadcastable arrays in compute dtypes (f32, f64, ints, bool); the result is in the operands'
+    dtype, or bool for tests. `flags` are the attributes of `isinf`. Raises KeyError for a name that is not in
+    ELEMENTWISE."""
     with np.errstate(all="ignore"):
         return np.asarray(ELEMENTWISE[name](*arrays, **flags))
 

@@ -1,7 +1,7 @@
 """Reductions along axes, arg-reductions and running sums.
 
-Invariants: sums and products of f16, bf16 and f8 accumulate in f32, those of f32 in f64 (the reference is the yardstick, not
-the machine), and are rounded once; integers wrap. A reduction over nothing gives its identity.
+Invariants: sums and products of f16, bf16 and f8 accumulate in f32, those of f32 in f64 (the reference is the
+yardstick, not the machine), and are rounded once; integers wrap. A reduction over nothing gives its identity.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def _reference_reduce(attrs: ReduceAttrs, x: np.ndarray) -> tuple[np.ndarray, ..
         if attrs.kind in ("sum", "prod"):
             accumulator = _accumulator(dtype)
             reduce = np.sum if attrs.kind == "sum" else np.prod
-            wide = reduce(x.astype(accumulator, copy=False), axis=attrs.axes, keepdims=attrs.keepdims, dtype=accumulator)
+            wide = reduce(
+                x.astype(accumulator, copy=False), axis=attrs.axes, keepdims=attrs.keepdims, dtype=accumulator
+            )
         else:
             work = x.astype(compute_dtype(dtype).numpy, copy=False)
             extreme = np.max if attrs.kind == "max" else np.min
