@@ -17,7 +17,7 @@ import numpy as np
 from ppuc.ir.affine import Affine, affine, var
 from ppuc.ir.graph import Attrs
 from ppuc.ir.ops.base import Indexing, IterDim, Kind, OpDef, register
-from ppuc.ir.ops.window import window_results
+from ppuc.ir.ops.window import tap_window, window_results
 from ppuc.ir.types import DType, TensorType, broadcast_shapes
 
 _COLUMN_BYTES = 1 << 25
@@ -56,7 +56,8 @@ def _round(total: np.ndarray, result: DType) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class MatmulAttrs(Attrs):
-    """`transpose_a`/`transpose_b`: the operand's last two axes are stored swapped. `out`: result dtype, None = operands'."""
+    """`transpose_a`, `transpose_b`: the last two axes of that operand are stored swapped. `out`: dtype of the result,
+    None for that of the operands."""
 
     transpose_a: bool = False
     transpose_b: bool = False
@@ -206,15 +207,17 @@ def _convolve(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray)
 
 
 def _tap_by_tap(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """One multiply and add of whole images for each tap: a matmul has nothing to reduce over when channels are alone."""
+    """One multiply and add of whole images a tap: with a single channel a matmul has nothing to reduce over."""
     total = np.zeros((sizes.batch, attrs.groups, *sizes.result), x.dtype)
     unit = (1,) * len(sizes.kernel)
     for tap in itertools.product(*map(range, sizes.kernel)):
-        window = tuple(
-            slice(t * d, t * d + (y - 1) * s + 1, s)
-            for t, d, y, s in zip(tap, attrs.dilations, sizes.result, attrs.strides, strict=True)
+        read: tuple[slice, ...] = (
+            slice(None),
+            slice(None),
+            *tap_window(tap, attrs.strides, attrs.dilations, sizes.result),
         )
-        total += x[(slice(None), slice(None), *window)] * w[(slice(None), 0, *tap)].reshape(attrs.groups, *unit)
+        weight: tuple[slice | int, ...] = (slice(None), 0, *tap)
+        total += x[read] * w[weight].reshape(attrs.groups, *unit)
     return total
 
 
@@ -241,7 +244,8 @@ def _im2col(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray) -
     block = max(1, _COLUMN_BYTES // max(row_bytes, 1))
     for n, first in itertools.product(range(sizes.batch), range(0, sizes.result[0], block)):
         rows = slice(first, min(first + block, sizes.result[0]))
-        columns = windows[(n, slice(None), slice(None), *(slice(None),) * rank, rows)].reshape(groups, reduction, -1)
+        block_of: tuple[slice | int, ...] = (n, slice(None), slice(None), *(slice(None),) * rank, rows)
+        columns = windows[block_of].reshape(groups, reduction, -1)
         total[n, :, :, rows] = np.matmul(weights, columns).reshape(
             groups, sizes.outputs, rows.stop - first, *sizes.result[1:]
         )
@@ -255,9 +259,7 @@ def _conv_indexing(attrs: ConvAttrs, types: Sequence[TensorType]) -> Indexing:
     dims += [IterDim(f"y{i}", sizes.result[i]) for i in range(rank)]
     dims += [IterDim("c", sizes.channels, reduced=True)]
     dims += [IterDim(f"k{i}", sizes.kernel[i], reduced=True) for i in range(rank)]
-    window = tuple(
-        affine(-attrs.low[i], {f"y{i}": attrs.strides[i], f"k{i}": attrs.dilations[i]}) for i in range(rank)
-    )
+    window = tuple(affine(-attrs.low[i], {f"y{i}": attrs.strides[i], f"k{i}": attrs.dilations[i]}) for i in range(rank))
     taps = tuple(var(f"k{i}") for i in range(rank))
     space = tuple(var(f"y{i}") for i in range(rank))
     read = affine(0, {"g": sizes.channels, "c": 1})
@@ -272,7 +274,7 @@ def _conv_indexing(attrs: ConvAttrs, types: Sequence[TensorType]) -> Indexing:
 register(
     OpDef(
         name="conv",
-        formula="result[n, o, y] = sum over c, k of x[n, c, y * stride + k * dilation - low] * w[o, c, k], in each group",
+        formula="result[n, o, y] = sum of x[n, c, y * stride + k * dilation - low] * w[o, c, k] over c, k in a group",
         kind=Kind.CONTRACTION,
         operands="x, w",
         attrs=ConvAttrs,

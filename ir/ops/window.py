@@ -28,16 +28,33 @@ def window_results(
 ) -> tuple[int, ...]:
     """How many whole windows fit along each axis. Raises ValueError when fields do not fit or no window does."""
     rank = len(space)
-    for name, field in (("kernel", kernel), ("strides", strides), ("low", low), ("high", high), ("dilations", dilations)):
+    for name, field in (
+        ("kernel", kernel),
+        ("strides", strides),
+        ("low", low),
+        ("high", high),
+        ("dilations", dilations),
+    ):
         if len(field) != rank:
             raise ValueError(f"{name} needs one entry for each of {rank} spatial axes, got {list(field)}")
     if min(*kernel, *strides, *dilations) < 1:
-        raise ValueError(f"kernel {list(kernel)}, strides {list(strides)} and dilations {list(dilations)} must be positive")
+        raise ValueError(
+            f"kernel {list(kernel)}, strides {list(strides)} and dilations {list(dilations)} must be positive"
+        )
     padded = [s + a + b for s, a, b in zip(space, low, high, strict=True)]
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     if any(e > p for e, p in zip(extent, padded, strict=True)):
         raise ValueError(f"window {extent} is larger than the padded input {padded}")
     return tuple((p - e) // s + 1 for p, e, s in zip(padded, extent, strides, strict=True))
+
+
+def tap_window(
+    tap: Sequence[int], strides: Sequence[int], dilations: Sequence[int], results: Sequence[int]
+) -> tuple[slice, ...]:
+    """The elements of the padded input that one tap of the window reads for all results."""
+    return tuple(
+        slice(t * d, t * d + (y - 1) * s + 1, s) for t, s, d, y in zip(tap, strides, dilations, results, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +112,9 @@ def _pool_reference(attrs: PoolAttrs, x: np.ndarray) -> tuple[np.ndarray, ...]:
     shape = (x.shape[0], *result, x.shape[-1]) if last else (*x.shape[:2], *result)
     total = np.full(shape, identity, compute)
     for tap in itertools.product(*map(range, attrs.kernel)):
-        window = tuple(
-            slice(t * d, t * d + (y - 1) * s + 1, s)
-            for t, d, y, s in zip(tap, attrs.dilations, result, attrs.strides, strict=True)
-        )
-        combine(total, padded[(slice(None), *window) if last else (slice(None), slice(None), *window)], out=total)
+        window = tap_window(tap, attrs.strides, attrs.dilations, result)
+        read: tuple[slice, ...] = (slice(None), *window) if last else (slice(None), slice(None), *window)
+        combine(total, padded[read], out=total)
     return (total.astype(dtype.numpy, copy=False),)
 
 
@@ -111,9 +126,7 @@ def _pool_indexing(attrs: PoolAttrs, types: Sequence[TensorType]) -> Indexing:
     dims = [IterDim("n", x.dims[0]), IterDim("c", channels)]
     dims += [IterDim(f"y{i}", result[i]) for i in range(rank)]
     dims += [IterDim(f"k{i}", attrs.kernel[i], reduced=True) for i in range(rank)]
-    window = tuple(
-        affine(-attrs.low[i], {f"y{i}": attrs.strides[i], f"k{i}": attrs.dilations[i]}) for i in range(rank)
-    )
+    window = tuple(affine(-attrs.low[i], {f"y{i}": attrs.strides[i], f"k{i}": attrs.dilations[i]}) for i in range(rank))
     space = tuple(var(f"y{i}") for i in range(rank))
     if attrs.layout == "nhwc":
         return Indexing(tuple(dims), ((var("n"), *window, var("c")),), ((var("n"), *space, var("c")),))
