@@ -1,0 +1,302 @@
+"""The schema of a target: every number that a compiler or the simulator may ask about a machine.
+
+A target is a tree of frozen dataclasses. Each leaf declares its unit; the TOML files carry, next to each value, that
+unit, a mark (how well the number is known) and its source. Frequencies are MHz, `*_clk` are cycles of the maximum
+clock, GB are 10^9 bytes, and a rate named `per_cu`, `per_slice` or `total` is that of one unit, one slice or the chip.
+
+Invariants (checked by ppuc.targets.description, whether a target comes from a file or an override): every leaf is
+present, of its type and non-negative; clocks and temperatures ascend; the lane grid multiplies to the lanes;
+`fragment`, `ii_clk` and `energy.mac_pj` name the same element types, and f8 and f4 appear exactly when `native_fp8` and
+`native_mx` say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ppuc.ir.types import DType
+
+MARKS = {
+    "F": "official: published by the vendor",
+    "M": "measured or reported by a third party",
+    "E": "estimate",
+    "E-cal": "estimate fitted to measurements",
+    "D": "design choice of this machine model",
+}
+"""How well a number is known."""
+
+TENSOR_DTYPES = ("f32", "tf32", "bf16", "f16", "i8", "f8e4m3", "f8e5m2", "f4e2m1")
+"""Element types a tensor engine may list. tf32 is f32 rounded to 10 mantissa bits, a mode of the engine and no storage
+type; f4e2m1 is the element of MXFP4 blocks."""
+
+
+def quantity(unit: str, *, zero: bool = False) -> Any:
+    """A leaf of the schema, in `unit`; `zero` permits 0 (a machine without it, or a cost that is free)."""
+    return field(metadata={"unit": unit, "zero": zero})
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Clock range. Cycle counts are turned into time at `max_mhz`."""
+
+    min_mhz: float = quantity("MHz")
+    base_mhz: float = quantity("MHz")
+    max_mhz: float = quantity("MHz")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEngine:
+    """The matrix engine of one unit: `lanes` lanes in a grid, each starting one m x n x k fragment every `ii_clk`
+    cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments. `f32` is full f32
+    arithmetic."""
+
+    organisation: str = quantity("text")
+    lanes: int = quantity("lane")
+    lane_grid: tuple[int, int] = quantity("rows,cols")
+    fragment: Mapping[str, tuple[int, int, int]] = quantity("m,n,k")
+    ii_clk: Mapping[str, int] = quantity("clk")
+    fill_clk: int = quantity("clk", zero=True)
+    native_fp8: bool = quantity("flag")
+    native_mx: bool = quantity("flag")
+
+    def supports(self, dtype: DType | str) -> bool:
+        """Whether operands of `dtype` are multiplied without conversion."""
+        return str(dtype) in self.ii_clk
+
+    def macs_per_clk(self, dtype: DType | str) -> float:
+        """Multiply-accumulates per cycle of one unit in steady state. KeyError when `dtype` is not supported."""
+        m, n, k = self.fragment[str(dtype)]
+        return self.lanes * m * n * k / self.ii_clk[str(dtype)]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorEngine:
+    """The vector engine of one unit: `lanes` 32-bit operations and `sfu_per_clk` special functions a cycle. An
+    operation on i64 takes two."""
+
+    lanes: int = quantity("lane")
+    sfu_per_clk: int = quantity("op/clk")
+
+
+@dataclass(frozen=True, slots=True)
+class L1:
+    """The software-managed memory of one unit."""
+
+    bytes: int = quantity("B")
+    banks: int = quantity("bank")
+    bytes_per_clk: int = quantity("B/clk")
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulator:
+    """The accumulator memory of one unit."""
+
+    bytes: int = quantity("B")
+
+
+@dataclass(frozen=True, slots=True)
+class L2:
+    """The software-managed memory of the chip, in slices on the NoC."""
+
+    bytes: int = quantity("B")
+    bytes_per_clk_per_cu: int = quantity("B/clk")
+    latency_ns: float = quantity("ns", zero=True)
+    slices: int = quantity("slice")
+    bytes_per_clk_per_slice: int = quantity("B/clk")
+    bytes_per_clk_total: int = quantity("B/clk")
+
+
+@dataclass(frozen=True, slots=True)
+class Hbm:
+    """Device memory of whatever kind: nameplate rate, and the part of it that long bursts sustain."""
+
+    kind: str = quantity("text")
+    bytes: int = quantity("B")
+    gbs: float = quantity("GB/s")
+    efficiency: float = quantity("ratio")
+    latency_ns: float = quantity("ns", zero=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Noc:
+    """The on-chip network between CEs, l2 slices and memory controllers."""
+
+    kind: str = quantity("text")
+    ce_port_bytes_per_clk: int = quantity("B/clk")
+    link_bytes_per_clk: int = quantity("B/clk")
+    hop_clk: int = quantity("clk", zero=True)
+    multicast: str = quantity("text")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitMover:
+    """A load or store queue of one unit: a transfer costs `start_clk` and `row_clk` for each contiguous row of its box,
+    then streams; `in_flight` transfers overlap their starts and latencies."""
+
+    queues_per_cu: int = quantity("queue")
+    start_clk: int = quantity("clk", zero=True)
+    row_clk: int = quantity("clk", zero=True)
+    in_flight: int = quantity("transfer")
+    bytes_per_clk: int = quantity("B/clk")
+
+
+@dataclass(frozen=True, slots=True)
+class StageMover:
+    """The chip's copy queues between l2, hbm and host."""
+
+    queues: int = quantity("queue")
+    start_ns: float = quantity("ns", zero=True)
+    in_flight: int = quantity("transfer")
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """Cost and number of rings and counters; `queue_depth` instructions may wait in a queue."""
+
+    ring_op_clk: int = quantity("clk", zero=True)
+    counter_bump_ns: float = quantity("ns", zero=True)
+    counters_per_chip: int = quantity("counter")
+    rings_per_cu: int = quantity("ring")
+    queue_depth: int = quantity("instruction")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The link to the host."""
+
+    pcie: str = quantity("text")
+    gbs_per_dir: float = quantity("GB/s")
+
+
+@dataclass(frozen=True, slots=True)
+class Interconnect:
+    """Chip-to-chip links; `links` is 0 on a machine without."""
+
+    links: int = quantity("link", zero=True)
+    gbs_per_link_per_dir: float = quantity("GB/s", zero=True)
+    latency_us: float = quantity("us", zero=True)
+    server: str = quantity("text")
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """Scale-out network per card; 0 on a machine without."""
+
+    gbps_per_card: float = quantity("Gb/s", zero=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Thermal:
+    """One RC node: ambient temperature, thermal resistance and time constant."""
+
+    ambient_c: float = quantity("C")
+    c_per_w: float = quantity("C/W")
+    tau_s: float = quantity("s")
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """Limits: software throttling, hardware slowdown, shutdown."""
+
+    sw_limit_c: float = quantity("C")
+    hw_slow_c: float = quantity("C")
+    shutdown_c: float = quantity("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Board power limit, and the static power that idle circuits draw."""
+
+    tdp_w: float = quantity("W")
+    idle_w: float = quantity("W")
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Dynamic energy per event: a multiply-accumulate by element type, a vector operation, a byte moved, an
+    instruction."""
+
+    mac_pj: Mapping[str, float] = quantity("pJ")
+    vector_op_pj: float = quantity("pJ")
+    sfu_op_pj: float = quantity("pJ")
+    l1_pj_per_byte: float = quantity("pJ/B")
+    acc_pj_per_byte: float = quantity("pJ/B")
+    l2_pj_per_byte: float = quantity("pJ/B")
+    hbm_pj_per_byte: float = quantity("pJ/B")
+    link_pj_per_byte: float = quantity("pJ/B")
+    nic_pj_per_byte: float = quantity("pJ/B")
+    instruction_pj: float = quantity("pJ")
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One number of a target file: dotted `path`, value, unit, mark and source."""
+
+    path: str
+    value: Any
+    unit: str
+    mark: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A machine. Equal targets have equal content; `hash` is 16 hex digits of sha256 over all values that describe the
+    machine (not its name, texts or provenance). Build with `load_target` and `override`."""
+
+    name: str
+    description: str
+    cu: int = quantity("CU")
+    cu_per_ce: int = quantity("CU")
+    issue_clk: int = quantity("clk", zero=True)
+    alignment_bytes: int = quantity("B")
+    instruction_bytes: int = quantity("B")
+    segment_launch_us: float = quantity("us", zero=True)
+    clock: Clock
+    tensor: TensorEngine
+    vector: VectorEngine
+    l1: L1
+    acc: Accumulator
+    l2: L2
+    hbm: Hbm
+    noc: Noc
+    load: UnitMover
+    store: UnitMover
+    stage: StageMover
+    sync: Sync
+    host: Host
+    icn: Interconnect
+    nic: Nic
+    thermal: Thermal
+    temperature: Temperature
+    power: Power
+    energy: Energy
+    hash: str
+    provenance: tuple[Leaf, ...] = field(repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    @property
+    def clk_ns(self) -> float:
+        """One cycle at the maximum clock, in ns."""
+        return 1e3 / self.clock.max_mhz
+
+    @property
+    def ces(self) -> int:
+        """Groups of units that share an l2 slice, a NoC port and multicast."""
+        return self.cu // self.cu_per_ce
+
+    def peak_macs_per_clk(self, dtype: DType | str) -> float:
+        """Multiply-accumulates per cycle of the whole chip. KeyError when the tensor engine does not take `dtype`."""
+        return self.cu * self.tensor.macs_per_clk(dtype)
+
+    def peak_tops(self, dtype: DType | str) -> float:
+        """10^12 operations per second (two per multiply-accumulate) of the whole chip at the maximum clock."""
+        return 2 * self.peak_macs_per_clk(dtype) * self.clock.max_mhz * 1e6 / 1e12
+
+    def leaves(self) -> tuple[Leaf, ...]:
+        """Every number with its unit, mark and source, in schema order; published peaks (`peak_tops.*`) come last."""
+        return self.provenance
