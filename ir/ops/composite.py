@@ -72,4 +72,4 @@ def softmax_array(x: np.ndarray, axis: int) -> np.ndarray:
     """What `softmax` computes, on an f32 or f64 array; the sum is taken in f64."""
     with np.errstate(all="ignore"):
         weights = np.exp(x - np.max(x, axis, keepdims=True, initial=-np.inf))
-        return weights / np.sum(weights, axis, keepdims=True, dtype=np.float64).astype(x.dtype)
+        return np.asarray(weights / np.sum(weights, axis, keepdims=True, dtype=np.float64).astype(x.dtype))

@@ -48,7 +48,7 @@ def convert(array: np.ndarray, to: DType, saturate: bool = True) -> np.ndarray:
         if to.is_float and to.bits <= 8:
             work = work if work.dtype == np.float64 else work.astype(np.float32)
             if saturate:
-                limits = ml_dtypes.finfo(to.numpy)
+                limits = ml_dtypes.finfo(to.numpy)  # type: ignore[no-untyped-call]
                 work = np.clip(work, float(limits.min), float(limits.max))
         elif to is DType.BF16:
             work = work.astype(np.float32)
@@ -57,14 +57,14 @@ def convert(array: np.ndarray, to: DType, saturate: bool = True) -> np.ndarray:
 
 def _divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if x.dtype.kind == "f":
-        return np.divide(x, y)
-    return np.floor_divide(x - np.fmod(x, y), y)
+        return np.asarray(np.divide(x, y))
+    return np.asarray(np.floor_divide(x - np.fmod(x, y), y))
 
 
 def _power(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if x.dtype.kind == "f":
-        return np.power(x, y)
-    magnitude = np.power(x, np.maximum(y, 0))
+        return np.asarray(np.power(x, y))
+    magnitude = np.asarray(np.power(x, np.maximum(y, 0)))
     if x.dtype.kind == "u":
         return magnitude
     inverse = np.where(x == 1, 1, np.where(x == -1, 1 - 2 * (y & 1), 0)).astype(x.dtype)
@@ -72,7 +72,7 @@ def _power(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _isinf(x: np.ndarray, positive: bool = True, negative: bool = True) -> np.ndarray:
-    return ((x == np.inf) & positive) | ((x == -np.inf) & negative)
+    return np.asarray(((x == np.inf) & positive) | ((x == -np.inf) & negative))
 
 
 @dataclass(frozen=True, slots=True)

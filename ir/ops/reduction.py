@@ -61,7 +61,7 @@ def reduce_identity(kind: str, dtype: DType) -> float | int | bool:
         return int(limits.max if highest else limits.min)
     if dtype in (DType.F64, DType.F32, DType.F16, DType.BF16, DType.F8E5M2):
         return float("inf") if highest else float("-inf")
-    finite = ml_dtypes.finfo(dtype.numpy)
+    finite = ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
     return float(finite.max if highest else finite.min)
 
 
