@@ -1,0 +1,214 @@
+"""Giving every dimension of a model's inputs a size.
+
+A dimension is a number, a symbol (`batch`, bound everywhere at once), an expression (`past + 1`), or unnamed.
+A single one is addressed as `input:axis`. Sizes come from `dims` (the command line's `--dim`) and from `shapes` (those
+of arrays at hand).
+
+Invariant: after `bind_inputs` all shapes are numbers, and one symbol has one size.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import onnx
+
+from ppuc.compiler.frontend.tensors import dtype_of
+from ppuc.ir.errors import ModelError, UsageError
+from ppuc.ir.types import DType, TensorType
+
+Declared = int | str | None
+"""A dimension as the model declares it: a size, a symbol, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputDecl:
+    """An input as declared. `shape` is None when the model does not even give its rank."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Declared, ...] | None
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.name}: {self.dtype} of unknown rank"
+        return f"{self.name}: {self.dtype}[{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+def declared_inputs(infos: Sequence[onnx.ValueInfoProto], where: str) -> tuple[InputDecl, ...]:
+    """Read the declarations. Raises ModelError for inputs that are not dense tensors of numbers."""
+    declarations = []
+    for info in infos:
+        place = f"{where}: input '{info.name}'"
+        kind = info.type.WhichOneof("value")
+        if kind != "tensor_type":
+            raise ModelError.of(
+                place, f"its type is {(kind or 'missing').removesuffix('_type')}", expected="a dense tensor"
+            )
+        tensor = info.type.tensor_type
+        shape = tuple(map(_declared, tensor.shape.dim)) if tensor.HasField("shape") else None
+        declarations.append(InputDecl(info.name, dtype_of(tensor.elem_type, place), shape))
+    return tuple(declarations)
+
+
+def _declared(dim: onnx.TensorShapeProto.Dimension) -> Declared:
+    """Some exporters write unknown sizes as -1."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return dim.dim_param or None
+
+
+def bind_inputs(
+    inputs: Sequence[InputDecl], dims: Mapping[str, int], shapes: Mapping[str, Sequence[int]], where: str
+) -> tuple[tuple[TensorType, ...], dict[str, int]]:
+    """Types of the inputs with all dimensions bound, and the size of each symbol. Raises UsageError when `dims` or
+    `shapes` name something unknown or contradict the model, ModelError when dimensions remain unbound."""
+    binding = _Binding(inputs, where)
+    for key, size in dims.items():
+        binding.bind_key(key, size)
+    for name, shape in shapes.items():
+        binding.bind_shape(name, shape)
+    return binding.types(), binding.symbols
+
+
+class _Binding:
+    """What is known so far: sizes of symbols, and of single axes of inputs."""
+
+    def __init__(self, inputs: Sequence[InputDecl], where: str) -> None:
+        self.inputs = {i.name: i for i in inputs}
+        self.where = where
+        self.symbols: dict[str, int] = {}
+        self.axes: dict[tuple[str, int], int] = {}
+
+    def bind_key(self, key: str, size: int) -> None:
+        """`N`, `input:axis`, or `input` when exactly one of its dimensions is unnamed."""
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise UsageError.of("", f"the size of dimension '{key}' must be a whole number", got=size)
+        declared = [d for i in self.inputs.values() for d in i.shape or ()]
+        if key in declared:
+            self._bind_symbol(key, size, f"--dim {key}={size}")
+            return
+        name, _, axis = key.rpartition(":")
+        if name in self.inputs and axis.isdigit():
+            self._bind_axis(name, int(axis), size)
+            return
+        unnamed = [n for n, d in enumerate(self._shape(key)) if d is None]
+        if len(unnamed) != 1:
+            self._unknown_dim(key)
+        self._bind_axis(key, unnamed[0], size)
+
+    def bind_shape(self, name: str, shape: Sequence[int]) -> None:
+        """The whole shape of one input."""
+        if name not in self.inputs:
+            raise UsageError.of("", f"the model has no input '{name}'", expected=self._one_of(self.inputs))
+        declared = self.inputs[name].shape
+        if declared is not None and len(declared) != len(shape):
+            self._misfit(name, list(shape))
+        for axis, size in enumerate(shape):
+            self._bind_axis(name, axis, int(size))
+
+    def types(self) -> tuple[TensorType, ...]:
+        """The bound types; one error that names every dimension still open."""
+        bound = [(i, [self._size(i, axis) for axis in range(self._rank(i))]) for i in self.inputs.values()]
+        unbound = [i for i, sizes in bound if None in sizes or (i.shape is None and not sizes)]
+        if unbound:
+            options = dict.fromkeys(o for i in unbound for o in self._options(i))
+            raise ModelError.of(
+                self.where,
+                "dimensions of the inputs are not fixed",
+                got="; ".join(map(str, unbound)),
+                expected="a size for each",
+                hint=f"add {' '.join(options)}",
+            )
+        return tuple(TensorType(i.dtype, tuple(s for s in sizes if s is not None)) for i, sizes in bound)
+
+    def _shape(self, name: str) -> tuple[Declared, ...]:
+        return (self.inputs[name].shape or ()) if name in self.inputs else ()
+
+    def _rank(self, declaration: InputDecl) -> int:
+        """A missing rank is what the bound axes make of it."""
+        if declaration.shape is not None:
+            return len(declaration.shape)
+        return 1 + max((axis for name, axis in self.axes if name == declaration.name), default=-1)
+
+    def _size(self, declaration: InputDecl, axis: int) -> int | None:
+        declared = declaration.shape[axis] if declaration.shape is not None else None
+        if isinstance(declared, int):
+            return declared
+        if isinstance(declared, str):
+            size = self.symbols.get(declared, _evaluate(declared, self.symbols))
+            if size is not None:
+                return size
+        return self.axes.get((declaration.name, axis))
+
+    def _bind_axis(self, name: str, axis: int, size: int) -> None:
+        shape = self.inputs[name].shape
+        if shape is not None and axis >= len(shape):
+            self._unknown_dim(f"{name}:{axis}")
+        declared = shape[axis] if shape is not None else None
+        if isinstance(declared, str):
+            self._bind_symbol(declared, size, f"axis {axis} of input '{name}'")
+        if (isinstance(declared, int) and declared != size) or self.axes.get((name, axis), size) != size:
+            self._misfit(name, f"{size} for axis {axis}")
+        self.axes[name, axis] = size
+
+    def _bind_symbol(self, symbol: str, size: int, origin: str) -> None:
+        before = self.symbols.setdefault(symbol, size)
+        if before != size:
+            raise UsageError.of("", f"dimension '{symbol}' has two sizes", got=f"{before}, and {size} from {origin}")
+
+    def _options(self, declaration: InputDecl) -> list[str]:
+        """The options that would bind what is open in one input."""
+        if declaration.shape is None:
+            return [f"--dim {declaration.name}:0=... (and so on, one for each axis)"]
+        open_axes = [(a, d) for a, d in enumerate(declaration.shape) if self._size(declaration, a) is None]
+        keys = [_quoted(str(d or f"{declaration.name}:{a}")) for a, d in open_axes]
+        return [f"--dim {key}=..." for key in keys]
+
+    def _misfit(self, name: str, got: object) -> NoReturn:
+        raise UsageError.of("", f"the size does not fit input '{name}'", got=got, expected=self.inputs[name])
+
+    def _unknown_dim(self, key: str) -> NoReturn:
+        open_dims: dict[str, None] = {}
+        for declaration in self.inputs.values():
+            for axis, dim in enumerate(declaration.shape or ()):
+                if not isinstance(dim, int):
+                    open_dims[dim or f"{declaration.name}:{axis}"] = None
+        raise UsageError.of("", f"the model has no open dimension '{key}'", expected=self._one_of(open_dims))
+
+    @staticmethod
+    def _one_of(names: Mapping[str, object]) -> str:
+        return f"one of {', '.join(names)}" if names else "none: all are fixed"
+
+
+def _quoted(symbol: str) -> str:
+    """As the shell wants it."""
+    return f"'{symbol}'" if " " in symbol else symbol
+
+
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+
+
+def _evaluate(text: str, symbols: Mapping[str, int]) -> int | None:
+    """The value of an expression such as `past + 1`; None when it is none, or has symbols that are not bound."""
+
+    def value(node: ast.expr) -> int | None:
+        if isinstance(node, ast.Name):
+            return symbols.get(node.id)
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return node.value
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            left, right = value(node.left), value(node.right)
+            if left is None or right is None or (isinstance(node.op, ast.FloorDiv) and right == 0):
+                return None
+            return int(_OPERATORS[type(node.op)](left, right))
+        return None
+
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError):
+        return None

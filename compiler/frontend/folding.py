@@ -1,0 +1,67 @@
+"""A Builder that computes what it can while the graph is being built.
+
+Shape arithmetic (Shape, Gather, Concat, Reshape to a computed shape, ...) thus never reaches the graph: an op whose
+operands are all constants and whose results are small becomes a constant at once.
+
+Invariant: a folded op's constant is what the op's record computes for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ppuc.ir.graph import Attrs, Graph, Value
+from ppuc.ir.ops import OPS
+from ppuc.ir.ops.structure import ConstAttrs
+from ppuc.ir.resource import Resource
+from ppuc.ir.rewrite import Builder
+from ppuc.ir.types import TensorType
+
+LARGEST_FOLD = 65536
+"""Elements of the largest result that is computed here; larger ones are left to the folding pass."""
+
+
+class FoldingBuilder(Builder):
+    """`known` maps the names of constants to their data."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        super().__init__(taken)
+        self.known: dict[str, Resource] = {}
+
+    def emit(
+        self,
+        name: str,
+        operands: Sequence[Value],
+        attrs: Attrs | None = None,
+        *,
+        hint: str | None = None,
+        types: Sequence[TensorType] | None = None,
+        body: Graph | None = None,
+    ) -> tuple[Value, ...]:
+        """As Builder.emit, or constants in place of the op."""
+        if isinstance(attrs, ConstAttrs):
+            results = super().emit(name, operands, attrs, hint=hint, types=types)
+            self.known[results[0].name] = attrs.value
+            return results
+        if body is None and operands and all(v.name in self.known for v in operands):
+            folded = self._folded(name, operands, attrs, hint or name)
+            if folded is not None:
+                return folded
+        return super().emit(name, operands, attrs, hint=hint, types=types, body=body)
+
+    def _folded(self, name: str, operands: Sequence[Value], attrs: Attrs | None, hint: str) -> tuple[Value, ...] | None:
+        record = OPS[name]
+        attrs = attrs if attrs is not None else record.attrs()
+        types = record.infer(attrs, [v.type for v in operands])
+        if record.reference is None or any(t.elements > LARGEST_FOLD for t in types):
+            return None
+        with np.errstate(all="ignore"):
+            arrays = record.reference(attrs, *(self.known[v.name].array() for v in operands))
+        return tuple(self.const(np.asarray(a), hint) for a in arrays)
+
+    def array(self, value: Value) -> np.ndarray | None:
+        """The data of `value` when it is a constant, else None."""
+        resource = self.known.get(value.name)
+        return resource.array() if resource is not None else None

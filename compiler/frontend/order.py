@@ -1,0 +1,116 @@
+"""The order in which the nodes of a graph are imported, and the structural rules of ONNX graphs.
+
+Rules checked here: every tensor is defined once (1), every node input and graph output is defined (2), no node depends
+on itself (3). Nodes may be stored in any order.
+
+Invariant: the result is the given order wherever that is a valid one, without the nodes that no output needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import heapq
+from collections.abc import Iterable, Iterator, Sequence, Set
+
+import onnx
+
+from ppuc.ir.errors import ModelError
+
+Labelled = tuple[str, onnx.NodeProto]
+"""A node and the name by which messages and locs call it."""
+
+
+def ordered(nodes: Sequence[onnx.NodeProto], defined: Set[str], outputs: Sequence[str], where: str) -> list[Labelled]:
+    """The nodes that `outputs` need, each after what it depends on. `defined` are the names known before the first one.
+    Raises ModelError when a rule is broken."""
+    labels = [node.name or f"{node.op_type}_{index}" for index, node in enumerate(nodes)]
+    producers = _producers(nodes, labels, defined, where)
+    needs = [set(_inputs(node)) for node in nodes]
+    for index, node in enumerate(nodes):
+        for name in sorted(needs[index] - producers.keys() - defined):
+            close = difflib.get_close_matches(name, [*producers, *defined], 1)
+            raise ModelError.of(
+                f"{where}: node '{labels[index]}' ({node.op_type})",
+                f"input '{name}' is never defined",
+                hint=f"did the exporter mean '{close[0]}'?" if close else None,
+            )
+    for name in outputs:
+        if name not in producers and name not in defined:
+            raise ModelError.of(f"{where}: output '{name}'", "no node defines it")
+    before = [{producers[n] for n in names if n in producers} for names in needs]
+    live = _reachable(before, [producers[n] for n in outputs if n in producers])
+    return [(labels[i], nodes[i]) for i in _sorted(before, labels, where) if i in live]
+
+
+def _producers(nodes: Sequence[onnx.NodeProto], labels: Sequence[str], defined: Set[str], where: str) -> dict[str, int]:
+    producers: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in filter(None, node.output):
+            if name in producers or name in defined:
+                first = f"node '{labels[producers[name]]}'" if name in producers else "an input or initializer"
+                raise ModelError.of(
+                    f"{where}: node '{labels[index]}' ({node.op_type})",
+                    f"'{name}' is defined twice",
+                    got=f"also by {first}",
+                )
+            producers[name] = index
+    return producers
+
+
+def _inputs(node: onnx.NodeProto) -> Iterator[str]:
+    """Names a node reads, those that its subgraphs take from outside included."""
+    yield from filter(None, node.input)
+    for attribute in node.attribute:
+        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            yield from captured(graph)
+
+
+def captured(graph: onnx.GraphProto) -> set[str]:
+    """Names that a subgraph reads without defining them."""
+    inside = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    inside |= {name for node in graph.node for name in node.output}
+    read = {name for node in graph.node for name in _inputs(node)} | {o.name for o in graph.output}
+    return read - inside
+
+
+def _reachable(before: Sequence[Set[int]], roots: Iterable[int]) -> set[int]:
+    live: set[int] = set()
+    todo = list(roots)
+    while todo:
+        index = todo.pop()
+        if index not in live:
+            live.add(index)
+            todo.extend(before[index] - live)
+    return live
+
+
+def _sorted(before: Sequence[Set[int]], labels: Sequence[str], where: str) -> list[int]:
+    """Kahn's algorithm, always taking the first node that is ready."""
+    after: list[list[int]] = [[] for _ in before]
+    for index, sources in enumerate(before):
+        for source in sources:
+            after[source].append(index)
+    open_inputs = [len(sources) for sources in before]
+    ready = [index for index, count in enumerate(open_inputs) if count == 0]
+    order: list[int] = []
+    while ready:
+        index = heapq.heappop(ready)
+        order.append(index)
+        for successor in after[index]:
+            open_inputs[successor] -= 1
+            if open_inputs[successor] == 0:
+                heapq.heappush(ready, successor)
+    if len(order) < len(before):
+        names = [labels[i] for i in _cycle(before, set(range(len(before))) - set(order))]
+        raise ModelError.of(where, "the graph has a cycle", got=" -> ".join([*names, names[0]]))
+    return order
+
+
+def _cycle(before: Sequence[Set[int]], left: Set[int]) -> list[int]:
+    """One cycle among nodes that each depend on another one of them, in the direction of the data."""
+    path: list[int] = [min(left)]
+    while (source := min(before[path[-1]] & left)) not in path:
+        path.append(source)
+    cycle = path[path.index(source) :][::-1]
+    first = cycle.index(min(cycle))
+    return cycle[first:] + cycle[:first]

@@ -1,0 +1,117 @@
+"""From a path or a ModelProto to a model that the importer can walk: parsed, of a known opset, its weights unread.
+
+Invariant: a Source's model has opset 7 or newer, and every initializer's bytes are in the model, in the file itself
+(`ranges`) or in external files under `folder`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx.version_converter
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs on PyPI's protobuf
+
+from ppuc.compiler.frontend.wire import WireError, split
+from ppuc.ir.errors import ModelError
+
+OLDEST_OPSET = 7
+"""Opsets below are converted up to this one; importers handle everything from here on."""
+NEWEST_OPSET = onnx.defs.onnx_opset_version()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parsed model. `where` names it in messages; `path` and `folder` are None for a model in memory; `ranges` gives
+    offset and length in `path` of initializers that were left there."""
+
+    model: onnx.ModelProto
+    where: str
+    path: Path | None = None
+    folder: Path | None = None
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def opsets(self) -> dict[str, int]:
+        """Domain -> version; the standard domain is ""."""
+        return opset_versions(self.model.opset_import)
+
+
+def opset_versions(imports: object) -> dict[str, int]:
+    """Domain -> version of a list of OperatorSetIdProto."""
+    return {normal_domain(entry.domain): entry.version for entry in imports}  # type: ignore[attr-defined]
+
+
+def normal_domain(domain: str) -> str:
+    """The standard domain has two spellings; "" is the one used here."""
+    return "" if domain == "ai.onnx" else domain
+
+
+def read_source(source: str | Path | onnx.ModelProto) -> Source:
+    """Parse a file or take a model in memory. Raises ModelError when it is missing, no model, damaged, or of an opset
+    that is unknown."""
+    if isinstance(source, onnx.ModelProto):
+        return _of_known_opset(Source(source, source.graph.name or "model"))
+    path = Path(source)
+    if not path.exists():
+        raise ModelError.of(str(path), "there is no such file")
+    if path.is_dir():
+        raise ModelError.of(str(path), "this is a folder", expected="an .onnx file")
+    if path.stat().st_size == 0:
+        raise ModelError.of(str(path), "the file is empty")
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        view = memoryview(data)
+        try:
+            skeleton, ranges = split(view)
+            model = onnx.ModelProto.FromString(skeleton)
+        except WireError as error:
+            raise _damaged(path, error.truncated) from None
+        except DecodeError:
+            raise _damaged(path, False) from None
+        finally:
+            view.release()
+    if not model.HasField("graph"):
+        raise _damaged(path, False)
+    return _of_known_opset(Source(model, str(path), path, path.parent, ranges))
+
+
+def _damaged(path: Path, truncated: bool) -> Exception:
+    if truncated:
+        size = path.stat().st_size
+        return ModelError.of(str(path), "the file ends early", got=f"{size} bytes", hint="copy or download it again")
+    return ModelError.of(str(path), "this is not an ONNX model", expected="a protobuf file as written by onnx.save")
+
+
+def _of_known_opset(source: Source) -> Source:
+    version = source.opsets.get("")
+    if version is None:
+        if source.opsets:
+            return source
+        raise ModelError.of(source.where, "the model does not say which opset it uses")
+    if version > NEWEST_OPSET:
+        raise ModelError.of(
+            source.where,
+            "the opset is newer than this version knows",
+            got=version,
+            expected=f"at most {NEWEST_OPSET}",
+            hint="update the onnx package, or export the model with an older opset",
+        )
+    return source if version >= OLDEST_OPSET else _converted(source, version)
+
+
+def _converted(source: Source, version: int) -> Source:
+    """The converter reads weights, so it gets the whole file."""
+    whole = source.model if source.path is None else onnx.load(source.path, load_external_data=False)
+    try:
+        model = onnx.version_converter.convert_version(whole, OLDEST_OPSET)
+    except Exception as error:  # the converter raises RuntimeError and its own ConvertError, from C++
+        raise ModelError.of(
+            source.where,
+            f"opset {version} cannot be converted to opset {OLDEST_OPSET}",
+            got=str(error).strip().splitlines()[0],
+            hint=f"export the model with opset {OLDEST_OPSET} or newer",
+        ) from error
+    return Source(model, source.where, source.path, source.folder)

@@ -1,0 +1,166 @@
+"""ONNX tensors as Resources: bytes stay in their file until somebody needs them.
+
+Invariant: a Resource has exactly as many bytes behind it as its type says; that is checked here, before anything is
+read. External data never leaves the model's folder, whatever the model says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from ppuc.compiler.frontend.source import Source
+from ppuc.ir.errors import ModelError
+from ppuc.ir.resource import FileRange, Resource
+from ppuc.ir.types import DType, TensorType
+
+_DTYPES: dict[int, DType] = {
+    TensorProto.FLOAT: DType.F32,
+    TensorProto.DOUBLE: DType.F64,
+    TensorProto.FLOAT16: DType.F16,
+    TensorProto.BFLOAT16: DType.BF16,
+    TensorProto.FLOAT8E4M3FN: DType.F8E4M3,
+    TensorProto.FLOAT8E5M2: DType.F8E5M2,
+    TensorProto.FLOAT8E8M0: DType.F8E8M0,
+    TensorProto.FLOAT4E2M1: DType.F4E2M1,
+    TensorProto.INT64: DType.I64,
+    TensorProto.INT32: DType.I32,
+    TensorProto.INT16: DType.I16,
+    TensorProto.INT8: DType.I8,
+    TensorProto.UINT64: DType.U64,
+    TensorProto.UINT32: DType.U32,
+    TensorProto.UINT16: DType.U16,
+    TensorProto.UINT8: DType.U8,
+    TensorProto.BOOL: DType.BOOL,
+}
+_ONNX = {dtype: number for number, dtype in _DTYPES.items()}
+
+
+def dtype_of(elem_type: int, where: str) -> DType:
+    """The DType of an ONNX element type. Raises ModelError for strings, complex numbers and the like."""
+    dtype = _DTYPES.get(elem_type)
+    if dtype is None:
+        known = elem_type in TensorProto.DataType.values()
+        name = TensorProto.DataType.Name(elem_type).lower() if known else f"number {elem_type}"
+        raise ModelError.of(where, f"element type {name} is not supported")
+    return dtype
+
+
+def onnx_dtype(dtype: DType) -> int:
+    """The ONNX element type of a DType."""
+    return _ONNX[dtype]
+
+
+def read_tensor(tensor: TensorProto, source: Source) -> Resource:
+    """The Resource of an initializer or of a tensor attribute. Raises ModelError when its type is not supported or its
+    bytes are missing, misplaced or of the wrong number."""
+    where = f"{source.where}: tensor '{tensor.name}'"
+    if any(d < 0 for d in tensor.dims):
+        raise ModelError.of(where, "a dimension is negative", got=list(tensor.dims))
+    type = TensorType(dtype_of(tensor.data_type, where), tuple(tensor.dims))
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _external(tensor, type, source, where)
+    if tensor.name in source.ranges and not tensor.HasField("raw_data") and source.path is not None:
+        offset, length = source.ranges[tensor.name]
+        _check_size(type, length, where)
+        return _in_file(tensor.name, type, FileRange(source.path.resolve(), offset, length))
+    if not tensor.HasField("raw_data") or type.dtype.bits < 8:
+        return _listed(tensor, type, where)
+    data = tensor.raw_data
+    _check_size(type, len(data), where)
+    return Resource(type, array=np.frombuffer(data, type.dtype.numpy).reshape(type.dims), name=tensor.name)
+
+
+def _check_size(type: TensorType, length: int, where: str) -> None:
+    if length != type.bytes:
+        raise ModelError.of(where, "the data do not fit the shape", got=f"{length} bytes", expected=_expected(type))
+
+
+def _expected(type: TensorType) -> str:
+    return f"{type.bytes} bytes for {type}"
+
+
+def _listed(tensor: TensorProto, type: TensorType, where: str) -> Resource:
+    """Values in typed lists (float_data and so on), or packed below a byte: a copy, made now."""
+    try:
+        array = numpy_helper.to_array(tensor).astype(type.dtype.numpy, copy=False).reshape(type.dims)
+    except (ValueError, TypeError) as error:
+        raise ModelError.of(where, "the data do not fit the shape", got=error, expected=_expected(type)) from None
+    return Resource(type, array=array, name=tensor.name)
+
+
+def _in_file(name: str, type: TensorType, file: FileRange) -> Resource:
+    """Weights inside the model file: mapped when first read, and known by their content."""
+    return Resource(type, loader=lambda: _mapped(type, file), name=name)
+
+
+def _mapped(type: TensorType, file: FileRange) -> np.ndarray:
+    """A read-only view of the file; a copy when the elements are not aligned in it, as numpy and BLAS want them."""
+    flat = np.asarray(np.memmap(file.path, np.uint8, "r", file.offset, (file.length,)))
+    if file.offset % type.dtype.bytes:
+        flat = flat.copy()
+    return flat.view(type.dtype.numpy).reshape(type.dims)
+
+
+def _external(tensor: TensorProto, type: TensorType, source: Source, where: str) -> Resource:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    path = _external_path(entries.get("location", ""), source, where)
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries["length"]) if "length" in entries else type.bytes
+    except ValueError:
+        raise ModelError.of(where, "offset and length must be numbers", got=entries) from None
+    if type.dtype.bits < 8:
+        raise ModelError.of(where, f"external data of element type {type.dtype} are not supported")
+    _check_size(type, length, where)
+    size = path.stat().st_size
+    if offset < 0 or offset + length > size:
+        raise ModelError.of(
+            where,
+            f"external data file '{entries['location']}' is too short",
+            got=f"{size} bytes",
+            expected=f"at least {offset + length}",
+            hint="copy or download it again; it belongs to this very model",
+        )
+    file = FileRange(path, offset, length)
+    if length == 0:
+        return Resource(type, array=np.empty(type.dims, type.dtype.numpy), name=tensor.name)
+    if offset % type.dtype.bytes:
+        return _in_file(tensor.name, type, file)
+    return Resource(type, file=file, name=tensor.name)
+
+
+def _external_path(location: str, source: Source, where: str) -> Path:
+    """The file that holds external data: a regular file inside the model's folder, links followed."""
+    if source.folder is None:
+        raise ModelError.of(
+            where,
+            "its data lie in another file, but the model was given in memory",
+            got=location,
+            hint="pass the path of the model, or load it with onnx.load(path, load_external_data=True)",
+        )
+    folder = source.folder.resolve()
+    path = (folder / location).resolve()
+    if not location or not path.is_relative_to(folder) or ".." in Path(location).parts or Path(location).is_absolute():
+        raise ModelError.of(
+            where,
+            "external data must lie inside the model's folder",
+            got=repr(location),
+            expected=f"a path below {source.folder}",
+        )
+    if not path.is_file():
+        raise ModelError.of(
+            where,
+            f"external data file '{location}' is missing",
+            expected=f"it beside {source.path}",
+            hint="copy it together with the .onnx file",
+        )
+    return path
+
+
+def proto_type(type: TensorType) -> onnx.TypeProto:
+    """The ONNX form of a tensor type."""
+    return onnx.helper.make_tensor_type_proto(onnx_dtype(type.dtype), type.dims)
