@@ -24,6 +24,8 @@ from ppuc.ir.types import DType, TensorType
 Declared = int | str | None
 """A dimension as the model declares it: a size, a symbol, or nothing."""
 
+_NAMELESS = frozenset({"", "?", "-1", "None"})
+
 
 @dataclass(frozen=True, slots=True)
 class InputDecl:
@@ -56,10 +58,10 @@ def declared_inputs(infos: Sequence[onnx.ValueInfoProto], where: str) -> tuple[I
 
 
 def _declared(dim: onnx.TensorShapeProto.Dimension) -> Declared:
-    """Some exporters write unknown sizes as -1."""
+    """Some exporters write unknown sizes as -1, or name all of them the same."""
     if dim.HasField("dim_value"):
         return int(dim.dim_value) if dim.dim_value >= 0 else None
-    return dim.dim_param or None
+    return dim.dim_param if dim.dim_param not in _NAMELESS else None
 
 
 def bind_inputs(

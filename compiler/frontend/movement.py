@@ -67,11 +67,8 @@ def concat(ctx: NodeContext) -> Sequence[Value]:
     if not operands:
         ctx.fail("there is nothing to concatenate")
     axis = ctx.axis(1, operands[0].type.rank)
-    whole = ctx.op("concat", *operands, attrs=ConcatAttrs(axis)) if len(operands) == 1 else None
     filled = [v for v in operands if v.type.dims[axis : axis + 1] != (0,)] or operands[:1]
-    if whole is not None or len(filled) == 1:
-        return filled
-    return [ctx.op("concat", *filled, attrs=ConcatAttrs(axis))]
+    return filled if len(filled) == 1 else [ctx.op("concat", *filled, attrs=ConcatAttrs(axis))]
 
 
 @importer("Split")

@@ -157,12 +157,11 @@ def constant(ctx: NodeContext) -> Sequence[Value]:
         "value_int": np.int64,
         "value_ints": np.int64,
     }
-    for name, dtype in forms.items():
-        if name in ctx.attributes:
-            return [ctx.b.const(np.asarray(ctx.attr(name), dtype), ctx.hint)]
-    ctx.fail(
-        "the constant is of a kind that is not supported", got=", ".join(ctx.attributes), expected=" or ".join(forms)
-    )
+    form = next((name for name in forms if name in ctx.attributes), None)
+    if form is None:
+        got = ", ".join(ctx.attributes) or "nothing"
+        ctx.fail("the constant is of a kind that is not supported", got=got, expected=" or ".join(forms))
+    return [ctx.b.const(np.asarray(ctx.attr(form), forms[form]), ctx.hint)]
 
 
 @importer("ConstantOfShape")

@@ -70,10 +70,8 @@ class Walk:
             raise ModelError.of(f"{self.source.where}: tensor '{name}'", "sparse tensors are not supported")
         for tensor in graph.initializer:
             if tensor.name in scope.tensors or tensor.name in scope.values:
-                raise ModelError.of(
-                    f"{self.source.where}: tensor '{tensor.name}'",
-                    "the name is taken by an input or another initializer",
-                )
+                place = f"{self.source.where}: tensor '{tensor.name}'"
+                raise ModelError.of(place, "the name is taken by an input or another initializer")
             scope.tensors[tensor.name] = tensor
         return self.nodes(graph.node, [o.name for o in graph.output], scope, prefix, depth)
 
