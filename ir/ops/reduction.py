@@ -112,7 +112,8 @@ def _reference_reduce(attrs: ReduceAttrs, x: np.ndarray) -> tuple[np.ndarray, ..
             extreme = np.max if attrs.kind == "max" else np.min
             identity = reduce_identity(attrs.kind, dtype)
             wide = extreme(work, axis=attrs.axes, keepdims=attrs.keepdims, initial=identity)
-    return (convert(np.asarray(wide), dtype),)
+    # A maximum is one of the elements, so an infinity among f8 elements stays one; sums and products saturate.
+    return (convert(np.asarray(wide), dtype, saturate=attrs.kind in ("sum", "prod")),)
 
 
 def _indexing(shape: Sequence[int], axes: Sequence[int], keepdims: bool) -> Indexing:
