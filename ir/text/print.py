@@ -1,0 +1,89 @@
+"""Modules and graphs as text. The parsers of this package read back what is printed here.
+
+Invariant: the text depends on the object alone; every attribute is written, also where it equals its default, so that a
+dump keeps its meaning when a default changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.module import Module, Placement
+from ppuc.ir.text.literals import format_attrs, quote, symbol
+from ppuc.ir.text.print_kernel import format_loc, print_kernel, print_vector
+from ppuc.ir.text.print_program import print_program
+
+_WIDTH = 120
+
+
+def print_module(module: Module) -> str:
+    """The whole module: header, graph, kernels, vector programs, placement and program, as far as they exist."""
+    parts = ["\n".join(_header(module)) + "\n", print_graph(module.graph)]
+    parts += [print_kernel(k) for k in module.kernels]
+    parts += [print_vector(v) for v in module.vectors]
+    if module.placement:
+        parts.append("\n".join(["placement {", *map(_placement, module.placement), "}", ""]))
+    if module.program is not None:
+        parts.append(print_program(module.program))
+    return "\n".join(parts)
+
+
+def _header(module: Module) -> Iterator[str]:
+    yield "module {"
+    yield f"  target {quote(module.target)} {quote(module.target_hash)}"
+    yield from (f"  option {quote(name)} = {quote(value)}" for name, value in module.options)
+    yield from (f"  input {quote(name)} = %{value}" for name, value in module.inputs)
+    yield from (f"  output {quote(name)} = %{value}" for name, value in module.outputs)
+    yield from (f"  done {quote(name)}" for name in module.done)
+    yield "}"
+
+
+def _placement(placement: Placement) -> str:
+    p = placement
+    return f"  {quote(p.name)} @{p.space} at {p.address} bytes {p.bytes}"
+
+
+def print_graph(graph: Graph) -> str:
+    """A graph with the bodies of its groups; ends in a newline."""
+    lines = wrap(f"graph {symbol(graph.name)}(", map(_decl, graph.params), ") -> ", graph.results)
+    _body(graph, "  ", lines)
+    return "\n".join([*lines, "}", ""])
+
+
+def print_op(op: Op) -> str:
+    """One op on one line, without its body."""
+    return _op(op)
+
+
+def wrap(start: str, params: Iterable[str], middle: str, results: Iterable[Value]) -> list[str]:
+    """A header of one line, or of one line a parameter where one line would be too long."""
+    shown = list(params)
+    end = f"{middle}({', '.join(map(_decl, results))}) {{"
+    flat = f"{start}{', '.join(shown)}{end}"
+    if len(flat) <= _WIDTH or len(shown) < 2:
+        return [flat]
+    indent = " " * (len(start) - len(start.lstrip()) + 4)
+    return [start + shown[0] + ",", *(f"{indent}{p}," for p in shown[1:-1]), f"{indent}{shown[-1]}{end}"]
+
+
+def _body(graph: Graph, indent: str, lines: list[str]) -> None:
+    for op in graph.ops:
+        if op.body is None:
+            lines.append(indent + _op(op))
+            continue
+        start = f"{indent}{_op(op)} body {symbol(op.body.name)}("
+        lines += wrap(start, map(_decl, op.body.params), ") -> ", op.body.results)
+        _body(op.body, indent + "  ", lines)
+        lines.append(indent + "}")
+
+
+def _op(op: Op) -> str:
+    results = ", ".join(map(_decl, op.results))
+    operands = ", ".join([f"%{v.name}" for v in op.operands])
+    return f"{results} = {op.name}({operands}){format_attrs(op.attrs)}{format_loc(op.loc)}"
+
+
+def _decl(value: Value) -> str:
+    text = f"%{value.name}: {value.type}"
+    return text if value.space is None else f"{text} @{value.space}"

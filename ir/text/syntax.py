@@ -1,0 +1,419 @@
+"""From one line of text to plain syntax tuples, with Lark (LALR, tables built once a process).
+
+Tokens are kept where an error may have to point at them. What names and literals mean is decided by the parsers of the
+levels. Lark is imported on first use, so that printing does not pay for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from ppuc.ir.text.literals import Inline, Literal, Named, Word
+
+STARTS = (
+    "top_line",
+    "module_line",
+    "placement_line",
+    "graph_line",
+    "kernel_line",
+    "vector_line",
+    "program_line",
+    "segment_line",
+    "stream_kernel_line",
+    "statement",
+)
+"""Kinds of lines: the grammar's start rules."""
+
+Token = Any
+"""A Lark token: a str with `line` and `column`."""
+
+
+class LineSyntaxError(Exception):
+    """A line does not follow the grammar, at `line` (of the logical line) and `column`, both from 1."""
+
+    def __init__(self, line: int, column: int, width: int, what: str, got: str | None, expected: str) -> None:
+        super().__init__(what)
+        self.line, self.column, self.width = line, column, width
+        self.what, self.got, self.expected = what, got, expected
+
+
+class Decl(NamedTuple):
+    name: Token
+    type: Token
+    space: Token | None
+
+
+class Signature(NamedTuple):
+    name: Token
+    params: tuple[Decl, ...]
+    results: tuple[Decl, ...]
+
+
+class ModuleHeader(NamedTuple):
+    token: Token
+
+
+class PlacementHeader(NamedTuple):
+    token: Token
+
+
+class Target(NamedTuple):
+    name: str
+    hash: str
+
+
+class Option(NamedTuple):
+    name: str
+    value: str
+
+
+class InOut(NamedTuple):
+    kind: Token
+    name: str
+    value: Token
+
+
+class Done(NamedTuple):
+    passes: tuple[str, ...]
+
+
+class PlacementLine(NamedTuple):
+    name: str
+    space: Token
+    address: int
+    bytes: int
+
+
+class GraphHeader(NamedTuple):
+    signature: Signature
+
+
+class GraphLine(NamedTuple):
+    results: tuple[Decl, ...]
+    op: Token
+    operands: tuple[Token, ...]
+    attrs: tuple[tuple[Token, Literal], ...]
+    loc: tuple[str, ...]
+    body: Signature | None
+
+
+class ParamDecl(NamedTuple):
+    written: bool
+    name: Token
+    type: Token
+    space: Token
+    strides: tuple[tuple[Token, ...], Token] | None
+    tensor: Token | None
+
+
+class KernelHeader(NamedTuple):
+    name: Token
+    grid: tuple[tuple[Token, Token], ...]
+    params: tuple[ParamDecl, ...]
+    loc: tuple[str, ...]
+
+
+class BufferDecl(NamedTuple):
+    name: Token
+    type: Token
+    space: Token
+    depth: int
+
+
+class LoopLine(NamedTuple):
+    var: Token
+    start: int
+    stop: int
+    step: int
+    over: Token | None
+
+
+class Index(NamedTuple):
+    token: Token
+    exact: bool
+    items: tuple[Token, ...]
+
+
+class Tile(NamedTuple):
+    buffer: Token
+    at: Index | None
+    shape: tuple[Token, ...]
+
+
+class Opt(NamedTuple):
+    """An entry of a statement's braces; `form` is number, word, items, ring or counter."""
+
+    form: str
+    key: Token
+    value: Any
+
+
+class MoveLine(NamedTuple):
+    """A load (buffer <- param) or a store (param <- buffer)."""
+
+    verb: Token
+    buffer: Token
+    param: Token
+    at: Index
+    opts: tuple[Opt, ...]
+
+
+class MmaLine(NamedTuple):
+    verb: Token
+    dst: Token
+    a: Tile
+    b: Tile
+    opts: tuple[Opt, ...]
+
+
+class VecLine(NamedTuple):
+    verb: Token
+    outs: tuple[Token, ...]
+    program: Token
+    ins: tuple[Token, ...]
+    opts: tuple[Opt, ...]
+
+
+class VectorHeader(NamedTuple):
+    name: Token
+    params: tuple[tuple[bool, Token, Token], ...]
+    results: tuple[tuple[Token, Token], ...]
+
+
+class VectorLine(NamedTuple):
+    result: Token
+    op: Token
+    args: tuple[Token, ...]
+    attrs: tuple[tuple[Token, Literal], ...]
+
+
+class ProgramHeader(NamedTuple):
+    name: Token
+    attrs: tuple[tuple[Token, Literal], ...]
+
+
+class TensorLine(NamedTuple):
+    name: Token
+    type: Token
+    space: Token
+    address: int
+    role: Token
+    source: str
+
+
+class SegmentHeader(NamedTuple):
+    name: Token
+
+
+class CounterLine(NamedTuple):
+    name: Token
+    tensor: Token
+    attrs: tuple[tuple[Token, Literal], ...]
+
+
+class CopyLine(NamedTuple):
+    dst: Token
+    src: Token
+    start: int
+    stop: Token
+    queue: int
+    opts: tuple[Opt, ...]
+    loc: tuple[str, ...]
+
+
+class RingLine(NamedTuple):
+    name: Token
+    type: Token
+    space: Token
+    base: int
+    slot: int
+    depth: int
+    producer: Token
+    consumers: tuple[Token, ...]
+    after: tuple[Token, ...]
+
+
+class QueueHeader(NamedTuple):
+    queue: Token
+
+
+Syntax = Any
+"""One of the NamedTuples above."""
+
+
+def parse_line(text: str, kind: str) -> Syntax:
+    """The syntax of one logical line. Raises LineSyntaxError."""
+    import lark
+
+    parser = _parser()
+    try:
+        return parser.parse(text, start=kind)
+    except lark.exceptions.UnexpectedCharacters as error:
+        expected = _expected(parser, error.allowed)
+        got = repr(text[error.pos_in_stream or 0])
+        raise LineSyntaxError(error.line, error.column, 1, "unexpected text", got, expected) from None
+    except lark.exceptions.UnexpectedToken as error:
+        expected = _expected(parser, error.accepts or error.expected)
+        if error.token.type == "$END":
+            lines = text.split("\n")
+            raise LineSyntaxError(
+                len(lines), len(lines[-1].rstrip()) + 1, 1, "the line ends too early", None, expected
+            ) from None
+        token = error.token
+        raise LineSyntaxError(
+            token.line, token.column, len(token), "unexpected text", repr(str(token)), expected
+        ) from None
+
+
+_DESCRIPTIONS = {
+    "VALUE": "%name",
+    "RING": "%ring",
+    "SYMBOL": "@name",
+    "SPACE": "@memory",
+    "STRING": '"string"',
+    "TYPE": "a type like f32[1, 784]",
+    "WORD": "a name",
+    "INT": "an integer",
+    "INT_TIMES": "n x",
+    "NUMBER": "a number",
+    "AFFINE": "an affine expression",
+    "BOUND": "a bound like %m < 1000",
+    "LOAD": "load",
+    "STORE": "store",
+    "MMA": "mma",
+    "VEC": "vec",
+    "IO": "input or output",
+    "$END": "the end of the line",
+}
+
+
+def _expected(parser: Any, names: Any) -> str:
+    texts = {_DESCRIPTIONS.get(n) or repr(parser.get_terminal(n).pattern.value) for n in names}
+    return ", ".join(sorted(texts))
+
+
+def _strings(tokens: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(json.loads(t) for t in tokens)
+
+
+@functools.cache
+def _parser() -> Any:
+    import lark
+
+    def collect(*items: Any) -> tuple[Any, ...]:
+        return tuple(i for i in items if i is not None)
+
+    def number(token: Token) -> Literal:
+        digits = token[1:] if token[0] == "-" else token
+        return Literal(token, int(token) if digits.isdigit() else float(token))
+
+    def signature(name: Token, params: Any, results: Any) -> Signature:
+        return Signature(name, params, results)
+
+    def graph_line(results: Any, op: Token, operands: Any, attrs: Any, loc: Any, body: Any) -> GraphLine:
+        return GraphLine(results, op, operands, attrs or (), loc or (), body)
+
+    def tuple_(token: Token, *items: Any) -> Literal:
+        flat: list[Literal] = []
+        for item in items:
+            if isinstance(item, list):
+                flat.extend(item)
+            elif item is not None:
+                flat.append(item)
+        return Literal(token, tuple(flat))
+
+    def vec(verb: Token, *rest: Any) -> VecLine:
+        *outs, program, ins, opts = rest
+        return VecLine(verb, tuple(outs), program, ins, opts or ())
+
+    def index(token: Token, exact: Any, *items: Any) -> Index:
+        return Index(token, exact is not None, collect(*items))
+
+    def loop(var: Token, start: Token, stop: Token, step: Token, over: Any) -> LoopLine:
+        return LoopLine(var, int(start), int(stop), int(step), over)
+
+    def kernel_header(name: Token, grid: Any, *rest: Any) -> KernelHeader:
+        *params, loc = rest
+        return KernelHeader(name, grid, collect(*params), loc or ())
+
+    def vector_header(name: Token, *rest: Any) -> VectorHeader:
+        rest = collect(*rest)
+        params = tuple(p for p in rest if len(p) == 3)
+        return VectorHeader(name, params, tuple(r for r in rest if len(r) == 2))
+
+    def ring(name: Token, type: Token, space: Token, *rest: Any) -> RingLine:
+        base, slot, depth, producer, consumers, after = rest
+        return RingLine(name, type, space, int(base), int(slot), int(depth), producer, consumers, after or ())
+
+    callbacks: dict[str, Any] = {
+        "module_header": ModuleHeader,
+        "target": lambda name, hash: Target(*_strings((name, hash))),
+        "option": lambda name, value: Option(*_strings((name, value))),
+        "io": lambda kind, name, value: InOut(kind, json.loads(name), value),
+        "done": lambda *passes: Done(_strings(passes)),
+        "placement_header": PlacementHeader,
+        "placement_line": lambda n, s, a, b: PlacementLine(json.loads(n), s, int(a), int(b)),
+        "graph_header": GraphHeader,
+        "signature": signature,
+        "decls": collect,
+        "decl": Decl,
+        "graph_line": graph_line,
+        "results": collect,
+        "body": lambda header: header,
+        "values": collect,
+        "loc": lambda *names: _strings(names),
+        "attrs": collect,
+        "attr": lambda name, literal: (name, literal),
+        "number": number,
+        "string": lambda token: Literal(token, json.loads(token)),
+        "word": lambda token: Literal(token, Word(token)),
+        "resource": lambda token, key, name: Literal(token, Named(*_strings((key, name)))),
+        "constant": lambda token, *items: Literal(token, Inline(str(token), collect(*items))),
+        "tuple_": tuple_,
+        "repeated": lambda times, item: [item] * int(times[:-2]),
+        "kernel_header": kernel_header,
+        "axes": collect,
+        "axis": lambda name, size: (name, size),
+        "param": lambda out, *rest: ParamDecl(out is not None, *rest),
+        "strides": lambda steps, offset: (steps, offset),
+        "of": lambda token: token,
+        "ints": collect,
+        "buffer": lambda name, type, space, depth: BufferDecl(name, type, space, int(depth)),
+        "loop": loop,
+        "load": lambda verb, dst, src, at, opts: MoveLine(verb, dst, src, at, opts or ()),
+        "store": lambda verb, dst, at, src, opts: MoveLine(verb, src, dst, at, opts or ()),
+        "mma": lambda verb, dst, a, b, opts: MmaLine(verb, dst, a, b, opts or ()),
+        "vec": vec,
+        "tile": lambda buffer, at, shape: Tile(buffer, at, shape or ()),
+        "index": index,
+        "opts": collect,
+        "opt_number": lambda key, number: Opt("number", key, number),
+        "opt_word": lambda key, word: Opt("word", key, word),
+        "opt_items": lambda key, *items: Opt("items", key, collect(*items)),
+        "opt_ring": lambda key, ring, level: Opt("ring", key, (ring, level)),
+        "opt_counter": lambda key, group, word: Opt("counter", key, (group, word)),
+        "vector_header": vector_header,
+        "vec_param": lambda whole, name, dtype: (whole is not None, name, dtype),
+        "vec_result": lambda name, dtype: (name, dtype),
+        "vector_line": lambda result, op, args, attrs: VectorLine(result, op, args, attrs or ()),
+        "program_header": ProgramHeader,
+        "tensor": lambda n, t, s, a, role, source: TensorLine(n, t, s, int(a), role, json.loads(source)),
+        "segment": SegmentHeader,
+        "counter": CounterLine,
+        "copy": lambda d, s, a, b, q, o, loc: CopyLine(d, s, int(a), b, int(q), o or (), loc or ()),
+        "ring": ring,
+        "words": collect,
+        "rings": collect,
+        "queue": QueueHeader,
+    }
+    inline = lark.v_args(inline=True)
+    transformer = inline(type("LineTransformer", (lark.Transformer,), {k: _method(f) for k, f in callbacks.items()}))()
+    grammar = files("ppuc.ir.text").joinpath("grammar.lark").read_text("utf-8")
+    return lark.Lark(grammar, parser="lalr", start=list(STARTS), transformer=transformer)
+
+
+def _method(function: Any) -> Any:
+    return lambda self, *args: function(*args)
