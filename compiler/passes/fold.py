@@ -1,0 +1,46 @@
+"""Constant folding. Afterwards no op has only constants for operands, unless its result would be far larger than they are.
+
+Small results are computed here, large ones (transposed or scaled weights) become Derived resources: recipes that are
+computed when an artifact needs their bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ppuc.compiler.passes.graph_constants import folded
+from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
+from ppuc.ir.graph import Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops import OPS
+from ppuc.targets.description import Target
+
+
+def fold_constants(w: Walk, op: Op) -> Value | None:
+    """op(const, ...) -> const. A composite without a reference is folded through its decomposition."""
+    if op.name == "const" or op.body is not None or not op.operands:
+        return None
+    inputs = [w.resource(v) for v in op.operands]
+    if any(i is None for i in inputs):
+        return None
+    record = OPS[op.name]
+    if record.reference is None and record.decompose is not None:
+        (value,) = record.decompose(w.builder, op)
+        return value
+    result = folded(op, [i for i in inputs if i is not None])
+    return None if result is None else w.const(result)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Compute ops on constants; merge equal ops and constants.
+
+        %a = const(); %b = reshape(%a); %y = mul(%x, %b)    ->    %b = const(); %y = mul(%x, %b)
+    """
+
+    name: ClassVar[str] = "fold"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with constant expressions computed."""
+        return with_graph(module, to_fixpoint(module.graph, {"*": (fold_constants,)}))

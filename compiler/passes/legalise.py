@@ -1,0 +1,111 @@
+"""Numeric formats the machine has. Afterwards every contraction multiplies a format that the tensor engine takes.
+
+`precision` chooses the format of all float contractions (`model` keeps what the file says); sums come out in f32 and are
+rounded back to the type the model gives them. Everything else is computed as typed in the file, except f64, which no
+engine has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
+from ppuc.ir.errors import Diagnostic, ModelError, UsageError
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
+from ppuc.ir.ops.elementwise import CastAttrs
+from ppuc.ir.types import DType
+from ppuc.targets.description import Target
+
+FORMATS: dict[str, DType | None] = {"model": None, "fp32": DType.F32, "bf16": DType.BF16, "fp16": DType.F16}
+"""`--precision` name -> format of contraction operands (None: as in the model)."""
+_CONTRACTIONS = ("matmul", "conv", "attention")
+_LISTED = 10
+_WHERE = "precision"
+
+
+def _cast(w: Walk, value: Value, to: DType) -> Value:
+    return value if value.type.dtype is to else w.emit("cast", value, attrs=CastAttrs(to))
+
+
+def _refuse_f64(graph: Graph) -> None:
+    """Raises ModelError naming the nodes that compute in f64."""
+    wide = [op for op in graph.ops if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results))]
+    if not wide:
+        return
+    nodes = list(dict.fromkeys(name for op in wide for name in op.loc or (str(op.results[0]),)))
+    more = f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else ""
+    raise ModelError(
+        Diagnostic(
+            f"graph @{graph.name}",
+            "the model computes in double precision, which no engine of the machine has",
+            got=", ".join(nodes[:_LISTED]) + more,
+            expected="f32 or narrower",
+            hint="convert these nodes to float32 before exporting the model",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Legalise:
+    """Give every contraction operands in a format of the tensor engine and f32 sums.
+
+        %y: f32[m, n] = matmul(%a, %b)      ->      %p = cast(%a) {to = bf16}; %q = cast(%b) {to = bf16}
+                                                    %y: f32[m, n] = matmul(%p, %q) {out = f32}
+    """
+
+    name: ClassVar[str] = "legalise"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for f64."""
+        _refuse_f64(module.graph)
+        wanted = self._format(module, target)
+
+        def contract(w: Walk, op: Op) -> Value | None:
+            return _in_format(w, op, wanted or op.operands[0].type.dtype)
+
+        graph = to_fixpoint(module.graph, {name: (contract,) for name in _CONTRACTIONS})
+        _check_supported(graph, module, target)
+        return with_graph(module, graph)
+
+    def _format(self, module: Module, target: Target) -> DType | None:
+        precision = module.option("precision", "model")
+        if precision not in FORMATS:
+            raise UsageError(Diagnostic(_WHERE, f"unknown precision '{precision}'", expected=", ".join(FORMATS)))
+        return FORMATS[precision]
+
+
+def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:
+    """Integers and contractions that are in the format already are left alone."""
+    given = op.operands[0].type.dtype
+    if not given.is_float:
+        return None
+    if op.name == "attention":
+        if given is wanted:
+            return None
+        q, k, v = (_cast(w, x, wanted) for x in op.operands[:3])
+        return _cast(w, w.emit("attention", q, k, v, *op.operands[3:], attrs=op.attrs), op.result.type.dtype)
+    assert isinstance(op.attrs, MatmulAttrs | ConvAttrs)
+    out = None if wanted is DType.F32 else DType.F32
+    if given is wanted and op.attrs.out is out:
+        return None
+    operands = (_cast(w, x, wanted) for x in op.operands)
+    return _cast(w, w.emit(op.name, *operands, attrs=replace(op.attrs, out=out)), op.result.type.dtype)
+
+
+def _check_supported(graph: Graph, module: Module, target: Target) -> None:
+    """Raises UsageError when a contraction multiplies a format that the tensor engine does not take."""
+    for op in graph.ops:
+        if op.name not in _CONTRACTIONS or target.tensor.supports(op.operands[0].type.dtype):
+            continue
+        raise UsageError(
+            Diagnostic(
+                f"node '{op.loc[0]}' ({op.name})" if op.loc else str(op.results[0]),
+                f"the tensor engine of {target.name} does not multiply {op.operands[0].type.dtype}",
+                got=f"precision {module.option('precision', 'model')}",
+                expected=f"one of the formats it has: {', '.join(sorted(target.tensor.ii_clk))}",
+                hint="choose another format with --precision",
+            )
+        )
