@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from against_onnxruntime import F32_STEP, assert_agrees, floats, onnx_node
 from onnx import TensorProto, helper
-from single_node import F32_STEP, assert_agrees, floats, onnx_node
 
 from ppuc.compiler.frontend.load import load_model
 from ppuc.ir.errors import ModelError

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from single_node import assert_agrees, floats, onnx_node
+from against_onnxruntime import assert_agrees, floats, onnx_node
 
 from ppuc.compiler.frontend.load import load_model
 from ppuc.ir.errors import ModelError

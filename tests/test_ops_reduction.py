@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from single_node import F32_STEP, assert_agrees, floats, onnx_node
+from against_onnxruntime import F32_STEP, assert_agrees, floats, onnx_node
 
 from ppuc.compiler.frontend.load import load_model
 from ppuc.ir.errors import ModelError
