@@ -11,14 +11,15 @@ of every word comes from the instruction table.
 from __future__ import annotations
 
 import functools
+import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ppuc.ir.errors import ArtifactError, CapacityError, InternalError
+from ppuc.ir.errors import ArtifactError, CapacityError, Diagnostic, InternalError, TextError
 from ppuc.ir.kernel import Param
 from ppuc.ir.program import (
     Bump,
@@ -36,6 +37,7 @@ from ppuc.ir.program import (
     StreamNode,
     Wait,
 )
+from ppuc.ir.text import parse_program, parse_vector, print_program, print_vector
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.codec import PoolReader, PoolWriter, fields_of, pool_array
 from ppuc.targets.isa import BY_MNEMONIC, BY_OPCODE, WORD, Instruction
@@ -142,6 +144,35 @@ def decode(encoded: Encoded) -> tuple[Program, tuple[VectorProgram, ...]]:
         raise ArtifactError.of("code", "the instruction words make no program", got=error) from None
     program = Program(root.name, root.target, root.target_hash, root.tensors, root.inputs, root.outputs, segments)
     return program, root.vectors
+
+
+def disassemble(program: Program, vectors: Sequence[VectorProgram]) -> str:
+    """Assembly text: the vector programs, then the program."""
+    return "\n".join([*(print_vector(vector) for vector in vectors), print_program(program)])
+
+
+def assemble(text: str, filename: str = "") -> tuple[Program, tuple[VectorProgram, ...]]:
+    """Read assembly text: one program and any number of vector programs, in any order. Raises TextError."""
+    items = list(_items(text))
+    vectors = tuple(parse_vector(item, filename) for kind, item in items if kind == "vector")
+    programs = [parse_program(item, filename) for kind, item in items if kind == "program"]
+    if len(programs) != 1:
+        raise TextError(Diagnostic(filename or "<text>", "assembly holds exactly one program", str(len(programs))))
+    return programs[0], vectors
+
+
+_ITEM = re.compile(r"^[ \t]*(vector|program)[ \t]+@", re.MULTILINE)
+
+
+def _items(text: str) -> Iterator[tuple[str, str]]:
+    """Kind and text of each top-level item, the text behind as many empty lines as stand in front of it, so that errors
+    name the line of the whole text. What stands before the first item belongs to it."""
+    starts = list(_ITEM.finditer(text))
+    if not starts:
+        yield "program", text
+    ends = [match.start() for match in starts[1:]] + [len(text)]
+    for match, start, stop in zip(starts, [0, *ends], ends, strict=False):
+        yield match[1], "\n" * text.count("\n", 0, start) + text[start:stop]
 
 
 # Writing words.
@@ -256,3 +287,6 @@ def _node(entry: Instruction, values: dict[str, Any], sync: _Sync) -> Instr | Co
     if entry.statement is Copy:
         return Copy(**values, waits=sync.waits, bumps=sync.bumps)
     return Instr(entry.mnemonic, entry.statement(**values), sync.rings, sync.waits, sync.bumps)
+
+
+__all__ = ["Encoded", "assemble", "decode", "disassemble", "encode"]
