@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
 
 from ppuc.compiler.frontend.load import load_model
+from ppuc.ir.graph import Attrs
 from ppuc.ir.interpret import run_graph
+from ppuc.ir.ops import OPS, Indexing
+from ppuc.ir.types import DType, TensorType
 
 RNG_SEED = 7
 F32_STEP = float(np.finfo(np.float32).eps)
@@ -22,7 +27,7 @@ def onnx_node(
     constant: tuple[int, ...] = (),
     outputs: int = 1,
     ir_version: int = 8,
-    **attributes: object,
+    **attributes: Any,
 ) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A model of one node and its feeds; inputs at the positions in `constant` become initializers."""
     names = ["" if x is None else f"x{i}" for i, x in enumerate(inputs)]
@@ -67,3 +72,24 @@ def assert_agrees(model: onnx.ModelProto, feeds: dict[str, np.ndarray], steps: f
 def floats(*shape: int, low: float = -4.0, high: float = 4.0) -> np.ndarray:
     """Uniform f32 numbers, always the same."""
     return np.random.default_rng(RNG_SEED).uniform(low, high, shape).astype(np.float32)
+
+
+def type_of(array: np.ndarray) -> TensorType:
+    """The type that a value holding `array` has."""
+    return TensorType(DType.of(array.dtype), array.shape)
+
+
+def computed(name: str, attrs: Attrs, *arrays: np.ndarray) -> np.ndarray:
+    """The only result of a record's reference, checked against its infer."""
+    record = OPS[name]
+    assert record.reference is not None
+    (result,) = record.reference(attrs, *arrays)
+    assert record.infer(attrs, [type_of(a) for a in arrays]) == (type_of(result),)
+    return result
+
+
+def indexing_of(name: str, attrs: Attrs, *types: TensorType) -> Indexing:
+    """The access pattern that a record claims."""
+    indexing = OPS[name].indexing
+    assert indexing is not None
+    return indexing(attrs, types)
