@@ -175,12 +175,13 @@ def constant_of_shape(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Range")
 def range_(ctx: NodeContext) -> Sequence[Value]:
+    """delta is added again and again, as ONNX Runtime does: for floats that differs from start + i * delta."""
     start, limit, delta = (ctx.need_constant(i, n).reshape(()) for i, n in enumerate(("start", "limit", "delta")))
     if delta == 0:
         ctx.fail("delta is zero")
     count = max(0, math.ceil((float(limit) - float(start)) / float(delta)))
-    steps = np.arange(count).astype(start.dtype)
-    return [ctx.b.const((start + steps * delta).astype(start.dtype), ctx.hint)]
+    values = np.concatenate([start[None], np.full(max(0, count - 1), delta)])[:count]
+    return [ctx.b.const(np.cumsum(values, dtype=start.dtype), ctx.hint)]
 
 
 @importer("EyeLike")
