@@ -117,7 +117,7 @@ def uniform(seed: int, *shape: int, dtype: type = np.float32) -> np.ndarray:
 def sum_tolerance(terms: int, dtype: type = np.float32) -> float:
     """How far two sums of `terms` products of numbers in [-1, 1) may lie apart: either rounds at most once a term, to
     half an epsilon of a partial sum whose size is sqrt(terms) / 3 on average; three times that for the tails."""
-    return float(np.finfo(dtype).eps) * max(terms, 4) * max(1.0, terms**0.5 / 3)
+    return float(np.finfo(dtype).eps * max(terms, 4) * max(1.0, terms**0.5 / 3))
 
 
 def directly(name: str, attrs: Any, *arrays: np.ndarray) -> np.ndarray:

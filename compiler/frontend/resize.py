@@ -112,8 +112,8 @@ def _by_sizes(ctx: NodeContext, given: np.ndarray, axes: Sequence[int]) -> Shape
 
 
 def _emit(ctx: NodeContext, attrs: ResizeAttrs, shapes: Shapes) -> Value:
-    """The op; input 0 itself when nothing changes."""
+    """The op; input 0 itself when all scales are 1. ONNX Runtime then copies it even under a region of interest."""
     sizes, scales = shapes
-    if tuple(sizes) == ctx.shape(0) and all(s == 1 for s in scales) and not attrs.roi:
+    if tuple(sizes) == ctx.shape(0) and all(s == 1 for s in scales):
         return ctx.operand(0)
     return ctx.op("resize", ctx.operand(0), attrs=replace(attrs, sizes=tuple(sizes), scales=tuple(scales)))

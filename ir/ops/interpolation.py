@@ -14,6 +14,8 @@ import numpy as np
 
 _F32 = np.float32
 _HALF = _F32(0.5)
+_TIE = 1e-6
+"""Coordinates this close to a half are halves that f32 rounded off; ONNX Runtime decides so since its issue 28291."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,11 @@ def _half_pixel(axis: ResizedAxis) -> np.ndarray:
 
 
 def _half_pixel_symmetric(axis: ResizedAxis) -> np.ndarray:
+    """Half pixel with the input's centre on the result's centre; the last sum is in f64, as in ONNX Runtime."""
     adjustment = _F32(axis.result) / (_F32(axis.scale) * _F32(axis.size))
     offset = _F32(axis.size) / _F32(2) * (_F32(1) - adjustment)
-    return offset + (axis.positions + _HALF) / _F32(axis.scale) - _HALF
+    pixels = (np.arange(axis.result) + 0.5) / np.float64(_F32(axis.scale)) - 0.5
+    return (np.float64(offset) + pixels).astype(_F32)
 
 
 def _pytorch_half_pixel(axis: ResizedAxis) -> np.ndarray:
@@ -71,19 +75,17 @@ COORDINATES: dict[str, Callable[[ResizedAxis], np.ndarray]] = {
 """coordinate_transformation_mode -> input coordinates f32[result]."""
 
 NEAREST: dict[str, Callable[[np.ndarray, bool], np.ndarray]] = {
-    "round_prefer_floor": lambda x, shrinks: np.ceil(x - _HALF),
-    "round_prefer_ceil": lambda x, shrinks: np.floor(x + _HALF),
+    "round_prefer_floor": lambda x, shrinks: np.ceil(x.astype(np.float64) - 0.5 - _TIE),
+    "round_prefer_ceil": lambda x, shrinks: np.floor(x.astype(np.float64) + 0.5 + _TIE),
     "floor": lambda x, shrinks: np.floor(x),
     "ceil": lambda x, shrinks: np.ceil(x),
     "simple": lambda x, shrinks: np.ceil(x) if shrinks else np.trunc(x),
 }
-"""nearest_mode -> rounding of coordinates; "simple" is what opsets before 11 mean."""
+"""nearest_mode -> rounding of coordinates f32[result]; "simple" is what opsets before 11 mean."""
 
 
 def coordinates(axis: ResizedAxis, mode: str) -> np.ndarray:
-    """Input coordinates f32[result]. An axis of scale 1 keeps its positions, except under a region of interest."""
-    if axis.scale == 1 and axis.size == axis.result and mode != "tf_crop_and_resize":
-        return axis.positions
+    """Input coordinates f32[result]."""
     return COORDINATES[mode](axis)
 
 

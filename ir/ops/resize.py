@@ -61,19 +61,16 @@ def _infer(attrs: ResizeAttrs, types: Sequence[TensorType]) -> tuple[TensorType,
 
 
 def _axes(attrs: ResizeAttrs, shape: Sequence[int]) -> list[tuple[int, ResizedAxis]]:
-    """The axes that change, most shrinking first: later products are over smaller tensors."""
+    """The axes that change, most shrinking first: later products are over smaller tensors. Axes of scale 1 do not, even
+    under a region of interest: ONNX Runtime copies them."""
     rank = len(shape)
     roi = attrs.roi or (0.0,) * rank + (1.0,) * rank
     axes = [
         (i, ResizedAxis(shape[i], attrs.sizes[i], attrs.scales[i], roi[i], roi[rank + i]))
         for i in range(rank)
-        if attrs.sizes[i] != shape[i] or attrs.scales[i] != 1 or _crops(attrs, roi[i], roi[rank + i])
+        if attrs.sizes[i] != shape[i] or attrs.scales[i] != 1
     ]
     return sorted(axes, key=lambda pair: pair[1].result / pair[1].size)
-
-
-def _crops(attrs: ResizeAttrs, start: float, end: float) -> bool:
-    return attrs.coordinates == "tf_crop_and_resize" and (start, end) != (0.0, 1.0)
 
 
 def _indices(attrs: ResizeAttrs, axis: ResizedAxis) -> np.ndarray:
