@@ -1,0 +1,273 @@
+"""From the ops of a fused group to vector programs and strided operands.
+
+A group has an iteration *domain*: the shape of its anchor (the matmul's result, the reduction's operand, the largest
+elementwise result). Every value of its body is related to the domain in one of three ways:
+  external  a strided view of a parameter (a chain of view ops), perhaps of a constant;
+  chain     computed elementwise or by reduction at points of the domain; its shape broadcasts to the domain, possibly after
+            a `pull`: the reshapes and transposes that lead from the domain to the value's own shape;
+  anchor    the accumulator that the chain starts from.
+External operands of a chain op are broadcast to the op's shape and carried back through the pull, so a residual that is added
+after a reshape is read through a reshaped view.
+
+Invariant: `analyse` raises NotFusable exactly when some op of the body cannot be related in one of these ways; fusion asks
+it before it commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ppuc.ir import views
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.kernel import View
+from ppuc.ir.ops.base import OPS, Kind
+
+
+class NotFusable(Exception):
+    """The ops do not fit one kernel of the asked kind; the text says why (it is shown by `ppuc inspect`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """An operand in memory: parameter `value` of the body seen through `view`; `low` shifts it for constant padding (index
+    i of the view reads i - low, outside reads `pad`)."""
+
+    value: Value
+    view: View
+    low: tuple[int, ...] = ()
+    extent: tuple[int, ...] = ()
+    pad: float = 0.0
+
+    @property
+    def padded(self) -> bool:
+        return bool(self.low)
+
+
+@dataclass(slots=True)
+class Chain:
+    """The elementwise and reducing ops of a group, in order, over `domain`."""
+
+    domain: tuple[int, ...]
+    anchor: Value | None
+    ops: list[Op] = field(default_factory=list)
+    pulls: dict[str, tuple[Op, ...]] = field(default_factory=dict)
+    externals: dict[str, External] = field(default_factory=dict)
+    """External operand key (see `key`) -> where it is in memory, as a view in domain coordinates (rank of the domain,
+    size 1 or stride 0 where it is broadcast)."""
+    constants: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, View] = field(default_factory=dict)
+    """Body result name -> the view, in domain coordinates, of the row-major result it is stored to."""
+    alias: dict[str, str] = field(default_factory=dict)
+    """Name of a view-op result on the chain -> the chain value that holds its elements."""
+    squeezed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Reduced values that were reshaped by dropping or adding axes of size 1 -> their shape in domain axes."""
+    reduce_axes: tuple[int, ...] = ()
+    operand_keys: dict[tuple[str, int], str] = field(default_factory=dict)
+
+
+def scalar_constant(op: Op | None) -> float | int | None:
+    """The number a `const` op of one element holds, else None."""
+    if op is None or op.name != "const" or op.results[0].type.elements != 1:
+        return None
+    number = op.attrs.value.array().reshape(-1)[0]  # type: ignore[attr-defined]
+    dtype = op.results[0].type.dtype
+    return float(number) if dtype.is_float else int(number)
+
+
+class Resolver:
+    """Follows view ops of a body from a value back to the parameter it is a view of."""
+
+    def __init__(self, body: Graph) -> None:
+        self.body = body
+        self.params = {p.name for p in body.params}
+        self._known: dict[str, External | None] = {}
+
+    def external(self, value: Value) -> External | None:
+        """Where `value` lies in memory, or None when it is computed or needs a copy."""
+        if value.name not in self._known:
+            self._known[value.name] = self._follow(value)
+        return self._known[value.name]
+
+    def _follow(self, value: Value) -> External | None:
+        if value.name in self.params:
+            return External(value, View.contiguous(value.type.dims))
+        op = self.body.producer(value)
+        if op is None or not op.operands:
+            return None
+        source = self.external(op.operands[0])
+        if source is None:
+            return None
+        if OPS[op.name].kind is Kind.VIEW:
+            if source.padded:
+                return None
+            view = views.apply(op, source.view)
+            return None if view is None else External(source.value, view)
+        if op.name == "pad":
+            attrs = op.attrs
+            if attrs.mode != "constant" or any(attrs.interior) or source.padded:  # type: ignore[attr-defined]
+                return None
+            low, high = attrs.low, attrs.high  # type: ignore[attr-defined]
+            if any(n < 0 for n in (*low, *high)):
+                return None
+            return External(source.value, source.view, tuple(low), op.results[0].type.dims, attrs.value)  # type: ignore[attr-defined]
+        return None
+
+
+CHAIN_KINDS = (Kind.ELEMENTWISE, Kind.REDUCTION, Kind.SCAN)
+
+
+def op_axes(op: Op) -> tuple[int, ...]:
+    """Axes, of the operand, that a reduction or scan runs along; () for elementwise ops."""
+    kind = OPS[op.name].kind
+    if kind is Kind.ELEMENTWISE:
+        return ()
+    attrs = op.attrs
+    return tuple(attrs.axes) if op.name == "reduce" else (attrs.axis,)  # type: ignore[attr-defined]
+
+
+def analyse(body: Graph, anchor: Value | None, domain: tuple[int, ...], skip: frozenset[str] = frozenset()) -> Chain:
+    """Relate every op of `body` but those named in `skip` (by result name) to the domain.
+
+    `anchor` is the value that the chain starts from (None for pure elementwise groups). Raises NotFusable.
+    """
+    chain = Chain(domain, anchor)
+    resolver = Resolver(body)
+    if anchor is not None:
+        chain.pulls[anchor.name] = ()
+    for op in body.ops:
+        result = op.results[0]
+        if result.name in skip:
+            continue
+        number = scalar_constant(op)
+        if number is not None:
+            chain.constants[result.name] = number
+            continue
+        if op.name == "const":
+            raise NotFusable(f"constant {result} of {result.type} must be a parameter of the group")
+        kind = OPS[op.name].kind
+        if kind is Kind.VIEW and op.operands[0].name in chain.constants:
+            chain.constants[result.name] = chain.constants[op.operands[0].name]
+        elif kind is Kind.VIEW and op.operands[0].name in chain.pulls:
+            _view_on_chain(chain, op)
+        elif resolver.external(result) is not None:
+            continue
+        elif kind in CHAIN_KINDS:
+            _chain_op(chain, resolver, op)
+        else:
+            raise NotFusable(f"'{op.name}' of {op.operands[0] if op.operands else 'nothing'} has no place in the group")
+    for value in body.results:
+        _output(chain, resolver, value)
+    return chain
+
+
+def _view_on_chain(chain: Chain, op: Op) -> None:
+    source, result = op.operands[0], op.results[0]
+    pull = chain.pulls[source.name]
+    if op.name not in ("reshape", "transpose"):
+        raise NotFusable(f"'{op.name}' of a computed value drops or repeats elements")
+    chain.alias[result.name] = chain.alias.get(source.name, source.name)
+    if source.name in chain.squeezed or source.type.elements != np.prod(chain.domain, dtype=np.int64):
+        aligned = chain.squeezed.get(source.name, source.type.dims)
+        if pull or op.name != "reshape" or not _same_but_ones(source.type.dims, result.type.dims):
+            raise NotFusable(f"'{op.name}' of a reduced value")
+        if result.type.dims != aligned:
+            chain.squeezed[result.name] = aligned
+        chain.pulls[result.name] = pull
+        return
+    chain.pulls[result.name] = (*pull, op)
+
+
+def _same_but_ones(a: Sequence[int], b: Sequence[int]) -> bool:
+    return [d for d in a if d != 1] == [d for d in b if d != 1]
+
+
+def _chain_op(chain: Chain, resolver: Resolver, op: Op) -> None:
+    inner = [v for v in op.operands if v.name in chain.pulls]
+    if any(v.name in chain.squeezed for v in inner):
+        raise NotFusable("a reduced value is used after its axes were dropped")
+    pulls = {chain.pulls[v.name] for v in inner}
+    if len(pulls) > 1:
+        raise NotFusable("operands reach the op through different reshapes")
+    pull = pulls.pop() if pulls else ()
+    shape = op.results[0].type.dims
+    current = pull[-1].results[0].type.dims if pull else chain.domain
+    axes = op_axes(op)
+    if axes and pull:
+        raise NotFusable("a reduction after a reshape")
+    if pull and shape != current:
+        raise NotFusable("a computed value is broadcast after a reshape")
+    if not axes:
+        _check_broadcast(shape, current)
+    else:
+        _add_reduction(chain, op, axes)
+    for i, operand in enumerate(op.operands):
+        if operand.name in chain.pulls or operand.name in chain.constants:
+            continue
+        source = resolver.external(operand)
+        if source is None:
+            raise NotFusable(f"operand {operand} is neither in memory nor computed in the group")
+        target = shape if not axes else operand.type.dims
+        key = f"{operand.name}|{','.join(p.results[0].name for p in pull)}"
+        chain.operand_keys[op.results[0].name, i] = key
+        chain.externals[key] = _to_domain(source, target, pull, chain.domain)
+    chain.ops.append(op)
+    chain.pulls[op.results[0].name] = pull
+
+
+def _add_reduction(chain: Chain, op: Op, axes: tuple[int, ...]) -> None:
+    operand = op.operands[0]
+    dims = operand.type.dims
+    if len(dims) != len(chain.domain) or any(dims[a] != chain.domain[a] for a in axes):
+        raise NotFusable("a reduction over another domain")
+    keep = op.name == "cumsum" or getattr(op.attrs, "keepdims", True)
+    if not keep:
+        raise NotFusable("a reduction that drops its axes (keepdims is expected here)")
+    axes = tuple(a for a in axes if dims[a] != 1)
+    if chain.reduce_axes and axes and chain.reduce_axes != axes:
+        raise NotFusable("reductions along different axes")
+    chain.reduce_axes = chain.reduce_axes or axes
+
+
+def _check_broadcast(shape: Sequence[int], current: Sequence[int]) -> None:
+    if len(shape) > len(current):
+        raise NotFusable(f"shape {list(shape)} has a higher rank than the domain {list(current)}")
+    for have, want in zip(reversed(shape), reversed(current), strict=False):
+        if have not in (1, want):
+            raise NotFusable(f"shape {list(shape)} does not broadcast to the domain {list(current)}")
+
+
+def _to_domain(
+    source: External, shape: tuple[int, ...], pull: tuple[Op, ...], domain: tuple[int, ...]
+) -> External:
+    """`source` broadcast to the op's `shape`, through the inverse of `pull`, in domain rank."""
+    if source.padded:
+        if pull or source.extent != domain:
+            raise NotFusable("a padded operand is broadcast or reshaped")
+        return source
+    view = source.view if not pull else views.expand(source.view, shape)
+    for op in reversed(pull):
+        back = views.undo(op, view)
+        if back is None:
+            raise NotFusable("an operand cannot be read through the reshape without a copy")
+        view = back
+    lead = len(domain) - len(view.shape)
+    return External(source.value, View((1,) * lead + view.shape, (0,) * lead + view.strides, view.offset))
+
+
+def _output(chain: Chain, resolver: Resolver, value: Value) -> None:
+    if value.name not in chain.pulls:
+        if resolver.external(value) is None:
+            raise NotFusable(f"result {value} is not computed by the group")
+        raise NotFusable(f"result {value} is only a view")
+    view: View | None = View.contiguous(chain.squeezed.get(value.name, value.type.dims))
+    for op in reversed(chain.pulls[value.name]):
+        view = views.undo(op, view) if view is not None else None
+    if view is None:
+        raise NotFusable("the result cannot be stored through the reshape without a copy")
+    lead = len(chain.domain) - len(view.shape)
+    if lead < 0:
+        raise NotFusable("the result has a higher rank than the domain")
+    chain.outputs[value.name] = View((1,) * lead + view.shape, (0,) * lead + view.strides, view.offset)

@@ -1,0 +1,100 @@
+"""The cost model that tile search minimises: cycles of one compute unit, from the target's numbers alone.
+
+It knows what each engine needs for a tile and that engines overlap, so a kernel takes (iterations of the busiest unit) times
+(the slowest engine's time for one iteration) plus what cannot overlap: the first load's latency and the last store. It is
+deliberately coarser than the simulator, which settles what it cannot tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ppuc.ir.kernel import View
+from ppuc.ir.types import DType
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of one transfer and the contiguous rows it consists of."""
+
+    bytes: float
+    rows: float
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.bytes + other.bytes, self.rows + other.rows)
+
+    def __mul__(self, factor: float) -> Traffic:
+        return Traffic(self.bytes * factor, self.rows * factor)
+
+
+NOTHING = Traffic(0.0, 0.0)
+
+
+def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
+    """Traffic of a box with `tile` extents along the axes of `view`; rows are maximal contiguous runs."""
+    run, elements = 1, math.prod(tile)
+    for size, stride, extent in zip(reversed(view.shape), reversed(view.strides), reversed(tile), strict=True):
+        if extent == 1:
+            continue
+        if stride != run:
+            break
+        run *= extent
+        if extent != size:
+            break
+    return Traffic(elements * dtype.bytes, elements / run)
+
+
+def load_clk(traffic: Traffic, target: Target, active: int) -> float:
+    """Cycles a unit's load queue needs while `active` units load."""
+    port = min(target.load.bytes_per_clk, target.l2.bytes_per_clk_per_cu)
+    rate = min(port, target.l2.bytes_per_clk_total / max(active, 1))
+    return max(traffic.bytes / rate, traffic.rows * target.load.row_clk)
+
+
+def store_clk(traffic: Traffic, target: Target, active: int) -> float:
+    """Cycles a unit's store queue needs while `active` units store."""
+    rate = min(target.store.bytes_per_clk, target.l2.bytes_per_clk_total / max(active, 1))
+    return max(traffic.bytes / rate, traffic.rows * target.store.row_clk)
+
+
+def latency_clk(target: Target) -> float:
+    """Cycles from the issue of a load to its first byte from l2."""
+    return target.load.start_clk + target.l2.latency_ns / target.clk_ns
+
+
+def overhead_clk(target: Target) -> float:
+    """Cycles an instruction costs its queue whatever it does: issue and two ring operations."""
+    return target.issue_clk + 2 * target.sync.ring_op_clk
+
+
+def mma_clk(m: int, n: int, k: int, dtype: DType, target: Target) -> float:
+    """Cycles of one mma tile in steady state."""
+    fm, fn, fk = target.tensor.fragment[str(dtype)]
+    rows, cols = target.tensor.lane_grid
+    steps = math.ceil(math.ceil(m / fm) / rows) * math.ceil(math.ceil(n / fn) / cols) * math.ceil(k / fk)
+    operands = (rows * fm + cols * fn) * fk * dtype.bytes
+    interval = max(target.tensor.ii_clk[str(dtype)], operands / target.l1.bytes_per_clk)
+    return max(steps * interval, overhead_clk(target))
+
+
+def vec_clk(elements: float, steps: int, target: Target) -> float:
+    """Cycles of a vector program of `steps` steps over `elements` points."""
+    return math.ceil(elements / target.vector.lanes) * max(steps, 1) + overhead_clk(target)
+
+
+def l1_budget(target: Target) -> int:
+    """Bytes of l1 that one kernel may use, so that the next kernel's first loads find room beside it."""
+    return target.l1.bytes // 2
+
+
+def acc_budget(target: Target) -> int:
+    """Bytes of acc that one kernel may use."""
+    return target.acc.bytes // 2
+
+
+def tensor_dtype(dtype: DType, target: Target) -> DType:
+    """The tensor engine's name for operands stored as `dtype` (u8 runs as i8 with a wider product)."""
+    return DType.I8 if dtype is DType.U8 else dtype

@@ -1,0 +1,194 @@
+"""Kernels without an anchor: elementwise groups, row-wise chains with reductions (softmax, norms), copies through views.
+
+The domain is cut into tiles; each operand is loaded where its own axes are bound, one vector program computes the tile, and
+results are stored. Reduction axes stay whole when a tile with all of them fits l1; otherwise they are walked in chunks, once
+for every level of reductions that depend on each other, with partial results kept in state tiles, and once more for the
+results that need both the elements and the reduced values.
+"""
+
+from __future__ import annotations
+
+import math
+import math
+from collections.abc import Mapping, Sequence
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.body import Chain, NotFusable, analyse, op_axes
+from ppuc.compiler.lowering.chunked import ChunkedReduction
+from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal
+from ppuc.compiler.lowering.tiled import LOAD_DEPTH, TiledLowering
+from ppuc.ir.graph import Graph, Value
+from ppuc.ir.ops.base import OPS, Kind
+from ppuc.ir.types import broadcast_shapes
+from ppuc.targets.schema import Target
+
+
+def map_domain(body: Graph) -> tuple[int, ...]:
+    """The iteration domain of a group without an anchor: what its widest elementwise or reduced operand spans."""
+    shapes = [op.operands[0].type.dims for op in body.ops if OPS[op.name].kind in (Kind.REDUCTION, Kind.SCAN)]
+    pulled = _before_views(body)
+    shapes += [v.type.dims for v in pulled]
+    rank = max((len(s) for s in shapes), default=0)
+    try:
+        return broadcast_shapes(*shapes) if shapes else (1,) * rank
+    except ValueError as error:
+        raise NotFusable(str(error)) from None
+
+
+def _before_views(body: Graph) -> list[Value]:
+    """Results of the group's elementwise ops that come first: those that no reshape of a computed value precedes."""
+    computed: set[str] = set()
+    after: set[str] = set()
+    found = []
+    for op in body.ops:
+        kind = OPS[op.name].kind
+        name = op.results[0].name
+        inner = [v.name for v in op.operands if v.name in computed]
+        if kind is Kind.VIEW:
+            if inner:
+                computed.add(name)
+                after.add(name)
+        elif kind in (Kind.ELEMENTWISE, Kind.REDUCTION, Kind.SCAN):
+            computed.add(name)
+            if any(v in after for v in inner):
+                after.add(name)
+            elif kind is Kind.ELEMENTWISE:
+                found.append(op.results[0])
+    return found
+
+
+def check_map(body: Graph) -> Chain:
+    """The chain of a group without an anchor. Raises NotFusable."""
+    return analyse(body, None, map_domain(body))
+
+
+class MapLowering(TiledLowering):
+    """Lowers one group without an anchor."""
+
+    def __init__(self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target) -> None:
+        super().__init__(name, body, tensors, loc, target, check_map(body))
+        self.tiles = self._choose()
+        self.units = self._deal(self.tiles)
+
+    def _bytes(self, tiles: Sequence[int]) -> int:
+        """l1 bytes of all rings."""
+        total = 0
+        for operand in self.operands:
+            elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
+            slot = -(-elements * operand.dtype.bytes // 32) * 32
+            total += slot * (2 if operand.written else LOAD_DEPTH)
+        return total
+
+    def _state_bytes(self, tiles: Sequence[int]) -> int:
+        points = math.prod(tiles[i] for i in self.parallel)
+        reductions = sum(1 for op in self.chain.ops if op_axes(op))
+        return reductions * 2 * (-(-points * 8 // 32) * 32)
+
+    def _fits(self, tiles: Sequence[int], budget: int) -> bool:
+        chunked = any(tiles[i] < self.space.axes[i].size for i in self.reduced)
+        rank = sum(1 for t in tiles if t > 1)
+        return rank <= MAX_TILE_RANK and self._bytes(tiles) + (self._state_bytes(tiles) if chunked else 0) <= budget
+
+    def _choose(self) -> list[int]:
+        """Tile sizes per axis: the cheapest of a ladder of tile volumes, filled from the innermost axis outwards."""
+        axes = self.space.axes
+        budget = cost.l1_budget(self.target)
+        for limit in (budget, self.target.l1.bytes):
+            best: tuple[float, list[int]] | None = None
+            for volume in (1 << e for e in range(4, 20)):
+                tiles = self._fill(volume, limit)
+                if tiles is None:
+                    break
+                price = self._price(tiles)
+                if best is None or price < best[0]:
+                    best = (price, tiles)
+            if best is not None:
+                return best[1]
+        chunked = self._chunk(self.target.l1.bytes)
+        if chunked is None:
+            raise NotFusable(f"no tile of {[a.size for a in axes]} fits l1 of {self.target.l1.bytes} bytes")
+        return chunked
+
+    def _fill(self, volume: int, limit: int) -> list[int] | None:
+        """Tiles of about `volume` points with whole reduction axes; None when not even one row fits."""
+        axes = self.space.axes
+        tiles = [a.size if a.reduced else 1 for a in axes]
+        if not self._fits(tiles, limit):
+            return None
+        for i in reversed(self.parallel):
+            rest = max(1, volume // math.prod(tiles))
+            want = axes[i].size if rest >= axes[i].size else 1 << (rest.bit_length() - 1)
+            while want > 1 and not self._fits([*tiles[:i], want, *tiles[i + 1 :]], limit):
+                want = want // 2 if want & (want - 1) == 0 else 1 << (want.bit_length() - 1)
+            tiles[i] = max(want, 1)
+            if tiles[i] < axes[i].size:
+                break
+        return tiles
+
+    def _chunk(self, limit: int) -> list[int] | None:
+        """Tiles whose reduction axes are cut: the innermost axes get what fits."""
+        axes = self.space.axes
+        if any(op.name == "cumsum" for op in self.chain.ops):
+            return None
+        best = None
+        for volume in (1 << e for e in range(0, 18)):
+            tiles = [1] * len(axes)
+            rest = volume
+            for i in reversed(range(len(axes))):
+                tiles[i] = axes[i].size if rest >= axes[i].size else 1 << (max(rest, 1).bit_length() - 1)
+                rest //= tiles[i]
+            if self._fits(tiles, limit):
+                best = tiles
+        return best
+
+    def _deal(self, tiles: Sequence[int]) -> list[int]:
+        trips = tuple(-(-self.space.axes[i].size // tiles[i]) for i in self.parallel)
+        dealt = deal(trips, self.target.cu)
+        units = [1] * len(self.space.axes)
+        for i, n in zip(self.parallel, dealt, strict=True):
+            units[i] = n
+        return units
+
+    def _price(self, tiles: Sequence[int]) -> float:
+        units = self._deal(tiles)
+        active = math.prod(units)
+        iterations = 1
+        for axis, tile, n in zip(self.space.axes, tiles, units, strict=True):
+            iterations *= -(-(-(-axis.size // tile)) // n)
+        load, store, transfers = cost.NOTHING, cost.NOTHING, 0
+        for operand in self.operands:
+            extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
+            traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
+            if operand.written:
+                store = store + traffic
+            else:
+                load, transfers = load + traffic, transfers + 1
+        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops), self.target)
+        load_time = cost.load_clk(load, self.target, active) + transfers * cost.overhead_clk(self.target)
+        store_time = cost.store_clk(store, self.target, active)
+        latency = cost.latency_clk(self.target)
+        beat = max(load_time, vec, store_time, (latency + load_time) / LOAD_DEPTH)
+        return iterations * beat + latency + load_time + vec + store_time
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def lower(self) -> KernelBuilder:
+        """Build the kernel."""
+        axes = self.space.axes
+        chunked = [i for i in self.reduced if self.tiles[i] < axes[i].size]
+        order = self.parallel + chunked
+        loops = [Tiling(axes[i].name, axes[i].size, self.tiles[i], self.units[i]) for i in order]
+        if not chunked:
+            nest = Nest(loops)
+            self.epilogue(nest, len(loops), None, after=False)
+            self.kernel.nests.append(nest)
+        else:
+            ChunkedReduction(self, loops, len(self.parallel)).build()
+        return self.kernel
+
+
+def lower_map(
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+) -> KernelBuilder:
+    """Lower a group without an anchor. Raises NotFusable when its ops do not form one chain."""
+    return MapLowering(name, body, tensors, loc, target).lower()

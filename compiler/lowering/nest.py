@@ -1,0 +1,170 @@
+"""Putting a kernel together: loops, the statements between them, parameters and buffers.
+
+A Nest is a chain of loops, outermost first, with statements before and after the next inner loop at every depth. Loops of
+one iteration vanish: their variable is the constant 0. Invariant: `over` axes appear in the grid in loop order, so the unit
+that runs an iteration follows from the loops alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ppuc.ir.affine import Affine, axis, var
+from ppuc.ir.kernel import Bound, Buffer, Kernel, Load, Loop, Mma, Param, Stmt, Store, Vec, View
+from ppuc.ir.types import DType, Space
+from ppuc.ir.vector import VectorProgram
+
+MAX_TILE_RANK = 5
+"""Tile axes that one load or store descriptor can describe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """One loop: `size` cut into tiles of `tile`, its iterations dealt to `units` units."""
+
+    name: str
+    size: int
+    tile: int
+    units: int = 1
+
+    @property
+    def trips(self) -> int:
+        return -(-self.size // self.tile)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a loop at all."""
+        return self.trips > 1
+
+    @property
+    def offset(self) -> Affine:
+        """Where the current tile starts."""
+        return var(self.name) if self.exists else Affine()
+
+    @property
+    def bound(self) -> Bound | None:
+        """The valid extent of a tile, None when every tile is whole."""
+        return Bound(self.offset, self.size) if self.size % self.tile else None
+
+
+@dataclass(slots=True)
+class Nest:
+    """Loops with statements around them. `before[d]` and `after[d]` stand inside loop d - 1 (d = 0: outside all) and before
+    or after loop d."""
+
+    loops: list[Tiling]
+    before: dict[int, list[Stmt]] = field(default_factory=dict)
+    after: dict[int, list[Stmt]] = field(default_factory=dict)
+
+    def depth_of(self, names: Sequence[str]) -> int:
+        """The smallest depth at which the variables in `names` are all bound."""
+        return max((i + 1 for i, loop in enumerate(self.loops) if loop.name in names and loop.exists), default=0)
+
+    def add(self, depth: int, stmt: Stmt, *, after: bool = False) -> None:
+        """Append a statement at `depth`."""
+        (self.after if after else self.before).setdefault(depth, []).append(stmt)
+
+    def build(self, depth: int = 0) -> tuple[Stmt, ...]:
+        """The statements from `depth` inwards."""
+        inner: tuple[Stmt, ...] = ()
+        if depth < len(self.loops):
+            loop = self.loops[depth]
+            inner = self.build(depth + 1)
+            if loop.exists:
+                over = f"c{loop.name}" if loop.units > 1 else None
+                inner = (Loop(loop.name, loop.size, loop.tile, inner, over),) if inner else ()
+        return (*self.before.get(depth, ()), *inner, *self.after.get(depth, ()))
+
+    @property
+    def grid(self) -> tuple[tuple[str, int], ...]:
+        """The grid that the loops' unit counts make."""
+        return tuple((f"c{loop.name}", loop.units) for loop in self.loops if loop.exists and loop.units > 1)
+
+
+@dataclass(slots=True)
+class KernelBuilder:
+    """Parameters, buffers, vector programs and nests of one kernel."""
+
+    name: str
+    loc: tuple[str, ...]
+    params: list[Param] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
+    vectors: list[VectorProgram] = field(default_factory=list)
+    nests: list[Nest] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set)
+
+    def fresh(self, hint: str) -> str:
+        """A buffer or parameter name not used in this kernel yet."""
+        name, n = hint, 1
+        while name in self._names:
+            name, n = f"{hint}.{n}", n + 1
+        self._names.add(name)
+        return name
+
+    def param(self, tensor: str, dtype: DType, view: View, *, written: bool = False) -> str:
+        """A tensor operand; one with the same tensor, view and role is shared."""
+        for known in self.params:
+            if (known.tensor, known.view, known.written) == (tensor, view, written):
+                return known.name
+        name = self.fresh(tensor)
+        self.params.append(Param(name, tensor, dtype, view, Space.HBM, written))
+        return name
+
+    def buffer(self, hint: str, dtype: DType, shape: Sequence[int], space: Space = Space.L1, depth: int = 2) -> str:
+        """A ring of tiles."""
+        name = self.fresh(hint)
+        self.buffers.append(Buffer(name, dtype, tuple(shape), space, depth))
+        return name
+
+    def vector(self, program: VectorProgram) -> str:
+        """Add a vector program."""
+        self.vectors.append(program)
+        return program.name
+
+    def finish(self) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+        """The kernel. All nests must agree on the grid axes they share."""
+        grid: dict[str, int] = {}
+        for nest in self.nests:
+            grid.update(nest.grid)
+        body = tuple(stmt for nest in self.nests for stmt in nest.build())
+        kernel = Kernel(
+            self.name, tuple(grid.items()), tuple(self.params), tuple(self.buffers), body, self.loc
+        )
+        return kernel, tuple(self.vectors)
+
+
+@functools.lru_cache(maxsize=65536)
+def deal(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
+    """Units per loop (outermost first) that minimise the iterations of the busiest unit; ties prefer outer loops."""
+    best, best_cost = (1,) * len(trips), math.prod(trips)
+
+    def search(i: int, left: int, chosen: list[int], cost: int) -> None:
+        nonlocal best, best_cost
+        if i == len(trips):
+            if cost < best_cost:
+                best, best_cost = tuple(chosen), cost
+            return
+        if trips[i] == 1:
+            search(i + 1, left, [*chosen, 1], cost)
+            return
+        options = {min(trips[i], left)} | {min(trips[i], left) // d for d in (2, 4, 8, 16)} | {1}
+        options |= {-(-trips[i] // w) for w in (1, 2, 3, 4) if -(-trips[i] // w) <= left}
+        for n in sorted((o for o in options if o >= 1), reverse=True):
+            search(i + 1, left // n, [*chosen, n], cost * -(-trips[i] // n))
+
+    search(0, units, [], 1)
+    return best
+
+
+def tile_index(offsets: Sequence[Affine], axes: Sequence[int | None], factors: Sequence[int] | None = None) -> tuple[Affine, ...]:
+    """One affine per view dimension: its offset plus `$axis` (times a factor) where it has a tile axis."""
+    factors = factors or [1] * len(offsets)
+    return tuple(
+        offset if a is None else offset + axis(a, f) for offset, a, f in zip(offsets, axes, factors, strict=True)
+    )
+
+
+__all__ = ["MAX_TILE_RANK", "KernelBuilder", "Load", "Mma", "Nest", "Store", "Tiling", "Vec", "deal", "tile_index"]

@@ -1,0 +1,172 @@
+"""What every tiled kernel shares: operands in merged space, tile shapes, box indices, valid extents, loads and stores.
+
+Invariant: a tile of an operand has one axis per entry of `tile_axes` (the merged axes with a tile larger than one), of size 1
+where the operand is broadcast; so the tiles of one vec all have the same rank and broadcast as the graph's values do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ppuc.compiler.lowering.body import Chain, External, op_axes
+from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling, tile_index
+from ppuc.compiler.lowering.space import Access, Space, merge
+from ppuc.compiler.lowering.vectorise import ChainEmitter, ProgramBuilder
+from ppuc.ir.affine import Affine
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import Bound, Load, Store, Vec, View
+from ppuc.ir.types import DType
+from ppuc.targets.schema import Target
+
+LOAD_DEPTH = 3
+"""Slots of a streamed input: enough to keep loads in flight while one tile is computed and one is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An operand of a chain: its access in merged space, and the tensor it lies in."""
+
+    key: str
+    access: Access
+    tensor: str
+    dtype: DType
+    written: bool
+
+
+class TiledLowering:
+    """Base of the lowerings of one group. `tensors` maps the body's parameters and results to graph values; `extra` are
+    further views (an anchor's operands in domain coordinates) that constrain how axes merge."""
+
+    def __init__(
+        self,
+        name: str,
+        body: Graph,
+        tensors: Mapping[str, str],
+        loc: tuple[str, ...],
+        target: Target,
+        chain: Chain,
+        extra: Mapping[str, View] | None = None,
+        separate: Sequence[int] = (),
+    ) -> None:
+        self.name, self.body, self.tensors, self.target, self.chain = name, body, tensors, target, chain
+        self.kernel = KernelBuilder(name, loc)
+        operands: dict[str, External | View] = dict(chain.externals)
+        operands |= {f"out:{key}": view for key, view in chain.outputs.items()}
+        operands |= extra or {}
+        scans = [a for op in chain.ops if op.name in ("argreduce", "cumsum") for a in op_axes(op)]
+        self.space: Space = merge(chain.domain, chain.reduce_axes, operands, [*scans, *separate])
+        self.operands = self._operands()
+        self.tiles: list[int] = [1] * len(self.space.axes)
+
+    def _operands(self) -> list[Operand]:
+        found = []
+        for key, external in self.chain.externals.items():
+            value = external.value
+            access = self.space.accesses[key]
+            found.append(Operand(key, access, self.tensors[value.name], value.type.dtype, written=False))
+        for value in self.body.results:
+            access = self.space.accesses[f"out:{value.name}"]
+            found.append(Operand(f"out:{value.name}", access, self.tensors[value.name], value.type.dtype, written=True))
+        return found
+
+    @property
+    def reduced(self) -> list[int]:
+        """Merged axes that reductions run along."""
+        return [i for i, a in enumerate(self.space.axes) if a.reduced]
+
+    @property
+    def parallel(self) -> list[int]:
+        """The other merged axes."""
+        return [i for i, a in enumerate(self.space.axes) if not a.reduced]
+
+    def tile_axes(self) -> list[int]:
+        """Merged axes that tiles have."""
+        kept = [i for i, t in enumerate(self.tiles) if t > 1]
+        return kept or [len(self.tiles) - 1]
+
+    def tile_shape(self, access: Access) -> tuple[int, ...]:
+        """Tile of an operand."""
+        return tuple(self.tiles[i] if access.present(i) else 1 for i in self.tile_axes())
+
+    def index(self, access: Access, loops: Mapping[str, Tiling]) -> tuple[Affine, ...]:
+        """Where the current tile of an operand lies, per view dimension."""
+        kept = {a: k for k, a in enumerate(self.tile_axes())}
+        offsets, tile_axes = [], []
+        for i, axis in enumerate(self.space.axes):
+            loop = loops.get(axis.name)
+            present = access.present(i)
+            offsets.append((loop.offset if loop is not None and present else Affine()) - access.low[i])
+            tile_axes.append(kept.get(i) if present else None)
+        return tile_index(offsets, tile_axes)
+
+    def valid(self, loops: Mapping[str, Tiling]) -> tuple[Bound | None, ...]:
+        """Valid extents of a tile; () when every tile is whole."""
+        bounds = []
+        for i in self.tile_axes():
+            loop = loops.get(self.space.axes[i].name)
+            bounds.append(loop.bound if loop is not None else None)
+        return tuple(bounds) if any(b is not None for b in bounds) else ()
+
+    def axis_of(self) -> dict[int, int]:
+        """Domain axis -> tile axis."""
+        kept = {a: k for k, a in enumerate(self.tile_axes())}
+        found: dict[int, int] = {}
+        for position, group in enumerate(groups(self.chain.domain, self.space)):
+            if position in kept:
+                found |= dict.fromkeys(group, kept[position])
+        return found
+
+    def load(self, nest: Nest, operand: Operand, depth: int = LOAD_DEPTH, limit: int | None = None) -> str:
+        """Add the load of `operand` where its axes are bound (looking at the first `limit` loops); returns the buffer."""
+        loops = {loop.name: loop for loop in nest.loops}
+        names = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
+        where = nest.depth_of(names)
+        innermost = nest.depth_of([loop.name for loop in nest.loops[:limit]])
+        shape = self.tile_shape(operand.access)
+        buffer = self.kernel.buffer("t", operand.dtype, shape, depth=depth if where == innermost else 2)
+        param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view)
+        nest.add(where, Load(buffer, param, self.index(operand.access, loops), operand.access.pad))
+        return buffer
+
+    def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool) -> None:
+        """Add, at `depth`, the loads of the chain's operands, one vec for all its ops (from the accumulator `anchor`, if
+        any) and the stores of its results."""
+        builder = ProgramBuilder()
+        names: dict[str, str] = {}
+        ins = []
+        if anchor is not None:
+            assert self.chain.anchor is not None
+            names[self.chain.anchor.name] = builder.param(DType.F32)
+            ins.append(anchor)
+        for operand in self.operands:
+            if not operand.written:
+                names[operand.key] = builder.param(operand.dtype)
+                ins.append(self.load(nest, operand, LOAD_DEPTH if anchor is None else 2, depth))
+        emitter = ChainEmitter(self.chain, builder, names, self.axis_of())
+        for op in self.chain.ops:
+            emitter.emit(op)
+        written = [o for o in self.operands if o.written]
+        outs = [self.kernel.buffer("o", o.dtype, self.tile_shape(o.access)) for o in written]
+        results = [(emitter.value(o.key[4:]), o.dtype) for o in written]
+        program = self.kernel.vector(builder.finish(self.name, results))
+        loops = {loop.name: loop for loop in nest.loops}
+        nest.add(depth, Vec(program, tuple(outs), tuple(ins), self.valid(loops)), after=after)
+        for operand, buffer in zip(written, outs, strict=True):
+            param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
+            nest.add(depth, Store(param, buffer, self.index(operand.access, loops)), after=after)
+
+
+def groups(domain: Sequence[int], space: Space) -> list[list[int]]:
+    """Domain axes of every merged axis (axes of size 1 belong to none)."""
+    found: list[list[int]] = []
+    left = 1
+    for axis, size in enumerate(domain):
+        if size == 1:
+            continue
+        if left == 1:
+            found.append([])
+            left = space.axes[len(found) - 1].size
+        found[-1].append(axis)
+        left //= size
+    return found
