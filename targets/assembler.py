@@ -267,6 +267,8 @@ def _decode_stream(stream: _Stream, words: Sequence[tuple[int, ...]], pool: Pool
         if entry is None:
             raise ValueError(f"opcode {word[0]:#x} does not exist")
         if entry.mnemonic == "end":
+            if len(stack) == 1:
+                raise ValueError("an end without a loop")
             loop, body = stack.pop()
             stack[-1][1].append(StreamLoop(**loop, body=tuple(body)))
             continue
@@ -275,8 +277,9 @@ def _decode_stream(stream: _Stream, words: Sequence[tuple[int, ...]], pool: Pool
             stack.append((values, []))
         else:
             stack[-1][1].append(_node(entry, values, pool.get(word[_SYNC], _Sync)))
-    ((_, nodes),) = stack
-    return tuple(nodes)
+    if len(stack) > 1:
+        raise ValueError("a loop without an end")
+    return tuple(stack[0][1])
 
 
 def _field(word: tuple[int, ...], position: int, bit: int, kind: Any) -> int:
