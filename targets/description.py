@@ -214,9 +214,10 @@ def _slots_of(cls: type, above: str) -> Iterator[tuple[str, Slot]]:
 
 
 def _expected_paths(given: Iterable[str]) -> list[str]:
-    """Leaf paths that a file must have: per-type tables list the element types that the file gives an `ii_clk`."""
+    """Leaf paths that a file must have: an element type that one per-type table names must be in all of them."""
+    tables = [path.removesuffix("*") for path in _slots() if path.endswith(".*") and not path.startswith(_PEAKS)]
     present = set(given)
-    dtypes = [d for d in TENSOR_DTYPES if f"tensor.ii_clk.{d}" in present] or ["bf16"]
+    dtypes = [d for d in TENSOR_DTYPES if any(table + d in present for table in tables)] or ["bf16"]
     peaks = [d for d in TENSOR_DTYPES if f"{_PEAKS}.{d}" in present]
     return [
         path.replace("*", dtype)
