@@ -220,7 +220,7 @@ def _artifact(
             for key in ("inputs", "outputs")
         )
         return Artifact(program, vectors, constants, inputs, outputs, json.loads(metadata["meta"]))
-    except (ArtifactError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (ArtifactError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"its parts contradict each other ({type(error).__name__}: {error})") from None
 
 
