@@ -82,7 +82,7 @@ ISA = (
         Load,
         "load.box %ring <- %tensor[index] {pad}",
         "ring[dst] := tensor[box], pad where the box leaves the view",
-        "start_clk + row_clk x rows, then bytes at a fair share of unit port, CE port, NoC and memory, then latency",
+        "start_clk, then bytes at a fair share of unit port, CE port, NoC and memory (a row at most every row_clk), latency",
         _LOAD,
     ),
     Instruction(
@@ -112,7 +112,7 @@ ISA = (
         Store,
         "store.box %tensor[index] <- %ring",
         "tensor[box] := ring[src], clipped at the bounds of the view",
-        "start_clk + row_clk x rows, then bytes at a fair share of unit port, CE port, NoC and memory, then latency",
+        "start_clk, then bytes at a fair share of unit port, CE port, NoC and memory (a row at most every row_clk), latency",
         _STORE,
     ),
     Instruction(
@@ -167,7 +167,7 @@ ISA = (
         Copy,
         "copy %dst <- %src {start, count}",
         "tensor[dst][start .. start + count] := tensor[src][start .. start + count]",
-        "start_ns, then bytes at a fair share of both memories, then latency",
+        "start_ns, then bytes at a fair share of both memories, latency",
         (
             Field("mod", "queue", "stage queue"),
             Field("dst", "dst", "tensor written"),
