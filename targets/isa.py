@@ -82,7 +82,7 @@ ISA = (
         Load,
         "load.box %ring <- %tensor[index] {pad}",
         "ring[dst] := tensor[box], pad where the box leaves the view",
-        "start_clk, then bytes at a fair share of unit port, CE port, NoC and memory (a row at most every row_clk), latency",
+        "start_clk, bytes at a fair share of unit and CE port, NoC and memory (a row at most every row_clk), latency",
         _LOAD,
     ),
     Instruction(
@@ -112,7 +112,7 @@ ISA = (
         Store,
         "store.box %tensor[index] <- %ring",
         "tensor[box] := ring[src], clipped at the bounds of the view",
-        "start_clk, then bytes at a fair share of unit port, CE port, NoC and memory (a row at most every row_clk), latency",
+        "start_clk, bytes at a fair share of unit and CE port, NoC and memory (a row at most every row_clk), latency",
         _STORE,
     ),
     Instruction(

@@ -132,8 +132,8 @@ class Noc:
 
 @dataclass(frozen=True, slots=True)
 class UnitMover:
-    """A load or store queue of one unit: a transfer starts for `start_clk`, then streams at up to `bytes_per_clk` and one
-    contiguous row of its box every `row_clk`; `in_flight` transfers overlap their starts and latencies."""
+    """A load or store queue of one unit: a transfer starts for `start_clk`, then streams at up to `bytes_per_clk` and
+    one contiguous row of its box every `row_clk`; `in_flight` transfers overlap their starts and latencies."""
 
     queues_per_cu: int = quantity("queue")
     start_clk: int = quantity("clk", zero=True)
