@@ -1,1 +1,58 @@
-"""ppuc: an ahead-of-time model compiler and simulator for PPU-class accelerators."""
+"""Compile ONNX models for a PPU-class accelerator and simulate them.
+
+    program = ppuc.compile("net.onnx", precision="bf16", dims={"N": 1})
+    program.save("net.ppu")
+    result = program.run({"x": array})          # result.outputs, result.profile
+    ppuc.verify(program, {"x": array}).ok       # against ONNX Runtime
+
+Invariant: importing this package imports nothing else of ppuc; each name is loaded at its first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppuc.compiler.entry import compile, load, verify
+    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+    from ppuc.compiler.verification import Verification
+    from ppuc.compiler.version import VERSION as __version__  # noqa: N811 - the name that packages use
+    from ppuc.ir.errors import InternalError, PpucError
+
+_HOMES = {
+    "CompiledProgram": ("ppuc.compiler.runtime", "CompiledProgram"),
+    "InternalError": ("ppuc.ir.errors", "InternalError"),
+    "PpucError": ("ppuc.ir.errors", "PpucError"),
+    "ProgramResult": ("ppuc.compiler.runtime", "ProgramResult"),
+    "Verification": ("ppuc.compiler.verification", "Verification"),
+    "__version__": ("ppuc.compiler.version", "VERSION"),
+    "compile": ("ppuc.compiler.entry", "compile"),
+    "load": ("ppuc.compiler.entry", "load"),
+    "verify": ("ppuc.compiler.entry", "verify"),
+}
+
+__all__ = [
+    "CompiledProgram",
+    "InternalError",
+    "PpucError",
+    "ProgramResult",
+    "Verification",
+    "__version__",
+    "compile",
+    "load",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ppuc' has no attribute '{name}'")
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,108 @@
+"""The command `ppuc`: which commands there are, and how a failure ends.
+
+Exit codes: 0 good; 1 the check failed; 2 the input or the call was wrong; 3 ppuc itself failed. Invariant: a user's
+mistake is a message and never a traceback; an internal error is always a traceback and what to attach to a report.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from ppuc.compiler.commands.assembly import asm_command, disasm_command
+from ppuc.compiler.commands.check import check_command
+from ppuc.compiler.commands.compile import compile_command
+from ppuc.compiler.commands.inspect import inspect_command
+from ppuc.compiler.commands.lists import ops_command, passes_command, targets_command
+from ppuc.compiler.commands.opt import opt_command
+from ppuc.compiler.commands.profile import profile_command
+from ppuc.compiler.commands.run import run_command
+from ppuc.compiler.commands.verify import verify_command
+from ppuc.compiler.version import VERSION
+from ppuc.ir.errors import PpucError
+
+INTERNAL_ERROR = 3
+ATTACH = """
+This is a fault of ppuc, not of your model or call. Please report it with the lines above, the command you typed,
+the output of `ppuc --version`, and the model, or its dump up to the failure: `ppuc compile MODEL --dump DIR`.
+"""
+
+
+class PpucGroup(click.Group):
+    """A group that turns exceptions into messages and exit codes, and lists its commands in the order they were
+    added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+        arguments = list(sys.argv[1:] if args is None else args)
+        extra["standalone_mode"] = False
+        try:
+            result = super().main(arguments, prog_name, **extra)
+            code = result if isinstance(result, int) else 0
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code if error.exit_code != 1 else 2
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            code = 130
+        except PpucError as error:
+            _show_error(error, "--json" in arguments)
+            code = getattr(error, "exit_code", 2)
+        except BrokenPipeError:
+            sys.stderr.close()
+            code = 141
+        except Exception:
+            click.echo(traceback.format_exc() + ATTACH, err=True, nl=False)
+            code = INTERNAL_ERROR
+        sys.exit(code)
+
+
+def _show_error(error: PpucError, as_json: bool) -> None:
+    for diagnostic in error.diagnostics:
+        click.echo(f"error: {diagnostic}", err=True)
+    if as_json:
+        keys = ("where", "what", "got", "expected", "hint")
+        found = [{key: getattr(d, key) for key in keys} for d in error.diagnostics]
+        click.echo(json.dumps({"error": type(error).__name__, "diagnostics": found}, ensure_ascii=False))
+
+
+@click.group(
+    cls=PpucGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with `ppuc check MODEL.onnx`, then `ppuc verify MODEL.onnx`. Every command takes --help and --json.",
+)
+@click.version_option(VERSION, prog_name="ppuc")
+def cli() -> None:
+    """Compile ONNX models for a PPU-class accelerator and simulate them.
+
+    Does the model run, is it right, how fast is it, and what holds it back: without the hardware.
+    """
+
+
+for _command in (
+    compile_command,
+    run_command,
+    verify_command,
+    profile_command,
+    check_command,
+    opt_command,
+    inspect_command,
+    disasm_command,
+    asm_command,
+    targets_command,
+    ops_command,
+    passes_command,
+):
+    cli.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Entry point of the `ppuc` executable."""
+    cli.main(prog_name="ppuc")

@@ -1,0 +1,1 @@
+"""The commands of `ppuc`, one module each. They import nothing heavy until they run."""

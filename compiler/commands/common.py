@@ -1,0 +1,232 @@
+"""What commands share: options, where output goes, progress.
+
+Invariant: a command's result goes to stdout (one JSON object with --json, tables without), everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from ppuc.compiler.driver import Progress
+    from ppuc.compiler.inputs import InputSpec
+    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.targets.description import Target
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SCHEMA = 1
+"""Version of the JSON that commands print; it changes when a field changes its meaning or goes."""
+
+PRECISION_NAMES = ("model", "fp32", "bf16", "fp16")
+
+
+def json_option(function: F) -> F:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")(function)
+
+
+def target_options(function: F) -> F:
+    """--target and --set."""
+    function = click.option(
+        "--set",
+        "overrides",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Change one number of the target, e.g. --set hbm.gbs=900. Repeatable; `ppuc targets NAME` lists the keys.",
+    )(function)
+    return click.option(
+        "--target",
+        "-t",
+        default="",
+        metavar="NAME|FILE",
+        help="A built-in target or a .toml file. Default: zhenwu-m890.",
+    )(function)
+
+
+def compile_options(function: F) -> F:
+    """--precision and --dim, with the target's options."""
+    function = click.option(
+        "--dim",
+        "dims",
+        metavar="NAME=SIZE",
+        multiple=True,
+        help="Size of a symbolic dimension (N=1), or of one axis of an input (image:0=1). Repeatable.",
+    )(function)
+    function = click.option(
+        "--precision",
+        "-p",
+        type=click.Choice(PRECISION_NAMES),
+        default="model",
+        show_default=True,
+        help="Format in which matrix products are computed; sums are always f32. 'model' keeps the file's own.",
+    )(function)
+    return target_options(function)
+
+
+def input_options(function: F) -> F:
+    """--inputs, --input and --seed."""
+    function = click.option("--seed", default=0, show_default=True, help="Seed of random inputs.")(function)
+    function = click.option(
+        "--input",
+        "single_inputs",
+        metavar="NAME=FILE.npy|random|ones|zeros",
+        multiple=True,
+        help="One input. Repeatable.",
+    )(function)
+    return click.option(
+        "--inputs", "inputs_file", metavar="FILE.npz", type=click.Path(path_type=Path), help="Inputs by name."
+    )(function)
+
+
+def emit(command: str, record: dict[str, Any], as_json: bool, show: Callable[[Console, dict[str, Any]], None]) -> None:
+    """Print the command's result."""
+    if as_json:
+        click.echo(json.dumps({"command": command, "schema": SCHEMA, **record}, ensure_ascii=False, default=_plain))
+        return
+    from ppuc.compiler.report.tables import console
+
+    show(console(sys.stdout), record)
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars as Python's, paths as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def note(text: str) -> None:
+    """A remark for the person at the terminal."""
+    click.echo(text, err=True)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A callback that drives a progress bar while stderr is a terminal, and does nothing otherwise."""
+    if not sys.stderr.isatty():
+        yield lambda name, number, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, step="")
+        yield lambda name, number, total: bar.update(task, completed=number, total=total, step=name)
+
+
+def pairs(options: Sequence[str], name: str) -> dict[str, str]:
+    """`KEY=VALUE` options as a dict. Raises UsageError for one without `=` or given twice."""
+    from ppuc.ir.errors import UsageError
+
+    found: dict[str, str] = {}
+    for option in options:
+        key, separator, value = option.partition("=")
+        if not separator or not key or not value:
+            raise UsageError.of(name, "is not of the form NAME=VALUE", got=option)
+        if key in found:
+            raise UsageError.of(name, f"gives '{key}' twice", got=f"{found[key]} and {value}")
+        found[key] = value
+    return found
+
+
+def dim_sizes(options: Sequence[str]) -> dict[str, int]:
+    """--dim options. Raises UsageError when a size is no positive number."""
+    from ppuc.ir.errors import UsageError
+
+    sizes = {}
+    for key, text in pairs(options, "--dim").items():
+        if not text.isdecimal():
+            raise UsageError.of(
+                "--dim", f"the size of '{key}' is not a whole number", got=text, hint=f"e.g. --dim {key}=1"
+            )
+        sizes[key] = int(text)
+    return sizes
+
+
+def chosen_target(name: str, overrides: Sequence[str]) -> Target:
+    """The target of --target with every --set applied."""
+    from ppuc.targets.description import default_target, load_target, override
+
+    return override(load_target(name or default_target()), *overrides)
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a MODEL argument means a compiled program, by its name."""
+    return path.suffix == ".ppu"
+
+
+def read_inputs(inputs_file: Path | None, singles: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays that the options give, and the fills (`random`, `ones`, `zeros`) of inputs to be generated."""
+    from ppuc.compiler.inputs import FILLS, read_npy, read_npz
+
+    arrays = read_npz(inputs_file) if inputs_file is not None else {}
+    fills: dict[str, str] = {}
+    for name, value in pairs(singles, "--input").items():
+        if value in FILLS:
+            fills[name] = value
+        else:
+            arrays[name] = read_npy(value)
+    return arrays, fills
+
+
+def complete_inputs(
+    specs: Sequence[InputSpec], arrays: dict[str, np.ndarray], fills: dict[str, str], seed: int, where: str
+) -> dict[str, np.ndarray]:
+    """What the options give, with fills generated; everything random, and said so, when they give nothing."""
+    from ppuc.compiler.inputs import checked_inputs, generate
+
+    by_name = {spec.name: spec for spec in specs}
+    if not arrays and not fills and specs:
+        note(f"note: no inputs given; using random ones (seed {seed})")
+        fills = dict.fromkeys(by_name, "random")
+    given = {**arrays, **{n: generate(by_name[n], fill, seed) for n, fill in fills.items() if n in by_name}}
+    unknown = {n: _nothing() for n in fills if n not in by_name}
+    return checked_inputs(specs, {**given, **unknown}, where)
+
+
+def _nothing() -> np.ndarray:
+    import numpy as np
+
+    return np.zeros(0)
+
+
+def obtain_program(
+    model: Path,
+    target: str,
+    overrides: Sequence[str],
+    precision: str,
+    dims: Sequence[str],
+    arrays: dict[str, np.ndarray] | None = None,
+) -> CompiledProgram:
+    """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`)."""
+    if is_artifact(model):
+        from ppuc.compiler.runtime import load_program
+        from ppuc.ir.errors import UsageError
+
+        if dims or precision != "model":
+            option = "--dim" if dims else "--precision"
+            raise UsageError.of(
+                option, "has no effect on a compiled program", got=str(model), hint="give the .onnx file"
+            )
+        machine = chosen_target(target, overrides) if target or overrides else None
+        return load_program(model, machine)
+    from ppuc.compiler.driver import compile_model
+    from ppuc.compiler.runtime import CompiledProgram
+
+    machine = chosen_target(target, overrides)
+    shapes = {name: array.shape for name, array in (arrays or {}).items()}
+    with progress_bar("compile") as progress:
+        made = compile_model(
+            model, target=machine, precision=precision, dims=dim_sizes(dims), shapes=shapes, progress=progress
+        )
+    return CompiledProgram(made.artifact, made.target, model, made.passes)

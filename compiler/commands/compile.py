@@ -1,0 +1,118 @@
+"""ppuc compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppuc.compiler.commands.common import (
+    chosen_target,
+    compile_options,
+    dim_sizes,
+    emit,
+    input_options,
+    json_option,
+    note,
+    progress_bar,
+    read_inputs,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command(
+    "compile",
+    short_help="Compile an ONNX model into a .ppu program.",
+    epilog="Examples:\n\n  ppuc compile net.onnx --dim N=1\n\n"
+    "  ppuc compile net.onnx -p bf16 -t ppu-edge -o net.ppu --dump steps",
+)
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
+@compile_options
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the program after every pass as text, with constants and a manifest; `ppuc opt` goes on from there.",
+)
+@click.option(
+    "--check-passes",
+    is_flag=True,
+    help="Execute the program after every pass and name the first pass and tensor that go wrong (exit code 1).",
+)
+@input_options
+@json_option
+def compile_command(
+    model: Path,
+    output: Path | None,
+    target: str,
+    overrides: tuple[str, ...],
+    precision: str,
+    dims: tuple[str, ...],
+    dump: Path | None,
+    check_passes: bool,
+    inputs_file: Path | None,
+    single_inputs: tuple[str, ...],
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Compile MODEL.onnx for a target and write the program as FILE.ppu.
+
+    Sizes that the model leaves open are given with --dim. Inputs are only used by --check-passes (random by default),
+    and their shapes bind open sizes.
+    """
+    from ppuc.compiler.driver import compile_model
+    from ppuc.ir.errors import UsageError
+    from ppuc.targets.artifact import save
+
+    machine = chosen_target(target, overrides)
+    arrays, fills = read_inputs(inputs_file, single_inputs)
+    if fills:
+        raise UsageError.of("--input", "takes files here; what is not given is random", got=", ".join(fills))
+    del seed
+    destination = output or Path(model.with_suffix(".ppu").name)
+    with progress_bar("compile") as progress:
+        made = compile_model(
+            model,
+            target=machine,
+            precision=precision,
+            dims=dim_sizes(dims),
+            shapes={name: array.shape for name, array in arrays.items()},
+            dump=dump,
+            check_passes=check_passes,
+            inputs=arrays or None,
+            progress=progress,
+        )
+    save(made.artifact, destination)
+    if dump is not None:
+        note(f"note: every pass is in {dump}")
+    program = made.artifact.program
+    record = {
+        "model": str(model),
+        "output": str(destination),
+        "bytes": destination.stat().st_size,
+        "target": machine.name,
+        "target_hash": machine.hash,
+        "precision": precision,
+        "kernels": sum(len(s.kernels) for s in program.segments),
+        "seconds": made.seconds,
+        "passes": [p.record() for p in made.passes],
+        "inputs": {s.name: str(s.type) for s in made.artifact.inputs},
+        "outputs": {s.name: str(s.type) for s in made.artifact.outputs},
+    }
+    emit("compile", record, as_json, _show)
+
+
+def _show(out: Console, record: dict[str, Any]) -> None:
+    from ppuc.compiler.report.tables import duration, quantity
+
+    out.print(
+        f"{record['output']}: {record['kernels']} kernels for {record['target']} at precision {record['precision']}, "
+        f"{quantity(record['bytes'], 'B')}, compiled in {duration(record['seconds'])}"
+    )
+    for direction in ("inputs", "outputs"):
+        for name, type in record[direction].items():
+            out.print(f"  {direction[:-1]} {name}: {type}")

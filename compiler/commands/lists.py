@@ -1,0 +1,136 @@
+"""ppuc targets, ops and passes: what there is to choose from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppuc.compiler.commands.common import chosen_target, emit, json_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command(
+    "targets",
+    short_help="The machines, or every number of one of them.",
+    epilog="Examples:\n\n  ppuc targets\n\n  ppuc targets zhenwu-m890 --set hbm.gbs=900",
+)
+@click.argument("name", required=False, default="", metavar="[NAME|FILE]")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Show it with this number changed.")
+@json_option
+def targets_command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+    """List the built-in targets, or print every number of one with its unit, how well it is known, and its source.
+
+    Marks: F official, M measured, E estimate, E-cal estimate fitted to measurements, D design choice of this model.
+    """
+    from ppuc.targets.description import builtin_targets, default_target, load_target
+
+    if name or overrides:
+        target = chosen_target(name, overrides)
+        numbers = [
+            {"key": leaf.path, "value": leaf.value, "unit": leaf.unit, "mark": leaf.mark, "source": leaf.source}
+            for leaf in target.leaves()
+        ]
+        record = {"name": target.name, "hash": target.hash, "description": target.description, "numbers": numbers}
+        emit("targets", record, as_json, _show_target)
+        return
+    listed = [load_target(known) for known in builtin_targets()]
+    rows = [
+        {
+            "name": t.name,
+            "hash": t.hash,
+            "default": t.name == default_target(),
+            "description": t.description,
+            "cu": t.cu,
+            "max_mhz": t.clock.max_mhz,
+            "peak_tops": {dtype: t.peak_tops(dtype) for dtype in t.tensor.ii_clk},
+            "l2_bytes": t.l2.bytes,
+            "hbm_gbs": t.hbm.gbs,
+        }
+        for t in listed
+    ]
+    emit("targets", {"targets": rows}, as_json, _show_targets)
+
+
+def _show_targets(out: Console, record: dict[str, Any]) -> None:
+    from ppuc.compiler.report.tables import table
+
+    rows = [
+        (
+            t["name"] + (" *" if t["default"] else ""),
+            t["cu"],
+            f"{t['max_mhz']:g}",
+            f"{t['peak_tops'].get('bf16', 0):.4g}",
+            f"{t['l2_bytes'] / 2**20:g}",
+            f"{t['hbm_gbs']:g}",
+            t["description"],
+        )
+        for t in record["targets"]
+    ]
+    columns = ("target", "CUs", "MHz", "bf16 TOPS", "l2 MiB", "hbm GB/s", "description")
+    table(out, "", columns, rows, left=(0, 6))
+    out.print("* default. `ppuc targets NAME` prints every number with its source.")
+
+
+def _show_target(out: Console, record: dict[str, Any]) -> None:
+    from ppuc.compiler.report.tables import table
+
+    out.print(f"{record['name']} ({record['hash']}): {record['description']}")
+    rows = [(n["key"], n["value"], n["unit"], n["mark"], n["source"]) for n in record["numbers"]]
+    table(out, "", ("key", "value", "unit", "mark", "source"), rows, left=(0, 2, 3, 4))
+
+
+@click.command("ops", short_help="The ops of the graph level, and the ONNX ops that become them.")
+@click.option("--onnx", "onnx_ops", is_flag=True, help="List the ONNX ops that can be imported instead.")
+@json_option
+def ops_command(onnx_ops: bool, as_json: bool) -> None:
+    """List the ops that models are made of inside the compiler, with what each computes.
+
+    ONNX ops that are not listed by --onnx are expanded by their own ONNX definition when they have one.
+    """
+    if onnx_ops:
+        from ppuc.compiler.frontend.survey import importable_ops
+
+        record: dict[str, Any] = {"onnx": importable_ops()}
+        emit("ops", record, as_json, lambda out, shown: out.print("\n".join(shown["onnx"])))
+        return
+    from ppuc.ir.ops import OPS
+
+    rows = [{"op": o.name, "kind": o.kind.value, "operands": o.operands, "formula": o.formula} for o in OPS.values()]
+    emit("ops", {"ops": rows}, as_json, _show_ops)
+
+
+def _show_ops(out: Console, record: dict[str, Any]) -> None:
+    from ppuc.compiler.report.tables import table
+
+    rows = [(r["op"], r["kind"], r["operands"], r["formula"]) for r in record["ops"]]
+    table(out, "", ("op", "kind", "operands", "formula"), rows, left=(0, 1, 2, 3))
+
+
+@click.command("passes", short_help="The passes, in the order of the pipeline.")
+@json_option
+def passes_command(as_json: bool) -> None:
+    """List the pipeline's passes in order, what each does, and its options for `ppuc opt -p PASS:NAME=VALUE`."""
+    from ppuc.compiler.driver import pass_options
+    from ppuc.compiler.pass_options import describe_options
+    from ppuc.compiler.pipeline import PASSES, PIPELINE
+
+    help_of = {name: (kind.__doc__ or "").strip().split("\n")[0] for name, kind in PASSES.items()}
+    rows = [
+        {"number": i + 1, "pass": p.name, "help": help_of[p.name], "options": pass_options(p)}
+        for i, p in enumerate(PIPELINE)
+    ]
+    record = {"pipeline": rows, "options": {name: describe_options(kind) for name, kind in PASSES.items()}}
+    emit("passes", record, as_json, _show_passes)
+
+
+def _show_passes(out: Console, record: dict[str, Any]) -> None:
+    from ppuc.compiler.report.tables import table
+
+    rows = [(r["number"], r["pass"], r["options"], r["help"]) for r in record["pipeline"]]
+    table(out, "", ("", "pass", "options", "what it does"), rows, left=(1, 2, 3))
+    for name, options in record["options"].items():
+        for option in options:
+            out.print(f"{name}:{option['name']}=... ({option['type']}, default {option['default']})")

@@ -1,0 +1,105 @@
+"""ppuc opt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppuc.compiler.commands.common import chosen_target, emit, json_option, progress_bar, target_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ppuc.compiler.driver import Run
+    from ppuc.ir.module import Module
+    from ppuc.targets.description import Target
+
+
+@click.command(
+    "opt",
+    short_help="Run passes on a dumped program, or take it to the end.",
+    epilog="Examples:\n\n  ppuc opt steps/05-fold.ppir -p canonicalise,fold\n\n"
+    "  ppuc opt steps/05-fold.ppir --to-end -o net.ppu",
+)
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.ppir")
+@click.option("-p", "--passes", metavar="PASS[,PASS]", help="Passes to run, in order; options as PASS:NAME=VALUE.")
+@click.option("--to-end", is_flag=True, help="Run the rest of the pipeline after what FILE.ppir has been through.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write here: a .ppir text, or a .ppu program. Default: the text goes to stdout.",
+)
+@target_options
+@json_option
+def opt_command(
+    file: Path,
+    passes: str | None,
+    to_end: bool,
+    output: Path | None,
+    target: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Read FILE.ppir, run passes, and write the outcome.
+
+    Going on from any dump with --to-end gives the same bytes as the compilation that was dumped. Without -p and
+    --to-end the file is parsed, verified and printed again.
+    """
+    from ppuc.compiler.driver import Run, check_target, named_passes, read_module, remaining_passes
+    from ppuc.ir.errors import UsageError
+
+    if passes is not None and to_end:
+        raise UsageError.of("--to-end", "cannot be combined with -p")
+    module = read_module(file)
+    machine = chosen_target(target or module.target, overrides)
+    check_target(module, machine, str(file))
+    steps = remaining_passes(module, str(file)) if to_end else named_passes(passes.split(",") if passes else ())
+    with progress_bar("opt") as progress:
+        run = Run(machine, steps, progress=progress)
+        after = run.run(module)
+    text = _write(after, machine, output)
+    if as_json or output is not None:
+        emit("opt", _record(file, output, run, after), as_json, _show)
+    else:
+        click.echo(text, nl=False)
+
+
+def _write(module: Module, target: Target, output: Path | None) -> str:
+    """Write the outcome where it was asked for; the text when it was not."""
+    from ppuc.ir.errors import UsageError
+
+    if output is None:
+        from ppuc.ir.text import print_module
+
+        return print_module(module)
+    if output.suffix == ".ppu":
+        from ppuc.compiler.link import link
+        from ppuc.targets.artifact import save
+
+        save(link(module, target), output)
+    elif output.suffix == ".ppir":
+        from ppuc.compiler.dump import write_ppir
+
+        write_ppir(output, module)
+    else:
+        raise UsageError.of("-o", "has a name that says neither text nor program", got=output, expected=".ppir or .ppu")
+    return ""
+
+
+def _record(file: Path, output: Path | None, run: Run, module: Module) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "output": str(output) if output is not None else None,
+        "passes": [r.record() for r in run.records],
+        "done": list(module.done),
+    }
+
+
+def _show(out: Console, record: dict[str, Any]) -> None:
+    for step in record["passes"]:
+        out.print(f"{step['pass']}: {'changed' if step['changed'] else 'nothing to do'} ({step['ms']:.1f} ms)")
+    out.print(f"written: {record['output']}")

@@ -1,0 +1,114 @@
+"""ppuc run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppuc.compiler.commands.common import (
+    compile_options,
+    complete_inputs,
+    emit,
+    input_options,
+    json_option,
+    note,
+    obtain_program,
+    read_inputs,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+
+@click.command(
+    "run",
+    short_help="Run a model on the simulator: values and cycles.",
+    epilog="Examples:\n\n  ppuc run net.ppu --input image=cat.npy --output out.npz\n\n"
+    "  ppuc run net.onnx --dim N=1 --input image=random",
+)
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
+@compile_options
+@input_options
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.npz", help="Write the outputs by name.")
+@json_option
+def run_command(
+    model: Path,
+    target: str,
+    overrides: tuple[str, ...],
+    precision: str,
+    dims: tuple[str, ...],
+    inputs_file: Path | None,
+    single_inputs: tuple[str, ...],
+    seed: int,
+    output: Path | None,
+    as_json: bool,
+) -> int:
+    """Run MODEL (.ppu, or .onnx, which is compiled first) and print its outputs and the simulated time.
+
+    Without --inputs and --input, inputs are random. Exit code 1 when the run shows a hazard.
+    """
+    from ppuc.compiler.inputs import write_npz
+
+    arrays, fills = read_inputs(inputs_file, single_inputs)
+    program = obtain_program(model, target, overrides, precision, dims, arrays)
+    result = program.run(complete_inputs(program.inputs, arrays, fills, seed, str(model)))
+    if output is not None:
+        write_npz(output, result.outputs)
+        note(f"note: outputs are in {output}")
+    profile = result.profile
+    record = {
+        "model": str(model),
+        "target": profile.target,
+        "cycles": profile.cycles,
+        "seconds": profile.seconds,
+        "outputs": {name: summary(array) for name, array in result.outputs.items()},
+        "hazards": [str(h) for h in profile.hazards],
+    }
+    emit("run", record, as_json, _show)
+    return 1 if profile.hazards else 0
+
+
+def summary(array: np.ndarray) -> dict[str, Any]:
+    """Type, range and first elements of an array, as JSON-able values (NaN and infinities as text)."""
+    import numpy as np
+
+    from ppuc.ir.types import DType
+
+    plain = array.astype(np.float64) if DType.of(array.dtype).is_float else array
+    flat = plain.reshape(-1)
+    numbers = (flat.min(), flat.max(), flat.mean(dtype=np.float64)) if flat.size else (0, 0, 0)
+    low, high, mean = (_number(x) for x in numbers)
+    return {
+        "type": f"{DType.of(array.dtype)}[{', '.join(map(str, array.shape))}]",
+        "min": low,
+        "max": high,
+        "mean": mean,
+        "first": [_number(x) for x in flat[:5]],
+    }
+
+
+def _number(value: Any) -> float | int | str:
+    import math
+
+    number = value.item() if hasattr(value, "item") else value
+    return number if not isinstance(number, float) or math.isfinite(number) else str(number)
+
+
+def _show(out: Console, record: dict[str, Any]) -> None:
+    from ppuc.compiler.report.tables import duration, table
+
+    out.print(f"{record['target']}: {duration(record['seconds'])} simulated ({record['cycles']:,.0f} cycles)")
+    rows = [
+        (name, r["type"], _short(r["min"]), _short(r["max"]), _short(r["mean"]), " ".join(map(_short, r["first"])))
+        for name, r in record["outputs"].items()
+    ]
+    table(out, "", ("output", "type", "min", "max", "mean", "first elements"), rows, left=(0, 1, 5))
+    for hazard in record["hazards"]:
+        out.print(hazard)
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

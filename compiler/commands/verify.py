@@ -1,0 +1,85 @@
+"""ppuc verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppuc.compiler.commands.common import (
+    compile_options,
+    complete_inputs,
+    emit,
+    input_options,
+    is_artifact,
+    json_option,
+    obtain_program,
+    read_inputs,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command(
+    "verify",
+    short_help="Compile, simulate, and compare with ONNX Runtime.",
+    epilog="Examples:\n\n  ppuc verify net.onnx --inputs sample.npz\n\n"
+    "  ppuc verify net.onnx --dim N=1 -p bf16 --layers",
+)
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@compile_options
+@input_options
+@click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
+@json_option
+def verify_command(
+    model: Path,
+    target: str,
+    overrides: tuple[str, ...],
+    precision: str,
+    dims: tuple[str, ...],
+    inputs_file: Path | None,
+    single_inputs: tuple[str, ...],
+    seed: int,
+    layers: bool,
+    as_json: bool,
+) -> int:
+    """Compile MODEL.onnx, run it on the simulator, and compare its outputs with ONNX Runtime's.
+
+    Allowed errors follow from the number formats and the lengths of sums in the model. Exit code 1 when an output is
+    further off, or the run shows a hazard.
+    """
+    from ppuc.compiler.verification import verify_program
+    from ppuc.ir.errors import UsageError
+
+    if is_artifact(model):
+        raise UsageError.of(str(model), "is a compiled program", expected="its .onnx model, for ONNX Runtime to run")
+    arrays, fills = read_inputs(inputs_file, single_inputs)
+    program = obtain_program(model, target, overrides, precision, dims, arrays)
+    feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    verification = verify_program(program, feeds, layers)
+    record = {
+        "model": str(model),
+        "target": program.target.name,
+        "precision": precision,
+        **verification.record(),
+    }
+    emit("verify", record, as_json, _show)
+    return 0 if verification.ok else 1
+
+
+def _show(out: Console, record: dict[str, Any]) -> None:
+    from ppuc.compiler.report.tables import comparison_table, duration
+
+    comparison_table(out, "outputs", record["outputs"])
+    if record["layers"]:
+        comparison_table(out, "\nlayers", record["layers"])
+    for hazard in record["hazards"]:
+        out.print(hazard)
+    verdict = "agrees with ONNX Runtime" if record["ok"] else "DISAGREES with ONNX Runtime"
+    first = f"; first offender: {record['first_offender']}" if record["first_offender"] else ""
+    out.print(
+        f"\n{record['model']} {verdict} on {record['target']} at precision {record['precision']}{first} "
+        f"({duration(record['seconds'])} simulated)"
+    )

@@ -1,0 +1,125 @@
+"""What an ONNX file asks for, node by node, before anything is imported.
+
+Invariant: surveying needs no sizes, reads no weights and raises only for files that are no ONNX models.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ppuc.compiler.frontend.bind import InputDecl, declared_inputs
+from ppuc.compiler.frontend.context import IMPORTERS
+from ppuc.compiler.frontend.functions import has_schema_body, local_functions
+from ppuc.compiler.frontend.load import FAMILIES
+from ppuc.compiler.frontend.source import normal_domain, read_source
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSurvey:
+    """`supported` is whether there is an importer or an expansion; `how` says which, or what is missing."""
+
+    node: str
+    op: str
+    supported: bool
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSurvey:
+    """A model as its file declares it. `open_dims` are the `--dim` keys of dimensions without a size."""
+
+    name: str
+    producer: str
+    opsets: dict[str, int]
+    inputs: tuple[InputDecl, ...]
+    outputs: tuple[str, ...]
+    initializers: int
+    parameters: int
+    nodes: tuple[NodeSurvey, ...]
+
+    @property
+    def open_dims(self) -> tuple[str, ...]:
+        keys = [
+            dim or f"{i.name}:{axis}"
+            for i in self.inputs
+            for axis, dim in enumerate(i.shape or ())
+            if not isinstance(dim, int)
+        ]
+        return tuple(dict.fromkeys(keys))
+
+    def op_counts(self) -> dict[str, int]:
+        """ONNX ops by frequency."""
+        return dict(Counter(n.op for n in self.nodes).most_common())
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "name": self.name,
+            "producer": self.producer,
+            "opsets": {domain or "ai.onnx": version for domain, version in self.opsets.items()},
+            "inputs": [str(i) for i in self.inputs],
+            "outputs": list(self.outputs),
+            "open_dims": list(self.open_dims),
+            "initializers": self.initializers,
+            "parameters": self.parameters,
+            "ops": self.op_counts(),
+        }
+
+
+def survey(path: str | Path) -> ModelSurvey:
+    """Read the file at `path`. Raises ModelError when it is no model."""
+    _register_importers()
+    source = read_source(path)
+    graph = source.model.graph
+    weights = {t.name for t in graph.initializer}
+    return ModelSurvey(
+        name=graph.name or Path(path).stem,
+        producer=" ".join(filter(None, (source.model.producer_name, source.model.producer_version))),
+        opsets=source.opsets,
+        inputs=declared_inputs([i for i in graph.input if i.name not in weights], source.where),
+        outputs=tuple(o.name for o in graph.output),
+        initializers=len(graph.initializer),
+        parameters=sum(_elements(t) for t in graph.initializer),
+        nodes=tuple(_node(n, i, source.model, source.opsets) for i, n in enumerate(graph.node)),
+    )
+
+
+def _elements(tensor: onnx.TensorProto) -> int:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count
+
+
+def _node(node: onnx.NodeProto, index: int, model: onnx.ModelProto, opsets: dict[str, int]) -> NodeSurvey:
+    domain = normal_domain(node.domain)
+    op = f"{domain}:{node.op_type}" if domain else node.op_type
+    supported, how = True, "imported"
+    if (domain, node.op_type, node.overload) in local_functions(model):
+        how = "expanded: a function of the model"
+    elif (domain, node.op_type) in IMPORTERS:
+        how = "imported"
+    elif domain == "" and node.op_type == "If":
+        how = "expanded when its condition is known at compile time"
+    elif has_schema_body(node, opsets.get(domain, 1)):
+        how = "expanded: ONNX's own definition"
+    else:
+        supported, how = False, "no importer and no definition in other ops"
+    return NodeSurvey(node.name or f"{node.op_type}_{index}", op, supported, how)
+
+
+def importable_ops() -> list[str]:
+    """ONNX ops that have an importer, in order; those outside the standard domain with their domain in front."""
+    _register_importers()
+    return sorted(f"{domain}:{op}" if domain else op for domain, op in IMPORTERS)
+
+
+def _register_importers() -> None:
+    for family in FAMILIES:
+        importlib.import_module(f"ppuc.compiler.frontend.{family}")

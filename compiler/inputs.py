@@ -1,0 +1,160 @@
+"""Arrays for a program's inputs: read, generated, and checked.
+
+Invariant: what `checked_inputs` returns has exactly the names, dtypes and shapes that the program declares; anything
+else is an InputError that names the input, what was given and what is expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ppuc.ir.errors import Diagnostic, InputError
+from ppuc.ir.graph import Graph
+from ppuc.ir.types import DType, TensorType
+
+FILLS = ("random", "ones", "zeros")
+RANGE_OPTION = "range."
+"""Module options and artifact metadata of this prefix, by input name: the bound below which random integers are
+drawn."""
+
+_FOLLOWED = ("cast", "reshape", "expand", "transpose", "slice", "concat")
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input as the model names it. Random integers are drawn from `[0, high)`."""
+
+    name: str
+    type: TensorType
+    high: int = 2
+
+
+def input_ranges(graph: Graph) -> dict[str, int]:
+    """Parameter name -> exclusive upper bound for integers that index something: the size of the smallest gathered axis
+    that the parameter reaches through casts and views."""
+    source = {p.name: p.name for p in graph.params if p.type.dtype.is_integer}
+    bounds: dict[str, int] = {}
+    for op in graph.ops:
+        reached = [source[v.name] for v in op.operands if v.name in source]
+        if op.name in _FOLLOWED and len(reached) == 1:
+            source[op.results[0].name] = reached[0]
+        elif op.name in ("gather", "gather_elements") and op.operands[1].name in source:
+            name = source[op.operands[1].name]
+            size = op.operands[0].type.dims[op.attrs.axis]  # type: ignore[attr-defined]
+            bounds[name] = min(size, bounds.get(name, size))
+    return bounds
+
+
+def generate(spec: InputSpec, fill: str, seed: int = 0) -> np.ndarray:
+    """An array for `spec`: `ones`, `zeros` or `random` (floats normal; integers in `[0, high)`; masks all ones). The
+    same seed and spec give the same array."""
+    shape, dtype = spec.type.dims, spec.type.dtype
+    if fill in ("ones", "zeros"):
+        return np.full(shape, int(fill == "ones")).astype(dtype.numpy)
+    is_mask = "mask" in spec.name.lower()
+    if is_mask and not dtype.is_float:
+        return np.ones(shape, dtype.numpy)
+    rng = np.random.default_rng([seed, *spec.name.encode()])
+    if dtype.is_float:
+        return rng.standard_normal(shape, np.float32).astype(dtype.numpy)
+    high = 2 if dtype is DType.BOOL else max(spec.high, 1)
+    return rng.integers(0, high, shape).astype(dtype.numpy)
+
+
+def generate_all(specs: Sequence[InputSpec], fill: str = "random", seed: int = 0) -> dict[str, np.ndarray]:
+    """`generate` for every input, by name."""
+    return {spec.name: generate(spec, fill, seed) for spec in specs}
+
+
+def checked_inputs(specs: Sequence[InputSpec], given: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """`given` in the program's order, contiguous. Raises InputError listing every input that is missing, unknown or of
+    another type."""
+    known = {spec.name: spec for spec in specs}
+    faults = [_unknown(name, known, where) for name in given if name not in known]
+    for spec in specs:
+        if spec.name not in given:
+            faults.append(Diagnostic(where, f"input '{spec.name}' is missing", expected=str(spec.type)))
+        elif fault := _type_fault(spec, np.asarray(given[spec.name]), where):
+            faults.append(fault)
+    if faults:
+        raise InputError(faults)
+    return {spec.name: np.asarray(given[spec.name], order="C") for spec in specs}
+
+
+def _unknown(name: str, known: Mapping[str, InputSpec], where: str) -> Diagnostic:
+    close = difflib.get_close_matches(name, known, 1)
+    names = ", ".join(f"{s.name}: {s.type}" for s in known.values()) or "no inputs"
+    return Diagnostic(
+        where, f"no input is called '{name}'", None, names, f"did you mean '{close[0]}'?" if close else None
+    )
+
+
+def _type_fault(spec: InputSpec, array: np.ndarray, where: str) -> Diagnostic | None:
+    try:
+        dtype = str(DType.of(array.dtype))
+    except KeyError:
+        dtype = str(array.dtype)
+    got = f"{dtype}[{', '.join(map(str, array.shape))}]"
+    if got == str(spec.type):
+        return None
+    if array.shape != spec.type.shape:
+        what, hint = "has the wrong shape", "shapes are fixed when a model is compiled; compile again with other --dim"
+    else:
+        what, hint = "has the wrong dtype", f"convert it with x.astype('{spec.type.dtype.numpy}')"
+    return Diagnostic(where, f"input '{spec.name}' {what}", got, str(spec.type), hint)
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name. Raises InputError when it is missing, damaged or pickled."""
+    loaded = _load_numpy(Path(path))
+    if isinstance(loaded, np.ndarray):
+        raise InputError.of(
+            str(path), "is a single array", expected="an .npz of named arrays", hint="use --input NAME=FILE.npy"
+        )
+    return loaded
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """The array of an .npy file. Raises InputError when it is missing, damaged or pickled."""
+    loaded = _load_numpy(Path(path))
+    if isinstance(loaded, dict):
+        raise InputError.of(str(path), "is an .npz of several arrays", expected="an .npy", hint="use --inputs FILE.npz")
+    return loaded
+
+
+def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    if not path.is_file():
+        raise InputError.of(str(path), "no such file" if not path.exists() else "is not a file")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except Exception as error:  # numpy raises many kinds for damaged files: zip, EOF, value, key, OS errors
+        raise InputError.of(
+            str(path),
+            "cannot be read as numpy data",
+            got=str(error).split("\n")[0],
+            expected=".npy or .npz without pickles",
+        ) from error
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays; formats that numpy has no name for (bf16, f8) are widened to f32. Raises InputError when
+    `path` cannot be written."""
+    plain = {n: a.astype(np.float32) if a.dtype.isbuiltin == 2 else a for n, a in arrays.items()}
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **plain)  # type: ignore[arg-type]
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError.of(str(path), "cannot be written", got=error.strerror) from error

@@ -1,0 +1,74 @@
+"""From a module at its last level to the artifact that runs.
+
+Invariant: the artifact is a function of the module and the compiler's version alone, so that a resumed dump links to
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from ppuc.compiler.execute import program_constants
+from ppuc.compiler.version import VERSION
+from ppuc.ir.errors import UsageError
+from ppuc.ir.graph import Graph, Op
+from ppuc.ir.module import Module
+from ppuc.ir.ops import OPS, Kind
+from ppuc.ir.types import TensorType
+from ppuc.targets.artifact import Artifact, IOSpec
+from ppuc.targets.description import Target
+
+NODES = "nodes"
+"""Metadata key: JSON object, kernel name -> the ONNX node that its time is booked on."""
+
+
+def link(module: Module, target: Target) -> Artifact:
+    """The artifact of a module that holds a program. Raises UsageError when it does not yet."""
+    program = module.program
+    if program is None:
+        raise UsageError.of(
+            "module",
+            "holds no program yet, so there is nothing to write as .ppu",
+            got=f"passes run: {', '.join(module.done) or 'none'}",
+            hint="run the rest of the pipeline with --to-end",
+        )
+    types = {v.name: v.type for v in (*module.graph.params, *module.graph.results)}
+    meta = {**dict(module.options), "compiler": VERSION, NODES: json.dumps(kernel_nodes(module.graph), sort_keys=True)}
+    return Artifact(
+        program=program,
+        vectors=module.vectors,
+        constants=program_constants(module),
+        inputs=_specs(module.inputs, program.inputs, types),
+        outputs=_specs(module.outputs, program.outputs, types),
+        meta=meta,
+    )
+
+
+def _specs(
+    values: tuple[tuple[str, str], ...], tensors: tuple[tuple[str, str], ...], types: Mapping[str, TensorType]
+) -> tuple[IOSpec, ...]:
+    """ONNX name, tensor name and type of each input or output."""
+    place = dict(tensors)
+    return tuple(IOSpec(name, place[name], types[value]) for name, value in values)
+
+
+def kernel_nodes(graph: Graph) -> dict[str, str]:
+    """Kernel name -> the ONNX node of the op that does most of its work: multiply-accumulates first, else elements."""
+    found = {}
+    for op in graph.ops:
+        kernel = getattr(op.attrs, "kernel", "")
+        if kernel and op.body is not None:
+            candidates = [inner for inner in op.body.ops if inner.loc and inner.name != "const"]
+            if candidates:
+                found[kernel] = max(candidates, key=_work).loc[0]
+    return found
+
+
+def _work(op: Op) -> tuple[bool, int]:
+    record = OPS[op.name]
+    contracts = record.kind is Kind.CONTRACTION or op.name == "attention"
+    if record.indexing is None:
+        return contracts, sum(math.prod(r.type.dims) for r in op.results)
+    return contracts, record.indexing(op.attrs, [v.type for v in op.operands]).points

@@ -1,0 +1,61 @@
+"""ONNX Runtime as the oracle: what a model's tensors should be.
+
+Invariant: the oracle sees the ONNX file itself, never anything that ppuc made of it, and computes on one thread so that
+its answers do not depend on the host's cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+
+from ppuc.compiler.frontend.expose import serialised, with_outputs
+from ppuc.ir.errors import Diagnostic, ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+_FATAL_ONLY = 4
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class Oracle:
+    """An ONNX Runtime session over `source`, a path or a ModelProto. `tensors` names inner tensors to return as
+    well."""
+
+    def __init__(self, source: str | Path | onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
+        self.where = str(source) if isinstance(source, str | Path) else source.graph.name or "model"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        if isinstance(source, str | Path):
+            options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(source).resolve().parent))
+        model: str | bytes
+        if tensors:
+            model = with_outputs(source, tuple(tensors))
+        else:
+            model = str(source) if isinstance(source, str | Path) else serialised(source)
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the binding raises its own unexported kinds
+            raise _refusal(self.where, "ONNX Runtime cannot load the model", error) from error
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs (and the inner tensors asked for) by ONNX name. Raises ModelError when ONNX Runtime refuses."""
+        known = {i.name for i in self._session.get_inputs()}
+        try:
+            values = self._session.run(None, {n: a for n, a in inputs.items() if n in known})
+        except Exception as error:  # as above
+            raise _refusal(self.where, "ONNX Runtime cannot run the model", error) from error
+        return {n: np.asarray(v) for n, v in zip(self.outputs, values, strict=True) if isinstance(v, np.ndarray)}
+
+
+def _refusal(where: str, what: str, error: Exception) -> ModelError:
+    text = " ".join(str(error).split())[:400]
+    return ModelError(Diagnostic(where, what, text, hint="`ppuc run` works without the oracle"))

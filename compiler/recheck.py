@@ -1,0 +1,112 @@
+"""Re-executing the IR after every pass and comparing it with the imported graph.
+
+Invariant: the values compared with are computed once, from the graph as it was imported and before any pass ran; a pass
+is blamed when it is the first after which a graph output is out of tolerance, and the tensor named is the first in
+execution order, among those that survive under their name and type, that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.compare import Comparison, compare
+from ppuc.compiler.execute import run_module
+from ppuc.compiler.tolerance import Tolerance, exact, tolerances
+from ppuc.ir.errors import Diagnostic, PpucError
+from ppuc.ir.graph import Graph
+from ppuc.ir.interpret import run_graph
+from ppuc.ir.module import Module
+from ppuc.ir.types import TensorType
+from ppuc.targets.description import Target
+
+
+class DivergenceError(PpucError):
+    """A pass changed what the model computes. `comparison` is that of the tensor named."""
+
+    exit_code = 1
+
+    def __init__(self, diagnostic: Diagnostic, comparison: Comparison) -> None:
+        super().__init__(diagnostic)
+        self.comparison = comparison
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPass:
+    """What re-execution after one pass found: outputs by ONNX name, and how many inner tensors were compared."""
+
+    outputs: tuple[Comparison, ...]
+    tensors: int
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "outputs": {c.name: {"max_abs": c.max_abs, "sqnr_db": c.sqnr_db} for c in self.outputs},
+            "tensors_compared": self.tensors,
+        }
+
+
+class Recheck:
+    """Holds every value of the imported graph for one set of inputs (by ONNX name)."""
+
+    def __init__(self, module: Module, inputs: Mapping[str, np.ndarray], precision: str) -> None:
+        self._inputs = inputs
+        self._names = _value_types(module.graph)
+        self._want: dict[str, np.ndarray] = {}
+        feeds = {value: inputs[name] for name, value in module.inputs}
+        results = run_graph(module.graph, feeds, self._keep)
+        self._outputs = {name: results[value] for name, value in module.outputs}
+        self._tolerances = tolerances(module.graph, precision)
+        self._output_tolerances = {name: self._tolerances.get(value, exact()) for name, value in module.outputs}
+
+    def _keep(self, op: Any, results: Any) -> None:
+        self._want.update((value.name, array) for value, array in zip(op.results, results, strict=True))
+
+    def check(self, pass_name: str, module: Module, target: Target) -> CheckedPass:
+        """Run `module` and compare. Raises DivergenceError naming `pass_name` and the first tensor out of tolerance."""
+        survivors = {n for n, t in _value_types(module.graph).items() if self._names.get(n) == t}
+        self._names = {name: self._names[name] for name in survivors}
+        wrong: list[Comparison] = []
+        compared = 0
+
+        def on_tensor(name: str, array: np.ndarray) -> None:
+            nonlocal compared
+            if name in survivors and name in self._want:
+                compared += 1
+                result = compare(f"%{name}", array, self._want[name], self._tolerance(name))
+                if not result.ok:
+                    wrong.append(result)
+
+        got = run_module(module, target, self._inputs, on_tensor)
+        outputs = tuple(compare(n, got[n], want, self._output_tolerances[n]) for n, want in self._outputs.items())
+        failed = [c for c in outputs if not c.ok]
+        if failed:
+            raise _divergence(pass_name, (wrong or failed)[0], failed)
+        return CheckedPass(outputs, compared)
+
+    def _tolerance(self, name: str) -> Tolerance:
+        return self._tolerances.get(name, exact())
+
+
+def _value_types(graph: Graph) -> dict[str, TensorType]:
+    """Types of all values that are not constants, by name."""
+    types = {p.name: p.type for p in graph.params}
+    for op in graph.ops:
+        if op.name != "const":
+            types.update((r.name, r.type) for r in op.results)
+    return types
+
+
+def _divergence(pass_name: str, first: Comparison, failed: list[Comparison]) -> DivergenceError:
+    outputs = ", ".join(f"'{c.name}' ({c.reason})" for c in failed)
+    diagnostic = Diagnostic(
+        f"pass {pass_name}",
+        f"changes the value of {first.name}: {first.type}",
+        got=first.reason,
+        expected=f"the imported model's value within {first.tolerance:.2e}",
+        hint=f"outputs out of tolerance: {outputs}; dump with --dump and compare the texts before and after this pass",
+    )
+    return DivergenceError(diagnostic, first)

@@ -1,0 +1,149 @@
+"""Where the time of one run went: per kernel and per ONNX node, as plain records that tables and JSON are made from.
+
+Kernels overlap (the next one's weights load while this one computes), so a kernel is charged the time by which it moves
+the end of the run on; these charges and the launch add up to the whole. A node is charged for the kernels booked on it.
+
+Invariant: everything is derived from the Profile and the target; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppuc.ir.program import UNIT_QUEUES, Queue
+from ppuc.ir.types import Space
+from ppuc.targets.description import Target
+from ppuc.targets.simulator.result import STALL_CAUSES, KernelStats, Profile
+
+
+def profile_record(profile: Profile, target: Target, nodes: Mapping[str, str]) -> dict[str, Any]:
+    """The run as JSON-able values; `nodes` books each kernel on an ONNX node. Cycles of the chip's clock, bytes, and
+    shares of 1."""
+    kernels = _kernels(profile, target, nodes)
+    energy = dict(profile.energy_joules)
+    return {
+        "target": profile.target,
+        "target_hash": profile.target_hash,
+        "clock_ghz": profile.clock_ghz,
+        "cycles": profile.cycles,
+        "seconds": profile.seconds,
+        "launch_cycles": profile.launch_cycles,
+        "instructions": profile.instructions,
+        "values": profile.values,
+        "host_seconds": profile.host_seconds,
+        "utilisation": _chip_utilisation(profile, target),
+        "read_bytes": _spaces(profile.read_bytes),
+        "write_bytes": _spaces(profile.write_bytes),
+        "energy_joules": {**energy, "total": sum(energy.values())},
+        "hazards": [str(h) for h in profile.hazards],
+        "kernels": kernels,
+        "nodes": _nodes(kernels),
+    }
+
+
+def _kernels(profile: Profile, target: Target, nodes: Mapping[str, str]) -> list[dict[str, Any]]:
+    rows = []
+    reached = 0.0
+    for stats in sorted(profile.kernels, key=lambda k: (k.end, k.start)):
+        charged = max(0.0, stats.end - max(reached, 0.0)) if rows else stats.end - profile_start(profile)
+        reached = max(reached, stats.end)
+        rows.append(_kernel(stats, charged, profile, target, nodes))
+    return rows
+
+
+def profile_start(profile: Profile) -> float:
+    """The cycle at which the first kernel could have started: after the launch."""
+    return min([profile.launch_cycles, *(k.start for k in profile.kernels)])
+
+
+def _kernel(
+    stats: KernelStats, charged: float, profile: Profile, target: Target, nodes: Mapping[str, str]
+) -> dict[str, Any]:
+    return {
+        "kernel": stats.name,
+        "node": nodes.get(stats.name, stats.loc[0] if stats.loc else stats.name),
+        "loc": list(stats.loc),
+        "cycles": charged,
+        "share": charged / profile.cycles if profile.cycles else 0.0,
+        "start": stats.start,
+        "end": stats.end,
+        "units": stats.units,
+        "bound_by": stats.bound_by,
+        "utilisation": kernel_utilisation(stats, target),
+        "macs": stats.macs,
+        "read_bytes": _spaces(stats.read_bytes),
+        "write_bytes": _spaces(stats.write_bytes),
+        "instructions": {str(q): stats.instructions.get(q, 0) for q in UNIT_QUEUES},
+        "busy": {str(q): stats.busy.get(q, 0.0) for q in UNIT_QUEUES},
+        "stall": {str(q): {c: stats.stall.get(q, {}).get(c, 0.0) for c in STALL_CAUSES} for q in UNIT_QUEUES},
+    }
+
+
+def kernel_utilisation(stats: KernelStats, target: Target) -> dict[str, float]:
+    """Shares of the whole chip's peak over the kernel's own span: useful tensor work, vector queues busy, bytes of hbm
+    and of l2."""
+    span = max(stats.cycles, 1e-9)
+    return {
+        "tensor": stats.ideal_tensor / span,
+        "vector": stats.busy.get(Queue.VECTOR, 0.0) / (span * target.cu),
+        "hbm": _bytes(stats, Space.HBM) / (span * hbm_bytes_per_clk(target)),
+        "l2": _bytes(stats, Space.L2) / (span * target.l2.bytes_per_clk_total),
+    }
+
+
+def hbm_bytes_per_clk(target: Target) -> float:
+    """Nameplate bandwidth of the device memory in bytes per cycle of the maximum clock."""
+    return target.hbm.gbs * 1e9 / (target.clock.max_mhz * 1e6)
+
+
+def _bytes(stats: KernelStats, space: Space) -> int:
+    return stats.read_bytes.get(space, 0) + stats.write_bytes.get(space, 0)
+
+
+def _chip_utilisation(profile: Profile, target: Target) -> dict[str, float]:
+    span = max(profile.cycles, 1e-9)
+    moved = {s: profile.read_bytes.get(s, 0) + profile.write_bytes.get(s, 0) for s in (Space.HBM, Space.L2)}
+    return {
+        "tensor": sum(k.ideal_tensor for k in profile.kernels) / span,
+        "vector": sum(k.busy.get(Queue.VECTOR, 0.0) for k in profile.kernels) / (span * target.cu),
+        "hbm": moved[Space.HBM] / (span * hbm_bytes_per_clk(target)),
+        "l2": moved[Space.L2] / (span * target.l2.bytes_per_clk_total),
+    }
+
+
+def _spaces(counts: Mapping[Space, int]) -> dict[str, int]:
+    return {str(space): counts.get(space, 0) for space in (Space.HBM, Space.L2)}
+
+
+def _nodes(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Kernels summed by the node they are booked on, in the order of the first one's end. The bound is the one that
+    most of the node's time has."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in kernels:
+        groups.setdefault(row["node"], []).append(row)
+    return [_node(node, rows) for node, rows in groups.items()]
+
+
+def _node(node: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    cycles = sum(r["cycles"] for r in rows)
+    bound: dict[str, float] = {}
+    for row in rows:
+        bound[row["bound_by"]] = bound.get(row["bound_by"], 0.0) + row["cycles"]
+    fused = list(dict.fromkeys(name for r in rows for name in r["loc"] if name != node))
+    weights = [r["cycles"] / cycles if cycles else 1 / len(rows) for r in rows]
+    return {
+        "node": node,
+        "fused": fused,
+        "kernels": [r["kernel"] for r in rows],
+        "cycles": cycles,
+        "share": sum(r["share"] for r in rows),
+        "bound_by": max(bound, key=lambda b: bound[b]),
+        "utilisation": {
+            key: sum(w * r["utilisation"][key] for w, r in zip(weights, rows, strict=True))
+            for key in rows[0]["utilisation"]
+        },
+        "macs": sum(r["macs"] for r in rows),
+        "read_bytes": {s: sum(r["read_bytes"][s] for r in rows) for s in rows[0]["read_bytes"]},
+        "write_bytes": {s: sum(r["write_bytes"][s] for r in rows) for s in rows[0]["write_bytes"]},
+    }

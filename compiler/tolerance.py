@@ -1,0 +1,119 @@
+"""How much error a correct program may show, from number formats and reduction lengths alone.
+
+The rule. Rounding errors are taken as independent and relative to the size of what is rounded (the probabilistic model
+of Higham & Mary, "A New Approach to Probabilistic Rounding Error Analysis", 2019: a sum of K terms in precision u errs
+by about sqrt(K) u, not K u). Each op adds to the error variance of its result, on the longest path from the inputs:
+
+    contraction of length K, operands rounded to a format of unit roundoff u_t:   2 u_t^2 + K u_f32^2
+    reduction of length K:                                                        K u_f32^2
+    other float arithmetic, special functions good to 4 units:                    (4 u_f32)^2
+    every result stored in a format narrower than f32:                            u_store^2
+
+and an op's operands contribute the largest of their variances. A tensor agrees with its reference when
+
+    rms(error) <= r rms(reference),                 r = 2 sqrt(variance)
+    |error_i|  <= s r (|reference_i| + rms(reference)),   s = 1 + sqrt(2 ln 2n) for n elements
+
+s being the expected largest of n normal draws plus one: a single wrong element of a large tensor fails although it
+hardly moves the rms. With all arithmetic in f32, r is capped at 90 dB. Integers must be equal when all arithmetic is
+f32; with narrower formats a share r of them may differ (a comparison or an argmax may flip).
+
+What the rule leaves out is conditioning: a model that amplifies a change of its inputs amplifies rounding as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ppuc.ir.graph import Graph, Op
+from ppuc.ir.ops import OPS, Kind
+from ppuc.ir.types import DType
+
+UNIT_ROUNDOFF: dict[DType, float] = {
+    DType.F64: 2.0**-53,
+    DType.F32: 2.0**-24,
+    DType.F16: 2.0**-11,
+    DType.BF16: 2.0**-8,
+    DType.F8E4M3: 2.0**-4,
+    DType.F8E5M2: 2.0**-3,
+    DType.F4E2M1: 2.0**-2,
+}
+"""Largest relative error of rounding to nearest: 2^-p for p significant bits."""
+
+PRECISIONS: dict[str, DType | None] = {"model": None, "fp32": DType.F32, "bf16": DType.BF16, "fp16": DType.F16}
+"""`--precision` -> format of tensor engine operands (None: the model's own)."""
+
+SAFETY = 2.0
+FP32_FLOOR = 10 ** (-90 / 20)
+_CONTRACTING_COMPOSITES = ("attention", "conv_transpose", "resize")
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """`relative` bounds rms(error) / rms(reference); `absolute` is an error that is always tolerated (denormals);
+    `mismatch_share` is the part of an integer tensor that may differ."""
+
+    relative: float
+    mismatch_share: float = 0.0
+    absolute: float = 1e-30
+
+    def spread(self, elements: int) -> float:
+        """How far the largest of `elements` errors may lie above the rms bound."""
+        return 1.0 + math.sqrt(2.0 * math.log(2.0 * max(elements, 1)))
+
+
+def tolerances(graph: Graph, precision: str) -> dict[str, Tolerance]:
+    """The tolerance of every value of `graph` (parameters and constants: none but storage) computed at `precision`."""
+    variance: dict[str, float] = {}
+    narrow: dict[str, bool] = {}
+    tensor_format = PRECISIONS[precision]
+    for op in graph.ops:
+        inherited = max((variance.get(v.name, 0.0) for v in op.operands), default=0.0)
+        added, is_narrow = _added(op, tensor_format)
+        is_narrow |= any(narrow.get(v.name, False) for v in op.operands)
+        for result in op.results:
+            variance[result.name] = inherited + added
+            narrow[result.name] = is_narrow
+    return {name: _tolerance(v, narrow[name]) for name, v in variance.items()}
+
+
+def exact() -> Tolerance:
+    """For values that nothing rounds; only the order of f32 arithmetic may differ."""
+    return _tolerance(0.0, False)
+
+
+def _tolerance(variance: float, narrow: bool) -> Tolerance:
+    relative = SAFETY * math.sqrt(max(variance, UNIT_ROUNDOFF[DType.F32] ** 2))
+    return Tolerance(relative, relative) if narrow else Tolerance(min(relative, FP32_FLOOR))
+
+
+def _added(op: Op, tensor_format: DType | None) -> tuple[float, bool]:
+    """Variance that `op` adds, and whether it rounds to something narrower than f32."""
+    kind = OPS[op.name].kind
+    if kind in (Kind.VIEW, Kind.MOVE, Kind.CONSTANT, Kind.STRUCTURE) or not op.results[0].type.dtype.is_float:
+        return 0.0, False
+    u32 = UNIT_ROUNDOFF[DType.F32]
+    stored = op.results[0].type.dtype
+    variance = max(reduction_length(op) * u32**2, (4 * u32) ** 2)
+    narrow = UNIT_ROUNDOFF[stored] > u32
+    if narrow:
+        variance += UNIT_ROUNDOFF[stored] ** 2
+    if kind is Kind.CONTRACTION or op.name in _CONTRACTING_COMPOSITES:
+        operand = tensor_format or op.operands[0].type.dtype
+        stages = 2 if op.name == "attention" else 1
+        if operand.is_float and UNIT_ROUNDOFF[operand] > u32:
+            variance += stages * 2 * UNIT_ROUNDOFF[operand] ** 2
+            narrow = True
+    return variance, narrow
+
+
+def reduction_length(op: Op) -> int:
+    """Terms of the longest sum behind one element of `op`'s result: from its indexing, or bounded by the elements of
+    its first operand outside the leading axis."""
+    record = OPS[op.name]
+    if record.indexing is not None:
+        indexing = record.indexing(op.attrs, [v.type for v in op.operands])
+        return math.prod(d.size for d in indexing.dims if d.reduced)
+    shape = op.operands[0].type.dims if op.operands else ()
+    return max(1, math.prod(shape[1:]))
