@@ -24,6 +24,8 @@ from ppuc.ir import views
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
+from ppuc.ir.ops.view import ReshapeAttrs
+from ppuc.ir.types import TensorType
 
 
 class NotFusable(Exception):
@@ -136,7 +138,7 @@ def analyse(body: Graph, anchor: Value | None, domain: tuple[int, ...], skip: fr
     chain = Chain(domain, anchor)
     resolver = Resolver(body)
     if anchor is not None:
-        chain.pulls[anchor.name] = ()
+        chain.pulls[anchor.name] = () if anchor.type.dims == domain else (_coarsening(anchor, domain),)
     for op in body.ops:
         result = op.results[0]
         if result.name in skip:
@@ -163,6 +165,12 @@ def analyse(body: Graph, anchor: Value | None, domain: tuple[int, ...], skip: fr
     return chain
 
 
+def _coarsening(anchor: Value, domain: tuple[int, ...]) -> Op:
+    """The reshape from a domain that splits the anchor's axes to the anchor's own shape."""
+    fine = Value(f"{anchor.name}.split", TensorType(anchor.type.dtype, domain))
+    return Op("reshape", ReshapeAttrs(anchor.type.dims), (fine,), (anchor,))
+
+
 def _view_on_chain(chain: Chain, op: Op) -> None:
     source, result = op.operands[0], op.results[0]
     pull = chain.pulls[source.name]
@@ -176,6 +184,9 @@ def _view_on_chain(chain: Chain, op: Op) -> None:
         if result.type.dims != aligned:
             chain.squeezed[result.name] = aligned
         chain.pulls[result.name] = pull
+        return
+    if pull and pull[-1].name == op.name == "reshape" and pull[-1].operands[0].type.dims == result.type.dims:
+        chain.pulls[result.name] = pull[:-1]  # back in the shape before the last reshape
         return
     chain.pulls[result.name] = (*pull, op)
 

@@ -1,0 +1,185 @@
+"""What matmul and convolution kernels share: the anchor's domain, the l1 and acc budget, and the choice of tiles.
+
+Invariant: the accumulator's tile axes are those of the epilogue's tiles, m axes before n axes, so the chain computes on
+the accumulator as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.body import Chain, NotFusable, Resolver, analyse
+from ppuc.compiler.lowering.nest import deal
+from ppuc.compiler.lowering.tiled import TiledLowering
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.ops.base import OPS, Kind
+from ppuc.ir.types import DType
+from ppuc.ir.views import reshape
+from ppuc.ir.kernel import View
+
+
+def anchor_of(body: Graph, *names: str) -> Op:
+    """The single op of `body` named one of `names`. Raises NotFusable when there is another number of them."""
+    found = [op for op in body.ops if op.name in names]
+    if len(found) != 1:
+        raise NotFusable(f"a kernel has one {' or '.join(names)} (got {len(found)})")
+    return found[0]
+
+
+def refinements(body: Graph, anchor: Value) -> Iterator[tuple[int, ...]]:
+    """Shapes of the body's reshapes that split the anchor's axes: domains in which a result that is stored through a
+    reshape and a transpose (attention heads) has a strided view."""
+    dims = anchor.type.dims
+    seen = set()
+    for op in body.ops:
+        shape = op.results[0].type.dims
+        if op.name == "reshape" and shape not in seen and splits(dims, shape):
+            seen.add(shape)
+            yield shape
+
+
+def splits(coarse: Sequence[int], fine: Sequence[int]) -> bool:
+    """Whether every axis of `coarse` is a product of consecutive axes of `fine`."""
+    if coarse == fine or math.prod(coarse) != math.prod(fine):
+        return False
+    i = 0
+    for size in coarse:
+        left = size
+        while left > 1:
+            if i == len(fine) or left % fine[i]:
+                return False
+            left //= fine[i]
+            i += 1
+    return all(n == 1 for n in fine[i:])
+
+
+def analyse_anchor(body: Graph, anchor: Op) -> Chain:
+    """The chain after `anchor`, in the anchor's own shape or a refinement of it. Raises NotFusable."""
+    value = anchor.results[0]
+    before = operand_ops(body, anchor)
+    skip = frozenset({value.name}) | before
+    try:
+        return analyse(body, value, value.type.dims, skip)
+    except NotFusable:
+        for shape in refinements(body, value):
+            try:
+                return analyse(body, value, shape, skip)
+            except NotFusable:
+                continue
+        raise
+
+
+def operand_ops(body: Graph, anchor: Op) -> frozenset[str]:
+    """Names of the view ops that lead to the anchor's operands and to nothing else."""
+    users: dict[str, list[str]] = {}
+    for op in body.ops:
+        for v in op.operands:
+            users.setdefault(v.name, []).append(op.results[0].name)
+    found = {anchor.results[0].name}
+    for op in reversed(body.ops):
+        name = op.results[0].name
+        if OPS[op.name].kind is Kind.VIEW and users.get(name) and all(u in found for u in users[name]):
+            found.add(name)
+    return frozenset(found)
+
+
+def operand_view(body: Graph, value: Value) -> tuple[Value, View]:
+    """Where an anchor's operand lies in memory. Raises NotFusable when it is not a view of a parameter."""
+    external = Resolver(body).external(value)
+    if external is None or external.padded:
+        raise NotFusable(f"operand {value} is not in memory as a strided view")
+    return external.value, external.view
+
+
+def in_domain(view: View, shape: tuple[int, ...], domain: tuple[int, ...]) -> View:
+    """A view of the anchor's `shape` (stride 0 where broadcast) in domain coordinates."""
+    if shape == domain:
+        return view
+    refined = reshape(view, domain)
+    if refined is None:
+        raise NotFusable("an operand of the anchor cannot be split like its result")
+    return refined
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Tile sizes that the search settled on."""
+
+    tiles: tuple[int, ...]
+    k: int
+    depth: int
+    acc_depth: int
+    units: tuple[int, ...]
+    price: float
+
+
+class ContractionLowering(TiledLowering):
+    """Base of the lowerings that accumulate on the tensor engine."""
+
+    dtype: DType
+    acc_dtype: DType
+
+    def budget_ok(self, tiles: Sequence[int], operand_bytes: int, acc_depth: int, full: bool) -> bool:
+        """Whether operand rings of `operand_bytes` fit l1 beside the epilogue's tiles, and the accumulator fits acc."""
+        l1 = self.target.l1.bytes if full else cost.l1_budget(self.target)
+        acc = self.target.acc.bytes if full else cost.acc_budget(self.target)
+        if math.prod(tiles) * 4 * acc_depth > acc:
+            return False
+        return operand_bytes + self.epilogue_bytes(tiles) <= l1
+
+    def epilogue_bytes(self, tiles: Sequence[int]) -> int:
+        """l1 bytes of the rings of the chain's operands and results."""
+        total = 0
+        for operand in self.operands:
+            elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
+            total += 2 * (-(-elements * operand.dtype.bytes // 32) * 32)
+        return total
+
+    def fill(self, axes: Sequence[int], points: int, tiles: list[int]) -> bool:
+        """Give `axes` (outermost first) tiles of about `points` in all, innermost axes first. Axes that the chain reduces
+        are taken whole. Returns whether `points` suffices for those."""
+        left = points
+        for i in reversed(axes):
+            axis = self.space.axes[i]
+            if axis.reduced:
+                if left < axis.size and axis.size > points:
+                    return False
+                tiles[i] = axis.size
+            else:
+                tiles[i] = min(axis.size, max(left, 1))
+            if tiles[i] < axis.size:
+                return not any(self.space.axes[j].reduced for j in axes if j < i)
+            left //= max(tiles[i], 1)
+        return True
+
+    def chain_price(self, tiles: Sequence[int], active: int) -> tuple[float, float, cost.Traffic]:
+        """(vector cycles, store cycles, load traffic) of the epilogue of one tile."""
+        load, store = cost.NOTHING, cost.NOTHING
+        for operand in self.operands:
+            extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
+            traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
+            if operand.written:
+                store = store + traffic
+            else:
+                load = load + traffic
+        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + 1, self.target)
+        return vec, cost.store_clk(store, self.target, active), load
+
+    def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], int]:
+        """Units per axis and the iterations of the busiest unit."""
+        trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
+        units = deal(trips, self.target.cu)
+        return units, math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
+
+
+def sizes(limit: int, step: int, most: int) -> list[int]:
+    """Candidate tile sizes up to `limit`: multiples of `step` by powers of two and their halves-between, and `limit` itself."""
+    found = {min(limit, most)}
+    size = step
+    while size < min(limit, most):
+        found |= {size, size + size // 2} if size > step else {size}
+        size *= 2
+    return sorted(s for s in found if s <= most)

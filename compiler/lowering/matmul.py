@@ -1,0 +1,200 @@
+"""Matrix products with an epilogue.
+
+Axes of the result that only A has are m axes, those that only B has n axes, the others batch axes; neighbouring ones are
+merged where memory allows, so `[batch, rows, k] x [k, n]` runs as one long m axis. Loops: batch, m, n, then k innermost;
+operands stream through rings, the accumulator's ring lets the next tile start while the epilogue drains this one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.contraction import (
+    Choice,
+    ContractionLowering,
+    analyse_anchor,
+    anchor_of,
+    in_domain,
+    operand_view,
+    sizes,
+)
+from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling
+from ppuc.ir import views
+from ppuc.ir.affine import Affine, axis
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import Load, Mma, TileRef, View
+from ppuc.ir.types import DType, Space
+from ppuc.targets.schema import Target
+
+
+class MatmulLowering(ContractionLowering):
+    """Lowers a group around one matmul."""
+
+    def __init__(self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target) -> None:
+        anchor = anchor_of(body, "matmul")
+        chain = analyse_anchor(body, anchor)
+        attrs = anchor.attrs
+        (a_value, a), (b_value, b) = (operand_view(body, v) for v in anchor.operands)
+        if attrs.transpose_a:  # type: ignore[attr-defined]
+            a = _swap_last(a)
+        if attrs.transpose_b:  # type: ignore[attr-defined]
+            b = _swap_last(b)
+        shape = anchor.results[0].type.dims
+        batch = shape[:-2]
+        self.k, self.a_k, self.b_k = a.shape[-1], a.strides[-1], b.strides[-2]
+        a_view = views.expand(View((*a.shape[:-1], 1), (*a.strides[:-1], 0), a.offset), (*batch, *a.shape[-2:-1], 1))
+        b_view = views.expand(
+            View((*b.shape[:-2], 1, b.shape[-1]), (*b.strides[:-2], 0, b.strides[-1]), b.offset),
+            (*batch, 1, b.shape[-1]),
+        )
+        extra = {
+            "a": in_domain(views.expand(a_view, shape), shape, chain.domain),
+            "b": in_domain(views.expand(b_view, shape), shape, chain.domain),
+        }
+        super().__init__(name, body, tensors, loc, target, chain, extra)
+        self.a, self.b = self.space.accesses["a"], self.space.accesses["b"]
+        self.a_tensor, self.b_tensor = tensors[a_value.name], tensors[b_value.name]
+        self.dtype = a_value.type.dtype
+        if b_value.type.dtype is not self.dtype:
+            raise NotFusable(f"operands of the matmul differ in dtype ({self.dtype} and {b_value.type.dtype})")
+        self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
+        if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
+            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+        count = range(len(self.space.axes))
+        self.m_axes = [i for i in count if self.a.present(i) and not self.b.present(i)]
+        self.n_axes = [i for i in count if self.b.present(i) and not self.a.present(i)]
+        self.batch_axes = [i for i in count if i not in self.m_axes and i not in self.n_axes]
+        if any(i in self.m_axes or i in self.batch_axes for i in self.reduced):
+            raise NotFusable("the epilogue reduces over rows")
+        self.choice = self._choose()
+        self.tiles = list(self.choice.tiles)
+
+    def _choose(self) -> Choice:
+        m = math.prod(self.space.axes[i].size for i in self.m_axes)
+        n = math.prod(self.space.axes[i].size for i in self.n_axes)
+        for full in (False, True):
+            best: Choice | None = None
+            for tn in sizes(n, 16, 1 << 14 if self.reduced else 512):
+                for tm in sizes(m, 16, 256):
+                    tiles = [1] * len(self.space.axes)
+                    if not (self.fill(self.m_axes, tm, tiles) and self.fill(self.n_axes, tn, tiles)):
+                        continue
+                    best = self._best_k(tiles, full, best)
+            if best is not None:
+                return best
+        raise NotFusable(f"no tile of the matmul fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)")
+
+    def _best_k(self, tiles: list[int], full: bool, best: Choice | None) -> Choice | None:
+        tm = math.prod(tiles[i] for i in self.m_axes)
+        tn = math.prod(tiles[i] for i in self.n_axes)
+        units, iterations = self.dealt(tiles)
+        active = math.prod(units)
+        vec, store, extra = self.chain_price(tiles, active)
+        dtype = cost.tensor_dtype(self.dtype, self.target)
+        for acc_depth in (2, 1):
+            for tk in sizes(self.k, 16, 1024):
+                for depth in (4, 3, 2):
+                    rings = depth * (_slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
+                    if self.budget_ok(tiles, rings, acc_depth, full):
+                        break
+                else:
+                    continue
+                steps = -(-self.k // tk)
+                mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
+                a = cost.box_traffic(self._a_view(), self._a_tile(tiles, tk), self.dtype)
+                b = cost.box_traffic(self._b_view(), self._b_tile(tiles, tk), self.dtype)
+                step_load = cost.load_clk(a + b, self.target, active) + 2 * cost.overhead_clk(self.target)
+                latency = cost.latency_clk(self.target)
+                beat = max(mma, step_load, (latency + step_load) / depth)
+                tile = max(steps * beat + cost.load_clk(extra, self.target, active), vec, store)
+                if acc_depth == 1:
+                    tile += vec
+                price = iterations * tile + latency + step_load + vec + store
+                if best is None or price < best.price:
+                    best = Choice(tuple(tiles), tk, depth, acc_depth, units, price)
+            if best is not None:
+                break
+        return best
+
+    # operands in memory: merged axes, then k
+
+    def _a_view(self) -> View:
+        return _with_k(self.a.view, self.k, self.a_k)
+
+    def _b_view(self) -> View:
+        return _with_k(self.b.view, self.k, self.b_k)
+
+    def _a_tile(self, tiles: list[int] | tuple[int, ...], tk: int) -> list[int]:
+        return [t if self.a.present(i) else 1 for i, t in enumerate(tiles)] + [tk]
+
+    def _b_tile(self, tiles: list[int] | tuple[int, ...], tk: int) -> list[int]:
+        return [t if self.b.present(i) else 1 for i, t in enumerate(tiles)] + [tk]
+
+    def _load(self, nest: Nest, side: str, tk: int, k_loop: Tiling) -> tuple[str, bool, list[int]]:
+        """Add the load of one operand; returns (buffer, k is the tile's first axis, tile axes of the merged space)."""
+        access, tensor, k_stride = (self.a, self.a_tensor, self.a_k) if side == "a" else (self.b, self.b_tensor, self.b_k)
+        mine = [i for i in (self.m_axes if side == "a" else self.n_axes) if i in self.tile_axes()]
+        inner_stride = access.view.strides[mine[-1]] if mine else 0
+        k_first = (inner_stride == 1 and k_stride != 1) if side == "a" else not (k_stride == 1 and inner_stride != 1)
+        shape = [self.tiles[i] for i in mine]
+        shape = [tk, *shape] if k_first else [*shape, tk]
+        buffer = self.kernel.buffer(f"{side}t", self.dtype, shape, depth=self.choice.depth)
+        view = _with_k(access.view, self.k, k_stride)
+        param = self.kernel.param(tensor, self.dtype, view)
+        loops = {loop.name: loop for loop in nest.loops}
+        index: list[Affine] = []
+        for i, merged in enumerate(self.space.axes):
+            offset = loops[merged.name].offset if access.present(i) else Affine()
+            index.append(offset + axis(mine.index(i) + k_first) if i in mine else offset)
+        index.append(k_loop.offset + axis(0 if k_first else len(mine)))
+        nest.add(len(nest.loops), Load(buffer, param, tuple(index)))
+        return buffer, k_first, mine
+
+    def lower(self) -> KernelBuilder:
+        """Build the kernel."""
+        choice = self.choice
+        loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
+        k_loop = Tiling("k", self.k, choice.k)
+        nest = Nest([*loops, k_loop])
+        a, a_k_first, m_tile = self._load(nest, "a", choice.k, k_loop)
+        b, b_k_first, n_tile = self._load(nest, "b", choice.k, k_loop)
+        shape = [self.tiles[i] for i in self.tile_axes()]
+        acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.acc_depth)
+        bounds = tuple(loops[i].bound for i in (*m_tile, *n_tile))
+        valid = (*bounds, k_loop.bound)
+        mma = Mma(
+            acc,
+            TileRef(a),
+            TileRef(b),
+            ("k",) if k_loop.exists else (),
+            transpose_a=a_k_first,
+            transpose_b=not b_k_first,
+            valid=valid if any(v is not None for v in valid) else (),
+        )
+        nest.add(len(nest.loops), mma)
+        self.epilogue(nest, len(loops), acc, after=True)
+        self.kernel.nests.append(nest)
+        return self.kernel
+
+
+def _swap_last(view: View) -> View:
+    rank = len(view.shape)
+    return views.transpose(view, (*range(rank - 2), rank - 1, rank - 2))
+
+
+def _with_k(view: View, k: int, stride: int) -> View:
+    return View((*view.shape, k), (*view.strides, stride), view.offset)
+
+
+def _slot(elements: int, dtype: DType) -> int:
+    return -(-elements * dtype.bytes // 32) * 32
+
+
+def lower_matmul(
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+) -> KernelBuilder:
+    """Lower a group around one matmul. Raises NotFusable."""
+    return MatmulLowering(name, body, tensors, loc, target).lower()
