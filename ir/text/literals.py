@@ -4,7 +4,8 @@
     Resource f32[2] {0.5, 1.0} | res("sha256:9f2c...", "w0")
 
 Invariant: a value reads back equal to the bit. A constant is written out only when it has at most INLINE_ELEMENTS
-elements and its digits reproduce its bytes (NaNs with a payload do not); any other is named by its key.
+elements, its digits reproduce its bytes (NaNs with a payload do not) and its key is that of its bytes (a constant known
+by its place in a file has another); any other is named by its key.
 """
 
 from __future__ import annotations
@@ -132,6 +133,8 @@ def _inline(resource: Resource) -> str | None:
     if not resource.type.is_static or resource.type.elements > INLINE_ELEMENTS:
         return None
     array = resource.array()
+    if resource.key != Resource.of(array).key:
+        return None
     dtype = resource.type.dtype
     items = [_element(x, dtype) for x in array.reshape(-1)]
     if dtype.is_float and "nan" in items and _array(resource.type, items).tobytes() != array.tobytes():
