@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from against_onnxruntime import assert_agrees, computed, floats, indexing_of, onnx_node
 from onnx import TensorProto, helper
-from against_onnxruntime import assert_agrees, floats, onnx_node
 
 from ppuc.compiler.frontend.load import load_model
 from ppuc.ir.errors import ModelError
@@ -42,18 +42,18 @@ def name_of(case: object) -> str:
 
 @pytest.mark.parametrize(("name", "attrs", "shape"), VIEWS, ids=name_of)
 def test_infer_agrees_with_reference(name: str, attrs: Attrs, shape: tuple[int, ...]) -> None:
+    """`computed` compares the two."""
     for dtype in (DType.F32, DType.BF16, DType.I64, DType.BOOL, DType.F8E4M3):
-        x = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(np.float32).astype(dtype.numpy)
-        (expected,) = OPS[name].infer(attrs, [TensorType(dtype, shape)])
-        (result,) = OPS[name].reference(attrs, x)
-        assert TensorType(DType.of(result.dtype), result.shape) == expected
+        computed(
+            name, attrs, np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(np.float32).astype(dtype.numpy)
+        )
 
 
 @pytest.mark.parametrize(("name", "attrs", "shape"), VIEWS, ids=name_of)
 def test_indexing_is_what_the_reference_does(name: str, attrs: Attrs, shape: tuple[int, ...]) -> None:
     x = np.arange(np.prod(shape, dtype=int)).reshape(shape)
-    (result,) = OPS[name].reference(attrs, x)
-    indexing = OPS[name].indexing(attrs, [TensorType(DType.I64, shape)])
+    result = computed(name, attrs, x)
+    indexing = indexing_of(name, attrs, TensorType(DType.I64, shape))
     written = np.full(result.shape, -1)
     for point in itertools.product(*(range(d.size) for d in indexing.dims)):
         env = dict(zip((d.name for d in indexing.dims), point, strict=True))
@@ -67,7 +67,7 @@ def test_a_reshape_across_factors_has_no_indexing() -> None:
     assert common_factors((4, 6), (6, 4)) is None
     assert common_factors((6, 4), (2, 12)) == (2, 3, 4)
     with pytest.raises(ValueError, match=r"reshape of f32\[4, 6\] to \[6, 4\] is not affine"):
-        OPS["reshape"].indexing(ReshapeAttrs((6, 4)), [parse_type("f32[4, 6]")])
+        indexing_of("reshape", ReshapeAttrs((6, 4)), parse_type("f32[4, 6]"))
 
 
 @pytest.mark.parametrize(

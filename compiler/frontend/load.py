@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import onnx
 
-from ppuc.compiler import frontend
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.source import Source, read_source
@@ -24,6 +22,22 @@ from ppuc.compiler.frontend.walk import Scope, Unknown, Walk
 from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.rewrite import without_dead_ops
+
+
+FAMILIES = (
+    "activation",
+    "contraction",
+    "convolution",
+    "einsum",
+    "elementwise",
+    "movement",
+    "normalization",
+    "pooling",
+    "reduction",
+    "resize",
+    "shape",
+)
+"""Modules of this package that hold importers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,7 @@ def load_model(
     """Import a model. `dims` binds symbols (`N`) or single axes (`input:axis`), `shapes` whole inputs by name. Raises
     ModelError when the model is wrong or asks for something unsupported, UsageError when `dims` or `shapes` do not suit
     it."""
-    _register_importers()
+    register_importers()
     read = read_source(source)
     builder = FoldingBuilder()
     walk = Walk(read, builder)
@@ -114,7 +128,7 @@ def _imported(
     )
 
 
-def _register_importers() -> None:
-    """Import every module of this package: those with importers register them."""
-    for module in pkgutil.iter_modules(frontend.__path__):
-        importlib.import_module(f"{frontend.__name__}.{module.name}")
+def register_importers() -> None:
+    """Import the op families, which register their importers; again costs nothing."""
+    for family in FAMILIES:
+        importlib.import_module(f"ppuc.compiler.frontend.{family}")

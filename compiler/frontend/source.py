@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
+import onnx.shape_inference
 import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs on PyPI's protobuf
 
@@ -103,15 +104,15 @@ def _of_known_opset(source: Source) -> Source:
 
 
 def _converted(source: Source, version: int) -> Source:
-    """The converter reads weights, so it gets the whole file."""
+    """The converter reads weights and inner shapes, so it gets the whole file and what shape inference finds."""
     whole = source.model if source.path is None else onnx.load(source.path, load_external_data=False)
     try:
-        model = onnx.version_converter.convert_version(whole, OLDEST_OPSET)
+        model = onnx.version_converter.convert_version(onnx.shape_inference.infer_shapes(whole), OLDEST_OPSET)
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError, from C++
         raise ModelError.of(
             source.where,
             f"opset {version} cannot be converted to opset {OLDEST_OPSET}",
-            got=str(error).strip().splitlines()[0],
+            got=str(error).strip().splitlines()[0].rpartition("failed: ")[2],
             hint=f"export the model with opset {OLDEST_OPSET} or newer",
         ) from error
     return Source(model, source.where, source.path, source.folder)

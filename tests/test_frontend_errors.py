@@ -1,0 +1,399 @@
+"""What the frontend says about models and options that are wrong: the whole text, as the user reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from against_onnxruntime import floats, onnx_node
+from onnx import TensorProto, helper
+from onnx_text import model_of
+
+from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.frontend.source import NEWEST_OPSET
+from ppuc.ir.errors import ModelError, UsageError
+
+RELU = "g (float[2] x) => (float[2] y) { y = Relu(x) }"
+
+
+def text_of(error: type[Exception], source: object, **options: object) -> str:
+    """The message of the error that loading raises."""
+    with pytest.raises(error) as raised:
+        load_model(source, **options)  # type: ignore[arg-type]
+    return str(raised.value)
+
+
+def lines(*parts: str) -> str:
+    return "\n  ".join(parts)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    path = tmp_path / "none.onnx"
+    assert text_of(ModelError, path) == f"{path}: there is no such file"
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert text_of(ModelError, tmp_path) == lines(f"{tmp_path}: this is a folder", "expected: an .onnx file")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.touch()
+    assert text_of(ModelError, path) == f"{path}: the file is empty"
+
+
+@pytest.mark.parametrize("data", [b"hello world, this is text", b"PK\x03\x04" + bytes(100), b"\x08\x08", b"\xff" * 64])
+def test_no_model(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data)
+    assert text_of(ModelError, path) == lines(
+        f"{path}: this is not an ONNX model", "expected: a protobuf file as written by onnx.save"
+    )
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    model = model_of("g (float[2] x) => (float[2] y) { y = Add(x, w) }", {"w": floats(2000)})
+    data = model.SerializeToString()
+    path.write_bytes(data[:5000])
+    assert text_of(ModelError, path) == lines(
+        f"{path}: the file ends early", "got: 5000 bytes", "hint: copy or download it again"
+    )
+
+
+def external(path: Path, location: str, length: int = 16, offset: int = 0) -> None:
+    """Write a model whose weight `w: f32[4]` is said to lie at `location`."""
+    model = model_of("g (float[4] x) => (float[4] y) { y = Add(x, w) }")
+    tensor = onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+    model.graph.initializer.append(tensor)
+    path.write_bytes(model.SerializeToString())
+
+
+def test_missing_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    external(path, "w.bin")
+    assert text_of(ModelError, path) == lines(
+        f"{path}: tensor 'w': external data file 'w.bin' is missing",
+        f"expected: it beside {path}",
+        "hint: copy it together with the .onnx file",
+    )
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/hosts", "sub/../w.bin", "link.bin", ""])
+def test_external_data_outside_the_folder(tmp_path: Path, location: str) -> None:
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    for place in (tmp_path, folder):
+        (place / "w.bin").write_bytes(bytes(16))
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    path = folder / "m.onnx"
+    external(path, location)
+    assert text_of(ModelError, path) == lines(
+        f"{path}: tensor 'w': external data must lie inside the model's folder",
+        f"got: '{location}'",
+        f"expected: a path below {folder}",
+    )
+
+
+def test_external_data_too_short(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    external(path, "w.bin", offset=8)
+    (tmp_path / "w.bin").write_bytes(bytes(20))
+    assert text_of(ModelError, path) == lines(
+        f"{path}: tensor 'w': external data file 'w.bin' is too short",
+        "got: 20 bytes",
+        "expected: at least 24",
+        "hint: copy or download it again; it belongs to this very model",
+    )
+
+
+def test_external_data_of_another_size(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    external(path, "w.bin", length=12)
+    (tmp_path / "w.bin").write_bytes(bytes(20))
+    assert text_of(ModelError, path) == lines(
+        f"{path}: tensor 'w': the data do not fit the shape", "got: 12 bytes", "expected: 16 bytes for f32[4]"
+    )
+
+
+def test_external_data_of_a_model_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    external(path, "w.bin")
+    assert text_of(ModelError, onnx.load(path, load_external_data=False)) == lines(
+        "g: tensor 'w': its data lie in another file, but the model was given in memory",
+        "got: w.bin",
+        "hint: pass the path of the model, or load it with onnx.load(path, load_external_data=True)",
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3000])
+def test_raw_data_of_the_wrong_size(tmp_path: Path, size: int) -> None:
+    model = model_of("g (float[1] x) => (y) { y = Add(x, w) }", {"w": floats(size)})
+    model.graph.initializer[0].dims[0] = size + 1
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    expected = [f"got: {4 * size} bytes", f"expected: {4 * size + 4} bytes for f32[{size + 1}]"]
+    assert text_of(ModelError, model) == lines("g: tensor 'w': the data do not fit the shape", *expected)
+    assert text_of(ModelError, path) == lines(f"{path}: tensor 'w': the data do not fit the shape", *expected)
+
+
+def test_all_unsupported_ops_at_once() -> None:
+    """Those behind other unsupported ops, inside functions, and with sizes still open included."""
+    text = """
+    g (float[N] x) => (y) {
+      a = acme.Foo(x) b = acme.Foo(a) c = NoSuch(b) flag = ReduceMax <keepdims = 0> (c) many = Cast <to = 9> (flag)
+      d = local.helper(c)
+      y = If (many) <then_branch = t () => (e) { e = Relu(d) }, else_branch = f () => (h) { h = Abs(d) }>
+    }
+    <opset_import: ["" : 17], domain: "local"> helper (a) => (b) { b = Loopy(a) }"""
+    model = model_of(text)
+    model.graph.node[0].name = "first"
+    expected = [
+        "g: op acme.Foo is not supported",
+        "  got: 2 nodes: 'first', 'Foo_1'",
+        "g: op NoSuch is not supported",
+        "  got: 1 node: 'NoSuch_2'",
+        "g: op Loopy is not supported",
+        "  got: 1 node: 'helper_5/Loopy_0'",
+    ]
+    assert text_of(ModelError, model).split("\n") == expected
+    assert text_of(ModelError, model, dims={"N": 2}).split("\n") == expected
+
+
+def test_control_flow_is_listed_as_unsupported() -> None:
+    text = """
+    g (float[2] x, bool c) => (y) {
+      a = If (c) <then_branch = t () => (e) { e = Relu(x) }, else_branch = f () => (h) { h = Abs(x) }>
+      y = Loop (, c, a) <body = l (int64 i, bool k, float[2] v) => (k, w) { w = Relu(v) }>
+    }"""
+    assert text_of(ModelError, model_of(text)).split("\n") == [
+        "g: op If with a condition computed at run time is not supported",
+        "  got: 1 node: 'If_0'",
+        "g: op Loop is not supported",
+        "  got: 1 node: 'Loop_1'",
+    ]
+
+
+def test_many_nodes_of_an_unsupported_op_are_counted() -> None:
+    calls = "".join(f"y{i + 1} = Foo(y{i}) " for i in range(10))
+    model = model_of(f"g (float[2] y0) => (y10) {{ {calls} }}")
+    assert text_of(ModelError, model) == lines(
+        "g: op Foo is not supported",
+        "got: 10 nodes: 'Foo_0', 'Foo_1', 'Foo_2', 'Foo_3', 'Foo_4', 'Foo_5', 'Foo_6', 'Foo_7' and 2 more",
+    )
+
+
+def open_model() -> onnx.ModelProto:
+    model = model_of("g (float[N, 3, M, 2] x, float[N] z, float[4] w) => (a, b, c) { a = Relu(x) b = Neg(z) c = Neg(w) }")
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = -1
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "n rows"
+    return model
+
+
+def test_unbound_dimensions() -> None:
+    assert text_of(ModelError, open_model()) == lines(
+        "g: dimensions of the inputs are not fixed",
+        "got: x: f32[N, 3, n rows, ?]; z: f32[N]",
+        "expected: a size for each",
+        "hint: add --dim N=... --dim 'n rows'=... --dim x:3=...",
+    )
+    assert text_of(ModelError, open_model(), dims={"N": 2, "n rows": 3}) == lines(
+        "g: dimensions of the inputs are not fixed",
+        "got: x: f32[N, 3, n rows, ?]",
+        "expected: a size for each",
+        "hint: add --dim x:3=...",
+    )
+
+
+def test_unknown_rank() -> None:
+    model = model_of(RELU)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    assert text_of(ModelError, model) == lines(
+        "g: dimensions of the inputs are not fixed",
+        "got: x: f32 of unknown rank",
+        "expected: a size for each",
+        "hint: add --dim x:0=... (and so on, one for each axis)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dims": {"B": 1}}, ["the model has no open dimension 'B'", "expected: one of N, n rows, x:3"]),
+        ({"dims": {"w:4": 1}}, ["the model has no open dimension 'w:4'", "expected: one of N, n rows, x:3"]),
+        ({"dims": {"N": -1}}, ["the size of dimension 'N' must be a whole number", "got: -1"]),
+        ({"dims": {"N": 2.0}}, ["the size of dimension 'N' must be a whole number", "got: 2.0"]),
+        ({"dims": {"N": 2, "z:0": 3}}, ["dimension 'N' has two sizes", "got: 2, and 3 from axis 0 of input 'z'"]),
+        ({"dims": {"x:1": 4}}, ["the size does not fit input 'x'", "got: 4 for axis 1", "expected: x: f32[N, 3, n rows, ?]"]),
+        ({"shapes": {"w": [4, 4]}}, ["the size does not fit input 'w'", "got: [4, 4]", "expected: w: f32[4]"]),
+        ({"shapes": {"v": [4]}}, ["the model has no input 'v'", "expected: one of x, z, w"]),
+    ],
+    ids=str,
+)
+def test_dimensions_that_do_not_suit_the_model(options: Mapping[str, object], expected: Sequence[str]) -> None:
+    assert text_of(UsageError, open_model(), **options) == lines(*expected)
+
+
+def test_a_dimension_of_a_fixed_model() -> None:
+    assert text_of(UsageError, model_of(RELU), dims={"N": 1}) == lines(
+        "the model has no open dimension 'N'", "expected: none: all are fixed"
+    )
+
+
+def test_undefined_input() -> None:
+    assert text_of(ModelError, model_of("g (float[2] image) => (y) { y = Relu(imag) }")) == lines(
+        "g: node 'Relu_0' (Relu): input 'imag' is never defined", "hint: did the exporter mean 'image'?"
+    )
+
+
+def test_undefined_output() -> None:
+    assert text_of(ModelError, model_of("g (float[2] x) => (z) { y = Relu(x) }")) == "g: output 'z': no node defines it"
+
+
+def test_duplicate_definitions() -> None:
+    assert text_of(ModelError, model_of("g (float[2] x) => (y) { y = Relu(x) y = Neg(x) }")) == lines(
+        "g: node 'Neg_1' (Neg): 'y' is defined twice", "got: also by node 'Relu_0'"
+    )
+    assert text_of(ModelError, model_of("g (float[2] x) => (x) { x = Relu(x) }")) == lines(
+        "g: node 'Relu_0' (Relu): 'x' is defined twice", "got: also by an input or initializer"
+    )
+    model = model_of("g (float[2] x) => (y) { y = Add(x, w) }", {"w": floats(2)})
+    model.graph.initializer.append(model.graph.initializer[0])
+    assert text_of(ModelError, model) == "g: tensor 'w': the name is taken by an input or another initializer"
+
+
+def test_cycle() -> None:
+    model = model_of("g (float[2] x) => (d) { d = Neg(c) b = Add(x, c) a = Relu(b) c = Abs(a) }")
+    assert text_of(ModelError, model) == lines("g: the graph has a cycle", "got: Add_1 -> Relu_2 -> Abs_3 -> Add_1")
+
+
+def test_recursive_functions() -> None:
+    model = model_of(
+        'g (float[2] x) => (y) { y = local.f(x) } '
+        '<opset_import: ["" : 17, "local" : 1], domain: "local"> f (a) => (b) { b = local.f(a) }'
+    )
+    text = text_of(ModelError, model)
+    assert text.startswith("g: node 'f_0/f_0/")
+    assert text.endswith("(f): functions call each other more than 64 levels deep")
+
+
+def add_sparse(model: onnx.ModelProto) -> None:
+    values = helper.make_tensor("s", TensorProto.FLOAT, [1], [1.0])
+    places = helper.make_tensor("i", TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [2]))
+
+
+def make_sequence(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(model.graph.input[0].type))
+
+
+def make_optional(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.CopyFrom(helper.make_optional_type_proto(model.graph.input[0].type))
+
+
+def make_string(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+
+
+def make_complex(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.COMPLEX64, [1], [1j]))
+    model.graph.node[0].input[0] = "w"
+
+
+def make_strings(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.STRING, [1], ["a"]))
+    model.graph.node[0].input[0] = "w"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (add_sparse, ["g: tensor 's': sparse tensors are not supported"]),
+        (make_sequence, ["g: input 'x': its type is sequence", "expected: a dense tensor"]),
+        (make_optional, ["g: input 'x': its type is optional", "expected: a dense tensor"]),
+        (make_string, ["g: input 'x': element type string is not supported"]),
+        (make_complex, ["g: tensor 'w': element type complex64 is not supported"]),
+        (make_strings, ["g: tensor 'w': element type string is not supported"]),
+    ],
+)
+def test_types_that_are_not_dense_numbers(change: Callable[[onnx.ModelProto], None], expected: Sequence[str]) -> None:
+    model = model_of(RELU)
+    change(model)
+    assert text_of(ModelError, model) == lines(*expected)
+
+
+def test_opsets() -> None:
+    model = model_of(RELU)
+    model.opset_import[0].version = NEWEST_OPSET + 1
+    assert text_of(ModelError, model) == lines(
+        "g: the opset is newer than this version knows",
+        f"got: {NEWEST_OPSET + 1}",
+        f"expected: at most {NEWEST_OPSET}",
+        "hint: update the onnx package, or export the model with an older opset",
+    )
+    del model.opset_import[:]
+    assert text_of(ModelError, model) == "g: the model does not say which opset it uses"
+
+
+def test_operands_that_do_not_fit() -> None:
+    model = model_of("g (float[2, 3] x, float[4] b) => (y) { y = Add(x, b) }")
+    model.graph.node[0].name = "bias"
+    assert text_of(ModelError, model) == "g: node 'bias' (Add): shapes [2, 3] and [4] do not broadcast"
+
+
+def test_an_output_that_no_importer_gives_matters_only_when_it_is_read() -> None:
+    text = "g (float[2, 3] x) => ({}) {{ a, extra = Relu(x) b = Neg(extra) }}"
+    load_model(model_of(text.format("a")))
+    assert text_of(ModelError, model_of(text.format("b"))) == (
+        "g: node 'Relu_0' (Relu): output 1 ('extra') is not supported"
+    )
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "attributes", "expected"),
+    [
+        ("Reshape", (floats(2, 3), np.array([4, -1])), {}, ["cannot reshape f32[2, 3] to [4, -1]"]),
+        (
+            "Reshape",
+            (floats(2), np.array([2, 0])),
+            {},
+            ["a 0 in the new shape copies a dimension that the input lacks", "got: [2, 0]", "expected: f32[2]"],
+        ),
+        ("Squeeze", (floats(2, 3), np.array([0])), {}, ["cannot squeeze dimension 0", "got: f32[2, 3]", "expected: size 1"]),
+        (
+            "Unsqueeze",
+            (floats(2), np.array([3])),
+            {},
+            ["an axis is out of range", "got: 3", "expected: between -2 and 1"],
+        ),
+        ("Unsqueeze", (floats(2), np.array([0, 0])), {}, ["an axis is named twice", "got: [0, 0]"]),
+        (
+            "DepthToSpace",
+            (floats(1, 6, 2, 2),),
+            {"blocksize": 2},
+            ["channels do not divide by blocksize * blocksize", "got: f32[1, 6, 2, 2]", "expected: 4"],
+        ),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_nodes_that_make_no_sense(
+    op_type: str, inputs: tuple[np.ndarray, ...], attributes: dict[str, int], expected: list[str]
+) -> None:
+    model, _ = onnx_node(op_type, *inputs, constant=tuple(range(1, len(inputs))), **attributes)
+    expected = [f"one: node 'node' ({op_type}): {expected[0]}", *expected[1:]]
+    assert text_of(ModelError, model) == lines(*expected)
+
+
+def test_a_shape_that_depends_on_data() -> None:
+    assert text_of(ModelError, onnx_node("Reshape", floats(2, 3), np.array([3, 2]))[0]) == lines(
+        "one: node 'node' (Reshape): the new shape depends on the model's inputs",
+        "got: %x1 computed at run time",
+        "expected: a value known at compile time",
+        "hint: bind dynamic dimensions with --dim, or export the model with fixed shapes",
+    )
