@@ -47,8 +47,8 @@ class PpucError(Exception):
         cls, where: str, what: str, *, got: object = None, expected: object = None, hint: str | None = None
     ) -> PpucError:
         """Build the error from the parts of its single Diagnostic."""
-        as_text = lambda x: None if x is None else str(x)  # noqa: E731 - one use, three times on the next line
-        return cls(Diagnostic(where, what, as_text(got), as_text(expected), hint))
+        texts = [None if x is None else str(x) for x in (got, expected)]
+        return cls(Diagnostic(where, what, texts[0], texts[1], hint))
 
 
 class ModelError(PpucError):
