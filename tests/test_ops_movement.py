@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,8 +163,8 @@ def test_pad(mode: str, pads: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.int32, np.float64])
 def test_pad_with_a_value_and_axes(dtype: type) -> None:
-    x = floats(4, 5, 3).astype(dtype)
-    value = np.array(-3, dtype)
+    x: np.ndarray = floats(4, 5, 3).astype(dtype)
+    value: np.ndarray = np.array(-3, dtype)
     assert_agrees(*onnx_node("Pad", x, ints(1, 0, 2, 1, 1, 1), value, constant=(1, 2), opset=13))
     assert_agrees(*onnx_node("Pad", x, ints(1, 2, 3, 0), value, ints(-1, 0), constant=(1, 2, 3)))
     assert_agrees(*onnx_node("Pad", floats(3), opset=10, pads=[1, 2], value=0.5))
@@ -217,7 +218,8 @@ REDUCTIONS = ["none", "add", "mul", "min", "max"]
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int64])
 def test_scatter_nd(reduction: str, dtype: type) -> None:
-    x, updates = floats(6, 3).astype(dtype), floats(4, 3, low=1).astype(dtype)
+    x: np.ndarray = floats(6, 3).astype(dtype)
+    updates: np.ndarray = floats(4, 3, low=1).astype(dtype)
     picks = ints(0, -2, 3, 5)[:, None] if reduction == "none" else ints(0, -2, 0, 4)[:, None]
     steps = 4 if dtype is np.float32 else 0
     assert_agrees(*onnx_node("ScatterND", x, picks, updates, reduction=reduction), steps)
@@ -249,7 +251,7 @@ def test_scatter_add_of_narrow_floats_rounds_once() -> None:
 @pytest.mark.parametrize("axis", [None, 0, 1])
 def test_compress_by_a_constant(axis: int | None) -> None:
     condition = np.array([True, False, True])
-    attributes = {"axis": axis} if axis is not None else {}
+    attributes: dict[str, Any] = {"axis": axis} if axis is not None else {}
     assert_agrees(*onnx_node("Compress", floats(3, 4), condition, constant=(1,), **attributes))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -102,7 +103,7 @@ def ints(*values: int) -> np.ndarray:
     [((2, 3, 4), (4, 6), 0), ((2, 3, 4), (0, -1), 0), ((2, 3, 4), (-1,), 0), ((0, 3), (3, 0), 1), ((1,), (), 0)],
 )
 def test_reshape(shape: tuple[int, ...], target: tuple[int, ...], allowzero: int) -> None:
-    attributes = {"allowzero": 1} if allowzero else {}
+    attributes: dict[str, Any] = {"allowzero": 1} if allowzero else {}
     assert_agrees(*onnx_node("Reshape", floats(*shape), ints(*target), constant=(1,), **attributes))
 
 
@@ -114,7 +115,8 @@ def test_flatten(axis: int) -> None:
 @pytest.mark.parametrize("axes", [(0,), (-2,), (0, 2), None])
 def test_squeeze(axes: tuple[int, ...] | None) -> None:
     x = floats(1, 3, 1, 5)
-    assert_agrees(*onnx_node("Squeeze", x, opset=11, **({"axes": axes} if axes else {})))
+    attributes: dict[str, Any] = {"axes": axes} if axes else {}
+    assert_agrees(*onnx_node("Squeeze", x, opset=11, **attributes))
     inputs = (x, ints(*axes)) if axes else (x,)
     assert_agrees(*onnx_node("Squeeze", *inputs, constant=(1,) if axes else ()))
 
@@ -127,7 +129,8 @@ def test_unsqueeze(axes: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("perm", [None, (0, 1, 2), (1, 2, 0)])
 def test_transpose(perm: tuple[int, ...] | None) -> None:
-    assert_agrees(*onnx_node("Transpose", floats(2, 3, 4), **({"perm": perm} if perm else {})))
+    attributes: dict[str, Any] = {"perm": perm} if perm else {}
+    assert_agrees(*onnx_node("Transpose", floats(2, 3, 4), **attributes))
 
 
 @pytest.mark.parametrize(("shape", "target"), [((3, 1), (2, 3, 4)), ((3, 4), (1, 1)), ((1,), (0,)), ((2, 3), (2, 1))])
@@ -164,12 +167,14 @@ def test_identity_and_dropout() -> None:
     assert_agrees(*onnx_node("Dropout", floats(3, 2), outputs=2))
     assert_agrees(*onnx_node("Dropout", floats(3, 2), opset=11, ratio=0.3))
     with pytest.raises(ModelError, match="training mode is not supported"):
-        load_model(onnx_node("Dropout", floats(3), np.float32(0.5), np.array(True), constant=(1, 2), outputs=2)[0])
+        load_model(
+            onnx_node("Dropout", floats(3), np.array(0.5, np.float32), np.array(True), constant=(1, 2), outputs=2)[0]
+        )
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, None), (1, -1), (-2, 100), (-100, 2), (2, 1)])
 def test_shape_is_known(start: int, end: int | None) -> None:
-    attributes = {"start": start} | ({"end": end} if end is not None else {})
+    attributes: dict[str, Any] = {"start": start} | ({"end": end} if end is not None else {})
     model, feeds = onnx_node("Shape", floats(2, 3, 4), **attributes)
     assert_agrees(model, feeds)
     assert {op.name for op in load_model(model).graph.ops} == {"const"}
@@ -181,7 +186,7 @@ def test_size_is_known() -> None:
 
 @pytest.mark.parametrize("fill", [np.array([7], np.int64), np.array([1.5], np.float16), None])
 def test_constant_of_shape(fill: np.ndarray | None) -> None:
-    attributes = {"value": onnx.numpy_helper.from_array(fill)} if fill is not None else {}
+    attributes: dict[str, Any] = {"value": onnx.numpy_helper.from_array(fill)} if fill is not None else {}
     assert_agrees(*onnx_node("ConstantOfShape", ints(2, 3), constant=(0,), **attributes))
 
 
@@ -196,13 +201,14 @@ def test_constant_of_shape(fill: np.ndarray | None) -> None:
     ],
 )
 def test_range(start: float, limit: float, delta: float, dtype: type) -> None:
-    inputs = [np.array(v, dtype) for v in (start, limit, delta)]
+    inputs: list[np.ndarray] = [np.array(v, dtype) for v in (start, limit, delta)]
     assert_agrees(*onnx_node("Range", *inputs, constant=(0, 1, 2)))
 
 
 @pytest.mark.parametrize(("k", "dtype"), [(0, None), (1, TensorProto.INT64), (-2, TensorProto.FLOAT)])
 def test_eye_like(k: int, dtype: int | None) -> None:
-    assert_agrees(*onnx_node("EyeLike", floats(3, 5), k=k, **({"dtype": dtype} if dtype else {})))
+    attributes: dict[str, Any] = {"dtype": dtype} if dtype else {}
+    assert_agrees(*onnx_node("EyeLike", floats(3, 5), k=k, **attributes))
 
 
 @pytest.mark.parametrize("upper", [0, 1])
@@ -215,7 +221,7 @@ def test_trilu(upper: int, k: int | None) -> None:
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float32])
 def test_one_hot(axis: int, dtype: type) -> None:
-    indices = np.array([[0, 2], [-1, 7]], dtype)
+    indices: np.ndarray = np.array([[0, 2], [-1, 7]], dtype)
     values = np.array([0.25, 3.0], np.float32)
     assert_agrees(*onnx_node("OneHot", indices, np.array(4, dtype), values, constant=(1,), axis=axis))
 
@@ -241,7 +247,7 @@ def test_non_zero_of_a_constant() -> None:
     ],
     ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
 )
-def test_constant_forms(attributes: dict[str, object], expected: np.ndarray) -> None:
+def test_constant_forms(attributes: dict[str, Any], expected: np.ndarray) -> None:
     model, _ = onnx_node("Constant", **attributes)
     imported = load_model(model)
     (result,) = run_graph(imported.graph, {}).values()

@@ -23,7 +23,6 @@ from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.rewrite import without_dead_ops
 
-
 FAMILIES = (
     "activation",
     "contraction",

@@ -7,7 +7,7 @@ Invariant: a Source's model has opset 7 or newer, and every initializer's bytes 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,9 +74,35 @@ def read_source(source: str | Path | onnx.ModelProto) -> Source:
             raise _damaged(path, False) from None
         finally:
             view.release()
-    if not model.HasField("graph"):
+    if not model.HasField("graph") or not all(isinstance(text, str) for text in _texts(model)):
         raise _damaged(path, False)
     return _of_known_opset(Source(model, str(path), path, path.parent, ranges))
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """Every name the importer will look at; the parser gives bytes in place of text that is not UTF-8."""
+    yield from (model.producer_name, model.producer_version, *(o.domain for o in model.opset_import))
+    yield from _graph_texts(model.graph)
+    for function in model.functions:
+        yield from (function.name, function.domain, function.overload, *function.input, *function.output)
+        yield from (*function.attribute, *(o.domain for o in function.opset_import))
+        yield from _node_texts(function.node)
+
+
+def _graph_texts(graph: onnx.GraphProto) -> Iterator[object]:
+    yield from (graph.name, *(t.name for t in graph.initializer), *(o.name for o in graph.output))
+    for info in graph.input:
+        yield from (info.name, *(d.dim_param for d in info.type.tensor_type.shape.dim))
+    yield from _node_texts(graph.node)
+
+
+def _node_texts(nodes: Iterable[onnx.NodeProto]) -> Iterator[object]:
+    for node in nodes:
+        yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield from (attribute.name, attribute.ref_attr_name, attribute.t.name)
+            if attribute.HasField("g"):
+                yield from _graph_texts(attribute.g)
 
 
 def _damaged(path: Path, truncated: bool) -> Exception:
