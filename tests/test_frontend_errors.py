@@ -46,13 +46,10 @@ def test_empty_file(tmp_path: Path) -> None:
     assert text_of(ModelError, path) == f"{path}: the file is empty"
 
 
-def not_utf8() -> bytes:
-    return model_of(RELU.replace("Relu", "Rexx")).SerializeToString().replace(b"Rexx", b"R\xff\xffx")
+NOT_UTF8 = bytes(model_of(RELU).SerializeToString()).replace(b"Relu", b"R\xff\xffu")
 
 
-@pytest.mark.parametrize(
-    "data", [not_utf8(), b"hello world, this is text", b"PK\x03\x04" + bytes(100), b"\x08\x08", b"\xff" * 64]
-)
+@pytest.mark.parametrize("data", [NOT_UTF8, b"hello world, this is text", b"PK\x03\x04" + bytes(100), b"\x08\x08"])
 def test_no_model(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(data)
@@ -240,8 +237,8 @@ def test_unknown_rank() -> None:
         ({"dims": {"N": 2.0}}, ["the size of dimension 'N' must be a whole number", "got: 2.0"]),
         ({"dims": {"N": 2, "z:0": 3}}, ["dimension 'N' has two sizes", "got: 2, and 3 from axis 0 of input 'z'"]),
         (
-            {"dims": {"x:1": 4}},
-            ["the size does not fit input 'x'", "got: 9 for axis 0", "expected: w: f32[4]"],
+            {"dims": {"w:0": 9}},
+            ["the size does not fit input 'w'", "got: 9 for axis 0", "expected: w: f32[4]"],
         ),
         ({"shapes": {"w": [4, 4]}}, ["the size does not fit input 'w'", "got: [4, 4]", "expected: w: f32[4]"]),
         ({"shapes": {"v": [4]}}, ["the model has no input 'v'", "expected: one of x, z, w"]),
