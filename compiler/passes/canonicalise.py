@@ -28,9 +28,9 @@ RULES: Rules = {
 class Canonicalise:
     """Remove what changes nothing and spell the rest one way.
 
-        %t = transpose(transpose(%x))               ->  %t = transpose(%x)
-        %y = div(%a, sqrt(%v))                      ->  %y = mul(%a, rsqrt(%v))
-        %z = batch_norm(conv(%x, %w), ...)          ->  %z = add(conv(%x, %w1), %b1)
+    %t = transpose(transpose(%x))               ->  %t = transpose(%x)
+    %y = div(%a, sqrt(%v))                      ->  %y = mul(%a, rsqrt(%v))
+    %z = batch_norm(conv(%x, %w), ...)          ->  %z = add(conv(%x, %w1), %b1)
     """
 
     name: ClassVar[str] = "canonicalise"

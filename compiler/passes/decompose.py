@@ -25,9 +25,9 @@ def expand_composite(w: Walk, op: Op) -> Value | None:
 class Decompose:
     """Expand composite ops (softmax, normalisations, resize, ...) into primitives.
 
-        %y = softmax(%x) {axis = 1}
-        ->
-        %m = reduce(%x) {kind = max}; %e = exp(sub(%x, %m)); %y = div(%e, reduce(%e) {kind = sum})
+    %y = softmax(%x) {axis = 1}
+    ->
+    %m = reduce(%x) {kind = max}; %e = exp(sub(%x, %m)); %y = div(%e, reduce(%e) {kind = sum})
     """
 
     name: ClassVar[str] = "decompose"

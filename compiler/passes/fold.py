@@ -36,7 +36,7 @@ def fold_constants(w: Walk, op: Op) -> Value | None:
 class Fold:
     """Compute ops on constants; merge equal ops and constants.
 
-        %a = const(); %b = reshape(%a); %y = mul(%x, %b)    ->    %b = const(); %y = mul(%x, %b)
+    %a = const(); %b = reshape(%a); %y = mul(%x, %b)    ->    %b = const(); %y = mul(%x, %b)
     """
 
     name: ClassVar[str] = "fold"

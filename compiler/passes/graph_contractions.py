@@ -6,6 +6,7 @@ Moving a factor into weights rounds once more or less than the model does; it is
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ppuc.compiler.passes.graph_views import reshaped, transposed
@@ -16,7 +17,7 @@ from ppuc.ir.ops.conv_transpose import ConvTransposeAttrs
 from ppuc.ir.ops.movement import PadAttrs
 from ppuc.ir.ops.normalization import BatchNormAttrs
 from ppuc.ir.ops.reduction import reduce_identity
-from ppuc.ir.ops.view import ExpandAttrs
+from ppuc.ir.ops.view import ExpandAttrs, TransposeAttrs
 from ppuc.ir.ops.window import PoolAttrs
 from ppuc.ir.types import DType, broadcast_shapes
 
@@ -55,7 +56,9 @@ def _per_channel(w: Walk, op: Op, constant: Value) -> Value | None:
     if constant.type.elements == 1 and op.name == "matmul":
         return None
     flat = reshaped(w, constant, (constant.type.elements,))
-    return flat if aligned[axis] == result.dims[axis] else w.emit("expand", flat, attrs=ExpandAttrs((result.dims[axis],)))
+    return (
+        flat if aligned[axis] == result.dims[axis] else w.emit("expand", flat, attrs=ExpandAttrs((result.dims[axis],)))
+    )
 
 
 def _scaled_weights(w: Walk, op: Op, factor: Value) -> Value | None:
@@ -172,6 +175,31 @@ def transpose_into_matmul(w: Walk, op: Op) -> Value | None:
     return None
 
 
+def flatten_into_weights(w: Walk, op: Op) -> Value | None:
+    """matmul(reshape(transpose(x)), w) that permutes what the reshape merges -> matmul(reshape(x), rows of w permuted)."""
+    flat = w.sole(op.operands[0], "reshape")
+    turn = None if flat is None else w.sole(flat.operands[0], "transpose")
+    weights = op.operands[1]
+    if (
+        flat is None
+        or turn is None
+        or w.resource(weights) is None
+        or weights.type.rank != 2
+        or op.attrs != MatmulAttrs()
+    ):
+        return None
+    assert isinstance(turn.attrs, TransposeAttrs)
+    perm, dims, depth = turn.attrs.perm, turn.result.type.dims, flat.result.type.dims[-1]
+    lead = next((i for i in range(len(dims)) if math.prod(dims[i:]) == depth), None)
+    if lead is None or perm[:lead] != tuple(range(lead)):
+        return None
+    w.absorb(flat, turn)
+    rows = reshaped(w, weights, (*dims[lead:], weights.type.dims[1]))
+    order = [perm.index(d) - lead for d in range(lead, len(perm))]
+    turned = reshaped(w, transposed(w, rows, (*order, len(order))), weights.type.dims)
+    return w.emit("matmul", reshaped(w, turn.operands[0], flat.result.type.dims), turned)
+
+
 def drop_batch_expand(w: Walk, op: Op) -> Value | None:
     """matmul(a, expand(b)) that only repeats b over batch dimensions that a has -> matmul(a, b)."""
     for i, operand in enumerate(op.operands):
@@ -192,7 +220,7 @@ def transpose_constant_weights(w: Walk, op: Op) -> Value | None:
     attrs = op.attrs
     assert isinstance(attrs, MatmulAttrs)
     weights = op.operands[1]
-    if not attrs.transpose_b or w.resource(weights) is None:
+    if not attrs.transpose_b or w.sole(weights, "const") is None:
         return None
     rank = weights.type.rank
     turned = transposed(w, weights, (*range(rank - 2), rank - 1, rank - 2))
@@ -205,5 +233,5 @@ CONTRACTION_RULES: Rules = {
     "add": (merge_biases,),
     "conv": (pad_into_window,),
     "pool": (pad_into_window,),
-    "matmul": (transpose_constant_weights, transpose_into_matmul, drop_batch_expand),
+    "matmul": (transpose_constant_weights, transpose_into_matmul, flatten_into_weights, drop_batch_expand),
 }

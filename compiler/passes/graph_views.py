@@ -64,6 +64,21 @@ def merge_reshapes(w: Walk, op: Op) -> Value | None:
     return reshaped(w, inner.operands[0], op.result.type.dims)
 
 
+def reshape_before_swap(w: Walk, op: Op) -> Value | None:
+    """reshape(transpose(x)) that regroups leading dimensions after a swap of the last two -> transpose(reshape(x))."""
+    inner = w.sole(op.operands[0], "transpose")
+    shape, rank = op.result.type.dims, op.result.type.rank
+    if inner is None or rank < 2:
+        return None
+    assert isinstance(inner.attrs, TransposeAttrs)
+    given = len(inner.attrs.perm)
+    if inner.attrs.perm != (*range(given - 2), given - 1, given - 2) or inner.result.type.dims[-2:] != shape[-2:]:
+        return None
+    w.absorb(inner)
+    regrouped = reshaped(w, inner.operands[0], (*shape[:-2], shape[-1], shape[-2]))
+    return w.emit("transpose", regrouped, attrs=TransposeAttrs((*range(rank - 2), rank - 1, rank - 2)))
+
+
 def reshape_into_reduce(w: Walk, op: Op) -> Value | None:
     """reshape(reduce(x)) that only adds or removes the reduced dimensions -> reduce(x) that keeps or drops them."""
     inner = w.sole(op.operands[0], "reduce")
@@ -271,7 +286,7 @@ def crop_as_slice(w: Walk, op: Op) -> Value | None:
 
 
 VIEW_RULES: Rules = {
-    "reshape": (identity_view, merge_reshapes, reshape_into_reduce),
+    "reshape": (identity_view, merge_reshapes, reshape_before_swap, reshape_into_reduce),
     "transpose": (identity_view, merge_transposes, transpose_as_reshape),
     "slice": (identity_view, merge_slices, slice_of_concat),
     "expand": (identity_view, expand_as_reshape, merge_expands),

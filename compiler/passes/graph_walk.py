@@ -162,6 +162,10 @@ class Walk:
         """Like `producer`, but None when `value` has other users than the op that is being rewritten."""
         return self.producer(value, *names) if self._uses[value.name] <= 1 else None
 
+    def uses(self, value: Value) -> int:
+        """How many operands and graph results `value` is, counting ops yet to be rewritten."""
+        return self._uses[value.name]
+
     def resource(self, value: Value) -> Resource | None:
         """The data of a constant."""
         op = self.producer(value, "const")

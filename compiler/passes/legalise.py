@@ -32,7 +32,11 @@ def _cast(w: Walk, value: Value, to: DType) -> Value:
 
 def _refuse_f64(graph: Graph) -> None:
     """Raises ModelError naming the nodes that compute in f64."""
-    wide = [op for op in graph.ops if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results))]
+    wide = [
+        op
+        for op in graph.ops
+        if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results))
+    ]
     if not wide:
         return
     nodes = list(dict.fromkeys(name for op in wide for name in op.loc or (str(op.results[0]),)))
@@ -52,8 +56,8 @@ def _refuse_f64(graph: Graph) -> None:
 class Legalise:
     """Give every contraction operands in a format of the tensor engine and f32 sums.
 
-        %y: f32[m, n] = matmul(%a, %b)      ->      %p = cast(%a) {to = bf16}; %q = cast(%b) {to = bf16}
-                                                    %y: f32[m, n] = matmul(%p, %q) {out = f32}
+    %y: f32[m, n] = matmul(%a, %b)      ->      %p = cast(%a) {to = bf16}; %q = cast(%b) {to = bf16}
+                                                %y: f32[m, n] = matmul(%p, %q) {out = f32}
     """
 
     name: ClassVar[str] = "legalise"
@@ -66,7 +70,7 @@ class Legalise:
         def contract(w: Walk, op: Op) -> Value | None:
             return _in_format(w, op, wanted or op.operands[0].type.dtype)
 
-        graph = to_fixpoint(module.graph, {name: (contract,) for name in _CONTRACTIONS})
+        graph = to_fixpoint(module.graph, dict.fromkeys(_CONTRACTIONS, (contract,)))
         _check_supported(graph, module, target)
         return with_graph(module, graph)
 
