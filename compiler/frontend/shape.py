@@ -58,14 +58,16 @@ def normal_axes(ctx: NodeContext, axes: Sequence[int], rank: int) -> tuple[int, 
 
 @importer("Identity", "Dropout")
 def identity(ctx: NodeContext) -> Sequence[Value]:
-    """Dropout drops nothing in inference; its mask is all true."""
+    """Dropout drops nothing in inference; its mask is all true (or all one, before opset 10)."""
     x = ctx.operand(0)
-    if ctx.op_type == "Identity" or len(ctx.outputs) < 2 or not ctx.outputs[1]:
+    if ctx.op_type == "Identity":
         return [x]
-    training = ctx.constant(2)
-    if training is not None and bool(training):
+    if ctx.has(2) and bool(ctx.need_constant(2, "training mode")):
         ctx.fail("training mode is not supported", hint="export the model for inference (model.eval())")
-    return [x, expanded(ctx, ctx.b.scalar(1, DType.BOOL), x.type.dims)]
+    if len(ctx.outputs) < 2 or not ctx.outputs[1]:
+        return [x]
+    mask = ctx.b.scalar(1, DType.BOOL if ctx.opset >= 10 else x.type.dtype)
+    return [x, expanded(ctx, mask, x.type.dims)]
 
 
 @importer("Reshape")

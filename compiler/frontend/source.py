@@ -115,8 +115,6 @@ def _damaged(path: Path, truncated: bool) -> Exception:
 def _of_known_opset(source: Source) -> Source:
     version = source.opsets.get("")
     if version is None:
-        if source.opsets:
-            return source
         raise ModelError.of(source.where, "the model does not say which opset it uses")
     if version > NEWEST_OPSET:
         raise ModelError.of(

@@ -54,16 +54,17 @@ def onnx_dtype(dtype: DType) -> int:
     return _ONNX[dtype]
 
 
-def read_tensor(tensor: TensorProto, source: Source) -> Resource:
-    """The Resource of an initializer or of a tensor attribute. Raises ModelError when its type is not supported or its
-    bytes are missing, misplaced or of the wrong number."""
+def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> Resource:
+    """The Resource of an initializer or of a tensor attribute; `of_model` for the initializers of the main graph, whose
+    bytes may have been left in the file. Raises ModelError when its type is not supported or its bytes are missing,
+    misplaced or of the wrong number."""
     where = f"{source.where}: tensor '{tensor.name}'"
     if any(d < 0 for d in tensor.dims):
         raise ModelError.of(where, "a dimension is negative", got=list(tensor.dims))
     type = TensorType(dtype_of(tensor.data_type, where), tuple(tensor.dims))
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external(tensor, type, source, where)
-    if tensor.name in source.ranges and not tensor.HasField("raw_data") and source.path is not None:
+    if of_model and tensor.name in source.ranges and not tensor.HasField("raw_data") and source.path is not None:
         offset, length = source.ranges[tensor.name]
         _check_size(type, length, where)
         return _in_file(tensor.name, type, FileRange(source.path.resolve(), offset, length))

@@ -167,7 +167,7 @@ class Walk:
         place = f"{self.source.where}: node '{label}' ({node.op_type})"
         if depth >= DEEPEST_CALL:
             raise ModelError.of(place, f"functions call each other more than {DEEPEST_CALL} levels deep")
-        inner = Scope(body.opsets)
+        inner = Scope({**self.source.opsets, **body.opsets})
         padded = [*operands, *[None] * (len(body.inputs) - len(operands))]
         inner.values = dict(zip(body.inputs, padded, strict=False))
         given = self.nodes(body.nodes, list(body.outputs)[: len(node.output)], inner, f"{label}/", depth + 1)
@@ -209,14 +209,14 @@ class Walk:
             if name in at.values:
                 return at.values[name]
             if name in at.tensors:
-                at.values[name] = self._constant(at.tensors[name])
+                at.values[name] = self._constant(at.tensors[name], of_model=at.outer is None)
                 return at.values[name]
             at = at.outer
         raise InternalError(f"'{name}' is in no scope")
 
-    def _constant(self, tensor: onnx.TensorProto) -> Value | Unknown:
+    def _constant(self, tensor: onnx.TensorProto, of_model: bool) -> Value | Unknown:
         try:
-            return self.builder.const(read_tensor(tensor, self.source), tensor.name)
+            return self.builder.const(read_tensor(tensor, self.source, of_model), tensor.name)
         except ModelError as error:
             self.errors.append(error)
             return Unknown()
