@@ -57,7 +57,7 @@ class ConstantStore:
             place = resource.file
             return {**entry, "file": str(place.path.resolve()), "offset": place.offset, "length": place.length}
         name = resource.key.replace(":", "-") + ".bin"
-        write_file(self.folder / name, memoryview(resource.array().reshape(-1).view("u1")))
+        write_file(self.folder / name, resource.array().reshape(-1).view("u1").data)
         return {**entry, "file": name, "offset": 0, "length": resource.type.bytes}
 
 

@@ -130,8 +130,8 @@ def show(out: Console, record: dict[str, Any]) -> None:
         columns = ("kernel", "grid", "rings", "instructions", "l1", "acc", "from")
         table(out, "\nkernels", columns, map(_program_row, record["programs"]), left=(0, 1, 6))
     elif record.get("kernels"):
-        rows = [(k["kernel"], k["units"], k["buffers"], _flat(k["loc"][:3])) for k in record["kernels"]]
-        table(out, "\nkernels", ("kernel", "units", "buffers", "from"), rows, left=(0, 3))
+        lines = [(k["kernel"], k["units"], k["buffers"], _flat(k["loc"][:3])) for k in record["kernels"]]
+        table(out, "\nkernels", ("kernel", "units", "buffers", "from"), lines, left=(0, 3))
 
 
 def _program_row(kernel: dict[str, Any]) -> tuple[object, ...]:

@@ -43,7 +43,7 @@ def profile_record(profile: Profile, target: Target, nodes: Mapping[str, str]) -
 
 
 def _kernels(profile: Profile, target: Target, nodes: Mapping[str, str]) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     reached = 0.0
     for stats in sorted(profile.kernels, key=lambda k: (k.end, k.start)):
         charged = max(0.0, stats.end - max(reached, 0.0)) if rows else stats.end - profile_start(profile)

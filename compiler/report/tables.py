@@ -26,14 +26,16 @@ def table(
     out: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: Sequence[int] = (0,)
 ) -> None:
     """Print a table; the columns numbered in `left` are text, the others numbers."""
-    body = Table(
-        title=Text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), title_style="bold"
-    )
+    body = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
         body.add_column(name, justify="left" if i in left else "right", overflow="fold" if i in left else "ellipsis")
     for row in rows:
         body.add_row(*(Text(str(cell)) for cell in row))
-    out.print(body)
+    if title:
+        out.print(Text(title, style="bold"))
+    with out.capture() as drawn:
+        out.print(body)
+    out.file.writelines(line.rstrip() + "\n" for line in drawn.get().splitlines())
 
 
 def quantity(number: float, unit: str = "") -> str:
