@@ -1,0 +1,307 @@
+"""Convolutions (channels last) on the tensor engine, with an epilogue.
+
+Two ways to feed the engine:
+  taps    an input tile with its halo is loaded once per channel chunk; each filter tap multiplies a shifted, strided view of
+          it with that tap's weights. No element is loaded twice for the sake of overlapping windows.
+  packed  `load.window` unrolls windows so that filter window and channels form one long k axis: for first layers, whose
+          few channels would leave most of a fragment's k empty.
+
+Axes of the domain are never merged: [n, *spatial, group, channels of the group]. Invariant: the input tile always keeps all
+spatial axes and the channel axis, whatever their size; the accumulator keeps those larger than one, as every epilogue tile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.body import NotFusable, analyse
+from ppuc.compiler.lowering.contraction import ContractionLowering, anchor_of, operand_ops, operand_view, sizes
+from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling
+from ppuc.compiler.lowering.tiled import groups as merged_groups
+from ppuc.ir import views
+from ppuc.ir.affine import Affine, axis
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import Bound, Load, Mma, TileRef, View
+from ppuc.ir.ops.contraction import ConvAttrs
+from ppuc.ir.types import DType, Space
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class ConvChoice:
+    """Tiles of the domain's axes and how the filter is walked: channels per chunk, filter rows per window load (packed) or
+    whether one load brings the weights of all taps."""
+
+    tiles: tuple[int, ...]
+    packed: bool
+    channels: int
+    rows: int
+    all_taps: bool
+    depth: int
+    acc_depth: int
+    units: tuple[int, ...]
+    price: float
+
+
+class ConvLowering(ContractionLowering):
+    """Lowers a group around one nhwc conv."""
+
+    def __init__(self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target) -> None:
+        anchor = anchor_of(body, "conv")
+        attrs = anchor.attrs
+        assert isinstance(attrs, ConvAttrs)
+        if attrs.layout != "nhwc":
+            raise NotFusable("convolutions are lowered channels last")
+        self.attrs = attrs
+        (x_value, x), (w_value, w) = (operand_view(body, v) for v in anchor.operands)
+        result = anchor.results[0].type.dims
+        self.spatial = len(attrs.strides)
+        self.filter = w.shape[: self.spatial]
+        self.channels, outputs = w.shape[-2], result[-1] // attrs.groups
+        domain = result if attrs.groups == 1 else (*result[:-1], attrs.groups, outputs)
+        self.grouped = attrs.groups > 1
+        skip = frozenset({anchor.results[0].name}) | operand_ops(body, anchor)
+        chain = analyse(body, anchor.results[0], domain, skip)
+        super().__init__(name, body, tensors, loc, target, chain, separate=range(len(domain)))
+        position = {group[0]: i for i, group in enumerate(merged_groups(domain, self.space))}
+        self.at = [position.get(d) for d in range(len(domain))]  # domain axis -> merged axis, None where the size is 1
+        self.x, self.w = self._split(x, w)
+        self.x_tensor, self.w_tensor = tensors[x_value.name], tensors[w_value.name]
+        self.dtype = x_value.type.dtype
+        if w_value.type.dtype is not self.dtype:
+            raise NotFusable(f"operands of the convolution differ in dtype ({self.dtype} and {w_value.type.dtype})")
+        self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
+        if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
+            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+        if self.at[0] in self.reduced or (self.grouped and self.at[-2] in self.reduced):
+            raise NotFusable("the epilogue reduces over images or groups")
+        self.choice = self._choose()
+        self.tiles = list(self.choice.tiles)
+
+    def _split(self, x: View, w: View) -> tuple[View, View]:
+        """x as [n, *s, (g,) c] and w as [*k, c, (g,) o]."""
+        if not self.grouped:
+            return x, w
+        g = self.attrs.groups
+        x_split = views.reshape(x, (*x.shape[:-1], g, self.channels))
+        w_split = views.reshape(w, (*w.shape[:-1], g, w.shape[-1] // g))
+        if x_split is None or w_split is None:
+            raise NotFusable("the groups of an operand are not adjacent in memory")
+        return x_split, w_split
+
+    # domain axes: 0 = n, 1 .. spatial = space, then (group,) channels
+
+    def _extent(self, tiles: Sequence[int], domain_axis: int) -> int:
+        at = self.at[domain_axis]
+        return 1 if at is None else tiles[at]
+
+    def _halo(self, tiles: Sequence[int]) -> list[int]:
+        a = self.attrs
+        return [
+            (self._extent(tiles, 1 + d) - 1) * a.strides[d] + (self.filter[d] - 1) * a.dilations[d] + 1
+            for d in range(self.spatial)
+        ]
+
+    def _choose(self) -> ConvChoice:
+        packed_options = [False]
+        if 2 * self.spatial + 1 <= MAX_TILE_RANK and math.prod(self.filter) > 1 and self.channels < 16 and not self.grouped:
+            packed_options.append(True)
+        for full in (False, True):
+            best: ConvChoice | None = None
+            for tiles in self._tile_candidates():
+                for packed in packed_options:
+                    best = self._best(tiles, packed, full, best)
+            if best is not None:
+                return best
+        raise NotFusable(f"no tile of the convolution fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)")
+
+    def _tile_candidates(self) -> list[list[int]]:
+        """Tiles of all merged axes: images and groups one at a time, space from whole rows to squares, channels."""
+        axes = self.space.axes
+        channel = self.at[-1]
+        spaces = [self.at[1 + d] for d in range(self.spatial)]
+        free = [s for s in spaces if s is not None]
+        found: set[tuple[int, ...]] = set()
+        for points, tn in itertools.product((16, 32, 64, 128, 256), sizes(axes[channel].size, 16, 256) if channel is not None else [1]):
+            for width in (axes[free[-1]].size, 4, 8, 16, 32) if free else (1,):
+                tiles = [1] * len(axes)
+                left = points
+                for i in reversed(free):
+                    size = min(axes[i].size, max(1, left), width if i == free[-1] else left)
+                    tiles[i] = max(1, size)
+                    left //= tiles[i]
+                if channel is not None:
+                    tiles[channel] = tn
+                for i in self.reduced:
+                    tiles[i] = axes[i].size
+                found.add(tuple(tiles))
+        return [list(t) for t in sorted(found)]
+
+    def _best(self, tiles: list[int], packed: bool, full: bool, best: ConvChoice | None) -> ConvChoice | None:
+        tm = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
+        tn = self._extent(tiles, len(self.at) - 1)
+        units, iterations = self.dealt(tiles)
+        active = math.prod(units)
+        vec, store, extra = self.chain_price(tiles, active)
+        dtype = cost.tensor_dtype(self.dtype, self.target)
+        latency, overhead = cost.latency_clk(self.target), cost.overhead_clk(self.target)
+        for acc_depth in (2, 1):
+            for x_bytes, x_rows, w_elements, rest in self._steps(tiles, packed, tn):
+                for depth in (3, 2):
+                    rings = depth * (_align(x_bytes) + _align(w_elements * self.dtype.bytes))
+                    if self.budget_ok(tiles, rings, acc_depth, full):
+                        break
+                else:
+                    continue
+                channels, rows, all_taps, steps, mmas, k = rest
+                mma = mmas * max(cost.mma_clk(tm, tn, k, dtype, self.target), overhead)
+                w_rows = w_elements / max(min(tn, w_elements), 1)
+                loads = 2 if all_taps or packed else 1 + mmas
+                traffic = cost.Traffic(x_bytes, x_rows) + cost.Traffic(w_elements * self.dtype.bytes * (1 if all_taps or packed else mmas), w_rows)
+                load = cost.load_clk(traffic, self.target, active) + loads * overhead
+                beat = max(mma, load, (latency + load) / depth)
+                tile = max(steps * beat + cost.load_clk(extra, self.target, active), vec, store)
+                if acc_depth == 1:
+                    tile += vec
+                price = iterations * tile + latency + load + vec + store
+                if best is None or price < best.price:
+                    best = ConvChoice(tuple(tiles), packed, channels, rows, all_taps, depth, acc_depth, units, price)
+            if best is not None:
+                break
+        return best
+
+    def _steps(
+        self, tiles: list[int], packed: bool, tn: int
+    ) -> list[tuple[int, float, int, tuple[int, int, bool, int, int, int]]]:
+        """Ways to cut the reduction: (input tile bytes, its rows, weight tile elements, (channels, filter rows, all taps,
+        steps, mmas a step, k of one mma))."""
+        size = self.dtype.bytes
+        taps, c = math.prod(self.filter), self.channels
+        found: list[tuple[int, float, int, tuple[int, int, bool, int, int, int]]] = []
+        if packed:
+            points = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
+            inner = math.prod(self.filter[1:]) * c
+            for rows in sizes(self.filter[0], 1, self.filter[0]):
+                k = rows * inner
+                runs = points * rows * (math.prod(self.filter[1:-1]))
+                steps = -(-self.filter[0] // rows)
+                found.append((points * k * size, runs, k * tn, (c, rows, True, steps, 1, k)))
+            return found
+        halo = math.prod(self._halo(tiles))
+        for channels in sizes(c, 16, 512):
+            rows = halo if channels < c else max(1.0, halo / self._halo(tiles)[-1])
+            steps = -(-c // channels)
+            for all_taps in (True, False) if taps > 1 else (True,):
+                weights = channels * tn * (taps if all_taps else 1)
+                found.append((halo * channels * size, rows, weights, (channels, 0, all_taps, steps, taps, channels)))
+        return found
+
+    # building
+
+    def lower(self) -> KernelBuilder:
+        """Build the kernel."""
+        choice = self.choice
+        loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
+        if choice.packed:
+            inner = [Tiling("k0", self.filter[0], choice.rows)]
+        else:
+            inner = [Tiling("ci", self.channels, choice.channels)]
+            inner += [Tiling(f"k{d}", n, 1) for d, n in enumerate(self.filter)]
+        nest = Nest([*loops, *inner])
+        acc = self.kernel.buffer(
+            "c", self.acc_dtype, [self.tiles[i] for i in self.tile_axes()], Space.ACC, choice.acc_depth
+        )
+        named = {loop.name: loop for loop in nest.loops}
+        mma = self._packed(nest, named, acc) if choice.packed else self._taps(nest, named, acc)
+        nest.add(len(nest.loops), mma)
+        self.epilogue(nest, len(loops), acc, after=True)
+        self.kernel.nests.append(nest)
+        return self.kernel
+
+    def _offset(self, named: Mapping[str, Tiling], domain_axis: int) -> Affine:
+        at = self.at[domain_axis]
+        return Affine() if at is None else named[self.space.axes[at].name].offset
+
+    def _group(self, named: Mapping[str, Tiling]) -> list[Affine]:
+        """Index along the group axis, if there is one."""
+        return [self._offset(named, self.spatial + 1)] if self.grouped else []
+
+    def _valid(self, named: Mapping[str, Tiling], k: Sequence[Tiling]) -> tuple[Bound | None, ...]:
+        bounds: list[Bound | None] = []
+        for d in (*range(1, self.spatial + 1), len(self.at) - 1):
+            at = self.at[d]
+            bounds.append(None if at is None else named[self.space.axes[at].name].bound)
+        bounds += [loop.bound for loop in k]
+        return tuple(bounds) if any(b is not None for b in bounds) else ()
+
+    def _taps(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
+        choice, a, n = self.choice, self.attrs, self.spatial
+        chunk = named["ci"]
+        xt = self.kernel.buffer("xt", self.dtype, [*self._halo(self.tiles), choice.channels], depth=choice.depth)
+        index = [self._offset(named, 0)]
+        index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(d) for d in range(n)]
+        index += [*self._group(named), chunk.offset + axis(n)]
+        outer = len(nest.loops) - n
+        nest.add(outer, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
+        wt = self._weights(nest, named, outer)
+        taps = [named[f"k{d}"] for d in range(n)]
+        points = [self._extent(self.tiles, 1 + d) for d in range(n)]
+        window = [tap.offset * a.dilations[d] + axis(d, a.strides[d]) for d, tap in enumerate(taps)]
+        x_ref = TileRef(xt, (*window, axis(n)), (*points, choice.channels))
+        tn = self._extent(self.tiles, len(self.at) - 1)
+        w_ref = TileRef(wt)
+        if choice.all_taps:
+            w_ref = TileRef(wt, (*(tap.offset for tap in taps), axis(0), axis(1)), (choice.channels, tn))
+        start = tuple(loop.name for loop in (chunk, *taps) if loop.exists)
+        return Mma(acc, x_ref, w_ref, start, valid=self._valid(named, [chunk]))
+
+    def _weights(self, nest: Nest, named: Mapping[str, Tiling], outer: int) -> str:
+        """Load of the weights: of all taps beside the input tile, or of one tap inside the tap loops."""
+        choice, n = self.choice, self.spatial
+        tn = self._extent(self.tiles, len(self.at) - 1)
+        taps = self.filter if choice.all_taps else ()
+        wt = self.kernel.buffer("wt", self.dtype, [*taps, choice.channels, tn], depth=choice.depth)
+        lead = [axis(d) for d in range(n)] if choice.all_taps else [named[f"k{d}"].offset for d in range(n)]
+        base = n if choice.all_taps else 0
+        index = [*lead, named["ci"].offset + axis(base), *self._group(named), self._offset(named, len(self.at) - 1) + axis(base + 1)]
+        param = self.kernel.param(self.w_tensor, self.dtype, self.w)
+        nest.add(outer if choice.all_taps else len(nest.loops), Load(wt, param, tuple(index)))
+        return wt
+
+    def _packed(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
+        choice, a, n = self.choice, self.attrs, self.spatial
+        points = [self._extent(self.tiles, 1 + d) for d in range(n)]
+        window = [choice.rows, *self.filter[1:]]
+        xt = self.kernel.buffer("xt", self.dtype, [*points, *window, self.channels], depth=choice.depth)
+        first = named["k0"]
+        index = [self._offset(named, 0)]
+        for d in range(n):
+            at = self._offset(named, 1 + d) * a.strides[d] - a.low[d]
+            at = at + axis(d, a.strides[d]) + axis(n + d, a.dilations[d])
+            index.append(at + first.offset * a.dilations[0] if d == 0 else at)
+        index.append(axis(2 * n))
+        depth = len(nest.loops)
+        nest.add(depth, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
+        tn = self._extent(self.tiles, len(self.at) - 1)
+        wt = self.kernel.buffer("wt", self.dtype, [*window, self.channels, tn], depth=choice.depth)
+        w_index = [first.offset + axis(0), *(axis(d) for d in range(1, n)), axis(n)]
+        w_index.append(self._offset(named, len(self.at) - 1) + axis(n + 1))
+        nest.add(depth, Load(wt, self.kernel.param(self.w_tensor, self.dtype, self.w), tuple(w_index)))
+        k = [first, *(Tiling("", s, s) for s in (*self.filter[1:], self.channels))]
+        start = (first.name,) if first.exists else ()
+        return Mma(acc, TileRef(xt), TileRef(wt), start, k_axes=n + 1, valid=self._valid(named, k))
+
+
+def _align(size: int) -> int:
+    return -(-size // 32) * 32
+
+
+def lower_conv(
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+) -> KernelBuilder:
+    """Lower a group around one channels-last convolution. Raises NotFusable."""
+    return ConvLowering(name, body, tensors, loc, target).lower()
