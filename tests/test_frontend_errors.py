@@ -184,6 +184,13 @@ def test_control_flow_is_listed_as_unsupported() -> None:
     ]
 
 
+def test_a_missing_branch() -> None:
+    model = model_of(
+        "g (float[2] x) => (y) { y = If (c) <then_branch = t () => (e) { e = Relu(x) }> }", {"c": np.array(False)}
+    )
+    assert text_of(ModelError, model) == "g: node 'If_0' (If): 'else_branch' is missing"
+
+
 def test_many_nodes_of_an_unsupported_op_are_counted() -> None:
     calls = "".join(f"y{i + 1} = Foo(y{i}) " for i in range(10))
     model = model_of(f"g (float[2] y0) => (y10) {{ {calls} }}")

@@ -186,12 +186,15 @@ class Walk:
         if not isinstance(condition, Value):
             return self._unknown(node, operands)
         chosen = self.builder.array(condition)
-        if chosen is None:
+        if chosen is None or chosen.size != 1:
             return self._refuse(node, label, "If with a condition computed at run time")
         wanted = "then_branch" if bool(chosen.reshape(-1)[0]) else "else_branch"
-        branch = next(a.g for a in node.attribute if a.name == wanted)
+        place = f"{self.source.where}: node '{label}' ({node.op_type})"
+        branch = next((a.g for a in node.attribute if a.name == wanted), None)
+        if branch is None:
+            raise ModelError(Diagnostic(place, f"'{wanted}' is missing"))
         inner = Scope(scope.opsets, outer=scope)
-        return self.graph(branch, inner, f"{label}/", depth)
+        return self._with_missing(self.graph(branch, inner, f"{label}/", depth), node, place)
 
     def _refuse(self, node: onnx.NodeProto, label: str, op: str = "") -> list[Tensor]:
         domain = normal_domain(node.domain)
