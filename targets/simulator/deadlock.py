@@ -1,0 +1,46 @@
+"""The text of a deadlock: every blocked queue, its instruction and what that waits for."""
+
+from __future__ import annotations
+
+from ppuc.ir.program import UNIT_QUEUES
+from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.flatten import FlatSegment
+
+
+def describe_deadlock(flat: FlatSegment, state: t.State, at_most: int = 12) -> str:
+    """One line per blocked queue, the first `at_most` of them."""
+    lines = [f"segment {flat.segment.name}: deadlock at cycle {state.now[0]:.0f}"]
+    blocked = [s for s in range(len(state.pc)) if state.block[s, 0] != t.B_NONE]
+    for s in blocked[:at_most]:
+        index = int(flat.code.node_arg[state.pc[s]])
+        info = flat.instrs[index]
+        place = f"unit {s // 4} {UNIT_QUEUES[s % 4]}" if info.kernel >= 0 else f"stage {info.queue}"
+        loops = ", ".join(f"%{v} = {state.env[s, d]}" for d, v in enumerate(info.loops))
+        where = f" at {loops}" if loops else ""
+        lines.append(f"  {place}: {flat.instr_name(index)}{where} waits for {_reason(flat, state, s)}")
+    if len(blocked) > at_most:
+        lines.append(f"  and {len(blocked) - at_most} more queues")
+    return "\n".join(lines)
+
+
+def _reason(flat: FlatSegment, state: t.State, s: int) -> str:
+    cause, what = int(state.block[s, 0]), int(state.block[s, 1])
+    if cause == t.B_COUNTER:
+        group = flat.segment.counters[what]
+        counts = state.count[group.first : group.first + len(group.expect)].tolist()
+        missing = [b for b, (n, e) in enumerate(zip(counts, group.expect, strict=True)) if n < e]
+        shown = ", ".join(f"block {b} ({counts[b]} of {group.expect[b]})" for b in missing[:4])
+        return f"counter {group.name}: {shown or 'nothing'}"
+    if cause == t.B_ROOM:
+        return "room in its queue"
+    ring, unit = flat.rings[what], s // 4
+    if cause == t.B_DATA:
+        return f"a filled slot of %{ring.name} ({state.pushed[unit, what]} pushed)"
+    if cause == t.B_AFTER:
+        return f"the rings before %{ring.name} to retire: {', '.join('%' + name for name in ring.after)}"
+    popped = [
+        f"{state.popped[unit, what, q]} popped by {UNIT_QUEUES[q]}"
+        for q in range(4)
+        if UNIT_QUEUES[q] in ring.consumers
+    ]
+    return f"a free slot of %{ring.name} ({state.claimed[unit, what]} claimed, {', '.join(popped)})"

@@ -1,0 +1,343 @@
+"""A program segment as flat arrays for the event loop.
+
+Names are resolved here once: loop variables become loop depths, rings, tensors and counter groups become indices, affines
+become a constant and one factor per depth. What an instruction costs is not evaluated but described (boxes, bounds, terms),
+because it differs at the edges of tensors.
+
+Invariant: the arrays say the same as the segment, in the same order; instruction numbers are text order over kernels, then
+queues, then the copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppuc.ir.errors import InternalError
+from ppuc.ir.kernel import Load, Mma, Store, Vec
+from ppuc.ir.program import (
+    UNIT_QUEUES,
+    Copy,
+    Instr,
+    KernelProgram,
+    MemTensor,
+    Program,
+    Ring,
+    Segment,
+    StreamLoop,
+    StreamNode,
+)
+from ppuc.ir.types import Space
+from ppuc.ir.vector import VectorProgram
+from ppuc.targets.cost import hbm_bytes_per_clk, latency_clk
+from ppuc.targets.schema import Target
+from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.shapes import Ragged, Shapes
+
+_USE = {"claim": t.CLAIM, "push": t.PUSH, "wait": t.WAIT, "pop": t.POP}
+_MEMORY = {Space.HBM: t.MEM_HBM, Space.L2: t.MEM_L2, Space.HOST: t.MEM_HOST}
+_KIND = {Load: t.LOAD, Store: t.STORE, Mma: t.MMA, Vec: t.VEC}
+
+
+@dataclass(frozen=True, slots=True)
+class InstrInfo:
+    """What an instruction number stands for. `loops` are its loop variables, outermost first; `operands` ring numbers."""
+
+    kernel: int
+    queue: int
+    item: Instr | Copy
+    loops: tuple[str, ...]
+    operands: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """A short name for people."""
+        if isinstance(self.item, Copy):
+            return f"copy {self.item.dst} <- {self.item.src}[{self.item.start}:{self.item.start + self.item.count}]"
+        stmt = self.item.stmt
+        if isinstance(stmt, Vec):
+            return f"{self.item.op} {', '.join('%' + o for o in stmt.outs)} <- @{stmt.program}"
+        if isinstance(stmt, Mma):
+            return f"{self.item.op} %{stmt.dst} <- %{stmt.a.buffer}, %{stmt.b.buffer}"
+        return f"{self.item.op} %{stmt.dst} <- %{stmt.src}"
+
+
+@dataclass(frozen=True, slots=True)
+class FlatSegment:
+    """A segment's arrays and the names behind the numbers."""
+
+    segment: Segment
+    code: t.Code
+    machine: t.Machine
+    instrs: tuple[InstrInfo, ...]
+    rings: tuple[Ring, ...]
+    ring_kernel: tuple[int, ...]
+    stage_queues: int
+
+    def instr_name(self, index: int) -> str:
+        """`kernel/queue: text`, for messages."""
+        info = self.instrs[index]
+        if info.kernel < 0:
+            return f"stage {info.queue}: {info.text}"
+        return f"{self.segment.kernels[info.kernel].name}/{UNIT_QUEUES[info.queue]}: {info.text}"
+
+
+def flatten(program: Program, segment: Segment, vectors: Mapping[str, VectorProgram], target: Target) -> FlatSegment:
+    """Flatten one segment of `program`. Raises InternalError when a name does not resolve."""
+    return _Builder(program, segment, vectors, target).build()
+
+
+def machine_of(target: Target) -> t.Machine:
+    """The target's numbers as the event loop wants them."""
+    ns = 1.0 / target.clk_ns
+    hbm = hbm_bytes_per_clk(target)
+    host = target.host.gbs_per_dir * target.clk_ns
+    capacity = [hbm, float(target.l2.bytes_per_clk_total), host]
+    capacity += [float(target.noc.ce_port_bytes_per_clk)] * target.ces
+    capacity += [float(target.l2.bytes_per_clk_per_cu)] * target.cu
+    limit = t.IN_FLIGHT - 1
+    return t.Machine(
+        units=target.cu,
+        ces=target.ces,
+        cu_per_ce=target.cu_per_ce,
+        lane_rows=target.tensor.lane_grid[0],
+        lane_cols=target.tensor.lane_grid[1],
+        lanes=target.vector.lanes,
+        sfu=target.vector.sfu_per_clk,
+        issue=float(target.issue_clk),
+        ring_op=float(target.sync.ring_op_clk),
+        fill=float(target.tensor.fill_clk),
+        l1_rate=float(target.l1.bytes_per_clk),
+        start=np.array([target.load.start_clk, target.store.start_clk, 0, 0, target.stage.start_ns * ns], np.float64),
+        row=np.array([target.load.row_clk, target.store.row_clk, 0, 0, 0], np.float64),
+        rate=np.array([target.load.bytes_per_clk, target.store.bytes_per_clk, 0, 0, max(hbm, host)], np.float64),
+        room=np.minimum([target.load.in_flight, target.store.in_flight, limit, limit, target.stage.in_flight], limit),
+        latency=np.array([latency_clk(s, target) for s in (Space.HBM, Space.L2, Space.HOST)]),
+        bump=target.sync.counter_bump_ns * ns,
+        capacity=np.array(capacity),
+    )
+
+
+class _Builder:
+    """One walk over the segment. `nodes`, `loops` and `rows` (instructions) grow in text order."""
+
+    def __init__(
+        self, program: Program, segment: Segment, vectors: Mapping[str, VectorProgram], target: Target
+    ) -> None:
+        self.segment, self.target = segment, target
+        self.tensors: dict[str, MemTensor] = {m.name: m for m in program.tensors}
+        self.groups = {g.name: i for i, g in enumerate(segment.counters)}
+        depth = max([1, *(_depth(body) for k in segment.kernels for _, body in k.streams)])
+        self.shapes = Shapes(depth, vectors, target)
+        self.nodes: list[tuple[int, int]] = []
+        self.loops: list[list[int]] = []
+        self.rows: list[list[int]] = []
+        self.instrs: list[InstrInfo] = []
+        self.uses, self.waits, self.bumps, self.operands = Ragged(3), Ragged(2), Ragged(2), Ragged(2)
+        self.rings: list[Ring] = []
+        self.ring_kernel: list[int] = []
+        self.ring_of: list[dict[str, int]] = []
+        self.pushes: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+
+    def build(self) -> FlatSegment:
+        kernels, stage = self.segment.kernels, 1 + max((c.queue for c in self.segment.copies), default=-1)
+        if stage > self.target.stage.queues:
+            raise InternalError(f"copy on stage queue {stage - 1}; {self.target.name} has {self.target.stage.queues}")
+        for k, kernel in enumerate(kernels):
+            self._add_rings(k, kernel)
+        starts, ends = [], np.zeros((max(len(kernels), 1), 4), np.int64)
+        for q, queue in enumerate(UNIT_QUEUES):
+            starts.append(len(self.nodes))
+            for k, kernel in enumerate(kernels):
+                self.nodes.append((t.NODE_KERNEL, k))
+                for on, body in kernel.streams:
+                    if on is queue:
+                        self._add_body(k, q, body, ())
+                ends[k, q] = len(self.nodes)
+            self.nodes.append((t.NODE_STOP, 0))
+        streams = starts * self.target.cu + [self._add_copies(q) for q in range(stage)]
+        machine = machine_of(self.target)
+        return FlatSegment(
+            self.segment,
+            self._code(np.array(streams, np.int64), ends),
+            machine,
+            tuple(self.instrs),
+            tuple(self.rings),
+            tuple(self.ring_kernel),
+            stage,
+        )
+
+    # Streams.
+
+    def _add_rings(self, k: int, kernel: KernelProgram) -> None:
+        self.ring_of.append({ring.name: len(self.rings) + i for i, ring in enumerate(kernel.rings)})
+        self.rings.extend(kernel.rings)
+        self.ring_kernel.extend([k] * len(kernel.rings))
+
+    def _add_body(self, k: int, q: int, body: Sequence[StreamNode], loops: tuple[tuple[int, str], ...]) -> None:
+        axes = [name for name, _ in self.segment.kernels[k].grid]
+        for node in body:
+            if isinstance(node, Instr):
+                self.nodes.append((t.NODE_INSTR, len(self.instrs)))
+                self._add_instr(k, q, node, loops)
+                continue
+            index, axis = len(self.loops), -1 if node.over is None else axes.index(node.over)
+            self.nodes.append((t.NODE_LOOP, index))
+            self.loops.append([node.start, node.stop, node.step, axis, len(loops), len(self.nodes), 0])
+            self._add_body(k, q, node.body, (*loops, (index, node.var)))
+            self.nodes.append((t.NODE_END, index))
+            self.loops[index][6] = len(self.nodes)
+
+    def _add_instr(self, k: int, q: int, instr: Instr, loops: tuple[tuple[int, str], ...]) -> None:
+        stmt, names, index = instr.stmt, self.ring_of[k], len(self.instrs)
+        depth, slots = len(loops), {var: d for d, (_, var) in enumerate(loops)}
+        for use in instr.rings:
+            mask = sum(1 << d for d in range(use.level, depth))
+            self.uses.add(_USE[use.kind], names[use.ring], mask)
+            if use.kind == "push":
+                self.pushes.setdefault(names[use.ring], []).append((use.level, tuple(i for i, _ in loops)))
+        self.uses.end()
+        rings = self._operands(stmt, names)
+        buffers = [self.rings[r] for r, _ in rings]
+        for ring, written in rings:
+            self.operands.add(ring, written)
+        self.operands.end()
+        memory = -1
+        if isinstance(stmt, Load | Store):
+            memory, desc = self._transfer(k, stmt, buffers[0], slots)
+        elif isinstance(stmt, Mma):
+            desc = self.shapes.mma(stmt, buffers[1], buffers[2], slots)
+        else:
+            desc = self.shapes.vec(stmt, buffers, slots)
+        self.rows.append([k, q, _KIND[type(stmt)], depth, desc, memory, -1, (1 << depth) - 1])
+        self._add_sync(instr)
+        self.instrs.append(InstrInfo(k, q, instr, tuple(v for _, v in loops), tuple(r for r, _ in rings)))
+        if instr.bumps and not isinstance(stmt, Load | Store):
+            raise InternalError(f"{self.instrs[index].text} bumps a counter: only transfers do")
+
+    def _operands(self, stmt: Load | Store | Mma | Vec, names: Mapping[str, int]) -> list[tuple[int, int]]:
+        """(ring, written) for every buffer of a statement, in the order that values.py reads them."""
+        if isinstance(stmt, Load):
+            return [(names[stmt.dst], 1)] + ([(names[stmt.gather.buffer], 0)] if stmt.gather else [])
+        if isinstance(stmt, Store):
+            return [(names[stmt.src], 0)] + ([(names[stmt.scatter.buffer], 0)] if stmt.scatter else [])
+        if isinstance(stmt, Mma):
+            return [(names[stmt.dst], 1), (names[stmt.a.buffer], 0), (names[stmt.b.buffer], 0)]
+        return [(names[b], 0) for b in stmt.ins] + [(names[b], 1) for b in stmt.outs]
+
+    def _transfer(self, k: int, stmt: Load | Store, ring: Ring, slots: Mapping[str, int]) -> tuple[int, int]:
+        """Memory resource and box of a load or store."""
+        name, gather = (stmt.src, stmt.gather) if isinstance(stmt, Load) else (stmt.dst, stmt.scatter)
+        param = next((p for p in self.segment.kernels[k].params if p.name == name), None)
+        if param is None or param.tensor not in self.tensors:
+            raise InternalError(f"{self.segment.kernels[k].name}: no tensor is bound to %{name}")
+        memory = _MEMORY[self.tensors[param.tensor].space]
+        return memory, self.shapes.box(param.view, stmt.index, ring.shape, param.dtype, gather, slots)
+
+    def _add_sync(self, item: Instr | Copy) -> None:
+        for wait in item.waits:
+            self.waits.add(self.groups[wait.group], int(wait.touched))
+        self.waits.end()
+        for bump in item.bumps:
+            self.bumps.add(self.groups[bump.group], int(bump.touched))
+        self.bumps.end()
+
+    def _add_copies(self, queue: int) -> int:
+        start = len(self.nodes)
+        for copy in self.segment.copies:
+            if copy.queue != queue:
+                continue
+            src, dst = self.tensors[copy.src], self.tensors[copy.dst]
+            self.nodes.append((t.NODE_INSTR, len(self.instrs)))
+            desc = self.shapes.copy(copy.start, copy.count, src.dtype.bytes)
+            self.rows.append([-1, 4, t.COPY, 0, desc, _MEMORY[src.space], _MEMORY[dst.space], 0])
+            self.uses.end()
+            self.operands.end()
+            self._add_sync(copy)
+            self.instrs.append(InstrInfo(-1, queue, copy, (), ()))
+        self.nodes.append((t.NODE_STOP, 0))
+        return start
+
+    # Arrays.
+
+    def _code(self, streams: np.ndarray, ends: np.ndarray) -> t.Code:
+        kernels, nodes = self.segment.kernels, table(self.nodes, 2)
+        axes = max([1, *(len(k.grid) for k in kernels)])
+        radix = np.ones((max(len(kernels), 1), axes), np.int64)
+        for k, kernel in enumerate(kernels):
+            radix[k, : len(kernel.grid)] = [n for _, n in kernel.grid]
+        units = np.array([int(np.prod(row)) for row in radix], np.int64)
+        if units.max() > self.target.cu:
+            raise InternalError(f"a grid of {units.max()} units does not fit {self.target.name} ({self.target.cu})")
+        expect = np.zeros(max((g.first + len(g.expect) for g in self.segment.counters), default=0), np.int64)
+        for group in self.segment.counters:
+            expect[group.first : group.first + len(group.expect)] = group.expect
+        after = Ragged(1)
+        for r, ring in enumerate(self.rings):
+            for name in ring.after:
+                after.add(self._earlier_ring(r, name))
+            after.end()
+        (uses, waits, bumps, operands) = (r.arrays() for r in (self.uses, self.waits, self.bumps, self.operands))
+        rings = [[r.depth, sum(1 << UNIT_QUEUES.index(q) for q in r.consumers), UNIT_QUEUES.index(r.producer)]
+                 for r in self.rings]  # fmt: skip
+        return t.Code(
+            node_op=nodes[:, 0].copy(),
+            node_arg=nodes[:, 1].copy(),
+            stream_pc=streams,
+            k_units=units,
+            k_radix=radix,
+            k_end=ends,
+            lp=table(self.loops, 7),
+            ins=table(self.rows, 8),
+            use_ptr=uses[0],
+            use=uses[1],
+            wt_ptr=waits[0],
+            wt=waits[1],
+            bp_ptr=bumps[0],
+            bp=bumps[1],
+            op_ptr=operands[0],
+            op=operands[1],
+            rg=table(rings, 3),
+            af_ptr=after.arrays()[0],
+            af=after.arrays()[1][:, 0].copy(),
+            rg_total=self._totals(radix, units),
+            gp=table([[g.first, max(g.block, 1), len(g.expect)] for g in self.segment.counters], 3),
+            expect=expect,
+            **self.shapes.arrays(),
+        )
+
+    def _earlier_ring(self, ring: int, name: str) -> int:
+        """The ring that `after` means: of the latest kernel up to this one that has a ring of this name."""
+        for k in range(self.ring_kernel[ring], -1, -1):
+            found = self.ring_of[k].get(name)
+            if found is not None and found != ring:
+                return found
+        raise InternalError(f"ring %{self.rings[ring].name} comes after %{name}, which no kernel before it has")
+
+    def _totals(self, radix: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """Pushes that each unit makes on each ring."""
+        total = np.zeros((self.target.cu, len(self.rings)), np.int64)
+        for r, pushes in self.pushes.items():
+            k = self.ring_kernel[r]
+            coords = np.stack(np.unravel_index(np.arange(units[k]), tuple(radix[k])), 1)
+            for level, loops in pushes:
+                times = np.ones(units[k], np.int64)
+                for d, loop in enumerate(loops):
+                    start, stop, step, axis = self.loops[loop][:4]
+                    first = start + (coords[:, axis] * step if axis >= 0 else 0)
+                    stride = step * (int(radix[k, axis]) if axis >= 0 else 1)
+                    trips = np.maximum(0, -(-(stop - first) // stride))
+                    times = times * (trips if d < level else np.minimum(trips, 1))
+                total[: units[k], r] += times
+        return total
+
+
+def table(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Rows as an int64 array [n, width], also when there are none."""
+    return np.array(rows, np.int64).reshape(len(rows), width)
+
+
+def _depth(body: Sequence[StreamNode]) -> int:
+    return max((1 + _depth(n.body) for n in body if isinstance(n, StreamLoop)), default=0)

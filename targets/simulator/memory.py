@@ -1,0 +1,105 @@
+"""The memories of a simulated chip, as bytes.
+
+Tensors in l2 and hbm live at their addresses in one arena a memory, so that tensors which share bytes really share them.
+Constants in hbm or on the host are separate read-only arrays: nothing writes them, and a file is mapped, not copied.
+
+Invariant: bytes that nothing has written are 0xFF (a NaN in every float format), so reading them shows in the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ppuc.ir.errors import InputError, InternalError
+from ppuc.ir.numerics import bits_dtype
+from ppuc.ir.program import MemTensor, Program, Ring
+from ppuc.ir.resource import Resource
+from ppuc.ir.types import Space
+
+FRESH = 0xFF
+
+
+class ChipMemory:
+    """Host, hbm and l2 contents of one run."""
+
+    def __init__(
+        self, program: Program, constants: Mapping[str, Resource], inputs: Mapping[str, np.ndarray]
+    ) -> None:
+        self._tensors = {t.name: t for t in program.tensors}
+        self._flat: dict[str, np.ndarray] = {}
+        for space in (Space.HOST, Space.HBM, Space.L2):
+            self._place([t for t in program.tensors if t.space is space], constants)
+        for tensor in program.tensors:
+            if tensor.role == "input":
+                self._flat[tensor.name][:] = _input_bytes(tensor, inputs)
+
+    def _place(self, tensors: Sequence[MemTensor], constants: Mapping[str, Resource]) -> None:
+        own = [t for t in tensors if t.role == "const" and t.space is not Space.L2]
+        for tensor in own:
+            self._flat[tensor.name] = _constant_bytes(tensor, constants)
+        shared = [t for t in tensors if t not in own]
+        if not shared:
+            return
+        first = min(t.address for t in shared) // 64 * 64
+        arena = np.full(max(t.address + t.bytes for t in shared) - first, FRESH, np.uint8)
+        for tensor in shared:
+            start = tensor.address - first
+            self._flat[tensor.name] = arena[start : start + tensor.bytes]
+
+    def bytes_of(self, name: str) -> np.ndarray:
+        """The bytes of a tensor, as a view."""
+        return self._flat[name]
+
+    def element_bytes(self, name: str) -> int:
+        """Bytes of one element of a tensor."""
+        return self._tensors[name].dtype.bytes
+
+    def values_of(self, name: str) -> np.ndarray:
+        """A copy of a tensor's elements, flat, of its dtype."""
+        return self._flat[name].copy().view(self._tensors[name].dtype.numpy)
+
+
+def _constant_bytes(tensor: MemTensor, constants: Mapping[str, Resource]) -> np.ndarray:
+    if tensor.name not in constants:
+        raise InternalError(f"no value for constant '{tensor.name}': a run with values needs all of them")
+    data = np.ascontiguousarray(constants[tensor.name].array()).reshape(-1).view(np.uint8)
+    if data.size != tensor.bytes:
+        raise InternalError(f"constant '{tensor.name}' has {data.size} bytes where {tensor.bytes} are placed")
+    return data
+
+
+def _input_bytes(tensor: MemTensor, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    where = f"input '{tensor.source}'"
+    if tensor.name not in inputs:
+        raise InputError.of(where, "has no value")
+    array = np.ascontiguousarray(inputs[tensor.name])
+    if array.dtype != tensor.dtype.numpy or array.size != tensor.elements:
+        expected = f"{tensor.elements} elements of {tensor.dtype}"
+        raise InputError.of(where, "does not fit", got=f"{array.size} elements of {array.dtype}", expected=expected)
+    return array.reshape(-1).view(np.uint8)
+
+
+class UnitMemory:
+    """l1 and acc of every unit, with arrays for the ring slots."""
+
+    def __init__(self, rings: Sequence[Ring], units: int, capacity: Mapping[Space, int]) -> None:
+        self._rings = rings
+        self._arena: dict[Space, np.ndarray] = {}
+        for space in (Space.L1, Space.ACC):
+            used = max((r.base + r.depth * r.slot_bytes for r in rings if r.space is space), default=0)
+            if used > capacity[space]:
+                raise InternalError(f"rings reach byte {used} of {space}, which has {capacity[space]}")
+            self._arena[space] = np.full((units, used), FRESH, np.uint8)
+        self._slots: list[list[list[np.ndarray | None]]] = [[[None] * r.depth for r in rings] for _ in range(units)]
+
+    def slot(self, unit: int, ring: int, slot: int) -> np.ndarray:
+        """The storage bits of a ring slot, of the ring's shape."""
+        array = self._slots[unit][ring][slot]
+        if array is None:
+            r = self._rings[ring]
+            at = r.base + slot * r.slot_bytes
+            array = np.ndarray(r.shape, bits_dtype(r.dtype), self._arena[r.space][unit], at)
+            self._slots[unit][ring][slot] = array
+        return array

@@ -1,0 +1,118 @@
+"""Simulate a program: time, values and hazards of every segment, one after another.
+
+The event loop (time.py) writes a log of starts and completions that values, hazards and trace read. The log is emptied
+whenever it is full, so memory does not grow with trip counts; without readers nothing is logged.
+
+Invariant: outputs do not depend on the target's timing numbers, nor on the size of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ppuc.ir.errors import InternalError
+from ppuc.ir.program import Program
+from ppuc.ir.resource import Resource
+from ppuc.ir.vector import VectorProgram
+from ppuc.targets.schema import Target
+from ppuc.targets.simulator import time
+from ppuc.targets.simulator.deadlock import describe_deadlock
+from ppuc.targets.simulator.flatten import FlatSegment, flatten
+from ppuc.targets.simulator.hazards import HazardChecker
+from ppuc.targets.simulator.memory import ChipMemory
+from ppuc.targets.simulator.result import Hazard, Profile
+from ppuc.targets.simulator.stats import Totals
+from ppuc.targets.simulator.tables import State, new_state
+from ppuc.targets.simulator.trace import EventTable
+from ppuc.targets.simulator.values import SegmentValues
+
+LOG_ROWS = 1 << 15
+Progress = Callable[[str, float], None]
+"""Called with a segment's name and the cycles simulated so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawResult:
+    """`outputs` by tensor name, flat (empty for timing only). `events` has a row per instruction instance (`trace.EVENT`) and
+    `event_names` the texts that its `instr` column indexes."""
+
+    outputs: Mapping[str, np.ndarray]
+    profile: Profile
+    events: np.ndarray | None = None
+    event_names: tuple[str, ...] = ()
+
+
+def simulate(
+    program: Program,
+    vectors: tuple[VectorProgram, ...],
+    target: Target,
+    constants: Mapping[str, Resource],
+    inputs: Mapping[str, np.ndarray] | None,
+    *,
+    check_hazards: bool = True,
+    trace: bool = False,
+    progress: Progress | None = None,
+    log_rows: int = LOG_ROWS,
+) -> RawResult:
+    """Run `program` on `target`.
+
+    `inputs` are arrays by tensor name (None: timing only, which needs no constants either); `constants` are resources by
+    tensor name. Hazards are checked when values are computed, or with `trace`; they are reported in the profile, not raised.
+    Raises InputError for inputs that do not fit and InternalError when the program deadlocks.
+    """
+    chip = None if inputs is None else ChipMemory(program, constants, inputs)
+    by_name = {v.name: v for v in vectors}
+    totals, hazards, events = Totals(), list[Hazard](), EventTable() if trace else None
+    with threadpool_limits(1, user_api="blas"):
+        for segment in program.segments:
+            flat = flatten(program, segment, by_name, target)
+            begin = totals.cycles + target.segment_launch_us * 1e3 / target.clk_ns
+            totals.launch += begin - totals.cycles
+            values = None if chip is None else SegmentValues(flat, by_name, chip, target)
+            checker = HazardChecker(program, flat) if check_hazards and chip is not None else None
+            state = _run(flat, values, checker, events, begin, log_rows, progress)
+            totals.add(flat, state, begin, target)
+            totals.cycles = begin + float(state.now[0])
+            hazards += checker.hazards() if checker else ()
+    outputs = {} if chip is None else {name: chip.values_of(name) for _, name in program.outputs}
+    profile = totals.profile(target, tuple(hazards), chip is not None)
+    if events is None:
+        return RawResult(outputs, profile)
+    return RawResult(outputs, profile, events.table(), tuple(events.names))
+
+
+def _run(
+    flat: FlatSegment,
+    values: SegmentValues | None,
+    checker: HazardChecker | None,
+    events: EventTable | None,
+    begin: float,
+    log_rows: int,
+    progress: Progress | None,
+) -> State:
+    readers = [reader for reader in (values, checker) if reader is not None]
+    rows = max(log_rows, 2 * len(flat.code.stream_pc) + 16) if readers or events is not None else 0
+    state = new_state(flat.code, flat.machine, rows)
+    if events is not None:
+        events.open(flat, begin)
+    while True:
+        status = time.run(flat.code, flat.machine, state)
+        used = int(state.num[3])
+        for reader in readers:
+            reader.consume(state.log_i[:used])
+        if events is not None:
+            events.consume(state.log_t[:used], state.log_i[:used])
+        state.num[3] = 0
+        if progress is not None:
+            progress(flat.segment.name, begin + float(state.now[0]))
+        if status == time.DONE:
+            return state
+        if status == time.DEADLOCK:
+            raise InternalError(describe_deadlock(flat, state))
+
+
+__all__ = ["RawResult", "simulate"]

@@ -1,0 +1,142 @@
+"""The Profile of a run, from the per-instruction statistics that the event loop keeps.
+
+Invariant: for each queue of a kernel busy and stalls never exceed units * (end - start); what is left is idle.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ppuc.ir.program import UNIT_QUEUES, Instr, Queue
+from ppuc.ir.types import DType, Space
+from ppuc.targets.schema import Target
+from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.energy import energy_joules
+from ppuc.targets.simulator.flatten import FlatSegment
+from ppuc.targets.simulator.result import STALL_CAUSES, CopyStats, Hazard, KernelStats, Profile
+
+_SPACE = {t.MEM_HBM: Space.HBM, t.MEM_L2: Space.L2, t.MEM_HOST: Space.HOST}
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over segments."""
+
+    cycles: float = 0.0
+    launch: float = 0.0
+    instructions: int = 0
+    lane_ops: int = 0
+    sfu_ops: int = 0
+    macs: Counter[DType] = field(default_factory=Counter)
+    read: Counter[Space] = field(default_factory=Counter)
+    write: Counter[Space] = field(default_factory=Counter)
+    kernels: list[KernelStats] = field(default_factory=list)
+    copies: list[CopyStats] = field(default_factory=list)
+
+    def add(self, flat: FlatSegment, state: t.State, begin: float, target: Target) -> None:
+        """Account a finished segment that started at cycle `begin`."""
+        kernel_of, queue_of = flat.code.ins[:, 0], flat.code.ins[:, 1]
+        for k in range(len(flat.segment.kernels)):
+            self.kernels.append(self._kernel(flat, state, k, np.flatnonzero(kernel_of == k), begin, target))
+        for i in np.flatnonzero(queue_of == 4):
+            self._copy(flat, state, int(i), begin)
+        self.instructions += int(state.n[:, 0].sum())
+        self.lane_ops += int(state.ops[:, 0].sum())
+        self.sfu_ops += int(state.ops[:, 1].sum())
+        for kernel in self.kernels[len(self.kernels) - len(flat.segment.kernels) :]:
+            self.read.update(kernel.read_bytes)
+            self.write.update(kernel.write_bytes)
+
+    def _kernel(
+        self, flat: FlatSegment, state: t.State, k: int, rows: np.ndarray, begin: float, target: Target
+    ) -> KernelStats:
+        kernel = flat.segment.kernels[k]
+        busy: dict[Queue, float] = {}
+        stall: dict[Queue, dict[str, float]] = {}
+        count: dict[Queue, int] = {}
+        for q, queue in enumerate(UNIT_QUEUES):
+            mine = rows[flat.code.ins[rows, 1] == q]
+            busy[queue] = float(state.busy[mine].sum())
+            stall[queue] = dict(zip(STALL_CAUSES, state.stall[mine].sum(0).tolist(), strict=True))
+            count[queue] = int(state.n[mine, 0].sum())
+        read, write, macs, ideal = self._traffic(flat, state, rows, target)
+        ran = rows[state.n[rows, 0] > 0]
+        start, end = (state.span[ran, 0].min(), state.span[ran, 1].max()) if len(ran) else (0.0, 0.0)
+        return KernelStats(
+            name=kernel.name,
+            loc=kernel.loc,
+            units=int(flat.code.k_units[k]),
+            start=begin + float(start),
+            end=begin + float(end),
+            busy=busy,
+            stall=stall,
+            instructions=count,
+            read_bytes=read,
+            write_bytes=write,
+            macs=macs,
+            ideal_tensor=ideal,
+        )
+
+    def _traffic(
+        self, flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target
+    ) -> tuple[dict[Space, int], dict[Space, int], int, float]:
+        """Bytes read and written by space, multiply-accumulates, and their cycles at the chip's peak."""
+        n = state.n[rows].sum(0)
+        read = Counter({Space.L1: int(n[2]), Space.ACC: int(n[4])})
+        write = Counter({Space.L1: int(n[3]), Space.ACC: int(n[5])})
+        ideal = 0.0
+        for i in rows.tolist():
+            kind, memory = flat.code.ins[i, 2], int(flat.code.ins[i, 5])
+            if kind == t.LOAD:
+                read[_SPACE[memory]] += int(state.n[i, 1])
+            elif kind == t.STORE:
+                write[_SPACE[memory]] += int(state.n[i, 1])
+            elif kind == t.MMA:
+                dtype = flat.rings[flat.instrs[i].operands[1]].dtype
+                self.macs[dtype] += int(state.n[i, 6])
+                ideal += float(state.n[i, 6]) / target.peak_macs_per_clk("i8" if dtype is DType.U8 else dtype)
+        return dict(read), dict(write), int(n[6]), ideal
+
+    def _copy(self, flat: FlatSegment, state: t.State, i: int, begin: float) -> None:
+        item = flat.instrs[i].item
+        if isinstance(item, Instr):
+            return
+        size = int(state.n[i, 1])
+        self.read[_SPACE[int(flat.code.ins[i, 5])]] += size
+        self.write[_SPACE[int(flat.code.ins[i, 6])]] += size
+        start, end = (begin + float(x) for x in state.span[i])
+        self.copies.append(CopyStats(item.dst, item.queue, size, start, end))
+
+    def profile(self, target: Target, hazards: tuple[Hazard, ...], values: bool) -> Profile:
+        """The record of the whole run."""
+        seconds = self.cycles * target.clk_ns * 1e-9
+        energy = energy_joules(
+            target,
+            macs=self.macs,
+            lane_ops=self.lane_ops,
+            sfu_ops=self.sfu_ops,
+            moved_bytes=self.read + self.write,
+            instructions=self.instructions,
+            seconds=seconds,
+        )
+        return Profile(
+            target=target.name,
+            target_hash=target.hash,
+            clock_ghz=1.0 / target.clk_ns,
+            cycles=self.cycles,
+            kernels=tuple(self.kernels),
+            copies=tuple(self.copies),
+            read_bytes=dict(self.read),
+            write_bytes=dict(self.write),
+            instructions=self.instructions,
+            launch_cycles=self.launch,
+            energy_joules=energy,
+            hazards=hazards,
+            values=values,
+        )
+
+
+__all__ = ["Totals"]

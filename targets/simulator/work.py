@@ -1,0 +1,165 @@
+"""How much one instance of an instruction does: boxes clipped at the edges of tensors, valid extents, cycles.
+
+The formulas are those of ppuc.targets.cost and ppuc.targets.vector_cost, compiled. Results go to scratch fields of State.
+
+Invariant: nothing here changes the course of a run, apart from statistics counters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ppuc.targets import cost, vector_cost
+from ppuc.targets.simulator.tables import NO_BOUND, Code, Machine, State
+
+mma_steps = njit(cache=True, error_model="numpy")(cost.mma_steps)
+mma_operand_bytes = njit(cache=True, error_model="numpy")(cost.mma_operand_bytes)
+flow_cap = njit(cache=True, error_model="numpy")(cost.flow_cap)
+_BURST, _SECTOR = cost.BURST_BYTES, cost.SECTOR_BYTES
+
+step_clk = njit(cache=True, error_model="numpy")(vector_cost.step_clk)
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def burst_weight(run_bytes: int) -> float:
+    """cost.burst_weight, whose constants are module globals there."""
+    if run_bytes >= _BURST:
+        return 1.0
+    return min(_BURST / max(run_bytes, 1), _BURST / _SECTOR)
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _clip(c: Code, st: State, b: int, d: int, at: int) -> None:
+    """Valid extents of the tile axes that move along dimension d, cut by its ends."""
+    a1, f1, a2, f2 = c.bx_pair[b, d]
+    size = c.bx_dim[b, d, 0]
+    if a1 < 0:
+        if at < 0 or at >= size:
+            st.cnt[:] = 0
+        return
+    if a2 < 0:
+        st.cnt[a1] = min(st.cnt[a1], _inside(at, f1, c.bx_axis[b, a1, 0], size))
+        return
+    n1, pairs, lines = c.bx_axis[b, a1, 0], 0, 0
+    for i in range(n1):
+        n = _inside(at + i * f1, f2, c.bx_axis[b, a2, 0], size)
+        pairs += n
+        lines += n > 0
+    st.cnt[a1] = lines
+    st.cnt[a2] = -(-pairs // lines) if lines else 0
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _inside(at: int, factor: int, n: int, size: int) -> int:
+    """How many of `at + factor * (0 .. n - 1)` lie in [0, size)."""
+    if factor < 0:
+        at, factor = at + factor * (n - 1), -factor
+    first = max(0, -(at // factor)) if at < 0 else 0
+    last = min(n - 1, (size - 1 - at) // factor)
+    return max(0, last - first + 1)
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
+    """Elements moved and fetched, elements of a contiguous run, first and last element touched (0, -1: none) into st.box."""
+    dims, axes, gather_dim = c.bx[b, 0], c.bx[b, 1], c.bx[b, 4]
+    for a in range(axes):
+        st.cnt[a] = c.bx_axis[b, a, 0]
+    first, last, empty = c.bx[b, 3], c.bx[b, 3], False
+    for d in range(dims):
+        size, stride = c.bx_dim[b, d, 0], c.bx_dim[b, d, 1]
+        at = c.bx_dim[b, d, 2]
+        for j in range(depth):
+            at += c.bx_coef[b, d, j] * st.env[s, j]
+        lo, hi = at + c.bx_dim[b, d, 3], at + c.bx_dim[b, d, 4]
+        if d == gather_dim:
+            lo, hi = 0, size - 1
+        elif lo < 0 or hi >= size:
+            _clip(c, st, b, d, at)
+            lo, hi = max(lo, 0), min(hi, size - 1)
+            if hi < lo:
+                empty = True
+        first += stride * (lo if stride >= 0 else hi)
+        last += stride * (hi if stride >= 0 else lo)
+    moved, fetched, run, open_run = 1, 1, 1, True
+    for i in range(axes):
+        a = c.bx_axis[b, i, 2]
+        n, stride = st.cnt[a], abs(c.bx_axis[b, a, 1])
+        moved *= n
+        if stride == 0 or n <= 1:
+            fetched *= min(n, 1)
+            continue
+        fetched *= n
+        open_run = open_run and stride == run and a != c.bx[b, 5]
+        if open_run:
+            run *= n
+    if empty or moved == 0:
+        moved, fetched, run, first, last = 0, 0, 1, 0, -1
+    st.box[0], st.box[1], st.box[2], st.box[3], st.box[4] = moved, fetched, run, first, last
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _extents(c: Code, st: State, s: int, first: int, n: int, depth: int) -> None:
+    """Valid extents of n axes from bound `first` on into st.cnt."""
+    for i in range(n):
+        limit, size = c.bd[first + i, 1], c.bd[first + i, 2]
+        if limit == NO_BOUND:
+            st.cnt[i] = size
+            continue
+        at = c.bd[first + i, 0]
+        for j in range(depth):
+            at += c.bd_coef[first + i, j] * st.env[s, j]
+        st.cnt[i] = max(0, min(size, limit - at))
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> float:
+    """Cycles of an mma, which are counted with its work."""
+    v, depth = c.ins[i, 4], c.ins[i, 3]
+    bound, na, nk = c.mma[v, 0], c.mma[v, 1], c.mma[v, 2]
+    _extents(c, st, s, bound, na + 1 + nk, depth)
+    rows, k = 1, 1
+    for a in range(na):
+        rows *= st.cnt[a]
+    for a in range(na + 1, na + 1 + nk):
+        k *= st.cnt[a]
+    cols = st.cnt[na]
+    fm, fn, fk, ii, size = c.mma[v, 3], c.mma[v, 4], c.mma[v, 5], c.mma[v, 6], c.mma[v, 7]
+    steps = mma_steps(rows, cols, k, fm, fn, fk, m.lane_rows, m.lane_cols)
+    read = mma_operand_bytes(rows, cols, k, fm, fn, fk, m.lane_rows, m.lane_cols, size)
+    st.n[i, 2] += read
+    if (first_mask & c.mma[v, 8]) != c.mma[v, 8]:
+        st.n[i, 4] += rows * cols * 4
+    st.n[i, 5] += rows * cols * 4
+    st.n[i, 6] += rows * cols * k
+    return max(float(steps * ii), read / m.l1_rate)
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _elements(st: State, count: int, mask: int) -> int:
+    a = 0
+    while mask:
+        for _ in range(mask & 3):
+            count *= st.cnt[a]
+        mask >>= 2
+        a += 1
+    return count
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def vec_clk(c: Code, m: Machine, st: State, s: int, i: int) -> float:
+    """Cycles of a vec, which are counted with its work."""
+    v, depth = c.ins[i, 4], c.ins[i, 3]
+    _extents(c, st, s, c.vec[v, 0], c.vec[v, 1], depth)
+    total, moved = 0.0, 0
+    for j in range(c.vec[v, 2], c.vec[v, 3]):
+        n = _elements(st, c.term[j, 0], c.term[j, 1])
+        st.ops[i, 0] += n * c.term[j, 2]
+        st.ops[i, 1] += n * c.term[j, 3]
+        total += step_clk(n, c.term[j, 2], c.term[j, 3], c.term[j, 4], m.lanes, m.sfu)
+    for j in range(c.vec[v, 4], c.vec[v, 5]):
+        n = _elements(st, c.traffic[j, 0], c.traffic[j, 1]) * c.traffic[j, 2]
+        st.n[i, 2 + c.traffic[j, 3]] += n
+        moved += n
+    return max(total, moved / m.l1_rate)
