@@ -6,15 +6,14 @@ dump keeps its meaning when a default changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module, Placement
+from ppuc.ir.text.layout import header_lines
 from ppuc.ir.text.literals import format_attrs, quote, symbol
 from ppuc.ir.text.print_kernel import format_loc, print_kernel, print_vector
 from ppuc.ir.text.print_program import print_program
-
-_WIDTH = 120
 
 
 def print_module(module: Module) -> str:
@@ -46,7 +45,7 @@ def _placement(placement: Placement) -> str:
 
 def print_graph(graph: Graph) -> str:
     """A graph with the bodies of its groups; ends in a newline."""
-    lines = wrap(f"graph {symbol(graph.name)}(", map(_decl, graph.params), ") -> ", graph.results)
+    lines = _signature("graph ", graph)
     _body(graph, "  ", lines)
     return "\n".join([*lines, "}", ""])
 
@@ -56,15 +55,9 @@ def print_op(op: Op) -> str:
     return _op(op)
 
 
-def wrap(start: str, params: Iterable[str], middle: str, results: Iterable[Value]) -> list[str]:
-    """A header of one line, or of one line a parameter where one line would be too long."""
-    shown = list(params)
-    end = f"{middle}({', '.join(map(_decl, results))}) {{"
-    flat = f"{start}{', '.join(shown)}{end}"
-    if len(flat) <= _WIDTH or len(shown) < 2:
-        return [flat]
-    indent = " " * (len(start) - len(start.lstrip()) + 4)
-    return [start + shown[0] + ",", *(f"{indent}{p}," for p in shown[1:-1]), f"{indent}{shown[-1]}{end}"]
+def _signature(start: str, graph: Graph) -> list[str]:
+    end = f") -> ({', '.join(map(_decl, graph.results))}) {{"
+    return header_lines(f"{start}{symbol(graph.name)}(", [_decl(p) for p in graph.params], end)
 
 
 def _body(graph: Graph, indent: str, lines: list[str]) -> None:
@@ -72,8 +65,7 @@ def _body(graph: Graph, indent: str, lines: list[str]) -> None:
         if op.body is None:
             lines.append(indent + _op(op))
             continue
-        start = f"{indent}{_op(op)} body {symbol(op.body.name)}("
-        lines += wrap(start, map(_decl, op.body.params), ") -> ", op.body.results)
+        lines += _signature(f"{indent}{_op(op)} body ", op.body)
         _body(op.body, indent + "  ", lines)
         lines.append(indent + "}")
 

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping
 from ppuc.ir.affine import Affine
 from ppuc.ir.kernel import Bound, Buffer, Gather, Kernel, Load, Loop, Mma, Param, Stmt, Store, TileRef, Vec
 from ppuc.ir.text.fields import StepFields
+from ppuc.ir.text.layout import header_lines
 from ppuc.ir.text.literals import format_attrs, format_number, quote, symbol
 from ppuc.ir.types import TensorType
 from ppuc.ir.vector import Step, VecParam, VectorProgram
-
-_WIDTH = 120
 
 
 def format_loc(loc: tuple[str, ...]) -> str:
@@ -37,16 +36,10 @@ def print_kernel(kernel: Kernel) -> str:
 def kernel_header(
     name: str, grid: tuple[tuple[str, int], ...], params: tuple[Param, ...], loc: tuple[str, ...], indent: str
 ) -> list[str]:
-    """The header of a kernel or of its program, one parameter a line where one line would be too long."""
+    """The header of a kernel or of its program."""
     axes = ", ".join(f"{axis} = {size}" for axis, size in grid)
     start = f"{indent}kernel {symbol(name)} {{grid = ({axes})}}("
-    shown = [_param(p) for p in params]
-    end = f"){format_loc(loc)} {{"
-    flat = start + ", ".join(shown) + end
-    if len(flat) <= _WIDTH or len(shown) < 2:
-        return [flat]
-    pad = indent + "    "
-    return [start + shown[0] + ",", *(f"{pad}{p}," for p in shown[1:-1]), pad + shown[-1] + end]
+    return header_lines(start, [_param(p) for p in params], f"){format_loc(loc)} {{")
 
 
 def _param(param: Param) -> str:

@@ -39,7 +39,7 @@ class Reader:
             text = self._take()
             if not text or text.isspace():
                 continue
-            while text.rstrip().endswith(",") and self._next < len(self._raw):
+            while text.rstrip().endswith((",", "(")) and self._next < len(self._raw):
                 text += "\n" + self._take()
             self._line = Line(number, text)
             return self._line
