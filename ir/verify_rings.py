@@ -14,8 +14,8 @@ _Key = tuple[str, str]
 
 
 class _Map:
-    """Which ring owns which bytes of one memory, as disjoint (start, end, ring) ranges. A ring takes its bytes over from
-    those before it in the program."""
+    """Which ring owns which bytes of one memory, as disjoint (start, end, ring) ranges. A ring takes its bytes over
+    from those before it in the program."""
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int, _Key]] = []

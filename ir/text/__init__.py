@@ -2,8 +2,8 @@
 
 `parse_module(print_module(m), resources)` equals `m`. One statement a line; `//` starts a comment; a line that ends in
 a comma or an opening parenthesis goes on in the next one. Constants of more than 16 elements are named by key
-(`res("sha256:...", "name")`) and stored beside the text: `external_resources` lists them when writing, `resources` finds
-them when reading.
+(`res("sha256:...", "name")`) and stored beside the text: `external_resources` lists them when writing, `resources`
+finds them when reading.
 """
 
 from ppuc.ir.text.literals import external_resources
