@@ -24,7 +24,8 @@ class Comparison:
     """One tensor against its reference. `max_rel` is over elements whose reference is not zero; `rms_rel` is the
     error's root mean square over the reference's; `sqnr_db` is `-20 log10(rms_rel)`; `worst` is the index of the
     largest error. For integers `mismatches` counts differing elements. `reason` says why `ok` is False (""
-    otherwise)."""
+    otherwise). `sensitivity` is set when the tolerance was widened to the model's own conditioning: its relative change
+    for one unit of relative change of the weights."""
 
     name: str
     type: str
@@ -38,6 +39,7 @@ class Comparison:
     mismatches: int
     tolerance: float
     worst: tuple[int, ...]
+    sensitivity: float | None = None
 
     def record(self) -> dict[str, Any]:
         """The comparison as JSON-able values."""

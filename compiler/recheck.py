@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.compare import Comparison, compare
+from ppuc.compiler.compare import Comparison
 from ppuc.compiler.execute import run_module
-from ppuc.compiler.tolerance import Tolerance, exact, tolerances
+from ppuc.compiler.judge import Judge
 from ppuc.ir.errors import Diagnostic, PpucError
 from ppuc.ir.graph import Graph
 from ppuc.ir.interpret import run_graph
@@ -59,8 +59,8 @@ class Recheck:
         feeds = {value: inputs[name] for name, value in module.inputs}
         results = run_graph(module.graph, feeds, self._keep)
         self._outputs = {name: results[value] for name, value in module.outputs}
-        self._tolerances = tolerances(module.graph, precision)
-        self._output_tolerances = {name: self._tolerances.get(value, exact()) for name, value in module.outputs}
+        self._output_values = dict(module.outputs)
+        self._judge = Judge(module.graph, precision, feeds)
 
     def _keep(self, op: Any, results: Any) -> None:
         self._want.update((value.name, array) for value, array in zip(op.results, results, strict=True))
@@ -76,19 +76,18 @@ class Recheck:
             nonlocal compared
             if name in survivors and name in self._want:
                 compared += 1
-                result = compare(f"%{name}", array, self._want[name], self._tolerance(name))
+                result = self._judge.compare(f"%{name}", name, array, self._want[name])
                 if not result.ok:
                     wrong.append(result)
 
         got = run_module(module, target, self._inputs, on_tensor)
-        outputs = tuple(compare(n, got[n], want, self._output_tolerances[n]) for n, want in self._outputs.items())
+        outputs = tuple(
+            self._judge.compare(n, self._output_values[n], got[n], want) for n, want in self._outputs.items()
+        )
         failed = [c for c in outputs if not c.ok]
         if failed:
             raise _divergence(pass_name, (wrong or failed)[0], failed)
         return CheckedPass(outputs, compared)
-
-    def _tolerance(self, name: str) -> Tolerance:
-        return self._tolerances.get(name, exact())
 
 
 def _value_types(graph: Graph) -> dict[str, TensorType]:

@@ -9,12 +9,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ppuc.compiler.inputs import RANGE_OPTION, InputSpec, checked_inputs, generate_all
 from ppuc.ir.errors import UsageError
+from ppuc.ir.resource import Resource
 from ppuc.targets.artifact import Artifact
 from ppuc.targets.artifact import load as load_artifact
 from ppuc.targets.artifact import save as save_artifact
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
     from ppuc.compiler.driver import PassRecord
+    from ppuc.targets.simulator.run import RawResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class ProgramResult:
 
     outputs: Mapping[str, np.ndarray]
     profile: Profile
-    trace: Any = None
+    trace: RawResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class CompiledProgram:
 
         artifact = self.artifact
         feeds = None if inputs is None else {s.tensor: inputs[s.name] for s in artifact.inputs}
-        raw = simulate(artifact.program, artifact.vectors, self.target, artifact.constants, feeds, trace=trace)
+        constants = {n: c if isinstance(c, Resource) else Resource.of(c, n) for n, c in artifact.constants.items()}
+        raw = simulate(artifact.program, artifact.vectors, self.target, constants, feeds, trace=trace)
         outputs: dict[str, np.ndarray] = {}
         if inputs is not None:
             outputs = {s.name: raw.outputs[s.tensor].reshape(s.type.dims) for s in artifact.outputs}

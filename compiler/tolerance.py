@@ -18,12 +18,14 @@ s being the expected largest of n normal draws plus one: a single wrong element 
 hardly moves the rms. With all arithmetic in f32, r is capped at 90 dB. Integers must be equal when all arithmetic is
 f32; with narrower formats a share r of them may differ (a comparison or an argmax may flip).
 
-What the rule leaves out is conditioning: a model that amplifies a change of its inputs amplifies rounding as well.
+What the rule leaves out is conditioning: a model that amplifies a change of its weights amplifies rounding as well.
+That is measured (ppuc.compiler.conditioning) when a tensor breaks the rule.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ppuc.ir.graph import Graph, Op
@@ -46,6 +48,7 @@ PRECISIONS: dict[str, DType | None] = {"model": None, "fp32": DType.F32, "bf16":
 
 SAFETY = 2.0
 FP32_FLOOR = 10 ** (-90 / 20)
+_SUMMING = (Kind.CONTRACTION, Kind.REDUCTION, Kind.COMPOSITE)
 _CONTRACTING_COMPOSITES = ("attention", "conv_transpose", "resize")
 
 
@@ -76,6 +79,17 @@ def tolerances(graph: Graph, precision: str) -> dict[str, Tolerance]:
             variance[result.name] = inherited + added
             narrow[result.name] = is_narrow
     return {name: _tolerance(v, narrow[name]) for name, v in variance.items()}
+
+
+def typical_step(graph: Graph, precision: str) -> float:
+    """The root mean square of the relative errors that contractions and reductions of `graph` add at `precision`.
+
+    Rounding to unit roundoff u errs by u at most and by u / sqrt(6) in the mean: the error is uniform within u of the
+    mantissa's scale (mean square u^2 / 3), the mantissa uniform in [1, 2) (mean inverse square 1 / 2)."""
+    tensor_format = PRECISIONS[precision]
+    added = [_added(op, tensor_format)[0] for op in graph.ops if OPS[op.name].kind in _SUMMING]
+    rounding = [variance for variance in added if variance > 0] or [UNIT_ROUNDOFF[DType.F32] ** 2]
+    return math.sqrt(sum(rounding) / len(rounding) / 6)
 
 
 def exact() -> Tolerance:
@@ -109,11 +123,29 @@ def _added(op: Op, tensor_format: DType | None) -> tuple[float, bool]:
 
 
 def reduction_length(op: Op) -> int:
-    """Terms of the longest sum behind one element of `op`'s result: from its indexing, or bounded by the elements of
-    its first operand outside the leading axis."""
+    """Terms of the longest sum behind one element of `op`'s result: from its indexing, from what the composite is, or
+    bounded by the elements of its first operand outside the leading axis."""
     record = OPS[op.name]
     if record.indexing is not None:
         indexing = record.indexing(op.attrs, [v.type for v in op.operands])
         return math.prod(d.size for d in indexing.dims if d.reduced)
-    shape = op.operands[0].type.dims if op.operands else ()
-    return max(1, math.prod(shape[1:]))
+    shapes = [v.type.dims for v in op.operands]
+    if op.name in _LENGTHS:
+        return max(1, _LENGTHS[op.name](op, shapes))
+    return max(1, math.prod(shapes[0][1:])) if shapes else 1
+
+
+def _axis_length(op: Op, shapes: Sequence[tuple[int, ...]]) -> int:
+    axis: int = op.attrs.axis  # type: ignore[attr-defined]
+    return math.prod(shapes[0][axis:])
+
+
+_LENGTHS: dict[str, Callable[[Op, Sequence[tuple[int, ...]]], int]] = {
+    "attention": lambda op, shapes: shapes[0][-1] + shapes[1][-2],
+    "batch_norm": lambda op, shapes: 1,
+    "conv_transpose": lambda op, shapes: math.prod(shapes[1]) // max(shapes[1][1], 1),
+    "layer_norm": _axis_length,
+    "resize": lambda op, shapes: 4 ** max(len(shapes[0]) - 2, 1),
+    "rms_norm": _axis_length,
+}
+"""Composites whose sums are shorter than the bound. Resizing takes at most four taps an axis."""

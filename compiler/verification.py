@@ -1,26 +1,28 @@
 """`verify`: compile, simulate, and compare every output (or every tensor that survives) with ONNX Runtime.
 
 Invariant: what is compared is what the simulator computed from the emitted program, on inputs that both sides were
-given; tolerances come from the imported graph and the precision, never from the data.
+given; what is allowed follows from the imported graph, the precision and the inputs, never from what the program
+computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.compare import Comparison, compare
+from ppuc.compiler.compare import Comparison
+from ppuc.compiler.driver import compile_model
+from ppuc.compiler.frontend.expose import node_outputs
+from ppuc.compiler.frontend.load import ImportedModel, load_model
+from ppuc.compiler.judge import Judge
 from ppuc.compiler.layers import final_node, kept_layers, layer_candidates, matching, node_values
-from ppuc.compiler.tolerance import exact, tolerances
+from ppuc.compiler.oracle import Oracle
+from ppuc.compiler.runtime import CompiledProgram
 from ppuc.ir.errors import UsageError
 from ppuc.targets.simulator.result import Profile
-
-if TYPE_CHECKING:
-    from ppuc.compiler.frontend.load import ImportedModel
-    from ppuc.compiler.runtime import CompiledProgram
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,56 +62,38 @@ def verify_program(
 ) -> Verification:
     """Run `program` on the simulator and its source model on ONNX Runtime with the same `inputs` (seeded random ones
     when None) and compare. Raises UsageError when the program was loaded from a .ppu and its model is not at hand."""
-    from ppuc.compiler.frontend.load import load_model
-
     if program.source is None:
         raise UsageError.of(
             program.name, "cannot be verified without the ONNX model it came from", hint="compile it here"
         )
     arrays = dict(inputs) if inputs is not None else program.random_inputs()
     imported = load_model(program.source, shapes={s.name: s.type.dims for s in program.inputs})
-    outputs, profile = _compared_outputs(program, imported, arrays)
-    inner = _compared_layers(program, imported, arrays) if layers else ()
-    return Verification(outputs, inner, tuple(str(h) for h in profile.hazards), profile)
-
-
-def _compared_outputs(
-    program: CompiledProgram, imported: ImportedModel, arrays: Mapping[str, np.ndarray]
-) -> tuple[tuple[Comparison, ...], Profile]:
-    from ppuc.compiler.oracle import Oracle
-
-    assert program.source is not None
+    precision = program.artifact.meta.get("precision", "model")
+    judge = Judge(imported.graph, precision, {value.name: arrays[name] for name, value in imported.inputs})
     result = program.run(arrays)
     want = Oracle(program.source).run(arrays)
-    allowed = tolerances(imported.graph, program.artifact.meta.get("precision", "model"))
-    compared = []
-    for name, value in imported.outputs:
-        compared.append(compare(name, result.outputs[name], want[name], allowed.get(value.name, exact())))
-    return tuple(compared), result.profile
+    outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n]) for n, v in imported.outputs)
+    inner = _compared_layers(program, imported, judge, arrays) if layers else ()
+    return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile)
 
 
 def _compared_layers(
-    program: CompiledProgram, imported: ImportedModel, arrays: Mapping[str, np.ndarray]
+    program: CompiledProgram, imported: ImportedModel, judge: Judge, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Comparison, ...]:
     """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
-    from ppuc.compiler.driver import compile_model
-    from ppuc.compiler.frontend.expose import node_outputs
-    from ppuc.compiler.oracle import Oracle
-    from ppuc.compiler.runtime import CompiledProgram as Program
-
     assert program.source is not None
     precision = program.artifact.meta.get("precision", "model")
     shapes = {s.name: s.type.dims for s in program.inputs}
     model = compile_model(program.source, target=program.target, precision=precision, shapes=shapes, keep_layers=True)
-    got = kept_layers(Program(model.artifact, program.target, program.source).run(arrays).outputs)
+    got = kept_layers(replace(program, artifact=model.artifact).run(arrays).outputs)
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
     nodes = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
     chosen = {value: node for value in got if (node := nodes.get(value)) is not None}
     want = Oracle(program.source, tuple(tensors[node] for node in chosen.values())).run(arrays)
-    allowed, values = tolerances(imported.graph, precision), node_values(imported.graph)
+    values = node_values(imported.graph)
     compared = []
     for value, node in chosen.items():
         reference = matching(want[tensors[node]], got[value]) if tensors[node] in want else None
         if reference is not None:
-            compared.append(compare(node, got[value], reference, allowed.get(values.get(node, ""), exact())))
+            compared.append(judge.compare(node, values.get(node, ""), got[value], reference))
     return tuple(compared)

@@ -69,7 +69,7 @@ def profile_command(
     else:
         feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
         result = program.run(feeds, trace=trace is not None)
-    if trace is not None:
+    if trace is not None and result.trace is not None:
         count = write_trace(trace, result.trace, program.nodes)
         note(f"note: {count} events in {trace}; open it at ui.perfetto.dev")
     record = {"model": str(model), **profile_record(result.profile, program.target, program.nodes)}

@@ -122,3 +122,6 @@ def comparison_table(out: Console, title: str, rows: Sequence[dict[str, Any]]) -
     for row in rows:
         if not row["ok"]:
             out.print(f"  {row['name']}: {row['reason']}")
+        if row["sensitivity"] is not None:
+            growth = f"{row['sensitivity']:.3g}"
+            out.print(f"  {row['name']}: a relative change of the weights grows {growth} times in the model itself")

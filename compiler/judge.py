@@ -1,0 +1,44 @@
+"""Whether tensors agree with the model's: the tolerance rule first, the model's conditioning when the rule is broken.
+
+Invariant: a tensor that keeps the rule is judged by the rule alone; one that breaks it is accepted only within what the
+model itself makes of rounding, and its comparison then carries the sensitivity that was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ppuc.compiler.compare import Comparison, compare
+from ppuc.compiler.conditioning import Sensitivity, sensitivities
+from ppuc.compiler.tolerance import exact, tolerances, typical_step
+from ppuc.ir.graph import Graph
+
+
+class Judge:
+    """Judges values of `graph` (the imported model) computed at `precision` from `feeds` (by parameter name)."""
+
+    def __init__(self, graph: Graph, precision: str, feeds: Mapping[str, np.ndarray]) -> None:
+        self._graph, self._precision, self._feeds = graph, precision, feeds
+        self._tolerances = tolerances(graph, precision)
+        self._sensitivities: dict[str, Sensitivity] | None = None
+
+    def compare(self, label: str, value: str, got: np.ndarray, want: np.ndarray) -> Comparison:
+        """`got` against the reference `want` for the graph's value of that name ("" for one that is not in the
+        graph)."""
+        tolerance = self._tolerances.get(value, exact())
+        result = compare(label, got, want, tolerance)
+        sensitivity = None if result.ok else self._sensitivity(value)
+        if sensitivity is None:
+            return result
+        widened = sensitivity.widened(tolerance, typical_step(self._graph, self._precision))
+        if widened == tolerance:
+            return result
+        return replace(compare(label, got, want, widened), sensitivity=sensitivity.relative)
+
+    def _sensitivity(self, value: str) -> Sensitivity | None:
+        if self._sensitivities is None:
+            self._sensitivities = sensitivities(self._graph, self._feeds, self._precision)
+        return self._sensitivities.get(value)
