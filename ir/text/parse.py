@@ -16,11 +16,7 @@ from ppuc.ir.module import Module, Placement
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.ir.text.literals import ResourceLookup
-from ppuc.ir.text.parse_graph import memory, read_graph
-from ppuc.ir.text.parse_kernel import read_kernel, read_vector
-from ppuc.ir.text.parse_program import read_program
-from ppuc.ir.text.reader import Line, Reader
-from ppuc.ir.text.syntax import (
+from ppuc.ir.text.nodes import (
     Done,
     GraphHeader,
     InOut,
@@ -32,6 +28,10 @@ from ppuc.ir.text.syntax import (
     Target,
     VectorHeader,
 )
+from ppuc.ir.text.parse_graph import memory, read_graph
+from ppuc.ir.text.parse_kernel import read_kernel, read_vector
+from ppuc.ir.text.parse_program import read_program
+from ppuc.ir.text.reader import Line, Reader
 from ppuc.ir.vector import VectorProgram
 
 Resources = Mapping[str, Resource] | Callable[[str], Resource]

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import OPS
 from ppuc.ir.text.literals import LiteralError, ResourceLookup, build_attrs
+from ppuc.ir.text.nodes import Decl, GraphHeader, GraphLine, Signature, Token
 from ppuc.ir.text.reader import Line, Reader
-from ppuc.ir.text.syntax import Decl, GraphHeader, GraphLine, Signature, Token
 from ppuc.ir.types import Space, TensorType, parse_type
 
 _SPACES = {f"@{space.value}": space for space in Space}

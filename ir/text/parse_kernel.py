@@ -11,9 +11,7 @@ from ppuc.ir.affine import Affine, affine, axis
 from ppuc.ir.kernel import Bound, Buffer, Gather, Kernel, Load, Loop, Mma, Param, Stmt, Store, TileRef, Vec, View
 from ppuc.ir.text.fields import StepFields
 from ppuc.ir.text.literals import DTYPE_NAMES, LiteralError, build_attrs, no_resources
-from ppuc.ir.text.parse_graph import closest, memory, symbol_name, tensor_type
-from ppuc.ir.text.reader import Line, Reader
-from ppuc.ir.text.syntax import (
+from ppuc.ir.text.nodes import (
     BufferDecl,
     Index,
     KernelHeader,
@@ -27,6 +25,8 @@ from ppuc.ir.text.syntax import (
     VecLine,
     VectorHeader,
 )
+from ppuc.ir.text.parse_graph import closest, memory, symbol_name, tensor_type
+from ppuc.ir.text.reader import Line, Reader
 from ppuc.ir.types import DType, TensorType
 from ppuc.ir.vector import Step, VecParam, VectorProgram
 

@@ -22,10 +22,7 @@ from ppuc.ir.program import (
 )
 from ppuc.ir.text.fields import CounterFields, ProgramFields
 from ppuc.ir.text.literals import LiteralError, build_attrs, no_resources
-from ppuc.ir.text.parse_graph import closest, memory, symbol_name
-from ppuc.ir.text.parse_kernel import StatementReader, enter_loop, read_grid, read_params, static_type
-from ppuc.ir.text.reader import Line, Reader
-from ppuc.ir.text.syntax import (
+from ppuc.ir.text.nodes import (
     CopyLine,
     CounterLine,
     InOut,
@@ -39,6 +36,9 @@ from ppuc.ir.text.syntax import (
     TensorLine,
     Token,
 )
+from ppuc.ir.text.parse_graph import closest, memory, symbol_name
+from ppuc.ir.text.parse_kernel import StatementReader, enter_loop, read_grid, read_params, static_type
+from ppuc.ir.text.reader import Line, Reader
 
 _EFFECTS = ("claim", "push", "wait", "pop", "bump")
 _QUEUES = {queue.value: queue for queue in Queue}

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from ppuc.ir.errors import Diagnostic, TextError
-from ppuc.ir.text.syntax import LineSyntaxError, Syntax, parse_line
+from ppuc.ir.text.nodes import Syntax
+from ppuc.ir.text.syntax import LineSyntaxError, parse_line
 
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|//.*')
 _SHOWN = 120

@@ -1,7 +1,7 @@
-"""From one line of text to plain syntax tuples, with Lark (LALR, tables built once a process).
+"""From one line of text to its node, with Lark (LALR, tables built once a process).
 
-Tokens are kept where an error may have to point at them. What names and literals mean is decided by the parsers of the
-levels. Lark is imported on first use, so that printing does not pay for it.
+What names and literals mean is decided by the parsers of the levels. Lark is imported on first use, so that printing
+does not pay for it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,43 @@ from __future__ import annotations
 import functools
 import json
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 from ppuc.ir.text.literals import Inline, Literal, Named, Word
+from ppuc.ir.text.nodes import (
+    BufferDecl,
+    CopyLine,
+    CounterLine,
+    Decl,
+    Done,
+    GraphHeader,
+    GraphLine,
+    Index,
+    InOut,
+    KernelHeader,
+    LoopLine,
+    MmaLine,
+    ModuleHeader,
+    MoveLine,
+    Opt,
+    Option,
+    ParamDecl,
+    PlacementHeader,
+    PlacementLine,
+    ProgramHeader,
+    QueueHeader,
+    RingLine,
+    SegmentHeader,
+    Signature,
+    Syntax,
+    Target,
+    TensorLine,
+    Tile,
+    Token,
+    VecLine,
+    VectorHeader,
+    VectorLine,
+)
 
 STARTS = (
     "top_line",
@@ -27,9 +61,6 @@ STARTS = (
 )
 """Kinds of lines: the grammar's start rules."""
 
-Token = Any
-"""A Lark token: a str with `line` and `column`."""
-
 
 class LineSyntaxError(Exception):
     """A line does not follow the grammar, at `line` (of the logical line) and `column`, both from 1."""
@@ -38,210 +69,6 @@ class LineSyntaxError(Exception):
         super().__init__(what)
         self.line, self.column, self.width = line, column, width
         self.what, self.got, self.expected = what, got, expected
-
-
-class Decl(NamedTuple):
-    name: Token
-    type: Token
-    space: Token | None
-
-
-class Signature(NamedTuple):
-    name: Token
-    params: tuple[Decl, ...]
-    results: tuple[Decl, ...]
-
-
-class ModuleHeader(NamedTuple):
-    token: Token
-
-
-class PlacementHeader(NamedTuple):
-    token: Token
-
-
-class Target(NamedTuple):
-    name: str
-    hash: str
-
-
-class Option(NamedTuple):
-    name: str
-    value: str
-
-
-class InOut(NamedTuple):
-    kind: Token
-    name: str
-    value: Token
-
-
-class Done(NamedTuple):
-    passes: tuple[str, ...]
-
-
-class PlacementLine(NamedTuple):
-    name: str
-    space: Token
-    address: int
-    bytes: int
-
-
-class GraphHeader(NamedTuple):
-    signature: Signature
-
-
-class GraphLine(NamedTuple):
-    results: tuple[Decl, ...]
-    op: Token
-    operands: tuple[Token, ...]
-    attrs: tuple[tuple[Token, Literal], ...]
-    loc: tuple[str, ...]
-    body: Signature | None
-
-
-class ParamDecl(NamedTuple):
-    written: bool
-    name: Token
-    type: Token
-    space: Token
-    strides: tuple[tuple[Token, ...], Token] | None
-    tensor: Token | None
-
-
-class KernelHeader(NamedTuple):
-    name: Token
-    grid: tuple[tuple[Token, Token], ...]
-    params: tuple[ParamDecl, ...]
-    loc: tuple[str, ...]
-
-
-class BufferDecl(NamedTuple):
-    name: Token
-    type: Token
-    space: Token
-    depth: int
-
-
-class LoopLine(NamedTuple):
-    var: Token
-    start: int
-    stop: int
-    step: int
-    over: Token | None
-
-
-class Index(NamedTuple):
-    token: Token
-    exact: bool
-    items: tuple[Token, ...]
-
-
-class Tile(NamedTuple):
-    buffer: Token
-    at: Index | None
-    shape: tuple[Token, ...]
-
-
-class Opt(NamedTuple):
-    """An entry of a statement's braces; `form` is number, word, items, ring or counter."""
-
-    form: str
-    key: Token
-    value: Any
-
-
-class MoveLine(NamedTuple):
-    """A load (buffer <- param) or a store (param <- buffer)."""
-
-    verb: Token
-    buffer: Token
-    param: Token
-    at: Index
-    opts: tuple[Opt, ...]
-
-
-class MmaLine(NamedTuple):
-    verb: Token
-    dst: Token
-    a: Tile
-    b: Tile
-    opts: tuple[Opt, ...]
-
-
-class VecLine(NamedTuple):
-    verb: Token
-    outs: tuple[Token, ...]
-    program: Token
-    ins: tuple[Token, ...]
-    opts: tuple[Opt, ...]
-
-
-class VectorHeader(NamedTuple):
-    name: Token
-    params: tuple[tuple[bool, Token, Token], ...]
-    results: tuple[tuple[Token, Token], ...]
-
-
-class VectorLine(NamedTuple):
-    result: Token
-    op: Token
-    args: tuple[Token, ...]
-    attrs: tuple[tuple[Token, Literal], ...]
-
-
-class ProgramHeader(NamedTuple):
-    name: Token
-    attrs: tuple[tuple[Token, Literal], ...]
-
-
-class TensorLine(NamedTuple):
-    name: Token
-    type: Token
-    space: Token
-    address: int
-    role: Token
-    source: str
-
-
-class SegmentHeader(NamedTuple):
-    name: Token
-
-
-class CounterLine(NamedTuple):
-    name: Token
-    tensor: Token
-    attrs: tuple[tuple[Token, Literal], ...]
-
-
-class CopyLine(NamedTuple):
-    dst: Token
-    src: Token
-    start: int
-    stop: Token
-    queue: int
-    opts: tuple[Opt, ...]
-    loc: tuple[str, ...]
-
-
-class RingLine(NamedTuple):
-    name: Token
-    type: Token
-    space: Token
-    base: int
-    slot: int
-    depth: int
-    producer: Token
-    consumers: tuple[Token, ...]
-    after: tuple[Token, ...]
-
-
-class QueueHeader(NamedTuple):
-    queue: Token
-
-
-Syntax = Any
-"""One of the NamedTuples above."""
 
 
 def parse_line(text: str, kind: str) -> Syntax:
