@@ -141,7 +141,7 @@ def test_oracle_finds_external_data_when_outputs_are_added(tmp_path: Path) -> No
 def test_oracle_refusals_are_model_errors(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no protobuf")
-    with pytest.raises(ModelError, match="broken.onnx: ONNX Runtime cannot load the model"):
+    with pytest.raises(ModelError, match=r"broken\.onnx: ONNX Runtime cannot load the model"):
         Oracle(path)
     with pytest.raises(ModelError, match="mlp: ONNX Runtime cannot run the model"):
         Oracle(mlp()).run({"x": normal(2, 19)})
