@@ -25,9 +25,7 @@ from ppuc.ir.program import (
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import Step, VecParam, VectorProgram
 
-RELU = VectorProgram(
-    "relu", (VecParam("0", DType.F32),), (("r", DType.F32),), (Step("r", "relu", ("0",)),)
-)
+RELU = VectorProgram("relu", (VecParam("0", DType.F32),), (("r", DType.F32),), (Step("r", "relu", ("0",)),))
 
 
 def tensor(name: str, elements: int, space: Space, address: int, role: str, dtype: DType = DType.F32) -> MemTensor:
@@ -111,9 +109,24 @@ class Gemm:
         l1_after = tuple(n for n in after if not n.endswith(".c"))
         d, l1 = self.dtype, Space.L1
         return (
-            Ring(p + "at", d, (self.tm, self.tk), l1, base, at * size, self.depth, Queue.LOAD, (Queue.TENSOR,), l1_after),
-            Ring(p + "bt", d, (self.tk, self.tn), l1, bt_base, bt * size, self.depth, Queue.LOAD, (Queue.TENSOR,), l1_after),
-            Ring(p + "c", DType.F32, (self.tm, self.tn), Space.ACC, 0, o * 4, 2, Queue.TENSOR, (Queue.VECTOR,), acc_after),
+            Ring(
+                p + "at", d, (self.tm, self.tk), l1, base, at * size, self.depth, Queue.LOAD, (Queue.TENSOR,), l1_after
+            ),
+            Ring(
+                p + "bt",
+                d,
+                (self.tk, self.tn),
+                l1,
+                bt_base,
+                bt * size,
+                self.depth,
+                Queue.LOAD,
+                (Queue.TENSOR,),
+                l1_after,
+            ),
+            Ring(
+                p + "c", DType.F32, (self.tm, self.tn), Space.ACC, 0, o * 4, 2, Queue.TENSOR, (Queue.VECTOR,), acc_after
+            ),
             Ring(p + "o", DType.F32, (self.tm, self.tn), l1, o_base, o * 4, 2, Queue.VECTOR, (Queue.STORE,), l1_after),
         )
 
@@ -129,8 +142,18 @@ class Gemm:
         wait_a = (Wait(self.wait_a, True),) if self.wait_a else ()
         wait_b = (Wait(self.wait_b, True),) if self.wait_b else ()
         bump = (Bump(self.bump_y, True),) if self.bump_y else ()
-        load_a = Instr("load.box", Load(p + "at", "a", tile_index(mv, kv)), (use("claim", p + "at", 3), use("push", p + "at", 3)), wait_a)
-        load_b = Instr("load.box", Load(p + "bt", "b", tile_index(kv, nv)), (use("claim", p + "bt", 3), use("push", p + "bt", 3)), wait_b)
+        load_a = Instr(
+            "load.box",
+            Load(p + "at", "a", tile_index(mv, kv)),
+            (use("claim", p + "at", 3), use("push", p + "at", 3)),
+            wait_a,
+        )
+        load_b = Instr(
+            "load.box",
+            Load(p + "bt", "b", tile_index(kv, nv)),
+            (use("claim", p + "bt", 3), use("push", p + "bt", 3)),
+            wait_b,
+        )
         mma = Instr(
             "mma",
             Mma(p + "c", TileRef(p + "at"), TileRef(p + "bt"), ("k",), valid=valid),
@@ -144,7 +167,13 @@ class Gemm:
             Vec("relu", (p + "o",), (p + "c",), valid[:2]),
             (use("claim", p + "o", 2), use("wait", p + "c", 2), use("push", p + "o", 2), use("pop", p + "c", 2)),
         )
-        store = Instr("store.box", Store("y", p + "o", tile_index(mv, nv)), (use("wait", p + "o", 2), use("pop", p + "o", 2)), (), bump)
+        store = Instr(
+            "store.box",
+            Store("y", p + "o", tile_index(mv, nv)),
+            (use("wait", p + "o", 2), use("pop", p + "o", 2)),
+            (),
+            bump,
+        )
         k_loop = lambda *body: (StreamLoop("k", 0, self.k, self.tk, None, body),)  # noqa: E731
         streams = (
             (Queue.LOAD, self.outer(k_loop(load_a, load_b))),

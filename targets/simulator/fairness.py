@@ -12,8 +12,8 @@ CEs that changed are refilled, which gives the same shares.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.tables import MEM_HBM, Machine, State
 
 TICKS = 4096.0
@@ -21,13 +21,13 @@ TICKS = 4096.0
 _TINY = 1e-9
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def ce_of(m: Machine, s: int) -> int:
     """CE of a stream; stage queues count as one CE beyond the last."""
     return s // 4 // m.cu_per_ce if s < 4 * m.units else m.ces
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _oversubscribed(st: State, m: Machine) -> bool:
     """Whether some memory could not serve every flow at its cap, were CE ports the only other limit."""
     st.demand[:] = 0.0
@@ -50,7 +50,7 @@ def _oversubscribed(st: State, m: Machine) -> bool:
     return False
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _resource(st: State, m: Machine, s: int, j: int) -> int:
     """The j-th resource on the way of stream s, or -1."""
     if j < 2:
@@ -60,7 +60,7 @@ def _resource(st: State, m: Machine, s: int, j: int) -> int:
     return 3 + s // 4 // m.cu_per_ce if j == 2 else 3 + m.ces + s // 4
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _set_rate(st: State, s: int, rate: float) -> None:
     now = st.now[0]
     if rate != st.rate[s] or st.upd[s] < 0:
@@ -71,7 +71,7 @@ def _set_rate(st: State, s: int, rate: float) -> None:
         st.fin[s] = now if st.rem[s] <= 0 else np.ceil((now + st.rem[s] / rate) * TICKS) / TICKS
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def refill(st: State, m: Machine) -> None:
     """Give every flow its share and find the next one to end."""
     over = _oversubscribed(st, m)
@@ -103,7 +103,7 @@ def refill(st: State, m: Machine) -> None:
     st.now[1] = first
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _freeze(st: State, m: Machine, n: int) -> int:
     """One round of water filling over the flows `sub[:n]`; returns how many still grow."""
     level, lowest = np.inf, np.inf
@@ -127,7 +127,7 @@ def _freeze(st: State, m: Machine, n: int) -> int:
     return _settle(st, m, n)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _settle(st: State, m: Machine, n: int) -> int:
     """Take the rates just fixed off the resources and close ranks."""
     kept = 0

@@ -1,6 +1,9 @@
 """placeholder"""
+
 from __future__ import annotations
+
 import numpy as np
+
 from ppuc.ir.program import Program
 from ppuc.targets.simulator.flatten import FlatSegment
 from ppuc.targets.simulator.result import Hazard

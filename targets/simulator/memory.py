@@ -24,9 +24,7 @@ FRESH = 0xFF
 class ChipMemory:
     """Host, hbm and l2 contents of one run."""
 
-    def __init__(
-        self, program: Program, constants: Mapping[str, Resource], inputs: Mapping[str, np.ndarray]
-    ) -> None:
+    def __init__(self, program: Program, constants: Mapping[str, Resource], inputs: Mapping[str, np.ndarray]) -> None:
         self._tensors = {t.name: t for t in program.tensors}
         self._flat: dict[str, np.ndarray] = {}
         for space in (Space.HOST, Space.HBM, Space.L2):

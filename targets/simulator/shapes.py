@@ -112,7 +112,18 @@ class Shapes:
         shape = mma_shape(a.dtype, self.target)
         restart = sum(1 << slots[v] for v in stmt.start)
         self._mma.append(
-            [first, len(m_sizes), len(k_sizes), shape.m, shape.n, shape.k, shape.ii_clk, shape.element_bytes, restart, 0]
+            [
+                first,
+                len(m_sizes),
+                len(k_sizes),
+                shape.m,
+                shape.n,
+                shape.k,
+                shape.ii_clk,
+                shape.element_bytes,
+                restart,
+                0,
+            ]
         )
         return len(self._mma) - 1
 

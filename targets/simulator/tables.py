@@ -53,7 +53,9 @@ class Code(NamedTuple):
     # loops
     lp: np.ndarray  # [L, 7] start, stop, step, axis or -1, depth, first node of the body, node after the loop
     # instructions
-    ins: np.ndarray  # [I, 8] kernel (-1: copy), queue, kind, depth, descriptor, memory, second memory or -1, done-bump mask
+    ins: (
+        np.ndarray
+    )  # [I, 8] kernel (-1: copy), queue, kind, depth, descriptor, memory, second memory or -1, done-bump mask
     use_ptr: np.ndarray  # [I + 1]
     use: np.ndarray  # [., 3] ring use, ring, loop mask
     wt_ptr: np.ndarray  # [I + 1]
@@ -72,7 +74,9 @@ class Code(NamedTuple):
     # bounds of mma and vec axes
     bd: np.ndarray  # [Q, 3] constant of the offset, limit (NO_BOUND: none), size
     bd_coef: np.ndarray  # [Q, D]
-    mma: np.ndarray  # [M, 10] first bound, m axes, k axes, fragment m, n, k, interval, element bytes, start mask, unused
+    mma: (
+        np.ndarray
+    )  # [M, 10] first bound, m axes, k axes, fragment m, n, k, interval, element bytes, start mask, unused
     vec: np.ndarray  # [V, 6] first bound, axes, first term, end of terms, first traffic, end of traffic
     term: np.ndarray  # [T, 5] constant, axis mask, lane operations, special functions, tail
     traffic: np.ndarray  # [., 4] constant, axis mask, bytes, 2 * (space is acc) + written
@@ -113,7 +117,9 @@ class State(NamedTuple):
     """A run in progress."""
 
     now: np.ndarray  # [2] time, next flow's finish
-    num: np.ndarray  # [8] heap size, active flows, stack size, log size, streams done, dirty, was oversubscribed, log on
+    num: (
+        np.ndarray
+    )  # [8] heap size, active flows, stack size, log size, streams done, dirty, was oversubscribed, log on
     pc: np.ndarray  # [S]
     env: np.ndarray  # [S, D] loop variables
     it: np.ndarray  # [S, D] iteration numbers

@@ -15,10 +15,14 @@ FULL after any event and be called again. A log row is written before the state 
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
+from collections.abc import Callable
 
+import numpy as np
+
+from ppuc.targets import cost, vector_cost
+from ppuc.targets.simulator import fairness, tables, work
 from ppuc.targets.simulator.fairness import ce_of, refill
+from ppuc.targets.simulator.jit import entry, helper, source_digest
 from ppuc.targets.simulator.tables import (
     B_AFTER,
     B_COUNTER,
@@ -32,7 +36,6 @@ from ppuc.targets.simulator.tables import (
     IN_FLIGHT,
     LATENCY,
     LOAD,
-    MEM_HBM,
     MMA,
     NODE_END,
     NODE_INSTR,
@@ -60,7 +63,7 @@ E_COMPLETE, E_LAND, E_READY, E_START, E_ISSUE = range(5)
 # Events and heads to try.
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _schedule(st: State, time: float, kind: int, s: int) -> None:
     """Insert an event into the heap, ordered by time, kind and stream."""
     n, code = st.num[0], kind * (1 << 20) + s
@@ -74,7 +77,7 @@ def _schedule(st: State, time: float, kind: int, s: int) -> None:
     st.heap_t[n], st.heap_c[n] = time, code
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _next_event(st: State) -> int:
     """Remove the first event and return its code."""
     result, n = st.heap_c[0], st.num[0] - 1
@@ -98,16 +101,22 @@ def _next_event(st: State) -> int:
     return result
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _wake(c: Code, st: State, s: int) -> None:
-    """Let a blocked head try again; the time that it waited goes to what blocked it."""
-    _account(c, st, s)
-    st.block[s, 0] = B_NONE
+@helper
+def _put_back(st: State, s: int) -> None:
+    """Let a head try when the other events of this time are done."""
     st.stack[st.num[2]] = s
     st.num[2] += 1
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
+def _wake(c: Code, st: State, s: int) -> None:
+    """Let a blocked head try again; the time that it waited goes to what blocked it."""
+    _account(c, st, s)
+    st.block[s, 0] = B_NONE
+    _put_back(st, s)
+
+
+@helper
 def _wake_unit(c: Code, st: State, unit: int, ring: int) -> None:
     """A push or pop happened on a ring of a unit."""
     for s in range(4 * unit, 4 * unit + 4):
@@ -119,7 +128,7 @@ def _wake_unit(c: Code, st: State, unit: int, ring: int) -> None:
 # Where the time of a queue goes.
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _account(c: Code, st: State, s: int) -> None:
     """Charge the time since `mark` of a queue that executes nothing to its blocked head or its oldest transfer. Must run before
     anything about the stream changes."""
@@ -134,7 +143,7 @@ def _account(c: Code, st: State, s: int) -> None:
         st.stall[i, cause] += now - begin
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _charged(c: Code, st: State, s: int) -> tuple[int, int]:
     """(instruction, stall cause) that the present state of a queue is charged to; cause -1 if it does not stall."""
     transfers = s >= 4 * (len(st.claimed)) or s % 4 < 2
@@ -158,7 +167,7 @@ def _charged(c: Code, st: State, s: int) -> tuple[int, int]:
 # Streams.
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _enter_loop(c: Code, st: State, s: int, loop: int) -> bool:
     """Start a loop for this unit; False when it has no iteration."""
     start, stop, step, axis, d = c.lp[loop, 0], c.lp[loop, 1], c.lp[loop, 2], c.lp[loop, 3], c.lp[loop, 4]
@@ -171,7 +180,7 @@ def _enter_loop(c: Code, st: State, s: int, loop: int) -> bool:
     return st.trips[s, d] > 0
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _enter_kernel(c: Code, st: State, s: int, kernel: int) -> bool:
     """Set this unit's coordinates in a kernel's grid; False when it is not part of it."""
     unit = s // 4
@@ -185,7 +194,7 @@ def _enter_kernel(c: Code, st: State, s: int, kernel: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _seek(c: Code, st: State, s: int) -> bool:
     """Run loops until the stream's next instruction; False at its end."""
     pc = st.pc[s]
@@ -212,7 +221,7 @@ def _seek(c: Code, st: State, s: int) -> bool:
             return False
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _masks(st: State, s: int, depth: int) -> tuple[int, int]:
     """Bit d is set when loop d is in its first (last) iteration."""
     first, last = 0, 0
@@ -227,7 +236,7 @@ def _masks(st: State, s: int, depth: int) -> tuple[int, int]:
 # Conditions of the head.
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _retired(c: Code, st: State, u: int, r: int) -> bool:
     """Whether the unit has pushed and popped everything it ever will on a ring."""
     total = c.rg_total[u, r]
@@ -239,7 +248,7 @@ def _retired(c: Code, st: State, u: int, r: int) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _ring_block(c: Code, st: State, u: int, q: int, kind: int, r: int) -> int:
     """What keeps a claim or wait from happening now."""
     if kind == WAIT:
@@ -255,8 +264,8 @@ def _ring_block(c: Code, st: State, u: int, q: int, kind: int, r: int) -> int:
     return B_NONE
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def counter_missing(c: Code, st: State, group: int, touched: bool, first: int, last: int) -> int:
+@helper
+def _counter_missing(c: Code, st: State, group: int, touched: bool, first: int, last: int) -> int:
     """The first counter of a group that a wait still misses, or -1."""
     lo, hi = 0, c.gp[group, 2] - 1
     if touched:
@@ -269,7 +278,7 @@ def counter_missing(c: Code, st: State, group: int, touched: bool, first: int, l
     return -1
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _find_block(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> bool:
     """Whether the head must wait; records why and on what."""
     q, kind = c.ins[i, 1], c.ins[i, 2]
@@ -291,7 +300,7 @@ def _find_block(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int)
         st.box[3], st.box[4] = c.cp[v, 0], c.cp[v, 0] + c.cp[v, 1] - 1
     for j in range(c.wt_ptr[i], c.wt_ptr[i + 1]):
         group = c.wt[j, 0]
-        if counter_missing(c, st, group, c.wt[j, 1] != 0, st.box[3], st.box[4]) >= 0:
+        if _counter_missing(c, st, group, c.wt[j, 1] != 0, st.box[3], st.box[4]) >= 0:
             st.block[s, 0], st.block[s, 1] = B_COUNTER, group
             st.g_next[s], st.g_head[group] = st.g_head[group], s
             return True
@@ -301,7 +310,7 @@ def _find_block(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int)
 # Issue.
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _try(c: Code, m: Machine, st: State, s: int) -> None:
     """Issue the head of a stream, or block it."""
     if not _seek(c, st, s):
@@ -320,7 +329,7 @@ def _try(c: Code, m: Machine, st: State, s: int) -> None:
     kernel = c.ins[i, 0]
     st.k_start[kernel] = min(st.k_start[kernel], now)
     st.span[i, 0] = min(st.span[i, 0], now)
-    if c.ins[i, 2] == MMA or c.ins[i, 2] > STORE and c.ins[i, 2] != COPY:
+    if c.ins[i, 2] == MMA or (c.ins[i, 2] > STORE and c.ins[i, 2] != COPY):
         start = max(now + clk, st.free_at[s])
         st.busy[i] += start - max(now, st.free_at[s])
         _schedule(st, start, E_START, s)
@@ -330,7 +339,7 @@ def _try(c: Code, m: Machine, st: State, s: int) -> None:
     _schedule(st, now + clk, E_ISSUE, s)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _begin_rings(c: Code, st: State, s: int, i: int, first: int, last: int) -> int:
     """Claim and wait; returns how many ring operations this instance makes."""
     u, q, n = s // 4, c.ins[i, 1], 0
@@ -347,7 +356,7 @@ def _begin_rings(c: Code, st: State, s: int, i: int, first: int, last: int) -> i
     return n
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _begin(c: Code, st: State, s: int, i: int, first: int, last: int) -> None:
     """An instruction reads its operands now: log it with the slots it names, then let go of those it pops."""
     u, q, depth = s // 4, c.ins[i, 1], c.ins[i, 3]
@@ -372,7 +381,7 @@ def _begin(c: Code, st: State, s: int, i: int, first: int, last: int) -> None:
             st.released[u, c.use[j, 1], q] += 1
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _start_compute(c: Code, m: Machine, st: State, s: int) -> None:
     """An mma or vec starts to execute; the next instruction may be decoded."""
     i = c.node_arg[st.pc[s]]
@@ -388,10 +397,10 @@ def _start_compute(c: Code, m: Machine, st: State, s: int) -> None:
     st.free_at[s] = st.now[0] + clk
     _schedule(st, st.free_at[s] + (m.fill if mma else 0.0), E_COMPLETE, s)
     st.pc[s] += 1
-    _try(c, m, st, s)
+    _put_back(st, s)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _queue_transfer(c: Code, m: Machine, st: State, s: int, i: int, last: int, clk: float) -> None:
     """Put a transfer, whose box is in st.box, behind those of its engine."""
     kind, v, slot = c.ins[i, 2], c.ins[i, 4], st.q[s, 2] % IN_FLIGHT
@@ -418,7 +427,7 @@ def _queue_transfer(c: Code, m: Machine, st: State, s: int, i: int, last: int, c
 # Data phases.
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _start_flow(c: Code, m: Machine, st: State, s: int) -> None:
     """The data phase of the transfer at the engine's head begins."""
     _account(c, st, s)
@@ -434,7 +443,7 @@ def _start_flow(c: Code, m: Machine, st: State, s: int) -> None:
     st.dirty[ce_of(m, s)] = 1
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _end_flows(c: Code, m: Machine, st: State) -> None:
     """End the data phases that are over by now."""
     k = 0
@@ -451,7 +460,7 @@ def _end_flows(c: Code, m: Machine, st: State) -> None:
     st.now[1] = np.inf
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
     slot = st.q[s, 1] % IN_FLIGHT
     i, last, size = st.q_i[s, slot, 0], st.q_i[s, slot, 1], st.q_i[s, slot, 4]
@@ -487,7 +496,7 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
             _schedule(st, ready, E_READY, s)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _bumps(c: Code, i: int, last: int) -> bool:
     """Whether this instance bumps any counter."""
     for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):
@@ -496,7 +505,7 @@ def _bumps(c: Code, i: int, last: int) -> bool:
     return False
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _retire(c: Code, st: State, s: int) -> None:
     """The oldest transfer of a queue has left it."""
     _account(c, st, s)
@@ -505,7 +514,7 @@ def _retire(c: Code, st: State, s: int) -> None:
         _wake(c, st, s)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _land(c: Code, st: State, s: int) -> None:
     """The oldest transfer of a queue has landed: count it."""
     slot = st.q[s, 0] % IN_FLIGHT
@@ -537,7 +546,7 @@ def _land(c: Code, st: State, s: int) -> None:
 # Completion.
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _log_end(st: State, s: int) -> None:
     if st.num[7]:
         row = st.num[3]
@@ -546,7 +555,7 @@ def _log_end(st: State, s: int) -> None:
         st.log_i[row, 0], st.log_i[row, 1] = 1, s
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _end_rings(c: Code, st: State, s: int, i: int, last: int) -> None:
     """Push and pop."""
     u, q = s // 4, c.ins[i, 1]
@@ -560,7 +569,7 @@ def _end_rings(c: Code, st: State, s: int, i: int, last: int) -> None:
             _wake_unit(c, st, u, r)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _complete(c: Code, st: State, s: int) -> None:
     """The oldest mma or vec of a queue has written its results."""
     slot = st.q[s, 0] % IN_FLIGHT
@@ -576,7 +585,7 @@ def _complete(c: Code, st: State, s: int) -> None:
 # The loop.
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _handle(c: Code, m: Machine, st: State, code: int) -> None:
     kind, s = code >> 20, code & ((1 << 20) - 1)
     if kind == E_COMPLETE:
@@ -589,31 +598,40 @@ def _handle(c: Code, m: Machine, st: State, code: int) -> None:
         _start_compute(c, m, st, s)
     else:
         st.pc[s] += 1
-        _try(c, m, st, s)
+        _put_back(st, s)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def run(c: Code, m: Machine, st: State) -> int:
-    """Run until everything is done, the log is full (empty it and call again) or nothing can move any more."""
-    rows = len(st.log_t) - len(st.pc) - 8
-    while True:
-        now = st.now[0]
-        if st.num[7] and st.num[3] > rows:
-            return FULL
-        if st.num[0] > 0 and st.heap_t[0] <= now:
-            _handle(c, m, st, _next_event(st))
-        elif st.now[1] <= now:
-            _end_flows(c, m, st)
-        elif st.num[2] > 0:
-            st.num[2] -= 1
-            _try(c, m, st, st.stack[st.num[2]])
-        elif st.num[5]:
-            refill(st, m)
-        else:
-            time = min(st.now[1], st.heap_t[0] if st.num[0] > 0 else np.inf)
-            if time == np.inf:
-                return DONE if st.num[4] == len(st.pc) else DEADLOCK
-            st.now[0] = time
+def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
+    @entry
+    def run(c: Code, m: Machine, st: State) -> int:
+        """Run until everything is done, the log is full (empty it and call again) or nothing can move any more."""
+        if len(digest) == 0:
+            return DEADLOCK
+        rows = len(st.log_t) - len(st.pc) - 8
+        while True:
+            now = st.now[0]
+            if st.num[7] and st.num[3] > rows:
+                return FULL
+            if st.num[0] > 0 and st.heap_t[0] <= now:
+                _handle(c, m, st, _next_event(st))
+            elif st.now[1] <= now:
+                _end_flows(c, m, st)
+            elif st.num[2] > 0:
+                st.num[2] -= 1
+                _try(c, m, st, st.stack[st.num[2]])
+            elif st.num[5]:
+                refill(st, m)
+            else:
+                time = min(st.now[1], st.heap_t[0] if st.num[0] > 0 else np.inf)
+                if time == np.inf:
+                    return DONE if st.num[4] == len(st.pc) else DEADLOCK
+                st.now[0] = time
+
+    return run  # type: ignore[no-any-return]
 
 
-__all__ = ["DEADLOCK", "DONE", "FULL", "MEM_HBM", "counter_missing", "run"]
+run = _entry_point(
+    source_digest(__file__, fairness.__file__, work.__file__, tables.__file__, cost.__file__, vector_cost.__file__)
+)
+
+__all__ = ["DEADLOCK", "DONE", "FULL", "run"]

@@ -15,7 +15,15 @@ from ppuc.targets.schema import Target
 from ppuc.targets.simulator.flatten import FlatSegment
 
 EVENT = np.dtype(
-    [("start", "f8"), ("end", "f8"), ("unit", "i4"), ("queue", "i4"), ("instr", "i4"), ("kernel", "i4"), ("segment", "i4")]
+    [
+        ("start", "f8"),
+        ("end", "f8"),
+        ("unit", "i4"),
+        ("queue", "i4"),
+        ("instr", "i4"),
+        ("kernel", "i4"),
+        ("segment", "i4"),
+    ]
 )
 """start, end in cycles; unit (-1 on stage queues); queue: index into UNIT_QUEUES, or the stage queue's number; instr: index into
 the run's event names; kernel: index into the profile's kernels, -1 for copies."""

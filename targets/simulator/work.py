@@ -7,21 +7,19 @@ Invariant: nothing here changes the course of a run, apart from statistics count
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
-
 from ppuc.targets import cost, vector_cost
+from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.tables import NO_BOUND, Code, Machine, State
 
-mma_steps = njit(cache=True, error_model="numpy")(cost.mma_steps)
-mma_operand_bytes = njit(cache=True, error_model="numpy")(cost.mma_operand_bytes)
-flow_cap = njit(cache=True, error_model="numpy")(cost.flow_cap)
+mma_steps = helper(cost.mma_steps)
+mma_operand_bytes = helper(cost.mma_operand_bytes)
+flow_cap = helper(cost.flow_cap)
 _BURST, _SECTOR = cost.BURST_BYTES, cost.SECTOR_BYTES
 
-step_clk = njit(cache=True, error_model="numpy")(vector_cost.step_clk)
+step_clk = helper(vector_cost.step_clk)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def burst_weight(run_bytes: int) -> float:
     """cost.burst_weight, whose constants are module globals there."""
     if run_bytes >= _BURST:
@@ -29,7 +27,7 @@ def burst_weight(run_bytes: int) -> float:
     return min(_BURST / max(run_bytes, 1), _BURST / _SECTOR)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _clip(c: Code, st: State, b: int, d: int, at: int) -> None:
     """Valid extents of the tile axes that move along dimension d, cut by its ends."""
     a1, f1, a2, f2 = c.bx_pair[b, d]
@@ -50,7 +48,7 @@ def _clip(c: Code, st: State, b: int, d: int, at: int) -> None:
     st.cnt[a2] = -(-pairs // lines) if lines else 0
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _inside(at: int, factor: int, n: int, size: int) -> int:
     """How many of `at + factor * (0 .. n - 1)` lie in [0, size)."""
     if factor < 0:
@@ -60,7 +58,7 @@ def _inside(at: int, factor: int, n: int, size: int) -> int:
     return max(0, last - first + 1)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
     """Elements moved and fetched, elements of a contiguous run, first and last element touched (0, -1: none) into st.box."""
     dims, axes, gather_dim = c.bx[b, 0], c.bx[b, 1], c.bx[b, 4]
@@ -99,7 +97,7 @@ def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
     st.box[0], st.box[1], st.box[2], st.box[3], st.box[4] = moved, fetched, run, first, last
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _extents(c: Code, st: State, s: int, first: int, n: int, depth: int) -> None:
     """Valid extents of n axes from bound `first` on into st.cnt."""
     for i in range(n):
@@ -113,7 +111,7 @@ def _extents(c: Code, st: State, s: int, first: int, n: int, depth: int) -> None
         st.cnt[i] = max(0, min(size, limit - at))
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> float:
     """Cycles of an mma, which are counted with its work."""
     v, depth = c.ins[i, 4], c.ins[i, 3]
@@ -136,7 +134,7 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> 
     return max(float(steps * ii), read / m.l1_rate)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def _elements(st: State, count: int, mask: int) -> int:
     a = 0
     while mask:
@@ -147,7 +145,7 @@ def _elements(st: State, count: int, mask: int) -> int:
     return count
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@helper
 def vec_clk(c: Code, m: Machine, st: State, s: int, i: int) -> float:
     """Cycles of a vec, which are counted with its work."""
     v, depth = c.ins[i, 4], c.ins[i, 3]
