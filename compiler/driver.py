@@ -20,7 +20,7 @@ from ppuc.compiler.inputs import RANGE_OPTION, InputSpec, checked_inputs, genera
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.recheck import CheckedPass, Recheck
 from ppuc.compiler.tolerance import PRECISIONS
-from ppuc.ir.errors import PpucError, TextError, UsageError
+from ppuc.ir.errors import Diagnostic, ModelError, PpucError, TextError, UsageError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target, load_target
@@ -111,14 +111,22 @@ def compile_model(
     return run.to_end(module)
 
 
-def check_frontend(source: str | Path, target: Target, precision: str, dims: Mapping[str, int]) -> Module:
-    """Import `source` and run the passes before placing: everything that asks whether a model can be compiled, short of
-    whether its tiles fit. Raises what they raise."""
+def obstacles(source: str | Path, target: Target, precision: str, dims: Mapping[str, int]) -> tuple[Diagnostic, ...]:
+    """Why `source` cannot be compiled, found by importing it and running the passes before placing: everything short of
+    whether its tiles fit. Empty when nothing is in the way. Raises UsageError when `dims` do not suit the model."""
     from ppuc.compiler.pipeline import PIPELINE
 
     at = next(i for i, step in enumerate(PIPELINE) if step.name == PLACE)
     run = Run(target, PIPELINE[:at])
-    return run.run(run.imported(source, precision, dims, None))
+    try:
+        module = run.imported(source, precision, dims, None)
+    except ModelError as error:
+        return error.diagnostics
+    try:
+        run.run(module)
+    except PpucError as error:
+        return error.diagnostics
+    return ()
 
 
 def _with_layers_kept(pipeline: Sequence[Pass]) -> tuple[Pass, ...]:
@@ -331,7 +339,6 @@ def named_passes(names: Sequence[str]) -> tuple[Pass, ...]:
 __all__ = [
     "CompiledModel",
     "PassRecord",
-    "PpucError",
     "Run",
     "check_target",
     "compile_model",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ppuc.ir.errors import InternalError
-from ppuc.ir.graph import Graph, Op
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module
 from ppuc.ir.ops import OPS
@@ -48,27 +48,36 @@ def _hook(on_tensor: OnTensor | None) -> Callable[[Op, Sequence[np.ndarray]], No
 
 
 def _run_kernels(module: Module, feeds: Mapping[str, np.ndarray], on_tensor: OnTensor | None) -> dict[str, np.ndarray]:
-    """Groups that name a kernel run as that kernel, other ops as their references, on one flat memory per value."""
+    """Groups that name a kernel run as that kernel, other ops as their references, on one flat memory per storage
+    root."""
+    from ppuc.compiler.lowering.memory import storage_roots
     from ppuc.ir.interpret_kernel import run_kernel
 
     kernels = {k.name: k for k in module.kernels}
     vectors = {v.name: v for v in module.vectors}
-    arrays = {p.name: np.ascontiguousarray(feeds[p.name]) for p in module.graph.params}
+    roots = storage_roots(module.graph)
+    arrays = {p.name: np.array(feeds[p.name], order="C") for p in module.graph.params}
     memory = {name: _flat(array) for name, array in arrays.items()}
     for op in module.graph.ops:
         kernel = kernels.get(getattr(op.attrs, "kernel", ""))
         if kernel is not None:
-            results = [np.zeros(v.type.dims, v.type.dtype.numpy) for v in op.results]
-            memory.update((v.name, _flat(a)) for v, a in zip(op.results, results, strict=True))
+            for value in op.results:
+                arrays[value.name] = _storage(value, arrays.get(roots[value.name]))
+                memory[value.name] = _flat(arrays[value.name])
             run_kernel(kernel, vectors, memory)
         else:
-            results = [np.ascontiguousarray(a) for a in _reference(op, [arrays[v.name] for v in op.operands])]
-            memory.update((v.name, _flat(a)) for v, a in zip(op.results, results, strict=True))
-        for value, array in zip(op.results, results, strict=True):
-            arrays[value.name] = array
-            if on_tensor is not None:
-                on_tensor(value.name, array)
+            for value, array in zip(op.results, _reference(op, [arrays[v.name] for v in op.operands]), strict=True):
+                arrays[value.name] = np.ascontiguousarray(array).reshape(value.type.dims)
+                memory[value.name] = _flat(arrays[value.name])
+        if on_tensor is not None:
+            for value in op.results:
+                on_tensor(value.name, arrays[value.name])
     return {value: arrays[value] for _, value in module.outputs}
+
+
+def _storage(value: Value, root: np.ndarray | None) -> np.ndarray:
+    """Where a kernel writes `value`: the memory it shares with its root, else fresh memory."""
+    return np.zeros(value.type.dims, value.type.dtype.numpy) if root is None else root.reshape(value.type.dims)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -36,9 +36,8 @@ def check_command(
     With all sizes given the model is also taken through the passes that do not depend on tiling. Exit code 1 when
     something stands in the way.
     """
-    from ppuc.compiler.driver import check_frontend
+    from ppuc.compiler.driver import obstacles
     from ppuc.compiler.frontend.survey import survey
-    from ppuc.ir.errors import ModelError, PpucError
 
     machine = chosen_target(target, overrides)
     found = survey(model)
@@ -50,12 +49,7 @@ def check_command(
     ]
     problems: list[str] = []
     if all(n.supported for n in found.nodes) and not unbound:
-        try:
-            check_frontend(model, machine, precision, sizes)
-        except PpucError as error:
-            if not isinstance(error, ModelError) and "--dim" in str(error):
-                raise
-            problems = [str(d) for d in error.diagnostics]
+        problems = [str(d) for d in obstacles(model, machine, precision, sizes)]
     unsupported = [n for n in nodes if n["where"] != "ppu"]
     record = {
         **found.record(),

@@ -12,7 +12,6 @@ from ppuc.compiler.commands.common import (
     compile_options,
     dim_sizes,
     emit,
-    input_options,
     json_option,
     note,
     progress_bar,
@@ -43,7 +42,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Execute the program after every pass and name the first pass and tensor that go wrong (exit code 1).",
 )
-@input_options
+@click.option(
+    "--inputs",
+    "inputs_file",
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="Inputs for --check-passes (default: random); their shapes bind open sizes.",
+)
 @json_option
 def compile_command(
     model: Path,
@@ -55,24 +60,17 @@ def compile_command(
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
-    single_inputs: tuple[str, ...],
-    seed: int,
     as_json: bool,
 ) -> None:
     """Compile MODEL.onnx for a target and write the program as FILE.ppu.
 
-    Sizes that the model leaves open are given with --dim. Inputs are only used by --check-passes (random by default),
-    and their shapes bind open sizes.
+    Sizes that the model leaves open are given with --dim.
     """
     from ppuc.compiler.driver import compile_model
-    from ppuc.ir.errors import UsageError
     from ppuc.targets.artifact import save
 
     machine = chosen_target(target, overrides)
-    arrays, fills = read_inputs(inputs_file, single_inputs)
-    if fills:
-        raise UsageError.of("--input", "takes files here; what is not given is random", got=", ".join(fills))
-    del seed
+    arrays, _ = read_inputs(inputs_file, ())
     destination = output or Path(model.with_suffix(".ppu").name)
     with progress_bar("compile") as progress:
         made = compile_model(
