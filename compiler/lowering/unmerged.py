@@ -1,4 +1,4 @@
-"""Lowerings whose tiles keep one axis for every axis of the domain but the outermost ones, even where an axis has size 1.
+"""Lowerings whose tiles keep one axis for every axis of the domain but the outermost ones, even for an axis of size 1.
 
 A sliding window reads another extent than it writes along each axis, and an attention tile has rows that several domain
 axes share; neither survives merging axes. Invariant: every tile of a vec has the axes `kept`, in domain order.
@@ -33,8 +33,8 @@ def slot_bytes(elements: int, element_bytes: int) -> int:
 
 
 class UnmergedLowering(ContractionLowering):
-    """Base of window and attention lowerings. `names` are the loop variables of the domain's axes; the first `outer` of them
-    are loops only (tiles of one, no tile axis)."""
+    """Base of window and attention lowerings. `names` are the loop variables of the domain's axes; the first `outer` of
+    them are loops only (tiles of one, no tile axis)."""
 
     def __init__(
         self,
@@ -77,9 +77,9 @@ class UnmergedLowering(ContractionLowering):
         after: bool,
         whole: bool = False,
     ) -> None:
-        """Complete `builder`, whose parameters read the buffers `ins` and whose step `anchor` holds the anchor's result, by the
-        chain's ops; add its vec at `depth`, the loads it needs and the stores of its results. `whole` tiles are computed
-        in full even where part of them is valid (a window gives whole tiles)."""
+        """Complete `builder`, whose parameters read the buffers `ins` and whose step `anchor` holds the anchor's result,
+        by the chain's ops; add its vec at `depth`, the loads it needs and the stores of its results. `whole` tiles are
+        computed in full even where part of them is valid (a window gives whole tiles)."""
         assert self.chain.anchor is not None
         names, ins = {self.chain.anchor.name: anchor}, list(ins)
         for operand in self.operands:

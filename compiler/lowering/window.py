@@ -1,9 +1,9 @@
 """Pooling and depthwise convolution on the vector engine, with an epilogue.
 
 Tiles have the spatial axes and the channels; the batch is a loop. A halo tile holds every input element that the tile's
-windows reach, with the identity of the reduction outside the image, and the vector program reads one strided sub-box of it
-a tap. Pooling is separable, so it runs along one spatial axis after another: the sum of the window's sizes, not their
-product.
+windows reach, with the identity of the reduction outside the image, and the vector program reads one strided sub-box of
+it a tap. Pooling is separable, so it runs along one spatial axis after another: the sum of the window's sizes, not
+their product.
 
 Invariant: every operand of the vec is read whole, so all steps see tiles of one extent; ragged tiles are cut when the
 results are written, which is why a chain may reduce only along axes that one tile covers.
@@ -72,7 +72,9 @@ def doubles(k: int, stride: int, dilation: int, tile: int) -> bool:
 class WindowLowering(UnmergedLowering):
     """Lowers a group around one pool or depthwise conv."""
 
-    def __init__(self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target) -> None:
+    def __init__(
+        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    ) -> None:
         anchor = anchor_of(body, "pool", "conv")
         result, x = anchor.results[0], anchor.operands[0].type
         self.window = _window(anchor)
@@ -307,7 +309,7 @@ def identity(kind: str, dtype: DType) -> float:
         return 0.0
     low = lowest(dtype)
     if dtype.is_float and not np.isinf(np.asarray(low).astype(dtype.numpy).astype(np.float32)):
-        return float(ml_dtypes.finfo(dtype.numpy).min)
+        return float(ml_dtypes.finfo(dtype.numpy).min)  # type: ignore[no-untyped-call]
     return float(low)
 
 
