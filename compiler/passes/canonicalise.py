@@ -1,7 +1,7 @@
 """One spelling for each computation. Idempotent: what it leaves, it leaves alone.
 
-The rules live beside this file by subject: views and movement, arithmetic, contractions. Constants that rewrites produce
-are folded on the way.
+The rules live beside this file by subject: views and movement, arithmetic, contractions. Constants that rewrites
+produce are folded on the way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Constant folding. Afterwards no op has only constants for operands, unless its result would be far larger than they are.
+"""Constant folding. Afterwards no op has only constants for operands, unless its result would be far larger than they
+are.
 
 Small results are computed here, large ones (transposed or scaled weights) become Derived resources: recipes that are
 computed when an artifact needs their bytes.

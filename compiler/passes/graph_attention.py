@@ -1,7 +1,8 @@
-"""Reading attention backwards: from the weights to the softmax, from the softmax to the scores, from those to the heads.
+"""Reading attention backwards: from the weights to the softmax, from the softmax to the scores, from those to the
+heads.
 
-A level is the shape of the scores at one point of the chain; its lead is all but the last two dimensions. Reshapes between
-levels only regroup leads, so the same heads can be (B, H) at one level and (B * H) at the next.
+A level is the shape of the scores at one point of the chain; its lead is all but the last two dimensions. Reshapes
+between levels only regroup leads, so the same heads can be (B, H) at one level and (B * H) at the next.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from ppuc.compiler.passes.graph_walk import Walk
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.ops.contraction import MatmulAttrs
 from ppuc.ir.ops.elementwise import CastAttrs
-from ppuc.ir.ops.normalization import SoftmaxAttrs
 from ppuc.ir.ops.movement import GatherAttrs
+from ppuc.ir.ops.normalization import SoftmaxAttrs
 from ppuc.ir.ops.view import TransposeAttrs
 from ppuc.ir.types import DType
 
@@ -197,8 +198,8 @@ class Heads:
 
     @classmethod
     def of(cls, leads: tuple[Lead, ...]) -> Heads | None:
-        """From the first level of rank 4, else by merging all but the last leading dimension. None when levels differ in
-        how many matrices they have."""
+        """From the first level of rank 4, else by merging all but the last leading dimension. None when levels differ
+        in how many matrices they have."""
         if len({math.prod(lead) for lead in leads}) != 1:
             return None
         chosen = next((lead for lead in leads if len(lead) == 2), leads[0])
@@ -237,7 +238,8 @@ class Heads:
 
 
 def key_heads(w: Walk, heads: Heads, x: Value, swapped: bool) -> Value | None:
-    """Keys or values as [B, G, S, D], found behind what repeats each of G heads H / G times; G = H when nothing does."""
+    """Keys or values as [B, G, S, D], found behind what repeats each of G heads H / G times; G = H when nothing
+    does."""
     op = w.producer(x)
     if op is not None and not swapped:
         if op.name == "gather" and (groups := _gathered_groups(w, op, heads)):

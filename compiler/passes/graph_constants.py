@@ -1,7 +1,7 @@
 """Constants computed from constants: small ones at once, large ones when their bytes are needed.
 
-Invariant: a Derived resource is known by how it is computed (op, attributes, keys of its inputs), so that two compiles of
-one model name it alike without computing it.
+Invariant: a Derived resource is known by how it is computed (op, attributes, keys of its inputs), so that two compiles
+of one model name it alike without computing it.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def folded(op: Op, inputs: Sequence[Resource]) -> Resource | None:
 
 
 def identity_of(resource: Resource) -> object:
-    """A hashable that is equal exactly when two constants may be merged. A large constant is told from others by a sample
-    of its elements, an uncomputed one by its derivation, so that weights are hashed only when they look alike."""
+    """A hashable that is equal exactly when two constants may be merged. A large constant is told from others by a
+    sample of its elements, an uncomputed one by its derivation, so that weights are hashed only when they look
+    alike."""
     if isinstance(resource, Derived):
         return resource.derivation
     if resource.file is not None or resource.type.bytes <= EAGER_BYTES:

@@ -39,14 +39,14 @@ def constant_batch_norm(w: Walk, op: Op) -> Value | None:
 
 def _channel_axis(op: Op) -> int:
     """The result dimension that numbers the outputs of a weighted op."""
-    if op.name == "matmul" or isinstance(op.attrs, ConvAttrs) and op.attrs.layout == "nhwc":
+    if op.name == "matmul" or (isinstance(op.attrs, ConvAttrs) and op.attrs.layout == "nhwc"):
         return op.result.type.rank - 1
     return 1
 
 
 def _per_channel(w: Walk, op: Op, constant: Value) -> Value | None:
-    """`constant`, broadcast against the result of the weighted `op`, as [channels]; None when it varies otherwise or is no
-    constant."""
+    """`constant`, broadcast against the result of the weighted `op`, as [channels]; None when it varies otherwise or is
+    no constant."""
     result, axis = op.result.type, _channel_axis(op)
     if w.resource(constant) is None or broadcast_shapes(result.dims, constant.type.dims) != result.dims:
         return None
@@ -162,7 +162,8 @@ def transpose_into_matmul(w: Walk, op: Op) -> Value | None:
     """matmul(transpose(a), b) that swaps the last two dimensions -> matmul(a, b) {transpose_a = true}."""
     attrs = op.attrs
     assert isinstance(attrs, MatmulAttrs)
-    for i, flag in enumerate(("transpose_a", "transpose_b")):
+    flags = [attrs.transpose_a, attrs.transpose_b]
+    for i in range(2):
         inner = w.producer(op.operands[i], "transpose")
         if inner is None:
             continue
@@ -171,12 +172,14 @@ def transpose_into_matmul(w: Walk, op: Op) -> Value | None:
             continue
         w.absorb(inner)
         operands = (*op.operands[:i], inner.operands[0], *op.operands[i + 1 :])
-        return w.emit("matmul", *operands, attrs=replace(attrs, **{flag: not getattr(attrs, flag)}))
+        flags[i] ^= True
+        return w.emit("matmul", *operands, attrs=replace(attrs, transpose_a=flags[0], transpose_b=flags[1]))
     return None
 
 
 def flatten_into_weights(w: Walk, op: Op) -> Value | None:
-    """matmul(reshape(transpose(x)), w) that permutes what the reshape merges -> matmul(reshape(x), rows of w permuted)."""
+    """matmul(reshape(transpose(x)), w) that permutes what the reshape merges -> matmul(reshape(x), rows of w
+    permuted)."""
     flat = w.sole(op.operands[0], "reshape")
     turn = None if flat is None else w.sole(flat.operands[0], "transpose")
     weights = op.operands[1]

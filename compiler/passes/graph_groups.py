@@ -1,8 +1,8 @@
 """Group normalisation in its full rank.
 
-Models write it by merging the channels of a group with all positions: [N, C, *S] -> [N, G, R]. A channels-last image cannot
-be seen that way without a transpose, but it can as [N, *S, G, C / G]. So the merge is moved down past the reductions and the
-arithmetic, until it meets the reshape that undoes it.
+Models write it by merging the channels of a group with all positions: [N, C, *S] -> [N, G, R]. A channels-last image
+cannot be seen that way without a transpose, but it can as [N, *S, G, C / G]. So the merge is moved down past the
+reductions and the arithmetic, until it meets the reshape that undoes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppuc.ir.ops.reduction import ReduceAttrs
 def _groups(op: Op) -> bool:
     """Whether a reshape takes [N, C, *S] to [N, G, R] with G dividing C."""
     x, y = op.operands[0].type.dims, op.result.type.dims
-    return len(x) >= 4 and len(y) == 3 and x[0] == y[0] and x[1] != y[1] and 1 < y[1] and x[1] % y[1] == 0
+    return len(x) >= 4 and len(y) == 3 and x[0] == y[0] and x[1] != y[1] and y[1] > 1 and x[1] % y[1] == 0
 
 
 def _merges(w: Walk, value: Value) -> Value | None:

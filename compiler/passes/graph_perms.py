@@ -61,8 +61,8 @@ class Form:
 
 
 def form_from_operand(op: Op, index: int, perm: Perm) -> Form | None:
-    """The form in which operand `index` is stored in `perm`; None when there is none, or when the operand is broadcast and
-    so does not decide where most dimensions go."""
+    """The form in which operand `index` is stored in `perm`; None when there is none, or when the operand is broadcast
+    and so does not decide where most dimensions go."""
     if len(perm) != op.operands[index].type.rank:
         return None
     if op.name in ("reduce", "argreduce"):
@@ -110,9 +110,9 @@ _ATTRS: dict[str, Callable[[Any, Perm], Attrs]] = {
     "concat": _axis,
     "cumsum": _axis,
     "gather": _axis,
-    "pad": lambda attrs, perm: _permuted(attrs, perm, "low", "high", "interior"),  # type: ignore[no-any-return]
-    "slice": lambda attrs, perm: _permuted(attrs, perm, "starts", "sizes", "steps"),  # type: ignore[no-any-return]
-    "expand": lambda attrs, perm: _permuted(attrs, perm, "shape"),  # type: ignore[no-any-return]
+    "pad": lambda attrs, perm: _permuted(attrs, perm, "low", "high", "interior"),
+    "slice": lambda attrs, perm: _permuted(attrs, perm, "starts", "sizes", "steps"),
+    "expand": lambda attrs, perm: _permuted(attrs, perm, "shape"),
     "reduce": _axes,
 }
 """Op name -> its attributes on operands and result in a perm, for ops whose dimensions correspond one to one."""
@@ -136,7 +136,8 @@ def _reshape(op: Op, operand: Perm, result: Perm) -> Form:
 
 
 def _blocks(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The finest runs of dimensions of `a` and `b` with equal products, in order; dimensions of size one are left out."""
+    """The finest runs of dimensions of `a` and `b` with equal products, in order; dimensions of size one are left
+    out."""
     left, right = ([i for i, size in enumerate(shape) if size != 1] for shape in (a, b))
     blocks: list[tuple[list[int], list[int]]] = []
     while left:
@@ -154,8 +155,8 @@ def _blocks(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[in
 
 
 def _regrouped(a: Sequence[int], b: Sequence[int], perm: Perm) -> Perm | None:
-    """The perm of a tensor of shape `b` whose bytes are those of one of shape `a` (a reshape of it) in `perm`; None when
-    `perm` tears apart dimensions that the reshape merges or splits."""
+    """The perm of a tensor of shape `b` whose bytes are those of one of shape `a` (a reshape of it) in `perm`; None
+    when `perm` tears apart dimensions that the reshape merges or splits."""
     if 0 in a:
         return None
     order = [d for d in perm if a[d] != 1]
@@ -169,8 +170,8 @@ def _regrouped(a: Sequence[int], b: Sequence[int], perm: Perm) -> Perm | None:
 
 
 def _with_ones(order: list[int], shape: Sequence[int]) -> Perm:
-    """`order` with the dimensions of size one put in, each behind its left neighbour in `shape`: where an expand may make
-    them part of it."""
+    """`order` with the dimensions of size one put in, each behind its left neighbour in `shape`: where an expand may
+    make them part of it."""
     for d, size in enumerate(shape):
         if size == 1:
             order.insert(order.index(d - 1) + 1 if d else 0, d)

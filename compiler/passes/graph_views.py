@@ -34,7 +34,8 @@ def transposed(w: Walk, x: Value, perm: Sequence[int]) -> Value:
 
 
 def keeps_order(shape: Sequence[int], perm: Sequence[int]) -> bool:
-    """Whether a transpose leaves elements where they are in row-major order: dimensions larger than one keep their order."""
+    """Whether a transpose leaves elements where they are in row-major order: dimensions larger than one keep their
+    order."""
     moved = [p for p in perm if shape[p] != 1]
     return moved == sorted(moved) or 0 in shape
 
@@ -114,7 +115,8 @@ def merge_transposes(w: Walk, op: Op) -> Value | None:
     inner = w.producer(op.operands[0], "transpose")
     if inner is None:
         return None
-    assert isinstance(op.attrs, TransposeAttrs) and isinstance(inner.attrs, TransposeAttrs)
+    assert isinstance(op.attrs, TransposeAttrs)
+    assert isinstance(inner.attrs, TransposeAttrs)
     w.absorb(inner)
     return transposed(w, inner.operands[0], [inner.attrs.perm[p] for p in op.attrs.perm])
 
@@ -132,7 +134,8 @@ def merge_slices(w: Walk, op: Op) -> Value | None:
     if inner is None:
         return None
     a, b = inner.attrs, op.attrs
-    assert isinstance(a, SliceAttrs) and isinstance(b, SliceAttrs)
+    assert isinstance(a, SliceAttrs)
+    assert isinstance(b, SliceAttrs)
     w.absorb(inner)
     starts = tuple(s + t * step for s, t, step in zip(a.starts, b.starts, a.steps, strict=True))
     steps = tuple(s * t for s, t in zip(a.steps, b.steps, strict=True))
@@ -145,7 +148,8 @@ def slice_of_concat(w: Walk, op: Op) -> Value | None:
     if inner is None or 0 in op.result.type.dims:
         return None
     attrs = op.attrs
-    assert isinstance(attrs, SliceAttrs) and isinstance(inner.attrs, ConcatAttrs)
+    assert isinstance(attrs, SliceAttrs)
+    assert isinstance(inner.attrs, ConcatAttrs)
     axis, first = inner.attrs.axis, 0
     ends = (attrs.starts[axis], attrs.starts[axis] + (attrs.sizes[axis] - 1) * attrs.steps[axis])
     for part in inner.operands:
@@ -191,7 +195,8 @@ def _joined(w: Walk, left: Value, right: Value, axis: int) -> Value | None:
     if a is None or b is None or a.operands != b.operands:
         return None
     s, t = a.attrs, b.attrs
-    assert isinstance(s, SliceAttrs) and isinstance(t, SliceAttrs)
+    assert isinstance(s, SliceAttrs)
+    assert isinstance(t, SliceAttrs)
     for i, fields in enumerate(zip(s.starts, s.sizes, s.steps, t.starts, t.sizes, t.steps, strict=True)):
         start, size, step, other_start, other_size, other_step = fields
         follows = other_start == start + size * step if i == axis else (start, size) == (other_start, other_size)
@@ -264,7 +269,8 @@ def merge_pads(w: Walk, op: Op) -> Value | None:
     if inner is None:
         return None
     a, b = inner.attrs, op.attrs
-    assert isinstance(a, PadAttrs) and isinstance(b, PadAttrs)
+    assert isinstance(a, PadAttrs)
+    assert isinstance(b, PadAttrs)
     if a.mode != "constant" or b.mode != "constant" or a.value != b.value or any((*a.interior, *b.interior)):
         return None
     if min((*a.low, *a.high, *b.low, *b.high)) < 0:

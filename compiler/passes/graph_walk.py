@@ -1,7 +1,7 @@
 """The walk that all graph passes share: rules per op name, applied until none fires.
 
-A Walk rebuilds a graph in one go. Every op is offered to the rules of its name with its operands already renamed; a rule
-either returns the value that stands for the op's result, having emitted what computes it, or None. Emitted ops are
+A Walk rebuilds a graph in one go. Every op is offered to the rules of its name with its operands already renamed; a
+rule either returns the value that stands for the op's result, having emitted what computes it, or None. Emitted ops are
 offered to the rules in turn, so one walk follows a chain of rewrites to its end; what only becomes possible through
 later ops (a value losing its second user) is left to the next walk, and `to_fixpoint` walks until nothing changes.
 
@@ -12,7 +12,6 @@ from several carries the locs of all of them; a walk that changes nothing return
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,7 +29,8 @@ from ppuc.ir.types import DType
 
 Rule = Callable[["Walk", Op], Value | None]
 Rules = Mapping[str, Sequence[Rule]]
-"""Op name -> rules, tried in order; the first that fires wins. The rules under "*" are tried for every op after those."""
+"""Op name -> rules, tried in order; the first that fires wins. The rules under "*" are tried for every op after
+those."""
 
 _SERIAL = re.compile(r"(\.\d+)+$")
 _MAX_ROUNDS = 50
@@ -169,7 +169,7 @@ class Walk:
     def resource(self, value: Value) -> Resource | None:
         """The data of a constant."""
         op = self.producer(value, "const")
-        return None if op is None else op.attrs.value  # type: ignore[attr-defined, no-any-return]
+        return None if op is None else op.attrs.value  # type: ignore[attr-defined]
 
     def number(self, value: Value) -> Any | None:
         """The one number that all elements of a constant are (a Python scalar); None for anything else."""

@@ -1,7 +1,7 @@
 """Channels last for convolutions and pools. Graph inputs and outputs keep their layout.
 
-Which other ops follow, so that transposes vanish or shrink, is decided in `graph_layouts`; here the graph is rebuilt: each
-value is kept in the perms in which it exists, and transposed when a reader wants another.
+Which other ops follow, so that transposes vanish or shrink, is decided in `graph_layouts`; here the graph is rebuilt:
+each value is kept in the perms in which it exists, and transposed when a reader wants another.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.passes.graph_groups import group_rules
-from ppuc.compiler.passes.graph_layouts import Reads, choose, is_channels_first, spread_forms
+from ppuc.compiler.passes.graph_layouts import Reads, choose, is_channels_first
 from ppuc.compiler.passes.graph_perms import Form, Perm, channels_last, compose, identity, same_bytes, swapped
 from ppuc.compiler.passes.graph_walk import to_fixpoint, with_graph
 from ppuc.ir.graph import Graph, Op, Value
@@ -21,6 +21,9 @@ from ppuc.ir.ops.view import ReshapeAttrs, TransposeAttrs
 from ppuc.ir.ops.window import PoolAttrs
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.targets.description import Target
+
+_MAX_ROUNDS = 8
+"""An op is offered one form a round; each round is strictly cheaper than the one before, and two mostly do."""
 
 
 class _Emitter:
@@ -144,12 +147,12 @@ class Layout:
     def run(self, module: Module, target: Target) -> Module:
         """The module with every conv and pool channels last."""
         graph = module.graph
-        convert = any(is_channels_first(op) for op in graph.ops)
-        if convert and (rules := group_rules(graph)) is not None:
+        if any(is_channels_first(op) for op in graph.ops) and (rules := group_rules(graph)) is not None:
             graph = to_fixpoint(graph, rules)
-        reads = Reads.of(graph)
-        forms = spread_forms(graph, reads)
-        chosen = choose(reads, forms)
-        if not chosen and not convert:
-            return module
-        return with_graph(module, _Emitter(graph, reads, {name: forms[name] for name in chosen}).run())
+        for _ in range(_MAX_ROUNDS):
+            reads = Reads.of(graph)
+            chosen = choose(graph, reads)
+            if not chosen and not any(is_channels_first(op) for op in graph.ops):
+                break
+            graph = _Emitter(graph, reads, chosen).run()
+        return with_graph(module, graph)

@@ -1,8 +1,8 @@
 """Numeric formats the machine has. Afterwards every contraction multiplies a format that the tensor engine takes.
 
-`precision` chooses the format of all float contractions (`model` keeps what the file says); sums come out in f32 and are
-rounded back to the type the model gives them. Everything else is computed as typed in the file, except f64, which no
-engine has.
+`precision` chooses the format of all float contractions (`model` keeps what the file says); sums come out in f32 and
+are rounded back to the type the model gives them. Everything else is computed as typed in the file, except f64, which
+no engine has.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Legalise:
     name: ClassVar[str] = "legalise"
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for f64."""
+        """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for
+        f64."""
         _refuse_f64(module.graph)
         wanted = self._format(module, target)
 

@@ -1,8 +1,8 @@
 """Attention written out as matmuls and a softmax, found again.
 
 Everything between the score matmul and the softmax is a scale, a mask or a change of type or shape; it is read from the
-softmax upward. The found op computes the same values up to f32 reassociation (the scale is applied to the scores at once).
-"""
+softmax upward. The found op computes the same values up to f32 reassociation (the scale is applied to the scores at
+once)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def _zero_masked_rows(w: Walk, result: Value, mask: Value) -> Value:
 
 
 def constant_mask(w: Walk, op: Op) -> Value | None:
-    """attention with a constant mask that is all zeros, or zeros below the diagonal and masked above -> none, or causal."""
+    """attention with a constant mask that is all zeros, or zeros below the diagonal and masked above -> none, or
+    causal."""
     if len(op.operands) != 4 or (resource := w.resource(op.operands[3])) is None:
         return None
     if resource.type.elements > _MASK_ELEMENTS or resource.type.rank < 2:
