@@ -66,6 +66,8 @@ class Chain:
     """Name of a view-op result on the chain -> the chain value that holds its elements."""
     squeezed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Reduced values that were reshaped by dropping or adding axes of size 1 -> their shape in domain axes."""
+    direct: dict[str, str] = field(default_factory=dict)
+    """Body results that are views of memory (copies, pads) -> their external key."""
     reduce_axes: tuple[int, ...] = ()
     operand_keys: dict[tuple[str, int], str] = field(default_factory=dict)
 
@@ -270,9 +272,15 @@ def _to_domain(
 
 def _output(chain: Chain, resolver: Resolver, value: Value) -> None:
     if value.name not in chain.pulls:
-        if resolver.external(value) is None:
+        source = resolver.external(value)
+        if source is None:
             raise NotFusable(f"result {value} is not computed by the group")
-        raise NotFusable(f"result {value} is only a view")
+        if chain.ops or chain.anchor is not None or value.type.dims != chain.domain:
+            raise NotFusable(f"result {value} is only a view")
+        chain.direct[value.name] = value.name
+        chain.externals[value.name] = _to_domain(source, value.type.dims, (), chain.domain)
+        chain.outputs[value.name] = View.contiguous(value.type.dims)
+        return
     view: View | None = View.contiguous(chain.squeezed.get(value.name, value.type.dims))
     for op in reversed(chain.pulls[value.name]):
         view = views.undo(op, view) if view is not None else None
@@ -281,4 +289,7 @@ def _output(chain: Chain, resolver: Resolver, value: Value) -> None:
     lead = len(chain.domain) - len(view.shape)
     if lead < 0:
         raise NotFusable("the result has a higher rank than the domain")
+    partial = [a for a, n in enumerate((1,) * lead + view.shape) if n != chain.domain[a]]
+    if set(partial) - set(chain.reduce_axes):
+        raise NotFusable(f"result {value} does not span the group's domain")
     chain.outputs[value.name] = View((1,) * lead + view.shape, (0,) * lead + view.strides, view.offset)

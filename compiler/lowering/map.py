@@ -28,9 +28,10 @@ def map_domain(body: Graph) -> tuple[int, ...]:
     shapes = [op.operands[0].type.dims for op in body.ops if OPS[op.name].kind in (Kind.REDUCTION, Kind.SCAN)]
     pulled = _before_views(body)
     shapes += [v.type.dims for v in pulled]
-    rank = max((len(s) for s in shapes), default=0)
+    if not shapes:
+        shapes = [v.type.dims for v in body.results]
     try:
-        return broadcast_shapes(*shapes) if shapes else (1,) * rank
+        return broadcast_shapes(*shapes)
     except ValueError as error:
         raise NotFusable(str(error)) from None
 

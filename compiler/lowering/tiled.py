@@ -132,6 +132,9 @@ class TiledLowering:
     def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool) -> None:
         """Add, at `depth`, the loads of the chain's operands, one vec for all its ops (from the accumulator `anchor`, if
         any) and the stores of its results."""
+        if self.chain.direct:
+            self._copy(nest, depth)
+            return
         builder = ProgramBuilder()
         names: dict[str, str] = {}
         ins = []
@@ -155,6 +158,17 @@ class TiledLowering:
         for operand, buffer in zip(written, outs, strict=True):
             param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
             nest.add(depth, Store(param, buffer, self.index(operand.access, loops)), after=after)
+
+
+    def _copy(self, nest: Nest, depth: int) -> None:
+        """Load and store without computing: the group only moves elements."""
+        loops = {loop.name: loop for loop in nest.loops}
+        buffers = {o.key: self.load(nest, o) for o in self.operands if not o.written}
+        for operand in self.operands:
+            if operand.written:
+                buffer = buffers[self.chain.direct[operand.key[4:]]]
+                param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
+                nest.add(depth, Store(param, buffer, self.index(operand.access, loops)))
 
 
 def groups(domain: Sequence[int], space: Space) -> list[list[int]]:

@@ -1,0 +1,103 @@
+"""Where values live: storage shared by aliases, live ranges in kernel steps, and address assignment.
+
+A *step* is the position of a group (or stage copy) among those of the graph. Invariant: values whose live ranges overlap
+never share bytes; reuse of bytes whose last reader may still be running is guarded by counters (emit adds them).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ppuc.ir.graph import Graph
+from ppuc.ir.types import TensorType
+
+ALIGNMENT = 256
+"""Bytes to which tensors in l2 and hbm are aligned: two l2 lines."""
+
+
+def storage_roots(graph: Graph) -> dict[str, str]:
+    """Value name -> the value whose memory it shares: reshapes alias their operand, a scatter updates its first operand in
+    place."""
+    roots: dict[str, str] = {p.name: p.name for p in graph.params}
+    for op in graph.ops:
+        in_place = op.name == "reshape" or getattr(op.attrs, "kind", "") == "scatter"
+        for r in op.results:
+            roots[r.name] = roots[op.operands[0].name] if in_place else r.name
+    return roots
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes needed from step `start` to step `end`, both included."""
+
+    name: str
+    bytes: int
+    start: int
+    end: int
+
+
+def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Storage root -> (step that writes it first, last step that touches it). Parameters and results of the graph live
+    from the beginning and to the end; constants begin at -1."""
+    steps = len(graph.ops)
+    found: dict[str, tuple[int, int]] = {p.name: (-1, steps) for p in graph.params}
+    for step, op in enumerate(graph.ops):
+        for v in op.operands:
+            start, _ = found[roots[v.name]]
+            found[roots[v.name]] = (start, max(step, found[roots[v.name]][1]))
+        for r in op.results:
+            root = roots[r.name]
+            start = -1 if op.name == "const" else step
+            found[root] = (min(start, found[root][0]), max(step, found[root][1])) if root in found else (start, step)
+    for v in graph.results:
+        start, _ = found[roots[v.name]]
+        found[roots[v.name]] = (start, steps)
+    return found
+
+
+def padded(type: TensorType) -> int:
+    """Bytes that a tensor takes, rounded up to the alignment (at least one unit of it)."""
+    return max(ALIGNMENT, -(-type.bytes // ALIGNMENT) * ALIGNMENT)
+
+
+class Assigner:
+    """First-fit addresses for ranges, in the order they are offered."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._starts: list[int] = []
+        self._placed: list[tuple[int, int, int, int]] = []  # address, end address, first step, last step
+        self.peak = 0
+
+    def place(self, item: Range) -> int | None:
+        """The lowest address at which `item` overlaps nothing alive with it; None when there is none."""
+        at = 0
+        for low, high, first, last in self._placed:
+            if first > item.end or last < item.start:
+                continue
+            if low - at >= item.bytes:
+                break
+            at = max(at, high)
+        if at + item.bytes > self.capacity:
+            return None
+        where = bisect.bisect(self._starts, at)
+        self._starts.insert(where, at)
+        self._placed.insert(where, (at, at + item.bytes, item.start, item.end))
+        self.peak = max(self.peak, at + item.bytes)
+        return at
+
+
+def assign(ranges: Sequence[Range], capacity: int) -> tuple[dict[str, int], list[str]]:
+    """Addresses for `ranges`, large ones first; and the names of those that found no room."""
+    assigner = Assigner(capacity)
+    placed: dict[str, int] = {}
+    failed: list[str] = []
+    for item in sorted(ranges, key=lambda r: (-r.bytes, r.start, r.name)):
+        at = assigner.place(item)
+        if at is None:
+            failed.append(item.name)
+        else:
+            placed[item.name] = at
+    return placed, failed

@@ -1,0 +1,79 @@
+"""Gives every value and every ring its address.
+
+Kernels take l1 and acc alternately from the bottom and from the top, so that the next kernel's first loads find bytes that the
+running kernel does not use. Invariant: ranges alive at the same step, and the buffers of one kernel, are disjoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
+from ppuc.compiler.passes.place import l2_range
+from ppuc.ir.errors import CapacityError, Diagnostic, InternalError
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import Kernel
+from ppuc.ir.module import Module, Placement
+from ppuc.ir.types import Space
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """Assign addresses: tensors in hbm and l2 by live range, rings in l1 and acc per kernel."""
+
+    name: ClassVar[str] = "allocate"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with its placement."""
+        placement = _tensors(module.graph, target)
+        for i, kernel in enumerate(module.kernels):
+            placement += _rings(kernel, target, from_top=bool(i % 2))
+        return replace(module, placement=tuple(placement))
+
+
+def _tensors(graph: Graph, target: Target) -> list[Placement]:
+    roots = storage_roots(graph)
+    live = live_ranges(graph, roots)
+    values = {v.name: v for v in graph.params} | {r.name: r for op in graph.ops for r in op.results}
+    l2 = [l2_range(n, padded(values[n].type), live[n]) for n in live if values[n].space is Space.L2]
+    hbm = [Range(n, padded(values[n].type), *live[n]) for n in live if values[n].space is Space.HBM]
+    found: list[Placement] = []
+    for ranges, space, capacity in ((hbm, Space.HBM, target.hbm.bytes), (l2, Space.L2, target.l2.bytes)):
+        at, failed = assign(ranges, capacity)
+        if failed:
+            raise InternalError(f"{space} of {capacity} bytes has no room for {failed}")
+        found += [Placement(r.name, space, at[r.name], r.bytes) for r in ranges]
+    return sorted(found, key=lambda p: (p.space.value, p.address, p.name))
+
+
+def _rings(kernel: Kernel, target: Target, from_top: bool) -> list[Placement]:
+    found: list[Placement] = []
+    for space, capacity in ((Space.L1, target.l1.bytes), (Space.ACC, target.acc.bytes)):
+        sizes = [(b.name, slot_bytes(b.bytes, target) * b.depth) for b in kernel.buffers if b.space is space]
+        found += _stack(kernel.name, sizes, space, capacity, from_top)
+    return found
+
+
+def slot_bytes(size: int, target: Target) -> int:
+    """Bytes of a ring slot, aligned for operand rows."""
+    unit = target.alignment_bytes
+    return max(unit, -(-size // unit) * unit)
+
+
+def _stack(
+    kernel: str, sizes: Sequence[tuple[str, int]], space: Space, capacity: int, from_top: bool
+) -> list[Placement]:
+    total = sum(size for _, size in sizes)
+    if total > capacity:
+        raise CapacityError(
+            Diagnostic(f"kernel @{kernel}", f"its rings do not fit {space}", f"{total:,} bytes", f"at most {capacity:,} bytes")
+        )
+    at = capacity - total if from_top else 0
+    found = []
+    for name, size in sizes:
+        found.append(Placement(f"{kernel}/{name}", space, at, size))
+        at += size
+    return found

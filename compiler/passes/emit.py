@@ -1,0 +1,180 @@
+"""Kernels to instruction streams: mechanical, nothing is decided here.
+
+A statement goes to the queue of its engine, keeping the loops around it. Every buffer becomes a ring whose claims, pushes,
+waits and pops follow from where the buffer is written and read (`emit_rings`); every tensor that one step writes and a later
+one reads gets counters (`emit_counters`).
+
+Invariant: each queue executes its statements in the order of the kernel's sequential reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering.memory import storage_roots
+from ppuc.compiler.passes.emit_counters import CounterPlan
+from ppuc.compiler.passes.emit_rings import RingOwners, Site, ring_uses, sites_of
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import Buffer, Kernel, Loop, Stmt
+from ppuc.ir.module import Module, Placement
+from ppuc.ir.program import (
+    UNIT_QUEUES,
+    Copy,
+    Instr,
+    KernelProgram,
+    MemTensor,
+    Program,
+    Queue,
+    Ring,
+    RingUse,
+    Segment,
+    StreamLoop,
+    StreamNode,
+)
+from ppuc.ir.types import Space
+from ppuc.targets.isa import mnemonic_of
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Turn kernels and stage ops into the instruction streams of a program.
+
+    load %at <- %x[%m, %k]  ->  queue load { ... load.box %at <- %x[%m, %k] {claim(%at, 2), push(%at, 2), wait(%x.full)} }
+    """
+
+    name: ClassVar[str] = "emit"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with its program."""
+        return replace(module, program=Emission(module, target).program())
+
+
+class Emission:
+    """Emits one module."""
+
+    def __init__(self, module: Module, target: Target) -> None:
+        self.module, self.target, self.graph = module, target, module.graph
+        self.roots = storage_roots(module.graph)
+        self.places = {(p.space, p.name): p for p in module.placement}
+        self.tensors = self._tensors()
+        self.kernels = {k.name: k for k in module.kernels}
+        self.order: list[tuple[str, str]] = []  # ("kernel" | "stage", name of the kernel or of the staged value)
+        for op in self.graph.ops:
+            if op.name == "group":
+                self.order.append(("kernel", op.attrs.kernel))  # type: ignore[attr-defined]
+            elif op.name == "stage":
+                self.order.append(("stage", op.results[0].name))
+
+    def program(self) -> Program:
+        """The whole program."""
+        rooted = {k.name: self._rooted(k) for k in self.module.kernels}
+        stages = {op.results[0].name: op for op in self.graph.ops if op.name == "stage"}
+        sources = {name: self.roots[op.operands[0].name] for name, op in stages.items()}
+        in_place = {
+            op.attrs.kernel: self.roots[op.results[0].name]  # type: ignore[attr-defined]
+            for op in self.graph.ops
+            if getattr(op.attrs, "kind", "") == "scatter"
+        }
+        plan = CounterPlan(self.order, rooted, sources, {t.name: t for t in self.tensors}, in_place, self.target)
+        owners = RingOwners()
+        programs, copies = [], []
+        for kind, name in self.order:
+            if kind == "kernel":
+                programs.append(self._kernel(rooted[name], plan, owners))
+            else:
+                copies += self._copies(name, sources[name], stages[name].loc, plan, len(copies))
+        segment = Segment(self.graph.name, tuple(programs), tuple(copies), plan.groups())
+        return Program(
+            self.graph.name,
+            self.module.target,
+            self.module.target_hash,
+            tuple(self.tensors),
+            tuple((onnx, self.roots[value]) for onnx, value in self.module.inputs),
+            tuple((onnx, self.roots[value]) for onnx, value in self.module.outputs),
+            (segment,),
+        )
+
+    def _tensors(self) -> list[MemTensor]:
+        """One tensor per storage root, in address order."""
+        values = {v.name: v for v in self.graph.params} | {r.name: r for op in self.graph.ops for r in op.results}
+        inputs = {v for _, v in self.module.inputs}
+        outputs = {self.roots[v] for _, v in self.module.outputs}
+        constants = {op.results[0].name for op in self.graph.ops if op.name == "const"}
+        found = []
+        for placement in self.module.placement:
+            if placement.space not in (Space.HBM, Space.L2):
+                continue
+            name = placement.name
+            role = "output" if name in outputs else "input" if name in inputs else "const" if name in constants else "temp"
+            v = values[name]
+            found.append(MemTensor(name, v.type.dtype, v.type.elements, placement.space, placement.address, role, name))
+        return found
+
+    def _rooted(self, kernel: Kernel) -> Kernel:
+        """The kernel with its parameters bound to storage roots."""
+        return replace(kernel, params=tuple(replace(p, tensor=self.roots[p.tensor]) for p in kernel.params))
+
+    def _copies(self, name: str, source: str, loc: tuple[str, ...], plan: CounterPlan, number: int) -> list[Copy]:
+        """Stage copies of one tensor, a block at a time, dealt to the stage queues."""
+        found = []
+        for i, (start, count) in enumerate(plan.blocks(name)):
+            queue = (number + i) % self.target.stage.queues
+            waits, bumps = plan.copy_sync(name, source)
+            found.append(Copy(queue, name, source, start, count, waits, bumps, loc))
+        return found
+
+    def _kernel(self, kernel: Kernel, plan: CounterPlan, owners: RingOwners) -> KernelProgram:
+        sites = sites_of(kernel)
+        uses, queues = ring_uses(kernel, sites)
+        rings = []
+        for buffer in kernel.buffers:
+            if buffer.name in queues:
+                rings.append(self._ring(kernel, buffer, *queues[buffer.name], owners))
+        streams = []
+        for queue in UNIT_QUEUES:
+            nodes = self._stream(kernel.body, queue, iter(sites), uses, kernel, plan)
+            streams.append((queue, nodes))
+        return KernelProgram(kernel.name, kernel.grid, kernel.params, tuple(rings), tuple(streams), kernel.loc)
+
+    def _ring(
+        self, kernel: Kernel, buffer: Buffer, producer: Queue, consumers: tuple[Queue, ...], owners: RingOwners
+    ) -> Ring:
+        place: Placement = self.places[buffer.space, f"{kernel.name}/{buffer.name}"]
+        after = owners.take(buffer.space, place.address, place.bytes, f"{kernel.name}/{buffer.name}")
+        return Ring(
+            buffer.name,
+            buffer.dtype,
+            buffer.shape,
+            buffer.space,
+            place.address,
+            place.bytes // buffer.depth,
+            buffer.depth,
+            producer,
+            consumers,
+            after,
+        )
+
+    def _stream(
+        self,
+        body: tuple[Stmt, ...],
+        queue: Queue,
+        sites: Iterable[Site],
+        uses: Mapping[int, tuple[RingUse, ...]],
+        kernel: Kernel,
+        plan: CounterPlan,
+    ) -> tuple[StreamNode, ...]:
+        nodes: list[StreamNode] = []
+        for stmt in body:
+            if isinstance(stmt, Loop):
+                inner = self._stream(stmt.body, queue, sites, uses, kernel, plan)
+                if inner:
+                    nodes.append(StreamLoop(stmt.var, stmt.start, stmt.stop, stmt.step, stmt.over, inner))
+                continue
+            site = next(iter(sites))
+            if site.queue is queue:
+                waits, bumps = plan.sync(kernel, site)
+                nodes.append(Instr(mnemonic_of(stmt), stmt, uses.get(site.number, ()), waits, bumps))
+        return tuple(nodes)

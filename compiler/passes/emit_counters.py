@@ -1,0 +1,261 @@
+"""Counters that order accesses to tensors in l2 and hbm.
+
+  full   per block of a tensor: bumped by every store or copy that touches the block, when it has landed; a load waits for the
+         blocks its box touches.
+  done   one counter for a tensor whose bytes something else takes over: bumped once by each unit after its last load (store
+         or copy) of it; whoever writes the bytes next waits for it.
+
+Expected counts are enumerated here, from the same span formula that the machine uses (`ppuc.ir.tile.BoxPlan.span`).
+
+Invariant: a wait is for a counter's full count, so it orders the waiter after every access that bumps the counter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ppuc.compiler.passes.emit_rings import Site, sites_of
+from ppuc.ir.affine import Affine
+from ppuc.ir.kernel import Gather, Kernel, Load, Loop, Param, Store
+from ppuc.ir.program import Bump, CounterGroup, MemTensor, Wait
+from ppuc.targets.schema import Target
+
+COPY_BYTES = 1 << 18
+"""Bytes that one stage copy moves: long enough to hide its start, short enough that readers need not wait for the rest."""
+
+
+def box_span(
+    view_offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    index: Sequence[Affine],
+    tile: Sequence[int],
+    offsets: Sequence[np.ndarray],
+    whole: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and last flat element of a box, for arrays of offsets per view dimension; last < first when nothing is inside.
+    `whole` is a dimension that an index list addresses: all of it counts."""
+    first = last = np.asarray(view_offset)
+    empty = np.asarray(False)
+    for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        if dim == whole:
+            lo, hi = np.asarray(0), np.asarray(size - 1)
+        else:
+            axes = index[dim].axes
+            low = sum(min(0, f * (tile[a] - 1)) for a, f in axes)
+            high = sum(max(0, f * (tile[a] - 1)) for a, f in axes)
+            lo = np.maximum(offsets[dim] + low, 0)
+            hi = np.minimum(offsets[dim] + high, size - 1)
+            empty = empty | (hi < lo)
+        first = first + stride * (lo if stride >= 0 else hi)
+        last = last + stride * (hi if stride >= 0 else lo)
+    return np.where(empty, 0, first), np.where(empty, -1, last)
+
+
+class CounterPlan:
+    """All counters of a segment. `kernels` have parameters bound to storage roots; `stages` maps staged tensors to their
+    sources; `in_place` maps kernels that update a tensor in place to that tensor."""
+
+    def __init__(
+        self,
+        order: Sequence[tuple[str, str]],
+        kernels: Mapping[str, Kernel],
+        stages: Mapping[str, str],
+        tensors: Mapping[str, MemTensor],
+        in_place: Mapping[str, str],
+        target: Target,
+    ) -> None:
+        self.kernels, self.stages, self.tensors, self.in_place, self.target = kernels, stages, tensors, in_place, target
+        self.step = {name: i for i, (_, name) in enumerate(order)}
+        self.sites = {k.name: sites_of(k) for k in kernels.values()}
+        self.writers: dict[str, list[str]] = {}  # tensor -> kernels or stages that write it, in order
+        self.readers: dict[str, list[str]] = {}
+        for kind, name in order:
+            if kind == "stage":
+                self.writers.setdefault(name, []).append(name)
+                self.readers.setdefault(stages[name], []).append(name)
+            else:
+                for param in kernels[name].params:
+                    users = self.writers if param.written else self.readers
+                    if name not in users.setdefault(param.tensor, []):
+                        users[param.tensor].append(name)
+        self._takeovers = self._find_takeovers()
+        self._share = max(1, min(64, (target.sync.counters_per_chip - len(self._watched)) // max(len(self.writers), 1)))
+        self._first = 0
+        self._full: dict[tuple[str, str], CounterGroup] = {}
+        self._done: dict[str, CounterGroup] = {}
+        for tensor in self.writers:
+            for writer in self.writers[tensor]:
+                self._full[tensor, writer] = self._full_group(tensor, writer)
+        for tensor in sorted(self._watched):
+            self._done[tensor] = self._done_group(tensor)
+
+    # who overwrites whom
+
+    def _find_takeovers(self) -> dict[str, list[str]]:
+        """Tensor -> tensors whose bytes it takes over (earlier ones that overlap it)."""
+        found: dict[str, list[str]] = {}
+        self._watched: set[str] = set()
+        written = [t for n, t in self.tensors.items() if n in self.writers]
+        for space in {t.space for t in written}:
+            here = sorted((t for t in written if t.space is space), key=lambda t: t.address)
+            for i, a in enumerate(here):
+                for b in here[i + 1 :]:
+                    if b.address >= a.address + max(a.bytes, 1):
+                        break
+                    old, new = sorted((a, b), key=lambda t: self.step[self.writers[t.name][0]])
+                    found.setdefault(new.name, []).append(old.name)
+                    self._watched.add(old.name)
+        return found
+
+    # groups
+
+    def _new(self, name: str, tensor: str, kind: str, block: int, expect: Sequence[int]) -> CounterGroup:
+        group = CounterGroup(name, tensor, kind, self._first, block, tuple(expect))
+        self._first += len(expect)
+        return group
+
+    def _full_group(self, tensor: str, writer: str) -> CounterGroup:
+        memory = self.tensors[tensor]
+        name = f"{tensor}.full" if len(self.writers[tensor]) == 1 else f"{tensor}.full.{self.writers[tensor].index(writer)}"
+        if writer in self.stages:
+            block = max(1, min(memory.elements, max(COPY_BYTES // memory.dtype.bytes, -(-memory.elements // self._share))))
+            return self._new(name, tensor, "full", block, [1] * -(-memory.elements // block))
+        if self._unordered(tensor, writer):
+            return self._new(name, tensor, "done", max(memory.elements, 1), [self._visits(tensor, writer, Store)])
+        block = self._block(memory, writer)
+        counts = np.zeros(-(-max(memory.elements, 1) // block) + 1, np.int64)
+        for site, param in self._accesses(tensor, writer, Store):
+            first, last = self._spans(site, param)
+            keep = last >= first
+            np.add.at(counts, first[keep] // block, 1)
+            np.add.at(counts, last[keep] // block + 1, -1)
+        return self._new(name, tensor, "full", block, [int(c) for c in np.cumsum(counts)[:-1]])
+
+    def _unordered(self, tensor: str, writer: str) -> bool:
+        """Whether the writer scatters, so that it cannot be said which block a store touches."""
+        return any(s.stmt.scatter is not None for s, _ in self._accesses(tensor, writer, Store))  # type: ignore[union-attr]
+
+    def _block(self, memory: MemTensor, writer: str) -> int:
+        """Elements per counter: whole rows of what the stores advance by, at most this tensor's share of counters."""
+        advance = 1
+        for site, param in self._accesses(memory.name, writer, Store):
+            for loop in reversed(site.loops):
+                step = sum(param.view.strides[d] * e.coefficient(loop.var) for d, e in enumerate(site.stmt.index))  # type: ignore[union-attr]
+                advance = max(advance, abs(step) * loop.step)
+        least = -(-max(memory.elements, 1) // self._share)
+        return max(1, -(-least // advance) * advance) if advance < memory.elements else max(memory.elements, 1)
+
+    def _done_group(self, tensor: str) -> CounterGroup:
+        count = 0
+        for reader in self.readers.get(tensor, ()):
+            count += len(self.blocks(reader)) if reader in self.stages else self._visits(tensor, reader, Load)
+        return self._new(f"{tensor}.done", tensor, "done", max(self.tensors[tensor].elements, 1), [count])
+
+    def _visits(self, tensor: str, kernel: str, kind: type) -> int:
+        """How many (statement, unit) pairs of a kernel access a tensor."""
+        return sum(self.kernels[kernel].units for _ in self._accesses(tensor, kernel, kind))
+
+    # accesses
+
+    def _accesses(self, tensor: str, kernel: str, kind: type) -> list[tuple[Site, Param]]:
+        params = {p.name: p for p in self.kernels[kernel].params if p.tensor == tensor}
+        found = []
+        for site in self.sites[kernel]:
+            if isinstance(site.stmt, kind):
+                name = site.stmt.src if isinstance(site.stmt, Load) else site.stmt.dst
+                if name in params:
+                    found.append((site, params[name]))
+        return found
+
+    def _spans(self, site: Site, param: Param) -> tuple[np.ndarray, np.ndarray]:
+        """First and last element of every instance of a load or store, as flat arrays."""
+        stmt = site.stmt
+        assert isinstance(stmt, Load | Store)
+        buffers = {b.name: b for b in self._kernel_of(site).buffers}
+        tile = buffers[stmt.dst if isinstance(stmt, Load) else stmt.src].shape
+        gather: Gather | None = stmt.gather if isinstance(stmt, Load) else stmt.scatter
+        grids = _iterations(site.loops)
+        offsets = []
+        for expression in stmt.index:
+            at = np.asarray(expression.const)
+            for name, factor in expression.loops.terms:
+                at = at + factor * grids[name]
+            offsets.append(at)
+        first, last = box_span(
+            param.view.offset, param.view.shape, param.view.strides, stmt.index, tile, offsets,
+            gather.dim if gather is not None else None,
+        )
+        shape = tuple(loop.trips for loop in site.loops)
+        return np.broadcast_to(first, shape).reshape(-1), np.broadcast_to(last, shape).reshape(-1)
+
+    def _kernel_of(self, site: Site) -> Kernel:
+        return next(self.kernels[name] for name, sites in self.sites.items() if any(s is site for s in sites))
+
+    # what instructions do
+
+    def groups(self) -> tuple[CounterGroup, ...]:
+        """All groups, in counter order."""
+        return tuple(sorted((*self._full.values(), *self._done.values()), key=lambda g: g.first))
+
+    def blocks(self, stage: str) -> list[tuple[int, int]]:
+        """(first element, count) of each copy of a staged tensor."""
+        total = self.tensors[stage].elements
+        block = self._full[stage, stage].block
+        return [(start, min(block, total - start)) for start in range(0, total, block)]
+
+    def sync(self, kernel: Kernel, site: Site) -> tuple[tuple[Wait, ...], tuple[Bump, ...]]:
+        """Waits and bumps of a load or store; nothing for others."""
+        stmt = site.stmt
+        if not isinstance(stmt, Load | Store):
+            return (), ()
+        name = stmt.src if isinstance(stmt, Load) else stmt.dst
+        tensor = next(p.tensor for p in kernel.params if p.name == name)
+        if isinstance(stmt, Load):
+            done = self._done.get(tensor)
+            bumps = (Bump(done.name, touched=False),) if done is not None else ()
+            return self._full_waits(tensor, kernel.name, stmt.gather is None), bumps
+        group = self._full[tensor, kernel.name]
+        waits = self._takeover_waits(tensor) if self.writers[tensor][0] == kernel.name else ()
+        if self.in_place.get(kernel.name) == tensor:
+            waits = (*waits, *self._full_waits(tensor, kernel.name, False))
+        return waits, (Bump(group.name, touched=group.kind == "full"),)
+
+    def copy_sync(self, name: str, source: str) -> tuple[tuple[Wait, ...], tuple[Bump, ...]]:
+        """Waits and bumps of the copies of a staged tensor."""
+        done = self._done.get(source)
+        bumps = [Bump(self._full[name, name].name, touched=True)]
+        if done is not None:
+            bumps.append(Bump(done.name, touched=False))
+        return (*self._full_waits(source, name, False), *self._takeover_waits(name)), tuple(bumps)
+
+    def _full_waits(self, tensor: str, reader: str, touched: bool) -> tuple[Wait, ...]:
+        """For everything that was written before `reader`: the last writer's counters (an in-place writer has itself
+        waited for the one before it)."""
+        before = [w for w in self.writers.get(tensor, ()) if w != reader and self.step[w] < self.step[reader]]
+        if not before:
+            return ()
+        group = self._full[tensor, before[-1]]
+        return (Wait(group.name, touched=touched and group.kind == "full"),)
+
+    def _takeover_waits(self, tensor: str) -> tuple[Wait, ...]:
+        waits = []
+        for old in self._takeovers.get(tensor, ()):
+            if self._done[old].expect != (0,):
+                waits.append(Wait(self._done[old].name, touched=False))
+            waits += [Wait(self._full[old, w].name, touched=False) for w in self.writers[old] if not self.readers.get(old)]
+        return tuple(waits)
+
+
+def _iterations(loops: Sequence[Loop]) -> dict[str, np.ndarray]:
+    """Loop variable -> its values, shaped to broadcast over the iteration space of `loops`."""
+    rank = len(loops)
+    return {
+        loop.var: (loop.start + loop.step * np.arange(loop.trips)).reshape([-1 if i == d else 1 for i in range(rank)])
+        for d, loop in enumerate(loops)
+    }
+
+

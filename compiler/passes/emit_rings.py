@@ -1,0 +1,136 @@
+"""Ring operations from where buffers are written and read.
+
+A slot of a buffer lives for one iteration of the innermost loop that encloses all its accesses; that loop's depth is the
+level of every operation on the ring. Within that iteration the producer claims at its first access and pushes at its last
+write; each consumer queue waits at its first read and pops at its last one. A queue that reads what it wrote itself needs
+a wait only for reads after the push.
+
+Invariant: claims and pushes, waits and pops pair up one to one, for every trip count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ppuc.ir.errors import InternalError
+from ppuc.ir.kernel import Kernel, Load, Loop, Mma, Stmt, Store, Vec
+from ppuc.ir.program import Queue, RingUse
+from ppuc.ir.types import Space
+
+QUEUE_OF: dict[type, Queue] = {Load: Queue.LOAD, Store: Queue.STORE, Mma: Queue.TENSOR, Vec: Queue.VECTOR}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A tile statement: its number in text order, its queue, and the identities of the loops around it."""
+
+    number: int
+    stmt: Load | Store | Mma | Vec
+    queue: Queue
+    path: tuple[int, ...]
+    loops: tuple[Loop, ...]
+
+
+def sites_of(kernel: Kernel) -> list[Site]:
+    """Every tile statement of the kernel in text order."""
+    found: list[Site] = []
+    counter = iter(range(1 << 30))
+
+    def walk(body: Sequence[Stmt], path: tuple[int, ...], loops: tuple[Loop, ...]) -> None:
+        for stmt in body:
+            if isinstance(stmt, Loop):
+                walk(stmt.body, (*path, next(counter)), (*loops, stmt))
+            else:
+                found.append(Site(len(found), stmt, QUEUE_OF[type(stmt)], path, loops))
+
+    walk(kernel.body, (), ())
+    return found
+
+
+def reads(stmt: Load | Store | Mma | Vec) -> tuple[str, ...]:
+    """Buffers that a statement reads."""
+    if isinstance(stmt, Load):
+        return (stmt.gather.buffer,) if stmt.gather is not None else ()
+    if isinstance(stmt, Store):
+        return (stmt.src, stmt.scatter.buffer) if stmt.scatter is not None else (stmt.src,)
+    if isinstance(stmt, Mma):
+        return (stmt.a.buffer, stmt.b.buffer)
+    return stmt.ins
+
+
+def writes(stmt: Load | Store | Mma | Vec) -> tuple[str, ...]:
+    """Buffers that a statement writes."""
+    if isinstance(stmt, Store):
+        return ()
+    return stmt.outs if isinstance(stmt, Vec) else (stmt.dst,)
+
+
+def ring_uses(
+    kernel: Kernel, sites: Sequence[Site]
+) -> tuple[dict[int, tuple[RingUse, ...]], dict[str, tuple[Queue, tuple[Queue, ...]]]]:
+    """Per statement number its ring operations, and per buffer (producer, consumers)."""
+    uses: dict[int, list[RingUse]] = {}
+    queues: dict[str, tuple[Queue, tuple[Queue, ...]]] = {}
+    for buffer in kernel.buffers:
+        name = buffer.name
+        writers = [s for s in sites if name in writes(s.stmt)]
+        readers = [s for s in sites if name in reads(s.stmt)]
+        if not writers:
+            continue
+        producers = {s.queue for s in writers}
+        if len(producers) != 1:
+            raise InternalError(f"kernel @{kernel.name}: buffer %{name} is written by several queues")
+        producer = writers[0].queue
+        level = _common([s.path for s in (*writers, *readers)])
+        mine = [s for s in sites if s.queue is producer and (s in writers or s in readers)]
+        uses.setdefault(mine[0].number, []).append(RingUse("claim", name, level))
+        uses.setdefault(writers[-1].number, []).append(RingUse("push", name, level))
+        consumers = tuple(q for q in Queue if any(s.queue is q for s in readers))
+        for queue in consumers:
+            own = [s for s in readers if s.queue is queue]
+            late = own if queue is not producer else [s for s in own if s.number > writers[-1].number]
+            if late:
+                uses.setdefault(late[0].number, []).append(RingUse("wait", name, level))
+            uses.setdefault(own[-1].number, []).append(RingUse("pop", name, level))
+        queues[name] = (producer, consumers)
+    return {n: tuple(sorted(u, key=lambda x: ORDER[x.kind])) for n, u in uses.items()}, queues
+
+
+ORDER = {"claim": 0, "wait": 1, "push": 2, "pop": 3}
+
+
+def _common(paths: Sequence[tuple[int, ...]]) -> int:
+    """Length of the longest common prefix."""
+    level = 0
+    for step in zip(*paths, strict=False):
+        if len(set(step)) > 1:
+            break
+        level += 1
+    return level
+
+
+class RingOwners:
+    """Which ring holds which bytes of l1 and acc at the moment, walking the kernels in order."""
+
+    def __init__(self) -> None:
+        self._held: dict[Space, list[tuple[int, int, str]]] = {}
+
+    def take(self, space: Space, address: int, size: int, ring: str) -> tuple[str, ...]:
+        """Give `[address, address + size)` to `ring`; returns the rings it takes bytes over from, oldest first."""
+        end = address + size
+        kept: list[tuple[int, int, str]] = []
+        after: list[str] = []
+        for low, high, owner in self._held.get(space, []):
+            if high <= address or low >= end:
+                kept.append((low, high, owner))
+                continue
+            if owner not in after:
+                after.append(owner)
+            if low < address:
+                kept.append((low, address, owner))
+            if high > end:
+                kept.append((end, high, owner))
+        kept.append((address, end, ring))
+        self._held[space] = kept
+        return tuple(after)

@@ -1,0 +1,166 @@
+"""Decides in which memory every value lives and which constants are staged ahead.
+
+Activations go to l2 while they fit; inputs, outputs and constants live in hbm. Constants that many tiles read are copied to
+l2 by the stage queues before their kernel runs, as early as l2 has room.
+
+Invariant afterwards: every top-level value has a space, and all ranges of l2 fit it together (the same assignment that
+`allocate` makes succeeds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
+from ppuc.ir.errors import CapacityError, Diagnostic
+from ppuc.ir.graph import Attrs, Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.rewrite import Builder, all_names
+from ppuc.ir.types import Space
+from ppuc.targets.schema import Target
+
+SLACK = 2
+"""Steps that a range is kept beyond its last reader, so that reuse of its bytes seldom has to wait for that reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Put every value in l2 or hbm by its live range, and stage shared constants into l2.
+
+    %w = const()                ->  %w = const() @hbm; %w.l2 = stage(%w) @l2
+    %y = group(%x, %w)              %y = group(%x, %w.l2) @l2
+    """
+
+    stage: bool = True
+    activation_share: float = 0.6
+    name: ClassVar[str] = "place"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with spaces on values and stage ops in its graph."""
+        graph = _stage(module.graph, target, self.activation_share) if self.stage else module.graph
+        spaces = _spaces(graph, target)
+        _check_hbm(graph, spaces, target)
+        return module.with_graph(_with_spaces(graph, spaces))
+
+
+def _stage(graph: Graph, target: Target, share: float) -> Graph:
+    """Insert stage ops for constants (and inputs) that groups read more than once in parallel tiles."""
+    budget = int(target.l2.bytes * (1 - share))
+    stageable = {p.name: p for p in graph.params}
+    stageable |= {op.results[0].name: op.results[0] for op in graph.ops if op.name == "const"}
+    uses: dict[str, list[int]] = {}
+    for step, op in enumerate(graph.ops):
+        if op.name == "group":
+            for name in {v.name for v in op.operands if v.name in stageable}:
+                uses.setdefault(name, []).append(step)
+    chosen = {n for n, at in uses.items() if _worth(stageable[n], [graph.ops[s] for s in at], budget)}
+    builder = Builder(all_names(graph))
+    first = {n: uses[n][0] for n in chosen}
+    window: list[tuple[int, int]] = []  # (step of first use, bytes) of staged constants, in order of use
+    before: dict[int, list[str]] = {}
+    for name in sorted(chosen, key=lambda n: (first[n], n)):
+        size = padded(stageable[name].type)
+        window.append((first[name], size))
+        total, at = 0, first[name]
+        for step, taken in reversed(window):
+            total += taken
+            if total > budget:
+                break
+            at = step
+        if total <= budget:
+            at = 0
+        before.setdefault(min(at, first[name]), []).append(name)
+    renamed: dict[str, Value] = {}
+    ops: list[Op] = []
+    constants = [op for op in graph.ops if op.name == "const"]
+    ops += constants
+    for step, op in enumerate(graph.ops):
+        for name in before.get(step, ()):
+            value = stageable[name]
+            renamed[name] = Value(builder.fresh(f"{name}.l2"), value.type)
+            ops.append(Op("stage", Attrs(), (value,), (renamed[name],), _loc_of(graph, first[name])))
+        if op.name == "const":
+            continue
+        operands = op.operands
+        if op.name == "group":
+            operands = tuple(renamed.get(v.name, v) for v in operands)
+        ops.append(replace(op, operands=operands))
+    return graph.with_ops(ops)
+
+
+def _loc_of(graph: Graph, step: int) -> tuple[str, ...]:
+    return graph.ops[step].loc
+
+
+def _worth(value: Value, readers: list[Op], budget: int) -> bool:
+    """Whether staging pays: the tensor fits, and kernels re-read it for every tile of another dimension."""
+    size = padded(value.type)
+    if size > budget // 2:
+        return False
+    rows = 0
+    for op in readers:
+        kind = op.attrs.kind  # type: ignore[attr-defined]
+        if kind in ("matmul", "conv", "window", "attention"):
+            result = op.results[0].type
+            rows = max(rows, result.elements // max(result.dims[-1] if result.rank else 1, 1))
+    return rows > 64 or (len(readers) > 1 and size >= 4096)
+
+
+def _spaces(graph: Graph, target: Target) -> dict[str, Space]:
+    """Space of every storage root."""
+    roots = storage_roots(graph)
+    ranges = live_ranges(graph, roots)
+    types = {r.name: r.type for op in graph.ops for r in op.results} | {p.name: p.type for p in graph.params}
+    fixed = {p.name for p in graph.params} | {roots[v.name] for v in graph.results}
+    fixed |= {op.results[0].name for op in graph.ops if op.name == "const"}
+    spaces = dict.fromkeys(fixed, Space.HBM)
+    wanted = {name: r for name, r in ranges.items() if name not in fixed}
+    chosen = set(wanted)
+    while True:
+        items = [l2_range(n, padded(types[n]), wanted[n]) for n in sorted(chosen)]
+        _, failed = assign(items, target.l2.bytes)
+        if not failed:
+            break
+        staged = {op.results[0].name for op in graph.ops if op.name == "stage"}
+        victims = [n for n in failed if n not in staged] or failed
+        chosen -= set(victims[: max(1, len(victims) // 4)])
+    return spaces | {n: Space.L2 if n in chosen else Space.HBM for n in wanted}
+
+
+def l2_range(name: str, bytes: int, live: tuple[int, int]) -> Range:
+    """The range that a value takes in l2, with slack after its last reader."""
+    return Range(name, bytes, live[0], live[1] + SLACK)
+
+
+def _check_hbm(graph: Graph, spaces: Mapping[str, Space], target: Target) -> None:
+    """CapacityError when constants, inputs, outputs and spilled values exceed hbm."""
+    types = {r.name: r.type for op in graph.ops for r in op.results} | {p.name: p.type for p in graph.params}
+    held = {n: padded(types[n]) for n, s in spaces.items() if s is Space.HBM}
+    total = sum(held.values())
+    if total <= target.hbm.bytes:
+        return
+    largest = sorted(held.items(), key=lambda item: -item[1])[:5]
+    raise CapacityError(
+        Diagnostic(
+            f"target {target.name}",
+            "the model does not fit hbm",
+            f"{total:,} bytes of weights, inputs, outputs and spilled activations",
+            f"at most {target.hbm.bytes:,} bytes",
+            "largest: " + ", ".join(f"{n} {b:,}" for n, b in largest),
+        )
+    )
+
+
+def _with_spaces(graph: Graph, spaces: Mapping[str, Space]) -> Graph:
+    roots = storage_roots(graph)
+
+    def put(v: Value) -> Value:
+        return replace(v, space=spaces[roots[v.name]])
+
+    ops = [
+        replace(op, operands=tuple(put(v) for v in op.operands), results=tuple(put(v) for v in op.results))
+        for op in graph.ops
+    ]
+    return replace(graph, params=tuple(map(put, graph.params)), results=tuple(map(put, graph.results)), ops=tuple(ops))

@@ -1,0 +1,85 @@
+"""Builds the kernel of every group.
+
+Invariant afterwards: each group names a kernel; kernel parameters name top-level values in their memories; vector programs
+have unique names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.kinds import lower_group
+from ppuc.ir.errors import CapacityError, Diagnostic
+from ppuc.ir.graph import Op
+from ppuc.ir.kernel import Kernel, Param
+from ppuc.ir.module import Module
+from ppuc.ir.types import Space
+from ppuc.ir.vector import VectorProgram
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Cut every group into tiles for the compute units: sizes by search under the cost model.
+
+    %y = group(%x, %w) {kind = "matmul"}  ->  %y = group(...) {kernel = "gemm"}; kernel @gemm { for ... }
+    """
+
+    name: ClassVar[str] = "tile"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with kernels and vector programs."""
+        kernels: list[Kernel] = []
+        vectors: list[VectorProgram] = []
+        taken: set[str] = set()
+        ops: list[Op] = []
+        for op in module.graph.ops:
+            if op.name != "group":
+                ops.append(op)
+                continue
+            name = _fresh(op, taken)
+            kernel, programs = _lower(op, name, target)
+            kernels.append(_in_spaces(kernel, op))
+            vectors += programs
+            ops.append(replace(op, attrs=replace(op.attrs, kernel=name)))  # type: ignore[type-var]
+        graph = module.graph.with_ops(ops)
+        return replace(module, graph=graph, kernels=tuple(kernels), vectors=tuple(vectors))
+
+
+def _fresh(op: Op, taken: set[str]) -> str:
+    hint = op.loc[0] if op.loc else op.results[0].name
+    base = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in hint).strip("_") or "kernel"
+    name, n = base, 1
+    while name in taken:
+        name, n = f"{base}.{n}", n + 1
+    taken.add(name)
+    return name
+
+
+def _lower(op: Op, name: str, target: Target) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+    body = op.body
+    assert body is not None
+    tensors = {inner.name: outer.name for inner, outer in zip(body.params, op.operands, strict=True)}
+    tensors |= {inner.name: outer.name for inner, outer in zip(body.results, op.results, strict=True)}
+    try:
+        return lower_group(op.attrs.kind, name, body, tensors, op.loc, target).finish()  # type: ignore[attr-defined]
+    except NotFusable as error:
+        raise CapacityError(
+            Diagnostic(
+                f"node {', '.join(op.loc[:3]) or op.results[0].name}",
+                f"no tiling fits {target.name}",
+                str(error),
+                f"tiles within l1 of {target.l1.bytes:,} and acc of {target.acc.bytes:,} bytes",
+                "choose a target with larger memories, or report the model: every op should be divisible",
+            )
+        ) from error
+
+
+def _in_spaces(kernel: Kernel, op: Op) -> Kernel:
+    spaces = {v.name: v.space or Space.HBM for v in (*op.operands, *op.results)}
+    params: list[Param] = [replace(p, space=spaces[p.tensor]) for p in kernel.params]
+    return replace(kernel, params=tuple(params))
+
+

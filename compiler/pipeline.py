@@ -1,0 +1,44 @@
+"""The pipeline: what runs, in which order, and why there."""
+
+from __future__ import annotations
+
+from ppuc.compiler.passes.allocate import Allocate
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.canonicalise import Canonicalise
+from ppuc.compiler.passes.decompose import Decompose
+from ppuc.compiler.passes.emit import Emit
+from ppuc.compiler.passes.fold import Fold
+from ppuc.compiler.passes.fuse import Fuse
+from ppuc.compiler.passes.layout import Layout
+from ppuc.compiler.passes.legalise import Legalise
+from ppuc.compiler.passes.moves import Moves
+from ppuc.compiler.passes.place import Place
+from ppuc.compiler.passes.precision import Precision
+from ppuc.compiler.passes.prepare import Prepare
+from ppuc.compiler.passes.recognise import Recognise
+from ppuc.compiler.passes.tile import Tile
+
+PIPELINE: tuple[Pass, ...] = (
+    Fold(),  # constants first, so that patterns see numbers
+    Canonicalise(),  # one form per meaning
+    Recognise(),  # attention, while softmax is still one op
+    Decompose(),  # composites into the primitives that kernels are made of
+    Moves(),  # gathers, scatters and pads into the few forms that have kernels
+    Fold(),  # what decomposition made constant
+    Canonicalise(),  # what decomposition made redundant
+    Legalise(),  # formats the machine has, before layouts depend on them
+    Layout(),  # channels last: what loads and the tensor engine want
+    Fold(),  # transposed weights
+    Canonicalise(),  # transposes that met their inverse
+    Prepare(),  # forms that kernels know
+    Fold(),  # reshaped weights
+    Fuse(),  # groups of ops become kernels
+    Precision(),  # storage formats of what crosses kernels; needs to know what does
+    Place(),  # l2 or hbm, and what to stage
+    Tile(),  # kernels, with the memories of their operands known
+    Allocate(),  # addresses, with tile sizes known
+    Emit(),  # streams: mechanical
+)
+
+PASSES: dict[str, type[Pass]] = {type(p).name: type(p) for p in PIPELINE}
+"""Every pass by the name that dumps and `ppuc opt -p` use."""
