@@ -1,0 +1,199 @@
+"""Profiles, traces and tables from hand-made runs; conditioning and judgement."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from rich.console import Console
+
+from ppuc.compiler.conditioning import sensitivities
+from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.judge import Judge
+from ppuc.compiler.report.profile import profile_record
+from ppuc.compiler.report.tables import comparison_table, duration, profile_tables, quantity, table
+from ppuc.compiler.report.trace import write_trace
+from ppuc.compiler.tolerance import UNIT_ROUNDOFF, tolerances, typical_step
+from ppuc.ir.errors import UsageError
+from ppuc.ir.program import Queue
+from ppuc.ir.types import DType, Space
+from ppuc.targets.description import load_target
+from ppuc.targets.simulator.result import KernelStats, Profile
+from ppuc.targets.simulator.run import RawResult
+from ppuc.targets.simulator.trace import EVENT
+from tests.onnx_text import model_of
+from tests.small_models import mlp
+
+TARGET = load_target("ppu-tiny")
+
+
+def stats(name: str, node: str, start: float, end: float, *, hbm: int = 0, tensor: float = 0.0) -> KernelStats:
+    """A kernel on both units; its tensor queues are busy for `tensor` cycles each."""
+    return KernelStats(
+        name=name,
+        loc=(node, f"{node}_relu"),
+        units=2,
+        start=start,
+        end=end,
+        busy={Queue.TENSOR: 2 * tensor, Queue.LOAD: 4.0},
+        stall={},
+        instructions={Queue.TENSOR: 3},
+        read_bytes={Space.HBM: hbm},
+        write_bytes={},
+        macs=1000,
+        ideal_tensor=tensor / 2,
+    )
+
+
+PROFILE = Profile(
+    target="ppu-tiny",
+    target_hash=TARGET.hash,
+    clock_ghz=1.0,
+    cycles=1000.0,
+    kernels=(
+        stats("first", "a", 100, 400, hbm=600),
+        stats("second", "b", 300, 900, tensor=500.0),
+        stats("third", "a", 350, 1000),
+    ),
+    copies=(),
+    read_bytes={Space.HBM: 600},
+    write_bytes={},
+    instructions=9,
+    launch_cycles=100.0,
+    energy_joules={"hbm": 1e-6, "mac": 2e-6},
+)
+NODES = {"first": "a", "second": "b", "third": "a"}
+
+
+def test_kernels_are_charged_what_they_add_to_the_run() -> None:
+    record = profile_record(PROFILE, TARGET, NODES)
+    assert [k["cycles"] for k in record["kernels"]] == [300, 500, 100]
+    assert sum(k["cycles"] for k in record["kernels"]) + record["launch_cycles"] == record["cycles"]
+    assert [(n["node"], n["cycles"], n["kernels"]) for n in record["nodes"]] == [
+        ("a", 400, ["first", "third"]),
+        ("b", 500, ["second"]),
+    ]
+    assert record["nodes"][0]["fused"] == ["a_relu"]
+
+
+def test_utilisation_is_of_the_whole_chip_over_the_kernels_span() -> None:
+    first, second, _ = profile_record(PROFILE, TARGET, NODES)["kernels"]
+    assert second["utilisation"]["tensor"] == pytest.approx(250 / 600)
+    assert second["bound_by"] == "tensor"
+    bytes_per_clk = TARGET.hbm.gbs * 1e9 / (TARGET.clock.max_mhz * 1e6)
+    assert first["utilisation"]["hbm"] == pytest.approx(600 / (300 * bytes_per_clk))
+
+
+def test_the_profile_is_json() -> None:
+    record = profile_record(PROFILE, TARGET, NODES)
+    assert json.loads(json.dumps(record)) == record
+    assert record["energy_joules"]["total"] == pytest.approx(3e-6)
+
+
+def drawn(show: object, *arguments: object) -> str:
+    stream = io.StringIO()
+    show(Console(file=stream, width=160, highlight=False, markup=False), *arguments)  # type: ignore[operator]
+    return stream.getvalue()
+
+
+def test_profile_tables_name_kernels_nodes_and_bounds() -> None:
+    record = profile_record(PROFILE, TARGET, NODES)
+    text = drawn(profile_tables, record, None)
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert lines["second"].split()[1:4] == ["tensor", "500", "50.0%"]
+    assert lines["a"].split()[1] == "a_relu"
+    assert "kernels: the costliest 1 of 3" in drawn(profile_tables, record, 1)
+
+
+def test_tables_print_names_as_they_are() -> None:
+    text = drawn(table, "", ("name", "n"), [("[bold]x[/bold] :smile:", 1)])
+    assert text == "name                    n\n[bold]x[/bold] :smile:  1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (quantity(1536, "B"), "1.54 kB"),
+        (quantity(12, "B"), "12 B"),
+        (quantity(2.5e9), "2.5 G"),
+        (duration(1.5e-5), "15 us"),
+        (duration(2), "2 s"),
+        (duration(5e-10), "0.5 ns"),
+    ],
+)
+def test_quantities(text: str, expected: str) -> None:
+    assert text.strip() == expected
+
+
+def trace_of(*events: tuple[float, float, int, int, int, int, int]) -> RawResult:
+    return RawResult({}, PROFILE, np.array(list(events), EVENT), ("load %a", "mma %c"))
+
+
+def test_trace_has_a_track_for_each_transfer_in_flight(tmp_path: Path) -> None:
+    raw = trace_of((0, 10, 0, 0, 0, 0, 0), (5, 12, 0, 0, 0, 0, 0), (10, 20, 0, 0, 0, 0, 0), (3, 4, 1, 2, 1, 1, 0))
+    assert write_trace(tmp_path / "t.json", raw, NODES) == 4
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    complete = [e for e in events if e["ph"] == "X"]
+    assert [(e["pid"], e["tid"]) for e in complete] == [(1, 0), (1, 1), (1, 0), (2, 128)]
+    assert complete[0]["args"] == {"kernel": "first", "node": "a", "cycles": 10}
+    assert (complete[1]["ts"], complete[1]["dur"]) == (0.005, 0.007)
+    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert names == {(1, 0): "load", (1, 1): "load +1", (2, 128): "tensor"}
+
+
+def test_trace_of_nothing_and_where_nothing_can_be_written(tmp_path: Path) -> None:
+    assert write_trace(tmp_path / "t.json", trace_of(), NODES) == 0
+    json.loads((tmp_path / "t.json").read_text())
+    with pytest.raises(UsageError, match="the trace cannot be written"):
+        write_trace(tmp_path / "none" / "t.json", trace_of(), NODES)
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"]
+
+
+def shifted(op: str) -> onnx.ModelProto:
+    """y = (x + 1000) op 1000."""
+    text = f"m (float[50] x) => (float[50] y) {{ a = Add(x, up) y = {op}(a, down) }}"
+    return model_of(text, {name: np.full(50, 1000, np.float32) for name in ("up", "down")})
+
+
+def test_a_model_that_cancels_is_sensitive_and_one_that_adds_is_not() -> None:
+    """y = (x + 1000) - 1000 multiplies a relative change of either constant by about 1000."""
+    cancelling, adding = (load_model(shifted(op)).graph for op in ("Sub", "Add"))
+    x = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    strong, weak = (sensitivities(g, {"x": x}, "model")[g.results[0].name].relative for g in (cancelling, adding))
+    assert 300 < strong < 3000
+    assert weak < 2
+
+
+def test_the_rule_alone_judges_what_keeps_it() -> None:
+    graph = load_model(mlp(), dims={"N": 2}).graph
+    output = graph.results[0].name
+    x = np.random.default_rng(1).standard_normal((2, 20)).astype(np.float32)
+    want = np.random.default_rng(2).standard_normal((2, 7)).astype(np.float32)
+    judge = Judge(graph, "fp32", {"x": x})
+    good = judge.compare("y", output, want, want)
+    assert (good.ok, good.sensitivity) == (True, None)
+    bad = judge.compare("y", output, want * np.float32(1.01), want)
+    assert not bad.ok
+
+
+def test_the_model_carries_the_blame_for_its_own_conditioning_and_no_more() -> None:
+    graph = load_model(shifted("Sub")).graph
+    x = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    judge = Judge(graph, "model", {"x": x})
+    rounded = (x + np.float32(1000)) - np.float32(1000)
+    excused = judge.compare("y", graph.results[0].name, rounded, x)
+    assert excused.rms_rel > tolerances(graph, "model")[graph.results[0].name].relative
+    assert excused.ok
+    assert excused.sensitivity is not None
+    assert "grows" in drawn(comparison_table, "outputs", [excused.record()])
+    assert not judge.compare("y", graph.results[0].name, x * np.float32(1.1), x).ok
+
+
+def test_the_typical_step_is_the_mean_error_of_the_format() -> None:
+    graph = load_model(mlp(), dims={"N": 2}).graph
+    operands = 2 * UNIT_ROUNDOFF[DType.BF16] ** 2 / 6
+    assert typical_step(graph, "bf16") == pytest.approx(operands**0.5, rel=1e-2)
