@@ -1,0 +1,55 @@
+"""Kernels that move elements: copies through views, concatenations, gathers, scatters. All are reached from here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ppuc.compiler.lowering.body import NotFusable, Resolver
+from ppuc.compiler.lowering.concat import concat_copies, lower_concat
+from ppuc.compiler.lowering.copies import Copy, add_copies, strided_copy
+from ppuc.compiler.lowering.gather import gather_operands, lower_gather
+from ppuc.compiler.lowering.move_bodies import meeting_point
+from ppuc.compiler.lowering.nest import KernelBuilder
+from ppuc.compiler.lowering.scatter import lower_scatter, scatter_operands
+from ppuc.ir.graph import Graph
+from ppuc.ir.ops.base import OPS, Kind
+from ppuc.targets.schema import Target
+
+__all__ = ["check_move", "lower_concat", "lower_copy", "lower_gather", "lower_scatter"]
+
+
+def check_move(body: Graph) -> None:
+    """Raise NotFusable when no kernel of this module takes `body`, whatever its tiles."""
+    names = {v.name: v.name for v in (*body.params, *body.results)}
+    anchors = [op.name for op in body.ops if op.name in ("concat", "gather", "scatter_nd")]
+    match anchors:
+        case ["concat"]:
+            concat_copies(body, names)
+        case ["gather"]:
+            gather_operands(body)
+        case ["scatter_nd"]:
+            scatter_operands(body)
+        case _:
+            view_copies(body, names)
+
+
+def view_copies(body: Graph, tensors: Mapping[str, str]) -> list[Copy]:
+    """One copy for each result with elements of a body of views and constant pads alone. Raises NotFusable."""
+    for op in body.ops:
+        if OPS[op.name].kind is not Kind.VIEW and op.name != "pad":
+            raise NotFusable(f"a copy has no place for '{op.name}'")
+    resolver, copies = Resolver(body), []
+    for result in body.results:
+        if result.type.elements:
+            external, view = meeting_point(body, resolver, result)
+            copies.append(strided_copy(external, view, tensors[external.value.name], tensors[result.name]))
+    return copies
+
+
+def lower_copy(
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+) -> KernelBuilder:
+    """Lower a group of views and constant pads alone: each result is stored row-major. Raises NotFusable."""
+    kernel = KernelBuilder(name, loc)
+    add_copies(kernel, view_copies(body, tensors), target)
+    return kernel
