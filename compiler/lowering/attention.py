@@ -88,8 +88,8 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An operand in memory: its view and whether its second-to-last axis is the contiguous one (its tiles are then loaded
-    with the last axis first)."""
+    """An operand in memory: its view and whether its second-to-last axis is the contiguous one (its tiles are then
+    loaded with the last axis first)."""
 
     tensor: str
     view: View
@@ -110,7 +110,7 @@ class AttentionLowering(UnmergedLowering):
         domain = (self.batch, self.g, self.r, self.m, self.e)
         chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
         super().__init__(name, body, tensors, loc, target, chain, "bgrme", outer=2)
-        if any(i < ROW + 1 and domain[i] > 1 for i in chain.reduce_axes):
+        if any(i <= ROW and domain[i] > 1 for i in chain.reduce_axes):
             raise NotFusable("the epilogue reduces over queries or heads")
         self.dtype = anchor.operands[0].type.dtype
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
@@ -129,8 +129,6 @@ class AttentionLowering(UnmergedLowering):
             full = views.expand(view, (self.batch, heads, self.m, self.s))
             self.mask = access_of(_split_heads(full, self.g, self.r))
             self.mask_tensor, self.mask_dtype = tensors[known.name], known.type.dtype
-        self.shape = self._choose()
-        self.tiles = _epilogue_tiles(self.shape)
 
     # the search
 
@@ -184,8 +182,9 @@ class AttentionLowering(UnmergedLowering):
         return loops, math.prod(units), iterations
 
     def _price(self, shape: Shape) -> float:
-        """Cycles of the busiest unit. With one part of rows scores, softmax and product wait for each other; with two, only
-        each engine's own work and one part's chain bound an iteration. One ring slot leaves loads no time to overlap."""
+        """Cycles of the busiest unit. With one part of rows scores, softmax and product wait for each other; with two,
+        only each engine's own work and one part's chain bound an iteration. One ring slot leaves loads no time to
+        overlap."""
         target, dtype = self.target, cost.tensor_dtype(self.dtype, self.target)
         _, active, iterations = self._loops(shape)
         p, parts, lanes = shape.points, shape.parts, target.vector.lanes
@@ -231,8 +230,9 @@ class AttentionLowering(UnmergedLowering):
     # building
 
     def lower(self) -> KernelBuilder:
-        """Build the kernel."""
-        shape = self.shape
+        """Choose tiles and build the kernel. Raises NotFusable when no tile fits."""
+        self.shape = shape = self._choose()
+        self.tiles = _epilogue_tiles(shape)
         loops, _, _ = self._loops(shape)
         self.keys, self.depth = Tiling("s", self.s, shape.keys), Tiling("d", self.d, shape.depth)
         nest = Nest([*loops, self.keys, self.depth])
@@ -467,6 +467,11 @@ def _halves(size: int) -> list[int]:
         size = -(-size // 32) * 16
         found.add(size)
     return sorted(found)
+
+
+def check_attention(body: Graph, target: Target) -> None:
+    """Raise NotFusable when the group has no attention kernel, apart from the fit of tiles."""
+    AttentionLowering(body.name, body, {v.name: v.name for v in (*body.params, *body.results)}, (), target)
 
 
 def lower_attention(

@@ -77,9 +77,9 @@ class UnmergedLowering(ContractionLowering):
         after: bool,
         whole: bool = False,
     ) -> None:
-        """Complete `builder`, whose parameters read the buffers `ins` and whose step `anchor` holds the anchor's result,
-        by the chain's ops; add its vec at `depth`, the loads it needs and the stores of its results. `whole` tiles are
-        computed in full even where part of them is valid (a window gives whole tiles)."""
+        """Complete `builder`, whose parameters read the buffers `ins` and whose step `anchor` holds the anchor's
+        result, by the chain's ops; add its vec at `depth`, the loads it needs and the stores of its results. `whole`
+        tiles are computed in full even where part of them is valid (a window gives whole tiles)."""
         assert self.chain.anchor is not None
         names, ins = {self.chain.anchor.name: anchor}, list(ins)
         for operand in self.operands:

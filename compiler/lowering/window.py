@@ -100,7 +100,18 @@ class WindowLowering(UnmergedLowering):
             self.w = View((*view.shape[:-2], *channels), (*view.strides[:-2], *last), view.offset)
             self.w_tensor, self.w_dtype = tensors[value.name], value.type.dtype
         self.order = [*range(1 + self.spatial, len(domain)), *range(1 + self.spatial)]
-        self.depth, self.tiles, self.units = self._choose()
+
+    def check_reductions(self) -> None:
+        """Raise NotFusable when the axes that the epilogue reduces make tiles too large or too few."""
+        axes = self.space.axes
+        if not self.reduced:
+            return
+        least = [a.size if a.reduced else min(4, a.size) if i <= self.spatial else 1 for i, a in enumerate(axes)]
+        least[0] = 1
+        if self._bytes(least, 2) > cost.l1_budget(self.target):
+            raise NotFusable(f"a tile of {least[1:]} elements, whole along the reduction, does not fit l1")
+        if 4 * math.prod(-(-a.size // t) for a, t in zip(axes, least, strict=True)) < 3 * self.target.cu:
+            raise NotFusable("tiles that are whole along the reduction would leave units idle")
 
     # the search
 
@@ -186,7 +197,8 @@ class WindowLowering(UnmergedLowering):
     # building
 
     def lower(self) -> KernelBuilder:
-        """Build the kernel."""
+        """Choose tiles and build the kernel. Raises NotFusable when no tile fits."""
+        self.depth, self.tiles, self.units = self._choose()
         axes = self.space.axes
         loops = [
             Tiling(axes[i].name, axes[i].size, self.tiles[i], n) for i, n in zip(self.order, self.units, strict=True)
@@ -349,6 +361,12 @@ def _even_tiles(size: int, most: int) -> list[int]:
 def _channel_tiles(size: int) -> list[int]:
     """All channels, or a power of two of them."""
     return sorted({size} | {1 << e for e in range(12) if 1 << e < size})
+
+
+def check_window(body: Graph, target: Target) -> None:
+    """Raise NotFusable when the group has no window kernel or a poor one, apart from the fit of tiles."""
+    names = {v.name: v.name for v in (*body.params, *body.results)}
+    WindowLowering(body.name, body, names, (), target).check_reductions()
 
 
 def lower_window(
