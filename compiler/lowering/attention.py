@@ -110,8 +110,8 @@ class AttentionLowering(UnmergedLowering):
         domain = (self.batch, self.g, self.r, self.m, self.e)
         chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
         super().__init__(name, body, tensors, loc, target, chain, "bgrme", outer=2)
-        if any(i <= ROW and domain[i] > 1 for i in chain.reduce_axes):
-            raise NotFusable("the epilogue reduces over queries or heads")
+        if chain.reduce_axes:
+            raise NotFusable("attention takes no reduction as epilogue")
         self.dtype = anchor.operands[0].type.dtype
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
             raise NotFusable(f"the tensor engine does not take {self.dtype}")
@@ -148,8 +148,7 @@ class AttentionLowering(UnmergedLowering):
         crowded = 64 * (self.d + self.e) * self.dtype.bytes > cost.l1_budget(self.target) // 2
         if not crowded:
             return [(self.d, self.e)]
-        whole = [self.e] if self.space.axes[-1].reduced else _halves(self.e)
-        return list(itertools.product(_halves(self.d), whole))
+        return list(itertools.product(_halves(self.d), _halves(self.e)))
 
     def _candidates(self) -> Iterator[Shape]:
         rows = [(1, t) for t in _tiles(self.m, 256)]
