@@ -13,7 +13,7 @@ import numpy as np
 
 from ppuc.compiler.compare import Comparison, compare
 from ppuc.compiler.conditioning import Sensitivity, sensitivities
-from ppuc.compiler.tolerance import exact, tolerances, typical_step
+from ppuc.compiler.tolerance import exact, stored_as, tolerances, typical_step
 from ppuc.ir.graph import Graph
 
 
@@ -28,7 +28,7 @@ class Judge:
     def compare(self, label: str, value: str, got: np.ndarray, want: np.ndarray) -> Comparison:
         """`got` against the reference `want` for the graph's value of that name ("" for one that is not in the
         graph)."""
-        tolerance = self._tolerances.get(value, exact())
+        tolerance = stored_as(got, self._tolerances.get(value, exact()))
         result = compare(label, got, want, tolerance)
         sensitivity = None if result.ok else self._sensitivity(value)
         if sensitivity is None:

@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops import OPS, Kind
@@ -95,6 +97,14 @@ def typical_step(graph: Graph, precision: str) -> float:
 def exact() -> Tolerance:
     """For values that nothing rounds; only the order of f32 arithmetic may differ."""
     return _tolerance(0.0, False)
+
+
+def stored_as(array: np.ndarray, tolerance: Tolerance) -> Tolerance:
+    """`tolerance` for a tensor that was rounded once more to be stored as `array`'s dtype."""
+    unit = UNIT_ROUNDOFF.get(DType.of(array.dtype), 0.0)
+    if unit <= UNIT_ROUNDOFF[DType.F32]:
+        return tolerance
+    return replace(tolerance, relative=math.hypot(tolerance.relative, SAFETY * unit))
 
 
 def _tolerance(variance: float, narrow: bool) -> Tolerance:
