@@ -106,6 +106,7 @@ class AttentionLowering(UnmergedLowering):
         self.batch, heads, self.m, self.d = anchor.operands[0].type.dims
         _, self.g, self.s, self.e = anchor.operands[2].type.dims
         self.r = heads // self.g
+        known = [operand_view(body, value) for value in anchor.operands]
         result = anchor.results[0]
         domain = (self.batch, self.g, self.r, self.m, self.e)
         chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
@@ -118,17 +119,16 @@ class AttentionLowering(UnmergedLowering):
         self.scale: float = anchor.attrs.scale  # type: ignore[attr-defined]
         self.causal: bool = anchor.attrs.causal  # type: ignore[attr-defined]
         self.sources = {}
-        for key, value in zip("qkv", anchor.operands[:3], strict=True):
-            known, view = operand_view(body, value)
+        for key, (value, view) in zip("qkv", known[:3], strict=True):
             view = _split_heads(view, self.g, self.r) if key == "q" else view
             swapped = view.strides[-1] != 1 and view.strides[-2] == 1
-            self.sources[key] = Source(tensors[known.name], view, swapped)
+            self.sources[key] = Source(tensors[value.name], view, swapped)
         self.mask: Access | None = None
-        if len(anchor.operands) == 4:
-            known, view = operand_view(body, anchor.operands[3])
+        if len(known) == 4:
+            value, view = known[3]
             full = views.expand(view, (self.batch, heads, self.m, self.s))
             self.mask = access_of(_split_heads(full, self.g, self.r))
-            self.mask_tensor, self.mask_dtype = tensors[known.name], known.type.dtype
+            self.mask_tensor, self.mask_dtype = tensors[value.name], value.type.dtype
 
     # the search
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
-from ppuc.compiler.lowering.attention import lower_attention
+from ppuc.compiler.lowering.attention import check_attention, lower_attention
 from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver
 from ppuc.compiler.lowering.contraction import analyse_anchor, operand_view
 from ppuc.compiler.lowering.conv import lower_conv
@@ -18,7 +18,7 @@ from ppuc.compiler.lowering.map import check_map, lower_map
 from ppuc.compiler.lowering.matmul import lower_matmul
 from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
 from ppuc.compiler.lowering.nest import KernelBuilder
-from ppuc.compiler.lowering.window import lower_window
+from ppuc.compiler.lowering.window import check_window, lower_window
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.ops.contraction import ConvAttrs
@@ -91,11 +91,6 @@ def _check_chain(body: Graph, anchor: Op) -> Chain:
     return chain
 
 
-def _check_plain(body: Graph, anchor: Op, target: Target) -> None:
-    if _check_chain(body, anchor).reduce_axes:
-        raise NotFusable(f"'{anchor.name}' takes no reduction as epilogue")
-
-
 def _check_matmul(body: Graph, anchor: Op, target: Target) -> None:
     """A reduction needs whole rows in the accumulator and enough of them to keep every unit busy."""
     chain = _check_chain(body, anchor)
@@ -150,8 +145,8 @@ KINDS: dict[str, GroupKind] = {
     "copy": GroupKind(lambda body, anchor, target: None, lower_copy),
     "matmul": GroupKind(_check_matmul, lower_matmul),
     "conv": GroupKind(_check_conv, lower_conv),
-    "window": GroupKind(_check_plain, lower_window),
-    "attention": GroupKind(_check_plain, lower_attention),
+    "window": GroupKind(lambda body, anchor, target: check_window(body, target), lower_window),
+    "attention": GroupKind(lambda body, anchor, target: check_attention(body, target), lower_attention),
     "concat": GroupKind(_check_move, lower_concat),
     "gather": GroupKind(_check_move, lower_gather),
     "scatter": GroupKind(_check_move, lower_scatter),

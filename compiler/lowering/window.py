@@ -82,19 +82,20 @@ class WindowLowering(UnmergedLowering):
         channels: tuple[int, ...] = (x.dims[-1],)
         if self.window.kind == "conv":
             channels = _depthwise_channels(anchor)
+        known = [operand_view(body, value) for value in anchor.operands]
         domain = (*result.type.dims[:-1], *channels)
         chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
         names = ("n", *SPATIAL[-self.spatial :], *("c", "r")[: len(channels)])
         super().__init__(name, body, tensors, loc, target, chain, names, outer=1)
         if 0 in chain.reduce_axes and domain[0] > 1:
             raise NotFusable("the epilogue reduces over the batch")
-        value, view = operand_view(body, anchor.operands[0])
+        value, view = known[0]
         repeat = len(channels) - 1
         self.x = View(view.shape + (1,) * repeat, view.strides + (0,) * repeat, view.offset)
         self.x_tensor, self.dtype = tensors[value.name], value.type.dtype
         self.w: View | None = None
         if self.window.kind == "conv":
-            value, view = operand_view(body, anchor.operands[1])
+            value, view = known[1]
             step = view.strides[-1]
             last = (step,) if repeat == 0 else (step * channels[1], step)
             self.w = View((*view.shape[:-2], *channels), (*view.strides[:-2], *last), view.offset)
