@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.window import WindowLowering, check_window, doubles, identity, lower_window
+from ppuc.compiler.lowering.window import WindowLowering, check_window, lower_window
+from ppuc.compiler.lowering.window_steps import doubles, identity
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.interpret_kernel import run_kernel
@@ -150,6 +151,26 @@ def test_depthwise_multiplier(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_kernel_too_long_for_one_program_is_walked_in_blocks(target: str) -> None:
+    for space, kernel in (((24, 20), (18, 17)), ((700,), (514,))):
+        group = Group()
+        x, w = group.param("x", DType.F32, 1, *space, 4), group.param("w", DType.F32, *kernel, 1, 4)
+        y = with_epilogue(group, group.conv(x, w, low=(3,) * len(space)))
+        lowering = check(group.body(y), target, math.prod(kernel))
+        assert lowering.block.taps < lowering.window.taps
+        assert all(len(program.steps) <= 4 * 256 for program in lowering.kernel.vectors)
+
+
+@pytest.mark.parametrize("kind", ["max", "sum"])
+@pytest.mark.parametrize("dtype", [DType.F32, DType.I8], ids=str)
+def test_pool_too_large_for_l1_is_walked_in_blocks(kind: str, dtype: DType) -> None:
+    group = Group()
+    x = group.param("x", dtype, 1, 130, 131, 3)
+    lowering = check(group.body(group.pool(x, kind, (128, 128), low=(1, 0))), "ppu-tiny", 128 * 128)
+    assert lowering.block.taps < lowering.window.taps
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_integer_depthwise_accumulates_in_i32(target: str) -> None:
     group = Group()
     x, w = group.param("x", DType.U8, 1, 9, 9, 7), group.param("w", DType.I8, 3, 3, 1, 7)
@@ -280,11 +301,9 @@ def test_reasons() -> None:
     x, w = group.param("x", DType.F32, 1, 8, 8, 1), group.param("w", DType.F32, 3, 3, 1, 16)
     assert "tensor engine" in reason(group.body(group.conv(x, w)))
     group = Group()
-    x, w = group.param("x", DType.F32, 1, 20, 20, 4), group.param("w", DType.F32, 17, 17, 1, 4)
-    assert "289 taps" in reason(group.body(group.conv(x, w)))
-    group = Group()
-    x = group.param("x", DType.F32, 1, 70, 70, 4)
-    body = group.body(group.pool(x, "max", (64, 64)))
+    x = group.param("x", DType.F32, 1, 8, 8, 8192)
+    total = group.b("reduce", group.pool(x, "max", (2, 2)), attrs=ReduceAttrs("sum", (3,), True))
+    body = group.body(total)
     with pytest.raises(NotFusable, match="fits l1 of 16384 bytes"):
         lower_window("k", body, {v.name: v.name for v in (*body.params, *body.results)}, (), machine)
     group = Group()

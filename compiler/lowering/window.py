@@ -1,12 +1,12 @@
 """Pooling and depthwise convolution on the vector engine, with an epilogue.
 
 Tiles have the spatial axes and the channels; the batch is a loop. A halo tile holds every input element that the tile's
-windows reach, with the identity of the reduction outside the image, and the vector program reads one strided sub-box of
-it a tap. Pooling is separable, so it runs along one spatial axis after another: the sum of the window's sizes, not
-their product.
+windows reach, with the identity of the reduction outside the image. One vector program computes window and epilogue; a
+window whose halo does not fit l1, or whose taps are too many for one program, is walked in blocks of taps, with partial
+results in a state tile.
 
-Invariant: every operand of the vec is read whole, so all steps see tiles of one extent; ragged tiles are cut when the
-results are written, which is why a chain may reduce only along axes that one tile covers.
+Invariant: a window gives whole tiles, so every operand of its vec is read whole, and ragged tiles are cut when results
+are written. Blocks divide the window exactly: no tap outside it is ever combined.
 """
 
 from __future__ import annotations
@@ -14,59 +14,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-import ml_dtypes
-import numpy as np
-
-from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering import chunked, cost
 from ppuc.compiler.lowering.body import NotFusable, analyse
 from ppuc.compiler.lowering.contraction import anchor_of, operand_ops, operand_view
 from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling, deal
 from ppuc.compiler.lowering.unmerged import UnmergedLowering, slot_bytes
 from ppuc.compiler.lowering.vectorise import ProgramBuilder
+from ppuc.compiler.lowering.window_steps import Window, emit_pool, emit_taps, identity, work
 from ppuc.ir.affine import Affine, axis
 from ppuc.ir.graph import Graph, Op
-from ppuc.ir.kernel import Load, View
-from ppuc.ir.ops.window import lowest
+from ppuc.ir.kernel import Load, Vec, View
 from ppuc.ir.types import DType
+from ppuc.ir.vector import compute_dtype
 from ppuc.targets.schema import Target
 
 MAX_TAPS = 256
 """Taps of a depthwise kernel that one vector program unrolls."""
-MAX_DIRECT = 32
-"""Taps along one axis that pooling combines one by one; longer windows are built by doubling."""
 SPATIAL = ("z", "y", "x")
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The geometry of the anchor, one entry a spatial axis. `kind` is "max", "sum" or "conv"."""
-
-    kind: str
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    low: tuple[int, ...]
-    dilations: tuple[int, ...]
-
-    def halo(self, tile: Sequence[int]) -> list[int]:
-        """Input extents that a tile of results reads."""
-        return [
-            (t - 1) * s + (k - 1) * d + 1
-            for t, s, k, d in zip(tile, self.strides, self.kernel, self.dilations, strict=True)
-        ]
-
-    def order(self) -> list[int]:
-        """Spatial axes in the order in which pooling reduces them: those that shrink the tile most come first."""
-        return sorted(range(len(self.kernel)), key=lambda i: -self.strides[i])
-
-
-def doubles(k: int, stride: int, dilation: int, tile: int) -> bool:
-    """Whether a window of `k` taps along an axis is combined by doubling: two windows of length w make one of 2w."""
-    if k < 4:
-        return False
-    halo = (tile - 1) * stride + (k - 1) * dilation + 1
-    return k > MAX_DIRECT or 3 * halo * k.bit_length() < (2 * k - 1) * tile
 
 
 class WindowLowering(UnmergedLowering):
@@ -77,7 +43,7 @@ class WindowLowering(UnmergedLowering):
     ) -> None:
         anchor = anchor_of(body, "pool", "conv")
         result, x = anchor.results[0], anchor.operands[0].type
-        self.window = _window(anchor)
+        self.window = self.block = _window(anchor)
         self.spatial = len(self.window.kernel)
         channels: tuple[int, ...] = (x.dims[-1],)
         if self.window.kind == "conv":
@@ -116,22 +82,36 @@ class WindowLowering(UnmergedLowering):
 
     # the search
 
-    def _choose(self) -> tuple[int, list[int], tuple[int, ...]]:
-        """(slots of the halo ring, tiles, units per loop) of the cheapest tile that fits l1."""
-        for limit in (cost.l1_budget(self.target), self.target.l1.bytes):
-            for depth in (3, 2):
-                best: tuple[float, list[int], tuple[int, ...]] | None = None
-                for tiles in self._candidates():
-                    if self._bytes(tiles, depth) > limit:
-                        continue
-                    price, units = self._price(tiles, depth)
-                    if best is None or price < best[0]:
-                        best = (price, tiles, units)
-                if best is not None:
-                    return depth, best[1], best[2]
+    def _choose(self) -> None:
+        """Settle the block of taps, the slots of the halo ring, the tiles and the units: the largest block of which a
+        tile fits l1, then the cheapest tile, in half of l1 if one fits."""
+        least = [a.size if a.reduced else 1 for a in self.space.axes]
+        limits = (cost.l1_budget(self.target), self.target.l1.bytes)
+        for block in self._blocks():
+            self.block = block
+            if self._bytes(least, 2) > self.target.l1.bytes:
+                continue
+            for limit, depth in itertools.product(limits, (3, 2)):
+                self.depth = depth
+                fitting = [tiles for tiles in self._candidates() if self._bytes(tiles, depth) <= limit]
+                if fitting:
+                    priced = [(*self._price(tiles), tiles) for tiles in fitting]
+                    _, self.units, self.tiles = min(priced, key=lambda p: p[0])
+                    return
         raise NotFusable(
             f"no tile of a window of {list(self.window.kernel)} elements fits l1 of {self.target.l1.bytes} bytes"
         )
+
+    def _blocks(self) -> Iterator[Window]:
+        """The window, then ever smaller blocks of it, cut along the outermost axes first."""
+        kernel = list(self.window.kernel)
+        for i, size in enumerate(self.window.kernel):
+            for part in range(size, 0, -1):
+                if size % part or (part == size and i > 0):
+                    continue
+                kernel[i] = part
+                if self.w is None or math.prod(kernel) <= MAX_TAPS:
+                    yield replace(self.window, kernel=tuple(kernel))
 
     def _candidates(self) -> Iterator[list[int]]:
         axes = self.space.axes
@@ -149,83 +129,104 @@ class WindowLowering(UnmergedLowering):
     def _halo(self, tiles: Sequence[int]) -> list[int]:
         """Extents of the halo tile: spatial axes, then channels."""
         channels = [min(t, n) for t, n in zip(tiles[1 + self.spatial :], self.x.shape[1 + self.spatial :], strict=True)]
-        return self.window.halo(tiles[1 : 1 + self.spatial]) + channels
+        return self.block.halo(tiles[1 : 1 + self.spatial]) + channels
 
     def _weights(self, tiles: Sequence[int]) -> list[int]:
-        return [*self.window.kernel, *tiles[1 + self.spatial :]]
+        return [*self.block.kernel, *tiles[1 + self.spatial :]]
 
     def _bytes(self, tiles: Sequence[int], depth: int) -> int:
         total = depth * slot_bytes(math.prod(self._halo(tiles)), self.dtype.bytes) + self.epilogue_bytes(tiles)
         if self.w is not None:
             total += 2 * slot_bytes(math.prod(self._weights(tiles)), self.w_dtype.bytes)
+        if self.block != self.window:
+            total += slot_bytes(math.prod(tiles), 8)
         return total
 
-    def _price(self, tiles: Sequence[int], depth: int) -> tuple[float, tuple[int, ...]]:
+    def _price(self, tiles: Sequence[int]) -> tuple[float, tuple[int, ...]]:
         trips = tuple(-(-self.space.axes[i].size // tiles[i]) for i in self.order)
         units = deal(trips, self.target.cu)
         active = math.prod(units)
         rounds = [-(-n // u) for n, u in zip(trips, units, strict=True)]
         iterations = math.prod(rounds)
         vec, store, extra = self.chain_price(tiles, active)
-        vec += self._work(tiles) / self.target.vector.lanes
+        blocks = self.window.taps // self.block.taps
+        steps = work(self.block, tiles[1 : 1 + self.spatial], tiles[1 + self.spatial :])
+        vec += blocks * steps / self.target.vector.lanes
         extents = [min(e, n) for e, n in zip(self._halo(tiles), self.x.shape[1:], strict=True)]
         view = View(self.x.shape[1:], self.x.strides[1:])
-        load = cost.load_clk(cost.box_traffic(view, extents, self.dtype) + extra, self.target, active)
-        load += cost.overhead_clk(self.target)
+        load = cost.load_clk(cost.box_traffic(view, extents, self.dtype) * blocks + extra, self.target, active)
+        load += blocks * cost.overhead_clk(self.target)
         if self.w is not None:
             weights = cost.box_traffic(self.w, self._weights(tiles), self.w_dtype)
             outer = math.prod(rounds[: len(self.order) - 1 - self.spatial])
-            load += cost.load_clk(weights, self.target, active) * outer / iterations
+            load += cost.load_clk(weights, self.target, active) * (outer / iterations if blocks == 1 else blocks)
         latency = cost.latency_clk(self.target)
-        beat = max(load, vec, store, (latency + load) / depth)
+        beat = max(load, vec, store, (blocks * latency + load) / self.depth)
         return iterations * beat + latency + load + vec + store, units
-
-    def _work(self, tiles: Sequence[int]) -> float:
-        """Element operations of the window's steps."""
-        if self.window.kind == "conv":
-            return 4.0 * math.prod(tiles) * math.prod(self.window.kernel)
-        total, shape = 0.0, self._halo(tiles)
-        for i in self.window.order():
-            k, t = self.window.kernel[i], tiles[1 + i]
-            others = math.prod(shape) / shape[i]
-            if t > 1 and doubles(k, self.window.strides[i], self.window.dilations[i], t):
-                total += 3 * math.prod(shape) * k.bit_length()
-            else:
-                total += others * (2 * k - 1) * t
-            shape[i] = t
-        return total
 
     # building
 
     def lower(self) -> KernelBuilder:
         """Choose tiles and build the kernel. Raises NotFusable when no tile fits."""
-        self.depth, self.tiles, self.units = self._choose()
+        self._choose()
         axes = self.space.axes
         loops = [
             Tiling(axes[i].name, axes[i].size, self.tiles[i], n) for i, n in zip(self.order, self.units, strict=True)
         ]
-        nest = Nest(loops)
-        by_name = {loop.name: loop for loop in loops}
-        builder = ProgramBuilder()
-        ins = []
+        taps = [
+            Tiling(f"k{axes[1 + i].name}", k, b)
+            for i, (k, b) in enumerate(zip(self.window.kernel, self.block.kernel, strict=True))
+        ]
+        nest = Nest([*loops, *taps])
+        by_name = {loop.name: loop for loop in nest.loops}
+        builder, ins = ProgramBuilder(), []
         weights = ""
         if self.w is not None:
             ins.append(self._load_weights(nest, by_name))
             weights = builder.param(self.w_dtype, whole=True)
         ins.append(self._load_halo(nest, by_name))
         x = builder.param(self.dtype, whole=True)
-        anchor = self._taps(builder, x, weights) if self.w is not None else self._pool(builder, x)
-        self.finish_chain(nest, len(loops), builder, ins, anchor, by_name, after=False, whole=True)
+        tile, halo = self.tiles[1:], self._halo(self.tiles)
+        if self.w is not None:
+            result = emit_taps(builder, self.block, x, weights, tile, halo)
+        else:
+            result = emit_pool(builder, self.block, x, tile, halo)
+        whole, depth = self.block == self.window, len(nest.loops)
+        if not whole:
+            depth = len(loops)
+            ins = [self._accumulate(nest, depth, builder, ins, result)]
+            builder = ProgramBuilder()
+            result = builder.param(self._state_dtype)
+        self.finish_chain(nest, depth, builder, ins, result, by_name, after=not whole, whole=whole)
         self.kernel.nests.append(nest)
         return self.kernel
+
+    @property
+    def _state_dtype(self) -> DType:
+        return compute_dtype(self.dtype)
+
+    def _accumulate(self, nest: Nest, depth: int, builder: ProgramBuilder, ins: Sequence[str], partial: str) -> str:
+        """Combine one block's `partial` result into a state tile, which starts at the identity; returns the state."""
+        kind, dtype = "max" if self.window.kind == "max" else "sum", self._state_dtype
+        state = self.kernel.buffer("s", dtype, self.tiles[1:], depth=1)
+        start = ProgramBuilder()
+        neutral = start.const(chunked.identity(kind, dtype), dtype)
+        name = self.kernel.vector(start.finish(f"{self.name}.start", [(neutral, dtype)]))
+        nest.add(depth, Vec(name, (state,), ()))
+        old = builder.param(dtype, whole=True)
+        total = builder.step(chunked.COMBINE[kind], old, partial)
+        name = self.kernel.vector(builder.finish(f"{self.name}.block", [(total, dtype)]))
+        nest.add(len(nest.loops), Vec(name, (state,), (*ins, state)))
+        return state
 
     def _load_halo(self, nest: Nest, loops: Mapping[str, Tiling]) -> str:
         buffer = self.kernel.buffer("x", self.dtype, self._halo(self.tiles), depth=self.depth)
         param = self.kernel.param(self.x_tensor, self.dtype, self.x)
         index = [loops["n"].offset]
         for i in range(self.spatial):
-            offset = loops[self.space.axes[1 + i].name].offset
-            index.append(offset * self.window.strides[i] - self.window.low[i] + axis(i))
+            name, win = self.space.axes[1 + i].name, self.window
+            offset = loops[name].offset * win.strides[i] + loops[f"k{name}"].offset * win.dilations[i]
+            index.append(offset - win.low[i] + axis(i))
         index.append(loops["c"].offset + axis(self.spatial))
         index += [Affine()] * (len(self.x.shape) - len(index))
         nest.add(len(nest.loops), Load(buffer, param, tuple(index), identity(self.window.kind, self.dtype)))
@@ -235,95 +236,11 @@ class WindowLowering(UnmergedLowering):
         assert self.w is not None
         buffer = self.kernel.buffer("w", self.w_dtype, self._weights(self.tiles), depth=2)
         param = self.kernel.param(self.w_tensor, self.w_dtype, self.w)
-        index = [axis(i) for i in range(self.spatial)]
-        channels = [self.space.axes[i].name for i in self.kept[self.spatial :]]
-        index += [loops[c].offset + axis(self.spatial + i) for i, c in enumerate(channels)]
-        nest.add(nest.depth_of(channels), Load(buffer, param, tuple(index)))
+        axes = [f"k{self.space.axes[1 + i].name}" for i in range(self.spatial)]
+        axes += [self.space.axes[i].name for i in self.kept[self.spatial :]]
+        index = [loops[name].offset + axis(i) for i, name in enumerate(axes)]
+        nest.add(nest.depth_of(axes), Load(buffer, param, tuple(index)))
         return buffer
-
-    def _taps(self, builder: ProgramBuilder, x: str, w: str) -> str:
-        """Multiply and add, one tap after another."""
-        win, tile, halo = self.window, self.tiles[1:], self._halo(self.tiles)
-        channels = len(tile) - self.spatial
-        strides = [*win.strides, *[1] * channels]
-        read = [*tile[: self.spatial], *halo[self.spatial :]]
-        one = [*[1] * self.spatial, *tile[self.spatial :]]
-        total = ""
-        for tap in itertools.product(*map(range, win.kernel)):
-            at = [t * d for t, d in zip(tap, win.dilations, strict=True)] + [0] * channels
-            taken = builder.step("window", x, ints=(len(at), *at, *strides, *read))
-            weight = builder.step("window", w, ints=(len(at), *tap, *[0] * channels, *[1] * len(at), *one))
-            product = builder.step("mul", taken, weight)
-            total = builder.step("add", total, product) if total else product
-        return total
-
-    def _pool(self, builder: ProgramBuilder, x: str) -> str:
-        """The window's elements combined along one spatial axis after another."""
-        shape = self._halo(self.tiles)
-        for i in self.window.order():
-            x = _AxisPool(builder, self.window, i, shape, self.tiles[1 + i]).emit(x)
-            shape[i] = self.tiles[1 + i]
-        return x
-
-
-class _AxisPool:
-    """Pooling along spatial axis `i` of a tile of `shape`, to `tile` results."""
-
-    def __init__(self, builder: ProgramBuilder, window: Window, i: int, shape: Sequence[int], tile: int) -> None:
-        self.builder, self.i, self.shape, self.tile = builder, i, tuple(shape), tile
-        self.kind = window.kind
-        self.combine = "max" if window.kind == "max" else "add"
-        self.k, self.stride, self.dilation = window.kernel[i], window.strides[i], window.dilations[i]
-
-    def emit(self, x: str) -> str:
-        """Append the steps; returns the result's name."""
-        if self.k == 1 and self.stride == 1:
-            return x
-        if self.tile == 1:
-            taps = x if self.dilation == 1 else self._part(x, 0, self.dilation, self.k)
-            return taps if self.k == 1 else self.builder.step(f"reduce_{self.kind}", taps, ints=(self.i,))
-        if doubles(self.k, self.stride, self.dilation, self.tile):
-            return self._doubled(x)
-        total = self._results(x, 0)
-        for tap in range(1, self.k):
-            total = self.builder.step(self.combine, total, self._results(x, tap))
-        return total
-
-    def _part(self, x: str, offset: int, stride: int, size: int) -> str:
-        rank = len(self.shape)
-        offsets, strides, sizes = [0] * rank, [1] * rank, list(self.shape)
-        offsets[self.i], strides[self.i], sizes[self.i] = offset, stride, size
-        return self.builder.step("window", x, ints=(rank, *offsets, *strides, *sizes))
-
-    def _results(self, x: str, tap: int) -> str:
-        """What one tap reads for all results."""
-        return self._part(x, tap * self.dilation, self.stride, self.tile)
-
-    def _doubled(self, x: str) -> str:
-        """Windows of 1, 2, 4, ... taps at every position; those in the binary form of k are laid end to end."""
-        total, done, width, length = "", 0, 1, self.shape[self.i]
-        while True:
-            if self.k & width:
-                part = self._results(x, done)
-                total = self.builder.step(self.combine, total, part) if total else part
-                done += width
-            if done == self.k:
-                return total
-            length -= width * self.dilation
-            first = self._part(x, 0, 1, length)
-            x = self.builder.step(self.combine, first, self._part(x, width * self.dilation, 1, length))
-            width *= 2
-
-
-def identity(kind: str, dtype: DType) -> float:
-    """What a halo tile holds outside the image: the identity of max (the lowest finite value where the type has no
-    infinity), or zero."""
-    if kind != "max":
-        return 0.0
-    low = lowest(dtype)
-    if dtype.is_float and not np.isinf(np.asarray(low).astype(dtype.numpy).astype(np.float32)):
-        return float(ml_dtypes.finfo(dtype.numpy).min)  # type: ignore[no-untyped-call]
-    return float(low)
 
 
 def _window(anchor: Op) -> Window:
@@ -342,13 +259,10 @@ def _depthwise_channels(anchor: Op) -> tuple[int, ...]:
     """(channels,), or (channels, results of each). Raises NotFusable when the conv is not depthwise."""
     groups: int = anchor.attrs.groups  # type: ignore[attr-defined]
     channels, outputs = anchor.operands[0].type.dims[-1], anchor.results[0].type.dims[-1]
-    taps = math.prod(anchor.operands[1].type.dims[:-2])
     if groups != channels:
         raise NotFusable(f"the convolution is not depthwise ({groups} groups of {channels} channels)")
     if groups == 1 and outputs > 1:
         raise NotFusable("a convolution of one channel to several belongs on the tensor engine")
-    if taps > MAX_TAPS:
-        raise NotFusable(f"a depthwise kernel of {taps} taps is too long for one vector program (at most {MAX_TAPS})")
     return (channels,) if outputs == groups else (channels, outputs // groups)
 
 
