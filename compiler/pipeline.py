@@ -26,7 +26,7 @@ PIPELINE: tuple[Pass, ...] = (
     Moves(),  # gathers, scatters and pads into the few forms that have kernels
     Fold(),  # what decomposition made constant
     Canonicalise(),  # what decomposition made redundant
-    Legalise(),  # formats the machine has, before layouts depend on them
+    Legalise(narrow=False),  # formats the machine has, before layouts depend on them
     Layout(),  # channels last: what loads and the tensor engine want
     Fold(),  # transposed weights
     Canonicalise(),  # transposes that met their inverse

@@ -197,7 +197,7 @@ class _KernelChecker:
             for use in (u for u in uses if u.kind in _OPENS):
                 self._open(instr, use, loops, open_uses)
             for use in (u for u in uses if u.kind in _CLOSES):
-                self._close(instr, use, loops, open_uses)
+                self._close(queue, instr, use, loops, open_uses)
         for use, _, instr in open_uses.values():
             self._add("P4", instr, f"{use.kind} of %{use.ring} has no {_OPENS[use.kind]} on queue {queue}")
 
@@ -243,11 +243,14 @@ class _KernelChecker:
             self._add("P4", instr, f"second {use.kind} of %{use.ring} without a {_OPENS[use.kind]}")
         open_uses[key] = (use, loops, instr)
 
-    def _close(self, instr: Instr, use: RingUse, loops: tuple[StreamLoop, ...], open_uses: dict[Any, Any]) -> None:
+    def _close(
+        self, queue: Queue, instr: Instr, use: RingUse, loops: tuple[StreamLoop, ...], open_uses: dict[Any, Any]
+    ) -> None:
         opener = _CLOSES[use.kind]
         found = open_uses.pop((use.ring, opener), None)
         if found is None:
-            self._add("P4", instr, f"{use.kind} of %{use.ring} without a {opener}")
+            if use.kind != "pop" or self.rings[use.ring].producer is not queue:
+                self._add("P4", instr, f"{use.kind} of %{use.ring} without a {opener}")
             return
         opened, around, _ = found
         if opened.level != use.level:

@@ -71,6 +71,13 @@ class Chain:
     reduce_axes: tuple[int, ...] = ()
     operand_keys: dict[tuple[str, int], str] = field(default_factory=dict)
 
+    def rounds_on_store(self, op: Op) -> bool:
+        """Whether `op`, a cast between floats, is seen by nothing but the result of the group that it is."""
+        result = op.results[0]
+        floats = result.type.dtype.is_float and op.operands[0].type.dtype.is_float
+        stored = [n for n in self.outputs if self.alias.get(n, n) == result.name]
+        return floats and bool(stored) and not any(v.name == result.name for o in self.ops for v in o.operands)
+
 
 def scalar_constant(op: Op | None) -> float | int | None:
     """The number a `const` op of one element holds, else None."""
@@ -200,7 +207,8 @@ def _same_but_ones(a: Sequence[int], b: Sequence[int]) -> bool:
 def _chain_op(chain: Chain, resolver: Resolver, op: Op) -> None:
     inner = [v for v in op.operands if v.name in chain.pulls]
     if any(v.name in chain.squeezed for v in inner):
-        raise NotFusable("a reduced value is used after its axes were dropped")
+        _squeezed_op(chain, op)
+        return
     pulls = {chain.pulls[v.name] for v in inner}
     if len(pulls) > 1:
         raise NotFusable("operands reach the op through different reshapes")
@@ -228,6 +236,17 @@ def _chain_op(chain: Chain, resolver: Resolver, op: Op) -> None:
         chain.externals[key] = _to_domain(source, target, pull, chain.domain)
     chain.ops.append(op)
     chain.pulls[op.results[0].name] = pull
+
+
+def _squeezed_op(chain: Chain, op: Op) -> None:
+    """An elementwise op on reduced values whose axes of size 1 were dropped: computed with those axes in place."""
+    operands = [v for v in op.operands if v.name not in chain.constants]
+    shapes = {(v.type.dims, chain.squeezed.get(v.name)) for v in operands}
+    if len(shapes) != 1 or op_axes(op) or op.results[0].type.dims != operands[0].type.dims:
+        raise NotFusable("a reduced value is used after its axes were dropped")
+    chain.ops.append(op)
+    chain.pulls[op.results[0].name] = chain.pulls[operands[0].name]
+    chain.squeezed[op.results[0].name] = chain.squeezed[operands[0].name]
 
 
 def _add_reduction(chain: Chain, op: Op, axes: tuple[int, ...]) -> None:

@@ -107,7 +107,7 @@ class ChainEmitter:
         return self.names[self.chain.alias.get(name, name)]
 
     def emit(self, op: Op) -> None:
-        """Append `op`."""
+        """Append `op`. A rounding that only the group's result sees is left to the store into its tile."""
         args = []
         for i, operand in enumerate(op.operands):
             key = self.chain.operand_keys.get((op.results[0].name, i))
@@ -117,5 +117,8 @@ class ChainEmitter:
                 args.append(self.builder.const(self.chain.constants[operand.name], operand.type.dtype))
             else:
                 args.append(self.value(operand.name))
+        if op.name == "cast" and self.chain.rounds_on_store(op):
+            self.names[op.results[0].name] = args[0]
+            return
         axes = sorted({self.axis_of[a] for a in op_axes(op) if a in self.axis_of})
         self.names[op.results[0].name] = emit_op(self.builder, op, args, axes)

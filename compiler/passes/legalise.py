@@ -8,7 +8,7 @@ no engine has.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
 from ppuc.ir.errors import Diagnostic, ModelError, UsageError
@@ -56,10 +56,13 @@ def _refuse_f64(graph: Graph) -> None:
 class Legalise:
     """Give every contraction operands in a format of the tensor engine and f32 sums.
 
+    Without `narrow`, precisions below f32 are computed in f32 here and narrowed once kernels are known.
+
     %y: f32[m, n] = matmul(%a, %b)      ->      %p = cast(%a) {to = bf16}; %q = cast(%b) {to = bf16}
                                                 %y: f32[m, n] = matmul(%p, %q) {out = f32}
     """
 
+    narrow: bool = True
     name: ClassVar[str] = "legalise"
 
     def run(self, module: Module, target: Target) -> Module:
@@ -79,7 +82,10 @@ class Legalise:
         precision = module.option("precision", "model")
         if precision not in FORMATS:
             raise UsageError(Diagnostic(_WHERE, f"unknown precision '{precision}'", expected=", ".join(FORMATS)))
-        return FORMATS[precision]
+        wanted = FORMATS[precision]
+        if wanted is not None and not target.tensor.supports(wanted):
+            _refuse_format(wanted, module, target)
+        return wanted if wanted is None or self.narrow else DType.F32
 
 
 def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:
@@ -105,12 +111,17 @@ def _check_supported(graph: Graph, module: Module, target: Target) -> None:
     for op in graph.ops:
         if op.name not in _CONTRACTIONS or target.tensor.supports(op.operands[0].type.dtype):
             continue
-        raise UsageError(
-            Diagnostic(
-                f"node '{op.loc[0]}' ({op.name})" if op.loc else str(op.results[0]),
-                f"the tensor engine of {target.name} does not multiply {op.operands[0].type.dtype}",
-                got=f"precision {module.option('precision', 'model')}",
-                expected=f"one of the formats it has: {', '.join(sorted(target.tensor.ii_clk))}",
-                hint="choose another format with --precision",
-            )
+        where = f"node '{op.loc[0]}' ({op.name})" if op.loc else str(op.results[0])
+        _refuse_format(op.operands[0].type.dtype, module, target, where)
+
+
+def _refuse_format(dtype: DType, module: Module, target: Target, where: str = _WHERE) -> NoReturn:
+    raise UsageError(
+        Diagnostic(
+            where,
+            f"the tensor engine of {target.name} does not multiply {dtype}",
+            got=f"precision {module.option('precision', 'model')}",
+            expected=f"one of the formats it has: {', '.join(sorted(target.tensor.ii_clk))}",
+            hint="choose another format with --precision",
         )
+    )

@@ -1,20 +1,222 @@
-"""Storage formats of tensors that cross kernels."""
+"""Storage formats of the tensors that cross kernels.
+
+With `--precision bf16` or `fp16`, operands of contractions are stored in that format, and so is everything that is computed
+from a contraction's result: activations, residual sums. What does not descend from a contraction (positions, masks, index
+arithmetic) keeps its type, because a format with 8 bits of mantissa cannot count to 300. Inside a kernel everything is f32;
+values are rounded once, when they are stored.
+
+Invariant: the operands of a contraction have the format asked for, and its accumulator is f32.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ppuc.compiler.lowering.body import Resolver
+from ppuc.compiler.lowering.kinds import check_group
+from ppuc.compiler.lowering.memory import storage_roots
+from ppuc.compiler.passes.graph_constants import folded
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
+from ppuc.ir.ops.base import OPS, Kind
+from ppuc.ir.ops.elementwise import CastAttrs
+from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
+from ppuc.ir.rewrite import Builder, all_names
+from ppuc.ir.types import DType, TensorType
 from ppuc.targets.schema import Target
+
+FORMATS = {"bf16": DType.BF16, "fp16": DType.F16}
+CONTRACTIONS = ("matmul", "conv", "attention")
+FOLLOWING = ("pad", "concat", "gather", "scatter_nd", "pool")
+"""Ops that move elements without arithmetic on them (a sum over a window excepted): their result has the operands' dtype."""
+MOVES = ("concat", "gather", "scatter")
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Store activations between kernels in the precision asked for."""
+    """Store contraction operands and what descends from contractions in the precision asked for.
+
+    %y: f32 @hbm = group(%x: f32) { matmul, add }  ->  %y: bf16 = group(%x: bf16) { matmul {out = f32}, add, cast }
+    """
 
     name: ClassVar[str] = "precision"
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with narrowed edges."""
-        return module
+        """The module with narrowed edges; unchanged unless its precision is bf16 or fp16."""
+        narrow = FORMATS.get(module.option("precision", "model"))
+        if narrow is None:
+            return module
+        return module.with_graph(Narrowing(module.graph, narrow, target).build())
+
+
+class Narrowing:
+    """One rewrite of a grouped graph."""
+
+    def __init__(self, graph: Graph, narrow: DType, target: Target) -> None:
+        self.graph, self.narrow, self.target = graph, narrow, target
+        self.roots = storage_roots(graph)
+        self.builder = Builder(all_names(graph))
+        self.fixed = {p.name for p in graph.params} | {self.roots[v.name] for v in graph.results}
+        self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
+        self.fixed |= set(self.constants)
+        self.fed = {op.results[0].name: _contraction_params(op.body) for op in graph.ops if op.body is not None}
+        self.narrowed = self._decide()
+        self.ops: list[Op] = []
+        self.values: dict[str, Value] = {p.name: p for p in graph.params}
+        self.casts: dict[tuple[str, DType], Value] = {}
+
+    def _wide(self, dtype: DType) -> bool:
+        return dtype.is_float and dtype.bits >= 16 and dtype is not self.narrow
+
+    def _decide(self) -> set[str]:
+        """Storage roots that are stored narrow."""
+        needed = {
+            self.roots[op.operands[i].name]
+            for op in self.graph.ops
+            if op.body is not None
+            for i in self.fed[op.results[0].name]
+        }
+        found: set[str] = set()
+        while True:
+            before = len(found)
+            for op in self.graph.ops:
+                if op.body is None:
+                    continue
+                descends = bool(self.fed[op.results[0].name]) or any(self.roots[v.name] in found for v in op.operands)
+                for r in op.results:
+                    root = self.roots[r.name]
+                    if root not in self.fixed and self._wide(r.type.dtype) and (descends or root in needed):
+                        found.add(root)
+            if len(found) == before:
+                return found
+
+    def build(self) -> Graph:
+        """The graph with narrowed edges."""
+        for op in self.graph.ops:
+            if op.body is None:
+                self._outside(op)
+            else:
+                self._group(op)
+        results = tuple(self.values.get(v.name, v) for v in self.graph.results)
+        return Graph(self.graph.name, self.graph.params, results, tuple(self.ops))
+
+    def _outside(self, op: Op) -> None:
+        """Constants stay; an alias takes the dtype of what it renames."""
+        operands = tuple(self.values[v.name] for v in op.operands)
+        results = op.results
+        if operands:
+            results = tuple(replace(r, type=r.type.with_dtype(operands[0].type.dtype)) for r in results)
+        self.ops.append(replace(op, operands=operands, results=results))
+        self.values.update({r.name: r for r in results})
+
+    def _stored(self, value: Value) -> DType:
+        """The dtype in which a group's result is stored."""
+        return self.narrow if self.roots[value.name] in self.narrowed else value.type.dtype
+
+    def _group(self, op: Op) -> None:
+        body, kind = op.body, op.attrs.kind  # type: ignore[attr-defined]
+        assert body is not None
+        fed = self.fed[op.results[0].name]
+        stored = [self._stored(r) for r in op.results]
+        operands = []
+        for i, v in enumerate(op.operands):
+            current = self.values[v.name]
+            if i in fed and self._wide(current.type.dtype):
+                current = self._cast(current, self.narrow)
+            elif kind in MOVES and v.type.dtype is op.results[0].type.dtype and current.type.dtype is not stored[0]:
+                current = self._cast(current, stored[0])
+            operands.append(current)
+        rewritten = _Body(self, body, operands, stored).build()
+        results = tuple(replace(r, type=r.type.with_dtype(d)) for r, d in zip(op.results, stored, strict=True))
+        attrs = GroupAttrs(check_group(rewritten, self.target))
+        self.ops.append(Op("group", attrs, tuple(operands), results, op.loc, rewritten))
+        self.values.update({r.name: r for r in results})
+
+    def _cast(self, value: Value, dtype: DType) -> Value:
+        """`value` in another dtype: a converted constant, or a kernel of its own."""
+        key = (value.name, dtype)
+        if key not in self.casts:
+            type = value.type.with_dtype(dtype)
+            result = Value(self.builder.fresh(f"{value.name}.{dtype}"), type)
+            if value.name in self.constants:
+                source = self.constants[value.name]
+                cast = Op("cast", CastAttrs(dtype), (value,), (result,), source.loc)
+                resource = folded(cast, [source.attrs.value])  # type: ignore[attr-defined]
+                assert resource is not None
+                self.ops.append(Op("const", ConstAttrs(resource), (), (result,), source.loc))
+            else:
+                inner = Value(self.builder.fresh(f"{value.name}.in"), value.type)
+                out = Value(self.builder.fresh(f"{value.name}.out"), type)
+                body = Graph("body", (inner,), (out,), (Op("cast", CastAttrs(dtype), (inner,), (out,)),))
+                self.ops.append(Op("group", GroupAttrs("map"), (value,), (result,), (), body))
+            self.casts[key] = result
+        return self.casts[key]
+
+
+def _contraction_params(body: Graph | None) -> frozenset[int]:
+    """Positions of the parameters that the body's contraction multiplies."""
+    if body is None:
+        return frozenset()
+    position = {p.name: i for i, p in enumerate(body.params)}
+    resolver = Resolver(body)
+    found = set()
+    for op in body.ops:
+        if op.name in CONTRACTIONS and op.operands[0].type.dtype.is_float:
+            for v in op.operands[:3]:
+                external = resolver.external(v)
+                if external is not None:
+                    found.add(position[external.value.name])
+    return frozenset(found)
+
+
+class _Body:
+    """Rewrites one body for operands of other dtypes."""
+
+    def __init__(self, owner: Narrowing, body: Graph, operands: Sequence[Value], stored: Sequence[DType]) -> None:
+        self.owner, self.body, self.stored = owner, body, stored
+        self.params = tuple(
+            replace(p, type=p.type.with_dtype(v.type.dtype)) for p, v in zip(body.params, operands, strict=True)
+        )
+        self.values = {p.name: p for p in self.params}
+        self.wide: dict[str, Value] = {}
+        self.ops: list[Op] = []
+
+    def build(self) -> Graph:
+        """The rewritten body."""
+        for op in self.body.ops:
+            self._op(op)
+        results = []
+        for value, dtype in zip(self.body.results, self.stored, strict=True):
+            current = self.values[value.name]
+            results.append(current if current.type.dtype is dtype else self._cast(current, dtype))
+        return Graph(self.body.name, self.params, tuple(results), tuple(self.ops))
+
+    def _op(self, op: Op) -> None:
+        operands = tuple(self.values[v.name] for v in op.operands)
+        attrs = op.attrs
+        if op.name in ("matmul", "conv") and operands[0].type.dtype.is_float:
+            narrow = operands[0].type.dtype
+            attrs = replace(attrs, out=None if narrow is op.results[0].type.dtype else op.results[0].type.dtype)  # type: ignore[call-arg]
+        elif op.name == "attention":
+            operands = (*operands[:3], *(self._as(v, o) for v, o in zip(operands[3:], op.operands[3:], strict=True)))
+        elif op.name not in FOLLOWING and OPS[op.name].kind not in (Kind.VIEW, Kind.CONSTANT):
+            operands = tuple(self._as(v, o) for v, o in zip(operands, op.operands, strict=True))
+        types = OPS[op.name].infer(attrs, [v.type for v in operands])
+        results = tuple(replace(r, type=t) for r, t in zip(op.results, types, strict=True))
+        self.ops.append(replace(op, attrs=attrs, operands=operands, results=results))
+        self.values.update({r.name: r for r in results})
+
+    def _as(self, value: Value, like: Value) -> Value:
+        """`value` in the dtype that the op had before."""
+        if value.type.dtype is like.type.dtype:
+            return value
+        if value.name not in self.wide:
+            self.wide[value.name] = self._cast(value, like.type.dtype)
+        return self.wide[value.name]
+
+    def _cast(self, value: Value, dtype: DType) -> Value:
+        result = Value(self.owner.builder.fresh(f"{value.name}.{dtype}"), TensorType(dtype, value.type.shape))
+        self.ops.append(Op("cast", CastAttrs(dtype), (value,), (result,)))
+        return result
