@@ -292,7 +292,7 @@ def read_module(path: str | Path) -> Module:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise TextError.of(str(file), "is not text", got=str(error), expected="a .ppir text in UTF-8") from error
-    module = parse_module(text, read_constants(file), str(file))
+    module = parse_module(text, read_constants(file.parent), str(file))
     try:
         verify_module(module)
     except VerificationError as error:

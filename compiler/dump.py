@@ -2,32 +2,40 @@
 
     DIR/manifest.json            passes in order: options, time, op counts, error if it was asked for, file
     DIR/00-import.ppir ...       the module after each pass that changed it
-    DIR/constants/index.json     key -> type and place of every constant that the texts name
+    DIR/constants/index.json     key -> type and file of every constant that is stored
     DIR/constants/<key>.bin      its bytes: little-endian, row-major
+    DIR/constants/recipes.ppir   constants that are computed from others, as a graph: %<key> = transpose(...)
 
-Invariant: a file that is there is complete (each is written under another name and renamed), and a constant is stored
-once, whatever the number of texts that use it. Constants that live in external files of the model stay there.
+Invariant: a file that is there is complete (each is written under another name and renamed); a dump needs no file
+outside its folder; a constant is stored once, whatever the number of texts that use it, and what can be computed from
+stored constants is not stored.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.passes.graph_constants import Derived
 from ppuc.ir.errors import TextError, UsageError
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
+from ppuc.ir.ops.structure import ConstAttrs
 from ppuc.ir.resource import FileRange, Resource
-from ppuc.ir.text import external_resources, print_module
+from ppuc.ir.rewrite import Builder
+from ppuc.ir.text import external_resources, parse_graph, print_graph, print_module
 from ppuc.ir.types import parse_type
 
 MANIFEST = "manifest.json"
 CONSTANTS = "constants"
 INDEX = "index.json"
+RECIPES = "recipes.ppir"
 FORMAT = 1
 
 
@@ -36,29 +44,48 @@ class ConstantStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / CONSTANTS
-        self._index: dict[str, dict[str, Any]] = {}
-        if (self.folder / INDEX).exists():
-            self._index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        self._index = _read_index(self.folder)
+        known = read_constants(folder)
+        self._recipes = {key: r for key, r in known.items() if isinstance(r, Derived)}
 
     def add(self, module: Module) -> None:
         """Store every constant that the module's text names and that is not there yet."""
-        fresh = {k: r for k, r in external_resources(module).items() if k not in self._index}
-        if not fresh:
+        before = len(self._index), len(self._recipes)
+        for resource in external_resources(module).values():
+            self._add(resource)
+        if before == (len(self._index), len(self._recipes)):
             return
-        self.folder.mkdir(exist_ok=True)
-        self._index |= {key: self._store(resource) for key, resource in fresh.items()}
         text = json.dumps({k: self._index[k] for k in sorted(self._index)}, indent=1, ensure_ascii=False)
         write_file(self.folder / INDEX, text.encode() + b"\n")
+        if self._recipes:
+            write_file(self.folder / RECIPES, print_graph(_recipe_graph(self._recipes)).encode())
 
-    def _store(self, resource: Resource) -> dict[str, Any]:
-        """Put the bytes in place (unless a file of the model has them) and return the index entry."""
-        entry: dict[str, Any] = {"type": str(resource.type), "name": resource.name}
-        if resource.file is not None and resource.key.startswith("file:"):
-            place = resource.file
-            return {**entry, "file": str(place.path.resolve()), "offset": place.offset, "length": place.length}
+    def _add(self, resource: Resource) -> None:
+        if resource.key in self._index or resource.key in self._recipes:
+            return
+        if isinstance(resource, Derived):
+            for source in resource.recipe[3]:
+                self._add(source)
+            self._recipes[resource.key] = resource
+            return
+        self.folder.mkdir(exist_ok=True)
         name = resource.key.replace(":", "-") + ".bin"
         write_file(self.folder / name, resource.array().reshape(-1).view("u1").data)
-        return {**entry, "file": name, "offset": 0, "length": resource.type.bytes}
+        self._index[resource.key] = {"type": str(resource.type), "name": resource.name, "file": name}
+
+
+def _recipe_graph(recipes: Mapping[str, Derived]) -> Graph:
+    """A graph whose results are the constants of `recipes` (inputs first), named after their keys."""
+    builder = Builder()
+    values: dict[str, Value] = {}
+    for key, derived in recipes.items():
+        name, attrs, type, sources = derived.recipe
+        for source in sources:
+            if source.key not in values:
+                values[source.key] = builder.const(source, source.key)
+        operands = [values[source.key] for source in sources]
+        (values[key],) = builder.emit(name, operands, attrs, hint=key, types=(type,))
+    return Graph("recipes", (), tuple(values[key] for key in recipes), tuple(builder.ops))
 
 
 class DumpFolder:
@@ -125,32 +152,41 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         raise UsageError.of(str(path), "cannot be written", got=error.strerror) from error
 
 
-def read_constants(ppir: Path) -> dict[str, Resource]:
-    """The constants stored beside a dumped text, by key, mapped when used. Empty when there is no constants folder.
-    Raises TextError when the index or a file that it names is damaged or missing."""
-    folder = ppir.parent / CONSTANTS
-    path = folder / INDEX
-    if not path.exists():
-        return {}
+def read_constants(folder: Path) -> dict[str, Resource]:
+    """The constants stored in a folder of dumped texts, by key, mapped when used. Empty when there are none. Raises
+    TextError when the index, the recipes or a file that they name is damaged or missing."""
+    place = folder / CONSTANTS
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return {key: _resource(key, entry, folder) for key, entry in index.items()}
+        found = {key: _resource(key, entry, place) for key, entry in _read_index(place).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TextError.of(str(path), "the index of constants is damaged", got=str(error), hint="dump again") from error
+        where = str(place / INDEX)
+        raise TextError.of(where, "the index of constants is damaged", got=error, hint="dump again") from error
+    if (place / RECIPES).exists():
+        text = (place / RECIPES).read_text(encoding="utf-8")
+        graph = parse_graph(text, found, str(place / RECIPES))
+        for op in graph.ops:
+            value = op.result.name
+            found[value] = op.attrs.value if isinstance(op.attrs, ConstAttrs) else _derived(op, found)
+        found = {resource.key: resource for resource in found.values()}
+    return found
 
 
-def _resource(key: str, entry: dict[str, Any], folder: Path) -> Resource:
+def _derived(op: Op, found: Mapping[str, Resource]) -> Derived:
+    """The constant that `op` computes from constants found under the names of its operands."""
+    sources = [found[v.name] for v in op.operands]
+    return Derived(op, sources, next((s.name for s in sources if s.name), ""))
+
+
+def _read_index(place: Path) -> dict[str, dict[str, Any]]:
+    path = place / INDEX
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _resource(key: str, entry: dict[str, Any], place: Path) -> Resource:
     type = parse_type(entry["type"])
-    path = folder / entry["file"]
-    place = FileRange(path, int(entry["offset"]), int(entry["length"]))
-    if place.length != type.bytes:
-        raise ValueError(f"{key}: {place.length} bytes do not make {type}")
+    path = place / entry["file"]
+    if not path.is_file() or path.stat().st_size != type.bytes:
+        raise TextError.of(str(path), "a constant of the dump is missing or cut short", expected=f"{type} for {key}")
     if type.bytes == 0:
         return Resource(type, array=np.zeros(type.dims, type.dtype.numpy), key=key, name=entry["name"])
-    if not path.is_file() or path.stat().st_size < place.offset + place.length:
-        raise TextError.of(str(path), "a constant of the dump is missing or cut short", expected=f"{type} for {key}")
-    if key.startswith("file:"):
-        actual = Resource(type, file=place).key
-        if actual != key:
-            raise TextError.of(str(path), "the model's weights have changed since the dump", got=actual, expected=key)
-    return Resource(type, file=place, key=key, name=entry["name"])
+    return Resource(type, file=FileRange(path, 0, type.bytes), key=key, name=entry["name"])

@@ -101,13 +101,33 @@ def test_dumps_are_the_same_bytes_every_time(model: Path, tmp_path: Path) -> Non
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_constants_are_stored_once_and_those_in_files_not_at_all(model: Path, tmp_path: Path) -> None:
-    dumped(model, tmp_path / "dump")
-    index = json.loads((tmp_path / "dump" / "constants" / "index.json").read_text())
-    stored = sorted(p.stat().st_size for p in (tmp_path / "dump" / "constants").glob("*.bin"))
-    in_model = [e for e in index.values() if e["file"] == str(model.resolve())]
-    assert len(stored) + len(in_model) == len(index)
-    assert sorted(e["type"] for e in index.values()) == ["f32[20, 33]", "f32[33, 7]"]
+def test_constants_are_stored_once_and_computed_ones_as_recipes(tmp_path: Path) -> None:
+    weights = {"w": np.random.default_rng(0).standard_normal((400, 300), np.float32)}
+    text = """net (float[N, 400] x) => (float[N, 300] y) {
+        t = Transpose(w)
+        h = Relu(t)
+        z = Cast<to = 10>(h)
+        c = Cast<to = 1>(z)
+        d = Transpose(c)
+        y = MatMul(x, d)
+    }"""
+    path = tmp_path / "net.onnx"
+    onnx.save(model_of(text, weights), path)
+    run, module = dumped(path, tmp_path / "dump")
+    stored = tmp_path / "dump" / "constants"
+    assert sorted(p.name for p in stored.iterdir() if p.suffix != ".bin") == ["index.json", "recipes.ppir"]
+    (binary,) = stored.glob("*.bin")
+    assert binary.read_bytes() == weights["w"].tobytes()
+    path.unlink()
+    assert "relu" in run.records[0].ops
+    assert "relu" not in run.records[-1].ops
+    last = read_module(max((tmp_path / "dump").glob("*.ppir")))
+    assert last.graph == module.graph
+    (constant,) = last.graph.constants().values()
+    want = np.maximum(weights["w"], 0).astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(constant.array(), want)
+    write_ppir(tmp_path / "dump" / "again.ppir", last)
+    assert read_module(tmp_path / "dump" / "again.ppir") == last
 
 
 def test_resuming_notices_changed_and_missing_constants(model: Path, tmp_path: Path) -> None:

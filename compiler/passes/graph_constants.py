@@ -45,6 +45,11 @@ class Derived(Resource):
         return self._key
 
     @property
+    def recipe(self) -> tuple[str, Attrs, TensorType, tuple[Resource, ...]]:
+        """Op, attributes, result type and inputs: enough to build an equal resource."""
+        return (*self._op, self._inputs)
+
+    @property
     def derivation(self) -> object:
         """What the key is made from, without reading any input."""
         return (*self._op, *(identity_of(i) for i in self._inputs))

@@ -11,11 +11,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ppuc.ir.errors import UsageError
 from ppuc.ir.program import UNIT_QUEUES
-from ppuc.targets.simulator.run import RawResult
+
+if TYPE_CHECKING:
+    from ppuc.targets.simulator.run import RawResult
 
 LANES = 64
 """Track ids left free for each queue: more than any queue has transfers in flight."""
