@@ -143,7 +143,7 @@ class Emission:
         self, kernel: Kernel, buffer: Buffer, producer: Queue, consumers: tuple[Queue, ...], owners: RingOwners
     ) -> Ring:
         place: Placement = self.places[buffer.space, f"{kernel.name}/{buffer.name}"]
-        after = owners.take(buffer.space, place.address, place.bytes, f"{kernel.name}/{buffer.name}")
+        after = owners.take(buffer.space, place.address, place.bytes, f"{kernel.name}/{buffer.name}", kernel.units)
         return Ring(
             buffer.name,
             buffer.dtype,

@@ -111,26 +111,34 @@ def _common(paths: Sequence[tuple[int, ...]]) -> int:
 
 
 class RingOwners:
-    """Which ring holds which bytes of l1 and acc at the moment, walking the kernels in order."""
+    """Which rings hold which bytes of l1 and acc at the moment, walking the kernels in order.
+
+    A kernel runs on units 0 .. n - 1. A ring replaces earlier ones on those units only, so an earlier ring of a wider kernel
+    stays a holder of its bytes until a kernel at least as wide takes them.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[Space, list[tuple[int, int, str]]] = {}
+        self._held: dict[Space, list[tuple[int, int, str, int]]] = {}
 
-    def take(self, space: Space, address: int, size: int, ring: str) -> tuple[str, ...]:
-        """Give `[address, address + size)` to `ring`; returns the rings it takes bytes over from, oldest first."""
+    def take(self, space: Space, address: int, size: int, ring: str, units: int) -> tuple[str, ...]:
+        """Give `[address, address + size)` of the first `units` units to `ring`; returns the rings it takes bytes over from,
+        oldest first."""
         end = address + size
-        kept: list[tuple[int, int, str]] = []
+        kept: list[tuple[int, int, str, int]] = []
         after: list[str] = []
-        for low, high, owner in self._held.get(space, []):
+        for low, high, owner, width in self._held.get(space, []):
             if high <= address or low >= end:
-                kept.append((low, high, owner))
+                kept.append((low, high, owner, width))
                 continue
             if owner not in after:
                 after.append(owner)
+            if width > units:
+                kept.append((low, high, owner, width))
+                continue
             if low < address:
-                kept.append((low, address, owner))
+                kept.append((low, address, owner, width))
             if high > end:
-                kept.append((end, high, owner))
-        kept.append((address, end, ring))
+                kept.append((end, high, owner, width))
+        kept.append((address, end, ring, units))
         self._held[space] = kept
         return tuple(after)
