@@ -23,7 +23,7 @@ def build_pass(text: str) -> Pass:
         hint = f"did you mean '{close[0]}'?" if close else "`ppuc passes` lists them"
         raise UsageError.of("-p", f"there is no pass '{name}'", expected=", ".join(PASSES), hint=hint)
     kind = PASSES[name]
-    known = {f.name: f for f in fields(kind)}
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(":")):
         key, _, value = part.partition("=")

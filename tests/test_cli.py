@@ -331,6 +331,22 @@ def test_verify_fails_with_exit_code_1_when_values_are_wrong(model: Path, monkey
     assert "first offender: y" in result.stdout
 
 
+def test_json_has_no_nan_or_infinity(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+
+    honest = CompiledProgram.run
+
+    def wrong(self: CompiledProgram, *arguments: Any, **options: Any) -> ProgramResult:
+        result = honest(self, *arguments, **options)
+        return ProgramResult({"y": result.outputs["y"] * np.float32(np.inf)}, result.profile)
+
+    monkeypatch.setattr(CompiledProgram, "run", wrong)
+    result = ppuc("verify", model, "--dim", "N=3", *TINY, "--json")
+    assert result.exit_code == 1
+    assert "Infinity" not in result.stdout
+    assert json.loads(result.stdout)["outputs"][0]["max_abs"] is None
+
+
 def test_integer_inputs_are_drawn_within_their_table(tmp_path: Path) -> None:
     path = tmp_path / "lookup.onnx"
     onnx.save(lookup(), path)
