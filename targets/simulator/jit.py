@@ -14,8 +14,10 @@ from pathlib import Path
 
 from numba import njit
 
-helper = functools.partial(njit, error_model="numpy", forceinline=True, _nrt=False)
-entry = functools.partial(njit, error_model="numpy", cache=True, _nrt=False)
+helper = functools.partial(
+    njit, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False
+)
+entry = functools.partial(njit, error_model="numpy", cache=True, no_cfunc_wrapper=True, _nrt=False)
 
 
 def source_digest(*files: str) -> str:

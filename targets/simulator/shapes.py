@@ -73,6 +73,7 @@ class Shapes:
             raise InternalError(f"a box of {len(index)} dimensions and {len(tile)} axes; at most {MAX_DIMS}")
         dims, pairs = np.zeros((MAX_DIMS, 5), np.int64), np.full((MAX_DIMS, 4), -1, np.int64)
         coefs, stride = np.zeros((MAX_DIMS, self.depth), np.int64), [0] * len(tile)
+        moves: dict[int, tuple[int, int]] = {}
         for d, expression in enumerate(index):
             reach = [f * (tile[a] - 1) for a, f in expression.axes]
             dims[d] = (
@@ -81,17 +82,19 @@ class Shapes:
             )  # fmt: skip
             coefs[d] = self._coefs(expression, slots)
             for a, factor in expression.axes:
+                moves[a] = d, factor
                 stride[a] += factor * view.strides[d]
             moving = [(a, f) for a, f in expression.axes if tile[a] > 1][:2]
             for i, (a, factor) in enumerate(moving):
                 pairs[d, 2 * i : 2 * i + 2] = a, factor
-        axes = np.zeros((MAX_AXES, 3), np.int64)
+        axes = np.zeros((MAX_AXES, 5), np.int64)
         gathered = gather.axis if gather else -1
         order = sorted(range(len(tile)), key=lambda a: (a == gathered, abs(stride[a]), -a))
         for a, size in enumerate(tile):
-            axes[a] = size, stride[a], order[a]
+            axes[a] = size, stride[a], order[a], *moves.get(a, (-1, 0))
         if gather:
             axes[gathered, 1] = view.strides[gather.dim]
+            axes[gathered, 3:] = gather.dim, 1
         head = np.array([len(index), len(tile), dtype.bytes, view.offset, gather.dim if gather else -1, gathered])
         self._boxes.append((head, dims, coefs, pairs, axes))
         return len(self._boxes) - 1
@@ -150,7 +153,7 @@ class Shapes:
         """The fields of tables.Code that describe shapes."""
         rows = lambda x, width: np.array(x, np.int64).reshape(len(x), width)  # noqa: E731 - local shorthand
         parts = list(zip(*self._boxes, strict=True)) if self._boxes else [()] * 5
-        shapes = ((6,), (MAX_DIMS, 5), (MAX_DIMS, self.depth), (MAX_DIMS, 4), (MAX_AXES, 3))
+        shapes = ((6,), (MAX_DIMS, 5), (MAX_DIMS, self.depth), (MAX_DIMS, 4), (MAX_AXES, 5))
         names = ("bx", "bx_dim", "bx_coef", "bx_pair", "bx_axis")
         boxes = {
             n: np.array(p, np.int64).reshape(len(self._boxes), *s) for n, p, s in zip(names, parts, shapes, strict=True)

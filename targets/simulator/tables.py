@@ -35,6 +35,11 @@ MEM_HBM, MEM_L2, MEM_HOST = range(3)
 IN_FLIGHT = 32
 """Most instructions of one stream that are under way."""
 
+LOG_END, LOG_STREAM, LOG_INSTR, LOG_FIRST, LOG_LAST, LOG_FROM, LOG_TO, LOG_ENV = range(8)
+"""Columns of a log row: 0 for a start, 1 for a completion, 2 when a store has read its slot but not landed (1 and 2: only the
+stream follows); stream, instruction, masks of the loops in their first and last iteration, first and last element of a
+transfer's box, then loop values, then the slot of each operand."""
+
 NO_BOUND = np.iinfo(np.int64).max
 """Limit of an axis that is always wholly valid."""
 
@@ -69,7 +74,7 @@ class Code(NamedTuple):
     bx_dim: np.ndarray  # [B, ND, 5] size, stride, constant of the offset, lowest and highest reach of the tile
     bx_coef: np.ndarray  # [B, ND, D] factors of the loop variables in the offset
     bx_pair: np.ndarray  # [B, ND, 4] up to two tile axes that move along the dim and their factors (-1: none)
-    bx_axis: np.ndarray  # [B, NA, 3] size, stride in elements, axes sorted by stride
+    bx_axis: np.ndarray  # [B, NA, 5] size, stride in elements, j-th axis by stride, dimension it moves along, factor
     cp: np.ndarray  # [C, 3] copies: first element, elements, element bytes
     # bounds of mma and vec axes
     bd: np.ndarray  # [Q, 3] constant of the offset, limit (NO_BOUND: none), size
@@ -145,7 +150,8 @@ class State(NamedTuple):
     act: np.ndarray  # [S] streams with an active flow
     dirty: np.ndarray  # [CEs + 1]
     claimed: np.ndarray  # [U, R]
-    pushed: np.ndarray  # [U, R]
+    filled: np.ndarray  # [U, R] pushes issued
+    pushed: np.ndarray  # [U, R] pushes completed
     waited: np.ndarray  # [U, R, 4]
     released: np.ndarray  # [U, R, 4] pops issued
     popped: np.ndarray  # [U, R, 4] pops completed
@@ -172,7 +178,7 @@ class State(NamedTuple):
     span: np.ndarray  # [I, 2] first start, last end
     # log
     log_t: np.ndarray  # [N]
-    log_i: np.ndarray  # [N, 5 + D + operands] complete?, stream, instruction, first mask, last mask, loop values, slots
+    log_i: np.ndarray  # [N, LOG_ENV + D + operands]
 
 
 def new_state(code: Code, machine: Machine, log_rows: int) -> State:
@@ -180,7 +186,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
     s, d = len(code.stream_pc), code.bx_coef.shape[2]
     u, r, k, i = machine.units, len(code.rg), len(code.k_units), len(code.ins)
     g, c = len(code.gp), len(code.expect)
-    width = 5 + d + max(1, int(np.diff(code.op_ptr).max(initial=0)))
+    width = LOG_ENV + d + max(1, int(np.diff(code.op_ptr).max(initial=0)))
     ints = lambda *shape: np.zeros(shape, np.int64)  # noqa: E731 - local shorthand
     floats = lambda *shape: np.zeros(shape, np.float64)  # noqa: E731 - local shorthand
     span = floats(i, 2)
@@ -220,6 +226,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         act=ints(s),
         dirty=ints(machine.ces + 1),
         claimed=ints(u, r),
+        filled=ints(u, r),
         pushed=ints(u, r),
         waited=ints(u, r, 4),
         released=ints(u, r, 4),

@@ -36,6 +36,7 @@ from ppuc.targets.simulator.tables import (
     IN_FLIGHT,
     LATENCY,
     LOAD,
+    LOG_ENV,
     MMA,
     NODE_END,
     NODE_INSTR,
@@ -121,7 +122,7 @@ def _wake_unit(c: Code, st: State, unit: int, ring: int) -> None:
     """A push or pop happened on a ring of a unit."""
     for s in range(4 * unit, 4 * unit + 4):
         cause = st.block[s, 0]
-        if cause == B_AFTER or ((cause == B_DATA or cause == B_SPACE) and st.block[s, 1] == ring):
+        if cause == B_AFTER or (cause in (B_DATA, B_SPACE) and st.block[s, 1] == ring):
             _wake(c, st, s)
 
 
@@ -287,12 +288,12 @@ def _find_block(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int)
         return True
     for j in range(c.use_ptr[i], c.use_ptr[i + 1]):
         use, r, mask = c.use[j, 0], c.use[j, 1], c.use[j, 2]
-        if (use == CLAIM or use == WAIT) and first_mask & mask == mask:
+        if use in (CLAIM, WAIT) and first_mask & mask == mask:
             cause = _ring_block(c, st, s // 4, q, use, r)
             if cause != B_NONE:
                 st.block[s, 0], st.block[s, 1] = cause, r
                 return True
-    if kind == LOAD or kind == STORE:
+    if kind in (LOAD, STORE):
         measure_box(c, st, s, c.ins[i, 4], c.ins[i, 3])
     elif kind == COPY:
         v = c.ins[i, 4]
@@ -345,7 +346,7 @@ def _begin_rings(c: Code, st: State, s: int, i: int, first: int, last: int) -> i
     u, q, n = s // 4, c.ins[i, 1], 0
     for j in range(c.use_ptr[i], c.use_ptr[i + 1]):
         use, r, mask = c.use[j, 0], c.use[j, 1], c.use[j, 2]
-        when = first if use == CLAIM or use == WAIT else last
+        when = first if use in (CLAIM, WAIT) else last
         if when & mask != mask:
             continue
         n += 1
@@ -358,7 +359,7 @@ def _begin_rings(c: Code, st: State, s: int, i: int, first: int, last: int) -> i
 
 @helper
 def _begin(c: Code, st: State, s: int, i: int, first: int, last: int) -> None:
-    """An instruction reads its operands now: log it with the slots it names, then let go of those it pops."""
+    """An instruction reads its operands now: log it with the slots it names, then move on from those it pops or pushes."""
     u, q, depth = s // 4, c.ins[i, 1], c.ins[i, 3]
     st.n[i, 0] += 1
     if st.num[7]:
@@ -367,18 +368,22 @@ def _begin(c: Code, st: State, s: int, i: int, first: int, last: int) -> None:
         st.log_t[row] = st.now[0]
         log = st.log_i[row]
         log[0], log[1], log[2], log[3], log[4] = 0, s, i, first, last
+        log[5], log[6] = st.box[3], st.box[4]
         for d in range(depth):
-            log[5 + d] = st.env[s, d]
-        at = 5 + st.env.shape[1]
+            log[LOG_ENV + d] = st.env[s, d]
+        at = LOG_ENV + st.env.shape[1]
         for j in range(c.op_ptr[i], c.op_ptr[i + 1]):
             r = c.op[j, 0]
-            held = st.waited[u, r, q] > st.released[u, r, q] and c.op[j, 1] == 0
-            ordinal = st.waited[u, r, q] - 1 if held else st.claimed[u, r] - 1
-            log[at] = max(ordinal, 0) % c.rg[r, 0]
+            held = c.rg[r, 2] != q or st.waited[u, r, q] > st.released[u, r, q]
+            ordinal = st.released[u, r, q] if held and c.op[j, 1] == 0 else st.filled[u, r]
+            log[at] = ordinal % c.rg[r, 0]
             at += 1
     for j in range(c.use_ptr[i], c.use_ptr[i + 1]):
-        if c.use[j, 0] == POP and last & c.use[j, 2] == c.use[j, 2]:
-            st.released[u, c.use[j, 1], q] += 1
+        if last & c.use[j, 2] == c.use[j, 2]:
+            if c.use[j, 0] == POP:
+                st.released[u, c.use[j, 1], q] += 1
+            elif c.use[j, 0] == PUSH:
+                st.filled[u, c.use[j, 1]] += 1
 
 
 @helper
@@ -482,8 +487,10 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
         land = max(now, st.q_f[s, (st.q[s, 1] - 2) % IN_FLIGHT, 3])
         st.q_f[s, slot, 3] = land
         _schedule(st, land, E_LAND, s)
-    if kind != STORE:
-        _log_end(st, s)
+    if kind == STORE:
+        _log_end(st, s, 2)
+    else:
+        _log_end(st, s, 1)
         st.span[i, 1] = max(st.span[i, 1], now)
     _end_rings(c, st, s, i, last)
     if st.q_f[s, slot, 3] == np.inf:
@@ -520,7 +527,7 @@ def _land(c: Code, st: State, s: int) -> None:
     slot = st.q[s, 0] % IN_FLIGHT
     i, last, first_e, last_e = st.q_i[s, slot, 0], st.q_i[s, slot, 1], st.q_i[s, slot, 2], st.q_i[s, slot, 3]
     if c.ins[i, 2] == STORE:
-        _log_end(st, s)
+        _log_end(st, s, 1)
     st.span[i, 1] = max(st.span[i, 1], st.now[0])
     _retire(c, st, s)
     for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):
@@ -547,12 +554,12 @@ def _land(c: Code, st: State, s: int) -> None:
 
 
 @helper
-def _log_end(st: State, s: int) -> None:
+def _log_end(st: State, s: int, what: int) -> None:
     if st.num[7]:
         row = st.num[3]
         st.num[3] = row + 1
         st.log_t[row] = st.now[0]
-        st.log_i[row, 0], st.log_i[row, 1] = 1, s
+        st.log_i[row, 0], st.log_i[row, 1] = what, s
 
 
 @helper
@@ -575,7 +582,7 @@ def _complete(c: Code, st: State, s: int) -> None:
     slot = st.q[s, 0] % IN_FLIGHT
     i, last = st.q_i[s, slot, 0], st.q_i[s, slot, 1]
     st.q[s, 0] += 1
-    _log_end(st, s)
+    _log_end(st, s, 1)
     st.span[i, 1] = max(st.span[i, 1], st.now[0])
     _end_rings(c, st, s, i, last)
     if st.block[s, 0] == B_ROOM:

@@ -23,6 +23,7 @@ from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.flatten import FlatSegment
 from ppuc.targets.simulator.memory import ChipMemory, UnitMemory
+from ppuc.targets.simulator.tables import LOG_ENV
 
 Commit = Callable[[], None]
 Start = Callable[[int, list[int], list[int], int], Commit]
@@ -43,14 +44,14 @@ class SegmentValues:
 
     def consume(self, log: np.ndarray) -> None:
         """Execute log rows in order."""
-        pending, starts, at = self._pending, self._starts, 5 + self._depth
+        pending, starts, at = self._pending, self._starts, LOG_ENV + self._depth
         with np.errstate(all="ignore"):
             for row in log.tolist():
                 stream = row[1]
-                if row[0]:
+                if row[0] == 1:
                     pending[stream].popleft()()
-                else:
-                    pending[stream].append(starts[row[2]](stream >> 2, row[5:at], row[at:], row[3]))
+                elif row[0] == 0:
+                    pending[stream].append(starts[row[2]](stream >> 2, row[LOG_ENV:at], row[at:], row[3]))
 
     def _plan(self, index: int) -> Start:
         info = self._flat.instrs[index]

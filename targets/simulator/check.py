@@ -1,0 +1,315 @@
+"""The hazard checker's pass over log rows: which bytes each instruction touches, and whether a signal orders it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ppuc.targets.simulator.clocks import (
+    PER_UNIT,
+    RAW,
+    WAR,
+    WAW,
+    Checker,
+    bump,
+    claim,
+    component,
+    join_counter,
+    knows,
+    report,
+    signal,
+    wait,
+)
+from ppuc.targets.simulator.jit import entry, helper
+from ppuc.targets.simulator.tables import (
+    CLAIM,
+    COPY,
+    IN_FLIGHT,
+    LOG_END,
+    LOG_ENV,
+    LOG_FIRST,
+    LOG_FROM,
+    LOG_INSTR,
+    LOG_LAST,
+    LOG_STREAM,
+    LOG_TO,
+    POP,
+    PUSH,
+    STORE,
+    WAIT,
+    Code,
+    Machine,
+)
+
+
+@helper
+def _ordered(k: Checker, m: Machine, s: int, stamp: int, write: bool) -> bool:
+    """Whether an earlier access is ordered before one of the instruction that stream s starts. A queue's own accesses are in
+    order, except that a transfer may issue its reads before an earlier one has written."""
+    comp = stamp >> 52
+    if comp == component(m, s, False) or (write and comp == component(m, s, True)):
+        return True
+    return knows(k, m, s, stamp)
+
+
+# l1 and acc.
+
+
+@helper
+def _read_slot(k: Checker, m: Machine, s: int, i: int, slot: int, stamp: int) -> None:
+    u, own = s // 4, component(m, s, False) % PER_UNIT
+    for j in range(k.iv[slot, 0], k.iv[slot, 1]):
+        if not _ordered(k, m, s, k.iv_w[u, j], False):
+            report(k, RAW, k.iv_w[u, j], i, slot, False)
+        k.iv_r[u, j, own] = stamp
+
+
+@helper
+def _write_slot(k: Checker, m: Machine, s: int, i: int, slot: int, stamp: int) -> None:
+    u = s // 4
+    for j in range(k.iv[slot, 0], k.iv[slot, 1]):
+        if not _ordered(k, m, s, k.iv_w[u, j], True):
+            report(k, WAW, k.iv_w[u, j], i, slot, False)
+        for q in range(PER_UNIT):
+            if not _ordered(k, m, s, k.iv_r[u, j, q], True):
+                report(k, WAR, k.iv_r[u, j, q], i, slot, False)
+            k.iv_r[u, j, q] = 0
+        k.iv_w[u, j] = stamp
+
+
+# Tensors.
+
+
+@helper
+def _others(k: Checker, m: Machine, s: int, i: int, t: int, write: bool) -> None:
+    """Check against every access of the tensors that share bytes with tensor t."""
+    for j in range(k.ov_ptr[t], k.ov_ptr[t + 1]):
+        other = k.ov[j]
+        for comp in range(k.t_w.shape[1]):
+            if k.t_w[other, comp] != 0 and not _ordered(k, m, s, k.t_w[other, comp], write):
+                report(k, WAW if write else RAW, k.t_w[other, comp], i, t, True)
+            if write and k.t_r[other, comp] != 0 and not _ordered(k, m, s, k.t_r[other, comp], write):
+                report(k, WAR, k.t_r[other, comp], i, t, True)
+
+
+@helper
+def _touch(
+    k: Checker, m: Machine, s: int, i: int, t: int, first: int, n: int, stride: int, stamp: int, write: bool, soft: bool
+) -> None:
+    """Elements first, first + stride, ... (n of them) are read or written; `soft` writes are not checked."""
+    size, base = k.t_gran[t, 0], k.t_gran[t, 1]
+    if stride < 0:
+        first, stride = first + stride * (n - 1), -stride
+    pieces = (first + n - 1) // size - first // size + 1 if stride == 1 else n
+    for j in range(pieces):
+        g = base + (first // size + j if stride == 1 else (first + j * stride) // size)
+        if not soft and not _ordered(k, m, s, k.g_w[g], write):
+            report(k, WAW if write else RAW, k.g_w[g], i, t, True)
+        if write:
+            if not soft and not _ordered(k, m, s, k.g_r[g], True):
+                report(k, WAR, k.g_r[g], i, t, True)
+            k.g_w[g] = stamp
+        else:
+            k.g_r[g] = stamp
+
+
+@helper
+def _axis_size(c: Code, b: int, a: int) -> int:
+    """Size of a tile axis; of the axis of an index list, that of the dimension it may name any row of."""
+    return c.bx_dim[b, c.bx[b, 4], 0] if a == c.bx[b, 5] else c.bx_axis[b, a, 0]
+
+
+@helper
+def _inner_axis(c: Code, b: int) -> int:
+    """The axis with the smallest step in memory, or -1."""
+    for j in range(c.bx[b, 1]):
+        a = c.bx_axis[b, j, 2]
+        if c.bx_axis[b, a, 1] != 0 and _axis_size(c, b, a) > 1:
+            return a
+    return -1
+
+
+@helper
+def _walk_box(
+    c: Code, k: Checker, m: Machine, log: np.ndarray, s: int, i: int, t: int, stamp: int, write: bool
+) -> None:
+    """Touch every element of a load's or store's box that is inside its view."""
+    b, inner = c.ins[i, 4], _inner_axis(c, c.ins[i, 4])
+    index, at, base = k.scratch[0], k.scratch[1], k.scratch[2]
+    for d in range(c.bx[b, 0]):
+        base[d] = c.bx_dim[b, d, 2] if d != c.bx[b, 4] else 0
+        for j in range(c.ins[i, 3]):
+            base[d] += c.bx_coef[b, d, j] * log[LOG_ENV + j] if d != c.bx[b, 4] else 0
+    for a in range(c.bx[b, 1]):
+        index[a] = 0
+    soft = write and c.bx[b, 4] >= 0
+    while True:
+        for d in range(c.bx[b, 0]):
+            at[d] = base[d]
+        for a in range(c.bx[b, 1]):
+            if c.bx_axis[b, a, 3] >= 0:
+                at[c.bx_axis[b, a, 3]] += index[a] * c.bx_axis[b, a, 4]
+        _walk_run(c, k, m, s, i, t, b, inner, stamp, write, soft)
+        a = c.bx[b, 1] - 1
+        while a >= 0:
+            if a != inner and c.bx_axis[b, a, 1] != 0:
+                index[a] += 1
+                if index[a] < _axis_size(c, b, a):
+                    break
+                index[a] = 0
+            a -= 1
+        if a < 0:
+            return
+
+
+@helper
+def _walk_run(
+    c: Code, k: Checker, m: Machine, s: int, i: int, t: int, b: int, inner: int, stamp: int, write: bool, soft: bool
+) -> None:
+    """Touch the elements along the inner axis, the others being where scratch row 1 says."""
+    at = k.scratch[1]
+    along = c.bx_axis[b, inner, 3] if inner >= 0 else -1
+    element, lo, hi = c.bx[b, 3], 0, 0
+    for d in range(c.bx[b, 0]):
+        size = c.bx_dim[b, d, 0]
+        element += at[d] * c.bx_dim[b, d, 1]
+        if d == along:
+            f = c.bx_axis[b, inner, 4]
+            hi = _axis_size(c, b, inner) - 1
+            if f > 0:
+                lo, hi = max(0, -(at[d] // f)), min(hi, (size - 1 - at[d]) // f)
+            else:
+                lo, hi = max(0, -((size - 1 - at[d]) // -f)), min(hi, at[d] // -f)
+        elif at[d] < 0 or at[d] >= size:
+            return
+    if hi >= lo:
+        stride = c.bx_axis[b, inner, 1] if inner >= 0 else 1
+        _touch(k, m, s, i, t, element + lo * stride, hi - lo + 1, stride, stamp, write, soft)
+
+
+@helper
+def _access_tensor(
+    c: Code, k: Checker, m: Machine, log: np.ndarray, s: int, i: int, t: int, stamp: int, write: bool
+) -> None:
+    _others(k, m, s, i, t, write)
+    if write:
+        k.t_w[t, stamp >> 52] = stamp
+    else:
+        k.t_r[t, stamp >> 52] = stamp
+    if k.t_gran[t, 0] == 0 or log[LOG_TO] < log[LOG_FROM]:
+        return
+    if c.ins[i, 2] == COPY:
+        _touch(k, m, s, i, t, log[LOG_FROM], log[LOG_TO] - log[LOG_FROM] + 1, 1, stamp, write, False)
+    else:
+        _walk_box(c, k, m, log, s, i, t, stamp, write)
+
+
+# Instructions.
+
+
+@helper
+def _wait_counters(c: Code, k: Checker, log: np.ndarray, s: int, i: int) -> None:
+    for j in range(c.wt_ptr[i], c.wt_ptr[i + 1]):
+        group = c.wt[j, 0]
+        lo, hi = 0, c.gp[group, 2] - 1
+        if c.wt[j, 1]:
+            if log[LOG_TO] < log[LOG_FROM]:
+                continue
+            lo, hi = log[LOG_FROM] // c.gp[group, 1], min(hi, log[LOG_TO] // c.gp[group, 1])
+        for counter in range(c.gp[group, 0] + lo, c.gp[group, 0] + hi + 1):
+            join_counter(k, s, counter)
+
+
+@helper
+def _begin(c: Code, m: Machine, k: Checker, log: np.ndarray) -> None:
+    """An instruction starts: join what it waited for, check what it touches, note what it knows."""
+    s, i = log[LOG_STREAM], log[LOG_INSTR]
+    k.seq[s] += 1
+    n, issued, completed = k.seq[s], component(m, s, False), component(m, s, True)
+    for j in range(c.use_ptr[i], c.use_ptr[i + 1]):
+        if log[LOG_FIRST] & c.use[j, 2] == c.use[j, 2]:
+            if c.use[j, 0] == CLAIM:
+                claim(c, k, s, c.use[j, 1])
+            elif c.use[j, 0] == WAIT:
+                wait(c, k, s, c.use[j, 1])
+    _wait_counters(c, k, log, s, i)
+    if s < 4 * m.units:
+        k.local[s, issued % PER_UNIT] = n
+    read, write = issued << 52 | i << 32 | n, completed << 52 | i << 32 | n
+    slots = LOG_ENV + c.bx_coef.shape[2]
+    for written in range(2):
+        for j in range(c.op_ptr[i], c.op_ptr[i + 1]):
+            slot = k.slot0[c.op[j, 0]] + log[slots + j - c.op_ptr[i]]
+            if c.op[j, 1] == written and written:
+                _write_slot(k, m, s, i, slot, write)
+            elif c.op[j, 1] == written:
+                _read_slot(k, m, s, i, slot, read)
+    if k.t_of[i, 0] >= 0:
+        _access_tensor(c, k, m, log, s, i, k.t_of[i, 0], read, False)
+    if k.t_of[i, 1] >= 0:
+        _access_tensor(c, k, m, log, s, i, k.t_of[i, 1], write, True)
+    entry_row = k.snap[s, n % IN_FLIGHT]
+    for j in range(PER_UNIT):
+        entry_row[j] = k.local[s, j]
+    entry_row[PER_UNIT], entry_row[PER_UNIT + 1], entry_row[PER_UNIT + 2] = k.far[s], i, log[LOG_LAST]
+    entry_row[PER_UNIT + 3], entry_row[PER_UNIT + 4] = log[LOG_FROM], log[LOG_TO]
+
+
+@helper
+def _release(c: Code, m: Machine, k: Checker, s: int) -> None:
+    """An instruction is through with its slots: its pushes and pops carry what it knew, and that it got here. A store does so
+    before it has landed, and that its data is in memory is told by counters only."""
+    k.released[s] += 1
+    n = k.released[s]
+    row = k.snap[s, n % IN_FLIGHT]
+    i, last = row[PER_UNIT + 1], row[PER_UNIT + 2]
+    for j in range(c.use_ptr[i], c.use_ptr[i + 1]):
+        use, r, mask = c.use[j, 0], c.use[j, 1], c.use[j, 2]
+        if last & mask == mask and use in (PUSH, POP):
+            signal(c, k, m, s, r, use == PUSH, row, n if c.ins[i, 2] != STORE else 0)
+
+
+@helper
+def _end(c: Code, m: Machine, k: Checker, s: int) -> None:
+    """The oldest instruction of a stream has completed: its bumps carry what it knew, and itself."""
+    k.done[s] += 1
+    n = k.done[s]
+    row = k.snap[s, n % IN_FLIGHT]
+    i, last, first_e, last_e = row[PER_UNIT + 1], row[PER_UNIT + 2], row[PER_UNIT + 3], row[PER_UNIT + 4]
+    if c.ins[i, 2] != STORE:
+        _release(c, m, k, s)
+    for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):
+        group = c.bp[j, 0]
+        lo, hi = 0, 0
+        if c.bp[j, 1]:
+            if last_e < first_e:
+                continue
+            lo, hi = first_e // c.gp[group, 1], min(c.gp[group, 2] - 1, last_e // c.gp[group, 1])
+        elif last != c.ins[i, 7]:
+            continue
+        for counter in range(c.gp[group, 0] + lo, c.gp[group, 0] + hi + 1):
+            bump(k, m, s, counter, row, n)
+
+
+def entry_point(digest: str) -> Callable[..., int]:
+    """The compiled pass, cached under the digest of its sources."""
+
+    @entry
+    def run(c: Code, m: Machine, k: Checker, log: np.ndarray, at: int, pool_limit: int) -> int:
+        """Check rows from `at` on; returns the first row not done, when the pool of far vectors fills up."""
+        if len(digest) == 0:
+            return at
+        while at < len(log):
+            if k.num[0] >= pool_limit:
+                return at
+            if log[at, LOG_END] == 1:
+                _end(c, m, k, log[at, LOG_STREAM])
+            elif log[at, LOG_END] == 2:
+                _release(c, m, k, log[at, LOG_STREAM])
+            else:
+                _begin(c, m, k, log[at])
+            at += 1
+        return at
+
+    return run  # type: ignore[no-any-return]

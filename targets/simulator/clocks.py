@@ -1,0 +1,208 @@
+"""Vector clocks of the hazard checker, and the accesses that they order.
+
+A queue's progress is one component for compute queues and two for transfers: what it has issued (reads happen then) and what it
+has completed (writes happen then). A component's value n stands for the queue's n-th instruction. What a queue knows is split
+in two: `local` about its own unit's components, and `far`, the number of an immutable vector about all components, which
+changes only when a counter is waited for. Signals (pushes, pops) carry both; counters carry a whole vector.
+
+An edge counts only if a wait could not have been satisfied without the signal: a claim joins the pops of the slot it takes, a wait
+the push of its slot, a first claim every pop of the rings before it, a counter wait all bumps of the counters it needs.
+
+Invariant: a vector of `far` is never changed after its number is handed out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ppuc.targets.simulator.jit import helper
+from ppuc.targets.simulator.tables import Code, Machine
+
+PER_UNIT = 6
+"""Components of a unit: load issued, load completed, store issued, store completed, tensor, vector."""
+
+RAW, WAR, WAW = range(3)
+FOUND_ROWS = 64
+
+
+class Checker(NamedTuple):
+    """State of the hazard checker. C components; a stamp is component << 52 | instruction << 32 | number."""
+
+    num: np.ndarray  # [4] far vectors in use, hazards found, unused, unused
+    seq: np.ndarray  # [S] instructions started
+    released: np.ndarray  # [S] instructions through with their slots
+    done: np.ndarray  # [S] instructions completed
+    local: np.ndarray  # [S, PER_UNIT]
+    far: np.ndarray  # [S]
+    pool: np.ndarray  # [P, C] far vectors
+    memo: np.ndarray  # [M, 3] recent joins
+    snap: np.ndarray  # [S, IN_FLIGHT, PER_UNIT + 5] of instructions under way: local, far, instruction, last mask, box
+    count: np.ndarray  # [U, R, 2 + 2 * 4] claims, pushes, then waits and pops by queue
+    push_l: np.ndarray  # [U, slots, PER_UNIT]
+    push_f: np.ndarray  # [U, slots]
+    pop_l: np.ndarray  # [U, slots, 4, PER_UNIT]
+    pop_f: np.ndarray  # [U, slots, 4]
+    slot0: np.ndarray  # [R] number of a ring's first slot
+    bumps: np.ndarray  # [counters, C]
+    # l1 and acc, as intervals between the ends of slots
+    iv: np.ndarray  # [slots, 2] first interval and end
+    iv_w: np.ndarray  # [U, intervals] stamp of the last write
+    iv_r: np.ndarray  # [U, intervals, PER_UNIT] stamps of the last reads
+    # tensors that the segment writes, or that share bytes with one
+    t_of: np.ndarray  # [I, 2] tracked tensor that an instruction reads, and writes (-1: none)
+    t_gran: np.ndarray  # [T, 3] elements of a granule, first granule, written by the segment
+    t_r: np.ndarray  # [T, C] stamps of the last reads
+    t_w: np.ndarray  # [T, C] stamps of the last writes
+    g_w: np.ndarray  # [granules] stamp of the last write
+    g_r: np.ndarray  # [granules] stamp of the last read
+    ov_ptr: np.ndarray  # [T + 1]
+    ov: np.ndarray  # [.] tensors that share bytes
+    scratch: np.ndarray  # [3, 16]
+    found: np.ndarray  # [FOUND_ROWS, 5] kind, first, second instruction, place (slot or tensor), is tensor
+
+
+@helper
+def component(m: Machine, s: int, completed: bool) -> int:
+    """Component of a stream's issues or completions."""
+    if s >= 4 * m.units:
+        return PER_UNIT * m.units + 2 * (s - 4 * m.units) + completed
+    q = s % 4
+    return PER_UNIT * (s // 4) + (2 * q + completed if q < 2 else 2 + q)
+
+
+@helper
+def knows(k: Checker, m: Machine, s: int, stamp: int) -> bool:
+    """Whether the access of `stamp` happened before the instruction that stream s starts now."""
+    if stamp == 0:
+        return True
+    comp, number = stamp >> 52, stamp & 0xFFFFFFFF
+    unit = s // 4 if s < 4 * m.units else -1
+    if unit >= 0 and comp // PER_UNIT == unit and k.local[s, comp % PER_UNIT] >= number:
+        return True
+    return k.pool[k.far[s], comp] >= number
+
+
+@helper
+def join_far(k: Checker, a: int, b: int) -> int:
+    """Number of a vector that knows what a and b know."""
+    if a == b or b == 0:
+        return a
+    if a == 0:
+        return b
+    slot = (a * 7919 + b) % len(k.memo)
+    if k.memo[slot, 0] == a and k.memo[slot, 1] == b:
+        return k.memo[slot, 2]
+    more, less = False, False
+    for c in range(k.pool.shape[1]):
+        more = more or k.pool[a, c] > k.pool[b, c]
+        less = less or k.pool[a, c] < k.pool[b, c]
+    if not less:
+        result = a
+    elif not more:
+        result = b
+    else:
+        result = k.num[0]
+        k.num[0] += 1
+        for c in range(k.pool.shape[1]):
+            k.pool[result, c] = max(k.pool[a, c], k.pool[b, c])
+    k.memo[slot, 0], k.memo[slot, 1], k.memo[slot, 2] = a, b, result
+    return result
+
+
+@helper
+def join_counter(k: Checker, s: int, counter: int) -> None:
+    """Stream s has waited for all bumps of a counter."""
+    a, news = k.far[s], False
+    for c in range(k.pool.shape[1]):
+        news = news or k.bumps[counter, c] > k.pool[a, c]
+    if news:
+        new = k.num[0]
+        k.num[0] += 1
+        for c in range(k.pool.shape[1]):
+            k.pool[new, c] = max(k.pool[a, c], k.bumps[counter, c])
+        k.far[s] = new
+
+
+@helper
+def _join_pops(c: Code, k: Checker, s: int, u: int, r: int, slot: int) -> None:
+    for q in range(4):
+        if c.rg[r, 1] >> q & 1:
+            for j in range(PER_UNIT):
+                k.local[s, j] = max(k.local[s, j], k.pop_l[u, slot, q, j])
+            k.far[s] = join_far(k, k.far[s], k.pop_f[u, slot, q])
+
+
+@helper
+def claim(c: Code, k: Checker, s: int, r: int) -> None:
+    """Stream s claims the next slot of a ring."""
+    u = s // 4
+    n, depth = k.count[u, r, 0], c.rg[r, 0]
+    k.count[u, r, 0] = n + 1
+    if n >= depth:
+        _join_pops(c, k, s, u, r, k.slot0[r] + n % depth)
+    elif n == 0:
+        for j in range(c.af_ptr[r], c.af_ptr[r + 1]):
+            before = c.af[j]
+            for i in range(c.rg[before, 0]):
+                _join_pops(c, k, s, u, before, k.slot0[before] + i)
+
+
+@helper
+def wait(c: Code, k: Checker, s: int, r: int) -> None:
+    """Stream s waits for the next filled slot of a ring."""
+    u, q = s // 4, s % 4
+    slot = k.slot0[r] + k.count[u, r, 2 + q] % c.rg[r, 0]
+    k.count[u, r, 2 + q] += 1
+    for j in range(PER_UNIT):
+        k.local[s, j] = max(k.local[s, j], k.push_l[u, slot, j])
+    k.far[s] = join_far(k, k.far[s], k.push_f[u, slot])
+
+
+@helper
+def signal(c: Code, k: Checker, m: Machine, s: int, r: int, push: bool, entry: np.ndarray, number: int) -> None:
+    """The instruction of `entry` (a row of snap) completes and pushes or pops a ring."""
+    u, q = s // 4, s % 4
+    at = 1 if push else 6 + q
+    slot = k.slot0[r] + k.count[u, r, at] % c.rg[r, 0]
+    k.count[u, r, at] += 1
+    own = component(m, s, True) % PER_UNIT
+    for j in range(PER_UNIT):
+        value = max(entry[j], number) if j == own else entry[j]
+        if push:
+            k.push_l[u, slot, j] = value
+        else:
+            k.pop_l[u, slot, q, j] = value
+    if push:
+        k.push_f[u, slot] = entry[PER_UNIT]
+    else:
+        k.pop_f[u, slot, q] = entry[PER_UNIT]
+
+
+@helper
+def bump(k: Checker, m: Machine, s: int, counter: int, entry: np.ndarray, number: int) -> None:
+    """The instruction of `entry` completes and bumps a counter."""
+    far = entry[PER_UNIT]
+    for c in range(k.pool.shape[1]):
+        k.bumps[counter, c] = max(k.bumps[counter, c], k.pool[far, c])
+    if s < 4 * m.units:
+        base = PER_UNIT * (s // 4)
+        for j in range(PER_UNIT):
+            k.bumps[counter, base + j] = max(k.bumps[counter, base + j], entry[j])
+    for completed in range(2):
+        own = component(m, s, completed == 1)
+        k.bumps[counter, own] = max(k.bumps[counter, own], number)
+
+
+@helper
+def report(k: Checker, kind: int, stamp: int, instr: int, place: int, tensor: bool) -> None:
+    """Note a hazard between the access of `stamp` and an instruction, once for each pair."""
+    first = stamp >> 32 & 0xFFFFF
+    for i in range(k.num[1]):
+        if k.found[i, 0] == kind and k.found[i, 1] == first and k.found[i, 2] == instr:
+            return
+    if k.num[1] < FOUND_ROWS:
+        row = k.found[k.num[1]]
+        row[0], row[1], row[2], row[3], row[4] = kind, first, instr, place, tensor
+        k.num[1] += 1
