@@ -45,7 +45,3 @@ class Module:
     def option(self, name: str, default: str = "") -> str:
         """The value of a compile option that passes read (precision, ...)."""
         return dict(self.options).get(name, default)
-
-    def with_graph(self, graph: Graph) -> Module:
-        """This module with another graph; itself when it is the same object."""
-        return self if graph is self.graph else replace(self, graph=graph)

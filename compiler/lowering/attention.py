@@ -113,7 +113,9 @@ class AttentionLowering(UnmergedLowering):
         super().__init__(name, body, tensors, loc, target, chain, "bgrme", outer=2)
         if chain.reduce_axes:
             raise NotFusable("attention takes no reduction as epilogue")
-        self.dtype = anchor.operands[0].type.dtype
+        self.dtype = known[0][0].type.dtype
+        if any(value.type.dtype is not self.dtype for value, _ in known[:3]):
+            raise NotFusable("q, k and v of attention are stored in different types")
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
             raise NotFusable(f"the tensor engine does not take {self.dtype}")
         self.scale: float = anchor.attrs.scale  # type: ignore[attr-defined]
@@ -135,7 +137,7 @@ class AttentionLowering(UnmergedLowering):
     def _choose(self) -> Shape:
         """The cheapest tiles that fit, in half of l1 if any do."""
         for full in (False, True):
-            shapes = [shape for shape in self._candidates() if self._fits(shape, full)]
+            shapes = list(self._candidates(full))
             if shapes:
                 return min(shapes, key=self._price)
         raise NotFusable(
@@ -150,13 +152,18 @@ class AttentionLowering(UnmergedLowering):
             return [(self.d, self.e)]
         return list(itertools.product(_halves(self.d), _halves(self.e)))
 
-    def _candidates(self) -> Iterator[Shape]:
-        rows = [(1, t) for t in _tiles(self.m, 256)]
-        rows += [(h, self.m) for h in _tiles(self.r, max(256 // max(self.m, 1), 1)) if h > 1]
-        slots, keys = ((3, 2), (2, 2), (2, 1), (1, 1)), _tiles(self.s, 1024)
-        for (d, e), (h, m), s, (streams, acc) in itertools.product(self._heads(), rows, keys, slots):
-            for parts in (1, 2) if m < self.m else (1,):
-                yield Shape(h, m, parts, s, d, e, streams, acc)
+    def _candidates(self, full: bool) -> Iterator[Shape]:
+        """Tiles that fit, with as many ring slots as do."""
+        rows = [(1, t) for t in _tiles(self.m, 256, 4)]
+        rows += [(h, self.m) for h in _tiles(self.r, max(256 // max(self.m, 1), 1), 1) if h > 1]
+        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, _tiles(self.s, 1024, 16), (1, 2)):
+            if parts > 1 and m == self.m:
+                continue
+            for streams, acc in ((3, 2), (2, 2), (2, 1), (1, 1)):
+                shape = Shape(h, m, parts, s, d, e, streams, acc)
+                if self._fits(shape, full):
+                    yield shape
+                    break
 
     def _fits(self, shape: Shape, full: bool) -> bool:
         p, size = shape.points, self.dtype.bytes
@@ -204,7 +211,8 @@ class AttentionLowering(UnmergedLowering):
         source = self.sources["q"]
         q = cost.box_traffic(source.view, [1, 1, shape.heads, shape.rows, self.d], self.dtype) + extra
         ends = parts * (vec + store) + cost.load_clk(q * parts, target, active)
-        return iterations * (walks * beat + ends + chain) + latency + load
+        last = max(engines, chain, load)
+        return iterations * ((walks - 1) * beat + last + ends) + latency + load
 
     def _stream_clk(self, shape: Shape, active: int) -> float:
         """Load cycles of one tile of keys: k, v and the mask, and q again where its depth is cut."""
@@ -453,10 +461,12 @@ def _split_heads(view: View, groups: int, repeat: int) -> View:
     return View(shape, (b, step * repeat, step, x, y), view.offset)
 
 
-def _tiles(size: int, most: int) -> list[int]:
-    """Tile sizes of an axis: below 16 powers of two, then as other contractions choose them."""
+def _tiles(size: int, most: int, step: int) -> list[int]:
+    """Tile sizes of an axis: below 16 powers of two, then as other contractions choose them, and what cuts the axis into
+    2 to 8 tiles of nearly equal size (multiples of `step`)."""
     small = [n for n in (1, 2, 4, 8) if n < size]
-    return sorted({*small, *sizes(size, 16, most)})
+    even = [-(-(-(-size // n)) // step) * step for n in range(2, 9)]
+    return sorted({*small, *sizes(size, 16, most), *(t for t in even if t <= min(size, most))})
 
 
 def _halves(size: int) -> list[int]:

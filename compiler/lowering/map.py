@@ -71,13 +71,14 @@ class MapLowering(TiledLowering):
         self.tiles = self._choose()
         self.units = self._deal(self.tiles)
 
-    def _bytes(self, tiles: Sequence[int]) -> int:
-        """l1 bytes of all rings."""
+    def _bytes(self, tiles: Sequence[int], chunked: bool) -> int:
+        """l1 bytes of all rings. Walks over chunks load an operand anew, into a ring of their own."""
+        walks = 1 + sum(1 for op in self.chain.ops if op_axes(op))
         total = 0
         for operand in self.operands:
             elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
-            slot = -(-elements * operand.dtype.bytes // 32) * 32
-            total += slot * (2 if operand.written else LOAD_DEPTH)
+            slot = -(-elements * operand.dtype.bytes // self.target.alignment_bytes) * self.target.alignment_bytes
+            total += slot * (2 if operand.written else 2 * walks if chunked else LOAD_DEPTH)
         return total
 
     def _state_bytes(self, tiles: Sequence[int]) -> int:
@@ -88,7 +89,8 @@ class MapLowering(TiledLowering):
     def _fits(self, tiles: Sequence[int], budget: int) -> bool:
         chunked = any(tiles[i] < self.space.axes[i].size for i in self.reduced)
         rank = sum(1 for t in tiles if t > 1)
-        return rank <= MAX_TILE_RANK and self._bytes(tiles) + (self._state_bytes(tiles) if chunked else 0) <= budget
+        states = self._state_bytes(tiles) if chunked else 0
+        return rank <= MAX_TILE_RANK and self._bytes(tiles, chunked) + states <= budget
 
     def _choose(self) -> list[int]:
         """Tile sizes per axis: the cheapest of a ladder of tile volumes, filled from the innermost axis outwards."""

@@ -163,8 +163,7 @@ class MatmulLowering(ContractionLowering):
         b, b_k_first, n_tile = self._load(nest, "b", choice.k, k_loop)
         shape = [self.tiles[i] for i in self.tile_axes()]
         acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.acc_depth)
-        bounds = tuple(loops[i].bound for i in (*m_tile, *n_tile))
-        valid = (*bounds, k_loop.bound)
+        valid = (*(loops[i].bound for i in (*m_tile, *n_tile)), k_loop.bound)
         mma = Mma(
             acc,
             TileRef(a),

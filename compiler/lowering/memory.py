@@ -10,11 +10,24 @@ import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ppuc.ir.graph import Graph
+from ppuc.compiler.lowering.body import Resolver
+from ppuc.ir.errors import InternalError
+from ppuc.ir.graph import Graph, Op
 from ppuc.ir.types import TensorType
 
 ALIGNMENT = 256
 """Bytes to which tensors in l2 and hbm are aligned: two l2 lines."""
+
+
+def updated_operand(op: Op) -> int | None:
+    """Position of the operand that a scatter group updates in place; None for other ops."""
+    if op.body is None or getattr(op.attrs, "kind", "") != "scatter":
+        return None
+    scatter = next(inner for inner in op.body.ops if inner.name == "scatter_nd")
+    data = Resolver(op.body).external(scatter.operands[0])
+    if data is None:
+        raise InternalError(f"scatter {op.results[0]} does not update a parameter")
+    return [p.name for p in op.body.params].index(data.value.name)
 
 
 def storage_roots(graph: Graph) -> dict[str, str]:
@@ -22,9 +35,9 @@ def storage_roots(graph: Graph) -> dict[str, str]:
     place."""
     roots: dict[str, str] = {p.name: p.name for p in graph.params}
     for op in graph.ops:
-        in_place = op.name == "reshape" or getattr(op.attrs, "kind", "") == "scatter"
+        shared = 0 if op.name == "reshape" else updated_operand(op)
         for r in op.results:
-            roots[r.name] = roots[op.operands[0].name] if in_place else r.name
+            roots[r.name] = r.name if shared is None else roots[op.operands[shared].name]
     return roots
 
 

@@ -13,6 +13,7 @@ Invariant: a wait is for a counter's full count, so it orders the waiter after e
 from __future__ import annotations
 
 import math
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -156,8 +157,13 @@ class CounterPlan:
         return self._new(f"{tensor}.done", tensor, "done", max(self.tensors[tensor].elements, 1), [count])
 
     def _visits(self, tensor: str, kernel: str, kind: type) -> int:
-        """How many (statement, unit) pairs of a kernel access a tensor."""
-        return sum(self.kernels[kernel].units for _ in self._accesses(tensor, kernel, kind))
+        """How many (statement, unit) pairs of a kernel access a tensor. A unit whose coordinate lies beyond the trips of a
+        loop that is dealt over that axis never runs the statement."""
+        total = 0
+        for site, _ in self._accesses(tensor, kernel, kind):
+            trips = {loop.over: loop.trips for loop in site.loops if loop.over is not None}
+            total += math.prod(min(n, trips.get(axis, n)) for axis, n in self.kernels[kernel].grid)
+        return total
 
     # accesses
 

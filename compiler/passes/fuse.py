@@ -12,13 +12,15 @@ group's body has the constants of one element inside and everything else as para
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import networkx as nx
 
 from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, scalar_constant
 from ppuc.compiler.lowering.kinds import check_group, kind_of
+from ppuc.compiler.lowering.memory import updated_operand
+from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir import views
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import View
@@ -46,7 +48,7 @@ class Fuse:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph grouped."""
-        return module.with_graph(Grouping(module.graph, target, self.epilogues).build())
+        return with_graph(module, Grouping(module.graph, target, self.epilogues).build())
 
 
 def is_view(op: Op) -> bool:
@@ -276,7 +278,7 @@ class Grouping:
         for key in nx.lexicographical_topological_sort(order, key=lambda k: (order.nodes[k]["at"], k)):
             ops.append(nodes[key][1])
         graph = Graph(self.graph.name, self.graph.params, self.graph.results, tuple(ops))
-        return _prune(_with_output_copies(graph, self.builder))
+        return _prune(_with_output_copies(_with_scatter_copies(graph, self.builder), self.builder))
 
     def _is_alias(self, op: Op) -> bool:
         _, view = self._view(op.results[0])
@@ -323,6 +325,30 @@ def _prune(graph: Graph) -> Graph:
     return graph.with_ops(reversed(kept))
 
 
+def _copy_group(value: Value, builder: Builder, loc: tuple[str, ...]) -> Op:
+    """A group that copies `value`."""
+    inner = Value(builder.fresh(f"{value.name}.in"), value.type)
+    out = Value(builder.fresh(f"{value.name}.out"), value.type)
+    copy = Op("reshape", ReshapeAttrs(value.type.dims), (inner,), (out,))
+    body = Graph("body", (inner,), (out,), (copy,))
+    result = Value(builder.fresh(f"{value.name}.copy"), value.type)
+    return Op("group", GroupAttrs("copy"), (value,), (result,), loc, body)
+
+
+def _with_scatter_copies(graph: Graph, builder: Builder) -> Graph:
+    """A scatter updates its data in place, so it gets data of its own."""
+    ops: list[Op] = []
+    for op in graph.ops:
+        position = updated_operand(op)
+        if position is not None:
+            copy = _copy_group(op.operands[position], builder, op.loc)
+            ops.append(copy)
+            operands = (*op.operands[:position], copy.result, *op.operands[position + 1 :])
+            op = replace(op, operands=operands)
+        ops.append(op)
+    return graph.with_ops(ops)
+
+
 def _with_output_copies(graph: Graph, builder: Builder) -> Graph:
     """Results that are parameters, constants or aliases of those get memory of their own by a copy."""
     fixed = {p.name for p in graph.params} | {r.name for op in graph.ops if op.name == "const" for r in op.results}
@@ -333,11 +359,7 @@ def _with_output_copies(graph: Graph, builder: Builder) -> Graph:
     made: dict[str, Value] = {}
     for value in graph.results:
         if value.name in fixed and value.name not in made:
-            inner = Value(builder.fresh(f"{value.name}.in"), value.type)
-            out = Value(builder.fresh(f"{value.name}.out"), value.type)
-            copy = Op("reshape", ReshapeAttrs(value.type.dims), (inner,), (out,))
-            body = Graph("body", (inner,), (out,), (copy,))
-            made[value.name] = Value(builder.fresh(f"{value.name}.copy"), value.type)
-            ops.append(Op("group", GroupAttrs("copy"), (value,), (made[value.name],), (), body))
+            ops.append(_copy_group(value, builder, ()))
+            made[value.name] = ops[-1].result
         results.append(made.get(value.name, value))
     return Graph(graph.name, graph.params, tuple(results), tuple(ops))

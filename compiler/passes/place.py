@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
+from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Attrs, Graph, Op, Value
 from ppuc.ir.module import Module
@@ -42,7 +43,7 @@ class Place:
         graph = _stage(module.graph, target, self.activation_share) if self.stage else module.graph
         spaces = _spaces(graph, target)
         _check_hbm(graph, spaces, target)
-        return module.with_graph(_with_spaces(graph, spaces))
+        return with_graph(module, _with_spaces(graph, spaces))
 
 
 def _stage(graph: Graph, target: Target, share: float) -> Graph:

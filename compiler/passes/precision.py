@@ -18,6 +18,7 @@ from ppuc.compiler.lowering.body import Resolver
 from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.graph_constants import folded
+from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind
@@ -48,7 +49,7 @@ class Precision:
         narrow = FORMATS.get(module.option("precision", "model"))
         if narrow is None:
             return module
-        return module.with_graph(Narrowing(module.graph, narrow, target).build())
+        return with_graph(module, Narrowing(module.graph, narrow, target).build())
 
 
 class Narrowing:

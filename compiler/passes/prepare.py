@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
@@ -31,7 +32,7 @@ class Prepare:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph prepared."""
-        return module.with_graph(without_dead_ops(rewrite(module.graph, _rule)))
+        return with_graph(module, without_dead_ops(rewrite(module.graph, _rule)))
 
 
 def _rule(b: Builder, op: Op) -> Sequence[Value] | None:
