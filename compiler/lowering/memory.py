@@ -52,8 +52,8 @@ class Range:
 
 
 def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Storage root -> (step that writes it first, last step that touches it). Parameters and results of the graph live
-    from the beginning and to the end; constants begin at -1."""
+    """Storage root -> (step that writes it first, last step that touches it). Parameters, constants
+    and results of the graph live to the end, the former two from before the first step: a program runs more than once."""
     steps = len(graph.ops)
     found: dict[str, tuple[int, int]] = {p.name: (-1, steps) for p in graph.params}
     for step, op in enumerate(graph.ops):
@@ -63,7 +63,8 @@ def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, 
         for r in op.results:
             root = roots[r.name]
             start = -1 if op.name == "const" else step
-            found[root] = (min(start, found[root][0]), max(step, found[root][1])) if root in found else (start, step)
+            end = steps if op.name == "const" else step
+            found[root] = (min(start, found[root][0]), max(end, found[root][1])) if root in found else (start, end)
     for v in graph.results:
         start, _ = found[roots[v.name]]
         found[roots[v.name]] = (start, steps)
