@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.attention import AttentionLowering, Shape, check_attention
+from ppuc.compiler.lowering.attention import AttentionLowering, check_attention
+from ppuc.compiler.lowering.attention_tiles import Shape
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.interpret import run_graph
@@ -100,7 +101,7 @@ def executed(
     """(result, the lowering), with the given tiles instead of the chosen ones."""
     lowering = lowering_of(body, target)
     if shape is not None:
-        lowering._choose = lambda: shape  # type: ignore[method-assign]
+        lowering.choose = lambda: shape  # type: ignore[method-assign]
     kernel, vectors = lowering.lower().finish()
     verify_kernel(kernel, vectors)
     for vector in vectors:
