@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,25 @@ def test_verify_fails_with_exit_code_1_when_values_are_wrong(model: Path, monkey
     assert result.exit_code == 1
     assert "DISAGREES with ONNX Runtime" in result.stdout
     assert "first offender: y" in result.stdout
+
+
+def test_a_hazard_fails_verify_and_run_although_values_agree(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+    from ppuc.targets.simulator.result import Hazard
+
+    honest = CompiledProgram.run
+
+    def racing(self: CompiledProgram, *arguments: Any, **options: Any) -> ProgramResult:
+        result = honest(self, *arguments, **options)
+        hazard = Hazard("read-after-write", "l2", "%h", "load.box", "store.box")
+        return ProgramResult(result.outputs, replace(result.profile, hazards=(hazard,)))
+
+    monkeypatch.setattr(CompiledProgram, "run", racing)
+    result = ppuc("verify", model, "--dim", "N=3", *TINY)
+    assert result.exit_code == 1
+    assert "agrees with ONNX Runtime, and its program has 1 HAZARDS" in result.stdout
+    assert "read-after-write hazard in l2 on %h" in result.stdout
+    assert ppuc("run", model, "--dim", "N=3", *TINY).exit_code == 1
 
 
 def test_json_has_no_nan_or_infinity(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,8 +77,10 @@ def _show(out: Console, record: dict[str, Any]) -> None:
         comparison_table(out, "\nlayers", record["layers"])
     for hazard in record["hazards"]:
         out.print(hazard)
-    verdict = "agrees with ONNX Runtime" if record["ok"] else "DISAGREES with ONNX Runtime"
     first = f"; first offender: {record['first_offender']}" if record["first_offender"] else ""
+    verdict = "DISAGREES with ONNX Runtime" if first else "agrees with ONNX Runtime"
+    if record["hazards"]:
+        verdict += f", and its program has {len(record['hazards'])} HAZARDS"
     out.print(
         f"\n{record['model']} {verdict} on {record['target']} at precision {record['precision']}{first} "
         f"({duration(record['seconds'])} simulated)"
