@@ -1,7 +1,7 @@
 """Cycles of tile statements on a target: the one set of formulas used by the simulator and by lowering's cost model.
 
-The functions are plain arithmetic on ints, floats or numpy arrays, so the search evaluates thousands of candidates at once
-and the simulator compiles the very same functions. All times are cycles of the target's maximum clock.
+The functions are plain arithmetic on ints, floats or numpy arrays, so the search evaluates thousands of candidates at
+once and the simulator compiles the very same functions. All times are cycles of the target's maximum clock.
 
 Invariant: nothing here knows a program, a graph or the state of a run; a cost never falls when work grows.
 """
@@ -28,8 +28,8 @@ SECTOR_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class MmaShape:
-    """What an mma of one element type costs: fragment (m, n, k), interval between fragments of one lane, bytes of an operand
-    element."""
+    """What an mma of one element type costs: fragment (m, n, k), interval between fragments of one lane, bytes of an
+    operand element."""
 
     m: int
     n: int
@@ -49,14 +49,15 @@ def mma_shape(dtype: DType, target: Target) -> MmaShape:
 
 def mma_steps(m: Number, n: Number, k: Number, fm: int, fn: int, fk: int, rows: int, cols: int) -> Number:
     """Steps of all lanes together: the grid of lanes covers `rows` x `cols` fragments of the result at a time."""
-    return -(-(-(-m // fm)) // rows) * (-(-(-(-n // fn)) // cols)) * (-(-k // fk))
+    mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
+    return -(-mf // rows) * -(-nf // cols) * kf
 
 
 def mma_operand_bytes(
     m: Number, n: Number, k: Number, fm: int, fn: int, fk: int, rows: int, cols: int, element_bytes: int
 ) -> Number:
-    """Bytes read from l1: lanes in a row share A fragments and lanes in a column share B fragments, so an A fragment is read
-    once per group of `cols` columns and a B fragment once per group of `rows` rows."""
+    """Bytes read from l1: lanes in a row share A fragments and lanes in a column share B fragments, so an A fragment
+    is read once per group of `cols` columns and a B fragment once per group of `rows` rows."""
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
     a = mf * (-(-nf // cols)) * kf * fm * fk
     b = nf * (-(-mf // rows)) * kf * fn * fk
@@ -78,8 +79,8 @@ def flow_cap(fetched: Number, moved: Number, rows: Number, row_clk: float, bytes
 
 
 def burst_weight(run_bytes: Number) -> Number:
-    """Bytes of device-memory time that one useful byte costs in contiguous runs of `run_bytes`: 1 from BURST_BYTES on, growing
-    inversely below, until a run is shorter than a sector."""
+    """Bytes of device-memory time that one useful byte costs in contiguous runs of `run_bytes`: 1 from BURST_BYTES
+    on, growing inversely below, until a run is shorter than a sector."""
     return np.minimum(np.maximum(BURST_BYTES / np.maximum(run_bytes, 1), 1.0), BURST_BYTES / SECTOR_BYTES)
 
 
@@ -96,8 +97,8 @@ def latency_clk(space: Space, target: Target) -> float:
 def transfer_cycles(
     fetched: Number, run_bytes: Number, space: Space, target: Target, *, store: bool = False, sharers: int = 1
 ) -> Number:
-    """Data-phase cycles of one box of `fetched` bytes in runs of `run_bytes` when `sharers` units move one like it at the
-    same time. Start and latency come on top but overlap with other transfers of the queue."""
+    """Data-phase cycles of one box of `fetched` bytes in runs of `run_bytes` when `sharers` units move one like it at
+    the same time. Start and latency come on top but overlap with other transfers of the queue."""
     mover = target.store if store else target.load
     cap = flow_cap(fetched, fetched, fetched / np.maximum(run_bytes, 1), mover.row_clk, mover.bytes_per_clk)
     cap = np.minimum(cap, target.l2.bytes_per_clk_per_cu)

@@ -3,11 +3,11 @@
 The cost is symbolic in the valid extents of the tile's axes: an extent of an intermediate is either a tile axis or a
 number (after a window, a reduction, a reshape), so one derivation serves every edge tile and every candidate tile size.
 
-Counts per element: an arithmetic, comparison, selection or rounding operation is one lane operation. A special function is
-one lookup in the unit plus the lane operations that reduce the range and correct the result: exp, log, sqrt, rsqrt,
-reciprocal and sin take 1 + 1; composites are sums of those (div = reciprocal and a multiply; tanh and sigmoid = exp, add,
-reciprocal; pow = log, multiply, exp; erf = exp, reciprocal and a polynomial of degree five). i64 takes twice the lane
-operations. Window, transpose, reshape move each element once.
+Counts per element: an arithmetic, comparison, selection or rounding operation is one lane operation. A special
+function is one lookup in the unit plus the lane operations that reduce the range and correct the result: exp, log,
+sqrt, rsqrt, reciprocal and sin take 1 + 1; composites are sums of those (div = reciprocal and a multiply; tanh and
+sigmoid = exp, add, reciprocal; pow = log, multiply, exp; erf = exp, reciprocal and a polynomial of degree five). i64
+takes twice the lane operations. Window, transpose, reshape move each element once.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class VecCost:
     traffic: tuple[Traffic, ...]
 
     def cycles(self, extents: Sequence[Number], target: Target) -> Number:
-        """Cycles on the vector engine (issue not included): the steps one after another, and at least as long as l1 and acc
-        need to deliver the operands."""
+        """Cycles on the vector engine (issue not included): the steps one after another, and at least as long as l1
+        and acc need to deliver the operands."""
         total: Number = 0.0
         for t in self.terms:
             total = total + step_clk(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+
 from ppuc.ir.errors import InputError, InternalError
 from ppuc.ir.program import Instr, KernelProgram, Program, Queue, Segment, StreamLoop, StreamNode
 from ppuc.ir.types import DType, Space
@@ -15,7 +16,6 @@ from ppuc.targets.description import load_target, override
 from ppuc.targets.simulator.result import Profile
 from ppuc.targets.simulator.run import RawResult, simulate
 from ppuc.targets.simulator.trace import write_trace
-
 from tests.simulator_programs import RELU, Gemm, chain_program, copy_program, gemm_program
 
 TINY = load_target("ppu-tiny")
@@ -277,12 +277,12 @@ def without_each(program: Program, kinds: tuple[str, ...]) -> Iterator[tuple[str
     ],
 )
 def test_every_missing_wait_is_reported(program: Program) -> None:
-    """Two are redundant in a gemm: loads complete in order, so the wait for B covers A's; and both tiles are popped by the same
-    mma, so the claim of A's slot covers B's. Without them the values stay right."""
+    """Two are redundant in a gemm: loads complete in order, so the wait for B covers A's; and both tiles are popped
+    by the same mma, so the claim of A's slot covers B's. Without them the values stay right."""
     right = run(program).outputs["y"]
     for what, broken in without_each(program, ("claim", "wait", "counter")):
         result = simulate(broken, (RELU,), TINY, {}, feeds(program))
-        if "wait %" in what and what.endswith(".at") or "claim %" in what and what.endswith(".bt"):
+        if ("wait %" in what and what.endswith(".at")) or ("claim %" in what and what.endswith(".bt")):
             assert result.profile.hazards == (), what
             assert np.array_equal(result.outputs["y"], right), what
         else:
@@ -325,7 +325,8 @@ def test_deadlock_names_the_instruction_and_its_ring() -> None:
     with pytest.raises(InternalError) as error:
         simulate(stuck, (RELU,), TINY, {}, feeds(program))
     assert str(error.value).splitlines()[1] == (
-        "  unit 0 load: copy/load: load.box %t <- %x at %m = 8 waits for a free slot of %t (2 claimed, 0 popped by store)"
+        "  unit 0 load: copy/load: load.box %t <- %x at %m = 8 waits for a free slot of %t "
+        "(2 claimed, 0 popped by store)"
     )
 
 

@@ -45,8 +45,8 @@ from ppuc.targets.simulator.tables import (
 
 @helper
 def _ordered(k: Checker, m: Machine, s: int, stamp: int, write: bool) -> bool:
-    """Whether an earlier access is ordered before one of the instruction that stream s starts. A queue's own accesses are in
-    order, except that a transfer may issue its reads before an earlier one has written."""
+    """Whether an earlier access is ordered before one of the instruction that stream s starts. A queue's own accesses
+    are in order, except that a transfer may issue its reads before an earlier one has written."""
     comp = stamp >> 52
     if comp == component(m, s, False) or (write and comp == component(m, s, True)):
         return True
@@ -117,7 +117,7 @@ def _touch(
 @helper
 def _axis_size(c: Code, b: int, a: int) -> int:
     """Size of a tile axis; of the axis of an index list, that of the dimension it may name any row of."""
-    return c.bx_dim[b, c.bx[b, 4], 0] if a == c.bx[b, 5] else c.bx_axis[b, a, 0]
+    return int(c.bx_dim[b, c.bx[b, 4], 0] if a == c.bx[b, 5] else c.bx_axis[b, a, 0])
 
 
 @helper
@@ -126,7 +126,7 @@ def _inner_axis(c: Code, b: int) -> int:
     for j in range(c.bx[b, 1]):
         a = c.bx_axis[b, j, 2]
         if c.bx_axis[b, a, 1] != 0 and _axis_size(c, b, a) > 1:
-            return a
+            return int(a)
     return -1
 
 
@@ -258,8 +258,8 @@ def _begin(c: Code, m: Machine, k: Checker, log: np.ndarray) -> None:
 
 @helper
 def _release(c: Code, m: Machine, k: Checker, s: int) -> None:
-    """An instruction is through with its slots: its pushes and pops carry what it knew, and that it got here. A store does so
-    before it has landed, and that its data is in memory is told by counters only."""
+    """An instruction is through with its slots: its pushes and pops carry what it knew, and that it got here. A store
+    does so before it has landed, and that its data is in memory is told by counters only."""
     k.released[s] += 1
     n = k.released[s]
     row = k.snap[s, n % IN_FLIGHT]
@@ -312,4 +312,4 @@ def entry_point(digest: str) -> Callable[..., int]:
             at += 1
         return at
 
-    return run  # type: ignore[no-any-return]
+    return run

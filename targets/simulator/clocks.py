@@ -1,12 +1,14 @@
 """Vector clocks of the hazard checker, and the accesses that they order.
 
-A queue's progress is one component for compute queues and two for transfers: what it has issued (reads happen then) and what it
-has completed (writes happen then). A component's value n stands for the queue's n-th instruction. What a queue knows is split
-in two: `local` about its own unit's components, and `far`, the number of an immutable vector about all components, which
-changes only when a counter is waited for. Signals (pushes, pops) carry both; counters carry a whole vector.
+A queue's progress is one component for compute queues and two for transfers: what it has issued (reads happen then)
+and what it has completed (writes happen then). A component's value n stands for the queue's n-th instruction. What a
+queue knows is split in two: `local` about its own unit's components, and `far`, the number of an immutable vector
+about all components, which changes only when a counter is waited for. Signals (pushes, pops) carry both; counters
+carry a whole vector.
 
-An edge counts only if a wait could not have been satisfied without the signal: a claim joins the pops of the slot it takes, a wait
-the push of its slot, a first claim every pop of the rings before it, a counter wait all bumps of the counters it needs.
+An edge counts only if a wait could not have been satisfied without the signal: a claim joins the pops of the slot it
+takes, a wait the push of its slot, a first claim every pop of the rings before it, a counter wait all bumps of the
+counters it needs.
 
 Invariant: a vector of `far` is never changed after its number is handed out.
 """
@@ -39,7 +41,7 @@ class Checker(NamedTuple):
     pool: np.ndarray  # [P, C] far vectors
     memo: np.ndarray  # [M, 3] recent joins
     snap: np.ndarray  # [S, IN_FLIGHT, PER_UNIT + 5] of instructions under way: local, far, instruction, last mask, box
-    count: np.ndarray  # [U, R, 2 + 2 * 4] claims, pushes, then waits and pops by queue
+    ring_n: np.ndarray  # [U, R, 2 + 2 * 4] claims, pushes, then waits and pops by queue
     push_l: np.ndarray  # [U, slots, PER_UNIT]
     push_f: np.ndarray  # [U, slots]
     pop_l: np.ndarray  # [U, slots, 4, PER_UNIT]
@@ -81,7 +83,7 @@ def knows(k: Checker, m: Machine, s: int, stamp: int) -> bool:
     unit = s // 4 if s < 4 * m.units else -1
     if unit >= 0 and comp // PER_UNIT == unit and k.local[s, comp % PER_UNIT] >= number:
         return True
-    return k.pool[k.far[s], comp] >= number
+    return bool(k.pool[k.far[s], comp] >= number)
 
 
 @helper
@@ -93,7 +95,7 @@ def join_far(k: Checker, a: int, b: int) -> int:
         return b
     slot = (a * 7919 + b) % len(k.memo)
     if k.memo[slot, 0] == a and k.memo[slot, 1] == b:
-        return k.memo[slot, 2]
+        return int(k.memo[slot, 2])
     more, less = False, False
     for c in range(k.pool.shape[1]):
         more = more or k.pool[a, c] > k.pool[b, c]
@@ -138,8 +140,8 @@ def _join_pops(c: Code, k: Checker, s: int, u: int, r: int, slot: int) -> None:
 def claim(c: Code, k: Checker, s: int, r: int) -> None:
     """Stream s claims the next slot of a ring."""
     u = s // 4
-    n, depth = k.count[u, r, 0], c.rg[r, 0]
-    k.count[u, r, 0] = n + 1
+    n, depth = k.ring_n[u, r, 0], c.rg[r, 0]
+    k.ring_n[u, r, 0] = n + 1
     if n >= depth:
         _join_pops(c, k, s, u, r, k.slot0[r] + n % depth)
     elif n == 0:
@@ -153,8 +155,8 @@ def claim(c: Code, k: Checker, s: int, r: int) -> None:
 def wait(c: Code, k: Checker, s: int, r: int) -> None:
     """Stream s waits for the next filled slot of a ring."""
     u, q = s // 4, s % 4
-    slot = k.slot0[r] + k.count[u, r, 2 + q] % c.rg[r, 0]
-    k.count[u, r, 2 + q] += 1
+    slot = k.slot0[r] + k.ring_n[u, r, 2 + q] % c.rg[r, 0]
+    k.ring_n[u, r, 2 + q] += 1
     for j in range(PER_UNIT):
         k.local[s, j] = max(k.local[s, j], k.push_l[u, slot, j])
     k.far[s] = join_far(k, k.far[s], k.push_f[u, slot])
@@ -165,8 +167,8 @@ def signal(c: Code, k: Checker, m: Machine, s: int, r: int, push: bool, entry: n
     """The instruction of `entry` (a row of snap) completes and pushes or pops a ring."""
     u, q = s // 4, s % 4
     at = 1 if push else 6 + q
-    slot = k.slot0[r] + k.count[u, r, at] % c.rg[r, 0]
-    k.count[u, r, at] += 1
+    slot = k.slot0[r] + k.ring_n[u, r, at] % c.rg[r, 0]
+    k.ring_n[u, r, at] += 1
     own = component(m, s, True) % PER_UNIT
     for j in range(PER_UNIT):
         value = max(entry[j], number) if j == own else entry[j]

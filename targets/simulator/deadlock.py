@@ -27,7 +27,7 @@ def _reason(flat: FlatSegment, state: t.State, s: int) -> str:
     cause, what = int(state.block[s, 0]), int(state.block[s, 1])
     if cause == t.B_COUNTER:
         group = flat.segment.counters[what]
-        counts = state.count[group.first : group.first + len(group.expect)].tolist()
+        counts = state.counter[group.first : group.first + len(group.expect)].tolist()
         missing = [b for b, (n, e) in enumerate(zip(counts, group.expect, strict=True)) if n < e]
         shown = ", ".join(f"block {b} ({counts[b]} of {group.expect[b]})" for b in missing[:4])
         return f"counter {group.name}: {shown or 'nothing'}"

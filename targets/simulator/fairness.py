@@ -1,12 +1,12 @@
 """Max-min fair shares of bandwidth, for the flows whose shares may have changed.
 
-A flow crosses one memory (a copy two), and a unit's flow also its CE port and its unit port. Water filling: all rates grow
-together; a flow stops at its own cap or when a resource on its way is full. A flow in short bursts weighs more on device
-memory (`cost.burst_weight`).
+A flow crosses one memory (a copy two), and a unit's flow also its CE port and its unit port. Water filling: all rates
+grow together; a flow stops at its own cap or when a resource on its way is full. A flow in short bursts weighs more
+on device memory (`cost.burst_weight`).
 
-Invariant: after `refill`, no resource carries more than its capacity and no flow could get more without taking from one that
-has no more. CE ports are independent of each other while no memory is oversubscribed even at full demand; then only flows of
-CEs that changed are refilled, which gives the same shares.
+Invariant: after `refill`, no resource carries more than its capacity and no flow could get more without taking from
+one that has no more. CE ports are independent of each other while no memory is oversubscribed even at full demand;
+then only flows of CEs that changed are refilled, which gives the same shares.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _oversubscribed(st: State, m: Machine) -> bool:
 def _resource(st: State, m: Machine, s: int, j: int) -> int:
     """The j-th resource on the way of stream s, or -1."""
     if j < 2:
-        return st.mem[s, j]
+        return int(st.mem[s, j])
     if s >= 4 * m.units:
         return -1
     return 3 + s // 4 // m.cu_per_ce if j == 2 else 3 + m.ces + s // 4

@@ -1,11 +1,11 @@
 """A program segment as flat arrays for the event loop.
 
-Names are resolved here once: loop variables become loop depths, rings, tensors and counter groups become indices, affines
-become a constant and one factor per depth. What an instruction costs is not evaluated but described (boxes, bounds, terms),
-because it differs at the edges of tensors.
+Names are resolved here once: loop variables become loop depths, rings, tensors and counter groups become indices,
+affines become a constant and one factor per depth. What an instruction costs is not evaluated but described (boxes,
+bounds, terms), because it differs at the edges of tensors.
 
-Invariant: the arrays say the same as the segment, in the same order; instruction numbers are text order over kernels, then
-queues, then the copies.
+Invariant: the arrays say the same as the segment, in the same order; instruction numbers are text order over kernels,
+then queues, then the copies.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ppuc.ir.vector import VectorProgram
 from ppuc.targets.cost import hbm_bytes_per_clk, latency_clk
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import tables as t
-from ppuc.targets.simulator.shapes import Ragged, Shapes
+from ppuc.targets.simulator.shapes import Ragged, Shapes, table
 
 _USE = {"claim": t.CLAIM, "push": t.PUSH, "wait": t.WAIT, "pop": t.POP}
 _MEMORY = {Space.HBM: t.MEM_HBM, Space.L2: t.MEM_L2, Space.HOST: t.MEM_HOST}
@@ -43,7 +43,8 @@ _KIND = {Load: t.LOAD, Store: t.STORE, Mma: t.MMA, Vec: t.VEC}
 
 @dataclass(frozen=True, slots=True)
 class InstrInfo:
-    """What an instruction number stands for. `loops` are its loop variables, outermost first; `operands` ring numbers."""
+    """What an instruction number stands for. `loops` are its loop variables, outermost first; `operands` ring
+    numbers."""
 
     kernel: int
     queue: int
@@ -309,7 +310,8 @@ class _Builder:
         )
 
     def _earlier_ring(self, ring: int, name: str) -> int:
-        """The ring that `after` means: `kernel/ring`, or the one of the latest kernel up to this one that has this name."""
+        """The ring that `after` means: `kernel/ring`, or the one of the latest kernel up to this one that has this
+        name."""
         owner, _, bare = name.rpartition("/")
         for k in range(self.ring_kernel[ring], -1, -1):
             found = self.ring_of[k].get(bare)
@@ -333,11 +335,6 @@ class _Builder:
                     times = times * (trips if d < level else np.minimum(trips, 1))
                 total[: units[k], r] += times
         return total
-
-
-def table(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
-    """Rows as an int64 array [n, width], also when there are none."""
-    return np.array(rows, np.int64).reshape(len(rows), width)
 
 
 def _depth(body: Sequence[StreamNode]) -> int:

@@ -1,11 +1,12 @@
 """Finds accesses to the same bytes, at least one a write, that no signal orders.
 
-Reads the log of the event loop. l1 and acc are checked by slot, rings that take over each other's bytes included; tensors by
-granules, the largest pieces that no box of the segment cuts; tensors that share bytes with another (memory that is reused)
-by all accesses of the other. Tensors that nothing writes or shares bytes with need no check. Boxes with an index list count
-as touching every row that the list could name.
+Reads the log of the event loop. l1 and acc are checked by slot, rings that take over each other's bytes included;
+tensors by granules, the largest pieces that no box of the segment cuts; tensors that share bytes with another (memory
+that is reused) by all accesses of the other. Tensors that nothing writes or shares bytes with need no check. Boxes
+with an index list count as touching every row that the list could name.
 
-Invariant: a program whose conflicting accesses are all ordered by rings and counters is never reported, however it was timed.
+Invariant: a program whose conflicting accesses are all ordered by rings and counters is never reported, however it
+was timed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from ppuc.targets.simulator import check, clocks, jit, tables
 from ppuc.targets.simulator.clocks import FOUND_ROWS, PER_UNIT, RAW, WAR, Checker
 from ppuc.targets.simulator.flatten import FlatSegment
 from ppuc.targets.simulator.result import Hazard
+from ppuc.targets.simulator.tables import ints
 
 _POOL_ROWS = 4096
 _SPARE = 512
 MAX_GRANULES = 1 << 24
-"""Granules of one segment; a segment that needs more has its largest tensors checked by whole accesses of other tensors only."""
+"""Granules of one segment; a segment that needs more has its largest tensors checked by whole accesses of other
+tensors only."""
 
 _run: Callable[..., int] = check.entry_point(
     jit.source_digest(__file__, check.__file__, clocks.__file__, tables.__file__)
@@ -96,7 +99,6 @@ class HazardChecker:
         gran = _granules(self._flat, self._tracked, t_of)
         overlaps = [_overlapping(t, self._tracked) for t in self._tracked]
         n_tensors, n_gran = len(self._tracked), int(gran[-1, 1]) if len(gran) else 0
-        ints = lambda *shape: np.zeros(shape, np.int64)  # noqa: E731 - local shorthand
         num = ints(4)
         num[0] = 1
         return Checker(
@@ -109,7 +111,7 @@ class HazardChecker:
             pool=np.zeros((_POOL_ROWS, comps), np.int32),
             memo=ints(1024, 3),
             snap=ints(streams, tables.IN_FLIGHT, PER_UNIT + 5),
-            count=ints(units, len(code.rg), 10),
+            ring_n=ints(units, len(code.rg), 10),
             push_l=ints(units, slots, PER_UNIT),
             push_f=ints(units, slots),
             pop_l=ints(units, slots, 4, PER_UNIT),
@@ -180,8 +182,8 @@ def _intervals(flat: FlatSegment) -> tuple[np.ndarray, int]:
 
 
 def _granules(flat: FlatSegment, tracked: Sequence[MemTensor], t_of: np.ndarray) -> np.ndarray:
-    """(elements of a granule, first granule, 1) of each tracked tensor; a last row holds the number of granules. Tensors that
-    would need too many have 0 elements and are not checked by granules."""
+    """(elements of a granule, first granule, 1) of each tracked tensor; a last row holds the number of granules.
+    Tensors that would need too many have 0 elements and are not checked by granules."""
     size = [0] * len(tracked)
     for i in range(len(flat.instrs)):
         for t in t_of[i]:

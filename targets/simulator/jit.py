@@ -1,23 +1,36 @@
 """How the simulator's loops are compiled.
 
-`helper` functions are compiled into the entry point that calls them. Reference counting of arrays is off (`_nrt`): the loops
-allocate nothing, their callers own every array, and counting made them fifty times slower. Only entry points are
-cached on disk; numba would not notice that a helper in another file changed, so the digest of all sources that end up in a
-loop is part of an entry point's closure and thereby of its cache key.
+`helper` functions are compiled into the entry point that calls them. Reference counting of arrays is off (`_nrt`):
+the loops allocate nothing, their callers own every array, and counting made them fifty times slower. Only entry
+points are cached on disk; numba would not notice that a helper in another file changed, so the digest of all sources
+that end up in a loop is part of an entry point's closure and thereby of its cache key.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from numba import njit
 
-helper = functools.partial(
-    njit, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False
-)
-entry = functools.partial(njit, error_model="numpy", cache=True, no_cfunc_wrapper=True, _nrt=False)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+_COMMON: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
+
+
+def helper(function: F) -> F:
+    """Compile into every caller."""
+    options: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": True}
+    return cast(F, njit(**options)(function))
+
+
+def entry(function: F) -> F:
+    """Compile and cache on disk."""
+    options: dict[str, Any] = _COMMON | {"cache": True}
+    return cast(F, njit(**options)(function))
 
 
 def source_digest(*files: str) -> str:

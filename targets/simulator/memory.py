@@ -1,7 +1,8 @@
 """The memories of a simulated chip, as bytes.
 
-Tensors in l2 and hbm live at their addresses in one arena a memory, so that tensors which share bytes really share them.
-Constants in hbm or on the host are separate read-only arrays: nothing writes them, and a file is mapped, not copied.
+Tensors in l2 and hbm live at their addresses in one arena a memory, so that tensors which share bytes really share
+them. Constants in hbm or on the host are separate read-only arrays: nothing writes them, and a file is mapped, not
+copied.
 
 Invariant: bytes that nothing has written are 0xFF (a NaN in every float format), so reading them shows in the results.
 """

@@ -37,8 +37,8 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class RawResult:
-    """`outputs` by tensor name, flat (empty for timing only). `events` has a row per instruction instance (`trace.EVENT`) and
-    `event_names` the texts that its `instr` column indexes."""
+    """`outputs` by tensor name, flat (empty for timing only). `events` has a row per instruction instance
+    (`trace.EVENT`) and `event_names` the texts that its `instr` column indexes."""
 
     outputs: Mapping[str, np.ndarray]
     profile: Profile
@@ -60,9 +60,9 @@ def simulate(
 ) -> RawResult:
     """Run `program` on `target`.
 
-    `inputs` are arrays by tensor name (None: timing only, which needs no constants either); `constants` are resources by
-    tensor name. Hazards are checked when values are computed, or with `trace`; they are reported in the profile, not raised.
-    Raises InputError for inputs that do not fit and InternalError when the program deadlocks.
+    `inputs` are arrays by tensor name (None: timing only, which needs no constants either); `constants` are resources
+    by tensor name. Hazards are checked when values are computed, or with `trace`; they are reported in the profile,
+    not raised. Raises InputError for inputs that do not fit and InternalError when the program deadlocks.
     """
     chip = None if inputs is None else ChipMemory(program, constants, inputs)
     by_name = {v.name: v for v in vectors}

@@ -151,7 +151,6 @@ class Shapes:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields of tables.Code that describe shapes."""
-        rows = lambda x, width: np.array(x, np.int64).reshape(len(x), width)  # noqa: E731 - local shorthand
         parts = list(zip(*self._boxes, strict=True)) if self._boxes else [()] * 5
         shapes = ((6,), (MAX_DIMS, 5), (MAX_DIMS, self.depth), (MAX_DIMS, 4), (MAX_AXES, 5))
         names = ("bx", "bx_dim", "bx_coef", "bx_pair", "bx_axis")
@@ -159,13 +158,13 @@ class Shapes:
             n: np.array(p, np.int64).reshape(len(self._boxes), *s) for n, p, s in zip(names, parts, shapes, strict=True)
         }
         return boxes | {
-            "cp": rows(self._copies, 3),
-            "bd": rows(self._bounds, 3),
-            "bd_coef": rows(self._bound_coefs, self.depth),
-            "mma": rows(self._mma, 10),
-            "vec": rows(self._vec, 6),
-            "term": rows(self._terms, 5),
-            "traffic": rows(self._traffic, 4),
+            "cp": table(self._copies, 3),
+            "bd": table(self._bounds, 3),
+            "bd_coef": table(self._bound_coefs, self.depth),
+            "mma": table(self._mma, 10),
+            "vec": table(self._vec, 6),
+            "term": table(self._terms, 5),
+            "traffic": table(self._traffic, 4),
         }
 
     def _coefs(self, expression: Affine, slots: Mapping[str, int]) -> list[int]:
@@ -181,6 +180,11 @@ class Shapes:
             self._bounds.append((bound.offset.const, bound.limit, size) if bound else (0, NO_BOUND, size))
             self._bound_coefs.append(self._coefs(bound.offset, slots) if bound else [0] * self.depth)
         return first
+
+
+def table(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Rows as an int64 array [n, width], also when there are none."""
+    return np.array(rows, np.int64).reshape(len(rows), width)
 
 
 def _shape(ref: TileRef, ring: Ring) -> tuple[int, ...]:

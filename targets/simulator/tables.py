@@ -1,11 +1,12 @@
-"""The arrays that the event loop runs on: what a segment is (Code), what the machine is (Machine), where a run stands (State).
+"""The arrays that the event loop runs on: what a segment is (Code), what the machine is (Machine), where a run stands
+(State).
 
 Everything is a NamedTuple of numpy arrays, because numba passes those by reference without boxing. Sizes: S streams
-(4 per unit, in the order of UNIT_QUEUES, then the stage queues), U units, K kernels, I instructions, R rings, D loop depths,
-B boxes, G counter groups. `*_ptr` arrays are row starts of ragged tables.
+(4 per unit, in the order of UNIT_QUEUES, then the stage queues), U units, K kernels, I instructions, R rings, D loop
+depths, B boxes, G counter groups. `*_ptr` arrays are row starts of ragged tables.
 
-Invariant: Code and Machine are never written during a run; State holds all of a run, so the loop may return at any event (to
-hand over a full log) and continue later.
+Invariant: Code and Machine are never written during a run; State holds all of a run, so the loop may return at any
+event (to hand over a full log) and continue later.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ IN_FLIGHT = 32
 """Most instructions of one stream that are under way."""
 
 LOG_END, LOG_STREAM, LOG_INSTR, LOG_FIRST, LOG_LAST, LOG_FROM, LOG_TO, LOG_ENV = range(8)
-"""Columns of a log row: 0 for a start, 1 for a completion, 2 when a store has read its slot but not landed (1 and 2: only the
-stream follows); stream, instruction, masks of the loops in their first and last iteration, first and last element of a
-transfer's box, then loop values, then the slot of each operand."""
+"""Columns of a log row: 0 for a start, 1 for a completion, 2 when a store has read its slot but not landed (1 and 2:
+only the stream follows); stream, instruction, masks of the loops in their first and last iteration, first and last
+element of a transfer's box, then loop values, then the slot of each operand."""
 
 NO_BOUND = np.iinfo(np.int64).max
 """Limit of an axis that is always wholly valid."""
@@ -122,9 +123,8 @@ class State(NamedTuple):
     """A run in progress."""
 
     now: np.ndarray  # [2] time, next flow's finish
-    num: (
-        np.ndarray
-    )  # [8] heap size, active flows, stack size, log size, streams done, dirty, was oversubscribed, log on
+    # heap size, active flows, stack size, log size, streams done, shares outdated, was oversubscribed, log on
+    num: np.ndarray  # [8]
     pc: np.ndarray  # [S]
     env: np.ndarray  # [S, D] loop variables
     it: np.ndarray  # [S, D] iteration numbers
@@ -155,7 +155,7 @@ class State(NamedTuple):
     waited: np.ndarray  # [U, R, 4]
     released: np.ndarray  # [U, R, 4] pops issued
     popped: np.ndarray  # [U, R, 4] pops completed
-    count: np.ndarray  # [counters]
+    counter: np.ndarray  # [counters]
     g_head: np.ndarray  # [G] first stream that waits for the group
     g_next: np.ndarray  # [S]
     stack: np.ndarray  # [2S] streams to try
@@ -181,14 +181,22 @@ class State(NamedTuple):
     log_i: np.ndarray  # [N, LOG_ENV + D + operands]
 
 
+def ints(*shape: int) -> np.ndarray:
+    """Zeros, int64."""
+    return np.zeros(shape, np.int64)
+
+
+def floats(*shape: int) -> np.ndarray:
+    """Zeros, float64."""
+    return np.zeros(shape, np.float64)
+
+
 def new_state(code: Code, machine: Machine, log_rows: int) -> State:
     """A run at time 0 with every stream ready. `log_rows` 0 keeps no log."""
     s, d = len(code.stream_pc), code.bx_coef.shape[2]
     u, r, k, i = machine.units, len(code.rg), len(code.k_units), len(code.ins)
     g, c = len(code.gp), len(code.expect)
     width = LOG_ENV + d + max(1, int(np.diff(code.op_ptr).max(initial=0)))
-    ints = lambda *shape: np.zeros(shape, np.int64)  # noqa: E731 - local shorthand
-    floats = lambda *shape: np.zeros(shape, np.float64)  # noqa: E731 - local shorthand
     span = floats(i, 2)
     span[:, 0] = np.inf
     num = ints(8)
@@ -231,7 +239,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         waited=ints(u, r, 4),
         released=ints(u, r, 4),
         popped=ints(u, r, 4),
-        count=ints(c),
+        counter=ints(c),
         g_head=np.full(g, -1, np.int64),
         g_next=np.full(s, -1, np.int64),
         stack=stack,

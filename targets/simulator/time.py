@@ -1,16 +1,16 @@
 """The event loop: when every instruction of a segment starts and ends.
 
-A stream (an instruction queue of a unit, or a stage queue) tries its head; the head is blocked until its rings have room or
-data, its counters are complete and its queue has room. Compute queues decode one instruction ahead: issue costs
-overlap with the execution of the instruction before. Transfers issue one after another, their starts and latencies overlap,
-their data phases pass through the engine in order and share bandwidth (fairness.py). What an instruction does to rings and
-counters happens when it completes.
+A stream (an instruction queue of a unit, or a stage queue) tries its head; the head is blocked until its rings have
+room or data, its counters are complete and its queue has room. Compute queues decode one instruction ahead: issue
+costs overlap with the execution of the instruction before. Transfers issue one after another, their starts and
+latencies overlap, their data phases pass through the engine in order and share bandwidth (fairness.py). What an
+instruction does to rings and counters happens when it completes.
 
-Events of one time are handled together: completions, then starts, then heads that may go on, and then bandwidth is shared
-anew. Same-time order is by event kind and stream number, so a run is deterministic.
+Events of one time are handled together: completions, then starts, then heads that may go on, and then bandwidth is
+shared anew. Same-time order is by event kind and stream number, so a run is deterministic.
 
-Invariant: every wake-up comes from the push, pop, bump or retirement that can satisfy the blocked head; `run` may return with
-FULL after any event and be called again. A log row is written before the state that it describes changes.
+Invariant: every wake-up comes from the push, pop, bump or retirement that can satisfy the blocked head; `run` may
+return with FULL after any event and be called again. A log row is written before the state that it describes changes.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _next_event(st: State) -> int:
         st.heap_t[at], st.heap_c[at] = st.heap_t[down], st.heap_c[down]
         at = down
     st.heap_t[at], st.heap_c[at] = time, code
-    return result
+    return int(result)
 
 
 @helper
@@ -131,8 +131,8 @@ def _wake_unit(c: Code, st: State, unit: int, ring: int) -> None:
 
 @helper
 def _account(c: Code, st: State, s: int) -> None:
-    """Charge the time since `mark` of a queue that executes nothing to its blocked head or its oldest transfer. Must run before
-    anything about the stream changes."""
+    """Charge the time since `mark` of a queue that executes nothing to its blocked head or its oldest transfer. Must
+    run before anything about the stream changes."""
     now = st.now[0]
     begin, st.mark[s] = st.mark[s], now
     i, cause = _charged(c, st, s)
@@ -178,7 +178,7 @@ def _enter_loop(c: Code, st: State, s: int, loop: int) -> bool:
     st.trips[s, d] = max(0, -((start - stop) // step))
     st.it[s, d] = 0
     st.env[s, d] = start
-    return st.trips[s, d] > 0
+    return bool(st.trips[s, d] > 0)
 
 
 @helper
@@ -243,7 +243,7 @@ def _retired(c: Code, st: State, u: int, r: int) -> bool:
     total = c.rg_total[u, r]
     if st.pushed[u, r] < total:
         return False
-    for q in range(4):
+    for q in range(4):  # noqa: SIM110 - compiled
         if c.rg[r, 1] >> q & 1 and st.popped[u, r, q] < total:
             return False
     return True
@@ -274,7 +274,7 @@ def _counter_missing(c: Code, st: State, group: int, touched: bool, first: int, 
             return -1
         lo, hi = first // c.gp[group, 1], min(hi, last // c.gp[group, 1])
     for j in range(c.gp[group, 0] + lo, c.gp[group, 0] + hi + 1):
-        if st.count[j] < c.expect[j]:
+        if st.counter[j] < c.expect[j]:
             return j
     return -1
 
@@ -359,7 +359,8 @@ def _begin_rings(c: Code, st: State, s: int, i: int, first: int, last: int) -> i
 
 @helper
 def _begin(c: Code, st: State, s: int, i: int, first: int, last: int) -> None:
-    """An instruction reads its operands now: log it with the slots it names, then move on from those it pops or pushes."""
+    """An instruction reads its operands now: log it with the slots it names, then move on from those it pops or
+    pushes."""
     u, q, depth = s // 4, c.ins[i, 1], c.ins[i, 3]
     st.n[i, 0] += 1
     if st.num[7]:
@@ -506,7 +507,7 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
 @helper
 def _bumps(c: Code, i: int, last: int) -> bool:
     """Whether this instance bumps any counter."""
-    for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):
+    for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):  # noqa: SIM110 - compiled
         if c.bp[j, 1] or last == c.ins[i, 7]:
             return True
     return False
@@ -541,8 +542,8 @@ def _land(c: Code, st: State, s: int) -> None:
             continue
         complete = False
         for k in range(base + lo, base + hi + 1):
-            st.count[k] += 1
-            complete = complete or st.count[k] == c.expect[k]
+            st.counter[k] += 1
+            complete = complete or st.counter[k] == c.expect[k]
         if complete:
             waiter, st.g_head[group] = st.g_head[group], -1
             while waiter >= 0:
@@ -634,7 +635,7 @@ def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
                     return DONE if st.num[4] == len(st.pc) else DEADLOCK
                 st.now[0] = time
 
-    return run  # type: ignore[no-any-return]
+    return run
 
 
 run = _entry_point(

@@ -25,8 +25,8 @@ EVENT = np.dtype(
         ("segment", "i4"),
     ]
 )
-"""start, end in cycles; unit (-1 on stage queues); queue: index into UNIT_QUEUES, or the stage queue's number; instr: index into
-the run's event names; kernel: index into the profile's kernels, -1 for copies."""
+"""start, end in cycles; unit (-1 on stage queues); queue: index into UNIT_QUEUES, or the stage queue's number; instr:
+index into the run's event names; kernel: index into the profile's kernels, -1 for copies."""
 
 
 class EventTable:

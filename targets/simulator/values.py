@@ -1,10 +1,11 @@
-"""What the logged instructions compute: operands are read when an instruction starts, results written when it completes.
+"""What the logged instructions compute: operands are read when an instruction starts, results written when it
+completes.
 
-The event loop decides the order, ppuc.ir.tile the arithmetic. A missing wait therefore reads bytes that are not there yet and
-gives a wrong value.
+The event loop decides the order, ppuc.ir.tile the arithmetic. A missing wait therefore reads bytes that are not there
+yet and gives a wrong value.
 
-Invariant: results depend on the order of log rows only, never on their times; completions of a stream come in the order of its
-starts.
+Invariant: results depend on the order of log rows only, never on their times; completions of a stream come in the
+order of its starts.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class SegmentValues:
             return self._store(StorePlan(stmt, params[stmt.dst], buffers[0], slots), params[stmt.dst], rings, buffers)
         if isinstance(stmt, Mma):
             restart = sum(1 << slots[v] for v in stmt.start)
-            return self._mma(MmaPlan(stmt, *buffers, slots), rings, restart)
+            return self._mma(MmaPlan(stmt, buffers[0], buffers[1], buffers[2], slots), rings, restart)
         n = len(stmt.ins)
         return self._vec(VecPlan(stmt, self._vectors[stmt.program], buffers[:n], buffers[n:], slots), stmt, rings)
 

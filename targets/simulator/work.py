@@ -1,6 +1,7 @@
 """How much one instance of an instruction does: boxes clipped at the edges of tensors, valid extents, cycles.
 
-The formulas are those of ppuc.targets.cost and ppuc.targets.vector_cost, compiled. Results go to scratch fields of State.
+The formulas are those of ppuc.targets.cost and ppuc.targets.vector_cost, compiled. Results go to scratch fields of
+State.
 
 Invariant: nothing here changes the course of a run, apart from statistics counters.
 """
@@ -60,7 +61,8 @@ def _inside(at: int, factor: int, n: int, size: int) -> int:
 
 @helper
 def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
-    """Elements moved and fetched, elements of a contiguous run, first and last element touched (0, -1: none) into st.box."""
+    """Elements moved and fetched, elements of a contiguous run, first and last element touched (0, -1: none) into
+    st.box."""
     dims, axes, gather_dim = c.bx[b, 0], c.bx[b, 1], c.bx[b, 4]
     for a in range(axes):
         st.cnt[a] = c.bx_axis[b, a, 0]
@@ -131,7 +133,7 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> 
         st.n[i, 4] += rows * cols * 4
     st.n[i, 5] += rows * cols * 4
     st.n[i, 6] += rows * cols * k
-    return max(float(steps * ii), read / m.l1_rate)
+    return float(max(float(steps * ii), read / m.l1_rate))
 
 
 @helper
