@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.copies import Geometry, plan
-from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
+from ppuc.compiler.lowering.moves import check_move, lower_concat, lower_copy, lower_gather, lower_scatter
 from ppuc.compiler.lowering.nest import KernelBuilder
 from ppuc.compiler.lowering.space import Access
 from ppuc.ir.graph import Attrs, Graph, Value
@@ -24,7 +24,7 @@ from ppuc.ir.ops.view import ExpandAttrs, ReshapeAttrs, SliceAttrs, TransposeAtt
 from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import DType, TensorType
 from ppuc.ir.verify import verify_kernel, verify_vector
-from ppuc.targets.description import load_target
+from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Target
 
 TARGETS = ("ppu-tiny", "zhenwu-m890")
@@ -34,7 +34,8 @@ Build = Callable[[Builder, Sequence[Value]], Value]
 
 @functools.cache
 def target_of(name: str) -> Target:
-    return load_target(name)
+    """A machine by name; "cramped" has an l1 that few tiles fit."""
+    return override(load_target("ppu-tiny"), "l1.bytes=512") if name == "cramped" else load_target(name)
 
 
 def data(dtype: DType, *shape: int, seed: int = 0) -> np.ndarray:
@@ -87,6 +88,7 @@ Lower = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], Kerne
 def check(lower: Lower, arrays: Sequence[np.ndarray], build: Build, target: str) -> Kernel:
     """Lower, run and compare to the bit; returns the kernel."""
     body, machine = graph_of(arrays, build), target_of(target)
+    check_move(body)
     builder = lower("k", body, names_of(body), ("node",), machine)
     result, expected = executed(builder, body, arrays, machine), expected_of(body, arrays)
     np.testing.assert_array_equal(result.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8))
@@ -161,7 +163,7 @@ def test_a_copy_in_between_is_refused() -> None:
 
     body = body_of([TensorType(DType.F32, (5, 6))], build)
     with pytest.raises(NotFusable, match=r"is not a view of a parameter|need a copy in between"):
-        lower_copy("k", body, names_of(body), (), target_of("ppu-tiny"))
+        check_move(body)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (3, 200, 130)])
@@ -183,6 +185,16 @@ def test_turning_is_used_when_rows_cost_more_than_the_vector_engine() -> None:
 def test_turned_tiles_reach_over_both_edges() -> None:
     kernel = check(lower_copy, [data(DType.F32, 131, 67)], op("transpose", TransposeAttrs((1, 0))), "zhenwu-m890")
     assert any(isinstance(stmt, Vec) for _, stmt in kernel.statements())
+
+
+@pytest.mark.parametrize("shape", [(70, 50), (3, 300), (3, 40, 40)])
+def test_tiles_keep_within_a_small_l1(shape: tuple[int, ...]) -> None:
+    """`executed` adds up the buffers."""
+    perm = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+    x, rows = data(DType.F32, *shape), np.arange(shape[0])
+    check(lower_copy, [x], op("transpose", TransposeAttrs(perm)), "cramped")
+    check(lower_concat, [x, x], op("concat", ConcatAttrs(0)), "cramped")
+    check(lower_gather, [x, rows], op("gather", GatherAttrs(0)), "cramped")
 
 
 # -- concat ----------------------------------------------------------------------------------------------------------
@@ -230,7 +242,7 @@ def test_concat_takes_no_other_op() -> None:
         lambda b, v: b("neg", b("concat", *v, attrs=ConcatAttrs(0))),
     )
     with pytest.raises(NotFusable, match="a group around one 'concat' has no place for concat, neg"):
-        lower_concat("k", body, names_of(body), (), target_of("ppu-tiny"))
+        check_move(body)
 
 
 # -- gather ----------------------------------------------------------------------------------------------------------
@@ -271,7 +283,7 @@ def test_gather_of_scattered_index_dimensions_is_refused() -> None:
 
     body = body_of([TensorType(DType.F32, (5, 6)), TensorType(DType.I64, (3, 4))], build)
     with pytest.raises(NotFusable, match="are not one strided list"):
-        lower_gather("k", body, names_of(body), (), target_of("ppu-tiny"))
+        check_move(body)
 
 
 # -- scatter ---------------------------------------------------------------------------------------------------------
@@ -321,6 +333,12 @@ def test_narrow_sums_round_after_every_update() -> None:
     assert (error[1:] == 0).all()
 
 
+def test_scattered_tiles_keep_within_a_small_l1() -> None:
+    indices = np.arange(70)[:, None]
+    result, expected, _ = scattered(data(DType.F32, 90, 50), indices, data(DType.F32, 70, 50), "none", "cramped")
+    np.testing.assert_array_equal(result, expected)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_known_distinct_rows_are_spread_over_units(target: str) -> None:
     indices = np.random.default_rng(8).permutation(400)[:300, None] - 100
@@ -344,7 +362,7 @@ def test_scatter_into_a_view_of_the_operand_is_refused() -> None:
     types = [TensorType(DType.F32, (4, 6)), TensorType(DType.I64, (2, 1)), TensorType(DType.F32, (2, 4))]
     body = body_of(types, build)
     with pytest.raises(NotFusable, match="the result does not lie where operand 0 does"):
-        lower_scatter("k", body, names_of(body), (), target_of("ppu-tiny"))
+        check_move(body)
 
 
 # -- random ----------------------------------------------------------------------------------------------------------
