@@ -310,12 +310,11 @@ class _Builder:
         )
 
     def _earlier_ring(self, ring: int, name: str) -> int:
-        """The ring that `after` means: `kernel/ring`, or the one of the latest kernel up to this one that has this
-        name."""
-        owner, _, bare = name.rpartition("/")
+        """The ring that `after` means: `kernel/ring`, or a bare name for the latest one of this name up to this kernel."""
+        kernel, _, bare = name.rpartition("/")
         for k in range(self.ring_kernel[ring], -1, -1):
             found = self.ring_of[k].get(bare)
-            if found is not None and found != ring and owner in ("", self.segment.kernels[k].name):
+            if found is not None and found != ring and kernel in ("", self.segment.kernels[k].name):
                 return found
         raise InternalError(f"ring %{self.rings[ring].name} comes after %{name}, which no kernel before it has")
 
