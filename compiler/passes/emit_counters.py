@@ -88,6 +88,7 @@ class CounterPlan:
         self._first = 0
         self._full: dict[tuple[str, str], CounterGroup] = {}
         self._done: dict[str, CounterGroup] = {}
+        self._covered: dict[str, bool] = {}
         for tensor in self.writers:
             for writer in self.writers[tensor]:
                 self._full[tensor, writer] = self._full_group(tensor, writer)
@@ -130,7 +131,7 @@ class CounterPlan:
         block = self._block(memory, writer)
         counts = np.zeros(-(-max(memory.elements, 1) // block) + 1, np.int64)
         for site, param in self._accesses(tensor, writer, Store):
-            first, last = self._spans(site, param)
+            first, last = self._spans(writer, site, param)
             keep = last >= first
             np.add.at(counts, first[keep] // block, 1)
             np.add.at(counts, last[keep] // block + 1, -1)
@@ -177,11 +178,11 @@ class CounterPlan:
                     found.append((site, params[name]))
         return found
 
-    def _spans(self, site: Site, param: Param) -> tuple[np.ndarray, np.ndarray]:
+    def _spans(self, kernel: str, site: Site, param: Param) -> tuple[np.ndarray, np.ndarray]:
         """First and last element of every instance of a load or store, as flat arrays."""
         stmt = site.stmt
         assert isinstance(stmt, Load | Store)
-        buffers = {b.name: b for b in self._kernel_of(site).buffers}
+        buffers = {b.name: b for b in self.kernels[kernel].buffers}
         tile = buffers[stmt.dst if isinstance(stmt, Load) else stmt.src].shape
         gather: Gather | None = stmt.gather if isinstance(stmt, Load) else stmt.scatter
         grids = _iterations(site.loops)
@@ -197,9 +198,6 @@ class CounterPlan:
         )
         shape = tuple(loop.trips for loop in site.loops)
         return np.broadcast_to(first, shape).reshape(-1), np.broadcast_to(last, shape).reshape(-1)
-
-    def _kernel_of(self, site: Site) -> Kernel:
-        return next(self.kernels[name] for name, sites in self.sites.items() if any(s is site for s in sites))
 
     # what instructions do
 
@@ -252,8 +250,29 @@ class CounterPlan:
         for old in self._takeovers.get(tensor, ()):
             if self._done[old].expect != (0,):
                 waits.append(Wait(self._done[old].name, touched=False))
-            waits += [Wait(self._full[old, w].name, touched=False) for w in self.writers[old] if not self.readers.get(old)]
+            if not self._read_whole(old):
+                waits += [Wait(self._full[old, w].name, touched=False) for w in self.writers[old]]
         return tuple(waits)
+
+    def _read_whole(self, tensor: str) -> bool:
+        """Whether every block of `tensor` is waited for by some reader, so that "done" implies that all stores landed."""
+        if tensor not in self._covered:
+            group = self._full[tensor, self.writers[tensor][-1]]
+            seen = np.zeros(len(group.expect) + 1, np.int64)
+            for reader in self.readers.get(tensor, ()):
+                if reader in self.stages:
+                    seen[0] += 1
+                    continue
+                for site, param in self._accesses(tensor, reader, Load):
+                    if site.stmt.gather is not None or group.kind == "done":  # type: ignore[union-attr]
+                        seen[0] += 1
+                        continue
+                    first, last = self._spans(reader, site, param)
+                    keep = last >= first
+                    np.add.at(seen, first[keep] // group.block, 1)
+                    np.add.at(seen, last[keep] // group.block + 1, -1)
+            self._covered[tensor] = bool((np.cumsum(seen)[:-1] > 0).all())
+        return self._covered[tensor]
 
 
 def _iterations(loops: Sequence[Loop]) -> dict[str, np.ndarray]:

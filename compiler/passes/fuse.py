@@ -20,6 +20,7 @@ import networkx as nx
 from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, scalar_constant
 from ppuc.compiler.lowering.kinds import check_group, kind_of
 from ppuc.compiler.lowering.memory import updated_operand
+from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir import views
 from ppuc.ir.graph import Graph, Op, Value
@@ -70,6 +71,7 @@ class Grouping:
         self.group_of: dict[int, int] = {}
         self.groups: list[list[int]] = []
         self.builder = Builder(all_names(graph))
+        self.lowered = Lowered(target)
 
     # -- growing -------------------------------------------------------------------------------------------------
 
@@ -92,13 +94,19 @@ class Grouping:
         self.group_of[seed] = number
         if kind_of(self.graph.ops[seed]) not in ("gather", "scatter", "concat") and self.epilogues:
             self._extend(members, number)
+        while len(members) > 1 and not self._fits(members):
+            dropped = members.pop()  # the last op reads nothing that a later member computes
+            del self.group_of[dropped]
+
+    def _fits(self, members: Sequence[int]) -> bool:
+        """Whether a kernel of the group can be built within the machine's memories."""
+        body, _ = self._body(members)
+        tensors = {v.name: v.name for v in (*body.params, *body.results)}
         try:
-            self._check(members)
+            self.lowered.kernel(check_group(body, self.target), "kernel", body, tensors, ())
         except NotFusable:
-            if len(members) > 1:
-                for i in members[1:]:
-                    del self.group_of[i]
-                del members[1:]
+            return False
+        return True
 
     def _extend(self, members: list[int], number: int) -> None:
         """Try every later op that reads the group, in order; one that fails taints what depends on it."""

@@ -106,7 +106,7 @@ def _worth(value: Value, readers: list[Op], budget: int) -> bool:
         if kind in ("matmul", "conv", "window", "attention"):
             result = op.results[0].type
             rows = max(rows, result.elements // max(result.dims[-1] if result.rank else 1, 1))
-    return rows > 64 or (len(readers) > 1 and size >= 4096)
+    return rows > 16 or (len(readers) > 1 and size >= 4096)
 
 
 def _spaces(graph: Graph, target: Target) -> dict[str, Space]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.kinds import lower_group
+from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Op
 from ppuc.ir.kernel import Kernel, Param
@@ -34,13 +34,14 @@ class Tile:
         kernels: list[Kernel] = []
         vectors: list[VectorProgram] = []
         taken: set[str] = set()
+        lowered = Lowered(target)
         ops: list[Op] = []
         for op in module.graph.ops:
             if op.name != "group":
                 ops.append(op)
                 continue
             name = _fresh(op, taken)
-            kernel, programs = _lower(op, name, target)
+            kernel, programs = _lower(op, name, lowered)
             kernels.append(_in_spaces(kernel, op))
             vectors += programs
             ops.append(replace(op, attrs=replace(op.attrs, kernel=name)))  # type: ignore[type-var]
@@ -58,20 +59,20 @@ def _fresh(op: Op, taken: set[str]) -> str:
     return name
 
 
-def _lower(op: Op, name: str, target: Target) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+def _lower(op: Op, name: str, lowered: Lowered) -> tuple[Kernel, tuple[VectorProgram, ...]]:
     body = op.body
     assert body is not None
     tensors = {inner.name: outer.name for inner, outer in zip(body.params, op.operands, strict=True)}
     tensors |= {inner.name: outer.name for inner, outer in zip(body.results, op.results, strict=True)}
     try:
-        return lower_group(op.attrs.kind, name, body, tensors, op.loc, target).finish()  # type: ignore[attr-defined]
+        return lowered.kernel(op.attrs.kind, name, body, tensors, op.loc)  # type: ignore[attr-defined]
     except NotFusable as error:
         raise CapacityError(
             Diagnostic(
                 f"node {', '.join(op.loc[:3]) or op.results[0].name}",
-                f"no tiling fits {target.name}",
+                f"no tiling fits {lowered.target.name}",
                 str(error),
-                f"tiles within l1 of {target.l1.bytes:,} and acc of {target.acc.bytes:,} bytes",
+                f"tiles within l1 of {lowered.target.l1.bytes:,} and acc of {lowered.target.acc.bytes:,} bytes",
                 "choose a target with larger memories, or report the model: every op should be divisible",
             )
         ) from error

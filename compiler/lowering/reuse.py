@@ -1,0 +1,107 @@
+"""Lowering each distinct group once: networks repeat their layers.
+
+A body is brought into a canonical form (values numbered, constants by content); its kernel is built under placeholder names
+and renamed for every group that has the same form. Invariant: the renamed kernel is the one that lowering the group itself
+would have built, names aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.kinds import lower_group
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.kernel import Kernel, Load, Loop, Mma, Param, Stmt, Store, Vec
+from ppuc.ir.vector import VectorProgram
+from ppuc.targets.schema import Target
+
+PLACEHOLDER = "kernel"
+
+
+class Lowered:
+    """Kernels by the canonical form of their body, for one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._known: dict[object, tuple[Kernel, tuple[VectorProgram, ...]] | NotFusable] = {}
+
+    def kernel(
+        self, kind: str, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...]
+    ) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+        """The kernel of a group; `tensors` maps body parameters and results to graph values. Raises NotFusable."""
+        canonical, key = canonical_body(body)
+        found = self._known.get((kind, key))
+        if found is None:
+            names = {v.name: v.name for v in (*canonical.params, *canonical.results)}
+            try:
+                found = lower_group(kind, PLACEHOLDER, canonical, names, (), self.target).finish()
+            except NotFusable as error:
+                found = error
+            self._known[kind, key] = found
+        if isinstance(found, NotFusable):
+            raise found
+        outer = [tensors[v.name] for v in (*body.params, *body.results)]
+        inner = [v.name for v in (*canonical.params, *canonical.results)]
+        return renamed(*found, name, dict(zip(inner, outer, strict=True)), loc)
+
+
+def canonical_body(body: Graph) -> tuple[Graph, object]:
+    """`body` with numbered values and without locations, and a hashable that is equal for equal canonical bodies."""
+    names: dict[str, Value] = {}
+
+    def number(value: Value) -> Value:
+        return names.setdefault(value.name, Value(f"v{len(names)}", value.type))
+
+    params = tuple(number(p) for p in body.params)
+    ops = tuple(
+        Op(op.name, op.attrs, tuple(number(v) for v in op.operands), tuple(number(r) for r in op.results))
+        for op in body.ops
+    )
+    results = tuple(number(r) for r in body.results)
+    graph = Graph("body", params, results, ops)
+    key = (
+        tuple(str(p.type) for p in params),
+        tuple((op.name, _attrs_key(op), tuple(v.name for v in op.operands), str(op.results[0].type)) for op in ops),
+        tuple(r.name for r in results),
+    )
+    return graph, key
+
+
+def _attrs_key(op: Op) -> object:
+    return op.attrs.value.key if op.name == "const" else op.attrs  # type: ignore[attr-defined]
+
+
+def renamed(
+    kernel: Kernel, vectors: tuple[VectorProgram, ...], name: str, tensors: Mapping[str, str], loc: tuple[str, ...]
+) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+    """`kernel` and its vector programs under `name`, on other tensors. Parameters are named after their tensors."""
+    taken = {b.name for b in kernel.buffers}
+    params: dict[str, Param] = {}
+    for p in kernel.params:
+        hint, n = tensors[p.tensor], 1
+        fresh = hint
+        while fresh in taken:
+            fresh, n = f"{hint}.{n}", n + 1
+        taken.add(fresh)
+        params[p.name] = replace(p, name=fresh, tensor=tensors[p.tensor])
+    programs = {v.name: name + v.name.removeprefix(PLACEHOLDER) for v in vectors}
+
+    def walk(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        return tuple(one(s) for s in body)
+
+    def one(stmt: Stmt) -> Stmt:
+        if isinstance(stmt, Loop):
+            return replace(stmt, body=walk(stmt.body))
+        if isinstance(stmt, Load):
+            return replace(stmt, src=params[stmt.src].name)
+        if isinstance(stmt, Store):
+            return replace(stmt, dst=params[stmt.dst].name)
+        if isinstance(stmt, Vec):
+            return replace(stmt, program=programs[stmt.program])
+        assert isinstance(stmt, Mma)
+        return stmt
+
+    made = replace(kernel, name=name, params=tuple(params.values()), body=walk(kernel.body), loc=loc)
+    return made, tuple(replace(v, name=programs[v.name]) for v in vectors)
