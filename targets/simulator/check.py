@@ -47,6 +47,8 @@ from ppuc.targets.simulator.tables import (
 def _ordered(k: Checker, m: Machine, s: int, stamp: int, write: bool) -> bool:
     """Whether an earlier access is ordered before one of the instruction that stream s starts. A queue's own accesses
     are in order, except that a transfer may issue its reads before an earlier one has written."""
+    if stamp == 0:
+        return True
     comp = stamp >> 52
     if comp == component(m, s, False) or (write and comp == component(m, s, True)):
         return True
@@ -59,9 +61,12 @@ def _ordered(k: Checker, m: Machine, s: int, stamp: int, write: bool) -> bool:
 @helper
 def _read_slot(k: Checker, m: Machine, s: int, i: int, slot: int, stamp: int) -> None:
     u, own = s // 4, component(m, s, False) % PER_UNIT
+    fine = 0  # neighbours mostly have the same last access
     for j in range(k.iv[slot, 0], k.iv[slot, 1]):
-        if not _ordered(k, m, s, k.iv_w[u, j], False):
-            report(k, RAW, k.iv_w[u, j], i, slot, False)
+        seen = k.iv_w[u, j]
+        if seen != fine and not _ordered(k, m, s, seen, False):
+            report(k, RAW, seen, i, slot, False)
+        fine = seen
         k.iv_r[u, j, own] = stamp
 
 
@@ -98,17 +103,20 @@ def _touch(
     k: Checker, m: Machine, s: int, i: int, t: int, first: int, n: int, stride: int, stamp: int, write: bool, soft: bool
 ) -> None:
     """Elements first, first + stride, ... (n of them) are read or written; `soft` writes are not checked."""
-    size, base = k.t_gran[t, 0], k.t_gran[t, 1]
+    size, base, fine_w, fine_r = k.t_gran[t, 0], k.t_gran[t, 1], 0, 0
     if stride < 0:
         first, stride = first + stride * (n - 1), -stride
     pieces = (first + n - 1) // size - first // size + 1 if stride == 1 else n
     for j in range(pieces):
         g = base + (first // size + j if stride == 1 else (first + j * stride) // size)
-        if not soft and not _ordered(k, m, s, k.g_w[g], write):
-            report(k, WAW if write else RAW, k.g_w[g], i, t, True)
+        writer, reader = k.g_w[g], k.g_r[g]
+        if writer != fine_w and not soft and not _ordered(k, m, s, writer, write):
+            report(k, WAW if write else RAW, writer, i, t, True)
+        fine_w = writer
         if write:
-            if not soft and not _ordered(k, m, s, k.g_r[g], True):
-                report(k, WAR, k.g_r[g], i, t, True)
+            if reader != fine_r and not soft and not _ordered(k, m, s, reader, True):
+                report(k, WAR, reader, i, t, True)
+            fine_r = reader
             k.g_w[g] = stamp
         else:
             k.g_r[g] = stamp
