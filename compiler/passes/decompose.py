@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,13 +13,10 @@ from ppuc.ir.ops import OPS
 from ppuc.targets.description import Target
 
 
-def expand_composite(w: Walk, op: Op) -> Value | None:
+def expand_composite(w: Walk, op: Op) -> Sequence[Value] | None:
     """composite(...) -> what its record says it is made of."""
     expand = OPS[op.name].decompose
-    if expand is None:
-        return None
-    (value,) = expand(w.builder, op)
-    return value
+    return None if expand is None else expand(w.builder, op)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ computed when an artifact needs their bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from ppuc.ir.ops import OPS
 from ppuc.targets.description import Target
 
 
-def fold_constants(w: Walk, op: Op) -> Value | None:
+def fold_constants(w: Walk, op: Op) -> Value | Sequence[Value] | None:
     """op(const, ...) -> const. A composite without a reference is folded through its decomposition."""
     if op.name == "const" or op.body is not None or not op.operands:
         return None
@@ -27,8 +28,7 @@ def fold_constants(w: Walk, op: Op) -> Value | None:
         return None
     record = OPS[op.name]
     if record.reference is None and record.decompose is not None:
-        (value,) = record.decompose(w.builder, op)
-        return value
+        return record.decompose(w.builder, op)
     result = folded(op, [i for i in inputs if i is not None])
     return None if result is None else w.const(result)
 

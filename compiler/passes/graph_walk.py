@@ -1,7 +1,8 @@
 """The walk that all graph passes share: rules per op name, applied until none fires.
 
 A Walk rebuilds a graph in one go. Every op is offered to the rules of its name with its operands already renamed; a
-rule either returns the value that stands for the op's result, having emitted what computes it, or None. Emitted ops are
+rule either returns the value that stands for the op's result (values, if it has several), having emitted what computes
+it, or None. Emitted ops are
 offered to the rules in turn, so one walk follows a chain of rewrites to its end; what only becomes possible through
 later ops (a value losing its second user) is left to the next walk, and `to_fixpoint` walks until nothing changes.
 
@@ -27,7 +28,7 @@ from ppuc.ir.resource import Resource
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import DType
 
-Rule = Callable[["Walk", Op], Value | None]
+Rule = Callable[["Walk", Op], Value | Sequence[Value] | None]
 Rules = Mapping[str, Sequence[Rule]]
 """Op name -> rules, tried in order; the first that fires wins. The rules under "*" are tried for every op after
 those."""
@@ -72,26 +73,27 @@ class Walk:
                 continue
             self.builder.loc, start = current.loc, len(self.builder.ops)
             self._hint = _SERIAL.sub("", current.results[0].name)
-            value = self._rewritten(current)
-            if value is None:
+            outcome = self._rewritten(current)
+            if outcome is None:
                 self._append(current)
                 continue
             steps += 1
-            if value.type != current.result.type:
-                raise InternalError(f"a rewrite of {current.name} turned {current.result.type} into {value.type}")
+            values = [outcome] if isinstance(outcome, Value) else list(outcome)
+            _check_types(current, values)
             if steps > _MAX_CHAIN:
                 raise InternalError(f"rewriting {op.name} ({', '.join(op.loc)}) does not end: last op {current.name}")
             self._drop_uses(current)
             self._uses.update(v.name for emitted in self.builder.ops[start:] for v in emitted.operands)
-            self._rename(current.result, value)
+            for result, value in zip(current.results, values, strict=True):
+                self._rename(result, value)
             pending.extend(reversed(self.builder.ops[start:]))
             del self.builder.ops[start:]
         return steps > 0
 
-    def _rewritten(self, op: Op) -> Value | None:
+    def _rewritten(self, op: Op) -> Value | Sequence[Value] | None:
         for rule in (*self._rules.get(op.name, ()), *self._every):
-            if (value := rule(self, op)) is not None:
-                return value
+            if (outcome := rule(self, op)) is not None:
+                return outcome
         return None
 
     def _append(self, op: Op) -> None:
@@ -175,6 +177,13 @@ class Walk:
         """The one number that all elements of a constant are (a Python scalar); None for anything else."""
         resource = self.resource(value)
         return None if resource is None else splat(resource)
+
+
+def _check_types(op: Op, values: Sequence[Value]) -> None:
+    """Raises InternalError when `values` cannot stand for the results of `op`."""
+    old, new = (", ".join(str(v.type) for v in side) for side in (op.results, values))
+    if old != new:
+        raise InternalError(f"a rewrite of {op.name} turned {old} into {new}")
 
 
 def to_fixpoint(graph: Graph, rules: Rules) -> Graph:
