@@ -128,10 +128,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Mma:
-    """`dst (+)= a . b`: a is [m..., k...], b is [k..., n] (or [n, k...] if transpose_b; a is [k..., m] if transpose_a), the
+    """`dst (+)= a . b`: a is [m..., k...], b is [k..., n...] (or [n..., k...] if transpose_b; a is [k..., m] if transpose_a), the
     last `k_axes` axes of a being contracted with the first of b. The accumulator restarts from zero when all loops in
-    `start` are at their first iteration (an empty `start` restarts always). `valid` gives Bounds for (m axes..., n, k
-    axes...), None where a whole tile is always valid; it changes time, not values."""
+    `start` are at their first iteration (an empty `start` restarts always). `valid` gives Bounds for (m axes..., n axes...,
+    k axes...), None where a whole tile is always valid; it changes time, not values."""
 
     dst: str
     a: TileRef

@@ -25,7 +25,7 @@ from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.ops.view import ReshapeAttrs
-from ppuc.ir.types import TensorType
+from ppuc.ir.types import DType, TensorType
 
 
 class NotFusable(Exception):
@@ -116,6 +116,8 @@ class Resolver:
                 return None
             view = views.apply(op, source.view)
             return None if view is None else External(source.value, view)
+        if op.name == "cast" and widens(op):  # a tile is widened when it is read
+            return source
         if op.name == "pad":
             attrs = op.attrs
             if attrs.mode != "constant" or any(attrs.interior) or source.padded:  # type: ignore[attr-defined]
@@ -125,6 +127,12 @@ class Resolver:
                 return None
             return External(source.value, source.view, tuple(low), op.results[0].type.dims, attrs.value)  # type: ignore[attr-defined]
         return None
+
+
+def widens(op: Op) -> bool:
+    """Whether a cast keeps every value and its compute dtype, so that reading the operand does the same."""
+    source, result = op.operands[0].type.dtype, op.results[0].type.dtype
+    return source.is_float and result is DType.F32 and source.bits < 32
 
 
 CHAIN_KINDS = (Kind.ELEMENTWISE, Kind.REDUCTION, Kind.SCAN)

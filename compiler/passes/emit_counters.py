@@ -13,7 +13,6 @@ Invariant: a wait is for a counter's full count, so it orders the waiter after e
 from __future__ import annotations
 
 import math
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -174,7 +174,9 @@ class Grouping:
                 if source is None or source in wanted or source in self.group_of:
                     continue
                 op = self.graph.ops[source]
-                if scalar_constant(op) is not None or (is_view(op) and self._readable(op, self.graph.ops[reader])):
+                on_chain = OPS[self.graph.ops[reader].name].kind in CHAIN_KINDS
+                number = scalar_constant(op) is not None and on_chain
+                if number or (is_view(op) and self._readable(op, self.graph.ops[reader])):
                     wanted.add(source)
                     stack.append((source, reader))
                 elif _foldable_pad(op) and OPS[self.graph.ops[i].name].kind in CHAIN_KINDS:
@@ -186,7 +188,11 @@ class Grouping:
         """Whether `reader` should read through `view_op`: a strided view expresses it and its rows are not single
         elements of a large tensor."""
         _, view = self._view(view_op.results[0])
-        return view is not None and not self._slow(view, reader)
+        if view is None:
+            return False
+        if reader.name == "scatter_nd":  # updates its data in place
+            return views.coalesced(view) == views.coalesced(View.contiguous(view_op.results[0].type.dims))
+        return not self._slow(view, reader)
 
     def _body(self, members: Sequence[int]) -> tuple[Graph, tuple[Value, ...]]:
         """The body graph of a group, and its results. Its parameters carry the outer names."""

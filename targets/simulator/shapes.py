@@ -109,8 +109,8 @@ class Shapes:
         a_shape, b_shape, k = _shape(stmt.a, a), _shape(stmt.b, b), stmt.k_axes
         m_sizes = a_shape[k:] if stmt.transpose_a else a_shape[:-k]
         k_sizes = a_shape[:k] if stmt.transpose_a else a_shape[-k:]
-        n = math.prod(b_shape) // max(1, math.prod(k_sizes))
-        sizes = (*m_sizes, n, *k_sizes)
+        n_sizes = b_shape[:-k] if stmt.transpose_b else b_shape[k:]
+        sizes = (*m_sizes, *n_sizes, *k_sizes)
         first = self._add_bounds(stmt.valid or (None,) * len(sizes), sizes, slots)
         shape = mma_shape(a.dtype, self.target)
         restart = sum(1 << slots[v] for v in stmt.start)
@@ -125,7 +125,7 @@ class Shapes:
                 shape.ii_clk,
                 shape.element_bytes,
                 restart,
-                0,
+                len(n_sizes),
             ]
         )
         return len(self._mma) - 1

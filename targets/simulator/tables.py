@@ -82,7 +82,7 @@ class Code(NamedTuple):
     bd_coef: np.ndarray  # [Q, D]
     mma: (
         np.ndarray
-    )  # [M, 10] first bound, m axes, k axes, fragment m, n, k, interval, element bytes, start mask, unused
+    )  # [M, 10] first bound, m axes, k axes, fragment m, n, k, interval, element bytes, start mask, n axes
     vec: np.ndarray  # [V, 6] first bound, axes, first term, end of terms, first traffic, end of traffic
     term: np.ndarray  # [T, 5] constant, axis mask, lane operations, special functions, tail
     traffic: np.ndarray  # [., 4] constant, axis mask, bytes, 2 * (space is acc) + written

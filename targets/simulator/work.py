@@ -117,14 +117,15 @@ def _extents(c: Code, st: State, s: int, first: int, n: int, depth: int) -> None
 def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> float:
     """Cycles of an mma, which are counted with its work."""
     v, depth = c.ins[i, 4], c.ins[i, 3]
-    bound, na, nk = c.mma[v, 0], c.mma[v, 1], c.mma[v, 2]
-    _extents(c, st, s, bound, na + 1 + nk, depth)
-    rows, k = 1, 1
+    bound, na, nk, nn = c.mma[v, 0], c.mma[v, 1], c.mma[v, 2], c.mma[v, 9]
+    _extents(c, st, s, bound, na + nn + nk, depth)
+    rows, cols, k = 1, 1, 1
     for a in range(na):
         rows *= st.cnt[a]
-    for a in range(na + 1, na + 1 + nk):
+    for a in range(na, na + nn):
+        cols *= st.cnt[a]
+    for a in range(na + nn, na + nn + nk):
         k *= st.cnt[a]
-    cols = st.cnt[na]
     fm, fn, fk, ii, size = c.mma[v, 3], c.mma[v, 4], c.mma[v, 5], c.mma[v, 6], c.mma[v, 7]
     steps = mma_steps(rows, cols, k, fm, fn, fk, m.lane_rows, m.lane_cols)
     read = mma_operand_bytes(rows, cols, k, fm, fn, fk, m.lane_rows, m.lane_cols, size)
