@@ -35,6 +35,7 @@ FAMILIES = (
     "reduction",
     "resize",
     "shape",
+    "sorting",
 )
 """Modules of this package that hold importers."""
 

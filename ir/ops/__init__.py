@@ -9,6 +9,7 @@ from ppuc.ir.ops import (  # noqa: F401 - imported for their records
     normalization,
     reduction,
     resize,
+    sorting,
     structure,
     view,
     window,
