@@ -21,6 +21,10 @@ from ppuc.ir.views import reshape
 from ppuc.ir.kernel import View
 
 
+DEPTHS = (8, 6, 4, 3, 2)
+"""Ring depths of operands, deepest first: the deepest that fits hides the most latency."""
+
+
 def anchor_of(body: Graph, *names: str) -> Op:
     """The single op of `body` named one of `names`. Raises NotFusable when there is another number of them."""
     found = [op for op in body.ops if op.name in names]

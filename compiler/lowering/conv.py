@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable, analyse
-from ppuc.compiler.lowering.contraction import ContractionLowering, anchor_of, operand_ops, operand_view, sizes
+from ppuc.compiler.lowering.contraction import DEPTHS, ContractionLowering, anchor_of, operand_ops, operand_view, sizes
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiled import groups as merged_groups
 from ppuc.ir import views
@@ -151,7 +151,7 @@ class ConvLowering(ContractionLowering):
         latency, overhead = cost.latency_clk(self.target), cost.overhead_clk(self.target)
         for acc_depth in (2, 1):
             for x_bytes, x_rows, w_elements, rest in self._steps(tiles, packed, tn):
-                for depth in (3, 2):
+                for depth in DEPTHS:
                     rings = depth * (_align(x_bytes) + _align(w_elements * self.dtype.bytes))
                     if self.budget_ok(tiles, rings, acc_depth, full):
                         break
@@ -164,6 +164,8 @@ class ConvLowering(ContractionLowering):
                 traffic = cost.Traffic(x_bytes, x_rows) + cost.Traffic(w_elements * self.dtype.bytes * (1 if all_taps or packed else mmas), w_rows)
                 load = cost.load_clk(traffic, self.target, active) + loads * overhead
                 beat = max(mma, load, (latency + load) / depth)
+                if loads > 2:  # every tap's weights are a load of their own: depth of them hide the latency
+                    beat = max(beat, mmas * (latency + load / loads) / depth)
                 tile = max(steps * beat + cost.load_clk(extra, self.target, active), vec, store)
                 if acc_depth == 1:
                     tile += vec

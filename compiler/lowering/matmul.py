@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.contraction import (
+    DEPTHS,
     Choice,
     ContractionLowering,
     analyse_anchor,
@@ -96,7 +97,7 @@ class MatmulLowering(ContractionLowering):
         dtype = cost.tensor_dtype(self.dtype, self.target)
         for acc_depth in (2, 1):
             for tk in sizes(self.k, 16, 1024):
-                for depth in (4, 3, 2):
+                for depth in DEPTHS:
                     rings = depth * (_slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
                     if self.budget_ok(tiles, rings, acc_depth, full):
                         break
