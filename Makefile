@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --quiet
 OCR_PACKAGE := rapidocr-onnxruntime==1.4.4
 
 .PHONY: demo test check docs bench clean
@@ -26,10 +26,10 @@ check: $(VENV)/.dev $(VENV)/.demo
 	$(RUN) -m pytest tests/test_floors.py tests/test_docs.py
 
 docs: $(VENV)/.dev
-	$(RUN) tools/generate_docs.py
+	$(RUN) -m tools.generate_docs
 
 bench: $(VENV)/.dev
-	$(RUN) benchmarks/compile_time.py
+	$(RUN) -m benchmarks.compile_time
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -41,10 +41,10 @@ def main() -> None:
     note(f"compiling {model.name} for {options.target} ...")
     dims = {"x:0": 1, "x:2": HEIGHT, "x:3": WIDTH}
     program = ppuc.compile(model, target=options.target, precision=options.precision, dims=dims)
-    note(f"simulating {program.name} ... (compiled in {time.perf_counter() - began:.1f} s)")
+    note(f"compiled in {time.perf_counter() - began:.1f} s; simulating (the first run takes half a minute more) ...")
     began = time.perf_counter()
     result = program.run(inputs)
-    note(f"asking ONNX Runtime ... (simulated in {time.perf_counter() - began:.1f} s)")
+    note(f"simulated in {time.perf_counter() - began:.1f} s; asking ONNX Runtime ...")
     expected = Oracle(model).run(inputs)
 
     ((name, scores),) = result.outputs.items()
@@ -61,7 +61,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="A simulated PPU reads a line of text.")
-    parser.add_argument("--text", default="Hello from a simulated PPU", help="a line in Latin script")
+    parser.add_argument("--text", default="Hello from a PPU, 2025", help="a line in Latin script")
     parser.add_argument("--target", default="zhenwu-m890", help="the machine, as in `ppuc targets`")
     parser.add_argument("--precision", default="model", help="model, fp32, bf16 or fp16")
     return parser.parse_args()
@@ -102,11 +102,12 @@ def normalised(image: Image.Image) -> np.ndarray:
 
 
 def preview(image: Image.Image) -> None:
-    """The image on the terminal, two pixels a character."""
+    """The image on the terminal, a third of its size and two rows of it in a line."""
     if "utf" not in (sys.stdout.encoding or "").lower():
         return
-    small = image.convert("L").resize((image.width // 3, 22), Image.Resampling.BOX)
-    ink = np.asarray(small) < 160
+    ink = np.asarray(image.convert("L").reduce(3)) < 150
+    ink = ink[ink.any(axis=1)]
+    ink = np.pad(ink, ((0, len(ink) % 2), (0, 0)))
     for upper, lower in zip(ink[0::2], ink[1::2], strict=True):
         print("  " + "".join(" ▄▀█"[2 * int(u) + int(v)] for u, v in zip(upper, lower, strict=True)).rstrip())
 
@@ -120,7 +121,7 @@ def characters(model: Path) -> list[str]:
 def decoded(scores: np.ndarray, alphabet: list[str]) -> str:
     """CTC decoding of scores [1, steps, classes]: the best class of each step, repetitions merged, nothing left out."""
     best = scores[0].argmax(axis=-1)
-    return "".join(alphabet[c] for i, c in enumerate(best) if c and (i == 0 or c != best[i - 1]))
+    return "".join(alphabet[c] for i, c in enumerate(best) if c and (i == 0 or c != best[i - 1])).strip()
 
 
 def error_text(got: np.ndarray, want: np.ndarray) -> str:
@@ -135,7 +136,8 @@ def error_text(got: np.ndarray, want: np.ndarray) -> str:
 def print_profile(program: ppuc.CompiledProgram, result: ppuc.ProgramResult) -> None:
     """Simulated time and the five costliest layers."""
     record = profile_record(result.profile, program.target, program.nodes)
-    print(f"simulated time:          {record['seconds'] * 1e6:.1f} us ({record['cycles']:,.0f} cycles) on {record['target']}")
+    time_us, cycles = record["seconds"] * 1e6, record["cycles"]
+    print(f"simulated time:          {time_us:.1f} us ({cycles:,.0f} cycles) on {record['target']}")
     print(f"hazards:                 {len(record['hazards']) or 'none'}")
     print(f"\nthe five costliest of {len(record['kernels'])} layers:")
     print(f"  {'ONNX node':28}{'kernel':28}{'cycles':>9}{'share':>8}  bound by")

@@ -1,0 +1,304 @@
+"""Writes the references in docs/ from the records: `make docs`, or `python -m tools.generate_docs`.
+
+Invariant: a document depends on nothing but the repository, so tests/test_docs.py can compare bytes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import click
+
+from ppuc.compiler import pipeline
+from ppuc.compiler.cli import cli
+from ppuc.compiler.frontend.context import IMPORTERS
+from ppuc.compiler.frontend.survey import importable_ops
+from ppuc.compiler.pass_options import describe_options
+from ppuc.compiler.passes.base import Pass
+from ppuc.ir import verify
+from ppuc.ir.ops import OPS, Kind, OpDef
+from ppuc.targets import isa
+from ppuc.targets.description import builtin_targets, default_target, load_target
+from ppuc.targets.schema import MARKS, Leaf, Target
+from tests import text_samples
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTICE = "<!-- Written by `make docs`; edit the records instead. -->"
+
+
+def main() -> None:
+    """Write every document whose text changed."""
+    for name, make in DOCUMENTS.items():
+        path, text = ROOT / "docs" / name, make()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(f"docs/{name} written")
+
+
+def document(title: str, *parts: str) -> str:
+    """A markdown document."""
+    return "\n\n".join([f"# {title}", NOTICE, *parts]) + "\n"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A markdown table; cells are escaped."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in row)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def code(text: object) -> str:
+    """`text` as inline code; nothing for nothing."""
+    return f"`{text}`" if str(text) else ""
+
+
+def paragraphs(docstring: str | None) -> list[str]:
+    """A docstring's paragraphs; those that are indented or hold a rewrite keep their lines as a block."""
+    found = []
+    for part in inspect.cleandoc(docstring or "").split("\n\n"):
+        drawn = "->" in part or part.startswith(" ") or "\n  " in part
+        found.append(f"```\n{part}\n```" if drawn else " ".join(part.split()))
+    return found
+
+
+def ops_document() -> str:
+    """docs/ops.md."""
+    parts = [
+        "What a graph is made of. Shapes are known numbers by the time an op exists; operands broadcast as in numpy. "
+        "The formula is the definition; `reference` in the record is its executable form. `?` marks an optional "
+        "operand, `...` any number of them. *Tiled* says how an op becomes a kernel: by its access pattern, by what it "
+        "decomposes into, or by a pass of its own.",
+    ]
+    for kind in Kind:
+        rows = [_op_row(record) for record in OPS.values() if record.kind is kind]
+        if rows:
+            parts += [f"## {kind.value}", table(("op", "operands", "attributes", "formula", "tiled"), rows)]
+    parts += [
+        "## ONNX ops that are imported",
+        "By importer module in `compiler/frontend/`. Any other ONNX op is expanded by its own ONNX definition when it "
+        "has one, and a model's own functions always are; `ppuc check MODEL.onnx` says which node is which.",
+        table(("importer", "ONNX ops"), _importers()),
+    ]
+    return document("Ops of the graph level", *parts)
+
+
+def _op_row(record: OpDef) -> tuple[str, ...]:
+    attributes = ", ".join(f"`{f.name}: {_type(f.type)}`" for f in fields(record.attrs))
+    tiled = "by decomposition" if record.decompose else "by access pattern" if record.indexing else "by its own pass"
+    if record.kind in (Kind.CONSTANT, Kind.STRUCTURE):
+        tiled = "-"
+    elif record.kind is Kind.VIEW:
+        tiled = "never: readers follow it"
+    return code(record.name), record.operands, attributes, code(record.formula), tiled
+
+
+def _type(annotation: object) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def _importers() -> list[tuple[str, str]]:
+    importable_ops()  # registers every importer
+    families: dict[str, list[str]] = {}
+    for (domain, op), function in IMPORTERS.items():
+        family = function.__module__.rpartition(".")[2]
+        families.setdefault(family, []).append(f"{domain}:{op}" if domain else op)
+    return [(code(family), ", ".join(sorted(ops))) for family, ops in sorted(families.items())]
+
+
+def passes_document() -> str:
+    """docs/passes.md."""
+    reasons = _reasons()
+    rows = [
+        (i, f"[`{p.name}`](#{p.name})", why)
+        for i, (p, why) in enumerate(zip(pipeline.PIPELINE, reasons, strict=True), 1)
+    ]
+    parts = [
+        "The pipeline, in order, and why each pass stands where it does (`compiler/pipeline.py`). The verifier runs "
+        "after every pass; `ppuc compile --dump DIR` writes the module after each one, and `ppuc opt` goes on from "
+        "there.",
+        table(("", "pass", "why here"), rows),
+    ]
+    for name, kind in pipeline.PASSES.items():
+        parts += [f"## {name}", *_pass(kind)]
+    return document("Passes", *parts)
+
+
+def _reasons() -> list[str]:
+    """The comments at the end of the lines of PIPELINE."""
+    source = inspect.getsource(pipeline).partition("PIPELINE: ")[2].partition("\n)")[0]
+    return [m[1] for line in source.splitlines() if (m := re.fullmatch(r"    \w+\(.*\),  # (.*)", line))]
+
+
+def _pass(kind: type[Pass]) -> list[str]:
+    module = sys.modules[kind.__module__]
+    parts = [*paragraphs(kind.__doc__), *paragraphs(module.__doc__)]
+    options = describe_options(kind)
+    if options:
+        rows = [(code(o["name"]), code(o["type"]), code(o["default"])) for o in options]
+        parts.append(table(("option", "type", "default"), rows))
+    parts.append(f"Source: `{kind.__module__.removeprefix('ppuc.').replace('.', '/')}.py`.")
+    return parts
+
+
+def targets_document() -> str:
+    """docs/targets.md."""
+    machines = [load_target(name) for name in builtin_targets()]
+    marks = table(("mark", "meaning"), [(code(mark), meaning) for mark, meaning in MARKS.items()])
+    parts = [
+        "The machines that come with ppuc. Each is a model of a device class, made of published numbers, measurements "
+        "and estimates; every number says which it is. `--target FILE.toml` describes another machine, `--set "
+        "KEY=VALUE` changes one number.",
+        table(("target", "CUs", "MHz", "TOPS by format", "l2 MiB", "hbm GB/s", "description"), map(_machine, machines)),
+        f"The default is `{default_target()}`. Peaks follow from lanes, fragment, initiation interval and clock.",
+        "## Marks",
+        marks,
+    ]
+    for target in machines:
+        parts += [
+            f"## {target.name}",
+            target.description,
+            table(("key", "value", "unit", "mark", "source"), map(_leaf, target.leaves())),
+        ]
+    return document("Targets", *parts)
+
+
+def _machine(target: Target) -> tuple[object, ...]:
+    peaks = ", ".join(f"{dtype} {target.peak_tops(dtype):.4g}" for dtype in target.tensor.ii_clk)
+    size, rate = f"{target.l2.bytes / 2**20:g}", f"{target.hbm.gbs:g}"
+    return code(target.name), target.cu, f"{target.clock.max_mhz:g}", peaks, size, rate, target.description
+
+
+def _leaf(leaf: Leaf) -> tuple[object, ...]:
+    return code(leaf.path), leaf.value, leaf.unit, leaf.mark, leaf.source
+
+
+def isa_document() -> str:
+    """docs/isa.md."""
+    word = [(code(name), *_slot(name)) for name in isa.WORD.names or ()]
+    rows = [(code(i.mnemonic), f"0x{i.opcode:02x}", i.queue or "every queue", code(i.semantics)) for i in isa.ISA]
+    parts = [
+        *paragraphs(isa.__doc__),
+        "## The word",
+        f"{isa.WORD.itemsize} bytes, little-endian.",
+        table(("slot", "type", "byte"), word),
+        "## Instructions",
+        table(("instruction", "opcode", "queue", "meaning"), rows),
+    ]
+    for entry in isa.ISA:
+        parts += [
+            f"### {entry.mnemonic}",
+            f"```\n{entry.form}\n```",
+            f"Meaning: `{entry.semantics}`.",
+            f"Cost: {entry.cost}.",
+        ]
+        if entry.fields:
+            slots = [(code(f.slot), code(f.attribute), f.meaning) for f in entry.fields]
+            parts.append(table(("slot", "field", "meaning"), slots))
+    return document("Instructions", *parts)
+
+
+def _slot(name: str) -> tuple[str, int]:
+    """Type and first byte of a slot of the instruction word."""
+    dtype, offset = dict(isa.WORD.fields or {})[name][:2]
+    return str(dtype), offset
+
+
+def cli_document() -> str:
+    """docs/cli.md."""
+    parts = [
+        *paragraphs(cli.help),
+        "Results go to stdout, progress and notes to stderr. Exit codes: 0 good, 1 the check failed, 2 the input or "
+        "the call was wrong, 3 ppuc itself failed.",
+        table(
+            ("command", "what it does"), [(f"[`{n}`](#ppuc-{n})", c.short_help or "") for n, c in cli.commands.items()]
+        ),
+    ]
+    for name, command in cli.commands.items():
+        parts += _command(name, command)
+    return document("Commands", *parts)
+
+
+def _command(name: str, command: click.Command) -> list[str]:
+    arguments = [p.metavar or p.name or "" for p in command.params if isinstance(p, click.Argument)]
+    rows = [_option(p) for p in command.params if isinstance(p, click.Option)]
+    parts = [
+        f"## ppuc {name}",
+        "```\n" + " ".join(["ppuc", name, "[OPTIONS]", *arguments]) + "\n```",
+        *paragraphs(command.help),
+        table(("option", "value", "meaning"), rows),
+    ]
+    if command.epilog:
+        lines = [line.strip() for line in command.epilog.splitlines() if line.strip()]
+        parts.append("```\n" + "\n".join(line for line in lines if line.startswith("ppuc")) + "\n```")
+    return parts
+
+
+def _option(option: click.Option) -> tuple[str, str, str]:
+    value = option.metavar or ""
+    if isinstance(option.type, click.Choice):
+        value = ", ".join(str(c) for c in option.type.choices)
+    elif not value and not option.is_flag:
+        value = option.type.name.upper()
+    return ", ".join(code(o) for o in option.opts), code(value), option.help or ""
+
+
+def ir_document() -> str:
+    """docs/ir.md."""
+    levels, unchecked = _invariants()
+    parts = [
+        "A module holds up to three levels: a graph of tensors, kernels of tile loops, a program of instruction "
+        "streams. All are verified after every pass, can be executed, and have a text form that parses back to an "
+        "equal object. The sample is one module with everything at every level; tests parse, verify and print it.",
+        "## Text",
+        *(f"### {title}\n\n```\n{text.rstrip()}\n```" for title, text in _SAMPLES),
+        "The grammar of every line is `ir/text/grammar.lark`.",
+        "## Invariants",
+    ]
+    for title, rows in levels:
+        parts += [f"### {title}", table(("", "invariant"), rows)]
+    return document("The three levels: text and invariants", *parts, unchecked)
+
+
+_SAMPLES = (
+    ("Module header", text_samples.HEADER),
+    ("Level 1: graph", text_samples.GRAPH),
+    ("Level 2: kernel", text_samples.KERNEL),
+    ("Vector program", text_samples.VECTOR),
+    ("Placement", text_samples.PLACEMENT),
+    ("Level 3: program", text_samples.PROGRAM),
+)
+
+
+def _invariants() -> tuple[list[tuple[str, list[tuple[str, str]]]], str]:
+    """Per level its numbered rules, from the verifier's docstring; and what it says is not checked."""
+    _, *blocks = inspect.cleandoc(verify.__doc__ or "").split("\n\n")
+    levels, rest = [], ""
+    for block in blocks:
+        title, *lines = block.split("\n")
+        if not lines or not re.match(r"  [A-Z]\d", lines[0]):
+            rest = " ".join(block.split())
+            continue
+        rules = re.findall(r"^  ([A-Z]\d+) +(.*(?:\n {4,}.*)*)", "\n".join(lines), re.M)
+        levels.append((title, [(number, " ".join(text.split())) for number, text in rules]))
+    return levels, rest
+
+
+DOCUMENTS: dict[str, Callable[[], str]] = {
+    "cli.md": cli_document,
+    "ir.md": ir_document,
+    "isa.md": isa_document,
+    "ops.md": ops_document,
+    "passes.md": passes_document,
+    "targets.md": targets_document,
+}
+
+
+if __name__ == "__main__":
+    main()
