@@ -1,8 +1,8 @@
 """Level 1, the graph: tensors in SSA form.
 
 A Graph is a list of Ops in an order in which every operand is defined before its use; each Value is defined once, as a
-parameter or as an op's result. A fused group is the op `group`, whose `body` is a Graph: the body's parameters stand for
-the group's operands and the body's results for its results. Everything is frozen; passes build new graphs.
+parameter or as an op's result. A fused group is the op `group`, whose `body` is a Graph: the body's parameters stand
+for the group's operands and the body's results for its results. Everything is frozen; passes build new graphs.
 
 Constants are ops (`const`), so every operand is a Value. The loc of an op is the tuple of ONNX node names it came from.
 """

@@ -1,15 +1,16 @@
 """Level 2, the kernel: loops over tiles, buffers with a space and a ring depth, and four tile statements.
 
-A kernel says what moves and what computes, not how engines synchronise. Its meaning is its sequential reading: every unit
-of the grid runs the body, one after another; statements run in text order; each buffer is one tile that a load, mma or
-vec overwrites. `depth` (how many tiles may be in flight) and `over` (which unit runs which iterations) change time only.
+A kernel says what moves and what computes, not how engines synchronise. Its meaning is its sequential reading: every
+unit of the grid runs the body, one after another; statements run in text order; each buffer is one tile that a load,
+mma or vec overwrites. `depth` (how many tiles may be in flight) and `over` (which unit runs which iterations) change
+time only.
 
-Edges: a box that reaches over a tensor's end reads the pad value there and writes nothing there. `Bound`s tell mma and vec
-how much of a tile is valid.
+Edges: a box that reaches over a tensor's end reads the pad value there and writes nothing there. `Bound`s tell mma and
+vec how much of a tile is valid.
 
-Invariants (checked by ppuc.ir.verify): loop variables and buffers are unique; a buffer is written before it is read; every
-affine names enclosing loops and existing tile axes only; each tile axis moves along at most one view dimension; the boxes
-that two units store to one parameter are disjoint.
+Invariants (checked by ppuc.ir.verify): loop variables and buffers are unique; a buffer is written before it is read;
+every affine names enclosing loops and existing tile axes only; each tile axis moves along at most one view dimension;
+the boxes that two units store to one parameter are disjoint.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ class TileRef:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """View dimension `dim` is indexed by the integers in `buffer` (read along tile axis `axis`; negative ones count from
-    the end, others outside the dimension read as padding and store nowhere)."""
+    """View dimension `dim` is indexed by the integers in `buffer` (read along tile axis `axis`; negative ones count
+    from the end, others outside the dimension read as padding and store nowhere)."""
 
     dim: int
     buffer: str
@@ -128,10 +129,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Mma:
-    """`dst (+)= a . b`: a is [m..., k...], b is [k..., n...] (or [n..., k...] if transpose_b; a is [k..., m] if transpose_a), the
-    last `k_axes` axes of a being contracted with the first of b. The accumulator restarts from zero when all loops in
-    `start` are at their first iteration (an empty `start` restarts always). `valid` gives Bounds for (m axes..., n axes...,
-    k axes...), None where a whole tile is always valid; it changes time, not values."""
+    """`dst (+)= a . b`: a is [m..., k...], b is [k..., n...] (or [n..., k...] if transpose_b; a is [k..., m] if
+    transpose_a), the last `k_axes` axes of a being contracted with the first of b. The accumulator restarts from zero
+    when all loops in `start` are at their first iteration (an empty `start` restarts always). `valid` gives Bounds for
+    (m axes..., n axes..., k axes...), None where a whole tile is always valid; it changes time, not values."""
 
     dst: str
     a: TileRef
@@ -178,7 +179,8 @@ Stmt = Loop | Load | Store | Mma | Vec
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One fused group on the compute units. `grid` names its axes and their sizes, the last varying fastest over units."""
+    """One fused group on the compute units. `grid` names its axes and their sizes, the last varying fastest over
+    units."""
 
     name: str
     grid: tuple[tuple[str, int], ...]

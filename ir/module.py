@@ -1,13 +1,13 @@
 """A module: everything between the ONNX file and the artifact, at whatever level compilation has reached.
 
-Passes are functions from module to module. A module prints to one `.ppir` text that parses back to an equal module, so any
-dump can be resumed. Levels coexist: after tiling, the graph's groups name kernels; after emission, the program holds the
-streams and the graph remains as what names and constants refer to.
+Passes are functions from module to module. A module prints to one `.ppir` text that parses back to an equal module, so
+any dump can be resumed. Levels coexist: after tiling, the graph's groups name kernels; after emission, the program
+holds the streams and the graph remains as what names and constants refer to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel

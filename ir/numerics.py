@@ -1,8 +1,8 @@
 """Widening and rounding between storage and compute dtypes: one definition, used by every interpreter.
 
-Storage bits travel as unsigned integers of the element's width (`bits_dtype`), because numpy moves those fastest and any
-element type can be moved without being understood. Rounding is to nearest, ties to even (IEEE 754-2019, 4.3.1); f8e4m3
-and f8e5m2 saturate (OCP 8-bit Floating Point Specification, section 5.2).
+Storage bits travel as unsigned integers of the element's width (`bits_dtype`), because numpy moves those fastest and
+any element type can be moved without being understood. Rounding is to nearest, ties to even (IEEE 754-2019, 4.3.1);
+f8e4m3 and f8e5m2 saturate (OCP 8-bit Floating Point Specification, section 5.2).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from ppuc.ir.types import DType
 from ppuc.ir.vector import compute_dtype
 
-_BITS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+_BITS: dict[int, np.dtype] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
 
 
 def bits_dtype(dtype: DType) -> np.dtype:
@@ -52,7 +52,8 @@ def widen(bits: np.ndarray, dtype: DType) -> np.ndarray:
     if dtype is DType.F16:
         return bits.view(np.float16).astype(np.float32)
     if dtype.is_float and dtype.bytes == 1:
-        return _table(dtype)[bits]
+        table: np.ndarray = _table(dtype)
+        return np.take(table, bits)
     return bits.view(dtype.numpy).astype(compute_dtype(dtype).numpy, copy=False)
 
 
@@ -71,4 +72,6 @@ def narrow(values: np.ndarray, dtype: DType) -> np.ndarray:
         limit = float(_table(dtype)[np.isfinite(_table(dtype))].max())
         values = np.clip(values, -limit, limit)
     with np.errstate(all="ignore"):
-        return np.ascontiguousarray(values.astype(dtype.numpy, copy=False)).view(bits_dtype(dtype)).reshape(values.shape)
+        return (
+            np.ascontiguousarray(values.astype(dtype.numpy, copy=False)).view(bits_dtype(dtype)).reshape(values.shape)
+        )

@@ -1,23 +1,24 @@
 """Level 3, the program: instruction streams per queue, rings and counters.
 
-A program is a list of segments; a PPU segment is a list of kernel programs, each with one stream for every queue kind of a
-compute unit (the same text for every unit: addresses and trip counts depend on loop ordinals and the unit's coordinates)
-plus the copies of the chip's stage queues. All kernels' streams of one queue are run in order, without a barrier between.
+A program is a list of segments; a PPU segment is a list of kernel programs, each with one stream for every queue kind
+of a compute unit (the same text for every unit: addresses and trip counts depend on loop ordinals and the unit's
+coordinates) plus the copies of the chip's stage queues. All kernels' streams of one queue are run in order, without a
+barrier between.
 
 Synchronisation is by objects of the machine:
-  Ring     slots of l1 or acc with one producer queue and a read position per consumer queue. A producer claims a free slot
-           (waits), writes it and pushes; a consumer waits for a filled slot, reads and pops. A slot is free when all consumers
-           popped it. The first claim of a ring also waits until every ring in `after`, whose bytes it takes over, is retired
-           (all its slots, for this unit, pushed and popped).
-  Counter  per block of a tensor in l2 or hbm: monotonic, zero at segment start. A store or copy bumps the counters of the
-           blocks its box touches when it has landed; a wait is satisfied when a counter has its full `expect`.
+  Ring     slots of l1 or acc with one producer queue and a read position per consumer queue. A producer claims a free
+           slot (waits), writes it and pushes; a consumer waits for a filled slot, reads and pops. A slot is free when
+           all consumers popped it. The first claim of a ring also waits until every ring in `after`, whose bytes it
+           takes over, is retired (all its slots, for this unit, pushed and popped).
+  Counter  per block of a tensor in l2 or hbm: monotonic, zero at segment start. A store or copy bumps the counters of
+           the blocks its box touches when it has landed; a wait is satisfied when a counter has its full `expect`.
 
-RingUse.level: the ring operation happens only in the first (claim, wait) or last (push, pop) iteration of every loop deeper
-than `level` (level 0: outside all loops), because the slot lives for one iteration of loop number `level`.
+RingUse.level: the ring operation happens only in the first (claim, wait) or last (push, pop) iteration of every loop
+deeper than `level` (level 0: outside all loops), because the slot lives for one iteration of loop number `level`.
 
-Invariants (checked by ppuc.ir.verify): an instruction sits on a queue that its operation belongs to; each ring is pushed by
-one queue; claims and pushes, waits and pops of each queue pair up at the same level; ring bytes that overlap are ordered by
-`after`; every tensor lies inside its space.
+Invariants (checked by ppuc.ir.verify): an instruction sits on a queue that its operation belongs to; each ring is
+pushed by one queue; claims and pushes, waits and pops of each queue pair up at the same level; ring bytes that overlap
+are ordered by `after`; every tensor lies inside its space.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ UNIT_QUEUES = (Queue.LOAD, Queue.STORE, Queue.TENSOR, Queue.VECTOR)
 
 @dataclass(frozen=True, slots=True)
 class MemTensor:
-    """A tensor in host-visible memory: `elements` of `dtype` at byte `address` of `space`. `role` is one of input, output,
-    const, temp; `source` names the graph value (const: the resource) it holds."""
+    """A tensor in host-visible memory: `elements` of `dtype` at byte `address` of `space`. `role` is one of input,
+    output, const, temp; `source` names the graph value (const: the resource) it holds."""
 
     name: str
     dtype: DType
@@ -68,8 +69,8 @@ class MemTensor:
 
 @dataclass(frozen=True, slots=True)
 class CounterGroup:
-    """Counters `first .. first + len(expect)`, one for each `block` elements of `tensor`, reaching `expect` when complete.
-    A group of `kind` "done" has a single counter that each unit bumps once, after its last access."""
+    """Counters `first .. first + len(expect)`, one for each `block` elements of `tensor`, reaching `expect` when
+    complete. A group of `kind` "done" has a single counter that each unit bumps once, after its last access."""
 
     name: str
     tensor: str
@@ -106,7 +107,8 @@ class RingUse:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for the counters of `group`: of the blocks that this instruction's box touches (`touched`) or of all blocks."""
+    """Wait for the counters of `group`: of the blocks that this instruction's box touches (`touched`) or of all
+    blocks."""
 
     group: str
     touched: bool
@@ -114,8 +116,8 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Bump:
-    """Add one to counters of `group` on completion: of the blocks touched, or, for a "done" group, to its counter in the
-    last iteration of all loops."""
+    """Add one to counters of `group` on completion: of the blocks touched, or, for a "done" group, to its counter in
+    the last iteration of all loops."""
 
     group: str
     touched: bool
@@ -123,8 +125,8 @@ class Bump:
 
 @dataclass(frozen=True, slots=True)
 class Instr:
-    """One instruction: a tile statement whose buffers are rings and whose parameters are views of tensors, with what it does
-    to rings and counters. `op` is the mnemonic in the ISA table."""
+    """One instruction: a tile statement whose buffers are rings and whose parameters are views of tensors, with what
+    it does to rings and counters. `op` is the mnemonic in the ISA table."""
 
     op: str
     stmt: Load | Store | Mma | Vec
@@ -162,7 +164,8 @@ class KernelProgram:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A stage-queue instruction: elements `[start, start + count)` of tensor `src` to the same place of tensor `dst`."""
+    """A stage-queue instruction: elements `[start, start + count)` of tensor `src` to the same place of tensor
+    `dst`."""
 
     queue: int
     dst: str

@@ -74,7 +74,8 @@ class Resource:
         if self._key is None:
             if self.file is not None:
                 stat = os.stat(self.file.path)
-                text = f"{self.file.path.resolve()}|{self.file.offset}|{self.file.length}|{stat.st_size}|{stat.st_mtime_ns}"
+                place = (self.file.path.resolve(), self.file.offset, self.file.length)
+                text = "|".join(map(str, (*place, stat.st_size, stat.st_mtime_ns)))
                 self._key = f"file:{hashlib.sha256(f'{text}|{self.type}'.encode()).hexdigest()[:16]}"
             else:
                 digest = hashlib.sha256(str(self.type).encode())

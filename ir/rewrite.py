@@ -1,7 +1,7 @@
 """Building and rewriting graphs in one walk.
 
-A Builder appends ops with fresh names and infers their types; `Rewriter` walks a graph once, maps old values to new ones
-and hands every op to a callback that may emit something else. A pass that changes nothing returns the same object.
+A Builder appends ops with fresh names and infers their types; `Rewriter` walks a graph once, maps old values to new
+ones and hands every op to a callback that may emit something else. A pass that changes nothing returns the same object.
 
 Invariant: a name that a Builder hands out is unique in its graph and depends only on what was built before it.
 """
@@ -29,7 +29,7 @@ class Builder:
 
     def fresh(self, hint: str) -> str:
         """A name not given out before: `hint` itself if free, else hint.1, hint.2, ..."""
-        hint = "".join(c if c.isalnum() and c.isascii() or c in "_." else "_" for c in hint) or "v"
+        hint = "".join(c if (c.isalnum() and c.isascii()) or c in "_." else "_" for c in hint) or "v"
         name = hint
         while name in self._taken:
             self._counts[hint] = self._counts.get(hint, 0) + 1

@@ -1,11 +1,11 @@
 """What the four tile statements compute, in numpy: one definition for the kernel interpreter and the simulator.
 
-Statements are compiled once into plans, because a plan runs thousands of times: affines become (constant, (slot, factor))
-over a list of loop values, boxes become strides and clip limits. Memories are flat uint8 arrays; tiles are arrays of
-storage bits (`numerics.bits_dtype`).
+Statements are compiled once into plans, because a plan runs thousands of times: affines become (constant, (slot,
+factor)) over a list of loop values, boxes become strides and clip limits. Memories are flat uint8 arrays; tiles are
+arrays of storage bits (`numerics.bits_dtype`).
 
-Invariant: a plan's result depends only on the bytes it reads and the loop values, never on time or on another unit; an mma
-tile is one matrix product in f32 (i32 for integers) added to the accumulator, so both executors agree to the bit.
+Invariant: a plan's result depends only on the bytes it reads and the loop values, never on time or on another unit; an
+mma tile is one matrix product in f32 (i32 for integers) added to the accumulator, so both executors agree to the bit.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class AffinePlan:
 
 
 class BoxPlan:
-    """Reads and writes the boxes of one load or store: the strided sub-box of `view` that a tile of `shape` maps onto."""
+    """Reads and writes the boxes of one load or store: the strided sub-box of `view` that a tile of `shape` maps
+    onto."""
 
     def __init__(self, view: View, index: Sequence[Affine], shape: tuple[int, ...], dtype: DType, slots: Slots) -> None:
         self.view, self.shape, self.dtype = view, shape, dtype
@@ -71,8 +72,8 @@ class BoxPlan:
         return offsets, base, inside
 
     def clip(self, offsets: Sequence[int]) -> list[tuple[int, int]] | None:
-        """Per tile axis the range of indices that fall inside the view; None when a dimension that two tile axes share is
-        cut (then the box is not a sub-box). An empty range means that nothing is inside."""
+        """Per tile axis the range of indices that fall inside the view; None when a dimension that two tile axes share
+        is cut (then the box is not a sub-box). An empty range means that nothing is inside."""
         ranges = [(0, n) for n in self.shape]
         for dim, axes in enumerate(self.axes):
             at, size = offsets[dim], self.view.shape[dim]
@@ -107,14 +108,16 @@ class BoxPlan:
         for dim, axes in enumerate(self.axes):
             at = np.full((1,) * len(self.shape), offsets[dim])
             for a, factor in axes:
-                at = at + factor * np.arange(self.shape[a]).reshape([-1 if i == a else 1 for i in range(len(self.shape))])
+                at = at + factor * np.arange(self.shape[a]).reshape(
+                    [-1 if i == a else 1 for i in range(len(self.shape))]
+                )
             inside = inside & (at >= 0) & (at < self.view.shape[dim])
             total = total + at * self.view.strides[dim]
         return np.broadcast_to(total, self.shape), np.broadcast_to(inside, self.shape)
 
     def span(self, env: Env) -> tuple[int, int]:
         """First and last flat element that the box touches inside the view's bounds, for counters; (0, -1) if none."""
-        offsets, base, inside = self.place(env)
+        offsets, _, inside = self.place(env)
         first = last = self.view.offset
         for dim, stride in enumerate(self.view.strides):
             lo, hi = offsets[dim] + self.low[dim], offsets[dim] + self.high[dim]
@@ -277,7 +280,8 @@ class MmaPlan:
         b = b.reshape(self.n, self.k).T if self.stmt.transpose_b else b.reshape(self.k, self.n)
         if self.integer:  # exact: products are below 2**16 and f64 holds sums of 2**37 of them
             return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int32)
-        return a @ b
+        product: np.ndarray = np.matmul(a, b)
+        return product
 
     def commit(self, acc_tile: np.ndarray, product: np.ndarray, start: bool) -> None:
         """Add `product` to the accumulator tile (bits of f32 or i32), or overwrite it when `start`."""
@@ -290,15 +294,15 @@ class MmaPlan:
 
 def _reduce(op: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     if op == "reduce_sum":
-        return x.sum(axis=axes, keepdims=True, dtype=x.dtype)
+        return np.add.reduce(x, axes, x.dtype, keepdims=True)
     if op == "reduce_prod":
-        return x.prod(axis=axes, keepdims=True, dtype=x.dtype)
+        return np.multiply.reduce(x, axes, x.dtype, keepdims=True)
     if op == "reduce_max":
-        return x.max(axis=axes, keepdims=True)
+        return np.maximum.reduce(x, axes, keepdims=True)
     if op == "reduce_min":
-        return x.min(axis=axes, keepdims=True)
+        return np.minimum.reduce(x, axes, keepdims=True)
     position = np.argmax if op == "argmax" else np.argmin
-    return position(x, axis=axes[0], keepdims=True).astype(np.int64)
+    return np.asarray(position(x, axis=axes[0], keepdims=True), np.int64)
 
 
 def _cumsum(x: np.ndarray, axis: int, exclusive: int, reverse: int) -> np.ndarray:
@@ -312,7 +316,7 @@ def _cumsum(x: np.ndarray, axis: int, exclusive: int, reverse: int) -> np.ndarra
 def cast_value(x: np.ndarray, dtype: DType) -> np.ndarray:
     """`x` (compute dtype) rounded to `dtype` and widened again."""
     if dtype is DType.BOOL:
-        return x != 0
+        return np.asarray(x != 0)
     if dtype is DType.F32:
         return x.astype(np.float32, copy=False)
     return widen(narrow(x.astype(np.float32) if dtype.is_float else x, dtype), dtype)

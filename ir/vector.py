@@ -1,9 +1,9 @@
 """Vector programs: what one `vec` instruction computes over tiles.
 
-A program is a straight line of steps over tiles of equal rank (axes of size 1 broadcast, reductions keep their axis), so it
-fits any tile size. Values inside are f32, i32, i64 or bool (`compute_dtype`); a tile of a narrower type is widened when it
-is read and rounded once when it is written. Only the valid part of a tile is computed; what lies outside the valid extents
-is written as zero, so a consumer that reads a whole tile reads neutral padding.
+A program is a straight line of steps over tiles of equal rank (axes of size 1 broadcast, reductions keep their axis),
+so it fits any tile size. Values inside are f32, i32, i64 or bool (`compute_dtype`); a tile of a narrower type is
+widened when it is read and rounded once when it is written. Only the valid part of a tile is computed; what lies
+outside the valid extents is written as zero, so a consumer that reads a whole tile reads neutral padding.
 
 Invariant: steps are in definition-before-use order and every result is the result of a step or a parameter.
 """
@@ -37,8 +37,8 @@ class Step:
     elementwise names (`add`, `exp`, ...): none, or `last`-like flags in `ints`
     const: `number`, `dtype`               an immediate
     scalar: `ints = (i,)`                  the statement's i-th scalar operand (an affine of loop variables), i64
-    iota: `ints = (axis, size)`            0, 1, ... along `axis`, i64, as long as the argument (a tile) is there, at most `size`
-    cast: `dtype`                          rounds to `dtype`; the result is again a compute dtype value
+    iota: `ints = (axis, size)`            0, 1, ... along `axis`, i64, as long as the argument (a tile) is there, at
+    most `size` cast: `dtype`                          rounds to `dtype`; the result is again a compute dtype value
     reduce_*/argmax/argmin: `ints = axes`
     cumsum: `ints = (axis, exclusive, reverse)`
     window: `ints = (rank, *offsets, *strides, *sizes)`   strided sub-box of a tile
@@ -56,7 +56,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class VecParam:
-    """A tile operand. `whole` tiles are read in full (halo included); others are cut to the statement's valid extents."""
+    """A tile operand. `whole` tiles are read in full (halo included); others are cut to the statement's valid
+    extents."""
 
     name: str
     dtype: DType

@@ -44,8 +44,8 @@ Program
   P2  an instruction stands on the queue of its operation.
   P3  ring operations name rings of the kernel and levels within the loops around; claims and pushes stand on the ring's
       producer queue, waits and pops on one of its consumer queues.
-  P4  on each queue, claims and pushes, waits and pops alternate, at one level and inside the same loops to that level; only a
-      queue that reads what it produces itself, before it pushes, pops without a wait.
+  P4  on each queue, claims and pushes, waits and pops alternate, at one level and inside the same loops to that level;
+      only a queue that reads what it produces itself, before it pushes, pops without a wait.
   P5  an instruction writes rings that its queue produces and reads rings that it consumes.
   P6  a ring's slots hold its tile; a ring that takes over bytes of an earlier one comes after it.
   P7  a tensor has a place in host, hbm or l2 and a known role; parameters agree with their tensors and stay inside.

@@ -1,7 +1,7 @@
 """Algebra of strided views: what reshape, transpose, slice and expand do to one.
 
-Every function returns a View on the same flat memory whose elements, read row-major, are those of the op's result; `reshape`
-returns None when no strided view can express it (the elements would have to be copied).
+Every function returns a View on the same flat memory whose elements, read row-major, are those of the op's result;
+`reshape` returns None when no strided view can express it (the elements would have to be copied).
 """
 
 from __future__ import annotations

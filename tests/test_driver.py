@@ -19,6 +19,7 @@ from ppuc.compiler.layers import KeepLayers, kept_layers
 from ppuc.compiler.passes.canonicalise import Canonicalise
 from ppuc.compiler.passes.decompose import Decompose
 from ppuc.compiler.passes.fold import Fold
+from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.legalise import Legalise
 from ppuc.compiler.recheck import DivergenceError, Recheck
 from ppuc.ir.errors import TextError, UsageError
@@ -199,7 +200,7 @@ class TanhToSigmoid:
             b.ops.append(replace(op, name="sigmoid"))
             return op.results
 
-        return module.with_graph(rewrite(module.graph, rule))
+        return with_graph(module, rewrite(module.graph, rule))
 
 
 def checked_run(model: Path, passes: tuple[object, ...], precision: str = "model") -> Run:

@@ -3,14 +3,14 @@
 A group has an iteration *domain*: the shape of its anchor (the matmul's result, the reduction's operand, the largest
 elementwise result). Every value of its body is related to the domain in one of three ways:
   external  a strided view of a parameter (a chain of view ops), perhaps of a constant;
-  chain     computed elementwise or by reduction at points of the domain; its shape broadcasts to the domain, possibly after
-            a `pull`: the reshapes and transposes that lead from the domain to the value's own shape;
+  chain     computed elementwise or by reduction at points of the domain; its shape broadcasts to the domain, possibly
+            after a `pull`: the reshapes and transposes that lead from the domain to the value's own shape;
   anchor    the accumulator that the chain starts from.
-External operands of a chain op are broadcast to the op's shape and carried back through the pull, so a residual that is added
-after a reshape is read through a reshaped view.
+External operands of a chain op are broadcast to the op's shape and carried back through the pull, so a residual that
+is added after a reshape is read through a reshaped view.
 
-Invariant: `analyse` raises NotFusable exactly when some op of the body cannot be related in one of these ways; fusion asks
-it before it commits.
+Invariant: `analyse` raises NotFusable exactly when some op of the body cannot be related in one of these ways; fusion
+asks it before it commits.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ppuc.ir.ops.view import ReshapeAttrs
 from ppuc.ir.types import DType, TensorType
 
 
-class NotFusable(Exception):
+class NotFusable(Exception):  # noqa: N818 - a finding that fusion acts on, not an error
     """The ops do not fit one kernel of the asked kind; the text says why (it is shown by `ppuc inspect`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """An operand in memory: parameter `value` of the body seen through `view`; `low` shifts it for constant padding (index
-    i of the view reads i - low, outside reads `pad`)."""
+    """An operand in memory: parameter `value` of the body seen through `view`; `low` shifts it for constant padding
+    (index i of the view reads i - low, outside reads `pad`)."""
 
     value: Value
     view: View
@@ -279,9 +279,7 @@ def _check_broadcast(shape: Sequence[int], current: Sequence[int]) -> None:
             raise NotFusable(f"shape {list(shape)} does not broadcast to the domain {list(current)}")
 
 
-def _to_domain(
-    source: External, shape: tuple[int, ...], pull: tuple[Op, ...], domain: tuple[int, ...]
-) -> External:
+def _to_domain(source: External, shape: tuple[int, ...], pull: tuple[Op, ...], domain: tuple[int, ...]) -> External:
     """`source` broadcast to the op's `shape`, through the inverse of `pull`, in domain rank."""
     if source.padded:
         if pull or source.extent != domain:

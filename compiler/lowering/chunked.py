@@ -1,8 +1,8 @@
 """Reductions over axes that do not fit l1: the elements are read in chunks, partial results live in state tiles.
 
-For reductions that depend on each other (a softmax's sum needs its maximum) there is one walk over the chunks per level, and
-a last one for results that have the reduced axes. Every walk recomputes what it needs from the loaded elements and the
-states of earlier levels. Chunks are combined in order, so the result does not depend on timing.
+For reductions that depend on each other (a softmax's sum needs its maximum) there is one walk over the chunks per
+level, and a last one for results that have the reduced axes. Every walk recomputes what it needs from the loaded
+elements and the states of earlier levels. Chunks are combined in order, so the result does not depend on timing.
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ class ChunkedReduction:
         nest, chunk = self._chunk_nest(str(level))
         body = _Program(self, nest, chunk)
         updated: list[tuple[str, DType]] = []
-        for op, buffers in zip(reductions, states, strict=True):
-            updated += self._accumulate(body, op, buffers)
+        for op, state in zip(reductions, states, strict=True):
+            updated += self._accumulate(body, op, state)
         bounds = self.low.valid(self._all_loops(chunk))
         program = self.low.kernel.vector(body.builder.finish(f"{self.low.name}.reduce{level}", updated))
         nest.add(len(nest.loops), Vec(program, outs, tuple(body.ins), bounds, tuple(body.scalars)))
-        for op, buffers in zip(reductions, states, strict=True):
-            self.states[op.results[0].name] = buffers
+        for op, state in zip(reductions, states, strict=True):
+            self.states[op.results[0].name] = state
         return [Vec(name, outs, ()), *nest.build()]
 
     def _accumulate(self, body: _Program, op: Op, buffers: Sequence[str]) -> list[tuple[str, DType]]:

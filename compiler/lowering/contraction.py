@@ -15,11 +15,10 @@ from ppuc.compiler.lowering.body import Chain, NotFusable, Resolver, analyse
 from ppuc.compiler.lowering.nest import deal
 from ppuc.compiler.lowering.tiled import TiledLowering
 from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import DType
 from ppuc.ir.views import reshape
-from ppuc.ir.kernel import View
-
 
 DEPTHS = (8, 6, 4, 3, 2)
 """Ring depths of operands, deepest first: the deepest that fits hides the most latency."""
@@ -143,8 +142,8 @@ class ContractionLowering(TiledLowering):
         return total
 
     def fill(self, axes: Sequence[int], points: int, tiles: list[int]) -> bool:
-        """Give `axes` (outermost first) tiles of about `points` in all, innermost axes first. Axes that the chain reduces
-        are taken whole. Returns whether `points` suffices for those."""
+        """Give `axes` (outermost first) tiles of about `points` in all, innermost axes first. Axes that the chain
+        reduces are taken whole. Returns whether `points` suffices for those."""
         left = points
         for i in reversed(axes):
             axis = self.space.axes[i]
@@ -180,7 +179,8 @@ class ContractionLowering(TiledLowering):
 
 
 def sizes(limit: int, step: int, most: int) -> list[int]:
-    """Candidate tile sizes up to `limit`: multiples of `step` by powers of two and their halves-between, and `limit` itself."""
+    """Candidate tile sizes up to `limit`: multiples of `step` by powers of two and their halves-between, and `limit`
+    itself."""
     found = {min(limit, most)}
     size = step
     while size < min(limit, most):

@@ -1,13 +1,14 @@
 """Convolutions (channels last) on the tensor engine, with an epilogue.
 
 Two ways to feed the engine:
-  taps    an input tile with its halo is loaded once per channel chunk; each filter tap multiplies a shifted, strided view of
-          it with that tap's weights. No element is loaded twice for the sake of overlapping windows.
+  taps    an input tile with its halo is loaded once per channel chunk; each filter tap multiplies a shifted, strided
+          view of it with that tap's weights. No element is loaded twice for the sake of overlapping windows.
   packed  `load.window` unrolls windows so that filter window and channels form one long k axis: for first layers, whose
           few channels would leave most of a fragment's k empty.
 
-Axes of the domain are never merged: [n, *spatial, group, channels of the group]. Invariant: the input tile always keeps all
-spatial axes and the channel axis, whatever their size; the accumulator keeps those larger than one, as every epilogue tile.
+Axes of the domain are never merged: [n, *spatial, group, channels of the group]. Invariant: the input tile always
+keeps all spatial axes and the channel axis, whatever their size; the accumulator keeps those larger than one, as every
+epilogue tile.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class ConvChoice:
-    """Tiles of the domain's axes and how the filter is walked: channels per chunk, filter rows per window load (packed) or
-    whether one load brings the weights of all taps."""
+    """Tiles of the domain's axes and how the filter is walked: channels per chunk, filter rows per window load
+    (packed) or whether one load brings the weights of all taps."""
 
     tiles: tuple[int, ...]
     packed: bool
@@ -50,7 +51,9 @@ class ConvChoice:
 class ConvLowering(ContractionLowering):
     """Lowers a group around one nhwc conv."""
 
-    def __init__(self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target) -> None:
+    def __init__(
+        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    ) -> None:
         anchor = anchor_of(body, "conv")
         attrs = anchor.attrs
         assert isinstance(attrs, ConvAttrs)
@@ -108,7 +111,12 @@ class ConvLowering(ContractionLowering):
 
     def _choose(self) -> ConvChoice:
         packed_options = [False]
-        if 2 * self.spatial + 1 <= MAX_TILE_RANK and math.prod(self.filter) > 1 and self.channels < 16 and not self.grouped:
+        if (
+            2 * self.spatial + 1 <= MAX_TILE_RANK
+            and math.prod(self.filter) > 1
+            and self.channels < 16
+            and not self.grouped
+        ):
             packed_options.append(True)
         for full in (False, True):
             best: ConvChoice | None = None
@@ -117,7 +125,9 @@ class ConvLowering(ContractionLowering):
                     best = self._best(tiles, packed, full, best)
             if best is not None:
                 return best
-        raise NotFusable(f"no tile of the convolution fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)")
+        raise NotFusable(
+            f"no tile of the convolution fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)"
+        )
 
     def _tile_candidates(self) -> list[list[int]]:
         """Tiles of all merged axes: images and groups one at a time, space from whole rows to squares, channels."""
@@ -126,7 +136,9 @@ class ConvLowering(ContractionLowering):
         spaces = [self.at[1 + d] for d in range(self.spatial)]
         free = [s for s in spaces if s is not None]
         found: set[tuple[int, ...]] = set()
-        for points, tn in itertools.product((16, 32, 64, 128, 256), sizes(axes[channel].size, 16, 256) if channel is not None else [1]):
+        for points, tn in itertools.product(
+            (16, 32, 64, 128, 256), sizes(axes[channel].size, 16, 256) if channel is not None else [1]
+        ):
             for width in (axes[free[-1]].size, 4, 8, 16, 32) if free else (1,):
                 tiles = [1] * len(axes)
                 left = points
@@ -161,7 +173,9 @@ class ConvLowering(ContractionLowering):
                 mma = mmas * max(cost.mma_clk(tm, tn, k, dtype, self.target), overhead)
                 w_rows = w_elements / max(min(tn, w_elements), 1)
                 loads = 2 if all_taps or packed else 1 + mmas
-                traffic = cost.Traffic(x_bytes, x_rows) + cost.Traffic(w_elements * self.dtype.bytes * (1 if all_taps or packed else mmas), w_rows)
+                traffic = cost.Traffic(x_bytes, x_rows) + cost.Traffic(
+                    w_elements * self.dtype.bytes * (1 if all_taps or packed else mmas), w_rows
+                )
                 load = cost.load_clk(traffic, self.target, active) + loads * overhead
                 beat = max(mma, load, (latency + load) / depth)
                 if loads > 2:  # every tap's weights are a load of their own: depth of them hide the latency
@@ -179,8 +193,8 @@ class ConvLowering(ContractionLowering):
     def _steps(
         self, tiles: list[int], packed: bool, tn: int
     ) -> list[tuple[int, float, int, tuple[int, int, bool, int, int, int]]]:
-        """Ways to cut the reduction: (input tile bytes, its rows, weight tile elements, (channels, filter rows, all taps,
-        steps, mmas a step, k of one mma))."""
+        """Ways to cut the reduction: (input tile bytes, its rows, weight tile elements, (channels, filter rows, all
+        taps, steps, mmas a step, k of one mma))."""
         size = self.dtype.bytes
         taps, c = math.prod(self.filter), self.channels
         found: list[tuple[int, float, int, tuple[int, int, bool, int, int, int]]] = []
@@ -195,11 +209,11 @@ class ConvLowering(ContractionLowering):
             return found
         halo = math.prod(self._halo(tiles))
         for channels in sizes(c, 16, 512):
-            rows = halo if channels < c else max(1.0, halo / self._halo(tiles)[-1])
+            runs = halo if channels < c else max(1, halo // self._halo(tiles)[-1])
             steps = -(-c // channels)
             for all_taps in (True, False) if taps > 1 else (True,):
                 weights = channels * tn * (taps if all_taps else 1)
-                found.append((halo * channels * size, rows, weights, (channels, 0, all_taps, steps, taps, channels)))
+                found.append((halo * channels * size, runs, weights, (channels, 0, all_taps, steps, taps, channels)))
         return found
 
     # building
@@ -269,7 +283,12 @@ class ConvLowering(ContractionLowering):
         wt = self.kernel.buffer("wt", self.dtype, [*taps, choice.channels, tn], depth=choice.depth)
         lead = [axis(d) for d in range(n)] if choice.all_taps else [named[f"k{d}"].offset for d in range(n)]
         base = n if choice.all_taps else 0
-        index = [*lead, named["ci"].offset + axis(base), *self._group(named), self._offset(named, len(self.at) - 1) + axis(base + 1)]
+        index = [
+            *lead,
+            named["ci"].offset + axis(base),
+            *self._group(named),
+            self._offset(named, len(self.at) - 1) + axis(base + 1),
+        ]
         param = self.kernel.param(self.w_tensor, self.dtype, self.w)
         nest.add(outer if choice.all_taps else len(nest.loops), Load(wt, param, tuple(index)))
         return wt

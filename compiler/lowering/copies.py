@@ -267,9 +267,7 @@ def _add_tile(kernel: KernelBuilder, nest: SharedNest, copy: Copy, chosen: Plan)
     nest.add(depth, Store(result, tile, placed))
 
 
-def _turn(
-    kernel: KernelBuilder, nest: Nest, tile: str, dtype: DType, shape: Sequence[int], perm: Sequence[int]
-) -> str:
+def _turn(kernel: KernelBuilder, nest: Nest, tile: str, dtype: DType, shape: Sequence[int], perm: Sequence[int]) -> str:
     """A vec that transposes `tile`; what lies outside the source was loaded as padding and is turned with the rest."""
     builder = ProgramBuilder()
     turned = builder.step("transpose", builder.param(dtype), ints=perm)

@@ -1,8 +1,8 @@
 """The cost model that tile search minimises: cycles of one compute unit, from the target's numbers alone.
 
-It knows what each engine needs for a tile and that engines overlap, so a kernel takes (iterations of the busiest unit) times
-(the slowest engine's time for one iteration) plus what cannot overlap: the first load's latency and the last store. It is
-deliberately coarser than the simulator, which settles what it cannot tell apart.
+It knows what each engine needs for a tile and that engines overlap, so a kernel takes (iterations of the busiest unit)
+times (the slowest engine's time for one iteration) plus what cannot overlap: the first load's latency and the last
+store. It is deliberately coarser than the simulator, which settles what it cannot tell apart.
 """
 
 from __future__ import annotations

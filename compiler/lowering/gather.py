@@ -202,9 +202,7 @@ def _add_tile(
     nest.add(len(nest.loops), Store(result, tile, tile_index(at, along)))
 
 
-def load_list(
-    kernel: KernelBuilder, nest: Nest, tensor: str, indices: External, loop: Tiling, pad: float = 0.0
-) -> str:
+def load_list(kernel: KernelBuilder, nest: Nest, tensor: str, indices: External, loop: Tiling, pad: float = 0.0) -> str:
     """Add the load of the index list of one iteration of `loop`; beyond the end of the list it holds `pad`."""
     dtype = indices.value.type.dtype
     rows = kernel.buffer("rows", dtype, (loop.tile,), depth=INDEX_DEPTH)

@@ -29,7 +29,8 @@ Check = Callable[[Graph, Op, Target], None]
 
 
 def kind_of(op: Op) -> str:
-    """The kind of group that `op` anchors; "map" for elementwise ops and reductions, "view", "const", "copy" (a pad)."""
+    """The kind of group that `op` anchors; "map" for elementwise ops and reductions, "view", "const", "copy" (a
+    pad)."""
     record = OPS[op.name]
     if op.name == "conv":
         attrs = op.attrs

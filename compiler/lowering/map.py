@@ -1,14 +1,14 @@
-"""Kernels without an anchor: elementwise groups, row-wise chains with reductions (softmax, norms), copies through views.
+"""Kernels without an anchor: elementwise groups, row-wise chains with reductions (softmax, norms), copies through
+views.
 
-The domain is cut into tiles; each operand is loaded where its own axes are bound, one vector program computes the tile, and
-results are stored. Reduction axes stay whole when a tile with all of them fits l1; otherwise they are walked in chunks, once
-for every level of reductions that depend on each other, with partial results kept in state tiles, and once more for the
-results that need both the elements and the reduced values.
+The domain is cut into tiles; each operand is loaded where its own axes are bound, one vector program computes the
+tile, and results are stored. Reduction axes stay whole when a tile with all of them fits l1; otherwise they are walked
+in chunks, once for every level of reductions that depend on each other, with partial results kept in state tiles, and
+once more for the results that need both the elements and the reduced values.
 """
 
 from __future__ import annotations
 
-import math
 import math
 from collections.abc import Mapping, Sequence
 
@@ -66,7 +66,9 @@ def check_map(body: Graph) -> Chain:
 class MapLowering(TiledLowering):
     """Lowers one group without an anchor."""
 
-    def __init__(self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target) -> None:
+    def __init__(
+        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    ) -> None:
         super().__init__(name, body, tensors, loc, target, check_map(body))
         self.tiles = self._choose()
         self.units = self._deal(self.tiles)
@@ -134,7 +136,7 @@ class MapLowering(TiledLowering):
         if any(op.name == "cumsum" for op in self.chain.ops):
             return None
         best = None
-        for volume in (1 << e for e in range(0, 18)):
+        for volume in (1 << e for e in range(18)):
             tiles = [1] * len(axes)
             rest = volume
             for i in reversed(range(len(axes))):
@@ -157,7 +159,8 @@ class MapLowering(TiledLowering):
         active = math.prod(units)
         iterations = 1
         for axis, tile, n in zip(self.space.axes, tiles, units, strict=True):
-            iterations *= -(-(-(-axis.size // tile)) // n)
+            trips = -(-axis.size // tile)
+            iterations *= -(-trips // n)
         load, store, transfers = cost.NOTHING, cost.NOTHING, 0
         for operand in self.operands:
             extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]

@@ -1,8 +1,9 @@
 """Matrix products with an epilogue.
 
-Axes of the result that only A has are m axes, those that only B has n axes, the others batch axes; neighbouring ones are
-merged where memory allows, so `[batch, rows, k] x [k, n]` runs as one long m axis. Loops: batch, m, n, then k innermost;
-operands stream through rings, the accumulator's ring lets the next tile start while the epilogue drains this one.
+Axes of the result that only A has are m axes, those that only B has n axes, the others batch axes; neighbouring ones
+are merged where memory allows, so `[batch, rows, k] x [k, n]` runs as one long m axis. Loops: batch, m, n, then k
+innermost; operands stream through rings, the accumulator's ring lets the next tile start while the epilogue drains
+this one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from ppuc.targets.schema import Target
 class MatmulLowering(ContractionLowering):
     """Lowers a group around one matmul."""
 
-    def __init__(self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target) -> None:
+    def __init__(
+        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    ) -> None:
         anchor = anchor_of(body, "matmul")
         chain = analyse_anchor(body, anchor)
         attrs = anchor.attrs
@@ -86,7 +89,9 @@ class MatmulLowering(ContractionLowering):
                     best = self._best_k(tiles, full, best)
             if best is not None:
                 return best
-        raise NotFusable(f"no tile of the matmul fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)")
+        raise NotFusable(
+            f"no tile of the matmul fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)"
+        )
 
     def _best_k(self, tiles: list[int], full: bool, best: Choice | None) -> Choice | None:
         tm = math.prod(tiles[i] for i in self.m_axes)
@@ -136,7 +141,9 @@ class MatmulLowering(ContractionLowering):
 
     def _load(self, nest: Nest, side: str, tk: int, k_loop: Tiling) -> tuple[str, bool, list[int]]:
         """Add the load of one operand; returns (buffer, k is the tile's first axis, tile axes of the merged space)."""
-        access, tensor, k_stride = (self.a, self.a_tensor, self.a_k) if side == "a" else (self.b, self.b_tensor, self.b_k)
+        access, tensor, k_stride = (
+            (self.a, self.a_tensor, self.a_k) if side == "a" else (self.b, self.b_tensor, self.b_k)
+        )
         mine = [i for i in (self.m_axes if side == "a" else self.n_axes) if i in self.tile_axes()]
         inner_stride = access.view.strides[mine[-1]] if mine else 0
         k_first = (inner_stride == 1 and k_stride != 1) if side == "a" else not (k_stride == 1 and inner_stride != 1)

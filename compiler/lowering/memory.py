@@ -1,7 +1,8 @@
 """Where values live: storage shared by aliases, live ranges in kernel steps, and address assignment.
 
-A *step* is the position of a group (or stage copy) among those of the graph. Invariant: values whose live ranges overlap
-never share bytes; reuse of bytes whose last reader may still be running is guarded by counters (emit adds them).
+A *step* is the position of a group (or stage copy) among those of the graph. Invariant: values whose live ranges
+overlap never share bytes; reuse of bytes whose last reader may still be running is guarded by counters (emit adds
+them).
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ppuc.ir.types import TensorType
 ALIGNMENT = 256
 """Bytes to which tensors in l2 and hbm are aligned: two l2 lines."""
 
+PLACEMENTS = 200_000
+"""Limit of the exact search for addresses: some 0.3 seconds."""
+
 
 def updated_operand(op: Op) -> int | None:
     """Position of the operand that a scatter group updates in place; None for other ops."""
@@ -31,8 +35,8 @@ def updated_operand(op: Op) -> int | None:
 
 
 def storage_roots(graph: Graph) -> dict[str, str]:
-    """Value name -> the value whose memory it shares: reshapes alias their operand, a scatter updates its first operand in
-    place."""
+    """Value name -> the value whose memory it shares: reshapes alias their operand, a scatter updates its first
+    operand in place."""
     roots: dict[str, str] = {p.name: p.name for p in graph.params}
     for op in graph.ops:
         shared = 0 if op.name == "reshape" else updated_operand(op)
@@ -53,7 +57,8 @@ class Range:
 
 def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, int]]:
     """Storage root -> (step that writes it first, last step that touches it). Parameters, constants
-    and results of the graph live to the end, the former two from before the first step: a program runs more than once."""
+    and results of the graph live to the end, the former two from before the first step: a program runs more than
+    once."""
     steps = len(graph.ops)
     found: dict[str, tuple[int, int]] = {p.name: (-1, steps) for p in graph.params}
     for step, op in enumerate(graph.ops):
@@ -104,7 +109,8 @@ class Assigner:
 
 
 def assign(ranges: Sequence[Range], capacity: int) -> tuple[dict[str, int], list[str]]:
-    """Addresses for `ranges`, large ones first; and the names of those that found no room."""
+    """Addresses for `ranges`, and the names of those that found no room: first fit, large ones first; if that fails
+    where the bytes alive together would fit, other orders and an exact search within `PLACEMENTS`."""
     assigner = Assigner(capacity)
     placed: dict[str, int] = {}
     failed: list[str] = []
@@ -114,4 +120,10 @@ def assign(ranges: Sequence[Range], capacity: int) -> tuple[dict[str, int], list
             failed.append(item.name)
         else:
             placed[item.name] = at
+    if failed:
+        from ppuc.compiler.lowering.minimalloc import Plan, plan  # the search is compiled code: load it only for this
+
+        found = plan(ranges, capacity, placements=PLACEMENTS)
+        if isinstance(found, Plan):
+            return found.offsets, []
     return placed, failed

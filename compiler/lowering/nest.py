@@ -1,8 +1,8 @@
 """Putting a kernel together: loops, the statements between them, parameters and buffers.
 
-A Nest is a chain of loops, outermost first, with statements before and after the next inner loop at every depth. Loops of
-one iteration vanish: their variable is the constant 0. Invariant: `over` axes appear in the grid in loop order, so the unit
-that runs an iteration follows from the loops alone.
+A Nest is a chain of loops, outermost first, with statements before and after the next inner loop at every depth. Loops
+of one iteration vanish: their variable is the constant 0. Invariant: `over` axes appear in the grid in loop order, so
+the unit that runs an iteration follows from the loops alone.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Tiling:
 
 @dataclass(slots=True)
 class Nest:
-    """Loops with statements around them. `before[d]` and `after[d]` stand inside loop d - 1 (d = 0: outside all) and before
-    or after loop d."""
+    """Loops with statements around them. `before[d]` and `after[d]` stand inside loop d - 1 (d = 0: outside all) and
+    before or after loop d."""
 
     loops: list[Tiling]
     before: dict[int, list[Stmt]] = field(default_factory=dict)
@@ -130,9 +130,7 @@ class KernelBuilder:
         for nest in self.nests:
             grid.update(nest.grid)
         body = tuple(stmt for nest in self.nests for stmt in nest.build())
-        kernel = Kernel(
-            self.name, tuple(grid.items()), tuple(self.params), tuple(self.buffers), body, self.loc
-        )
+        kernel = Kernel(self.name, tuple(grid.items()), tuple(self.params), tuple(self.buffers), body, self.loc)
         return kernel, tuple(self.vectors)
 
 
@@ -159,7 +157,9 @@ def deal(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
     return best
 
 
-def tile_index(offsets: Sequence[Affine], axes: Sequence[int | None], factors: Sequence[int] | None = None) -> tuple[Affine, ...]:
+def tile_index(
+    offsets: Sequence[Affine], axes: Sequence[int | None], factors: Sequence[int] | None = None
+) -> tuple[Affine, ...]:
     """One affine per view dimension: its offset plus `$axis` (times a factor) where it has a tile axis."""
     factors = factors or [1] * len(offsets)
     return tuple(

@@ -1,8 +1,8 @@
 """Lowering each distinct group once: networks repeat their layers.
 
-A body is brought into a canonical form (values numbered, constants by content); its kernel is built under placeholder names
-and renamed for every group that has the same form. Invariant: the renamed kernel is the one that lowering the group itself
-would have built, names aside.
+A body is brought into a canonical form (values numbered, constants by content); its kernel is built under placeholder
+names and renamed for every group that has the same form. Invariant: the renamed kernel is the one that lowering the
+group itself would have built, names aside.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Iteration spaces of kernels: the domain with its axes merged wherever every operand's memory allows.
 
-Merging makes a `[8, 12, 128, 128]` elementwise domain one long axis, and a channels-last mean three axes. Invariant: two
-domain axes are merged only when they are neighbours (ignoring axes of size 1), both reduced or both parallel, and every
-operand either has both at a constant stride or neither.
+Merging makes a `[8, 12, 128, 128]` elementwise domain one long axis, and a channels-last mean three axes. Invariant:
+two domain axes are merged only when they are neighbours (ignoring axes of size 1), both reduced or both parallel, and
+every operand either has both at a constant stride or neither.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def merge(
         else:
             groups.append([axis])
     groups = groups or [[len(domain) - 1]] if domain else []
-    axes = tuple(
-        Axis(f"d{i}", _size(group, domain), group[0] in reduced) for i, group in enumerate(groups)
-    ) or (Axis("d0", 1, False),)
+    axes = tuple(Axis(f"d{i}", _size(group, domain), group[0] in reduced) for i, group in enumerate(groups)) or (
+        Axis("d0", 1, False),
+    )
     return Space(axes, {key: _merged(access, groups, domain) for key, access in normal.items()})
 
 

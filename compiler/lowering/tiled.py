@@ -1,7 +1,8 @@
 """What every tiled kernel shares: operands in merged space, tile shapes, box indices, valid extents, loads and stores.
 
-Invariant: a tile of an operand has one axis per entry of `tile_axes` (the merged axes with a tile larger than one), of size 1
-where the operand is broadcast; so the tiles of one vec all have the same rank and broadcast as the graph's values do.
+Invariant: a tile of an operand has one axis per entry of `tile_axes` (the merged axes with a tile larger than one), of
+size 1 where the operand is broadcast; so the tiles of one vec all have the same rank and broadcast as the graph's
+values do.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class TiledLowering:
         return found
 
     def load(self, nest: Nest, operand: Operand, depth: int = LOAD_DEPTH, limit: int | None = None) -> str:
-        """Add the load of `operand` where its axes are bound (looking at the first `limit` loops); returns the buffer."""
+        """Add the load of `operand` where its axes are bound (looking at the first `limit` loops); returns the
+        buffer."""
         loops = {loop.name: loop for loop in nest.loops}
         names = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
         where = nest.depth_of(names)
@@ -130,8 +132,8 @@ class TiledLowering:
         return buffer
 
     def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool) -> None:
-        """Add, at `depth`, the loads of the chain's operands, one vec for all its ops (from the accumulator `anchor`, if
-        any) and the stores of its results."""
+        """Add, at `depth`, the loads of the chain's operands, one vec for all its ops (from the accumulator `anchor`,
+        if any) and the stores of its results."""
         if self.chain.direct:
             self._copy(nest, depth)
             return
@@ -158,7 +160,6 @@ class TiledLowering:
         for operand, buffer in zip(written, outs, strict=True):
             param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
             nest.add(depth, Store(param, buffer, self.index(operand.access, loops)), after=after)
-
 
     def _copy(self, nest: Nest, depth: int) -> None:
         """Load and store without computing: the group only moves elements."""

@@ -1,8 +1,9 @@
 """From the chain ops of a group to steps of a vector program.
 
-Tiles have one axis per merged axis that is tiled (size 1 where an operand is broadcast), so numpy broadcasting of the graph
-carries over unchanged; reductions keep their axes. Invariant: the steps compute on each point of the domain what the body
-computes, except that intermediate values stay in f32 (or i32, i64, bool) and are not rounded between ops of one group.
+Tiles have one axis per merged axis that is tiled (size 1 where an operand is broadcast), so numpy broadcasting of the
+graph carries over unchanged; reductions keep their axes. Invariant: the steps compute on each point of the domain what
+the body computes, except that intermediate values stay in f32 (or i32, i64, bool) and are not rounded between ops of
+one group.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ def _argreduce(builder: ProgramBuilder, op: Op, x: str, axes: Sequence[int]) -> 
 class ChainEmitter:
     """Emits chain ops of a group into a ProgramBuilder, in order, remembering the name of each value."""
 
-    def __init__(self, chain: Chain, builder: ProgramBuilder, names: Mapping[str, str], axis_of: Mapping[int, int]) -> None:
+    def __init__(
+        self, chain: Chain, builder: ProgramBuilder, names: Mapping[str, str], axis_of: Mapping[int, int]
+    ) -> None:
         self.chain, self.builder = chain, builder
         self.names = dict(names)  # chain value or external key -> step name
         self.axis_of = axis_of  # domain axis -> tile axis, for reduction axes

@@ -1,7 +1,8 @@
 """Gives every value and every ring its address.
 
-Kernels take l1 and acc alternately from the bottom and from the top, so that the next kernel's first loads find bytes that the
-running kernel does not use. Invariant: ranges alive at the same step, and the buffers of one kernel, are disjoint.
+Kernels take l1 and acc alternately from the bottom and from the top, so that the next kernel's first loads find bytes
+that the running kernel does not use. Invariant: ranges alive at the same step, and the buffers of one kernel, are
+disjoint.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def _stack(
     total = sum(size for _, size in sizes)
     if total > capacity:
         raise CapacityError(
-            Diagnostic(f"kernel @{kernel}", f"its rings do not fit {space}", f"{total:,} bytes", f"at most {capacity:,} bytes")
+            Diagnostic(
+                f"kernel @{kernel}", f"its rings do not fit {space}", f"{total:,} bytes", f"at most {capacity:,} bytes"
+            )
         )
     at = capacity - total if from_top else 0
     found = []

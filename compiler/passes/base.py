@@ -1,7 +1,7 @@
 """What a pass is: a frozen dataclass whose fields are its options, with `run(module, target) -> module`.
 
-The first line of the class docstring is the pass's help; its `name` is what dumps and `ppuc opt -p` use. A pass takes and
-leaves valid IR, and returns the same module object when nothing changed.
+The first line of the class docstring is the pass's help; its `name` is what dumps and `ppuc opt -p` use. A pass takes
+and leaves valid IR, and returns the same module object when nothing changed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Kernels to instruction streams: mechanical, nothing is decided here.
 
-A statement goes to the queue of its engine, keeping the loops around it. Every buffer becomes a ring whose claims, pushes,
-waits and pops follow from where the buffer is written and read (`emit_rings`); every tensor that one step writes and a later
-one reads gets counters (`emit_counters`).
+A statement goes to the queue of its engine, keeping the loops around it. Every buffer becomes a ring whose claims,
+pushes, waits and pops follow from where the buffer is written and read (`emit_rings`); every tensor that one step
+writes and a later one reads gets counters (`emit_counters`).
 
 Invariant: each queue executes its statements in the order of the kernel's sequential reading.
 """
@@ -16,7 +16,6 @@ from typing import ClassVar
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.emit_counters import CounterPlan
 from ppuc.compiler.passes.emit_rings import RingOwners, Site, ring_uses, sites_of
-from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Buffer, Kernel, Loop, Stmt
 from ppuc.ir.module import Module, Placement
 from ppuc.ir.program import (
@@ -42,7 +41,8 @@ from ppuc.targets.schema import Target
 class Emit:
     """Turn kernels and stage ops into the instruction streams of a program.
 
-    load %at <- %x[%m, %k]  ->  queue load { ... load.box %at <- %x[%m, %k] {claim(%at, 2), push(%at, 2), wait(%x.full)} }
+    load %at <- %x[%m, %k]  ->  queue load { ... load.box %at <- %x[%m, %k] {claim(%at, 2), push(%at, 2),
+    wait(%x.full)} }
     """
 
     name: ClassVar[str] = "emit"
@@ -80,7 +80,8 @@ class Emission:
         }
         plan = CounterPlan(self.order, rooted, sources, {t.name: t for t in self.tensors}, in_place, self.target)
         owners = RingOwners()
-        programs, copies = [], []
+        programs: list[KernelProgram] = []
+        copies: list[Copy] = []
         for kind, name in self.order:
             if kind == "kernel":
                 programs.append(self._kernel(rooted[name], plan, owners))
@@ -108,7 +109,9 @@ class Emission:
             if placement.space not in (Space.HBM, Space.L2):
                 continue
             name = placement.name
-            role = "output" if name in outputs else "input" if name in inputs else "const" if name in constants else "temp"
+            role = (
+                "output" if name in outputs else "input" if name in inputs else "const" if name in constants else "temp"
+            )
             v = values[name]
             found.append(MemTensor(name, v.type.dtype, v.type.elements, placement.space, placement.address, role, name))
         return found

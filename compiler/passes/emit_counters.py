@@ -1,9 +1,9 @@
 """Counters that order accesses to tensors in l2 and hbm.
 
-  full   per block of a tensor: bumped by every store or copy that touches the block, when it has landed; a load waits for the
-         blocks its box touches.
-  done   one counter for a tensor whose bytes something else takes over: bumped once by each unit after its last load (store
-         or copy) of it; whoever writes the bytes next waits for it.
+  full   per block of a tensor: bumped by every store or copy that touches the block, when it has landed; a load waits
+         for the blocks its box touches.
+  done   one counter for a tensor whose bytes something else takes over: bumped once by each unit after its last load
+         (store or copy) of it; whoever writes the bytes next waits for it.
 
 Expected counts are enumerated here, from the same span formula that the machine uses (`ppuc.ir.tile.BoxPlan.span`).
 
@@ -24,7 +24,8 @@ from ppuc.ir.program import Bump, CounterGroup, MemTensor, Wait
 from ppuc.targets.schema import Target
 
 COPY_BYTES = 1 << 18
-"""Bytes that one stage copy moves: long enough to hide its start, short enough that readers need not wait for the rest."""
+"""Bytes that one stage copy moves: long enough to hide its start, short enough that readers need not wait for the
+rest."""
 
 
 def box_span(
@@ -36,8 +37,8 @@ def box_span(
     offsets: Sequence[np.ndarray],
     whole: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First and last flat element of a box, for arrays of offsets per view dimension; last < first when nothing is inside.
-    `whole` is a dimension that an index list addresses: all of it counts."""
+    """First and last flat element of a box, for arrays of offsets per view dimension; last < first when nothing is
+    inside. `whole` is a dimension that an index list addresses: all of it counts."""
     first = last = np.asarray(view_offset)
     empty = np.asarray(False)
     for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
@@ -56,8 +57,8 @@ def box_span(
 
 
 class CounterPlan:
-    """All counters of a segment. `kernels` have parameters bound to storage roots; `stages` maps staged tensors to their
-    sources; `in_place` maps kernels that update a tensor in place to that tensor."""
+    """All counters of a segment. `kernels` have parameters bound to storage roots; `stages` maps staged tensors to
+    their sources; `in_place` maps kernels that update a tensor in place to that tensor."""
 
     def __init__(
         self,
@@ -121,9 +122,15 @@ class CounterPlan:
 
     def _full_group(self, tensor: str, writer: str) -> CounterGroup:
         memory = self.tensors[tensor]
-        name = f"{tensor}.full" if len(self.writers[tensor]) == 1 else f"{tensor}.full.{self.writers[tensor].index(writer)}"
+        name = (
+            f"{tensor}.full"
+            if len(self.writers[tensor]) == 1
+            else f"{tensor}.full.{self.writers[tensor].index(writer)}"
+        )
         if writer in self.stages:
-            block = max(1, min(memory.elements, max(COPY_BYTES // memory.dtype.bytes, -(-memory.elements // self._share))))
+            block = max(
+                1, min(memory.elements, max(COPY_BYTES // memory.dtype.bytes, -(-memory.elements // self._share)))
+            )
             return self._new(name, tensor, "full", block, [1] * -(-memory.elements // block))
         if self._unordered(tensor, writer):
             return self._new(name, tensor, "done", max(memory.elements, 1), [self._visits(tensor, writer, Store)])
@@ -156,9 +163,9 @@ class CounterPlan:
             count += len(self.blocks(reader)) if reader in self.stages else self._visits(tensor, reader, Load)
         return self._new(f"{tensor}.done", tensor, "done", max(self.tensors[tensor].elements, 1), [count])
 
-    def _visits(self, tensor: str, kernel: str, kind: type) -> int:
-        """How many (statement, unit) pairs of a kernel access a tensor. A unit whose coordinate lies beyond the trips of a
-        loop that is dealt over that axis never runs the statement."""
+    def _visits(self, tensor: str, kernel: str, kind: type[Load] | type[Store]) -> int:
+        """How many (statement, unit) pairs of a kernel access a tensor. A unit whose coordinate lies beyond the trips
+        of a loop that is dealt over that axis never runs the statement."""
         total = 0
         for site, _ in self._accesses(tensor, kernel, kind):
             trips = {loop.over: loop.trips for loop in site.loops if loop.over is not None}
@@ -167,11 +174,11 @@ class CounterPlan:
 
     # accesses
 
-    def _accesses(self, tensor: str, kernel: str, kind: type) -> list[tuple[Site, Param]]:
+    def _accesses(self, tensor: str, kernel: str, kind: type[Load] | type[Store]) -> list[tuple[Site, Param]]:
         params = {p.name: p for p in self.kernels[kernel].params if p.tensor == tensor}
         found = []
         for site in self.sites[kernel]:
-            if isinstance(site.stmt, kind):
+            if isinstance(site.stmt, Load | Store) and isinstance(site.stmt, kind):
                 name = site.stmt.src if isinstance(site.stmt, Load) else site.stmt.dst
                 if name in params:
                     found.append((site, params[name]))
@@ -192,7 +199,12 @@ class CounterPlan:
                 at = at + factor * grids[name]
             offsets.append(at)
         first, last = box_span(
-            param.view.offset, param.view.shape, param.view.strides, stmt.index, tile, offsets,
+            param.view.offset,
+            param.view.shape,
+            param.view.strides,
+            stmt.index,
+            tile,
+            offsets,
             gather.dim if gather is not None else None,
         )
         shape = tuple(loop.trips for loop in site.loops)
@@ -254,7 +266,8 @@ class CounterPlan:
         return tuple(waits)
 
     def _read_whole(self, tensor: str) -> bool:
-        """Whether every block of `tensor` is waited for by some reader, so that "done" implies that all stores landed."""
+        """Whether every block of `tensor` is waited for by some reader, so that "done" implies that all stores
+        landed."""
         if tensor not in self._covered:
             group = self._full[tensor, self.writers[tensor][-1]]
             seen = np.zeros(len(group.expect) + 1, np.int64)
@@ -281,5 +294,3 @@ def _iterations(loops: Sequence[Loop]) -> dict[str, np.ndarray]:
         loop.var: (loop.start + loop.step * np.arange(loop.trips)).reshape([-1 if i == d else 1 for i in range(rank)])
         for d, loop in enumerate(loops)
     }
-
-

@@ -1,9 +1,9 @@
 """Ring operations from where buffers are written and read.
 
-A slot of a buffer lives for one iteration of the innermost loop that encloses all its accesses; that loop's depth is the
-level of every operation on the ring. Within that iteration the producer claims at its first access and pushes at its last
-write; each consumer queue waits at its first read and pops at its last one. A queue that reads what it wrote itself needs
-a wait only for reads after the push.
+A slot of a buffer lives for one iteration of the innermost loop that encloses all its accesses; that loop's depth is
+the level of every operation on the ring. Within that iteration the producer claims at its first access and pushes at
+its last write; each consumer queue waits at its first read and pops at its last one. A queue that reads what it wrote
+itself needs a wait only for reads after the push.
 
 Invariant: claims and pushes, waits and pops pair up one to one, for every trip count.
 """
@@ -113,16 +113,16 @@ def _common(paths: Sequence[tuple[int, ...]]) -> int:
 class RingOwners:
     """Which rings hold which bytes of l1 and acc at the moment, walking the kernels in order.
 
-    A kernel runs on units 0 .. n - 1. A ring replaces earlier ones on those units only, so an earlier ring of a wider kernel
-    stays a holder of its bytes until a kernel at least as wide takes them.
+    A kernel runs on units 0 .. n - 1. A ring replaces earlier ones on those units only, so an earlier ring of a wider
+    kernel stays a holder of its bytes until a kernel at least as wide takes them.
     """
 
     def __init__(self) -> None:
         self._held: dict[Space, list[tuple[int, int, str, int]]] = {}
 
     def take(self, space: Space, address: int, size: int, ring: str, units: int) -> tuple[str, ...]:
-        """Give `[address, address + size)` of the first `units` units to `ring`; returns the rings it takes bytes over from,
-        oldest first."""
+        """Give `[address, address + size)` of the first `units` units to `ring`; returns the rings it takes bytes over
+        from, oldest first."""
         end = address + size
         kept: list[tuple[int, int, str, int]] = []
         after: list[str] = []

@@ -1,12 +1,13 @@
 """Groups ops into kernels.
 
-A group is grown from an op along the graph: an op that follows joins when the body still fits one kernel (lowering's own
-analysis decides) and no path leaves the group and comes back. Anchors (matmul, conv, pool, attention) take their epilogue
-first; what is left forms row-wise and elementwise groups; data movement stands alone. Views between groups cost nothing:
-each group reads its operands through them, or stores through them; where that is impossible or slow they become a copy.
+A group is grown from an op along the graph: an op that follows joins when the body still fits one kernel (lowering's
+own analysis decides) and no path leaves the group and comes back. Anchors (matmul, conv, pool, attention) take their
+epilogue first; what is left forms row-wise and elementwise groups; data movement stands alone. Views between groups
+cost nothing: each group reads its operands through them, or stores through them; where that is impossible or slow they
+become a copy.
 
-Invariants afterwards: every top-level op is a constant, a group, or a reshape of memory that needs no copy (an alias); each
-group's body has the constants of one element inside and everything else as parameters.
+Invariants afterwards: every top-level op is a constant, a group, or a reshape of memory that needs no copy (an alias);
+each group's body has the constants of one element inside and everything else as parameters.
 """
 
 from __future__ import annotations
@@ -176,10 +177,9 @@ class Grouping:
                 op = self.graph.ops[source]
                 on_chain = OPS[self.graph.ops[reader].name].kind in CHAIN_KINDS
                 number = scalar_constant(op) is not None and on_chain
-                if number or (is_view(op) and self._readable(op, self.graph.ops[reader])):
-                    wanted.add(source)
-                    stack.append((source, reader))
-                elif _foldable_pad(op) and OPS[self.graph.ops[i].name].kind in CHAIN_KINDS:
+                view = is_view(op) and self._readable(op, self.graph.ops[reader])
+                pad = _foldable_pad(op) and OPS[self.graph.ops[i].name].kind in CHAIN_KINDS
+                if number or view or pad:
                     wanted.add(source)
                     stack.append((source, reader))
         return sorted(wanted)
@@ -312,7 +312,13 @@ class Grouping:
                 if r.name not in names:
                     names[r.name] = Value(self.builder.fresh(f"{r.name}.of"), r.type)
         ops = tuple(
-            Op(op.name, op.attrs, tuple(names[v.name] for v in op.operands), tuple(names[r.name] for r in op.results), op.loc)
+            Op(
+                op.name,
+                op.attrs,
+                tuple(names[v.name] for v in op.operands),
+                tuple(names[r.name] for r in op.results),
+                op.loc,
+            )
             for op in body.ops
         )
         renamed = Graph("body", tuple(names[p.name] for p in body.params), tuple(names[r.name] for r in results), ops)

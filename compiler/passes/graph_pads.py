@@ -63,9 +63,7 @@ def pad_that_crops(w: Walk, op: Op) -> Value | None:
     if any(attrs.interior) or min((*attrs.low, *attrs.high), default=0) >= 0:
         return None
     starts = tuple(max(0, -low) for low in attrs.low)
-    sizes = tuple(
-        n - start - max(0, -high) for n, start, high in zip(x.type.dims, starts, attrs.high, strict=True)
-    )
+    sizes = tuple(n - start - max(0, -high) for n, start, high in zip(x.type.dims, starts, attrs.high, strict=True))
     cut = w.emit("slice", x, attrs=SliceAttrs(starts, sizes, (1,) * len(sizes)))
     low, high = (tuple(max(0, n) for n in side) for side in (attrs.low, attrs.high))
     return w.emit("pad", cut, attrs=replace(attrs, low=low, high=high))

@@ -1,9 +1,9 @@
 """Storage formats of the tensors that cross kernels.
 
-With `--precision bf16` or `fp16`, operands of contractions are stored in that format, and so is everything that is computed
-from a contraction's result: activations, residual sums. What does not descend from a contraction (positions, masks, index
-arithmetic) keeps its type, because a format with 8 bits of mantissa cannot count to 300. Inside a kernel everything is f32;
-values are rounded once, when they are stored.
+With `--precision bf16` or `fp16`, operands of contractions are stored in that format, and so is everything that is
+computed from a contraction's result: activations, residual sums. What does not descend from a contraction (positions,
+masks, index arithmetic) keeps its type, because a format with 8 bits of mantissa cannot count to 300. Inside a kernel
+everything is f32; values are rounded once, when they are stored.
 
 Invariant: the operands of a contraction have the format asked for, and its accumulator is f32.
 """
@@ -31,7 +31,8 @@ from ppuc.targets.schema import Target
 FORMATS = {"bf16": DType.BF16, "fp16": DType.F16}
 CONTRACTIONS = ("matmul", "conv", "attention")
 FOLLOWING = ("pad", "concat", "gather", "scatter_nd", "pool")
-"""Ops that move elements without arithmetic on them (a sum over a window excepted): their result has the operands' dtype."""
+"""Ops that move elements without arithmetic on them (a sum over a window excepted): their result has the operands'
+dtype."""
 MOVES = ("concat", "gather", "scatter")
 
 

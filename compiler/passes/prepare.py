@@ -1,7 +1,7 @@
 """Brings the graph into the forms that kernels know, just before fusion.
 
-Invariant afterwards: every reduction keeps its axes; a 1x1 convolution without padding is a matmul; constants of one element
-that are read elementwise have rank 0.
+Invariant afterwards: every reduction keeps its axes; a 1x1 convolution without padding is a matmul; constants of one
+element that are read elementwise have rank 0.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
+from ppuc.ir.ops.reduction import ArgreduceAttrs, ReduceAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs
 from ppuc.ir.rewrite import Builder, rewrite, without_dead_ops
 from ppuc.targets.schema import Target
@@ -36,8 +37,9 @@ class Prepare:
 
 
 def _rule(b: Builder, op: Op) -> Sequence[Value] | None:
-    if op.name in ("reduce", "argreduce") and not op.attrs.keepdims:  # type: ignore[attr-defined]
-        kept = b(op.name, *op.operands, attrs=replace(op.attrs, keepdims=True), hint=op.results[0].name)  # type: ignore[type-var]
+    attrs = op.attrs
+    if isinstance(attrs, ReduceAttrs | ArgreduceAttrs) and not attrs.keepdims:
+        kept = b(op.name, *op.operands, attrs=replace(attrs, keepdims=True), hint=op.results[0].name)
         return [b("reshape", kept, attrs=ReshapeAttrs(op.results[0].type.dims), hint=op.results[0].name)]
     if op.name == "conv":
         return _pointwise(b, op)

@@ -1,7 +1,7 @@
 """Builds the kernel of every group.
 
-Invariant afterwards: each group names a kernel; kernel parameters name top-level values in their memories; vector programs
-have unique names.
+Invariant afterwards: each group names a kernel; kernel parameters name top-level values in their memories; vector
+programs have unique names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Op
 from ppuc.ir.kernel import Kernel, Param
 from ppuc.ir.module import Module
+from ppuc.ir.ops.structure import GroupAttrs
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
@@ -44,7 +45,8 @@ class Tile:
             kernel, programs = _lower(op, name, lowered)
             kernels.append(_in_spaces(kernel, op))
             vectors += programs
-            ops.append(replace(op, attrs=replace(op.attrs, kernel=name)))  # type: ignore[type-var]
+            assert isinstance(op.attrs, GroupAttrs)
+            ops.append(replace(op, attrs=replace(op.attrs, kernel=name)))
         graph = module.graph.with_ops(ops)
         return replace(module, graph=graph, kernels=tuple(kernels), vectors=tuple(vectors))
 
@@ -82,5 +84,3 @@ def _in_spaces(kernel: Kernel, op: Op) -> Kernel:
     spaces = {v.name: v.space or Space.HBM for v in (*op.operands, *op.results)}
     params: list[Param] = [replace(p, space=spaces[p.tensor]) for p in kernel.params]
     return replace(kernel, params=tuple(params))
-
-

@@ -98,7 +98,8 @@ def dim_names(rank: int) -> tuple[str, ...]:
 
 
 def broadcast_access(shape: Sequence[int], out: Sequence[int]) -> tuple[Affine, ...]:
-    """How an operand of `shape` is read in an iteration over `out` under numpy broadcasting (sizes of one read index 0)."""
+    """How an operand of `shape` is read in an iteration over `out` under numpy broadcasting (sizes of one read index
+    0)."""
     names = dim_names(len(out))[len(out) - len(shape) :]
     sizes = out[len(out) - len(shape) :]
     return tuple(Affine() if s == 1 and o != 1 else var(n) for n, s, o in zip(names, shape, sizes, strict=True))

@@ -138,8 +138,8 @@ def _chosen(b: Builder, selection: Value, values: Value, k: int) -> Value:
 
 
 def _winners_of_blocks(b: Builder, keys: Value, positions: Value, block: int, attrs: TopkAttrs) -> tuple[Value, Value]:
-    """keys[rows, n], positions[rows or 1, n] -> both of the first k of each block, blocks in their order. What fills the
-    last block ranks behind all real elements, of which there are k or more: it may win its block, never the row."""
+    """keys[rows, n], positions[rows or 1, n] -> both of the first k of each block, blocks in their order. What fills
+    the last block ranks behind all real elements, of which there are k or more: it may win its block, never the row."""
     rows, n = keys.type.dims
     blocks = -(-n // block)
     worst = reduce_identity("max" if attrs.largest else "min", keys.type.dtype)
