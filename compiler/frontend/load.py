@@ -32,6 +32,7 @@ FAMILIES = (
     "movement",
     "normalization",
     "pooling",
+    "recurrent",
     "reduction",
     "resize",
     "shape",

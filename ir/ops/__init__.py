@@ -7,6 +7,7 @@ from ppuc.ir.ops import (  # noqa: F401 - imported for their records
     elementwise,
     movement,
     normalization,
+    recurrent,
     reduction,
     resize,
     sorting,
@@ -14,6 +15,6 @@ from ppuc.ir.ops import (  # noqa: F401 - imported for their records
     view,
     window,
 )
-from ppuc.ir.ops.base import OPS, IterDim, Indexing, Kind, OpDef
+from ppuc.ir.ops.base import OPS, Indexing, IterDim, Kind, OpDef
 
 __all__ = ["OPS", "Indexing", "IterDim", "Kind", "OpDef"]

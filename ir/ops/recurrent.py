@@ -1,0 +1,333 @@
+"""Recurrent layers in one direction: rnn, gru and lstm, and their expansion into unrolled steps.
+
+The input's share of all gates is one matmul over all steps; a step then multiplies the state by each gate's recurrent
+weights, so that what follows the product (bias, activation, state update) can be its epilogue. A sequence shorter than
+the others keeps its state and yields zeros past its end; backwards, that makes it begin at its own last element.
+
+Operands: x[T, B, I], w[G * H, I], r[G * H, H], b[2 * G * H] (of w, then of r), the initial states [B, H] (h; for lstm
+also c), then p[3 * H] with `peepholes`, then i32 lengths[B] with `lengths`. Results: y[T, B, H] and the last states.
+Gates in order: rnn (h), gru (z, r, h), lstm (i, o, f, c); p (i, o, f).
+
+Invariants: all floats have one dtype; f16 and bf16 are computed in f32 throughout and results rounded once; the
+reference computes in f64. Steps and cells follow the ONNX operators RNN-22, GRU-22 and LSTM-22.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ppuc.ir.graph import Attrs, Op, Value
+from ppuc.ir.ops import composite as c
+from ppuc.ir.ops.base import Kind, OpDef, register
+from ppuc.ir.ops.contraction import MatmulAttrs
+from ppuc.ir.ops.elementwise import FLOATS, convert
+from ppuc.ir.ops.gates import GATES, Algebra, OnArrays, OnValues
+from ppuc.ir.ops.movement import ConcatAttrs
+from ppuc.ir.ops.view import SliceAttrs
+from ppuc.ir.types import DType, TensorType
+
+if TYPE_CHECKING:
+    from ppuc.ir.rewrite import Builder
+
+
+@dataclass(frozen=True, slots=True)
+class RnnAttrs(Attrs):
+    """`activations` are keys of GATES, one a function of the cell, with their `alphas` and `betas`; what enters gates is
+    clipped to +-`clip` (0: not at all), the cell state of lstm is not, as in ONNX Runtime. `reverse` walks from the last step to the first. `lengths`: the last operand
+    holds the sequences' lengths."""
+
+    activations: tuple[str, ...]
+    alphas: tuple[float, ...]
+    betas: tuple[float, ...]
+    reverse: bool = False
+    clip: float = 0.0
+    lengths: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GruAttrs(RnnAttrs):
+    """`linear_before_reset`: the reset gate is applied after the recurrent product and its bias."""
+
+    linear_before_reset: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LstmAttrs(RnnAttrs):
+    """`input_forget` couples the gates: f = 1 - i. `peepholes`: operand p lets gates see the cell state."""
+
+    input_forget: bool = False
+    peepholes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """`step(machine, t, states)` -> the states after step t; the first state is the output."""
+
+    gates: int
+    states: int
+    functions: int
+    step: Callable[[Any, int, Sequence[Any]], Sequence[Any]]
+
+
+def _rnn_step(m: Any, t: int, states: Sequence[Any]) -> Sequence[Any]:
+    """h = f(x W' + h R' + b)"""
+    return (m.activate(0, m.gate(t, 0, states[0])),)
+
+
+def _gru_step(m: Any, t: int, states: Sequence[Any]) -> Sequence[Any]:
+    """h = (1 - z) * g(x W' + (r * h) R' + b) + z * h, or with r applied after the product."""
+    (h,) = states
+    update, reset = (m.activate(0, m.gate(t, g, h)) for g in (0, 1))
+    if m.attrs.linear_before_reset:
+        hidden = m.algebra("add", m.projected(t, 2), m.algebra("mul", reset, m.recurrent(2, h, bias=True)))
+    else:
+        hidden = m.gate(t, 2, m.algebra("mul", reset, h))
+    # (1 - z) * n + z * h = n + z * (h - n), one product less.
+    new = m.activate(1, hidden)
+    return (m.algebra("add", new, m.algebra("mul", update, m.algebra("sub", h, new))),)
+
+
+def _lstm_step(m: Any, t: int, states: Sequence[Any]) -> Sequence[Any]:
+    """c = f * c + i * g(..); h = o * h(c); peepholes: i and f see the old cell state, o the new one."""
+    h, cell = states
+    a = m.algebra
+    enter = m.activate(0, m.peep(0, m.gate(t, 0, h), cell))
+    forget = a("sub", 1.0, enter) if m.attrs.input_forget else m.activate(0, m.peep(2, m.gate(t, 2, h), cell))
+    new = a("add", a("mul", forget, cell), a("mul", enter, m.activate(1, m.gate(t, 3, h))))
+    leave = m.activate(0, m.peep(1, m.gate(t, 1, h), new))
+    return a("mul", leave, m.activate(2, new, clipped=False)), new
+
+
+_CELLS = {
+    "rnn": _Cell(1, 1, 1, _rnn_step),
+    "gru": _Cell(3, 1, 2, _gru_step),
+    "lstm": _Cell(4, 2, 3, _lstm_step),
+}
+
+
+class _Machine:
+    """What steps are written against. `operands` are arrays or values: x, w, r, b, states, peepholes."""
+
+    def __init__(self, attrs: RnnAttrs, algebra: Algebra) -> None:
+        self.attrs = attrs
+        self.algebra = algebra
+
+    def projected(self, t: int, gate: int) -> Any:
+        """[B, H]: what step `t` of x, and the biases added to it, give to `gate`."""
+        raise NotImplementedError
+
+    def recurrent(self, gate: int, h: Any, bias: bool = False) -> Any:
+        """[B, H]: h R' of `gate`, plus the recurrent bias if asked for."""
+        raise NotImplementedError
+
+    def peephole(self, index: int) -> Any:
+        """[H]: peephole weights (0: i, 1: o, 2: f)."""
+        raise NotImplementedError
+
+    def gate(self, t: int, gate: int, h: Any) -> Any:
+        return self.algebra("add", self.recurrent(gate, h), self.projected(t, gate))
+
+    def peep(self, index: int, x: Any, cell: Any) -> Any:
+        if not _extras(self.attrs)[0]:
+            return x
+        return self.algebra("add", x, self.algebra("mul", cell, self.peephole(index)))
+
+    def activate(self, index: int, x: Any, clipped: bool = True) -> Any:
+        attrs = self.attrs
+        if attrs.clip and clipped:
+            x = self.algebra("min", self.algebra("max", x, -attrs.clip), attrs.clip)
+        return GATES[attrs.activations[index]].formula(self.algebra, x, attrs.alphas[index], attrs.betas[index])
+
+
+def _split_bias(name: str, attrs: RnnAttrs, gate: int) -> bool:
+    """Whether the recurrent bias of `gate` must stay with the recurrent product."""
+    return name == "gru" and gate == 2 and isinstance(attrs, GruAttrs) and attrs.linear_before_reset
+
+
+def _extras(attrs: RnnAttrs) -> tuple[bool, bool]:
+    return isinstance(attrs, LstmAttrs) and attrs.peepholes, attrs.lengths
+
+
+def _infer(name: str) -> Callable[[RnnAttrs, Sequence[TensorType]], tuple[TensorType, ...]]:
+    cell = _CELLS[name]
+
+    def infer(attrs: RnnAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
+        count = 4 + cell.states + sum(_extras(attrs))
+        if len(types) != count:
+            raise ValueError(f"{name} takes {count} operands (got {len(types)})")
+        _check_activations(name, attrs)
+        x, r = types[0], types[2]
+        if x.rank != 3 or r.rank != 2:
+            raise ValueError(f"{name} needs x[T, B, I] and r[G * H, H] (got {x} and {r})")
+        (steps, batch, inputs), hidden = x.dims, r.dims[1]
+        if not steps:
+            raise ValueError(f"{name} needs one step at least (got {x})")
+        rows = cell.gates * hidden
+        shapes: list[tuple[int, ...]] = [(steps, batch, inputs), (rows, inputs), (rows, hidden), (2 * rows,)]
+        shapes += [(batch, hidden)] * cell.states + [(3 * hidden,)] * _extras(attrs)[0]
+        floats = types[: len(shapes)]
+        for type, shape in zip(floats, shapes, strict=True):
+            if type.dims != shape or type.dtype is not x.dtype or x.dtype not in FLOATS:
+                raise ValueError(f"an operand of {name} should be {TensorType(x.dtype, shape)} of floats (got {type})")
+        if attrs.lengths and types[-1] != TensorType(DType.I32, (batch,)):
+            raise ValueError(f"lengths of {name} should be i32[{batch}] (got {types[-1]})")
+        state = TensorType(x.dtype, (batch, hidden))
+        return (TensorType(x.dtype, (steps, batch, hidden)), *[state] * cell.states)
+
+    return infer
+
+
+def _check_activations(name: str, attrs: RnnAttrs) -> None:
+    wanted = _CELLS[name].functions
+    if not len(attrs.activations) == len(attrs.alphas) == len(attrs.betas) == wanted:
+        raise ValueError(f"{name} needs {wanted} activations with an alpha and a beta each")
+    for activation in attrs.activations:
+        if activation not in GATES:
+            raise ValueError(f"unknown activation '{activation}' (known: {', '.join(GATES)})")
+
+
+class _ArrayMachine(_Machine):
+    """Computes in f64."""
+
+    def __init__(self, name: str, attrs: RnnAttrs, arrays: Sequence[np.ndarray]) -> None:
+        super().__init__(attrs, OnArrays())
+        x, w, r, b = arrays[:4]
+        gates, hidden = _CELLS[name].gates, r.shape[1]
+        self.r = r.reshape(gates, hidden, hidden)
+        self.b = b.reshape(2, gates, hidden)
+        inner = self.b.copy()
+        for gate in range(gates):
+            inner[1, gate] *= not _split_bias(name, attrs, gate)
+        self.x = (x @ w.T).reshape(*x.shape[:2], gates, hidden) + inner.sum(0)
+        self.p = arrays[-1].reshape(3, hidden) if _extras(attrs)[0] else None
+
+    def projected(self, t: int, gate: int) -> np.ndarray:
+        return np.asarray(self.x[t, :, gate])
+
+    def recurrent(self, gate: int, h: Any, bias: bool = False) -> np.ndarray:
+        return np.asarray(h @ self.r[gate].T + (self.b[1, gate] if bias else 0))
+
+    def peephole(self, index: int) -> np.ndarray:
+        assert self.p is not None
+        return np.asarray(self.p[index])
+
+
+def _reference(name: str) -> Callable[..., tuple[np.ndarray, ...]]:
+    cell = _CELLS[name]
+
+    def reference(attrs: RnnAttrs, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+        dtype, steps = DType.of(arrays[0].dtype), arrays[0].shape[0]
+        lengths = arrays[-1] if attrs.lengths else None
+        wide = [a.astype(np.float64) for a in arrays[: len(arrays) - attrs.lengths]]
+        states: Sequence[np.ndarray] = wide[4 : 4 + cell.states]
+        y = np.zeros((steps, *states[0].shape))
+        with np.errstate(all="ignore"):
+            machine = _ArrayMachine(name, attrs, wide)
+            for t in reversed(range(steps)) if attrs.reverse else range(steps):
+                after = cell.step(machine, t, states)
+                if lengths is None:
+                    states, y[t] = after, after[0]
+                    continue
+                live = (t < lengths)[:, None]
+                y[t] = np.where(live, after[0], 0)
+                states = [np.where(live, new, old) for new, old in zip(after, states, strict=True)]
+        return tuple(convert(a, dtype) for a in (y, *states))
+
+    return reference
+
+
+class _ValueMachine(_Machine):
+    """Appends to a Builder. Weights and biases are cut by gate once: of constants, that folds."""
+
+    def __init__(self, name: str, attrs: RnnAttrs, b: Builder, operands: Sequence[Value]) -> None:
+        super().__init__(attrs, OnValues(b))
+        self.b = b
+        x, w, r, bias = operands[:4]
+        self.batch, self.hidden = x.type.dims[1], r.type.dims[1]
+        rows = r.type.dims[0]
+        self.weights = [self._rows(r, g) for g in range(_CELLS[name].gates)]
+        self.recurrent_bias = [
+            self._rows(bias, _CELLS[name].gates + g) if _split_bias(name, attrs, g) else None
+            for g in range(_CELLS[name].gates)
+        ]
+        flat = c.reshape(b, x, (x.type.dims[0] * self.batch, x.type.dims[2]))
+        self.x = b("add", b("matmul", flat, w, attrs=MatmulAttrs(transpose_b=True)), self._bias(bias, rows))
+        self.p = [self._rows(operands[-1], i) for i in range(3)] if _extras(attrs)[0] else []
+
+    def _bias(self, bias: Value, rows: int) -> Value:
+        """[rows]: the sum of both biases, but for those that stay with the recurrent product."""
+        of_w, of_r = (self._cut(bias, i * rows, rows) for i in range(2))
+        if any(self.recurrent_bias):
+            keep = np.array([v is None for v in self.recurrent_bias]).repeat(self.hidden)
+            of_r = self.b("select", self.b.const(keep, "keep"), of_r, self.b.scalar(0, of_r.type.dtype))
+        return self.b("add", of_w, of_r)
+
+    def _cut(self, x: Value, start: int, size: int) -> Value:
+        rest = x.type.dims[1:]
+        cut = SliceAttrs((start, *(0,) * len(rest)), (size, *rest), (1,) * x.type.rank)
+        return x if x.type.dims[0] == size else self.b("slice", x, attrs=cut)
+
+    def _rows(self, x: Value, block: int) -> Value:
+        return self._cut(x, block * self.hidden, self.hidden)
+
+    def projected(self, t: int, gate: int) -> Value:
+        cut = SliceAttrs((t * self.batch, gate * self.hidden), (self.batch, self.hidden), (1, 1))
+        return self.x if self.x.type.dims == cut.sizes else self.b("slice", self.x, attrs=cut)
+
+    def recurrent(self, gate: int, h: Any, bias: bool = False) -> Value:
+        product = self.b("matmul", h, self.weights[gate], attrs=MatmulAttrs(transpose_b=True))
+        own = self.recurrent_bias[gate]
+        return self.b("add", product, own) if bias and own is not None else product
+
+    def peephole(self, index: int) -> Value:
+        return self.p[index]
+
+
+def _decompose(name: str) -> Callable[[Builder, Op], Sequence[Value]]:
+    cell = _CELLS[name]
+
+    def decompose(b: Builder, op: Op) -> Sequence[Value]:
+        attrs = op.attrs
+        assert isinstance(attrs, RnnAttrs)
+        steps, batch, hidden = op.results[0].type.dims
+        dtype = op.results[0].type.dtype
+        wide = [c.widen(b, v) for v in op.operands[: len(op.operands) - attrs.lengths]]
+        lengths = c.reshape(b, op.operands[-1], (batch, 1)) if attrs.lengths else None
+        machine, states = _ValueMachine(name, attrs, b, wide), list(wide[4 : 4 + cell.states])
+        zero, outputs = b.scalar(0, wide[0].type.dtype), [b.scalar(0, dtype)] * steps
+        for t in reversed(range(steps)) if attrs.reverse else range(steps):
+            after = list(cell.step(machine, t, states))
+            out = after[0]
+            if lengths is not None:
+                live = b("gt", lengths, b.scalar(t, DType.I32))
+                out = b("select", live, after[0], zero)
+                after = [b("select", live, new, old) for new, old in zip(after, states, strict=True)]
+            outputs[t], states = c.cast(b, out, dtype), after
+        whole = b.emit("concat", outputs, ConcatAttrs(0))[0] if steps > 1 else outputs[0]
+        return (c.reshape(b, whole, (steps, batch, hidden)), *(c.cast(b, s, dtype) for s in states))
+
+    return decompose
+
+
+def _register(name: str, formula: str, states: str, attrs: type[RnnAttrs]) -> None:
+    register(
+        OpDef(
+            name=name,
+            formula=formula,
+            kind=Kind.COMPOSITE,
+            operands=f"x, w, r, b, {states}, lengths?",
+            attrs=attrs,
+            infer=_infer(name),
+            reference=_reference(name),
+            decompose=_decompose(name),
+        )
+    )
+
+
+_register("rnn", "y[t] = h = f(x[t] w' + h r' + b)", "h", RnnAttrs)
+_register("gru", "y[t] = h = (1 - z) * g(x[t] w' + (r * h) r' + b) + z * h", "h", GruAttrs)
+_register("lstm", "y[t] = h = o * tanh(c), c = f * c + i * g(x[t] w' + h r' + b)", "h, c, p?", LstmAttrs)
