@@ -20,8 +20,22 @@ from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import DType
 from ppuc.ir.views import reshape
 
-DEPTHS = (8, 6, 4, 3, 2)
-"""Ring depths of operands, deepest first: the deepest that fits hides the most latency."""
+MAX_DEPTH = 8
+"""Slots of an operand ring at the most: deeper ones hide no more latency."""
+
+RINGS = ((False, 2, 2), (True, 2, 2), (True, 2, 1), (True, 1, 1))
+"""(all of l1 and acc, accumulator slots, result slots) to try, most overlap first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """Slots of the operands', the accumulator's and the results' rings; `whole` when they leave the next kernel no half
+    of l1 and acc to begin in."""
+
+    operands: int
+    acc: int
+    out: int
+    whole: bool
 
 
 def anchor_of(body: Graph, *names: str) -> Op:
@@ -113,8 +127,7 @@ class Choice:
 
     tiles: tuple[int, ...]
     k: int
-    depth: int
-    acc_depth: int
+    rings: Rings
     units: tuple[int, ...]
     price: float
 
@@ -125,20 +138,29 @@ class ContractionLowering(TiledLowering):
     dtype: DType
     acc_dtype: DType
 
-    def budget_ok(self, tiles: Sequence[int], operand_bytes: int, acc_depth: int, full: bool) -> bool:
-        """Whether operand rings of `operand_bytes` fit l1 beside the epilogue's tiles, and the accumulator fits acc."""
-        l1 = self.target.l1.bytes if full else cost.l1_budget(self.target)
-        acc = self.target.acc.bytes if full else cost.acc_budget(self.target)
-        if math.prod(tiles) * 4 * acc_depth > acc:
-            return False
-        return operand_bytes + self.epilogue_bytes(tiles) <= l1
+    def rings(self, tiles: Sequence[int], step_bytes: int) -> Rings | None:
+        """Ring depths for tiles of this size and operand slots of `step_bytes` in all: the first of RINGS that fits, with
+        operand rings as deep as the rest of l1 allows. None when nothing fits."""
+        points = math.prod(tiles) * 4
+        for whole, acc_depth, out_depth in RINGS:
+            l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)
+            acc = self.target.acc.bytes if whole else cost.acc_budget(self.target)
+            left = l1 - self.epilogue_bytes(tiles, out_depth)
+            depth = min(MAX_DEPTH, left // max(step_bytes, 1))
+            if points * acc_depth <= acc and depth >= 2:
+                return Rings(depth, acc_depth, out_depth, whole)
+        return None
 
-    def epilogue_bytes(self, tiles: Sequence[int]) -> int:
-        """l1 bytes of the rings of the chain's operands and results."""
-        total = 0
+    def alone_clk(self, rings: Rings, step_load: float) -> float:
+        """Cycles lost to the next kernel's loads when this one leaves them no room in l1."""
+        return cost.latency_clk(self.target) + 2 * step_load if rings.whole else 0.0
+
+    def epilogue_bytes(self, tiles: Sequence[int], out_depth: int = 2) -> int:
+        """l1 bytes of the rings of the chain's operands (two slots) and results."""
+        unit, total = self.target.alignment_bytes, 0
         for operand in self.operands:
             elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
-            total += 2 * (-(-elements * operand.dtype.bytes // 32) * 32)
+            total += (out_depth if operand.written else 2) * (-(-elements * operand.dtype.bytes // unit) * unit)
         return total
 
     def fill(self, axes: Sequence[int], points: int, tiles: list[int]) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable, analyse
-from ppuc.compiler.lowering.contraction import DEPTHS, ContractionLowering, anchor_of, operand_ops, operand_view, sizes
+from ppuc.compiler.lowering.contraction import ContractionLowering, Rings, anchor_of, operand_ops, operand_view, sizes
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiled import groups as merged_groups
 from ppuc.ir import views
@@ -42,8 +42,7 @@ class ConvChoice:
     channels: int
     rows: int
     all_taps: bool
-    depth: int
-    acc_depth: int
+    rings: Rings
     units: tuple[int, ...]
     price: float
 
@@ -118,16 +117,15 @@ class ConvLowering(ContractionLowering):
             and not self.grouped
         ):
             packed_options.append(True)
-        for full in (False, True):
-            best: ConvChoice | None = None
-            for tiles in self._tile_candidates():
-                for packed in packed_options:
-                    best = self._best(tiles, packed, full, best)
-            if best is not None:
-                return best
-        raise NotFusable(
-            f"no tile of the convolution fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)"
-        )
+        best: ConvChoice | None = None
+        for tiles in self._tile_candidates():
+            for packed in packed_options:
+                best = self._best(tiles, packed, best)
+        if best is None:
+            raise NotFusable(
+                f"no tile of the convolution fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)"
+            )
+        return best
 
     def _tile_candidates(self) -> list[list[int]]:
         """Tiles of all merged axes: images and groups one at a time, space from whole rows to squares, channels."""
@@ -153,7 +151,7 @@ class ConvLowering(ContractionLowering):
                 found.add(tuple(tiles))
         return [list(t) for t in sorted(found)]
 
-    def _best(self, tiles: list[int], packed: bool, full: bool, best: ConvChoice | None) -> ConvChoice | None:
+    def _best(self, tiles: list[int], packed: bool, best: ConvChoice | None) -> ConvChoice | None:
         tm = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
         tn = self._extent(tiles, len(self.at) - 1)
         units, iterations = self.dealt(tiles)
@@ -161,33 +159,26 @@ class ConvLowering(ContractionLowering):
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)
         latency, overhead = cost.latency_clk(self.target), cost.overhead_clk(self.target)
-        for acc_depth in (2, 1):
-            for x_bytes, x_rows, w_elements, rest in self._steps(tiles, packed, tn):
-                for depth in DEPTHS:
-                    rings = depth * (_align(x_bytes) + _align(w_elements * self.dtype.bytes))
-                    if self.budget_ok(tiles, rings, acc_depth, full):
-                        break
-                else:
-                    continue
-                channels, rows, all_taps, steps, mmas, k = rest
-                mma = mmas * max(cost.mma_clk(tm, tn, k, dtype, self.target), overhead)
-                w_rows = w_elements / max(min(tn, w_elements), 1)
-                loads = 2 if all_taps or packed else 1 + mmas
-                traffic = cost.Traffic(x_bytes, x_rows) + cost.Traffic(
-                    w_elements * self.dtype.bytes * (1 if all_taps or packed else mmas), w_rows
-                )
-                load = cost.load_clk(traffic, self.target, active) + loads * overhead
-                beat = max(mma, load, (latency + load) / depth)
-                if loads > 2:  # every tap's weights are a load of their own: depth of them hide the latency
-                    beat = max(beat, mmas * (latency + load / loads) / depth)
-                tile = max(steps * beat + cost.load_clk(extra, self.target, active), vec, store)
-                if acc_depth == 1:
-                    tile += vec
-                price = iterations * tile + latency + load + vec + store
-                if best is None or price < best.price:
-                    best = ConvChoice(tuple(tiles), packed, channels, rows, all_taps, depth, acc_depth, units, price)
-            if best is not None:
-                break
+        for x_bytes, x_rows, w_elements, (channels, rows, all_taps, steps, mmas, k) in self._steps(tiles, packed, tn):
+            rings = self.rings(tiles, _align(x_bytes) + _align(w_elements * self.dtype.bytes))
+            if rings is None:
+                continue
+            mma = mmas * cost.mma_clk(tm, tn, k, dtype, self.target)
+            loads = 2 if all_taps else 1 + mmas
+            weights = cost.Traffic(w_elements * self.dtype.bytes, w_elements / max(min(tn, w_elements), 1)) * (
+                loads - 1
+            )
+            load = cost.load_clk(cost.Traffic(x_bytes, x_rows) + weights, self.target, active) + loads * overhead
+            beat = max(mma, load, (latency + load) / rings.operands)
+            if loads > 2:  # every tap's weights are a load of their own: as many as the ring holds hide the latency
+                beat = max(beat, mmas * (latency + load / loads) / rings.operands)
+            drain = vec if rings.out > 1 else vec + store
+            tile = max(steps * beat + cost.load_clk(extra, self.target, active), drain, store)
+            if rings.acc == 1:
+                tile += vec
+            price = iterations * tile + latency + load + vec + store + self.alone_clk(rings, load)
+            if best is None or price < best.price:
+                best = ConvChoice(tuple(tiles), packed, channels, rows, all_taps, rings, units, price)
         return best
 
     def _steps(
@@ -229,12 +220,12 @@ class ConvLowering(ContractionLowering):
             inner += [Tiling(f"k{d}", n, 1) for d, n in enumerate(self.filter)]
         nest = Nest([*loops, *inner])
         acc = self.kernel.buffer(
-            "c", self.acc_dtype, [self.tiles[i] for i in self.tile_axes()], Space.ACC, choice.acc_depth
+            "c", self.acc_dtype, [self.tiles[i] for i in self.tile_axes()], Space.ACC, choice.rings.acc
         )
         named = {loop.name: loop for loop in nest.loops}
         mma = self._packed(nest, named, acc) if choice.packed else self._taps(nest, named, acc)
         nest.add(len(nest.loops), mma)
-        self.epilogue(nest, len(loops), acc, after=True)
+        self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
         self.kernel.nests.append(nest)
         return self.kernel
 
@@ -257,7 +248,9 @@ class ConvLowering(ContractionLowering):
     def _taps(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
         choice, a, n = self.choice, self.attrs, self.spatial
         chunk = named["ci"]
-        xt = self.kernel.buffer("xt", self.dtype, [*self._halo(self.tiles), choice.channels], depth=choice.depth)
+        xt = self.kernel.buffer(
+            "xt", self.dtype, [*self._halo(self.tiles), choice.channels], depth=choice.rings.operands
+        )
         index = [self._offset(named, 0)]
         index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(d) for d in range(n)]
         index += [*self._group(named), chunk.offset + axis(n)]
@@ -280,7 +273,7 @@ class ConvLowering(ContractionLowering):
         choice, n = self.choice, self.spatial
         tn = self._extent(self.tiles, len(self.at) - 1)
         taps = self.filter if choice.all_taps else ()
-        wt = self.kernel.buffer("wt", self.dtype, [*taps, choice.channels, tn], depth=choice.depth)
+        wt = self.kernel.buffer("wt", self.dtype, [*taps, choice.channels, tn], depth=choice.rings.operands)
         lead = [axis(d) for d in range(n)] if choice.all_taps else [named[f"k{d}"].offset for d in range(n)]
         base = n if choice.all_taps else 0
         index = [
@@ -297,7 +290,7 @@ class ConvLowering(ContractionLowering):
         choice, a, n = self.choice, self.attrs, self.spatial
         points = [self._extent(self.tiles, 1 + d) for d in range(n)]
         window = [choice.rows, *self.filter[1:]]
-        xt = self.kernel.buffer("xt", self.dtype, [*points, *window, self.channels], depth=choice.depth)
+        xt = self.kernel.buffer("xt", self.dtype, [*points, *window, self.channels], depth=choice.rings.operands)
         first = named["k0"]
         index = [self._offset(named, 0)]
         for d in range(n):
@@ -308,7 +301,7 @@ class ConvLowering(ContractionLowering):
         depth = len(nest.loops)
         nest.add(depth, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
         tn = self._extent(self.tiles, len(self.at) - 1)
-        wt = self.kernel.buffer("wt", self.dtype, [*window, self.channels, tn], depth=choice.depth)
+        wt = self.kernel.buffer("wt", self.dtype, [*window, self.channels, tn], depth=choice.rings.operands)
         w_index = [first.offset + axis(0), *(axis(d) for d in range(1, n)), axis(n)]
         w_index.append(self._offset(named, len(self.at) - 1) + axis(n + 1))
         nest.add(depth, Load(wt, self.kernel.param(self.w_tensor, self.dtype, self.w), tuple(w_index)))

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.contraction import (
-    DEPTHS,
     Choice,
     ContractionLowering,
     analyse_anchor,
@@ -79,50 +78,43 @@ class MatmulLowering(ContractionLowering):
     def _choose(self) -> Choice:
         m = math.prod(self.space.axes[i].size for i in self.m_axes)
         n = math.prod(self.space.axes[i].size for i in self.n_axes)
-        for full in (False, True):
-            best: Choice | None = None
-            for tn in sizes(n, 16, 1 << 14 if self.reduced else 512):
-                for tm in sizes(m, 16, 256):
-                    tiles = [1] * len(self.space.axes)
-                    if not (self.fill(self.m_axes, tm, tiles) and self.fill(self.n_axes, tn, tiles)):
-                        continue
-                    best = self._best_k(tiles, full, best)
-            if best is not None:
-                return best
-        raise NotFusable(
-            f"no tile of the matmul fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)"
-        )
+        best: Choice | None = None
+        for tn in sizes(n, 16, 1 << 14 if self.reduced else 512):
+            for tm in sizes(m, 16, 256):
+                tiles = [1] * len(self.space.axes)
+                if self.fill(self.m_axes, tm, tiles) and self.fill(self.n_axes, tn, tiles):
+                    best = self._best_k(tiles, best)
+        if best is None:
+            raise NotFusable(
+                f"no tile of the matmul fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)"
+            )
+        return best
 
-    def _best_k(self, tiles: list[int], full: bool, best: Choice | None) -> Choice | None:
+    def _best_k(self, tiles: list[int], best: Choice | None) -> Choice | None:
         tm = math.prod(tiles[i] for i in self.m_axes)
         tn = math.prod(tiles[i] for i in self.n_axes)
         units, iterations = self.dealt(tiles)
         active = math.prod(units)
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)
-        for acc_depth in (2, 1):
-            for tk in sizes(self.k, 16, 1024):
-                for depth in DEPTHS:
-                    rings = depth * (_slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
-                    if self.budget_ok(tiles, rings, acc_depth, full):
-                        break
-                else:
-                    continue
-                steps = -(-self.k // tk)
-                mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
-                a = cost.box_traffic(self._a_view(), self._a_tile(tiles, tk), self.dtype)
-                b = cost.box_traffic(self._b_view(), self._b_tile(tiles, tk), self.dtype)
-                step_load = cost.load_clk(a + b, self.target, active) + 2 * cost.overhead_clk(self.target)
-                latency = cost.latency_clk(self.target)
-                beat = max(mma, step_load, (latency + step_load) / depth)
-                tile = max(steps * beat + cost.load_clk(extra, self.target, active), vec, store)
-                if acc_depth == 1:
-                    tile += vec
-                price = iterations * tile + latency + step_load + vec + store
-                if best is None or price < best.price:
-                    best = Choice(tuple(tiles), tk, depth, acc_depth, units, price)
-            if best is not None:
-                break
+        latency = cost.latency_clk(self.target)
+        for tk in sizes(self.k, 32, 1024):
+            rings = self.rings(tiles, _slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
+            if rings is None:
+                continue
+            steps = -(-self.k // tk)
+            mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
+            a = cost.box_traffic(self._a_view(), self._a_tile(tiles, tk), self.dtype)
+            b = cost.box_traffic(self._b_view(), self._b_tile(tiles, tk), self.dtype)
+            step_load = cost.load_clk(a + b, self.target, active) + 2 * cost.overhead_clk(self.target)
+            beat = max(mma, step_load, (latency + step_load) / rings.operands)
+            drain = vec if rings.out > 1 else vec + store
+            tile = max(steps * beat + cost.load_clk(extra, self.target, active), drain, store)
+            if rings.acc == 1:
+                tile += vec
+            price = iterations * tile + latency + step_load + vec + store + self.alone_clk(rings, step_load)
+            if best is None or price < best.price:
+                best = Choice(tuple(tiles), tk, rings, units, price)
         return best
 
     # operands in memory: merged axes, then k
@@ -149,7 +141,7 @@ class MatmulLowering(ContractionLowering):
         k_first = (inner_stride == 1 and k_stride != 1) if side == "a" else not (k_stride == 1 and inner_stride != 1)
         shape = [self.tiles[i] for i in mine]
         shape = [tk, *shape] if k_first else [*shape, tk]
-        buffer = self.kernel.buffer(f"{side}t", self.dtype, shape, depth=self.choice.depth)
+        buffer = self.kernel.buffer(f"{side}t", self.dtype, shape, depth=self.choice.rings.operands)
         view = _with_k(access.view, self.k, k_stride)
         param = self.kernel.param(tensor, self.dtype, view)
         loops = {loop.name: loop for loop in nest.loops}
@@ -170,7 +162,7 @@ class MatmulLowering(ContractionLowering):
         a, a_k_first, m_tile = self._load(nest, "a", choice.k, k_loop)
         b, b_k_first, n_tile = self._load(nest, "b", choice.k, k_loop)
         shape = [self.tiles[i] for i in self.tile_axes()]
-        acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.acc_depth)
+        acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.rings.acc)
         valid = (*(loops[i].bound for i in (*m_tile, *n_tile)), k_loop.bound)
         mma = Mma(
             acc,
@@ -182,7 +174,7 @@ class MatmulLowering(ContractionLowering):
             valid=valid if any(v is not None for v in valid) else (),
         )
         nest.add(len(nest.loops), mma)
-        self.epilogue(nest, len(loops), acc, after=True)
+        self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
         self.kernel.nests.append(nest)
         return self.kernel
 

@@ -131,7 +131,7 @@ class TiledLowering:
         nest.add(where, Load(buffer, param, self.index(operand.access, loops), operand.access.pad))
         return buffer
 
-    def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool) -> None:
+    def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool, out_depth: int = 2) -> None:
         """Add, at `depth`, the loads of the chain's operands, one vec for all its ops (from the accumulator `anchor`,
         if any) and the stores of its results."""
         if self.chain.direct:
@@ -152,7 +152,7 @@ class TiledLowering:
         for op in self.chain.ops:
             emitter.emit(op)
         written = [o for o in self.operands if o.written]
-        outs = [self.kernel.buffer("o", o.dtype, self.tile_shape(o.access)) for o in written]
+        outs = [self.kernel.buffer("o", o.dtype, self.tile_shape(o.access), depth=out_depth) for o in written]
         results = [(emitter.value(o.key[4:]), o.dtype) for o in written]
         program = self.kernel.vector(builder.finish(self.name, results))
         loops = {loop.name: loop for loop in nest.loops}

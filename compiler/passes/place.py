@@ -98,7 +98,7 @@ def _loc_of(graph: Graph, step: int) -> tuple[str, ...]:
 def _worth(value: Value, readers: list[Op], budget: int) -> bool:
     """Whether staging pays: the tensor fits, and kernels re-read it for every tile of another dimension."""
     size = padded(value.type)
-    if size > budget // 2:
+    if size > budget:
         return False
     rows = 0
     for op in readers:
