@@ -2,6 +2,7 @@
 # make test    install, and run the test suite
 # make check   ruff, mypy --strict, import floors, generated documents up to date
 # make docs    write the generated references again
+# make readme  run the commands that the README shows and put in what they print
 # make bench   measure compile and simulation time beside other compilers' figures
 # make clean   remove the environment and everything generated
 
@@ -11,11 +12,14 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --quiet
 OCR_PACKAGE := rapidocr-onnxruntime==1.4.4
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs readme bench clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.demo
-	@$(RUN) examples/read_text.py
+	@$(RUN) examples/read_text.py --keep .demo
+	@echo
+	@echo "go on with:  $(VENV)/bin/ppuc profile .demo/model.onnx --inputs .demo/inputs.npz"
+	@echo "             $(VENV)/bin/ppuc verify .demo/model.onnx --inputs .demo/inputs.npz --precision bf16"
 
 test: $(VENV)/.dev $(VENV)/.demo
 	$(RUN) -m pytest -n 2
@@ -28,11 +32,14 @@ check: $(VENV)/.dev $(VENV)/.demo
 docs: $(VENV)/.dev
 	$(RUN) -m tools.generate_docs
 
+readme: $(VENV)/.dev $(VENV)/.demo
+	$(RUN) -m tools.refresh_readme
+
 bench: $(VENV)/.dev
 	$(RUN) -m benchmarks.compile_time
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ppuc needs Python 3.11 or newer: make PYTHON=python3.12")'

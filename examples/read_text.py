@@ -1,6 +1,6 @@
 """A simulated PPU reads a line of text.
 
-    python examples/read_text.py [--text "any Latin line"] [--target NAME] [--precision bf16]
+    python examples/read_text.py [--text "any Latin line"] [--target NAME] [--precision bf16] [--keep FOLDER]
 
 The model is PP-OCRv4 recognition (trained, Chinese and Latin script), taken from the registry package
 `rapidocr-onnxruntime`. The line is drawn with Pillow's own font, compiled for a PPU, run on the simulator and, as a
@@ -11,6 +11,7 @@ reference, on ONNX Runtime. Both outputs are scores of shape [1, 40, 6625]: 40 s
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, files
@@ -36,6 +37,8 @@ def main() -> None:
     image = draw(options.text)
     preview(image)
     inputs = {"x": normalised(image)}
+    if options.keep:
+        keep(model, inputs, options.keep)
 
     began = time.perf_counter()
     note(f"compiling {model.name} for {options.target} ...")
@@ -64,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", default="Hello from a PPU, 2025", help="a line in Latin script")
     parser.add_argument("--target", default="zhenwu-m890", help="the machine, as in `ppuc targets`")
     parser.add_argument("--precision", default="model", help="model, fp32, bf16 or fp16")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="copy model.onnx and inputs.npz here, for `ppuc`")
     return parser.parse_args()
 
 
@@ -81,6 +85,13 @@ def model_file() -> Path:
     if not found:
         sys.exit(f"the package with the trained model is missing: pip install --no-deps {PACKAGE}==1.4.4")
     return Path(str(found[0].locate()))
+
+
+def keep(model: Path, inputs: dict[str, np.ndarray], folder: Path) -> None:
+    """Leave what this example runs where `ppuc` can take it up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(model, folder / "model.onnx")
+    np.savez(folder / "inputs.npz", **inputs)  # type: ignore[arg-type] # the stub takes keywords for its own option
 
 
 def draw(text: str) -> Image.Image:
@@ -140,9 +151,11 @@ def print_profile(program: ppuc.CompiledProgram, result: ppuc.ProgramResult) -> 
     print(f"simulated time:          {time_us:.1f} us ({cycles:,.0f} cycles) on {record['target']}")
     print(f"hazards:                 {len(record['hazards']) or 'none'}")
     print(f"\nthe five costliest of {len(record['kernels'])} layers:")
-    print(f"  {'ONNX node':28}{'kernel':28}{'cycles':>9}{'share':>8}  bound by")
+    print(f"  {'ONNX nodes':44}{'kernel':26}{'cycles':>8}{'share':>7}  bound by")
     for row in sorted(record["kernels"], key=lambda r: -r["cycles"])[:5]:
-        print(f"  {row['node']:28}{row['kernel']:28}{row['cycles']:9,.0f}{row['share']:8.1%}  {row['bound_by']}")
+        first, last = row["loc"][0], row["node"]
+        nodes = last if first == last else f"{first} .. {last}"
+        print(f"  {nodes:44}{row['kernel']:26}{row['cycles']:8,.0f}{row['share']:7.1%}  {row['bound_by']}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ppuc.compiler.cli import cli
 from tools.generate_docs import DOCUMENTS
 
 ROOT = Path(__file__).parent.parent
-PROSE = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "benchmarks/README.md"]
+PROSE = ["CHANGELOG.md", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 ADRS = sorted((ROOT / "docs" / "adr").glob("*.md"))
 
 
@@ -26,7 +26,7 @@ def calls(text: str) -> list[list[str]]:
     code = re.findall(r"`([^`\n]+)`", text) + [
         line.removeprefix("$ ") for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()
     ]
-    return [line.split() for line in code if re.match(r"ppuc( |$)", line)]
+    return [re.split(" [|&]", line)[0].split() for line in code if re.match(r"ppuc( |$)", line)]
 
 
 @pytest.mark.parametrize("name", PROSE)

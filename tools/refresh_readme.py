@@ -1,0 +1,48 @@
+"""Runs the commands that README.md shows and puts in what they print now: `make readme`.
+
+In every block marked `console`, a line `$ command` is run by the shell at the repository's root, with the environment's
+commands in reach, and the lines after it are replaced by its standard output.
+
+Invariant: nothing but command output is changed; a command that fails leaves the file as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+
+def main() -> None:
+    """Refresh README.md."""
+    text = README.read_text(encoding="utf-8")
+    fresh = re.sub(r"(?<=```console\n).*?(?=```)", lambda block: refreshed(block[0]), text, flags=re.S)
+    README.write_text(fresh, encoding="utf-8")
+
+
+def refreshed(block: str) -> str:
+    """A block with the output of its commands as it is now."""
+    commands = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+    return "\n".join(f"$ {command}\n{output(command)}" for command in commands)
+
+
+def output(command: str) -> str:
+    """What `command` prints, without trailing blanks. Raises CalledProcessError when it fails."""
+    print(f"$ {command}", file=sys.stderr)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "PYTHONIOENCODING": "utf-8"}
+    shell = ["bash", "-c", command]
+    done = subprocess.run(
+        shell, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+    )
+    lines = done.stdout.decode("utf-8").splitlines()
+    return "".join(line.rstrip() + "\n" for line in lines).strip("\n") + "\n"
+
+
+if __name__ == "__main__":
+    main()
