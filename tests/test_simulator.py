@@ -15,7 +15,6 @@ from ppuc.targets.cost import hbm_bytes_per_clk, mma_cycles
 from ppuc.targets.description import load_target, override
 from ppuc.targets.simulator.result import Profile
 from ppuc.targets.simulator.run import RawResult, simulate
-from ppuc.targets.simulator.trace import write_trace
 from tests.simulator_programs import RELU, Gemm, chain_program, copy_program, gemm_program
 
 TINY = load_target("ppu-tiny")
@@ -211,14 +210,45 @@ def test_energy_sums_events() -> None:
     )
 
 
-def test_trace_is_json_with_one_record_for_every_instruction(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    import json
-
+def test_trace_has_an_event_for_every_instruction_and_all_bytes_and_energy() -> None:
     result = run(chain_program(), trace=True)
     assert result.events is not None
-    write_trace(tmp_path / "t.json", result.events, result.event_names, TINY)
-    records = json.loads((tmp_path / "t.json").read_text())
-    assert sum(r["ph"] == "X" for r in records) == result.profile.instructions == len(result.events)
+    assert result.details is not None
+    assert len(result.events) == result.profile.instructions
+    instr = result.events["instr"]
+    profile, energy = result.profile, result.profile.energy_joules
+    for space, means in ((Space.HBM, result.details.hbm_bytes), (Space.L2, result.details.l2_bytes)):
+        moved = profile.read_bytes.get(space, 0) + profile.write_bytes.get(space, 0)
+        assert means[instr].sum() == pytest.approx(moved)
+    dynamic = sum(energy.values()) - energy["static"]
+    assert result.details.joules[instr].sum() == pytest.approx(dynamic)
+
+
+def test_trace_flows_lead_forward_and_reach_every_wait() -> None:
+    result = run(chain_program(), trace=True)
+    assert result.events is not None
+    assert result.details is not None
+    flows, events = result.details.flows, result.events
+    assert len(flows)
+    source, sink = events[flows["source"]], events[flows["sink"]]
+    assert (source["end"] <= sink["start"] + 1e-6).all()
+    of_rings = np.array([label.startswith("%") for label in result.details.labels])[flows["label"]]
+    assert (source["unit"] == sink["unit"])[of_rings].all()
+    assert (source["queue"] != sink["queue"])[of_rings].all()
+    assert (source["kernel"] < sink["kernel"])[~of_rings].all()
+    assert (~of_rings).any()
+    tensor = np.flatnonzero(events["queue"] == 2)
+    assert set(tensor.tolist()) <= set(flows["sink"][of_rings].tolist())
+
+
+def test_trace_occupancy_returns_to_zero_and_stays_within_l1() -> None:
+    result = run(chain_program(), trace=True)
+    assert result.details is not None
+    changes = result.details.occupancy
+    for unit in range(TINY.cu):
+        held = np.cumsum(changes["bytes"][changes["unit"] == unit])
+        assert 0 < held.max() <= TINY.l1.bytes
+        assert held[-1] == 0
 
 
 # Broken programs.

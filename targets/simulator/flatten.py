@@ -77,6 +77,15 @@ class FlatSegment:
     ring_kernel: tuple[int, ...]
     stage_queues: int
 
+    def tensor_of(self, index: int) -> str:
+        """The tensor that load or store number `index` moves data of."""
+        info = self.instrs[index]
+        if isinstance(info.item, Copy) or not isinstance(info.item.stmt, Load | Store):
+            raise InternalError(f"{self.instr_name(index)} is no load or store")
+        stmt = info.item.stmt
+        name = stmt.src if isinstance(stmt, Load) else stmt.dst
+        return next(p.tensor for p in self.segment.kernels[info.kernel].params if p.name == name)
+
     def instr_name(self, index: int) -> str:
         """`kernel/queue: text`, for messages."""
         info = self.instrs[index]

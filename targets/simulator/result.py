@@ -37,6 +37,15 @@ class KernelStats:
     macs: int
     ideal_tensor: float
     """Cycles the tensor engines of the whole chip would need at peak for the kernel's useful multiply-accumulates."""
+    ideal_vector: float = 0.0
+    """Cycles the vector engines of the whole chip would need at full lanes for the kernel's operations."""
+    engine: Mapping[Queue, float] = field(default_factory=dict)
+    """Tensor and vector: cycles that the work takes in the shapes it is issued in, summed over units; without issue,
+    fill, and waits for operands."""
+    operand_wait: Mapping[Queue, float] = field(default_factory=dict)
+    """Tensor and vector: cycles that l1 and acc need beyond `engine` to deliver operands, summed over units."""
+    transfer: Mapping[Space, float] = field(default_factory=dict)
+    """Cycles that load and store queues spend moving data of a memory, contention included, summed over units."""
 
     @property
     def cycles(self) -> float:
@@ -92,6 +101,10 @@ class Profile:
     hazards: tuple[Hazard, ...] = ()
     values: bool = False
     host_seconds: float = 0.0
+    tensor_read: Mapping[str, int] = field(default_factory=dict)
+    """Bytes read from each tensor of the program."""
+    tensor_write: Mapping[str, int] = field(default_factory=dict)
+    """Bytes written to each tensor of the program."""
 
     @property
     def seconds(self) -> float:

@@ -27,7 +27,7 @@ from ppuc.targets.simulator.memory import ChipMemory
 from ppuc.targets.simulator.result import Hazard, Profile
 from ppuc.targets.simulator.stats import Totals
 from ppuc.targets.simulator.tables import State, new_state
-from ppuc.targets.simulator.trace import EventTable
+from ppuc.targets.simulator.trace import Details, EventTable
 from ppuc.targets.simulator.values import SegmentValues
 
 LOG_ROWS = 1 << 15
@@ -38,12 +38,13 @@ Progress = Callable[[str, float], None]
 @dataclass(frozen=True, slots=True)
 class RawResult:
     """`outputs` by tensor name, flat (empty for timing only). `events` has a row per instruction instance
-    (`trace.EVENT`) and `event_names` the texts that its `instr` column indexes."""
+    (`trace.EVENT`), `event_names` are the texts that its `instr` column indexes, `details` what connects events."""
 
     outputs: Mapping[str, np.ndarray]
     profile: Profile
     events: np.ndarray | None = None
     event_names: tuple[str, ...] = ()
+    details: Details | None = None
 
 
 def simulate(
@@ -66,7 +67,7 @@ def simulate(
     """
     chip = None if inputs is None else ChipMemory(program, constants, inputs)
     by_name = {v.name: v for v in vectors}
-    totals, hazards, events = Totals(), list[Hazard](), EventTable() if trace else None
+    totals, hazards, events = Totals(), list[Hazard](), EventTable(target) if trace else None
     with threadpool_limits(1, user_api="blas"):
         for segment in program.segments:
             flat = flatten(program, segment, by_name, target)
@@ -75,6 +76,8 @@ def simulate(
             values = None if chip is None else SegmentValues(flat, by_name, chip, target)
             checker = HazardChecker(program, flat) if check_hazards and chip is not None else None
             state = _run(flat, values, checker, events, begin, log_rows, progress)
+            if events is not None:
+                events.close(flat, state, begin)
             totals.add(flat, state, begin, target)
             totals.cycles = begin + float(state.now[0])
             hazards += checker.hazards() if checker else ()
@@ -82,7 +85,7 @@ def simulate(
     profile = totals.profile(target, tuple(hazards), chip is not None)
     if events is None:
         return RawResult(outputs, profile)
-    return RawResult(outputs, profile, events.table(), tuple(events.names))
+    return RawResult(outputs, profile, events.table(), tuple(events.names), events.details())
 
 
 def _run(
@@ -97,8 +100,6 @@ def _run(
     readers = [reader for reader in (values, checker) if reader is not None]
     rows = max(log_rows, 2 * len(flat.code.stream_pc) + 16) if readers or events is not None else 0
     state = new_state(flat.code, flat.machine, rows)
-    if events is not None:
-        events.open(flat, begin)
     while True:
         status = time.run(flat.code, flat.machine, state)
         used = int(state.num[3])

@@ -35,6 +35,8 @@ class Totals:
     write: Counter[Space] = field(default_factory=Counter)
     kernels: list[KernelStats] = field(default_factory=list)
     copies: list[CopyStats] = field(default_factory=list)
+    tensor_read: Counter[str] = field(default_factory=Counter)
+    tensor_write: Counter[str] = field(default_factory=Counter)
 
     def add(self, flat: FlatSegment, state: t.State, begin: float, target: Target) -> None:
         """Account a finished segment that started at cycle `begin`."""
@@ -63,6 +65,8 @@ class Totals:
             stall[queue] = dict(zip(STALL_CAUSES, state.stall[mine].sum(0).tolist(), strict=True))
             count[queue] = int(state.n[mine, 0].sum())
         read, write, macs, ideal = self._traffic(flat, state, rows, target)
+        engine, operand_wait = _engine(flat, state, rows, target)
+        lane_ops, sfu_ops = state.ops[rows].sum(0).tolist()
         ran = rows[state.n[rows, 0] > 0]
         start, end = (state.span[ran, 0].min(), state.span[ran, 1].max()) if len(ran) else (0.0, 0.0)
         return KernelStats(
@@ -78,6 +82,10 @@ class Totals:
             write_bytes=write,
             macs=macs,
             ideal_tensor=ideal,
+            ideal_vector=(lane_ops / target.vector.lanes + sfu_ops / target.vector.sfu_per_clk) / target.cu,
+            engine=engine,
+            operand_wait=operand_wait,
+            transfer=_transfer(flat, state, rows),
         )
 
     def _traffic(
@@ -92,8 +100,10 @@ class Totals:
             kind, memory = flat.code.ins[i, 2], int(flat.code.ins[i, 5])
             if kind == t.LOAD:
                 read[_SPACE[memory]] += int(state.n[i, 1])
+                self.tensor_read[flat.tensor_of(i)] += int(state.n[i, 1])
             elif kind == t.STORE:
                 write[_SPACE[memory]] += int(state.n[i, 1])
+                self.tensor_write[flat.tensor_of(i)] += int(state.n[i, 1])
             elif kind == t.MMA:
                 dtype = flat.rings[flat.instrs[i].operands[1]].dtype
                 self.macs[dtype] += int(state.n[i, 6])
@@ -107,6 +117,8 @@ class Totals:
         size = int(state.n[i, 1])
         self.read[_SPACE[int(flat.code.ins[i, 5])]] += size
         self.write[_SPACE[int(flat.code.ins[i, 6])]] += size
+        self.tensor_read[item.src] += size
+        self.tensor_write[item.dst] += size
         start, end = (begin + float(x) for x in state.span[i])
         self.copies.append(CopyStats(item.dst, item.queue, size, start, end))
 
@@ -136,7 +148,32 @@ class Totals:
             energy_joules=energy,
             hazards=hazards,
             values=values,
+            tensor_read=dict(self.tensor_read),
+            tensor_write=dict(self.tensor_write),
         )
+
+
+def _engine(
+    flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target
+) -> tuple[dict[Queue, float], dict[Queue, float]]:
+    """Engine cycles of the tensor and vector queue, and what l1 and acc need beyond them for the operands."""
+    engine, wait = {}, {}
+    for q, queue in ((2, Queue.TENSOR), (3, Queue.VECTOR)):
+        n = state.n[rows[flat.code.ins[rows, 1] == q]].astype(np.float64)
+        moved = n[:, 2] if queue is Queue.TENSOR else n[:, 2:6].sum(1)
+        engine[queue] = float(n[:, 7].sum())
+        wait[queue] = float(np.maximum(moved / target.l1.bytes_per_clk - n[:, 7], 0.0).sum())
+    return engine, wait
+
+
+def _transfer(flat: FlatSegment, state: t.State, rows: np.ndarray) -> dict[Space, float]:
+    """Cycles of data phases by memory."""
+    spent: dict[Space, float] = {}
+    for i in rows.tolist():
+        if flat.code.ins[i, 2] in (t.LOAD, t.STORE):
+            memory = _SPACE[int(flat.code.ins[i, 5])]
+            spent[memory] = spent.get(memory, 0.0) + float(state.busy[i] + state.stall[i, t.BANDWIDTH])
+    return spent
 
 
 __all__ = ["Totals"]

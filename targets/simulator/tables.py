@@ -171,7 +171,7 @@ class State(NamedTuple):
     demand: np.ndarray  # [CEs + 1, 3]
     # statistics
     k_start: np.ndarray  # [K + 1]
-    n: np.ndarray  # [I, 8] instances, bytes, l1 read, l1 written, acc read, acc written, macs, unused
+    n: np.ndarray  # [I, 8] instances, bytes, l1 read, l1 written, acc read, acc written, macs, engine cycles
     ops: np.ndarray  # [I, 2] lane operations, special functions
     busy: np.ndarray  # [I]
     stall: np.ndarray  # [I, 5]

@@ -1,17 +1,20 @@
-"""Events of a run as a table and as a Chrome / Perfetto trace.
+"""Events of a run as a table, and what connects them: pushes and counters, bytes, energy, occupancy of l1.
 
-One track per queue of every unit and per stage queue. Times of the trace are microseconds of simulated time.
+Invariant: the means per instruction times the number of its instances are the profile's bytes and dynamic energy; a
+flow never ends before the event that it leads from.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ppuc.ir.program import UNIT_QUEUES
+from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
+from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.energy import energy_joules
 from ppuc.targets.simulator.flatten import FlatSegment
 
 EVENT = np.dtype(
@@ -28,88 +31,228 @@ EVENT = np.dtype(
 """start, end in cycles; unit (-1 on stage queues); queue: index into UNIT_QUEUES, or the stage queue's number; instr:
 index into the run's event names; kernel: index into the profile's kernels, -1 for copies."""
 
+FLOW = np.dtype([("source", "i8"), ("sink", "i8"), ("label", "i4")])
+"""Two events, by position in the event table, and what connects them: an index into `Details.labels`."""
+
+CHANGE = np.dtype([("time", "f8"), ("unit", "i4"), ("bytes", "i8")])
+"""Bytes of l1 that a unit's rings claim (positive) or free (negative) at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a trace shows beside the events. Per instruction (by `instr`): mean bytes of hbm and of l2, and mean dynamic
+    energy, of one instance."""
+
+    hbm_bytes: np.ndarray
+    l2_bytes: np.ndarray
+    joules: np.ndarray
+    flows: np.ndarray = field(default_factory=lambda: np.empty(0, FLOW))
+    labels: tuple[str, ...] = ()
+    occupancy: np.ndarray = field(default_factory=lambda: np.empty(0, CHANGE))
+    idle_w: float = 0.0
+
 
 class EventTable:
     """Collects log rows; `names` are the texts of instructions, segment after segment."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Target) -> None:
         self.names: list[str] = []
+        self._target = target
         self._tables: list[np.ndarray] = []
-        self._open: FlatSegment | None = None
+        self._flows: list[np.ndarray] = []
+        self._changes: list[np.ndarray] = []
+        self._means: list[np.ndarray] = []
+        self._labels: list[str] = []
         self._chunks: list[tuple[np.ndarray, np.ndarray]] = []
-        self._begin, self._segment, self._kernels = 0.0, -1, 0
-
-    def open(self, flat: FlatSegment, begin: float) -> None:
-        """Start the segment that begins at cycle `begin`."""
-        self._close()
-        self._open, self._begin, self._segment = flat, begin, self._segment + 1
+        self._kernels, self._events = 0, 0
 
     def consume(self, times: np.ndarray, rows: np.ndarray) -> None:
         """Keep log rows."""
-        self._chunks.append((times.copy(), rows[:, :3].copy()))
+        self._chunks.append((times.copy(), rows[:, : t.LOG_ENV].copy()))
 
-    def table(self) -> np.ndarray:
-        """All events, of dtype EVENT, in order of their starts."""
-        self._close()
-        return np.concatenate(self._tables) if self._tables else np.empty(0, EVENT)
-
-    def _close(self) -> None:
-        if self._open is None:
-            return
-        flat = self._open
-        times = np.concatenate([t for t, _ in self._chunks])
-        rows = np.concatenate([r for _, r in self._chunks])
-        starts, ends = np.flatnonzero(rows[:, 0] == 0), np.flatnonzero(rows[:, 0] == 1)
-        # A stream's completions come in the order of its starts: stable sorts by stream pair them up.
-        starts = starts[np.argsort(rows[starts, 1], kind="stable")]
-        ends = ends[np.argsort(rows[ends, 1], kind="stable")]
-        stream, instr = rows[starts, 1], rows[starts, 2]
+    def close(self, flat: FlatSegment, state: t.State, begin: float) -> None:
+        """End the segment that began at cycle `begin`."""
+        instances = Instances(flat, self._chunks, begin)
+        self._chunks = []
         units = 4 * flat.machine.units
-        out = np.empty(len(starts), EVENT)
-        out["start"], out["end"] = self._begin + times[starts], self._begin + times[ends]
+        stream, instr = instances.stream, instances.instr
+        out = np.empty(len(instr), EVENT)
+        out["start"], out["end"] = instances.start, instances.end
         out["unit"] = np.where(stream < units, stream // 4, -1)
         out["queue"] = np.where(stream < units, stream % 4, stream - units)
         kernel = flat.code.ins[instr, 0]
         out["kernel"] = np.where(kernel >= 0, kernel + self._kernels, -1)
-        out["instr"], out["segment"] = instr + len(self.names), self._segment
-        self._tables.append(out[np.argsort(out["start"], kind="stable")])
+        out["instr"], out["segment"] = instr + len(self.names), len(self._tables)
+        order = np.argsort(out["start"], kind="stable")
+        position = np.empty(len(order), np.int64)
+        position[order] = np.arange(len(order)) + self._events
+        self._add_flows(instances.ring_flows(), position, [f"%{r.name}" for r in flat.rings])
+        self._add_flows(instances.counter_flows(), position, [g.name for g in flat.segment.counters])
+        self._changes.append(instances.occupancy())
+        self._means.append(_means(flat, state, self._target))
+        self._tables.append(out[order])
         self.names += [flat.instr_name(i) for i in range(len(flat.instrs))]
         self._kernels += len(flat.segment.kernels)
-        self._open, self._chunks = None, []
+        self._events += len(order)
+
+    def _add_flows(self, flows: np.ndarray, position: np.ndarray, labels: list[str]) -> None:
+        flows["source"], flows["sink"] = position[flows["source"]], position[flows["sink"]]
+        flows["label"] += len(self._labels)
+        self._labels += labels
+        self._flows.append(flows)
+
+    def table(self) -> np.ndarray:
+        """All events, of dtype EVENT, in order of their starts."""
+        return np.concatenate(self._tables) if self._tables else np.empty(0, EVENT)
+
+    def details(self) -> Details:
+        """What connects the events of `table`."""
+        means = np.concatenate([np.zeros((0, 3)), *self._means])
+        return Details(
+            hbm_bytes=means[:, 0],
+            l2_bytes=means[:, 1],
+            joules=means[:, 2],
+            flows=np.concatenate([np.empty(0, FLOW), *self._flows]),
+            labels=tuple(self._labels),
+            occupancy=np.concatenate([np.empty(0, CHANGE), *self._changes]),
+            idle_w=self._target.power.idle_w,
+        )
 
 
-def write_trace(path: Path, events: np.ndarray, names: tuple[str, ...], target: Target) -> None:
-    """Write a Chrome trace (JSON array form) that Perfetto opens."""
-    us = target.clk_ns * 1e-3
-    with path.open("w", encoding="utf-8") as out:
-        out.write("[\n")
-        for text in _tracks(events):
-            out.write(json.dumps(text) + ",\n")
-        for e in events:
-            unit, queue = int(e["unit"]), int(e["queue"])
-            kernel, _, text = names[e["instr"]].partition("/")
-            record = {
-                "ph": "X",
-                "name": text.partition(": ")[2] or names[e["instr"]],
-                "cat": kernel,
-                "pid": unit + 1,
-                "tid": queue,
-                "ts": round(float(e["start"]) * us, 6),
-                "dur": round(float(e["end"] - e["start"]) * us, 6),
-            }
-            out.write(json.dumps(record) + ",\n")
-        out.write('{"ph": "M", "name": "process_sort_index", "pid": 0, "args": {"sort_index": 0}}\n]\n')
-
-
-def _tracks(events: np.ndarray) -> list[dict[str, object]]:
-    out: list[dict[str, object]] = []
-    for unit in np.unique(events["unit"]).tolist():
-        name = "stage" if unit < 0 else f"unit {unit}"
-        out.append({"ph": "M", "name": "process_name", "pid": unit + 1, "args": {"name": name}})
-        for queue in np.unique(events["queue"][events["unit"] == unit]).tolist():
-            label = f"stage {queue}" if unit < 0 else str(UNIT_QUEUES[queue])
-            out.append({"ph": "M", "name": "thread_name", "pid": unit + 1, "tid": queue, "args": {"name": label}})
+def _means(flat: FlatSegment, state: t.State, target: Target) -> np.ndarray:
+    """[instructions, 3]: bytes of hbm, bytes of l2, and joules of one instance of each."""
+    out = np.zeros((len(flat.instrs), 3))
+    for i, info in enumerate(flat.instrs):
+        n = state.n[i].tolist()
+        if n[0] == 0:
+            continue
+        moved: dict[Space, int] = {Space.L1: n[2] + n[3], Space.ACC: n[4] + n[5]}
+        for column in (5, 6):
+            memory = int(flat.code.ins[i, column])
+            if memory >= 0:
+                space = (Space.HBM, Space.L2, Space.HOST)[memory]
+                moved[space] = moved.get(space, 0) + n[1]
+        macs: Mapping[DType, int] = {}
+        if flat.code.ins[i, 2] == t.MMA:
+            macs = {flat.rings[info.operands[1]].dtype: n[6]}
+        lane_ops, sfu_ops = state.ops[i].tolist()
+        energy = energy_joules(
+            target, macs=macs, lane_ops=lane_ops, sfu_ops=sfu_ops, moved_bytes=moved, instructions=n[0], seconds=0.0
+        )
+        out[i] = moved.get(Space.HBM, 0) / n[0], moved.get(Space.L2, 0) / n[0], sum(energy.values()) / n[0]
     return out
 
 
-__all__ = ["EVENT", "EventTable", "write_trace"]
+class Instances:
+    """The instances of a segment's instructions, stream by stream in order, and how they wait for each other."""
+
+    def __init__(self, flat: FlatSegment, chunks: list[tuple[np.ndarray, np.ndarray]], begin: float) -> None:
+        times = np.concatenate([np.zeros(0), *(when for when, _ in chunks)])
+        rows = np.concatenate([t.ints(0, t.LOG_ENV), *(log for _, log in chunks)])
+        starts, ends = np.flatnonzero(rows[:, 0] == 0), np.flatnonzero(rows[:, 0] == 1)
+        # A stream's completions come in the order of its starts: stable sorts by stream pair them up.
+        starts = starts[np.argsort(rows[starts, t.LOG_STREAM], kind="stable")]
+        ends = ends[np.argsort(rows[ends, t.LOG_STREAM], kind="stable")]
+        self.flat = flat
+        self.start, self.end = begin + times[starts], begin + times[ends]
+        (self.stream, self.instr, self.first, self.last, self.low, self.high) = rows[starts, 1 : t.LOG_ENV].T
+        order = np.argsort(self.instr, kind="stable")
+        self._of = np.split(order, np.searchsorted(self.instr[order], np.arange(1, len(flat.instrs))))
+
+    def _uses(self, kind: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ring, unit, instance) of every operation of a kind, in the order of each stream."""
+        code = self.flat.code
+        rings, found = [t.ints(0)], [t.ints(0)]
+        masks = self.first if kind in (t.CLAIM, t.WAIT) else self.last
+        for i, mine in enumerate(self._of[: len(self.flat.instrs)]):
+            for use, ring, mask in code.use[code.use_ptr[i] : code.use_ptr[i + 1]]:
+                if use == kind:
+                    chosen = mine[masks[mine] & mask == mask]
+                    rings.append(np.full(len(chosen), ring))
+                    found.append(chosen)
+        instance = np.concatenate(found)
+        return np.concatenate(rings), self.stream[instance] // 4, instance
+
+    def _ranked(self, kind: int, by_queue: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(key, instance): the key is made of ring, unit and how many operations of the kind came before it there (in
+        the same queue, with `by_queue`)."""
+        ring, unit, instance = self._uses(kind)
+        queue = self.stream[instance] % 4 if by_queue else np.zeros_like(ring)
+        order = np.lexsort((instance, self.start[instance], queue, unit, ring))
+        ring, unit, queue, instance = ring[order], unit[order], queue[order], instance[order]
+        place = (ring * self.flat.machine.units + unit) * 4 + queue
+        head = np.flatnonzero(np.diff(place, prepend=-1))
+        rank = np.arange(len(place)) - np.repeat(head, np.diff(head, append=len(place)))
+        return (place // 4) * _RANKS + rank, instance
+
+    def ring_flows(self) -> np.ndarray:
+        """From every push to the waits for the slot it filled."""
+        pushes, source = self._ranked(t.PUSH, by_queue=False)
+        waits, sink = self._ranked(t.WAIT, by_queue=True)
+        at = np.searchsorted(pushes, waits)
+        held = at < len(pushes)
+        held[held] = pushes[at[held]] == waits[held]
+        flows = np.empty(int(held.sum()), FLOW)
+        flows["source"], flows["sink"] = source[at[held]], sink[held]
+        flows["label"] = waits[held] // _RANKS // self.flat.machine.units
+        return flows
+
+    def occupancy(self) -> np.ndarray:
+        """When slots in l1 are claimed, and freed by the last of their consumers."""
+        claims, claimer = self._ranked(t.CLAIM, by_queue=False)
+        pops, popper = self._ranked(t.POP, by_queue=True)
+        order = np.lexsort((self.end[popper], pops))
+        pops, popper = pops[order], popper[order]
+        latest = np.flatnonzero(np.diff(pops, append=-1))
+        keys = np.concatenate([claims, pops[latest]])
+        ring, unit = np.divmod(keys // _RANKS, self.flat.machine.units)
+        out = np.empty(len(keys), CHANGE)
+        out["time"] = np.concatenate([self.start[claimer], self.end[popper[latest]]])
+        out["unit"] = unit
+        size = np.array([r.slot_bytes if r.space is Space.L1 else 0 for r in self.flat.rings], np.int64)
+        out["bytes"] = size[ring] * np.repeat([1, -1], [len(claims), len(latest)])
+        return out[np.argsort(out["time"], kind="stable")]
+
+    def counter_flows(self) -> np.ndarray:
+        """To every instance that waited for counters, from the transfer that completed the last of them."""
+        code = self.flat.code
+        counters, bumper, _ = self._ranges(code.bp_ptr, code.bp, bump=True)
+        done = np.full(len(code.expect), -1, np.int64)
+        order = np.argsort(self.end[bumper], kind="stable")
+        done[counters[order]] = bumper[order]
+        counters, waiter, group = self._ranges(code.wt_ptr, code.wt, bump=False)
+        source = done[counters]
+        held = source >= 0
+        source, waiter, group = source[held], waiter[held], group[held]
+        order = np.lexsort((self.end[source], waiter))
+        source, waiter, group = source[order], waiter[order], group[order]
+        latest = np.flatnonzero(np.diff(waiter, append=-1))
+        flows = np.empty(len(latest), FLOW)
+        flows["source"], flows["sink"], flows["label"] = source[latest], waiter[latest], group[latest]
+        return flows
+
+    def _ranges(self, ptr: np.ndarray, table: np.ndarray, *, bump: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(counter, instance, group) for each counter that each instance bumps or waits for."""
+        code = self.flat.code
+        firsts, counts, instances, groups = [t.ints(0)], [t.ints(0)], [t.ints(0)], [t.ints(0)]
+        for i, mine in enumerate(self._of[: len(self.flat.instrs)]):
+            for group, touched in table[ptr[i] : ptr[i + 1]]:
+                base, block, n = code.gp[group]
+                chosen = mine[self.high[mine] >= self.low[mine]] if touched else mine
+                if bump and not touched:
+                    chosen = mine[self.last[mine] == code.ins[i, 7]]
+                low = self.low[chosen] // block if touched else np.zeros_like(chosen)
+                high = np.minimum(self.high[chosen] // block, n - 1) if touched else np.full_like(chosen, n - 1)
+                firsts.append(base + low)
+                counts.append(high - low + 1)
+                instances.append(chosen)
+                groups.append(np.full_like(chosen, group))
+        first, count, instance, named = (np.concatenate(x) for x in (firsts, counts, instances, groups))
+        offset = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return np.repeat(first, count) + offset, np.repeat(instance, count), np.repeat(named, count)
+
+
+_RANKS = 1 << 32
+"""More than the operations on one ring of one unit."""
+
+__all__ = ["CHANGE", "EVENT", "FLOW", "Details", "EventTable"]

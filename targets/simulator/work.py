@@ -134,6 +134,7 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> 
         st.n[i, 4] += rows * cols * 4
     st.n[i, 5] += rows * cols * 4
     st.n[i, 6] += rows * cols * k
+    st.n[i, 7] += steps * ii
     return float(max(float(steps * ii), read / m.l1_rate))
 
 
@@ -159,6 +160,7 @@ def vec_clk(c: Code, m: Machine, st: State, s: int, i: int) -> float:
         st.ops[i, 0] += n * c.term[j, 2]
         st.ops[i, 1] += n * c.term[j, 3]
         total += step_clk(n, c.term[j, 2], c.term[j, 3], c.term[j, 4], m.lanes, m.sfu)
+    st.n[i, 7] += int(total)
     for j in range(c.vec[v, 4], c.vec[v, 5]):
         n = _elements(st, c.traffic[j, 0], c.traffic[j, 1]) * c.traffic[j, 2]
         st.n[i, 2 + c.traffic[j, 3]] += n
