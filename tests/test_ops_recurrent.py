@@ -24,8 +24,8 @@ STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 4, 6
 GATE_COUNT = {"RNN": 1, "GRU": 3, "LSTM": 4}
 STEP = float(np.finfo(np.float32).eps)
 TOLERANCE = 4 * STEPS * (INPUTS + HIDDEN) * STEP
-"""A state passes through T steps, each a sum of I + H products of numbers of about 1; four times, because ONNX Runtime's
-own sigmoid and tanh are approximations of a few units in the last place."""
+"""A state passes through T steps, each a sum of I + H products of numbers of about 1; four times, because sigmoid and
+tanh of ONNX Runtime are approximations of a few units in the last place."""
 
 
 def inputs(op: str, directions: int, *, state: bool = True, bias: bool = True, seed: int = 0) -> list[Any]:

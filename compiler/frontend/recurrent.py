@@ -1,7 +1,7 @@
 """RNN, GRU and LSTM: one record a direction.
 
-Invariant: records see the layout of the standard (steps first) and one direction; `layout` = 1 and the axis of directions
-are transposes, slices and concatenations around them.
+Invariant: records see steps first and one direction; `layout` = 1 and the axis of directions are transposes, slices and
+concatenations around them.
 """
 
 from __future__ import annotations
