@@ -26,6 +26,7 @@ test: $(VENV)/.dev $(VENV)/.demo
 
 check: $(VENV)/.dev $(VENV)/.demo
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy -p ppuc
 	$(RUN) -m pytest tests/test_floors.py tests/test_docs.py
 

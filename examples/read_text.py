@@ -153,8 +153,8 @@ def print_profile(program: ppuc.CompiledProgram, result: ppuc.ProgramResult) -> 
     print(f"\nthe five costliest of {len(record['kernels'])} layers:")
     print(f"  {'ONNX nodes':44}{'kernel':26}{'cycles':>8}{'share':>7}  bound by")
     for row in sorted(record["kernels"], key=lambda r: -r["cycles"])[:5]:
-        first, last = row["loc"][0], row["node"]
-        nodes = last if first == last else f"{first} .. {last}"
+        others = [name for name in row["loc"] if name != row["node"]]
+        nodes = " .. ".join([*others[:1], row["node"]])
         print(f"  {nodes:44}{row['kernel']:26}{row['cycles']:8,.0f}{row['share']:7.1%}  {row['bound_by']}")
 
 

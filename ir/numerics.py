@@ -14,7 +14,7 @@ import numpy as np
 from ppuc.ir.types import DType
 from ppuc.ir.vector import compute_dtype
 
-_BITS: dict[int, np.dtype] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32), 8: np.dtype(np.uint64)}
+_BITS: dict[int, np.dtype] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 
 
 def bits_dtype(dtype: DType) -> np.dtype:

@@ -46,7 +46,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
             return
         want = path.read_text(encoding="utf-8") if path.exists() else ""
         if text != want:
-            diff = difflib.unified_diff(want.splitlines(), text.splitlines(), f"tests/golden/{name}", "now", lineterm="")
+            names = (f"tests/golden/{name}", "now")
+            diff = difflib.unified_diff(want.splitlines(), text.splitlines(), *names, lineterm="")
             pytest.fail("\n".join([*diff, "", "if this is meant: pytest --update-golden"]), pytrace=False)
 
     return compare

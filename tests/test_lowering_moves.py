@@ -368,7 +368,6 @@ def test_scatter_into_a_view_of_the_operand_is_refused() -> None:
 # -- random ----------------------------------------------------------------------------------------------------------
 
 
-
 def drawn_view(source: st.DataObject, b: Builder, x: Value) -> Value:
     """A random view or constant pad of `x`."""
     dims = x.type.dims

@@ -42,8 +42,8 @@ def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]
 
 @dataclass(slots=True)
 class NodeContext:
-    """One ONNX node being imported. `inputs` holds None for an omitted optional input; attributes are plain Python values
-    (ints, floats, str, lists, np.ndarray for tensors, graphs as onnx.GraphProto)."""
+    """One ONNX node being imported. `inputs` holds None for an omitted optional input; attributes are plain Python
+    values (ints, floats, str, lists, np.ndarray for tensors, graphs as onnx.GraphProto)."""
 
     b: Builder
     op_type: str
