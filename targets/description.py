@@ -170,6 +170,8 @@ def _checked(value: Any, slot: Slot, where: str, path: str) -> Any:
     result = _coerced(value, kind)
     if result is None:
         raise TargetError.of(at, "has the wrong type", got=_show(value), expected=f"{_kind_name(kind)} in {unit}")
+    if kind is str and "|" in unit and result not in unit.split("|"):
+        raise TargetError.of(at, "is none of the choices", got=_show(value), expected=unit.replace("|", " or "))
     numbers = result if isinstance(result, tuple) else (result,)
     for number in numbers:
         if isinstance(number, str | bool):
@@ -233,6 +235,8 @@ def _generic(path: str) -> str:
 
 def _shape_of(path: str) -> str:
     kind, unit, _ = _slots()[_generic(path)]
+    if "|" in unit:
+        return f'{{ value = "{unit.split("|")[0]}", unit = "{unit}", mark = "E", source = "..." }}'
     example = {int: "64", float: "1.5", bool: "true", str: '"..."'}.get(kind, "[16, 16, 16]")
     return f'{{ value = {example}, unit = "{unit}", mark = "E", source = "..." }}'
 
@@ -293,11 +297,16 @@ def _instance(cls: Any, above: str, leaves: Mapping[str, Leaf], fixed: Mapping[s
 def _check(t: Target) -> Iterator[tuple[str, str, str | None, str | None]]:
     """(path, rule, got, expected) of every inconsistency between leaves."""
     if not t.clock.min_mhz <= t.clock.base_mhz <= t.clock.max_mhz:
-        yield "clock", "must ascend from min to base to max", str(dataclasses.astuple(t.clock)), None
+        clocks = (t.clock.min_mhz, t.clock.base_mhz, t.clock.max_mhz)
+        yield "clock", "must ascend from min to base to max", str(clocks), None
+    if t.clock.sustained > 1:
+        yield "clock.sustained", "must be at most 1", str(t.clock.sustained), None
     if t.cu % t.cu_per_ce:
         yield "cu_per_ce", "does not divide cu", f"{t.cu} units in groups of {t.cu_per_ce}", None
-    if t.tensor.organisation != "lanes":
-        yield "tensor.organisation", "is not modelled", t.tensor.organisation, "lanes"
+    if t.tensor.organisation == "lanes" and t.tensor.dataflow != "output":
+        yield "tensor.dataflow", "must be output for lanes: they keep the accumulator", t.tensor.dataflow, "output"
+    if t.tensor.organisation == "systolic":
+        yield from _check_arrays(t)
     if math.prod(t.tensor.lane_grid) != t.tensor.lanes:
         yield "tensor.lane_grid", "does not multiply to tensor.lanes", str(t.tensor.lane_grid), str(t.tensor.lanes)
     for flag, dtypes in (("native_fp8", ("f8e4m3", "f8e5m2")), ("native_mx", ("f4e2m1",))):
@@ -309,8 +318,10 @@ def _check(t: Target) -> Iterator[tuple[str, str, str | None, str | None]]:
     if t.l2.bytes_per_clk_total > t.l2.slices * t.l2.bytes_per_clk_per_slice:
         limit = f"at most {t.l2.slices * t.l2.bytes_per_clk_per_slice} (slices x bytes_per_clk_per_slice)"
         yield "l2.bytes_per_clk_total", "is more than the slices give", str(t.l2.bytes_per_clk_total), limit
-    if t.hbm.efficiency > 1:
-        yield "hbm.efficiency", "must be at most 1", str(t.hbm.efficiency), None
+    for name in ("efficiency", "refresh", "turnaround"):
+        value = getattr(t.hbm, name)
+        if value > 1:
+            yield f"hbm.{name}", "must be at most 1", str(value), None
     if t.alignment_bytes & (t.alignment_bytes - 1):
         yield "alignment_bytes", "must be a power of two", str(t.alignment_bytes), None
     if t.instruction_bytes != 32:
@@ -320,6 +331,15 @@ def _check(t: Target) -> Iterator[tuple[str, str, str | None, str | None]]:
         yield "temperature", "must ascend from ambient to sw_limit, hw_slow and shutdown", str(limits), None
     if t.power.idle_w > t.power.tdp_w:
         yield "power.idle_w", "is above power.tdp_w", str(t.power.idle_w), f"at most {t.power.tdp_w}"
+
+
+def _check_arrays(t: Target) -> Iterator[tuple[str, str, str | None, str | None]]:
+    """Fragments of a systolic engine are [1, C, R] (weights stay) or [R, C, 1] (results stay)."""
+    streamed = 0 if t.tensor.dataflow == "weight" else 2
+    for dtype, fragment in t.tensor.fragment.items():
+        if fragment[streamed] != 1:
+            expected = "[1, C, R]" if streamed == 0 else "[R, C, 1]"
+            yield f"tensor.fragment.{dtype}", "is not one step of a systolic array", str(list(fragment)), expected
 
 
 def _check_peaks(target: Target, where: str) -> Iterator[Diagnostic]:

@@ -5,9 +5,9 @@ unit, a mark (how well the number is known) and its source. Frequencies are MHz,
 clock, GB are 10^9 bytes, and a rate named `per_cu`, `per_slice` or `total` is that of one unit, one slice or the chip.
 
 Invariants (checked by ppuc.targets.description, whether a target comes from a file or an override): every leaf is
-present, of its type and non-negative; clocks and temperatures ascend; the lane grid multiplies to the lanes;
-`fragment`, `ii_clk` and `energy.mac_pj` name the same element types, and f8 and f4 appear exactly when `native_fp8` and
-`native_mx` say so.
+present, of its type and non-negative; a leaf whose unit is `a|b` holds one of these words; clocks and temperatures
+ascend; the lane grid multiplies to the lanes; a systolic fragment has one streamed axis; `fragment`, `ii_clk` and
+`energy.mac_pj` name the same element types, and f8 and f4 appear exactly when `native_fp8` and `native_mx` say so.
 """
 
 from __future__ import annotations
@@ -39,20 +39,44 @@ def quantity(unit: str, *, zero: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Clock range. Cycle counts are turned into time at `max_mhz`."""
+    """Clock range. Peaks hold at `max_mhz`; cycle counts are turned into time at `sustained` times that, the clock that
+    is held under continuous load before any power limit."""
 
     min_mhz: float = quantity("MHz")
     base_mhz: float = quantity("MHz")
     max_mhz: float = quantity("MHz")
+    sustained: float = quantity("ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How work reaches the units. A segment costs `segment_launch_us`. At `granularity` kernel each further kernel waits
+    for the one before and costs `kernel_us`; within a segment kernels follow one another through their rings.
+    `tiles` streaming: a unit loads its next tile while it finishes the last; blocks: a tile's loads wait for a free
+    accumulator slot of its kernel, as a thread block waits for the registers of another. `tile_sides` are the
+    sides that the kernels of the machine's library come in."""
+
+    granularity: str = quantity("segment|kernel")
+    kernel_us: float = quantity("us", zero=True)
+    tiles: str = quantity("streaming|blocks")
+    tile_sides: str = quantity("any|powers of two")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEngine:
     """The matrix engine of one unit: `lanes` lanes in a grid, each starting one m x n x k fragment every `ii_clk`
     cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments. `f32` is full f32
-    arithmetic."""
+    arithmetic.
 
-    organisation: str = quantity("text")
+    A lane of a systolic engine is an array of R x C cells. Dataflow weight: B's [R, C] block stays, rows of A stream, the
+    fragment is [1, C, R]. Dataflow output: an [R, C] block of the result stays, k streams, the fragment is [R, C, 1].
+    `ii_clk` is the interval between streamed elements. `overlap` serial: a fold (a lane's next stationary block; on
+    lanes: the next instruction) begins when the one before has drained; pipelined: it follows without a gap and its
+    operands are preloaded meanwhile."""
+
+    organisation: str = quantity("lanes|systolic")
+    dataflow: str = quantity("output|weight")
+    overlap: str = quantity("pipelined|serial")
     lanes: int = quantity("lane")
     lane_grid: tuple[int, int] = quantity("rows,cols")
     fragment: Mapping[str, tuple[int, int, int]] = quantity("m,n,k")
@@ -98,8 +122,11 @@ class Accumulator:
 
 @dataclass(frozen=True, slots=True)
 class L2:
-    """The software-managed memory of the chip, in slices on the NoC."""
+    """The memory of the chip between units and device memory, in slices on the NoC. `managed` software: it holds what
+    the program puts there; cache: tiles of device memory that units loaded stay in it, the least recently used first
+    to go. `latency_ns` is the mean over units and slices."""
 
+    managed: str = quantity("software|cache")
     bytes: int = quantity("B")
     bytes_per_clk_per_cu: int = quantity("B/clk")
     latency_ns: float = quantity("ns", zero=True)
@@ -110,20 +137,36 @@ class L2:
 
 @dataclass(frozen=True, slots=True)
 class Hbm:
-    """Device memory of whatever kind: nameplate rate, and the part of it that long bursts sustain."""
+    """Device memory of whatever kind: nameplate rate and the part of it that long reads sustain (`efficiency`) beside
+    `refresh`, the part of time that refreshing takes.
+
+    Contiguous runs shorter than `burst_bytes` waste the rest of a row visit; one shorter than `sector_bytes` still
+    fetches a sector. Rows at random (gathers) pay an activation worth `activate_bytes` each, hidden in part by
+    other banks. `turnaround` is the part of the rate lost when reads and writes mix evenly. Consecutive
+    `interleave_bytes` lie in different channels; `mapping` direct: by address bits, so that rows whose distance is a
+    power of two meet in few channels; hashed: evenly whatever the distance."""
 
     kind: str = quantity("text")
     bytes: int = quantity("B")
     gbs: float = quantity("GB/s")
     efficiency: float = quantity("ratio")
+    refresh: float = quantity("ratio", zero=True)
+    turnaround: float = quantity("ratio", zero=True)
+    sector_bytes: int = quantity("B")
+    burst_bytes: int = quantity("B")
+    activate_bytes: int = quantity("B", zero=True)
+    channels: int = quantity("channel")
+    interleave_bytes: int = quantity("B")
+    mapping: str = quantity("hashed|direct")
     latency_ns: float = quantity("ns", zero=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Noc:
-    """The on-chip network between CEs, l2 slices and memory controllers."""
+    """The on-chip network between CEs, l2 slices and memory controllers. On a mesh of CEs with slices spread over it, a
+    CE's latency differs from the mean by `hop_clk` for every router more or less, there and back."""
 
-    kind: str = quantity("text")
+    kind: str = quantity("mesh|crossbar|point")
     ce_port_bytes_per_clk: int = quantity("B/clk")
     link_bytes_per_clk: int = quantity("B/clk")
     hop_clk: int = quantity("clk", zero=True)
@@ -255,6 +298,7 @@ class Target:
     instruction_bytes: int = quantity("B")
     segment_launch_us: float = quantity("us", zero=True)
     clock: Clock
+    launch: Launch
     tensor: TensorEngine
     vector: VectorEngine
     l1: L1
@@ -281,8 +325,8 @@ class Target:
 
     @property
     def clk_ns(self) -> float:
-        """One cycle at the maximum clock, in ns."""
-        return 1e3 / self.clock.max_mhz
+        """One cycle at the sustained clock, in ns."""
+        return 1e3 / (self.clock.max_mhz * self.clock.sustained)
 
     @property
     def ces(self) -> int:

@@ -223,8 +223,20 @@ def test_unknown_names() -> None:
             "cu_per_ce: does not divide cu\n  got: 2 units in groups of 3",
         ),
         (
+            [('"lanes"', '"lane"')],
+            'tensor.organisation: is none of the choices\n  got: "lane"\n  expected: lanes or systolic',
+        ),
+        (
             [('"lanes"', '"systolic"')],
-            "tensor.organisation: is not modelled\n  got: systolic\n  expected: lanes",
+            "tensor.fragment.f32: is not one step of a systolic array\n  got: [16, 16, 8]\n  expected: [R, C, 1]",
+        ),
+        (
+            [('dataflow = { value = "output"', 'dataflow = { value = "weight"')],
+            "tensor.dataflow: must be output for lanes: they keep the accumulator\n  got: weight\n  expected: output",
+        ),
+        (
+            [("sustained = { value = 1.0", "sustained = { value = 1.1")],
+            "clock.sustained: must be at most 1\n  got: 1.1",
         ),
         (
             [("native_fp8 = { value = true", "native_fp8 = { value = false")],
@@ -317,11 +329,11 @@ def test_override_one_number(m890: Target, key: str) -> None:
 
 def test_override_of_other_types(m890: Target) -> None:
     changed = override(
-        m890, "hbm.gbs = 5e3", "tensor.lanes=4", "tensor.lane_grid=2,2", "noc.kind=ring", "clock.max=1800"
+        m890, "hbm.gbs = 5e3", "tensor.lanes=4", "tensor.lane_grid=2,2", "noc.kind=crossbar", "clock.max=1800"
     )
     assert changed.hbm.gbs == 5000.0
     assert (changed.tensor.lanes, changed.tensor.lane_grid) == (4, (2, 2))
-    assert changed.noc.kind == "ring"
+    assert changed.noc.kind == "crossbar"
     assert changed.clock.max_mhz == 1800
     assert override(m890) == m890
 
