@@ -34,16 +34,12 @@ NOTHING = Traffic(0.0, 0.0)
 
 
 def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
-    """Traffic of a box with `tile` extents along the axes of `view`; rows are maximal contiguous runs."""
+    """Traffic of a box with `tile` extents along the axes of `view`; rows are maximal contiguous runs in memory order."""
     run, elements = 1, math.prod(tile)
-    for size, stride, extent in zip(reversed(view.shape), reversed(view.strides), reversed(tile), strict=True):
-        if extent == 1:
-            continue
+    for stride, extent in sorted((abs(s), t) for s, t in zip(view.strides, tile, strict=True) if t > 1):
         if stride != run:
             break
         run *= extent
-        if extent != size:
-            break
     return Traffic(elements * dtype.bytes, elements / run)
 
 

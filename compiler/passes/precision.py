@@ -24,7 +24,7 @@ from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
-from ppuc.ir.rewrite import Builder, all_names
+from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import DType, TensorType
 from ppuc.targets.schema import Target
 
@@ -102,7 +102,7 @@ class Narrowing:
             else:
                 self._group(op)
         results = tuple(self.values.get(v.name, v) for v in self.graph.results)
-        return Graph(self.graph.name, self.graph.params, results, tuple(self.ops))
+        return without_dead_ops(Graph(self.graph.name, self.graph.params, results, tuple(self.ops)))
 
     def _outside(self, op: Op) -> None:
         """Constants stay; an alias takes the dtype of what it renames."""
