@@ -37,6 +37,9 @@ class KernelStats:
     macs: int
     ideal_tensor: float
     """Cycles the tensor engines of the whole chip would need at peak for the kernel's useful multiply-accumulates."""
+    shaped_tensor: float = 0.0
+    """Cycles the tensor engines of the whole chip would need at best for the fragments of the kernel's results and
+    products: every lane at work on results as long as there are enough of them."""
     ideal_vector: float = 0.0
     """Cycles the vector engines of the whole chip would need at full lanes for the kernel's operations."""
     engine: Mapping[Queue, float] = field(default_factory=dict)

@@ -82,6 +82,7 @@ class Totals:
             write_bytes=write,
             macs=macs,
             ideal_tensor=ideal,
+            shaped_tensor=_shaped(flat, state, rows, target),
             ideal_vector=(lane_ops / target.vector.lanes + sfu_ops / target.vector.sfu_per_clk) / target.cu,
             engine=engine,
             operand_wait=operand_wait,
@@ -164,6 +165,18 @@ def _engine(
         engine[queue] = float(n[:, 7].sum())
         wait[queue] = float(np.maximum(moved / target.l1.bytes_per_clk - n[:, 7], 0.0).sum())
     return engine, wait
+
+
+def _shaped(flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target) -> float:
+    """Cycles of the whole chip when fragments of results are dealt to all lanes and products stay with their result."""
+    total, lanes = 0.0, target.tensor.lanes * target.cu
+    for i in rows.tolist():
+        results, products = state.n[i, 8:10].tolist()
+        if results:
+            dtype = flat.rings[flat.instrs[i].operands[1]].dtype
+            interval = target.tensor.ii_clk["i8" if dtype is DType.U8 else str(dtype)]
+            total += products / results * -(-results // lanes) * interval
+    return total
 
 
 def _transfer(flat: FlatSegment, state: t.State, rows: np.ndarray) -> dict[Space, float]:

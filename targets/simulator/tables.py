@@ -171,7 +171,8 @@ class State(NamedTuple):
     demand: np.ndarray  # [CEs + 1, 3]
     # statistics
     k_start: np.ndarray  # [K + 1]
-    n: np.ndarray  # [I, 8] instances, bytes, l1 read, l1 written, acc read, acc written, macs, engine cycles
+    # instances, bytes, l1 read and written, acc read and written, macs, engine cycles, fragments of results, of products
+    n: np.ndarray  # [I, 10]
     ops: np.ndarray  # [I, 2] lane operations, special functions
     busy: np.ndarray  # [I]
     stall: np.ndarray  # [I, 5]
@@ -253,7 +254,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         fix=floats(s),
         demand=floats(machine.ces + 1, 3),
         k_start=np.full(k + 1, np.inf),
-        n=ints(i, 8),
+        n=ints(i, 10),
         ops=ints(i, 2),
         busy=floats(i),
         stall=floats(i, 5),

@@ -135,6 +135,10 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> 
     st.n[i, 5] += rows * cols * 4
     st.n[i, 6] += rows * cols * k
     st.n[i, 7] += steps * ii
+    fragments = -(-rows // fm) * -(-cols // fn)
+    if (first_mask & c.mma[v, 8]) == c.mma[v, 8]:
+        st.n[i, 8] += fragments
+    st.n[i, 9] += fragments * -(-k // fk)
     return float(max(float(steps * ii), read / m.l1_rate))
 
 
