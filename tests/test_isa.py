@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from program_samples import BIAS_RELU, gemm_program
 
-from ppuc.ir.affine import affine, axis, var
+from ppuc.ir.affine import Affine, affine, axis, var
 from ppuc.ir.errors import ArtifactError, CapacityError, InternalError, TextError
 from ppuc.ir.kernel import Gather, Load, Mma, Store, TileRef, Vec
 from ppuc.ir.program import Copy, Instr, Program, Queue, Segment, StreamLoop
@@ -139,6 +139,9 @@ _INT = st.integers(-(2**63), 2**63 - 1)
 _U16, _U32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
 _NARROW = {(Mma, "k_axes"): _U16, (Copy, "queue"): _U16, (Copy, "count"): _U32}
 _NARROW |= {(StreamLoop, "start"): _U32, (StreamLoop, "step"): _U32}
+_NAME = st.text(max_size=4).filter(lambda name: not name.startswith("$")) | st.integers(0, 4).map("${}".format)
+"""A loop variable or a tile axis."""
+_NARROW |= {(Affine, "terms"): st.lists(st.tuples(_NAME, _INT), max_size=2).map(tuple)}
 _LEAVES = {int: _INT, bool: st.booleans(), str: st.text(max_size=4), float: st.floats(allow_nan=False)}
 
 
