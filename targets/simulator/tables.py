@@ -27,11 +27,15 @@ CLAIM, PUSH, WAIT, POP = range(4)
 DATA, SPACE, BANDWIDTH, LATENCY, SYNC = range(5)
 """Stall causes, in the order of result.STALL_CAUSES."""
 
-B_NONE, B_DATA, B_SPACE, B_AFTER, B_COUNTER, B_ROOM = range(6)
-"""What blocks the head of a stream: a filled slot, a free slot, rings to retire, counters, room in its queue."""
+B_NONE, B_DATA, B_SPACE, B_AFTER, B_COUNTER, B_ROOM, B_BLOCK = range(7)
+"""What blocks the head of a stream: a filled slot, a free slot, rings to retire, counters, room in its queue, an earlier
+tile of its kernel (targets that run tiles as blocks)."""
 
 MEM_HBM, MEM_L2, MEM_HOST = range(3)
 """Memories as bandwidth resources; CE ports and unit ports follow."""
+
+CACHE_ENTRIES = 1 << 16
+"""Tiles that a cached l2 remembers; one that falls on another's entry evicts it."""
 
 IN_FLIGHT = 32
 """Most instructions of one stream that are under way."""
@@ -56,12 +60,14 @@ class Code(NamedTuple):
     k_units: np.ndarray  # [K]
     k_radix: np.ndarray  # [K, A] size of each grid axis (1 where absent)
     k_end: np.ndarray  # [K, 5] first node after the kernel, by queue kind
+    k_block: np.ndarray  # [K, 2] loops around a tile's store (-1: tiles stream), tiles under way at a time
     # loops
     lp: np.ndarray  # [L, 7] start, stop, step, axis or -1, depth, first node of the body, node after the loop
     # instructions
     ins: (
         np.ndarray
-    )  # [I, 8] kernel (-1: copy), queue, kind, depth, descriptor, memory, second memory or -1, done-bump mask
+    )  # [I, 10] kernel (-1: copy), queue, kind, depth, descriptor, memory, second memory or -1, done-bump mask, tensor
+    # of a transfer, whether it is the last store of a tile
     use_ptr: np.ndarray  # [I + 1]
     use: np.ndarray  # [., 3] ring use, ring, loop mask
     wt_ptr: np.ndarray  # [I + 1]
@@ -75,6 +81,7 @@ class Code(NamedTuple):
     bx_dim: np.ndarray  # [B, ND, 5] size, stride, constant of the offset, lowest and highest reach of the tile
     bx_coef: np.ndarray  # [B, ND, D] factors of the loop variables in the offset
     bx_pair: np.ndarray  # [B, ND, 4] up to two tile axes that move along the dim and their factors (-1: none)
+    bx_channels: np.ndarray  # [B] how many times slower the box's rows are for meeting in few channels
     bx_axis: np.ndarray  # [B, NA, 5] size, stride in elements, j-th axis by stride, dimension it moves along, factor
     cp: np.ndarray  # [C, 3] copies: first element, elements, element bytes
     # bounds of mma and vec axes
@@ -82,7 +89,7 @@ class Code(NamedTuple):
     bd_coef: np.ndarray  # [Q, D]
     mma: (
         np.ndarray
-    )  # [M, 10] first bound, m axes, k axes, fragment m, n, k, interval, element bytes, start mask, n axes
+    )  # [M, 11] first bound, m axes, k axes, fragment m, n, k, interval, element bytes, start mask, n axes, drain
     vec: np.ndarray  # [V, 6] first bound, axes, first term, end of terms, first traffic, end of traffic
     term: np.ndarray  # [T, 5] constant, axis mask, lane operations, special functions, tail
     traffic: np.ndarray  # [., 4] constant, axis mask, bytes, 2 * (space is acc) + written
@@ -108,13 +115,20 @@ class Machine(NamedTuple):
     sfu: int
     issue: float
     ring_op: float
-    fill: float
+    engine: int  # cost.LANES, WEIGHT_STATIONARY or OUTPUT_STATIONARY
+    gap: int  # cost.gap_clk
     l1_rate: float
+    burst: int
+    activate: int
+    turnaround: float
+    cached: bool
+    l2_bytes: float
     start: np.ndarray  # [5] start cost by instruction kind (load, store, -, -, copy)
     row: np.ndarray  # [5]
     rate: np.ndarray  # [5] engine width
     room: np.ndarray  # [5] instructions in flight, by queue
     latency: np.ndarray  # [3] by memory
+    hop: np.ndarray  # [units] cycles that a unit's round trips take beyond the mean
     bump: float
     capacity: np.ndarray  # [3 + CEs + units] bytes per cycle of each resource
 
@@ -122,7 +136,7 @@ class Machine(NamedTuple):
 class State(NamedTuple):
     """A run in progress."""
 
-    now: np.ndarray  # [2] time, next flow's finish
+    now: np.ndarray  # [4] time, next flow's finish, rate of device memory now, bytes that entered a cached l2
     # heap size, active flows, stack size, log size, streams done, shares outdated, was oversubscribed, log on
     num: np.ndarray  # [8]
     pc: np.ndarray  # [S]
@@ -136,7 +150,7 @@ class State(NamedTuple):
     free_at: np.ndarray  # [S] when the engine is free
     mark: np.ndarray  # [S] transfer engines: accounted until
     q: np.ndarray  # [S, 3] in-flight positions: oldest, data phase, next
-    q_i: np.ndarray  # [S, IN_FLIGHT, 6] instruction, last-iteration mask, first and last element, bytes, landed
+    q_i: np.ndarray  # [S, IN_FLIGHT, 6] instruction, last-iteration mask, first and last element, bytes, memory
     q_f: np.ndarray  # [S, IN_FLIGHT, 4] ready, cap, weight, landing
     flowing: np.ndarray  # [S]
     rem: np.ndarray  # [S] bytes left, at `upd`
@@ -156,6 +170,9 @@ class State(NamedTuple):
     released: np.ndarray  # [U, R, 4] pops issued
     popped: np.ndarray  # [U, R, 4] pops completed
     counter: np.ndarray  # [counters]
+    tiles: np.ndarray  # [U, K] tiles that are stored
+    cache_key: np.ndarray  # [CACHE_ENTRIES] or [1]
+    cache_at: np.ndarray  # same: now[3] when the tile was last read
     g_head: np.ndarray  # [G] first stream that waits for the group
     g_next: np.ndarray  # [S]
     stack: np.ndarray  # [2S] streams to try
@@ -163,7 +180,7 @@ class State(NamedTuple):
     heap_c: np.ndarray
     # scratch
     cnt: np.ndarray  # [16] valid extents
-    box: np.ndarray  # [6] moved, fetched, run elements, first and last element
+    box: np.ndarray  # [6] moved, fetched, run elements, first and last element, elements from run to run
     left: np.ndarray  # [resources]
     load: np.ndarray  # [resources]
     sub: np.ndarray  # [S]
@@ -171,8 +188,9 @@ class State(NamedTuple):
     demand: np.ndarray  # [CEs + 1, 3]
     # statistics
     k_start: np.ndarray  # [K + 1]
-    # instances, bytes, l1 read and written, acc read and written, macs, engine cycles, fragments of results, of products
-    n: np.ndarray  # [I, 10]
+    # instances, bytes, l1 read, written, acc read, written, macs, engine cycles, fragments of results, of products,
+    # bytes that a cached l2 held
+    n: np.ndarray  # [I, 11]
     ops: np.ndarray  # [I, 2] lane operations, special functions
     busy: np.ndarray  # [I]
     stall: np.ndarray  # [I, 5]
@@ -205,7 +223,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
     num[2] = s
     stack = ints(2 * s)
     stack[:s] = np.arange(s)[::-1]
-    now = floats(2)
+    now = floats(4)
     now[1] = np.inf
     return State(
         now=now,
@@ -241,6 +259,9 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         released=ints(u, r, 4),
         popped=ints(u, r, 4),
         counter=ints(c),
+        tiles=ints(u, k),
+        cache_key=np.full(CACHE_ENTRIES if machine.cached else 1, -1, np.int64),
+        cache_at=floats(CACHE_ENTRIES if machine.cached else 1),
         g_head=np.full(g, -1, np.int64),
         g_next=np.full(s, -1, np.int64),
         stack=stack,
@@ -254,7 +275,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         fix=floats(s),
         demand=floats(machine.ces + 1, 3),
         k_start=np.full(k + 1, np.inf),
-        n=ints(i, 10),
+        n=ints(i, 11),
         ops=ints(i, 2),
         busy=floats(i),
         stall=floats(i, 5),
