@@ -36,10 +36,10 @@ def _functions(ctx: NodeContext, directions: int) -> list[tuple[str, float, floa
     """(activation, alpha, beta), those of the first direction first. Parameters are listed only for the functions that
     have them."""
     plain = list(_ACTIVATIONS[ctx.op_type]) * directions
-    names = [str(n).lower() for n in ctx.attr("activations", [])] or plain
+    names = [str(n).lower() for n in ctx.attr("activations") or ()] or plain
     if len(names) != len(plain):
         ctx.fail("activations needs a function for each gate and direction", got=names, expected=f"{len(plain)} names")
-    alphas, betas = (iter(ctx.attr(n, [])) for n in ("activation_alpha", "activation_beta"))
+    alphas, betas = (iter(ctx.attr(n) or ()) for n in ("activation_alpha", "activation_beta"))
     functions = []
     for name in names:
         if name not in GATES:

@@ -21,8 +21,8 @@ from ppuc.ir.ops import composite as c
 from ppuc.ir.ops.base import Kind, OpDef, register
 from ppuc.ir.ops.elementwise import FLOATS, NUMBERS, compute_dtype
 from ppuc.ir.ops.movement import ConcatAttrs, GatherElementsAttrs, PadAttrs
-from ppuc.ir.ops.reduction import ArgreduceAttrs, reduce_identity
-from ppuc.ir.ops.view import ExpandAttrs, SliceAttrs, TransposeAttrs
+from ppuc.ir.ops.reduction import reduce_identity
+from ppuc.ir.ops.view import ExpandAttrs, TransposeAttrs
 from ppuc.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
