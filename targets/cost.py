@@ -20,10 +20,8 @@ from ppuc.targets.schema import Target
 Number = Any
 """An int, a float or an array of them."""
 
-BURST_BYTES = 128
-"""A contiguous run of at least this many bytes uses device memory at its full efficiency (two 64-byte bursts)."""
-SECTOR_BYTES = 32
-"""The smallest piece of device memory that is fetched: a shorter run pays for a whole one."""
+LANES, WEIGHT_STATIONARY, OUTPUT_STATIONARY = range(3)
+"""Organisations of the tensor engine, as numbers for compiled code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +45,75 @@ def mma_shape(dtype: DType, target: Target) -> MmaShape:
     return MmaShape(m, n, k, target.tensor.ii_clk[name], dtype.bytes)
 
 
-def mma_steps(m: Number, n: Number, k: Number, fm: int, fn: int, fk: int, rows: int, cols: int) -> Number:
-    """Steps of all lanes together: the grid of lanes covers `rows` x `cols` fragments of the result at a time."""
+def engine_of(target: Target) -> int:
+    """LANES, WEIGHT_STATIONARY or OUTPUT_STATIONARY."""
+    if target.tensor.organisation == "lanes":
+        return LANES
+    return WEIGHT_STATIONARY if target.tensor.dataflow == "weight" else OUTPUT_STATIONARY
+
+
+def engine_clk(
+    m: Number, n: Number, k: Number, fm: int, fn: int, fk: int, ii: int, rows: int, cols: int, engine: int, gap: int
+) -> Number:
+    """Cycles for which an mma of valid extents m x n x k keeps the engine from the next one, operand delivery aside.
+
+    Lanes start a step every `ii`, and `gap` (the fill of a serial engine) follows. A systolic array works in folds. With
+    weights in place: ceil(k / R) ceil(n / C) folds that stream m rows, of which the preload of the next block hides
+    all but R - m; with results in place: ceil(m / R) ceil(n / C) folds that stream k. Serial arrays (gap > 0) add
+    preload, skew and drain to every fold, which is SCALE-Sim's closed form: 2R + C + m - 2 a fold with weights in
+    place, R + C + k - 2 with results in place, and one cycle less in all.
+    """
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
-    return -(-mf // rows) * -(-nf // cols) * kf
+    if engine == LANES:
+        steps = -(-mf // rows) * -(-nf // cols) * kf
+        return steps * ii + gap * np.minimum(steps, 1)
+    if engine == WEIGHT_STATIONARY:
+        folds = -(-nf // cols) * kf * np.minimum(m, 1)
+        stream = -(-m // rows) * ii
+        if gap == 0:
+            return folds * np.maximum(stream, fk)
+        return folds * (stream + 2 * fk + fn - 2) - np.minimum(folds, 1)
+    folds = -(-mf // rows) * -(-nf // cols) * np.minimum(k, 1)
+    stream = k * ii
+    if gap == 0:
+        return folds * stream
+    return folds * (stream + fm + fn - 2) - np.minimum(folds, 1)
+
+
+def drain_clk(target: Target, shape: MmaShape) -> int:
+    """Cycles from the end of an mma's time on the engine to its last result: the pipeline, and for systolic arrays that
+    do not drain after every fold the first block's preload and the skew over rows and columns."""
+    if target.tensor.overlap == "serial":
+        return 0 if engine_of(target) == LANES else target.tensor.fill_clk
+    skew = {LANES: 0, WEIGHT_STATIONARY: 2 * shape.k + shape.n - 2, OUTPUT_STATIONARY: shape.m + shape.n - 2}
+    return target.tensor.fill_clk + skew[engine_of(target)]
+
+
+def gap_clk(target: Target) -> int:
+    """What `engine_clk` takes as gap: 0 on a pipelined engine, the fill of serial lanes, 1 for serial arrays."""
+    if target.tensor.overlap == "pipelined":
+        return 0
+    return target.tensor.fill_clk if engine_of(target) == LANES else 1
 
 
 def mma_operand_bytes(
-    m: Number, n: Number, k: Number, fm: int, fn: int, fk: int, rows: int, cols: int, element_bytes: int
+    m: Number, n: Number, k: Number, fm: int, fn: int, fk: int, rows: int, cols: int, engine: int, element_bytes: int
 ) -> Number:
     """Bytes read from l1: lanes in a row share A fragments and lanes in a column share B fragments, so an A fragment
-    is read once per group of `cols` columns and a B fragment once per group of `rows` rows."""
+    is read once per group of `cols` columns and a B fragment once per group of `rows` rows. Weights that stay in an
+    array are read once."""
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
     a = mf * (-(-nf // cols)) * kf * fm * fk
-    b = nf * (-(-mf // rows)) * kf * fn * fk
-    return (a + b) * element_bytes
+    groups = np.minimum(mf, rows) if engine == WEIGHT_STATIONARY else -(-mf // rows)
+    return (a + nf * groups * kf * fn * fk) * element_bytes
 
 
 def mma_cycles(m: Number, n: Number, k: Number, dtype: DType, target: Target) -> Number:
-    """Cycles that an mma of valid extents m x n x k occupies the tensor engine (issue and fill not included)."""
-    s, (rows, cols) = mma_shape(dtype, target), target.tensor.lane_grid
-    steps = mma_steps(m, n, k, s.m, s.n, s.k, rows, cols)
-    read = mma_operand_bytes(m, n, k, s.m, s.n, s.k, rows, cols, s.element_bytes)
-    return np.maximum(steps * s.ii_clk, read / target.l1.bytes_per_clk)
+    """Cycles that an mma of valid extents m x n x k occupies the tensor engine (issue and drain not included)."""
+    s, (rows, cols), engine = mma_shape(dtype, target), target.tensor.lane_grid, engine_of(target)
+    busy = engine_clk(m, n, k, s.m, s.n, s.k, s.ii_clk, rows, cols, engine, gap_clk(target))
+    read = mma_operand_bytes(m, n, k, s.m, s.n, s.k, rows, cols, engine, s.element_bytes)
+    return np.maximum(busy, read / target.l1.bytes_per_clk)
 
 
 def flow_cap(fetched: Number, moved: Number, rows: Number, row_clk: float, bytes_per_clk: float) -> Number:
@@ -78,15 +122,56 @@ def flow_cap(fetched: Number, moved: Number, rows: Number, row_clk: float, bytes
     return bytes_per_clk * fetched / np.maximum(np.maximum(moved, rows * row_clk * bytes_per_clk), 1e-9)
 
 
-def burst_weight(run_bytes: Number) -> Number:
-    """Bytes of device-memory time that one useful byte costs in contiguous runs of `run_bytes`: 1 from BURST_BYTES
-    on, growing inversely below, until a run is shorter than a sector."""
-    return np.minimum(np.maximum(BURST_BYTES / np.maximum(run_bytes, 1), 1.0), BURST_BYTES / SECTOR_BYTES)
+def visit_weight(run: Number, pitch: Number, at_random: bool, burst: int, activate: int) -> Number:
+    """Bytes of device-memory time that one useful byte costs, in contiguous runs of `run` bytes that begin every `pitch`
+    bytes.
+
+    A regular stream pays for whole bursts, unless the gaps are so narrow that reading through them is cheaper. Runs at
+    random pay an activation each: banks hide part of it, which sqrt(1 + (activate / run)^2) fits (cycle-accurate
+    HBM2 and HBM3 simulations: 64 bytes at 0.24 of the rate, 256 bytes at 0.72).
+    """
+    run = np.maximum(run, 1)
+    if at_random:
+        return np.sqrt(1.0 + (activate / run) * (activate / run))
+    return np.maximum(np.minimum(burst, np.maximum(pitch, run)) / run, 1.0)
+
+
+def channel_weight(run: int, pitch: int, rows: int, target: Target) -> float:
+    """How many times slower the rows of a box are for meeting in few channels. 1 with hashed addresses; with direct
+    mapping a pitch that is a multiple of channels x interleave puts every row into the same channels."""
+    hbm = target.hbm
+    if hbm.mapping == "hashed" or rows <= 1:
+        return 1.0
+    starts = (np.arange(min(rows, 4 * hbm.channels)) * pitch) // hbm.interleave_bytes
+    wide = -(-run // hbm.interleave_bytes)
+    met = len(np.unique((starts[:, None] + np.arange(min(wide, hbm.channels))[None, :]) % hbm.channels))
+    return hbm.channels / met if met < min(hbm.channels, rows * wide) else 1.0
 
 
 def hbm_bytes_per_clk(target: Target) -> float:
-    """What long bursts sustain, in bytes per cycle."""
-    return target.hbm.gbs * target.hbm.efficiency * target.clk_ns
+    """What long reads sustain, in bytes per cycle."""
+    return target.hbm.gbs * target.hbm.efficiency * (1.0 - target.hbm.refresh) * target.clk_ns
+
+
+def mixed_rate(rate: float, reads: float, writes: float, turnaround: float) -> float:
+    """Rate of device memory when `reads` and `writes` (in any unit) share it: 1 - turnaround at an even mix, in
+    proportion to the chance that two neighbouring accesses differ in direction."""
+    total = reads + writes
+    if total <= 0:
+        return rate
+    return rate * (1.0 - turnaround * 4.0 * reads * writes / (total * total))
+
+
+def hop_offsets(target: Target) -> np.ndarray:
+    """Cycles that each CE's round trips to l2 and the memory controllers take beyond the mean, [CEs]. On a mesh slices
+    are hashed over all routers, so a CE's distance is its mean over the grid; elsewhere all are equally far."""
+    ces = target.ces
+    if target.noc.kind != "mesh":
+        return np.zeros(ces)
+    width = next(w for w in range(int(ces**0.5), 0, -1) if ces % w == 0)
+    y, x = np.divmod(np.arange(ces), width)
+    hops = (np.abs(x[:, None] - x) + np.abs(y[:, None] - y)).mean(1)
+    return np.asarray(2.0 * target.noc.hop_clk * (hops - hops.mean()))
 
 
 def latency_clk(space: Space, target: Target) -> float:
@@ -106,7 +191,8 @@ def transfer_cycles(
     if space is Space.L2:
         cap = np.minimum(cap, target.l2.bytes_per_clk_total / sharers)
     else:
-        cap = np.minimum(cap, hbm_bytes_per_clk(target) / (sharers * burst_weight(run_bytes)))
+        weight = visit_weight(run_bytes, 1 << 30, False, target.hbm.burst_bytes, target.hbm.activate_bytes)
+        cap = np.minimum(cap, hbm_bytes_per_clk(target) / (sharers * weight))
     return fetched / np.maximum(cap, 1e-9)
 
 
@@ -117,17 +203,24 @@ def transfer_latency_clk(space: Space, target: Target, *, store: bool = False) -
 
 
 __all__ = [
-    "BURST_BYTES",
-    "SECTOR_BYTES",
+    "LANES",
+    "OUTPUT_STATIONARY",
+    "WEIGHT_STATIONARY",
     "MmaShape",
-    "burst_weight",
+    "channel_weight",
+    "drain_clk",
+    "engine_clk",
+    "engine_of",
     "flow_cap",
+    "gap_clk",
     "hbm_bytes_per_clk",
+    "hop_offsets",
     "latency_clk",
+    "mixed_rate",
     "mma_cycles",
     "mma_operand_bytes",
     "mma_shape",
-    "mma_steps",
     "transfer_cycles",
     "transfer_latency_clk",
+    "visit_weight",
 ]

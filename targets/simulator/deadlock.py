@@ -33,6 +33,8 @@ def _reason(flat: FlatSegment, state: t.State, s: int) -> str:
         return f"counter {group.name}: {shown or 'nothing'}"
     if cause == t.B_ROOM:
         return "room in its queue"
+    if cause == t.B_BLOCK:
+        return "an earlier tile of its kernel to be stored"
     ring, unit = flat.rings[what], s // 4
     if cause == t.B_DATA:
         return f"a filled slot of %{ring.name} ({state.pushed[unit, what]} pushed)"

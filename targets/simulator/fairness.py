@@ -2,10 +2,10 @@
 
 A flow crosses one memory (a copy two), and a unit's flow also its CE port and its unit port. Water filling: all rates
 grow together; a flow stops at its own cap or when a resource on its way is full. A flow in short bursts weighs more
-on device memory (`cost.burst_weight`).
+on device memory (`cost.visit_weight`).
 
 Invariant: after `refill`, no resource carries more than its capacity and no flow could get more without taking from
-one that has no more. CE ports are independent of each other while no memory is oversubscribed even at full demand;
+one that has no more. Device memory has less to share while reads and writes mix (`cost.mixed_rate`). CE ports are independent of each other while no memory is oversubscribed even at full demand;
 then only flows of CEs that changed are refilled, which gives the same shares.
 """
 
@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ppuc.targets import cost
 from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.tables import MEM_HBM, Machine, State
+
+mixed_rate = helper(cost.mixed_rate)
 
 TICKS = 4096.0
 """Flow ends are rounded up to 1/TICKS cycle, so that equal transfers end in one batch."""
@@ -29,15 +32,25 @@ def ce_of(m: Machine, s: int) -> int:
 
 @helper
 def _oversubscribed(st: State, m: Machine) -> bool:
-    """Whether some memory could not serve every flow at its cap, were CE ports the only other limit."""
+    """Whether some memory could not serve every flow at its cap, were CE ports the only other limit. Sets the rate of
+    device memory for the present mix of flows."""
     st.demand[:] = 0.0
+    reads, writes = 0.0, 0.0
     for i in range(st.num[1]):
         s = st.act[i]
         ce = ce_of(m, s)
         for j in range(2):
             mem = st.mem[s, j]
-            if mem >= 0:
-                st.demand[ce, mem] += st.cap[s] * (st.wgt[s] if mem == MEM_HBM else 1.0)
+            if mem < 0:
+                continue
+            want = st.cap[s] * (st.wgt[s] if mem == MEM_HBM else 1.0)
+            st.demand[ce, mem] += want
+            if mem == MEM_HBM:
+                if j == 1 or (ce < m.ces and s % 4 == 1):
+                    writes += want
+                else:
+                    reads += want
+    st.now[2] = mixed_rate(m.capacity[MEM_HBM], reads, writes, m.turnaround)
     for mem in range(3):
         total = 0.0
         for ce in range(m.ces + 1):
@@ -45,7 +58,7 @@ def _oversubscribed(st: State, m: Machine) -> bool:
             if ce < m.ces and mem != MEM_HBM:
                 demand = min(demand, m.capacity[3 + ce])
             total += demand
-        if total > m.capacity[mem] * (1 + _TINY):
+        if total > (st.now[2] if mem == MEM_HBM else m.capacity[mem]) * (1 + _TINY):
             return True
     return False
 
@@ -85,7 +98,7 @@ def refill(st: State, m: Machine) -> None:
             for j in range(4):
                 r = _resource(st, m, s, j)
                 if r >= 0:
-                    st.left[r] = m.capacity[r]
+                    st.left[r] = st.now[2] if r == MEM_HBM else m.capacity[r]
                     st.load[r] = 0.0
     for i in range(n):
         for j in range(4):

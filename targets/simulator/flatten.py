@@ -31,7 +31,7 @@ from ppuc.ir.program import (
 )
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
-from ppuc.targets.cost import hbm_bytes_per_clk, latency_clk
+from ppuc.targets.cost import engine_of, gap_clk, hbm_bytes_per_clk, hop_offsets, latency_clk
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.shapes import Ragged, Shapes, table
@@ -118,13 +118,20 @@ def machine_of(target: Target) -> t.Machine:
         sfu=target.vector.sfu_per_clk,
         issue=float(target.issue_clk),
         ring_op=float(target.sync.ring_op_clk),
-        fill=float(target.tensor.fill_clk),
+        engine=engine_of(target),
+        gap=gap_clk(target),
         l1_rate=float(target.l1.bytes_per_clk),
+        burst=target.hbm.burst_bytes,
+        activate=target.hbm.activate_bytes,
+        turnaround=target.hbm.turnaround,
+        cached=target.l2.managed == "cache",
+        l2_bytes=float(target.l2.bytes),
         start=np.array([target.load.start_clk, target.store.start_clk, 0, 0, target.stage.start_ns * ns], np.float64),
         row=np.array([target.load.row_clk, target.store.row_clk, 0, 0, 0], np.float64),
         rate=np.array([target.load.bytes_per_clk, target.store.bytes_per_clk, 0, 0, max(hbm, host)], np.float64),
         room=np.minimum([target.load.in_flight, target.store.in_flight, limit, limit, target.stage.in_flight], limit),
         latency=np.array([latency_clk(s, target) for s in (Space.HBM, Space.L2, Space.HOST)]),
+        hop=np.repeat(hop_offsets(target), target.cu_per_ce),
         bump=target.sync.counter_bump_ns * ns,
         capacity=np.array(capacity),
     )
@@ -138,6 +145,7 @@ class _Builder:
     ) -> None:
         self.segment, self.target = segment, target
         self.tensors: dict[str, MemTensor] = {m.name: m for m in program.tensors}
+        self.numbers = {m.name: i for i, m in enumerate(program.tensors)}
         self.groups = {g.name: i for i, g in enumerate(segment.counters)}
         depth = max([1, *(_depth(body) for k in segment.kernels for _, body in k.streams)])
         self.shapes = Shapes(depth, vectors, target)
@@ -214,14 +222,14 @@ class _Builder:
         for ring, written in rings:
             self.operands.add(ring, written)
         self.operands.end()
-        memory = -1
+        memory, tensor = -1, -1
         if isinstance(stmt, Load | Store):
-            memory, desc = self._transfer(k, stmt, buffers[0], slots)
+            memory, tensor, desc = self._transfer(k, stmt, buffers[0], slots)
         elif isinstance(stmt, Mma):
             desc = self.shapes.mma(stmt, buffers[1], buffers[2], slots)
         else:
             desc = self.shapes.vec(stmt, buffers, slots)
-        self.rows.append([k, q, _KIND[type(stmt)], depth, desc, memory, -1, (1 << depth) - 1])
+        self.rows.append([k, q, _KIND[type(stmt)], depth, desc, memory, -1, (1 << depth) - 1, tensor, 0])
         self._add_sync(instr)
         self.instrs.append(InstrInfo(k, q, instr, tuple(v for _, v in loops), tuple(r for r, _ in rings)))
         if instr.bumps and not isinstance(stmt, Load | Store):
@@ -237,14 +245,15 @@ class _Builder:
             return [(names[stmt.dst], 1), (names[stmt.a.buffer], 0), (names[stmt.b.buffer], 0)]
         return [(names[b], 0) for b in stmt.ins] + [(names[b], 1) for b in stmt.outs]
 
-    def _transfer(self, k: int, stmt: Load | Store, ring: Ring, slots: Mapping[str, int]) -> tuple[int, int]:
-        """Memory resource and box of a load or store."""
+    def _transfer(self, k: int, stmt: Load | Store, ring: Ring, slots: Mapping[str, int]) -> tuple[int, int, int]:
+        """Memory resource, tensor and box of a load or store."""
         name, gather = (stmt.src, stmt.gather) if isinstance(stmt, Load) else (stmt.dst, stmt.scatter)
         param = next((p for p in self.segment.kernels[k].params if p.name == name), None)
         if param is None or param.tensor not in self.tensors:
             raise InternalError(f"{self.segment.kernels[k].name}: no tensor is bound to %{name}")
         memory = _MEMORY[self.tensors[param.tensor].space]
-        return memory, self.shapes.box(param.view, stmt.index, ring.shape, param.dtype, gather, slots)
+        box = self.shapes.box(param.view, stmt.index, ring.shape, param.dtype, gather, slots)
+        return memory, self.numbers[param.tensor], box
 
     def _add_sync(self, item: Instr | Copy) -> None:
         for wait in item.waits:
@@ -262,7 +271,7 @@ class _Builder:
             src, dst = self.tensors[copy.src], self.tensors[copy.dst]
             self.nodes.append((t.NODE_INSTR, len(self.instrs)))
             desc = self.shapes.copy(copy.start, copy.count, src.dtype.bytes)
-            self.rows.append([-1, 4, t.COPY, 0, desc, _MEMORY[src.space], _MEMORY[dst.space], 0])
+            self.rows.append([-1, 4, t.COPY, 0, desc, _MEMORY[src.space], _MEMORY[dst.space], 0, -1, 0])
             self.uses.end()
             self.operands.end()
             self._add_sync(copy)
@@ -292,6 +301,7 @@ class _Builder:
         (uses, waits, bumps, operands) = (r.arrays() for r in (self.uses, self.waits, self.bumps, self.operands))
         rings = [[r.depth, sum(1 << UNIT_QUEUES.index(q) for q in r.consumers), UNIT_QUEUES.index(r.producer)]
                  for r in self.rings]  # fmt: skip
+        blocks = self._blocks()
         return t.Code(
             node_op=nodes[:, 0].copy(),
             node_arg=nodes[:, 1].copy(),
@@ -299,8 +309,9 @@ class _Builder:
             k_units=units,
             k_radix=radix,
             k_end=ends,
+            k_block=blocks,
             lp=table(self.loops, 7),
-            ins=table(self.rows, 8),
+            ins=table(self.rows, 10),
             use_ptr=uses[0],
             use=uses[1],
             wt_ptr=waits[0],
@@ -317,6 +328,20 @@ class _Builder:
             expect=expect,
             **self.shapes.arrays(),
         )
+
+    def _blocks(self) -> np.ndarray:
+        """Where tiles run as blocks: for kernels with an accumulator, the loops around their last store (which is marked)
+        and the slots of their accumulator."""
+        blocks = np.full((max(len(self.segment.kernels), 1), 2), -1, np.int64)
+        if self.target.launch.tiles == "streaming":
+            return blocks
+        for k, kernel in enumerate(self.segment.kernels):
+            slots = [ring.depth for ring in kernel.rings if ring.space is Space.ACC]
+            stores = [row for row in self.rows if row[0] == k and row[2] == t.STORE]
+            if slots and stores and len({row[3] for row in stores}) == 1:
+                blocks[k] = stores[-1][3], min(slots)
+                stores[-1][9] = 1
+        return blocks
 
     def _earlier_ring(self, ring: int, name: str) -> int:
         """The ring that `after` means: `kernel/ring`, or a bare name for the latest one of this name up to this kernel."""

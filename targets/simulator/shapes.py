@@ -16,7 +16,7 @@ from ppuc.ir.kernel import Bound, Gather, Mma, TileRef, Vec, View
 from ppuc.ir.program import Ring
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import VectorProgram
-from ppuc.targets.cost import mma_shape
+from ppuc.targets.cost import channel_weight, drain_clk, mma_shape
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.tables import NO_BOUND
 from ppuc.targets.vector_cost import Count, vec_cost
@@ -51,6 +51,7 @@ class Shapes:
     def __init__(self, depth: int, vectors: Mapping[str, VectorProgram], target: Target) -> None:
         self.depth, self.vectors, self.target = depth, vectors, target
         self._boxes: list[tuple[np.ndarray, ...]] = []
+        self._channels: list[float] = []
         self._copies: list[tuple[int, int, int]] = []
         self._bounds: list[tuple[int, int, int]] = []
         self._bound_coefs: list[list[int]] = []
@@ -97,7 +98,20 @@ class Shapes:
             axes[gathered, 3:] = gather.dim, 1
         head = np.array([len(index), len(tile), dtype.bytes, view.offset, gather.dim if gather else -1, gathered])
         self._boxes.append((head, dims, coefs, pairs, axes))
+        self._channels.append(self._channel_weight(tile, stride, order, dtype))
         return len(self._boxes) - 1
+
+    def _channel_weight(self, tile: Sequence[int], stride: Sequence[int], order: Sequence[int], dtype: DType) -> float:
+        """cost.channel_weight of the rows of a whole tile."""
+        run, pitch, rows = 1, 0, 1
+        for a in order:
+            if tile[a] == 1 or stride[a] == 0:
+                continue
+            if not pitch and abs(stride[a]) == run:
+                run *= tile[a]
+            else:
+                pitch, rows = pitch or abs(stride[a]), rows * tile[a]
+        return channel_weight(run * dtype.bytes, pitch * dtype.bytes, rows, self.target)
 
     def copy(self, start: int, count: int, element_bytes: int) -> int:
         """A flat range of a tensor."""
@@ -126,6 +140,7 @@ class Shapes:
                 shape.element_bytes,
                 restart,
                 len(n_sizes),
+                drain_clk(self.target, shape),
             ]
         )
         return len(self._mma) - 1
@@ -158,10 +173,11 @@ class Shapes:
             n: np.array(p, np.int64).reshape(len(self._boxes), *s) for n, p, s in zip(names, parts, shapes, strict=True)
         }
         return boxes | {
+            "bx_channels": np.array(self._channels, np.float64),
             "cp": table(self._copies, 3),
             "bd": table(self._bounds, 3),
             "bd_coef": table(self._bound_coefs, self.depth),
-            "mma": table(self._mma, 10),
+            "mma": table(self._mma, 11),
             "vec": table(self._vec, 6),
             "term": table(self._terms, 5),
             "traffic": table(self._traffic, 4),

@@ -100,7 +100,8 @@ class Totals:
         for i in rows.tolist():
             kind, memory = flat.code.ins[i, 2], int(flat.code.ins[i, 5])
             if kind == t.LOAD:
-                read[_SPACE[memory]] += int(state.n[i, 1])
+                read[_SPACE[memory]] += int(state.n[i, 1] - state.n[i, 10])
+                read[Space.L2] += int(state.n[i, 10])
                 self.tensor_read[flat.tensor_of(i)] += int(state.n[i, 1])
             elif kind == t.STORE:
                 write[_SPACE[memory]] += int(state.n[i, 1])

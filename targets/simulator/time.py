@@ -25,6 +25,7 @@ from ppuc.targets.simulator.fairness import ce_of, refill
 from ppuc.targets.simulator.jit import entry, helper, source_digest
 from ppuc.targets.simulator.tables import (
     B_AFTER,
+    B_BLOCK,
     B_COUNTER,
     B_DATA,
     B_NONE,
@@ -37,6 +38,8 @@ from ppuc.targets.simulator.tables import (
     LATENCY,
     LOAD,
     LOG_ENV,
+    MEM_HBM,
+    MEM_L2,
     MMA,
     NODE_END,
     NODE_INSTR,
@@ -52,7 +55,7 @@ from ppuc.targets.simulator.tables import (
     Machine,
     State,
 )
-from ppuc.targets.simulator.work import burst_weight, flow_cap, measure_box, mma_clk, vec_clk
+from ppuc.targets.simulator.work import flow_cap, measure_box, mma_clk, vec_clk, visit_weight
 
 DONE, FULL, DEADLOCK = range(3)
 """What `run` returns."""
@@ -280,11 +283,27 @@ def _counter_missing(c: Code, st: State, group: int, touched: bool, first: int, 
 
 
 @helper
+def _tile_missing(c: Code, st: State, s: int, i: int, first_mask: int) -> bool:
+    """Whether a load opens a tile for which too few earlier tiles of its kernel are stored."""
+    kernel = c.ins[i, 0]
+    around, depth = c.k_block[kernel, 0], c.ins[i, 3]
+    if around < 0 or depth < around or (first_mask >> around) != (1 << (depth - around)) - 1:
+        return False
+    ordinal = 0
+    for d in range(around):
+        ordinal = ordinal * st.trips[s, d] + st.it[s, d]
+    return bool(ordinal >= st.tiles[s // 4, kernel] + c.k_block[kernel, 1])
+
+
+@helper
 def _find_block(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> bool:
     """Whether the head must wait; records why and on what."""
     q, kind = c.ins[i, 1], c.ins[i, 2]
     if st.q[s, 2] - st.q[s, 0] >= m.room[q]:
         st.block[s, 0] = B_ROOM
+        return True
+    if kind == LOAD and _tile_missing(c, st, s, i, first_mask):
+        st.block[s, 0] = B_BLOCK
         return True
     for j in range(c.use_ptr[i], c.use_ptr[i + 1]):
         use, r, mask = c.use[j, 0], c.use[j, 1], c.use[j, 2]
@@ -401,9 +420,27 @@ def _start_compute(c: Code, m: Machine, st: State, s: int) -> None:
     st.busy[i] += clk
     st.mark[s] = st.now[0]
     st.free_at[s] = st.now[0] + clk
-    _schedule(st, st.free_at[s] + (m.fill if mma else 0.0), E_COMPLETE, s)
+    _schedule(st, st.free_at[s] + (float(c.mma[c.ins[i, 4], 10]) if mma else 0.0), E_COMPLETE, s)
     st.pc[s] += 1
     _put_back(st, s)
+
+
+@helper
+def _in_cache(m: Machine, st: State, tensor: int, first: int, last: int, size: int) -> bool:
+    """Whether a cached l2 still holds a tile of a tensor that some unit read before; it holds it from now on."""
+    key = (tensor * 0x1F3D5B79 + first) * 0x2545F491 + last
+    slot = ((key ^ (key >> 17) ^ (key >> 31)) * 0x5BD1E995 >> 7) & (len(st.cache_key) - 1)
+    held = st.cache_key[slot] == key and st.now[3] - st.cache_at[slot] <= m.l2_bytes
+    if not held:
+        st.now[3] += size
+    st.cache_key[slot], st.cache_at[slot] = key, st.now[3]
+    return bool(held)
+
+
+@helper
+def _hop(m: Machine, s: int) -> float:
+    """Latency of a stream's position on the network, beyond the mean."""
+    return float(m.hop[s // 4]) if s < 4 * m.units else 0.0
 
 
 @helper
@@ -413,12 +450,20 @@ def _queue_transfer(c: Code, m: Machine, st: State, s: int, i: int, last: int, c
     size = c.cp[v, 2] if kind == COPY else c.bx[v, 2]
     moved, fetched, run = st.box[0] * size, st.box[1] * size, st.box[2] * size
     entry, times = st.q_i[s, slot], st.q_f[s, slot]
-    entry[0], entry[1], entry[2], entry[3], entry[4], entry[5] = i, last, st.box[3], st.box[4], fetched, 0
+    memory = c.ins[i, 5]
+    if m.cached and memory == MEM_HBM and kind == LOAD:
+        if _in_cache(m, st, c.ins[i, 8], st.box[3], st.box[4], fetched):
+            memory = MEM_L2
+            st.n[i, 10] += fetched
+    entry[0], entry[1], entry[2], entry[3], entry[4], entry[5] = i, last, st.box[3], st.box[4], fetched, memory
     # A store asks nothing of the memory before its data arrives there.
-    latency = 0.0 if kind == STORE else m.latency[c.ins[i, 5]]
+    latency = 0.0 if kind == STORE else m.latency[memory] + _hop(m, s)
     times[0] = st.now[0] + clk + m.start[kind] + latency
     times[1] = flow_cap(float(fetched), float(moved), float(fetched // run), m.row[kind], m.rate[kind])
-    times[2] = burst_weight(run)
+    times[2] = 1.0
+    if kind != COPY:
+        pitch = st.box[5] * size
+        times[2] = c.bx_channels[v] * visit_weight(run, pitch, c.bx[v, 4] >= 0, m.burst, m.activate)
     times[3] = np.inf
     st.n[i, 1] += fetched
     if kind == LOAD:
@@ -442,7 +487,9 @@ def _start_flow(c: Code, m: Machine, st: State, s: int) -> None:
     st.flowing[s] = 1
     st.rem[s], st.cap[s], st.wgt[s] = st.q_i[s, slot, 4], st.q_f[s, slot, 1], st.q_f[s, slot, 2]
     st.upd[s], st.rate[s], st.began[s] = -1.0, 0.0, st.now[0]
-    st.mem[s, 0], st.mem[s, 1] = c.ins[i, 5], c.ins[i, 6]
+    st.mem[s, 0], st.mem[s, 1] = st.q_i[s, slot, 5], c.ins[i, 6]
+    if m.cached and st.mem[s, 0] == MEM_HBM and s < 4 * m.units:
+        st.mem[s, 1] = MEM_L2
     st.act[st.num[1]] = s
     st.num[1] += 1
     st.num[5] = 1
@@ -479,7 +526,7 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
     st.q[s, 1] += 1
     bumps = _bumps(c, i, last)
     if kind == STORE or bumps:
-        land = now + (m.latency[c.ins[i, 5]] if kind == STORE else 0.0) + (m.bump if bumps else 0.0)
+        land = now + (m.latency[c.ins[i, 5]] + _hop(m, s) if kind == STORE else 0.0) + (m.bump if bumps else 0.0)
         if st.q[s, 1] - 1 > st.q[s, 0]:
             land = max(land, st.q_f[s, (st.q[s, 1] - 2) % IN_FLIGHT, 3])
         st.q_f[s, slot, 3] = land
@@ -523,12 +570,23 @@ def _retire(c: Code, st: State, s: int) -> None:
 
 
 @helper
+def _end_tile(c: Code, st: State, s: int, kernel: int) -> None:
+    """A tile of a kernel is stored: the unit may begin another."""
+    st.tiles[s // 4, kernel] += 1
+    load = s - s % 4 + LOAD
+    if st.block[load, 0] == B_BLOCK:
+        _wake(c, st, load)
+
+
+@helper
 def _land(c: Code, st: State, s: int) -> None:
     """The oldest transfer of a queue has landed: count it."""
     slot = st.q[s, 0] % IN_FLIGHT
     i, last, first_e, last_e = st.q_i[s, slot, 0], st.q_i[s, slot, 1], st.q_i[s, slot, 2], st.q_i[s, slot, 3]
     if c.ins[i, 2] == STORE:
         _log_end(st, s, 1)
+        if c.ins[i, 9]:
+            _end_tile(c, st, s, c.ins[i, 0])
     st.span[i, 1] = max(st.span[i, 1], st.now[0])
     _retire(c, st, s)
     for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):

@@ -12,20 +12,12 @@ from ppuc.targets import cost, vector_cost
 from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.tables import NO_BOUND, Code, Machine, State
 
-mma_steps = helper(cost.mma_steps)
+engine_clk = helper(cost.engine_clk)
 mma_operand_bytes = helper(cost.mma_operand_bytes)
 flow_cap = helper(cost.flow_cap)
-_BURST, _SECTOR = cost.BURST_BYTES, cost.SECTOR_BYTES
+visit_weight = helper(cost.visit_weight)
 
 step_clk = helper(vector_cost.step_clk)
-
-
-@helper
-def burst_weight(run_bytes: int) -> float:
-    """cost.burst_weight, whose constants are module globals there."""
-    if run_bytes >= _BURST:
-        return 1.0
-    return min(_BURST / max(run_bytes, 1), _BURST / _SECTOR)
 
 
 @helper
@@ -61,8 +53,8 @@ def _inside(at: int, factor: int, n: int, size: int) -> int:
 
 @helper
 def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
-    """Elements moved and fetched, elements of a contiguous run, first and last element touched (0, -1: none) into
-    st.box."""
+    """Elements moved and fetched, elements of a contiguous run, first and last element touched (0, -1: none), elements
+    from one run to the next (0: there is one) into st.box."""
     dims, axes, gather_dim = c.bx[b, 0], c.bx[b, 1], c.bx[b, 4]
     for a in range(axes):
         st.cnt[a] = c.bx_axis[b, a, 0]
@@ -82,7 +74,7 @@ def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
                 empty = True
         first += stride * (lo if stride >= 0 else hi)
         last += stride * (hi if stride >= 0 else lo)
-    moved, fetched, run, open_run = 1, 1, 1, True
+    moved, fetched, run, open_run, pitch = 1, 1, 1, True, 0
     for i in range(axes):
         a = c.bx_axis[b, i, 2]
         n, stride = st.cnt[a], abs(c.bx_axis[b, a, 1])
@@ -94,9 +86,11 @@ def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
         open_run = open_run and stride == run and a != c.bx[b, 5]
         if open_run:
             run *= n
+        elif pitch == 0:
+            pitch = stride
     if empty or moved == 0:
         moved, fetched, run, first, last = 0, 0, 1, 0, -1
-    st.box[0], st.box[1], st.box[2], st.box[3], st.box[4] = moved, fetched, run, first, last
+    st.box[0], st.box[1], st.box[2], st.box[3], st.box[4], st.box[5] = moved, fetched, run, first, last, pitch
 
 
 @helper
@@ -127,19 +121,19 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> 
     for a in range(na + nn, na + nn + nk):
         k *= st.cnt[a]
     fm, fn, fk, ii, size = c.mma[v, 3], c.mma[v, 4], c.mma[v, 5], c.mma[v, 6], c.mma[v, 7]
-    steps = mma_steps(rows, cols, k, fm, fn, fk, m.lane_rows, m.lane_cols)
-    read = mma_operand_bytes(rows, cols, k, fm, fn, fk, m.lane_rows, m.lane_cols, size)
+    busy = engine_clk(rows, cols, k, fm, fn, fk, ii, m.lane_rows, m.lane_cols, m.engine, m.gap)
+    read = mma_operand_bytes(rows, cols, k, fm, fn, fk, m.lane_rows, m.lane_cols, m.engine, size)
     st.n[i, 2] += read
     if (first_mask & c.mma[v, 8]) != c.mma[v, 8]:
         st.n[i, 4] += rows * cols * 4
     st.n[i, 5] += rows * cols * 4
     st.n[i, 6] += rows * cols * k
-    st.n[i, 7] += steps * ii
+    st.n[i, 7] += busy
     fragments = -(-rows // fm) * -(-cols // fn)
     if (first_mask & c.mma[v, 8]) == c.mma[v, 8]:
         st.n[i, 8] += fragments
     st.n[i, 9] += fragments * -(-k // fk)
-    return float(max(float(steps * ii), read / m.l1_rate))
+    return float(max(float(busy), read / m.l1_rate))
 
 
 @helper
