@@ -38,8 +38,8 @@ class KernelStats:
     ideal_tensor: float
     """Cycles the tensor engines of the whole chip would need at peak for the kernel's useful multiply-accumulates."""
     shaped_tensor: float = 0.0
-    """Cycles the tensor engines of the whole chip would need at best for the fragments of the kernel's results and
-    products: every lane at work on results as long as there are enough of them."""
+    """Cycles the tensor engines of the whole chip would need at best for the kernel's products in whole fragments: units
+    may share the products of a result, the lanes of a unit work on different results."""
     ideal_vector: float = 0.0
     """Cycles the vector engines of the whole chip would need at full lanes for the kernel's operations."""
     engine: Mapping[Queue, float] = field(default_factory=dict)

@@ -169,14 +169,15 @@ def _engine(
 
 
 def _shaped(flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target) -> float:
-    """Cycles of the whole chip when fragments of results are dealt to all lanes and products stay with their result."""
-    total, lanes = 0.0, target.tensor.lanes * target.cu
+    """Cycles of the whole chip when each unit has as many fragments of results at hand as it has lanes, or all there are,
+    and the products are dealt out evenly."""
+    total, lanes = 0.0, target.tensor.lanes
     for i in rows.tolist():
         results, products = state.n[i, 8:10].tolist()
         if results:
             dtype = flat.rings[flat.instrs[i].operands[1]].dtype
             interval = target.tensor.ii_clk["i8" if dtype is DType.U8 else str(dtype)]
-            total += products / results * -(-results // lanes) * interval
+            total += products * interval / (min(lanes, results) * target.cu)
     return total
 
 
