@@ -163,8 +163,8 @@ class TiledAttention(UnmergedLowering):
         beat = max(engines, load, (latency + load) / shape.slots) if shape.slots > 1 else engines + latency + load
         vec, store, extra = self.chain_price(epilogue_tiles(shape), active)
         source = self.sources["q"]
-        q = cost.box_traffic(source.view, [1, 1, shape.heads, shape.rows, self.d], self.dtype) + extra
-        ends = parts * (vec + store) + cost.load_clk(q * parts, target, active)
+        q = cost.box_traffic(source.view, [1, 1, shape.heads, shape.rows, self.d], self.dtype)
+        ends = parts * (vec + store + extra) + cost.load_clk(q * parts, target, active)
         last = max(engines, chain, load)
         return iterations * ((walks - 1) * beat + last + ends) + latency + load
 

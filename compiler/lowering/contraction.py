@@ -180,18 +180,18 @@ class ContractionLowering(TiledLowering):
             left //= max(tiles[i], 1)
         return True
 
-    def chain_price(self, tiles: Sequence[int], active: int) -> tuple[float, float, cost.Traffic]:
-        """(vector cycles, store cycles, load traffic) of the epilogue of one tile."""
-        load, store = cost.NOTHING, cost.NOTHING
+    def chain_price(self, tiles: Sequence[int], active: int) -> tuple[float, float, float]:
+        """Cycles of the epilogue of one tile: (vector, store, load)."""
+        load = store = 0.0
         for operand in self.operands:
             extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
             traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
             if operand.written:
-                store = store + traffic
+                store += cost.store_clk(traffic, self.target, active, operand.space)
             else:
-                load = load + traffic
+                load += cost.load_clk(traffic, self.target, active, operand.space)
         vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + 1, self.target)
-        return vec, cost.store_clk(store, self.target, active), load
+        return vec, store, load
 
     def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], int]:
         """Units per axis and the iterations of the busiest unit."""

@@ -73,6 +73,7 @@ class ConvLowering(ContractionLowering):
         self.at = [position.get(d) for d in range(len(domain))]  # domain axis -> merged axis, None where the size is 1
         self.x, self.w = self._split(x, w)
         self.x_tensor, self.w_tensor = tensors[x_value.name], tensors[w_value.name]
+        self.x_space, self.w_space = x_value.space, w_value.space
         self.dtype = x_value.type.dtype
         if w_value.type.dtype is not self.dtype:
             raise NotFusable(f"operands of the convolution differ in dtype ({self.dtype} and {w_value.type.dtype})")
@@ -168,12 +169,13 @@ class ConvLowering(ContractionLowering):
             weights = cost.Traffic(w_elements * self.dtype.bytes, w_elements / max(min(tn, w_elements), 1)) * (
                 loads - 1
             )
-            load = cost.load_clk(cost.Traffic(x_bytes, x_rows) + weights, self.target, active) + loads * overhead
+            load = cost.load_clk(cost.Traffic(x_bytes, x_rows), self.target, active, self.x_space) + loads * overhead
+            load += cost.load_clk(weights, self.target, active, self.w_space)
             beat = max(mma, load, (latency + load) / rings.operands)
             if loads > 2:  # every tap's weights are a load of their own: as many as the ring holds hide the latency
                 beat = max(beat, mmas * (latency + load / loads) / rings.operands)
             drain = vec if rings.out > 1 else vec + store
-            tile = max(steps * beat + cost.load_clk(extra, self.target, active), drain, store)
+            tile = max(steps * beat + extra, drain, store)
             if rings.acc == 1:
                 tile += vec
             price = iterations * tile + latency + load + vec + store + self.alone_clk(rings, load)

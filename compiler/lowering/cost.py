@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ppuc.ir.kernel import View
-from ppuc.ir.types import DType
+from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
 
@@ -43,16 +43,23 @@ def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
     return Traffic(elements * dtype.bytes, elements / run)
 
 
-def load_clk(traffic: Traffic, target: Target, active: int) -> float:
-    """Cycles a unit's load queue needs while `active` units load."""
+def _shared_rate(space: Space | None, target: Target, active: int) -> float:
+    """Bytes a cycle that each of `active` units gets from a memory they all use (l2 when it is not known yet)."""
+    if space is Space.HBM:
+        return target.hbm.gbs * target.hbm.efficiency * target.clk_ns / max(active, 1)
+    return target.l2.bytes_per_clk_total / max(active, 1)
+
+
+def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
+    """Cycles a unit's load queue needs while `active` units load from `space`."""
     port = min(target.load.bytes_per_clk, target.l2.bytes_per_clk_per_cu)
-    rate = min(port, target.l2.bytes_per_clk_total / max(active, 1))
+    rate = min(port, _shared_rate(space, target, active))
     return max(traffic.bytes / rate, traffic.rows * target.load.row_clk)
 
 
-def store_clk(traffic: Traffic, target: Target, active: int) -> float:
-    """Cycles a unit's store queue needs while `active` units store."""
-    rate = min(target.store.bytes_per_clk, target.l2.bytes_per_clk_total / max(active, 1))
+def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
+    """Cycles a unit's store queue needs while `active` units store to `space`."""
+    rate = min(target.store.bytes_per_clk, _shared_rate(space, target, active))
     return max(traffic.bytes / rate, traffic.rows * target.store.row_clk)
 
 

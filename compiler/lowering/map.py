@@ -161,17 +161,16 @@ class MapLowering(TiledLowering):
         for axis, tile, n in zip(self.space.axes, tiles, units, strict=True):
             trips = -(-axis.size // tile)
             iterations *= -(-trips // n)
-        load, store, transfers = cost.NOTHING, cost.NOTHING, 0
+        load_time = store_time = 0.0
         for operand in self.operands:
             extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
             traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
             if operand.written:
-                store = store + traffic
+                store_time += cost.store_clk(traffic, self.target, active, operand.space)
             else:
-                load, transfers = load + traffic, transfers + 1
+                load_time += cost.load_clk(traffic, self.target, active, operand.space)
+                load_time += cost.overhead_clk(self.target)
         vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops), self.target)
-        load_time = cost.load_clk(load, self.target, active) + transfers * cost.overhead_clk(self.target)
-        store_time = cost.store_clk(store, self.target, active)
         latency = cost.latency_clk(self.target)
         beat = max(load_time, vec, store_time, (latency + load_time) / LOAD_DEPTH)
         return iterations * beat + latency + load_time + vec + store_time

@@ -60,6 +60,7 @@ class MatmulLowering(ContractionLowering):
         super().__init__(name, body, tensors, loc, target, chain, extra)
         self.a, self.b = self.space.accesses["a"], self.space.accesses["b"]
         self.a_tensor, self.b_tensor = tensors[a_value.name], tensors[b_value.name]
+        self.a_space, self.b_space = a_value.space, b_value.space
         self.dtype = a_value.type.dtype
         if b_value.type.dtype is not self.dtype:
             raise NotFusable(f"operands of the matmul differ in dtype ({self.dtype} and {b_value.type.dtype})")
@@ -106,10 +107,11 @@ class MatmulLowering(ContractionLowering):
             mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
             a = cost.box_traffic(self._a_view(), self._a_tile(tiles, tk), self.dtype)
             b = cost.box_traffic(self._b_view(), self._b_tile(tiles, tk), self.dtype)
-            step_load = cost.load_clk(a + b, self.target, active) + 2 * cost.overhead_clk(self.target)
+            step_load = cost.load_clk(a, self.target, active, self.a_space) + 2 * cost.overhead_clk(self.target)
+            step_load += cost.load_clk(b, self.target, active, self.b_space)
             beat = max(mma, step_load, (latency + step_load) / rings.operands)
             drain = vec if rings.out > 1 else vec + store
-            tile = max(steps * beat + cost.load_clk(extra, self.target, active), drain, store)
+            tile = max(steps * beat + extra, drain, store)
             if rings.acc == 1:
                 tile += vec
             price = iterations * tile + latency + step_load + vec + store + self.alone_clk(rings, step_load)

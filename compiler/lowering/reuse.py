@@ -52,7 +52,7 @@ def canonical_body(body: Graph) -> tuple[Graph, object]:
     names: dict[str, Value] = {}
 
     def number(value: Value) -> Value:
-        return names.setdefault(value.name, Value(f"v{len(names)}", value.type))
+        return names.setdefault(value.name, Value(f"v{len(names)}", value.type, value.space))
 
     params = tuple(number(p) for p in body.params)
     ops = tuple(
@@ -62,7 +62,7 @@ def canonical_body(body: Graph) -> tuple[Graph, object]:
     results = tuple(number(r) for r in body.results)
     graph = Graph("body", params, results, ops)
     key = (
-        tuple(str(p.type) for p in params),
+        tuple((str(v.type), str(v.space)) for v in (*params, *results)),
         tuple((op.name, _attrs_key(op), tuple(v.name for v in op.operands), str(op.results[0].type)) for op in ops),
         tuple(r.name for r in results),
     )

@@ -39,7 +39,7 @@ class Access:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class IterationSpace:
     """Merged axes and the accesses of every operand, by key."""
 
     axes: tuple[Axis, ...]
@@ -51,7 +51,7 @@ def merge(
     reduced: Sequence[int],
     operands: Mapping[str, External | View],
     separate: Sequence[int] = (),
-) -> Space:
+) -> IterationSpace:
     """Merge the axes of `domain`. `reduced` are the reduction axes; axes in `separate` are never merged with others.
 
     Operands are views of domain rank with size 1 or stride 0 where they are broadcast.
@@ -69,7 +69,7 @@ def merge(
     axes = tuple(Axis(f"d{i}", _size(group, domain), group[0] in reduced) for i, group in enumerate(groups)) or (
         Axis("d0", 1, False),
     )
-    return Space(axes, {key: _merged(access, groups, domain) for key, access in normal.items()})
+    return IterationSpace(axes, {key: _merged(access, groups, domain) for key, access in normal.items()})
 
 
 def _size(group: Sequence[int], domain: Sequence[int]) -> int:

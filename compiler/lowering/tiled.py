@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering.body import Chain, External, op_axes
 from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling, tile_index
-from ppuc.compiler.lowering.space import Access, Space, merge
+from ppuc.compiler.lowering.space import Access, IterationSpace, merge
 from ppuc.compiler.lowering.vectorise import ChainEmitter, ProgramBuilder
 from ppuc.ir.affine import Affine
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Bound, Load, Store, Vec, View
-from ppuc.ir.types import DType
+from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
 LOAD_DEPTH = 3
@@ -33,6 +33,7 @@ class Operand:
     tensor: str
     dtype: DType
     written: bool
+    space: Space | None = None
 
 
 class TiledLowering:
@@ -56,7 +57,7 @@ class TiledLowering:
         operands |= {f"out:{key}": view for key, view in chain.outputs.items()}
         operands |= extra or {}
         scans = [a for op in chain.ops if op.name in ("argreduce", "cumsum") for a in op_axes(op)]
-        self.space: Space = merge(chain.domain, chain.reduce_axes, operands, [*scans, *separate])
+        self.space: IterationSpace = merge(chain.domain, chain.reduce_axes, operands, [*scans, *separate])
         self.operands = self._operands()
         self.tiles: list[int] = [1] * len(self.space.axes)
 
@@ -65,10 +66,11 @@ class TiledLowering:
         for key, external in self.chain.externals.items():
             value = external.value
             access = self.space.accesses[key]
-            found.append(Operand(key, access, self.tensors[value.name], value.type.dtype, written=False))
+            found.append(Operand(key, access, self.tensors[value.name], value.type.dtype, False, value.space))
         for value in self.body.results:
             access = self.space.accesses[f"out:{value.name}"]
-            found.append(Operand(f"out:{value.name}", access, self.tensors[value.name], value.type.dtype, written=True))
+            name = f"out:{value.name}"
+            found.append(Operand(name, access, self.tensors[value.name], value.type.dtype, True, value.space))
         return found
 
     @property
@@ -172,7 +174,7 @@ class TiledLowering:
                 nest.add(depth, Store(param, buffer, self.index(operand.access, loops)))
 
 
-def groups(domain: Sequence[int], space: Space) -> list[list[int]]:
+def groups(domain: Sequence[int], space: IterationSpace) -> list[list[int]]:
     """Domain axes of every merged axis (axes of size 1 belong to none)."""
     found: list[list[int]] = []
     left = 1

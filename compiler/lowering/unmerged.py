@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from ppuc.compiler.lowering.body import Chain, External
 from ppuc.compiler.lowering.contraction import ContractionLowering
 from ppuc.compiler.lowering.nest import Nest, Tiling
-from ppuc.compiler.lowering.space import Access, Axis, Space
+from ppuc.compiler.lowering.space import Access, Axis, IterationSpace
 from ppuc.compiler.lowering.vectorise import ChainEmitter, ProgramBuilder
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Load, Store, Vec, View
@@ -54,7 +54,7 @@ class UnmergedLowering(ContractionLowering):
         )
         accesses = {key: access_of(external) for key, external in chain.externals.items()}
         accesses |= {f"out:{key}": access_of(view) for key, view in chain.outputs.items()}
-        self.space = Space(axes, accesses)
+        self.space = IterationSpace(axes, accesses)
         self.operands = self._operands()
         self.kept = list(range(outer, len(axes)))
         self.tiles = [1] * len(axes)

@@ -154,7 +154,7 @@ class WindowLowering(UnmergedLowering):
         vec += blocks * steps / self.target.vector.lanes
         extents = [min(e, n) for e, n in zip(self._halo(tiles), self.x.shape[1:], strict=True)]
         view = View(self.x.shape[1:], self.x.strides[1:])
-        load = cost.load_clk(cost.box_traffic(view, extents, self.dtype) * blocks + extra, self.target, active)
+        load = cost.load_clk(cost.box_traffic(view, extents, self.dtype) * blocks, self.target, active) + extra
         load += blocks * cost.overhead_clk(self.target)
         if self.w is not None:
             weights = cost.box_traffic(self.w, self._weights(tiles), self.w_dtype)

@@ -95,9 +95,36 @@ class Grouping:
         self.group_of[seed] = number
         if kind_of(self.graph.ops[seed]) not in ("gather", "scatter", "concat") and self.epilogues:
             self._extend(members, number)
+        self._shed(members)
         while len(members) > 1 and not self._fits(members):
             dropped = members.pop()  # the last op reads nothing that a later member computes
             del self.group_of[dropped]
+
+    def _shed(self, members: list[int]) -> None:
+        """Leave out ops whose results only others read, when what they are computed from is stored anyway: the readers
+        can compute them from that, and one tensor less is written."""
+        while True:
+            _, results = self._body(members)
+            stored = {r.name for r in results}
+            spare = [
+                i
+                for i in members[1:]
+                if all(r.name in stored and r.name not in self.outputs for r in self.graph.ops[i].results)
+                and OPS[self.graph.ops[i].name].kind is Kind.ELEMENTWISE
+                and all(v.name in stored for v in self.graph.ops[i].operands if self._inside(v, members))
+                and not self._read_inside(i, members)
+            ]
+            if not spare:
+                return
+            for i in spare:
+                members.remove(i)
+                del self.group_of[i]
+
+    def _inside(self, value: Value, members: Sequence[int]) -> bool:
+        return self.position.get(value.name) in members
+
+    def _read_inside(self, i: int, members: Sequence[int]) -> bool:
+        return any(u in members for r in self.graph.ops[i].results for u in self.users.get(r.name, ()))
 
     def _fits(self, members: Sequence[int]) -> bool:
         """Whether a kernel of the group can be built within the machine's memories."""

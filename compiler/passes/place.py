@@ -160,8 +160,23 @@ def _with_spaces(graph: Graph, spaces: Mapping[str, Space]) -> Graph:
     def put(v: Value) -> Value:
         return replace(v, space=spaces[roots[v.name]])
 
-    ops = [
-        replace(op, operands=tuple(put(v) for v in op.operands), results=tuple(put(v) for v in op.results))
-        for op in graph.ops
-    ]
+    ops = []
+    for op in graph.ops:
+        operands, results = tuple(put(v) for v in op.operands), tuple(put(v) for v in op.results)
+        body = op.body and _body_in_spaces(op.body, operands, results)
+        ops.append(replace(op, operands=operands, results=results, body=body))
     return replace(graph, params=tuple(map(put, graph.params)), results=tuple(map(put, graph.results)), ops=tuple(ops))
+
+
+def _body_in_spaces(body: Graph, operands: tuple[Value, ...], results: tuple[Value, ...]) -> Graph:
+    """The body with the spaces of what its parameters and results stand for: tiling prices operands by their memory."""
+    outer = zip((*body.params, *body.results), (*operands, *results), strict=True)
+    spaces = {inner.name: v.space for inner, v in outer}
+
+    def put(v: Value) -> Value:
+        return replace(v, space=spaces[v.name]) if v.name in spaces else v
+
+    ops = tuple(
+        replace(op, operands=tuple(map(put, op.operands)), results=tuple(map(put, op.results))) for op in body.ops
+    )
+    return Graph(body.name, tuple(map(put, body.params)), tuple(map(put, body.results)), ops)
