@@ -35,6 +35,7 @@ FAMILIES = (
     "recurrent",
     "reduction",
     "resize",
+    "sampling",
     "shape",
     "sorting",
 )

@@ -10,6 +10,7 @@ from ppuc.ir.ops import (  # noqa: F401 - imported for their records
     recurrent,
     reduction,
     resize,
+    sampling,
     sorting,
     structure,
     view,
