@@ -47,12 +47,14 @@ def storage_roots(graph: Graph) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes needed from step `start` to step `end`, both included."""
+    """Bytes needed from step `start` to step `end`, both included. Ranges of a lower `rank` are placed first: what is read
+    most often a byte should not lose its room to what is merely large."""
 
     name: str
     bytes: int
     start: int
     end: int
+    rank: int = 0
 
 
 def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, int]]:
@@ -114,7 +116,7 @@ def assign(ranges: Sequence[Range], capacity: int) -> tuple[dict[str, int], list
     assigner = Assigner(capacity)
     placed: dict[str, int] = {}
     failed: list[str] = []
-    for item in sorted(ranges, key=lambda r: (-r.bytes, r.start, r.name)):
+    for item in sorted(ranges, key=lambda r: (r.rank, -r.bytes, r.start, r.name)):
         at = assigner.place(item)
         if at is None:
             failed.append(item.name)

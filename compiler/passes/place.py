@@ -119,20 +119,25 @@ def _spaces(graph: Graph, target: Target) -> dict[str, Space]:
     spaces = dict.fromkeys(fixed, Space.HBM)
     wanted = {name: r for name, r in ranges.items() if name not in fixed}
     chosen = set(wanted)
+    staged = staged_values(graph)
     while True:
-        items = [l2_range(n, padded(types[n]), wanted[n]) for n in sorted(chosen)]
+        items = [l2_range(n, padded(types[n]), wanted[n], n in staged) for n in sorted(chosen)]
         _, failed = assign(items, target.l2.bytes)
         if not failed:
             break
-        staged = {op.results[0].name for op in graph.ops if op.name == "stage"}
-        victims = [n for n in failed if n not in staged] or failed
-        chosen -= set(victims[: max(1, len(victims) // 4)])
+        chosen -= set(failed[: max(1, len(failed) // 4)])
     return spaces | {n: Space.L2 if n in chosen else Space.HBM for n in wanted}
 
 
-def l2_range(name: str, bytes: int, live: tuple[int, int]) -> Range:
-    """The range that a value takes in l2, with slack after its last reader."""
-    return Range(name, bytes, live[0], live[1] + SLACK)
+def staged_values(graph: Graph) -> set[str]:
+    """Values that stage ops copy."""
+    return {op.results[0].name for op in graph.ops if op.name == "stage"}
+
+
+def l2_range(name: str, bytes: int, live: tuple[int, int], staged: bool) -> Range:
+    """The range that a value takes in l2, with slack after its last reader. Staged values come first: every tile of
+    another dimension reads them again."""
+    return Range(name, bytes, live[0], live[1] + SLACK, 0 if staged else 1)
 
 
 def _check_hbm(graph: Graph, spaces: Mapping[str, Space], target: Target) -> None:
