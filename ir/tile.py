@@ -385,6 +385,8 @@ def run_step(step: Step, args: Sequence[np.ndarray], scalars: Sequence[int]) -> 
         rank = step.ints[0]
         offsets, strides, sizes = (step.ints[1 + i * rank : 1 + (i + 1) * rank] for i in range(3))
         return args[0][tuple(slice(o, o + (n - 1) * s + 1, s) for o, s, n in zip(offsets, strides, sizes, strict=True))]
+    if op == "mac":
+        return np.asarray(args[0] * args[1] + args[2])
     if op == "scalar":
         return np.asarray(scalars[step.ints[0]], np.int64)
     if op == "iota":

@@ -17,7 +17,7 @@ from ppuc.ir.types import DType
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
 """Steps that combine along `axes` (kept with size 1). argmax and argmin take one axis and return i64 positions."""
 
-STRUCTURAL = ("const", "scalar", "iota", "window", "transpose", "cumsum", "cast", "reshape")
+STRUCTURAL = ("const", "scalar", "iota", "window", "transpose", "cumsum", "cast", "reshape", "mac")
 """Steps that are neither elementwise op records nor reductions."""
 
 
@@ -43,6 +43,7 @@ class Step:
     cumsum: `ints = (axis, exclusive, reverse)`
     window: `ints = (rank, *offsets, *strides, *sizes)`   strided sub-box of a tile
     transpose: `ints = permutation`
+    mac: `x * y + z`, the product rounded before it is added: one operation of a lane
     reshape: `ints = shape`
     """
 

@@ -7,7 +7,8 @@ Counts per element: an arithmetic, comparison, selection or rounding operation i
 function is one lookup in the unit plus the lane operations that reduce the range and correct the result: exp, log,
 sqrt, rsqrt, reciprocal and sin take 1 + 1; composites are sums of those (div = reciprocal and a multiply; tanh and
 sigmoid = exp, add, reciprocal; pow = log, multiply, exp; erf = exp, reciprocal and a polynomial of degree five). i64
-takes twice the lane operations. Window, transpose, reshape move each element once.
+takes twice the lane operations. Transpose and reshape move each element once, as does a window that cuts the innermost axis;
+one that leaves it whole is only an address: its elements cross l1 again, but no lane works for them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ SPECIAL: dict[str, tuple[int, int]] = {
 """(lane, special function) operations per element; an elementwise step that is not listed takes (1, 0)."""
 
 _FREE = ("const", "scalar", "iota")
-_STRUCTURAL: dict[str, int] = {"window": 1, "transpose": 1, "reshape": 1, "cast": 1, "cumsum": 2}
+_STRUCTURAL: dict[str, int] = {"window": 1, "transpose": 1, "reshape": 1, "cast": 1, "cumsum": 2, "mac": 1}
 _TESTS = ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "not", "and", "or", "xor")
 
 Extent = tuple[int, int]
@@ -142,6 +143,8 @@ def vec_cost(
     for step in program.steps:
         args = [shapes[a] for a in step.args]
         shapes[step.result], dtypes[step.result] = _result(step, args), _dtype(step, [dtypes[a] for a in step.args])
+        if step.op == "window":
+            traffic.append(Traffic(_count(shapes[step.result]), dtypes[step.result].bytes, Space.L1, False))
         if step.op not in _FREE:
             terms.append(_term(step, args, shapes[step.result], [dtypes[a] for a in step.args]))
     for i, ((_, dtype), shape) in enumerate(zip(program.results, out_shapes, strict=True)):
@@ -160,12 +163,22 @@ def _term(step: Step, args: Sequence[tuple[Extent, ...]], result: tuple[Extent, 
         depth = math.prod(args[0][a][0] for a in step.ints)
         ops = 2 if step.op.startswith("arg") else 1
         return Term(_count(args[0]), ops * wide, 0, math.ceil(math.log2(max(depth, 1))))
+    if step.op == "window" and _is_address(step, args[0]):
+        return Term(_count(result), 0, 0, 0)
     if step.op in _STRUCTURAL:
         return Term(_count(result), _STRUCTURAL[step.op] * wide, 0, 0)
     if step.op not in ELEMENTWISE:
         raise InternalError(f"vector step '{step.op}' has no cost")
     lane, sfu = SPECIAL.get(step.op, (1, 0))
     return Term(_count(result), lane * wide, sfu * wide, 0)
+
+
+def _is_address(step: Step, whole: Sequence[Extent]) -> bool:
+    """Whether a window leaves the innermost axis, which runs over the lanes, as it is: then a shifted and strided read of
+    the tile does it, and no lane works for it."""
+    rank = step.ints[0]
+    offset, stride, size = (step.ints[(i + 1) * rank] for i in range(3))
+    return offset == 0 and stride == 1 and size == whole[-1][0]
 
 
 def _result(step: Step, args: Sequence[tuple[Extent, ...]]) -> tuple[Extent, ...]:

@@ -139,8 +139,8 @@ class ContractionLowering(TiledLowering):
     acc_dtype: DType
 
     def rings(self, tiles: Sequence[int], step_bytes: int) -> Rings | None:
-        """Ring depths for tiles of this size and operand slots of `step_bytes` in all: the first of RINGS that fits, with
-        operand rings as deep as the rest of l1 allows. None when nothing fits."""
+        """Ring depths for tiles of this size and operand slots of `step_bytes` in all: the first of RINGS that fits,
+        with operand rings as deep as the rest of l1 allows. None when nothing fits."""
         points = math.prod(tiles) * 4
         for whole, acc_depth, out_depth in RINGS:
             l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)

@@ -159,7 +159,8 @@ class ConvLowering(ContractionLowering):
         active = math.prod(units)
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)
-        latency, overhead = cost.latency_clk(self.target), cost.overhead_clk(self.target)
+        latency = cost.latency_clk(self.target, self.x_space, self.w_space)
+        overhead = cost.overhead_clk(self.target)
         for x_bytes, x_rows, w_elements, (channels, rows, all_taps, steps, mmas, k) in self._steps(tiles, packed, tn):
             rings = self.rings(tiles, _align(x_bytes) + _align(w_elements * self.dtype.bytes))
             if rings is None:

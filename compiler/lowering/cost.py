@@ -34,7 +34,8 @@ NOTHING = Traffic(0.0, 0.0)
 
 
 def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
-    """Traffic of a box with `tile` extents along the axes of `view`; rows are maximal contiguous runs in memory order."""
+    """Traffic of a box with `tile` extents along the axes of `view`; rows are maximal contiguous runs in memory
+    order."""
     run, elements = 1, math.prod(tile)
     for stride, extent in sorted((abs(s), t) for s, t in zip(view.strides, tile, strict=True) if t > 1):
         if stride != run:
@@ -63,9 +64,10 @@ def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None
     return max(traffic.bytes / rate, traffic.rows * target.store.row_clk)
 
 
-def latency_clk(target: Target) -> float:
-    """Cycles from the issue of a load to its first byte from l2."""
-    return target.load.start_clk + target.l2.latency_ns / target.clk_ns
+def latency_clk(target: Target, *spaces: Space | None) -> float:
+    """Cycles from the issue of a load to its first byte, from the slowest of `spaces` (l2 when they are not known)."""
+    nanoseconds = target.hbm.latency_ns if Space.HBM in spaces else target.l2.latency_ns
+    return target.load.start_clk + nanoseconds / target.clk_ns
 
 
 def overhead_clk(target: Target) -> float:

@@ -16,11 +16,15 @@ from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import Chain, NotFusable, analyse, op_axes
 from ppuc.compiler.lowering.chunked import ChunkedReduction
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal
-from ppuc.compiler.lowering.tiled import LOAD_DEPTH, TiledLowering
+from ppuc.compiler.lowering.tiled import TiledLowering
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import broadcast_shapes
 from ppuc.targets.schema import Target
+
+DEPTHS = (3, 6, 2)
+"""Slots of a streamed input: at three, one tile is computed, one waits and one is on its way; six hide a long
+latency."""
 
 
 def map_domain(body: Graph) -> tuple[int, ...]:
@@ -80,7 +84,7 @@ class MapLowering(TiledLowering):
         for operand in self.operands:
             elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
             slot = -(-elements * operand.dtype.bytes // self.target.alignment_bytes) * self.target.alignment_bytes
-            total += slot * (2 if operand.written else 2 * walks if chunked else LOAD_DEPTH)
+            total += slot * (2 if operand.written else 2 * walks if chunked else self.load_depth)
         return total
 
     def _state_bytes(self, tiles: Sequence[int]) -> int:
@@ -99,15 +103,17 @@ class MapLowering(TiledLowering):
         axes = self.space.axes
         budget = cost.l1_budget(self.target)
         for limit in (budget, self.target.l1.bytes):
-            best: tuple[float, list[int]] | None = None
-            for volume in (1 << e for e in range(4, 20)):
-                tiles = self._fill(volume, limit)
-                if tiles is None:
-                    break
-                price = self._price(tiles)
-                if best is None or price < best[0]:
-                    best = (price, tiles)
+            best: tuple[float, list[int], int] | None = None
+            for self.load_depth in DEPTHS:
+                for volume in (1 << e for e in range(4, 20)):
+                    tiles = self._fill(volume, limit)
+                    if tiles is None:
+                        break
+                    price = self._price(tiles)
+                    if best is None or price < best[0]:
+                        best = (price, tiles, self.load_depth)
             if best is not None:
+                self.load_depth = best[2]
                 return best[1]
         chunked = self._chunk(self.target.l1.bytes)
         if chunked is None:
@@ -171,8 +177,8 @@ class MapLowering(TiledLowering):
                 load_time += cost.load_clk(traffic, self.target, active, operand.space)
                 load_time += cost.overhead_clk(self.target)
         vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops), self.target)
-        latency = cost.latency_clk(self.target)
-        beat = max(load_time, vec, store_time, (latency + load_time) / LOAD_DEPTH)
+        latency = cost.latency_clk(self.target, *(o.space for o in self.operands if not o.written))
+        beat = max(load_time, vec, store_time, (latency + load_time) / self.load_depth)
         return iterations * beat + latency + load_time + vec + store_time
 
     # -- building ------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class MatmulLowering(ContractionLowering):
         active = math.prod(units)
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)
-        latency = cost.latency_clk(self.target)
+        latency = cost.latency_clk(self.target, self.a_space, self.b_space)
         for tk in sizes(self.k, 32, 1024):
             rings = self.rings(tiles, _slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
             if rings is None:

@@ -47,8 +47,8 @@ def storage_roots(graph: Graph) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes needed from step `start` to step `end`, both included. Ranges of a lower `rank` are placed first: what is read
-    most often a byte should not lose its room to what is merely large."""
+    """Bytes needed from step `start` to step `end`, both included. Ranges of a lower `rank` are placed first: what is
+    read most often a byte should not lose its room to what is merely large."""
 
     name: str
     bytes: int

@@ -20,9 +20,6 @@ from ppuc.ir.kernel import Bound, Load, Store, Vec, View
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
-LOAD_DEPTH = 3
-"""Slots of a streamed input: enough to keep loads in flight while one tile is computed and one is waited for."""
-
 
 @dataclass(frozen=True, slots=True)
 class Operand:
@@ -60,6 +57,7 @@ class TiledLowering:
         self.space: IterationSpace = merge(chain.domain, chain.reduce_axes, operands, [*scans, *separate])
         self.operands = self._operands()
         self.tiles: list[int] = [1] * len(self.space.axes)
+        self.load_depth = 2
 
     def _operands(self) -> list[Operand]:
         found = []
@@ -120,7 +118,7 @@ class TiledLowering:
                 found |= dict.fromkeys(group, kept[position])
         return found
 
-    def load(self, nest: Nest, operand: Operand, depth: int = LOAD_DEPTH, limit: int | None = None) -> str:
+    def load(self, nest: Nest, operand: Operand, depth: int, limit: int | None = None) -> str:
         """Add the load of `operand` where its axes are bound (looking at the first `limit` loops); returns the
         buffer."""
         loops = {loop.name: loop for loop in nest.loops}
@@ -149,7 +147,7 @@ class TiledLowering:
         for operand in self.operands:
             if not operand.written:
                 names[operand.key] = builder.param(operand.dtype)
-                ins.append(self.load(nest, operand, LOAD_DEPTH if anchor is None else 2, depth))
+                ins.append(self.load(nest, operand, self.load_depth if anchor is None else 2, depth))
         emitter = ChainEmitter(self.chain, builder, names, self.axis_of())
         for op in self.chain.ops:
             emitter.emit(op)
@@ -166,7 +164,7 @@ class TiledLowering:
     def _copy(self, nest: Nest, depth: int) -> None:
         """Load and store without computing: the group only moves elements."""
         loops = {loop.name: loop for loop in nest.loops}
-        buffers = {o.key: self.load(nest, o) for o in self.operands if not o.written}
+        buffers = {o.key: self.load(nest, o, self.load_depth) for o in self.operands if not o.written}
         for operand in self.operands:
             if operand.written:
                 buffer = buffers[self.chain.direct[operand.key[4:]]]

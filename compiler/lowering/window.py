@@ -35,6 +35,10 @@ MAX_TAPS = 256
 SPATIAL = ("z", "y", "x")
 
 
+DEPTHS = (8, 6, 4, 3, 2)
+"""Slots of the halo ring, the deepest that fits first: it hides the most latency."""
+
+
 class WindowLowering(UnmergedLowering):
     """Lowers a group around one pool or depthwise conv."""
 
@@ -58,7 +62,7 @@ class WindowLowering(UnmergedLowering):
         value, view = known[0]
         repeat = len(channels) - 1
         self.x = View(view.shape + (1,) * repeat, view.strides + (0,) * repeat, view.offset)
-        self.x_tensor, self.dtype = tensors[value.name], value.type.dtype
+        self.x_tensor, self.dtype, self.x_space = tensors[value.name], value.type.dtype, value.space
         self.w: View | None = None
         if self.window.kind == "conv":
             value, view = known[1]
@@ -91,12 +95,14 @@ class WindowLowering(UnmergedLowering):
             self.block = block
             if self._bytes(least, 2) > self.target.l1.bytes:
                 continue
-            for limit, depth in itertools.product(limits, (3, 2)):
-                self.depth = depth
-                fitting = [tiles for tiles in self._candidates() if self._bytes(tiles, depth) <= limit]
-                if fitting:
-                    priced = [(*self._price(tiles), tiles) for tiles in fitting]
-                    _, self.units, self.tiles = min(priced, key=lambda p: p[0])
+            for limit in limits:
+                priced = []
+                for tiles in self._candidates():
+                    self.depth = next((d for d in DEPTHS if self._bytes(tiles, d) <= limit), 0)
+                    if self.depth:
+                        priced.append((*self._price(tiles), tiles, self.depth))
+                if priced:
+                    _, self.units, self.tiles, self.depth = min(priced, key=lambda p: p[0])
                     return
         raise NotFusable(
             f"no tile of a window of {list(self.window.kernel)} elements fits l1 of {self.target.l1.bytes} bytes"
@@ -154,13 +160,14 @@ class WindowLowering(UnmergedLowering):
         vec += blocks * steps / self.target.vector.lanes
         extents = [min(e, n) for e, n in zip(self._halo(tiles), self.x.shape[1:], strict=True)]
         view = View(self.x.shape[1:], self.x.strides[1:])
-        load = cost.load_clk(cost.box_traffic(view, extents, self.dtype) * blocks, self.target, active) + extra
+        halo = cost.box_traffic(view, extents, self.dtype) * blocks
+        load = cost.load_clk(halo, self.target, active, self.x_space) + extra
         load += blocks * cost.overhead_clk(self.target)
         if self.w is not None:
             weights = cost.box_traffic(self.w, self._weights(tiles), self.w_dtype)
             outer = math.prod(rounds[: len(self.order) - 1 - self.spatial])
             load += cost.load_clk(weights, self.target, active) * (outer / iterations if blocks == 1 else blocks)
-        latency = cost.latency_clk(self.target)
+        latency = cost.latency_clk(self.target, self.x_space)
         beat = max(load, vec, store, (blocks * latency + load) / self.depth)
         return iterations * beat + latency + load + vec + store, units
 

@@ -63,7 +63,7 @@ def doubles(k: int, stride: int, dilation: int, tile: int) -> bool:
 def work(window: Window, tile: Sequence[int], channels: Sequence[int]) -> float:
     """Element operations of the steps for a tile of results (`tile`, then `channels`)."""
     if window.kind == "conv":
-        return 4.0 * math.prod(tile) * math.prod(channels) * window.taps
+        return 1.0 * math.prod(tile) * math.prod(channels) * window.taps
     total, shape = 0.0, [*window.halo(tile), *channels]
     for i in window.order():
         k, t = window.kernel[i], tile[i]
@@ -88,8 +88,7 @@ def emit_taps(builder: ProgramBuilder, window: Window, x: str, w: str, tile: Seq
         at = [t * d for t, d in zip(tap, window.dilations, strict=True)] + [0] * channels
         taken = builder.step("window", x, ints=(len(at), *at, *strides, *read))
         weight = builder.step("window", w, ints=(len(at), *tap, *[0] * channels, *[1] * len(at), *one))
-        product = builder.step("mul", taken, weight)
-        total = builder.step("add", total, product) if total else product
+        total = builder.step("mac", taken, weight, total) if total else builder.step("mul", taken, weight)
     return total
 
 
