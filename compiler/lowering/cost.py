@@ -34,10 +34,12 @@ NOTHING = Traffic(0.0, 0.0)
 
 
 def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
-    """Traffic of a box with `tile` extents along the axes of `view`; rows are maximal contiguous runs in memory
-    order."""
+    """Traffic of a box with `tile` extents along the axes of `view`, which are the axes of the tile in l1 too; rows are
+    maximal runs that are contiguous on both sides."""
     run, elements = 1, math.prod(tile)
-    for stride, extent in sorted((abs(s), t) for s, t in zip(view.strides, tile, strict=True) if t > 1):
+    for stride, extent in zip(reversed(view.strides), reversed(tile), strict=True):
+        if extent == 1:
+            continue
         if stride != run:
             break
         run *= extent

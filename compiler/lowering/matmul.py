@@ -9,7 +9,7 @@ this one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
@@ -105,8 +105,7 @@ class MatmulLowering(ContractionLowering):
                 continue
             steps = -(-self.k // tk)
             mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
-            a = cost.box_traffic(self._a_view(), self._a_tile(tiles, tk), self.dtype)
-            b = cost.box_traffic(self._b_view(), self._b_tile(tiles, tk), self.dtype)
+            a, b = self._traffic("a", tiles, tk), self._traffic("b", tiles, tk)
             step_load = cost.load_clk(a, self.target, active, self.a_space) + 2 * cost.overhead_clk(self.target)
             step_load += cost.load_clk(b, self.target, active, self.b_space)
             beat = max(mma, step_load, (latency + step_load) / rings.operands)
@@ -119,19 +118,22 @@ class MatmulLowering(ContractionLowering):
                 best = Choice(tuple(tiles), tk, rings, units, price)
         return best
 
-    # operands in memory: merged axes, then k
+    def _k_first(self, side: str) -> bool:
+        """Whether a tile of that operand has k before its own axes: so that its rows are contiguous in memory."""
+        access, k_stride = (self.a, self.a_k) if side == "a" else (self.b, self.b_k)
+        mine = self.m_axes if side == "a" else self.n_axes
+        inner = next((access.view.strides[i] for i in reversed(mine)), 0)
+        return (inner == 1 and k_stride != 1) if side == "a" else not (k_stride == 1 and inner != 1)
 
-    def _a_view(self) -> View:
-        return _with_k(self.a.view, self.k, self.a_k)
-
-    def _b_view(self) -> View:
-        return _with_k(self.b.view, self.k, self.b_k)
-
-    def _a_tile(self, tiles: list[int] | tuple[int, ...], tk: int) -> list[int]:
-        return [t if self.a.present(i) else 1 for i, t in enumerate(tiles)] + [tk]
-
-    def _b_tile(self, tiles: list[int] | tuple[int, ...], tk: int) -> list[int]:
-        return [t if self.b.present(i) else 1 for i, t in enumerate(tiles)] + [tk]
+    def _traffic(self, side: str, tiles: Sequence[int], tk: int) -> cost.Traffic:
+        """Traffic of one operand tile, its axes in the order they have in l1."""
+        access, k_stride = (self.a, self.a_k) if side == "a" else (self.b, self.b_k)
+        view = access.view
+        extents = [t if access.present(i) else 1 for i, t in enumerate(tiles)]
+        at = 0 if self._k_first(side) else len(extents)
+        strides = (*view.strides[:at], k_stride, *view.strides[at:])
+        shape = (*view.shape[:at], self.k, *view.shape[at:])
+        return cost.box_traffic(View(shape, strides, view.offset), [*extents[:at], tk, *extents[at:]], self.dtype)
 
     def _load(self, nest: Nest, side: str, tk: int, k_loop: Tiling) -> tuple[str, bool, list[int]]:
         """Add the load of one operand; returns (buffer, k is the tile's first axis, tile axes of the merged space)."""
@@ -139,8 +141,7 @@ class MatmulLowering(ContractionLowering):
             (self.a, self.a_tensor, self.a_k) if side == "a" else (self.b, self.b_tensor, self.b_k)
         )
         mine = [i for i in (self.m_axes if side == "a" else self.n_axes) if i in self.tile_axes()]
-        inner_stride = access.view.strides[mine[-1]] if mine else 0
-        k_first = (inner_stride == 1 and k_stride != 1) if side == "a" else not (k_stride == 1 and inner_stride != 1)
+        k_first = self._k_first(side)
         shape = [self.tiles[i] for i in mine]
         shape = [tk, *shape] if k_first else [*shape, tk]
         buffer = self.kernel.buffer(f"{side}t", self.dtype, shape, depth=self.choice.rings.operands)
