@@ -200,12 +200,14 @@ def _walk_run(
 def _access_tensor(
     c: Code, k: Checker, m: Machine, log: np.ndarray, s: int, i: int, t: int, stamp: int, write: bool
 ) -> None:
+    if log[LOG_TO] < log[LOG_FROM]:  # a box outside its view touches nothing and bumps nothing
+        return
     _others(k, m, s, i, t, write)
     if write:
         k.t_w[t, stamp >> 52] = stamp
     else:
         k.t_r[t, stamp >> 52] = stamp
-    if k.t_gran[t, 0] == 0 or log[LOG_TO] < log[LOG_FROM]:
+    if k.t_gran[t, 0] == 0:
         return
     if c.ins[i, 2] == COPY:
         _touch(k, m, s, i, t, log[LOG_FROM], log[LOG_TO] - log[LOG_FROM] + 1, 1, stamp, write, False)
