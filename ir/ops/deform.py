@@ -45,7 +45,7 @@ class DeformConvAttrs(Attrs):
 
 
 def _infer(attrs: DeformConvAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
-    x, w, offsets = types[:3]
+    x, w = types[:2]
     if any(t.rank != 4 or t.dtype is not x.dtype or x.dtype not in FLOATS for t in types) or not 3 <= len(types) <= 4:
         raise ValueError(
             f"deform_conv takes 3 or 4 tensors of rank 4 of one float type (got {', '.join(map(str, types))})"

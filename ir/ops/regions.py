@@ -97,7 +97,8 @@ def _roi_align_reference(
             near, far = edges[:, 1 - i, None], edges[:, 3 - i, None]
             position = _axis_samples(a, attrs, near, far, _steps(attrs, bins), bins)
             taps = _sample_taps(a, position, size)
-            axes.append([Tap(*(t[:, :, None] if i == 0 else t[:, None] for t in (p.index, p.weight))) for p in taps])
+            index: Any = np.s_[:, :, None] if i == 0 else np.s_[:, None]
+            axes.append([Tap(t.index[index], None if t.weight is None else t.weight[index]) for t in taps])
         table = np.moveaxis(x, 1, -1).reshape(-1, channels)
         start = image.astype(np.int64)[:, None, None] * math.prod(sizes)
         terms = list(rows_of_arrays(table, axes, sizes, start))

@@ -150,4 +150,4 @@ def sum_of_rows_array(
     table: np.ndarray, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: np.ndarray | None = None
 ) -> np.ndarray:
     """The sum of `rows_of_arrays`."""
-    return np.sum(rows_of_arrays(table, axes, sizes, start), axis=0)
+    return np.asarray(np.sum(rows_of_arrays(table, axes, sizes, start), axis=0))
