@@ -75,14 +75,6 @@ def test_global_pools(op_type: str, shape: tuple[int, ...]) -> None:
     check(op_type, {"x": uniform(0, *shape)}, tolerance=tolerance)
 
 
-def test_indices_of_max_pool_are_refused() -> None:
-    model = node_model("MaxPool", {"x": uniform(0, 1, 2, 4, 4)}, {"kernel_shape": [2, 2]}, outputs=("y", "where"))
-    with pytest.raises(ModelError, match="the Indices output of MaxPool is not supported yet") as caught:
-        load_model(model)
-    assert "got: output 'where'" in str(caught.value)
-    assert "hint: " in str(caught.value)
-
-
 @pytest.mark.parametrize(("kind", "combine", "identity"), [("max", max, -np.inf), ("sum", lambda a, b: a + b, 0.0)])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_pool_indexing(kind: str, combine: Any, identity: float, layout: str) -> None:

@@ -38,6 +38,7 @@ FAMILIES = (
     "sampling",
     "shape",
     "sorting",
+    "unpooling",
 )
 """Modules of this package that hold importers."""
 

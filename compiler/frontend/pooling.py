@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.unpooling import max_indices
 from ppuc.compiler.frontend.windows import Window, auto_pad, read_window, spatial_attr
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.elementwise import CastAttrs
@@ -65,15 +66,13 @@ def _narrowed(ctx: NodeContext, y: Value) -> Sequence[Value]:
 
 @importer("MaxPool")
 def max_pool(ctx: NodeContext) -> Sequence[Value]:
-    if len(ctx.outputs) > 1 and ctx.outputs[1]:
-        ctx.fail(
-            "the Indices output of MaxPool is not supported yet",
-            got=f"output '{ctx.outputs[1]}'",
-            hint="remove the op that reads it (usually MaxUnpool), or run that part of the model elsewhere",
-        )
-    ctx.attr("storage_order")  # orders Indices only
+    """Y and, when the node names it, Indices."""
     window, _ = _window(ctx)
-    return (_pool(ctx, "max", ctx.operand(0), window),)
+    y = _pool(ctx, "max", ctx.operand(0), window)
+    if len(ctx.outputs) < 2 or not ctx.outputs[1]:
+        ctx.attr("storage_order")  # orders Indices only
+        return (y,)
+    return (y, max_indices(ctx, ctx.operand(0), y, window))
 
 
 def _tap_counts(ctx: NodeContext, window: Window, extra: Sequence[int], padded: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ Invariant: the index of a Tap names an element of its axis whatever the position
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from ppuc.ir.graph import Value
 from ppuc.ir.ops import composite as c
 from ppuc.ir.ops.elementwise import convert
-from ppuc.ir.ops.gates import Algebra
+from ppuc.ir.ops.gates import Algebra, OnValues
 from ppuc.ir.ops.movement import GatherAttrs
 from ppuc.ir.types import DType
 
@@ -88,14 +89,16 @@ def zero_outside(a: Algebra, tap: Tap, size: int) -> Tap:
     return Tap(tap.index, a("select", inside, tap.weight, 0.0))
 
 
-def sum_of_rows(
+def rows_of(
     b: Builder, table: Value, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: Value | None = None
-) -> Value:
-    """Rows [Q, C] of `table`[R, C], each the weighted sum over all combinations of taps, one of each axis. The rows of
-    the table are a tensor of `sizes`, beginning at row `start` (i32). Index and weight tensors broadcast to Q
-    elements."""
-    places = [[_row(b, tap, size, step) for tap in taps] for taps, size, step in _steps(axes, sizes)]
-    total: Value | None = None
+) -> list[Value]:
+    """Weighted rows [Q, C] of `table`[R, C], one for each combination of taps, one tap of each axis. The rows of the
+    table are a tensor of `sizes`, beginning at row `start` (i32). Index and weight tensors broadcast to Q elements."""
+    places = [
+        [_row(b, tap, size, math.prod(sizes[i + 1 :])) for tap in taps]
+        for i, (taps, size) in enumerate(zip(axes, sizes, strict=True))
+    ]
+    terms = []
     for combination in itertools.product(*(range(len(taps)) for taps in axes)):
         index = start
         for place, k in zip(places, combination, strict=True):
@@ -105,40 +108,46 @@ def sum_of_rows(
         rows = c.widen(b, b("gather", table, flat, attrs=GatherAttrs(0)))
         weights = [w for taps, k in zip(axes, combination, strict=True) if (w := taps[k].weight) is not None]
         if weights:
-            weight = weights[0]
-            for other in weights[1:]:
-                weight = b("mul", weight, other)
+            weight = functools.reduce(lambda x, y: b("mul", x, y), weights)
             rows = b("mul", rows, c.reshape(b, weight, (weight.type.elements, 1)))
-        total = rows if total is None else b("add", total, rows)
-    assert total is not None
-    return total
+        terms.append(rows)
+    return terms
 
 
-def _steps(axes: Sequence[Sequence[Tap]], sizes: Sequence[int]) -> list[tuple[Sequence[Tap], int, int]]:
-    """Each axis with its size and how many rows apart its elements are."""
-    return [(taps, size, math.prod(sizes[i + 1 :])) for i, (taps, size) in enumerate(zip(axes, sizes, strict=True))]
+def sum_of_rows(
+    b: Builder, table: Value, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: Value | None = None
+) -> Value:
+    """The sum of `rows_of`: what interpolation gives."""
+    return functools.reduce(lambda x, y: b("add", x, y), rows_of(b, table, axes, sizes, start))
 
 
 def _row(b: Builder, tap: Tap, size: int, step: int) -> Value:
     """i32: the row that the tap adds to the index. Clamped again as an integer: NaN survives min and max."""
-    bound = b("min", b("max", tap.index, b.scalar(0, tap.index.type.dtype)), b.scalar(size - 1, tap.index.type.dtype))
+    bound = clamp(OnValues(b), tap.index, 0.0, float(size - 1))
     whole = c.cast(b, bound, DType.I32)
     whole = b("min", b("max", whole, b.scalar(0, DType.I32)), b.scalar(size - 1, DType.I32))
     return whole if step == 1 else b("mul", whole, b.scalar(step, DType.I32))
 
 
-def sum_of_rows_array(
+def rows_of_arrays(
     table: np.ndarray, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: np.ndarray | None = None
-) -> np.ndarray:
-    """What `sum_of_rows` computes, in f64."""
-    total: Any = 0
+) -> list[np.ndarray]:
+    """What `rows_of` computes, in f64."""
+    terms = []
     for combination in itertools.product(*axes):
         index: Any = 0 if start is None else start
         weight: Any = np.float64(1)
-        for tap, size, step in _steps([[t] for t in combination], sizes):
-            bound = convert(np.clip(tap[0].index, 0, size - 1), DType.I32)
-            index = index + np.clip(bound, 0, size - 1) * step
-            weight = weight if tap[0].weight is None else weight * tap[0].weight.astype(np.float64)
+        for i, (tap, size) in enumerate(zip(combination, sizes, strict=True)):
+            bound = convert(np.clip(tap.index, 0, size - 1), DType.I32)
+            index = index + np.clip(bound, 0, size - 1).astype(np.int64) * math.prod(sizes[i + 1 :])
+            weight = weight if tap.weight is None else weight * tap.weight.astype(np.float64)
         flat = np.broadcast_to(weight, np.shape(index)).reshape(-1, 1)
-        total = total + table[np.reshape(index, -1)].astype(np.float64) * flat
-    return np.asarray(total)
+        terms.append(table[np.reshape(index, -1)].astype(np.float64) * flat)
+    return terms
+
+
+def sum_of_rows_array(
+    table: np.ndarray, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: np.ndarray | None = None
+) -> np.ndarray:
+    """The sum of `rows_of_arrays`."""
+    return np.asarray(np.sum(rows_of_arrays(table, axes, sizes, start), axis=0))
