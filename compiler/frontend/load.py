@@ -32,6 +32,7 @@ FAMILIES = (
     "movement",
     "normalization",
     "pooling",
+    "quantized",
     "recurrent",
     "reduction",
     "resize",

@@ -37,6 +37,28 @@ _DTYPES: dict[int, DType] = {
     TensorProto.BOOL: DType.BOOL,
 }
 _ONNX = {dtype: number for number, dtype in _DTYPES.items()}
+_PACKED: dict[int, tuple[int, int]] = {
+    TensorProto.INT4: (-8, 7),
+    TensorProto.UINT4: (0, 15),
+    TensorProto.INT2: (-2, 1),
+    TensorProto.UINT2: (0, 3),
+}
+"""Integers below a byte and their ranges: they are unpacked to i8 or u8."""
+
+
+class PackedResource(Resource):
+    """Integers that the file packs several to a byte, unpacked; `range` is that of the packed type."""
+
+    __slots__ = ("range",)
+
+    def __init__(self, type: TensorType, array: np.ndarray, name: str, range: tuple[int, int]) -> None:
+        super().__init__(type, array=array, name=name)
+        self.range = range
+
+
+def packed_range(elem_type: int) -> tuple[int, int] | None:
+    """The range of an ONNX integer type below a byte; None for other types."""
+    return _PACKED.get(elem_type)
 
 
 def dtype_of(elem_type: int, where: str) -> DType:
@@ -61,6 +83,8 @@ def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> 
     where = f"{source.where}: tensor '{tensor.name}'"
     if any(d < 0 for d in tensor.dims):
         raise ModelError.of(where, "a dimension is negative", got=list(tensor.dims))
+    if tensor.data_type in _PACKED:
+        return _unpacked(tensor, source if of_model else None, where)
     type = TensorType(dtype_of(tensor.data_type, where), tuple(tensor.dims))
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external(tensor, type, source, where)
@@ -91,6 +115,21 @@ def _listed(tensor: TensorProto, type: TensorType, where: str) -> Resource:
     except (ValueError, TypeError) as error:
         raise ModelError.of(where, "the data do not fit the shape", got=error, expected=_expected(type)) from None
     return Resource(type, array=array, name=tensor.name)
+
+
+def _unpacked(tensor: TensorProto, source: Source | None, where: str) -> Resource:
+    """A byte for each element; `source` when the bytes may have been left in the file."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise ModelError.of(where, "external data of elements below a byte are not supported")
+    if source is not None and source.path is not None and tensor.name in source.ranges:
+        offset, length = source.ranges[tensor.name]
+        whole = TensorProto()
+        whole.CopyFrom(tensor)
+        whole.raw_data = np.memmap(source.path, np.uint8, "r", offset, (length,)).tobytes() if length else b""
+        tensor = whole
+    low, high = _PACKED[tensor.data_type]
+    type = TensorType(DType.I8 if low < 0 else DType.U8, tuple(tensor.dims))
+    return PackedResource(type, _listed(tensor, type, where).array(), tensor.name, (low, high))
 
 
 def _in_file(name: str, type: TensorType, file: FileRange) -> Resource:

@@ -19,7 +19,7 @@ from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.functions import FunctionBody, has_schema_body, local_body, local_functions, schema_body
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.source import Source, normal_domain
-from ppuc.compiler.frontend.tensors import read_tensor
+from ppuc.compiler.frontend.tensors import packed_range, read_tensor
 from ppuc.ir.errors import Diagnostic, InternalError, ModelError
 from ppuc.ir.graph import Value
 
@@ -227,6 +227,10 @@ class Walk:
     def _attribute(self, attribute: onnx.AttributeProto, place: str) -> Any:
         """Plain Python values; arrays for tensors."""
         kinds = onnx.AttributeProto
+        if attribute.type == kinds.TENSOR and packed_range(attribute.t.data_type) is not None:
+            raise ModelError.of(
+                place, f"attribute '{attribute.name}' has elements below a byte", expected="an initializer"
+            )
         if attribute.type == kinds.TENSOR:
             return read_tensor(attribute.t, self.source).array()
         if attribute.type == kinds.STRING:

@@ -8,6 +8,7 @@ from ppuc.ir.ops import (  # noqa: F401 - imported for their records
     elementwise,
     movement,
     normalization,
+    quantized,
     recurrent,
     reduction,
     regions,
