@@ -15,7 +15,8 @@ from ppuc.compiler.conditioning import sensitivities
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.judge import Judge
 from ppuc.compiler.report.profile import profile_record
-from ppuc.compiler.report.tables import comparison_table, duration, profile_tables, quantity, table
+from ppuc.compiler.report.profile_tables import profile_tables
+from ppuc.compiler.report.tables import comparison_table, duration, quantity, shortened, table
 from ppuc.compiler.report.trace import write_trace
 from ppuc.compiler.tolerance import UNIT_ROUNDOFF, tolerances, typical_step
 from ppuc.ir.errors import UsageError
@@ -46,6 +47,8 @@ def stats(name: str, node: str, start: float, end: float, *, hbm: int = 0, tenso
         write_bytes={},
         macs=1000,
         ideal_tensor=tensor / 2,
+        engine={Queue.TENSOR: 2 * tensor},
+        transfer={Space.HBM: float(hbm)},
     )
 
 
@@ -103,10 +106,10 @@ def drawn(show: object, *arguments: object) -> str:
 def test_profile_tables_name_kernels_nodes_and_bounds() -> None:
     record = profile_record(PROFILE, TARGET, NODES)
     text = drawn(profile_tables, record, None)
-    lines = {line.split()[0]: line for line in text.splitlines() if line}
-    assert lines["second"].split()[1:4] == ["tensor", "500", "50.0%"]
-    assert lines["a"].split()[1] == "a_relu"
-    assert "kernels: the costliest 1 of 3" in drawn(profile_tables, record, 1)
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
+    assert lines["b"][1:5] == ["b_relu", "tensor", "500", "50.0%"]
+    assert lines["a"][1] == "a_relu"
+    assert "ONNX nodes (the costliest 1 of 2)" in drawn(profile_tables, record, 1)
 
 
 def test_tables_print_names_as_they_are() -> None:
@@ -120,6 +123,10 @@ def test_tables_print_names_as_they_are() -> None:
         (quantity(1536, "B"), "1.54 kB"),
         (quantity(12, "B"), "12 B"),
         (quantity(2.5e9), "2.5 G"),
+        (quantity(0.00608, "J"), "6.08 mJ"),
+        (quantity(0, "J"), "0 J"),
+        (shortened("/m/encoder/layer.0/dense/MatMul", 20), "/m/enc…/dense/MatMul"),
+        (shortened("short", 20), "short"),
         (duration(1.5e-5), "15 us"),
         (duration(2), "2 s"),
         (duration(5e-10), "0.5 ns"),
@@ -135,18 +142,20 @@ def trace_of(*events: tuple[float, float, int, int, int, int, int]) -> RawResult
 
 def test_trace_has_a_track_for_each_transfer_in_flight(tmp_path: Path) -> None:
     raw = trace_of((0, 10, 0, 0, 0, 0, 0), (5, 12, 0, 0, 0, 0, 0), (10, 20, 0, 0, 0, 0, 0), (3, 4, 1, 2, 1, 1, 0))
-    assert write_trace(tmp_path / "t.json", raw, NODES) == 4
+    summary = write_trace(tmp_path / "t.json", raw, NODES)
+    assert (summary.instructions, str(summary)) == (4, "everything")
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     complete = [e for e in events if e["ph"] == "X"]
     assert [(e["pid"], e["tid"]) for e in complete] == [(1, 0), (1, 1), (1, 0), (2, 128)]
-    assert complete[0]["args"] == {"kernel": "first", "node": "a", "cycles": 10}
+    assert complete[0]["name"] == "load a"
+    assert complete[0]["args"] == {"node": "a", "kernel": "first", "instruction": "load %a", "cycles": 10}
     assert (complete[1]["ts"], complete[1]["dur"]) == (0.005, 0.007)
     names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
     assert names == {(1, 0): "load", (1, 1): "load +1", (2, 128): "tensor"}
 
 
 def test_trace_of_nothing_and_where_nothing_can_be_written(tmp_path: Path) -> None:
-    assert write_trace(tmp_path / "t.json", trace_of(), NODES) == 0
+    assert write_trace(tmp_path / "t.json", trace_of(), NODES).instructions == 0
     json.loads((tmp_path / "t.json").read_text())
     with pytest.raises(UsageError, match="the trace cannot be written"):
         write_trace(tmp_path / "none" / "t.json", trace_of(), NODES)

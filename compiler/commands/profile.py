@@ -15,6 +15,7 @@ from ppuc.compiler.commands.common import (
     json_option,
     note,
     obtain_program,
+    progress_bar,
     read_inputs,
 )
 
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 
 @click.command(
     "profile",
-    short_help="Where the time goes, per kernel and per ONNX node.",
+    short_help="Where the time goes, and whose it is.",
     epilog="Examples:\n\n  ppuc profile net.ppu --timing-only --top 10\n\n"
-    "  ppuc profile net.onnx --dim N=1 --trace trace.json --set tensor.ii.bf16=32",
+    "  ppuc profile net.onnx --dim N=1 --trace trace.json --set tensor.ii.bf16=32\n\n"
+    "  ppuc profile net.onnx --timing-only --json | jq .waterfall.parts",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
@@ -36,9 +38,30 @@ if TYPE_CHECKING:
     "--trace",
     type=click.Path(path_type=Path),
     metavar="FILE.json",
-    help="Write every instruction as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.",
+    help="Write the run as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.",
 )
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show only the N costliest rows of each table.")
+@click.option(
+    "--trace-limit",
+    type=click.IntRange(min=1),
+    default=100_000,
+    show_default=True,
+    metavar="N",
+    help="Instructions in the trace; beyond it, whole units are left out.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Show the N costliest rows of each table; 0 shows all, in the order of the run.",
+)
+@click.option(
+    "--interval/--no-interval",
+    default=None,
+    help="Time the program again with each estimated number of the target changed, and print how far off the result "
+    "may be. Default: when that takes seconds.",
+)
 @json_option
 def profile_command(
     model: Path,
@@ -51,14 +74,21 @@ def profile_command(
     seed: int,
     timing_only: bool,
     trace: Path | None,
-    top: int | None,
+    trace_limit: int,
+    top: int,
+    interval: bool | None,
     as_json: bool,
 ) -> int:
-    """Simulate MODEL (.ppu, or .onnx, which is compiled first) and print what each kernel and each ONNX node costs.
+    """Simulate MODEL (.ppu, or .onnx, which is compiled first) and print where its time goes.
 
-    Kernels overlap: each is charged the time by which it moves the end of the run on. Utilisation is over a kernel's
-    own span, of the whole chip's peak.
+    The waterfall starts from the time that a perfect machine would need and adds what is lost, step by step: to the
+    silicon, to the compiler, to launches and the host. Its parts sum to the total.
+
+    Kernels overlap: each is charged the time by which it moves the end of the run on, and that time is split into
+    engines, bandwidth, latency and waiting. Utilisation is over a kernel's own span, of the whole chip's peak. An ONNX
+    node is charged for the kernels that do most of their work for it.
     """
+    from ppuc.compiler.report.interval import interval as time_interval
     from ppuc.compiler.report.profile import profile_record
     from ppuc.compiler.report.trace import write_trace
 
@@ -70,14 +100,19 @@ def profile_command(
         feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
         result = program.run(feeds, trace=trace is not None)
     if trace is not None and result.trace is not None:
-        count = write_trace(trace, result.trace, program.nodes)
-        note(f"note: {count} events in {trace}; open it at ui.perfetto.dev")
-    record = {"model": str(model), **profile_record(result.profile, program.target, program.nodes)}
+        summary = write_trace(trace, result.trace, program.nodes, trace_limit)
+        note(f"note: {trace} shows {summary}; open it at ui.perfetto.dev")
+    record = profile_record(result.profile, program.target, program.nodes, program.artifact.program)
+    found = None
+    if interval is not False:
+        with progress_bar("interval") as progress:
+            found = time_interval(program, result.profile, always=bool(interval), progress=progress)
+    record = {"model": str(model), **record, "interval": found}
 
     def show(out: Console, shown: dict[str, Any]) -> None:
-        from ppuc.compiler.report.tables import profile_tables
+        from ppuc.compiler.report.profile_tables import profile_tables
 
-        profile_tables(out, shown, top)
+        profile_tables(out, shown, top or None)
 
     emit("profile", record, as_json, show)
     return 1 if result.profile.hazards else 0

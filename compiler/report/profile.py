@@ -11,16 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ppuc.ir.program import UNIT_QUEUES, Queue
+from ppuc.compiler.report.split import PARTS, bound_by, time_split
+from ppuc.compiler.report.waterfall import waterfall
+from ppuc.ir.program import UNIT_QUEUES, Program, Queue
 from ppuc.ir.types import Space
 from ppuc.targets.description import Target
 from ppuc.targets.simulator.result import STALL_CAUSES, KernelStats, Profile
 
 
-def profile_record(profile: Profile, target: Target, nodes: Mapping[str, str]) -> dict[str, Any]:
+def profile_record(
+    profile: Profile, target: Target, nodes: Mapping[str, str], program: Program | None = None
+) -> dict[str, Any]:
     """The run as JSON-able values; `nodes` books each kernel on an ONNX node. Cycles of the chip's clock, bytes, and
-    shares of 1."""
+    shares of 1. With the `program` that ran there is a waterfall too."""
     kernels = _kernels(profile, target, nodes)
+    charged = {row["kernel"]: row["cycles"] for row in kernels}
     energy = dict(profile.energy_joules)
     return {
         "target": profile.target,
@@ -37,6 +42,8 @@ def profile_record(profile: Profile, target: Target, nodes: Mapping[str, str]) -
         "write_bytes": _spaces(profile.write_bytes),
         "energy_joules": {**energy, "total": sum(energy.values())},
         "hazards": [str(h) for h in profile.hazards],
+        "split": {part: sum(row["split"][part] for row in kernels) for part in PARTS},
+        "waterfall": waterfall(profile, program, target, charged) if program is not None else None,
         "kernels": kernels,
         "nodes": _nodes(kernels),
     }
@@ -60,6 +67,7 @@ def profile_start(profile: Profile) -> float:
 def _kernel(
     stats: KernelStats, charged: float, profile: Profile, target: Target, nodes: Mapping[str, str]
 ) -> dict[str, Any]:
+    split = time_split(stats, charged)
     return {
         "kernel": stats.name,
         "node": nodes.get(stats.name, stats.loc[0] if stats.loc else stats.name),
@@ -69,7 +77,8 @@ def _kernel(
         "start": stats.start,
         "end": stats.end,
         "units": stats.units,
-        "bound_by": stats.bound_by,
+        "bound_by": bound_by(split),
+        "split": split,
         "utilisation": kernel_utilisation(stats, target),
         "macs": stats.macs,
         "read_bytes": _spaces(stats.read_bytes),
@@ -93,8 +102,8 @@ def kernel_utilisation(stats: KernelStats, target: Target) -> dict[str, float]:
 
 
 def hbm_bytes_per_clk(target: Target) -> float:
-    """Nameplate bandwidth of the device memory in bytes per cycle of the maximum clock."""
-    return target.hbm.gbs * 1e9 / (target.clock.max_mhz * 1e6)
+    """Nameplate bandwidth of the device memory in bytes per cycle."""
+    return target.hbm.gbs * target.clk_ns
 
 
 def _bytes(stats: KernelStats, space: Space) -> int:
@@ -117,8 +126,7 @@ def _spaces(counts: Mapping[Space, int]) -> dict[str, int]:
 
 
 def _nodes(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Kernels summed by the node they are booked on, in the order of the first one's end. The bound is the one that
-    most of the node's time has."""
+    """Kernels summed by the node they are booked on, in the order of the first one's end."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in kernels:
         groups.setdefault(row["node"], []).append(row)
@@ -127,9 +135,7 @@ def _nodes(kernels: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _node(node: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     cycles = sum(r["cycles"] for r in rows)
-    bound: dict[str, float] = {}
-    for row in rows:
-        bound[row["bound_by"]] = bound.get(row["bound_by"], 0.0) + row["cycles"]
+    split = {part: sum(r["split"][part] for r in rows) for part in PARTS}
     fused = list(dict.fromkeys(name for r in rows for name in r["loc"] if name != node))
     weights = [r["cycles"] / cycles if cycles else 1 / len(rows) for r in rows]
     return {
@@ -138,7 +144,8 @@ def _node(node: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "kernels": [r["kernel"] for r in rows],
         "cycles": cycles,
         "share": sum(r["share"] for r in rows),
-        "bound_by": max(bound, key=lambda b: bound[b]),
+        "bound_by": bound_by(split),
+        "split": split,
         "utilisation": {
             key: sum(w * r["utilisation"][key] for w, r in zip(weights, rows, strict=True))
             for key in rows[0]["utilisation"]

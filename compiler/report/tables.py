@@ -23,10 +23,16 @@ def console(stream: IO[str]) -> Console:
 
 
 def table(
-    out: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], left: Sequence[int] = (0,)
+    out: Console,
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    left: Sequence[int] = (0,),
+    *,
+    header: bool = True,
 ) -> None:
     """Print a table; the columns numbered in `left` are text, the others numbers."""
-    body = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    body = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=header)
     for i, name in enumerate(columns):
         body.add_column(name, justify="left" if i in left else "right", overflow="fold" if i in left else "ellipsis")
     for row in rows:
@@ -39,9 +45,12 @@ def table(
 
 
 def quantity(number: float, unit: str = "") -> str:
-    """A number with three significant digits and a decimal prefix: `1.53 M`, `820 k`."""
+    """A number with three significant digits and a decimal prefix: `1.53 M`, `820 k`, `6.08 mJ`."""
     for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
+            return f"{number / limit:.3g} {prefix}{unit}"
+    for limit, prefix in ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n")):
+        if unit and number and abs(number) >= limit:
             return f"{number / limit:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}".rstrip()
 
@@ -59,47 +68,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def profile_tables(out: Console, record: dict[str, Any], top: int | None) -> None:
-    """The run's summary, and a table per kernel and per ONNX node (the `top` costliest; all when None)."""
-    use = record["utilisation"]
-    out.print(
-        f"{record['target']}: {duration(record['seconds'])}, {record['cycles']:,.0f} cycles at "
-        f"{record['clock_ghz']:g} GHz (launch {record['launch_cycles']:,.0f}), "
-        f"{quantity(record['instructions'])} instructions, {record['energy_joules']['total'] * 1e3:.3g} mJ"
-    )
-    out.print("chip utilisation: " + ", ".join(f"{engine} {percent(share)}" for engine, share in use.items()))
-    shown = _costliest(record["kernels"], top)
-    rows = [(row["kernel"], row["bound_by"], *_cells(row)) for row in shown]
-    table(out, _title("kernels", shown, record["kernels"]), ("kernel", "bound by", *_COLUMNS), rows, left=(0, 1))
-    shown = _costliest(record["nodes"], top)
-    rows = [(row["node"], _names(row["fused"]), row["bound_by"], *_cells(row)) for row in shown]
-    columns = ("node", "fused with it", "bound by", *_COLUMNS)
-    table(out, _title("ONNX nodes", shown, record["nodes"]), columns, rows, left=(0, 1, 2))
-    for hazard in record["hazards"]:
-        out.print(hazard)
-
-
-_COLUMNS = ("cycles", "share", "tensor", "vector", "hbm", "hbm bytes", "l2 bytes")
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    use = row["utilisation"]
-    moved = [quantity(row["read_bytes"][s] + row["write_bytes"][s], "B") for s in ("hbm", "l2")]
-    shares = (percent(row["share"]), percent(use["tensor"]), percent(use["vector"]), percent(use["hbm"]))
-    return (f"{row['cycles']:,.0f}", *shares, *moved)
-
-
-def _costliest(rows: list[dict[str, Any]], top: int | None) -> list[dict[str, Any]]:
-    return rows if top is None else sorted(rows, key=lambda r: -r["cycles"])[:top]
-
-
-def _title(what: str, shown: Sequence[object], rows: Sequence[object]) -> str:
-    return f"\n{what}" if len(shown) == len(rows) else f"\n{what}: the costliest {len(shown)} of {len(rows)}"
-
-
-def _names(names: Sequence[str], limit: int = 3) -> str:
-    more = f" +{len(names) - limit}" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def shortened(name: str, limit: int) -> str:
+    """`name` in at most `limit` characters, the middle left out: its beginning and end tell names apart."""
+    if len(name) <= limit:
+        return name
+    head = (limit - 1) // 3
+    return f"{name[:head]}…{name[len(name) - (limit - 1 - head) :]}"
 
 
 def comparison_table(out: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

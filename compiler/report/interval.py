@@ -1,0 +1,176 @@
+"""How far a simulated time may be off, given that many numbers of a target are estimates.
+
+Every estimated number that the program's time can depend on is varied alone, by RELATIVE of its mark, and the same
+program is timed again: to the slower side first, and to the faster one when that mattered (else its effect is taken as
+equal). Deviations to one side are taken as independent and added as squares. Numbers that only take whole values move
+by at least 1, and their effect is scaled to the deviation meant.
+
+Invariant: the interval contains the time itself; a target without estimates gives an interval of no width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ppuc.compiler.runtime import CompiledProgram, for_target
+from ppuc.ir.kernel import Mma
+from ppuc.ir.program import Instr, Program, Queue, StreamNode
+from ppuc.ir.types import DType, Space
+from ppuc.targets.description import Leaf, Target
+from ppuc.targets.simulator.result import Profile
+
+RELATIVE = {"E": 0.2, "E-cal": 0.1}
+"""Relative uncertainty of a number by its mark; marks that are not listed are taken as exact."""
+
+INSTRUCTIONS = 20_000_000
+"""Instruction instances that may be simulated for an interval that nobody asked for: less than ten seconds."""
+
+MINOR = 0.003
+"""Relative effect on the time below which a number is varied to one side only."""
+
+_UNITS = ("clk", "ns", "us", "B/clk", "GB/s", "op/clk", "lane", "ratio", "MHz")
+if TYPE_CHECKING:
+    from ppuc.compiler.driver import Progress
+
+_COSTS = ("clk", "ns", "us")
+"""Units of numbers that make a machine slower when they grow; the others make it faster."""
+
+_UNTIMED = ("energy", "power", "thermal", "temperature", "icn", "nic", "peak_tops")
+_ENERGY = {
+    "vector": "vector_op_pj",
+    "l1": "l1_pj_per_byte",
+    "acc": "acc_pj_per_byte",
+    "l2": "l2_pj_per_byte",
+    "hbm": "hbm_pj_per_byte",
+    "host": "link_pj_per_byte",
+    "instructions": "instruction_pj",
+}
+"""Component of the energy -> the number that it is proportional to."""
+
+
+def uncertain_numbers(program: Program, profile: Profile, target: Target) -> list[Leaf]:
+    """The estimates that the time of `program` can depend on."""
+    dtypes = {"i8" if d is DType.U8 else str(d) for d in tensor_dtypes(program)}
+    moved = {s: profile.read_bytes.get(s, 0) + profile.write_bytes.get(s, 0) for s in Space}
+    used = {
+        "tensor": bool(dtypes),
+        "vector": any(k.instructions.get(Queue.VECTOR, 0) for k in profile.kernels),
+        "hbm": moved[Space.HBM] > 0,
+        "host": moved[Space.HOST] > 0,
+        "stage": bool(profile.copies),
+    }
+    found = []
+    for leaf in target.leaves():
+        head, _, last = leaf.path.rpartition(".")
+        group = leaf.path.partition(".")[0]
+        if leaf.mark not in RELATIVE or leaf.unit not in _UNITS or group in _UNTIMED or not used.get(group, True):
+            continue
+        if leaf.path in ("clock.min_mhz", "clock.base_mhz", "tensor.lanes") or not leaf.value:
+            continue
+        if head == "tensor.ii_clk" and last not in dtypes:
+            continue
+        found.append(leaf)
+    return found
+
+
+def tensor_dtypes(program: Program) -> set[DType]:
+    """Element types that the program multiplies."""
+    found = set()
+    for segment in program.segments:
+        for kernel in segment.kernels:
+            rings = {r.name: r.dtype for r in kernel.rings}
+            for _, stream in kernel.streams:
+                found |= {rings[i.stmt.a.buffer] for i in _instructions(stream) if isinstance(i.stmt, Mma)}
+    return found
+
+
+def _instructions(stream: tuple[StreamNode, ...]) -> Iterator[Instr]:
+    for node in stream:
+        if isinstance(node, Instr):
+            yield node
+        else:
+            yield from _instructions(node.body)
+
+
+def with_number(target: Target, path: str, value: Any) -> Target:
+    """`target` with one number replaced and nothing checked: for timing a program that exists, not for compiling."""
+    changed: Target = _replaced(target, path.split("."), value)
+    return changed
+
+
+def _replaced(node: Any, path: list[str], value: Any) -> Any:
+    head, rest = path[0], path[1:]
+    if isinstance(node, Mapping):
+        return {**node, head: value}
+    return dataclasses.replace(node, **{head: _replaced(getattr(node, head), rest, value) if rest else value})
+
+
+def deviation(leaf: Leaf, *, slower: bool) -> tuple[Any, float]:
+    """The value to try, and the factor that scales its effect to the relative deviation meant."""
+    relative = RELATIVE[leaf.mark]
+    sign = 1 if slower == (leaf.unit in _COSTS) else -1
+    value = leaf.value * (1 + sign * relative)
+    if leaf.unit == "ratio":
+        value = min(value, 1.0)
+    if isinstance(leaf.value, int):
+        value = max(leaf.value + sign * max(1, round(leaf.value * relative)), 0 if leaf.unit in _COSTS else 1)
+    actual = abs(value - leaf.value) / leaf.value
+    return value, min(1.0, relative / actual) if actual else 0.0
+
+
+def interval(
+    program: CompiledProgram, profile: Profile, *, always: bool = False, progress: Progress = lambda *step: None
+) -> dict[str, Any]:
+    """The interval of a run's time and energy, as JSON-able values. Without `always`, a program whose runs would take
+    long gets none, and the record says so."""
+    numbers = uncertain_numbers(program.artifact.program, profile, program.target)
+    if 2 * len(numbers) * profile.instructions > INSTRUCTIONS and not always:
+        runs = f"up to {2 * len(numbers)} runs of {profile.instructions} instructions each"
+        return {"skipped": f"{runs}; --interval makes them"}
+    base, rows = profile.seconds, []
+
+    def effect(leaf: Leaf, *, slower: bool) -> float:
+        value, factor = deviation(leaf, slower=slower)
+        if not factor:
+            return 0.0
+        return (
+            for_target(program, with_number(program.target, leaf.path, value)).time().profile.seconds - base
+        ) * factor
+
+    for i, leaf in enumerate(numbers):
+        progress(leaf.path, i, len(numbers))
+        up = effect(leaf, slower=True)
+        down = effect(leaf, slower=False) if abs(up) > MINOR * base else -up
+        relative = RELATIVE[leaf.mark]
+        row = {"key": leaf.path, "value": leaf.value, "unit": leaf.unit, "mark": leaf.mark, "relative": relative}
+        rows.append({**row, "seconds": [base + min(up, down, 0.0), base + max(up, down, 0.0)]})
+    rows = [r for r in rows if r["seconds"] != [base, base]]
+    rows.sort(key=lambda r: r["seconds"][0] - r["seconds"][1])
+    low = math.sqrt(sum((base - r["seconds"][0]) ** 2 for r in rows))
+    high = math.sqrt(sum((r["seconds"][1] - base) ** 2 for r in rows))
+    seconds = [max(0.0, base - low), base + high]
+    return {
+        "seconds": seconds,
+        "joules": _energy(program, profile, max(low, high) / base if base else 0.0),
+        "relative": RELATIVE,
+        "numbers": rows,
+    }
+
+
+def _energy(program: CompiledProgram, profile: Profile, time: float) -> list[float]:
+    """The interval of the energy; `time` is the relative uncertainty of the time, for what is drawn all the time."""
+    marks = {leaf.path: RELATIVE.get(leaf.mark, 0.0) for leaf in program.target.leaves()}
+    macs = [marks.get(f"energy.mac_pj.{d}", 0.0) for d in tensor_dtypes(program.artifact.program)]
+    total = sum(profile.energy_joules.values())
+    variance = 0.0
+    for component, joules in profile.energy_joules.items():
+        relative = marks.get(f"energy.{_ENERGY.get(component, '')}", 0.0)
+        if component == "tensor":
+            relative = max(macs, default=0.0)
+        elif component == "static":
+            relative = math.hypot(marks.get("power.idle_w", 0.0), time)
+        variance += (joules * relative) ** 2
+    return [max(0.0, total - math.sqrt(variance)), total + math.sqrt(variance)]
