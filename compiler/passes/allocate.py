@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
-from ppuc.compiler.passes.place import l2_range, staged_values
+from ppuc.compiler.passes.place import UNREAD, l2_range, priorities
 from ppuc.ir.errors import CapacityError, Diagnostic, InternalError
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel
@@ -39,8 +39,10 @@ def _tensors(graph: Graph, target: Target) -> list[Placement]:
     roots = storage_roots(graph)
     live = live_ranges(graph, roots)
     values = {v.name: v for v in graph.params} | {r.name: r for op in graph.ops for r in op.results}
-    staged = staged_values(graph)
-    l2 = [l2_range(n, padded(values[n].type), live[n], n in staged) for n in live if values[n].space is Space.L2]
+    ranks = priorities(graph)
+    l2 = [
+        l2_range(n, padded(values[n].type), live[n], ranks.get(n, UNREAD)) for n in live if values[n].space is Space.L2
+    ]
     hbm = [Range(n, padded(values[n].type), *live[n]) for n in live if values[n].space is Space.HBM]
     found: list[Placement] = []
     for ranges, space, capacity in ((hbm, Space.HBM, target.hbm.bytes), (l2, Space.L2, target.l2.bytes)):

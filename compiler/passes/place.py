@@ -9,10 +9,12 @@ Invariant afterwards: every top-level value has a space, and all ranges of l2 fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ppuc.compiler.lowering.body import Resolver
 from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.errors import CapacityError, Diagnostic
@@ -96,7 +98,8 @@ def _loc_of(graph: Graph, step: int) -> tuple[str, ...]:
 
 
 def _worth(value: Value, readers: list[Op], budget: int) -> bool:
-    """Whether staging pays: the tensor fits, and kernels re-read it for every tile of another dimension."""
+    """Whether staging pays: the tensor fits, and kernels re-read it for every tile of another dimension; or it is small
+    enough to come ahead of its kernel while the memory is idle."""
     size = padded(value.type)
     if size > budget:
         return False
@@ -106,7 +109,7 @@ def _worth(value: Value, readers: list[Op], budget: int) -> bool:
         if kind in ("matmul", "conv", "window", "attention"):
             result = op.results[0].type
             rows = max(rows, result.elements // max(result.dims[-1] if result.rank else 1, 1))
-    return rows > 16 or (len(readers) > 1 and size >= 4096)
+    return rows > 16 or size <= budget // 8
 
 
 def _spaces(graph: Graph, target: Target) -> dict[str, Space]:
@@ -119,9 +122,9 @@ def _spaces(graph: Graph, target: Target) -> dict[str, Space]:
     spaces = dict.fromkeys(fixed, Space.HBM)
     wanted = {name: r for name, r in ranges.items() if name not in fixed}
     chosen = set(wanted)
-    staged = staged_values(graph)
+    ranks = priorities(graph)
     while True:
-        items = [l2_range(n, padded(types[n]), wanted[n], n in staged) for n in sorted(chosen)]
+        items = [l2_range(n, padded(types[n]), wanted[n], ranks.get(n, UNREAD)) for n in sorted(chosen)]
         _, failed = assign(items, target.l2.bytes)
         if not failed:
             break
@@ -129,15 +132,50 @@ def _spaces(graph: Graph, target: Target) -> dict[str, Space]:
     return spaces | {n: Space.L2 if n in chosen else Space.HBM for n in wanted}
 
 
-def staged_values(graph: Graph) -> set[str]:
-    """Values that stage ops copy."""
-    return {op.results[0].name for op in graph.ops if op.name == "stage"}
+UNREAD = 17
+"""Rank of a value that no kernel reads."""
+
+TILE = 128
+"""Rows or columns of a typical tile: what an operand's other dimension is divided by to tell how often it is read."""
 
 
-def l2_range(name: str, bytes: int, live: tuple[int, int], staged: bool) -> Range:
-    """The range that a value takes in l2, with slack after its last reader. Staged values come first: every tile of
-    another dimension reads them again."""
-    return Range(name, bytes, live[0], live[1] + SLACK, 0 if staged else 1)
+def priorities(graph: Graph) -> dict[str, int]:
+    """Storage root -> rank for a place in l2, 0 first: staged values, then others by how often a byte is read (in
+    powers of two), since a byte of l2 saves that many bytes of hbm traffic."""
+    roots = storage_roots(graph)
+    reads: dict[str, float] = {}
+    for op in graph.ops:
+        if op.body is not None:
+            for v, times in zip(op.operands, _reads(op), strict=True):
+                reads[roots[v.name]] = reads.get(roots[v.name], 0.0) + times
+    staged = {op.results[0].name for op in graph.ops if op.name == "stage"}
+    ranks = {name: max(1, 16 - int(math.log2(max(times, 1.0)))) for name, times in reads.items()}
+    return ranks | dict.fromkeys(staged, 0)
+
+
+def _reads(op: Op) -> list[float]:
+    """About how often each operand of a group is read: once for every tile of the result along the dimensions that the
+    operand lacks."""
+    body = op.body
+    assert body is not None
+    times = dict.fromkeys((p.name for p in body.params), 1.0)
+    resolver = Resolver(body)
+    for inner in body.ops:
+        if inner.name not in ("matmul", "attention"):
+            continue
+        result = inner.results[0].type.dims
+        rows, columns = math.prod(result[:-1]) / TILE, result[-1] / TILE
+        factors = (columns, rows) if inner.name == "matmul" else (1.0, result[-2] / TILE, result[-2] / TILE)
+        for value, factor in zip(inner.operands, factors, strict=False):
+            external = resolver.external(value)
+            if external is not None:
+                times[external.value.name] = max(times[external.value.name], factor)
+    return [times[p.name] for p in body.params]
+
+
+def l2_range(name: str, bytes: int, live: tuple[int, int], rank: int) -> Range:
+    """The range that a value takes in l2, with slack after its last reader."""
+    return Range(name, bytes, live[0], live[1] + SLACK, rank)
 
 
 def _check_hbm(graph: Graph, spaces: Mapping[str, Space], target: Target) -> None:
