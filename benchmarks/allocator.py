@@ -69,7 +69,7 @@ def main() -> int:
     if options.json:
         print(json.dumps(rows))
     else:
-        print(f"{'instance':20}{'buffers':>8}{'max live':>10}{'greedy':>10}{'capacity':>10}{'placements':>12}{'CPU-s':>8}")
+        print(f"{'instance':20} buffers  max live    greedy  capacity  placements   CPU-s")
         for r in rows:
             figures = f"{r['bound']:>10}{r['greedy']:>10}{r['capacity']:>10}{r['placements']:>12}{r['cpu_s']:>8}"
             print(f"{r['instance']:20}{r['buffers']:>8}{figures}{'' if r['solved'] else '  unsolved'}")

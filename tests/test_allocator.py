@@ -27,7 +27,7 @@ def assert_legal(ranges: Sequence[Range], offsets: dict[str, int], capacity: int
 
 
 def dissected(seed: int, count: int, steps: int = 64, capacity: int = 4096) -> list[Range]:
-    """A rectangle of steps x bytes cut in two again and again: a plan without a single gap exists, and is hard to find."""
+    """A rectangle of steps x bytes cut in two again and again: a plan without a gap exists, and is hard to find."""
     rng = random.Random(seed)
     pieces = [(0, steps, 0, capacity)]  # first step, end step, address, end address
     while len(pieces) < count:

@@ -71,6 +71,8 @@ class Grouping:
         self.outputs = {v.name for v in graph.results}
         self.group_of: dict[int, int] = {}
         self.groups: list[list[int]] = []
+        self.refused: dict[tuple[int, int], str] = {}
+        """(group, op) -> why the op, which reads what the group computes, is not part of it."""
         self.builder = Builder(all_names(graph))
         self.lowered = Lowered(target)
 
@@ -96,9 +98,9 @@ class Grouping:
         if kind_of(self.graph.ops[seed]) not in ("gather", "scatter", "concat") and self.epilogues:
             self._extend(members, number)
         self._shed(members)
-        while len(members) > 1 and not self._fits(members):
-            dropped = members.pop()  # the last op reads nothing that a later member computes
-            del self.group_of[dropped]
+        while len(members) > 1 and (why_not := self._misfit(members)):
+            dropped = members.pop()  # no other member reads what the last op computes
+            self.refused[self.group_of.pop(dropped), dropped] = why_not
 
     def _shed(self, members: list[int]) -> None:
         """Leave out ops whose results only others read, when what they are computed from is stored anyway: the readers
@@ -118,7 +120,7 @@ class Grouping:
                 return
             for i in spare:
                 members.remove(i)
-                del self.group_of[i]
+                self.refused[self.group_of.pop(i), i] = "its readers can compute it from what is stored anyway"
 
     def _inside(self, value: Value, members: Sequence[int]) -> bool:
         return self.position.get(value.name) in members
@@ -126,15 +128,15 @@ class Grouping:
     def _read_inside(self, i: int, members: Sequence[int]) -> bool:
         return any(u in members for r in self.graph.ops[i].results for u in self.users.get(r.name, ()))
 
-    def _fits(self, members: Sequence[int]) -> bool:
-        """Whether a kernel of the group can be built within the machine's memories."""
+    def _misfit(self, members: Sequence[int]) -> str:
+        """Why no kernel of the group can be built within the machine's memories; "" when one can."""
         body, _ = self._body(members)
         tensors = {v.name: v.name for v in (*body.params, *body.results)}
         try:
             self.lowered.kernel(check_group(body, self.target), "kernel", body, tensors, ())
-        except NotFusable:
-            return False
-        return True
+        except NotFusable as error:
+            return str(error)
+        return ""
 
     def _extend(self, members: list[int], number: int) -> None:
         """Try every later op that reads the group, in order; one that fails taints what depends on it."""
@@ -148,42 +150,50 @@ class Grouping:
                 continue
             seen.add(i)
             op = self.graph.ops[i]
-            joined = self._may_join(i, inside, tainted) and self._join(members, i)
+            why_not = self._obstacle(i, inside, tainted) or self._join(members, i)
             names = [r.name for r in op.results]
-            if joined:
+            if why_not:
+                self.refused[number, i] = why_not
+                tainted.update(names)
+            else:
                 self.group_of[i] = number
                 inside.update(names)
-            else:
-                tainted.update(names)
             if len(seen) > 256:
                 break
             later = {u for name in names for u in self.users.get(name, ())}
             frontier = sorted(set(frontier) | {u for u in later if u not in seen})
 
-    def _may_join(self, i: int, inside: set[str], tainted: set[str]) -> bool:
+    def _obstacle(self, i: int, inside: set[str], tainted: set[str]) -> str:
+        """What keeps an op out of a group whatever a kernel could do; "" when nothing does."""
         op = self.graph.ops[i]
-        if i in self.group_of or not any(v.name in inside for v in op.operands):
-            return False
-        if any(v.name in tainted for v in op.operands):
-            return False
+        if i in self.group_of:
+            return f"'{op.name}' is in another kernel already"
         if is_view(op):
-            return op.name in ("reshape", "transpose") and self._worth_storing(op)
-        return OPS[op.name].kind in CHAIN_KINDS
+            if op.name not in ("reshape", "transpose") or not self._worth_storing(op):
+                return f"'{op.name}' is a view, which its readers read through"
+        elif OPS[op.name].kind not in CHAIN_KINDS:
+            return f"'{op.name}' starts a kernel of its own"
+        if any(v.name in tainted for v in op.operands):
+            return "another operand depends on the kernel's results: the kernel would wait for itself"
+        if not any(v.name in inside for v in op.operands):
+            return f"'{op.name}' reads the kernel's results through ops that are not part of it"
+        return ""
 
     def _worth_storing(self, op: Op) -> bool:
         """A view joins its producer when nothing else needs the producer's own shape."""
         source = op.operands[0]
         return len(self.users.get(source.name, ())) == 1 and source.name not in self.outputs
 
-    def _join(self, members: list[int], i: int) -> bool:
+    def _join(self, members: list[int], i: int) -> str:
+        """Add an op to a group; why that cannot be, or ""."""
         members.append(i)
         members.sort()
         try:
             self._check(members)
-        except NotFusable:
+        except NotFusable as error:
             members.remove(i)
-            return False
-        return True
+            return str(error)
+        return ""
 
     def _check(self, members: Sequence[int]) -> None:
         body, _ = self._body(members)

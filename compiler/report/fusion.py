@@ -1,0 +1,129 @@
+"""Which tensors stay inside a kernel, which are written to memory between two, and why.
+
+An edge leads from the op that computes a tensor to one that reads it, through views that cost nothing; constants and
+the model's inputs have none. Invariant: the grouping reported is the one that the pipeline compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppuc.compiler.driver import Run
+from ppuc.compiler.passes.fuse import Fuse, Grouping, is_view
+from ppuc.compiler.pipeline import PIPELINE
+from ppuc.ir.graph import Op, Value
+from ppuc.targets.description import Target
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str, int]) -> dict[str, Any]:
+    """Every edge of the graph that is fused: its ends, its bytes, and why it was not fused if it was not."""
+    at = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Fuse))
+    run = Run(target, PIPELINE[:at])
+    module = run.run(run.imported(model, precision, dims, None))
+    grouping = Grouping(module.graph, target, epilogues=True)
+    grouping.build()
+    edges = [_edge(grouping, *ends) for ends in _ends(grouping)]
+    apart = [e for e in edges if not e["fused"]]
+    reasons: dict[str, dict[str, int]] = {}
+    for edge in apart:
+        found = reasons.setdefault(edge["why"], {"edges": 0, "bytes": 0})
+        found["edges"] += 1
+        found["bytes"] += edge["bytes"]
+    return {
+        "kind": "fusion",
+        "target": target.name,
+        "precision": precision,
+        "kernels": len(grouping.groups),
+        "fused": len(edges) - len(apart),
+        "not_fused": len(apart),
+        "reasons": reasons,
+        "edges": edges,
+    }
+
+
+def _ends(grouping: Grouping) -> list[tuple[Value, int, int]]:
+    """(tensor, op that computes it, op that reads it) of every edge between ops that belong to kernels."""
+    found: dict[tuple[int, int], tuple[Value, int, int]] = {}
+    for i, op in enumerate(grouping.graph.ops):
+        if _is_free(grouping, i):
+            continue
+        for operand in op.operands:
+            value, source = _computed(grouping, operand)
+            if source is not None and grouping.graph.ops[source].name != "const":
+                found.setdefault((source, i), (value, source, i))
+    return list(found.values())
+
+
+def _is_free(grouping: Grouping, i: int) -> bool:
+    return is_view(grouping.graph.ops[i]) and i not in grouping.group_of
+
+
+def _computed(grouping: Grouping, value: Value) -> tuple[Value, int | None]:
+    """The tensor that `value` is a view of, and the op that computes it; None for an input of the model."""
+    source = grouping.position.get(value.name)
+    while source is not None and _is_free(grouping, source):
+        value = grouping.graph.ops[source].operands[0]
+        source = grouping.position.get(value.name)
+    return value, source
+
+
+def _edge(grouping: Grouping, value: Value, source: int, reader: int) -> dict[str, Any]:
+    ops, group_of = grouping.graph.ops, grouping.group_of
+    fused = source not in group_of or group_of[source] == group_of.get(reader)
+    return {
+        "tensor": value.name,
+        "bytes": value.type.bytes,
+        "from": _node(ops[source]),
+        "from_op": ops[source].name,
+        "to": _node(ops[reader]),
+        "to_op": ops[reader].name,
+        "fused": fused,
+        "why": "" if fused else _why(grouping, source, reader),
+    }
+
+
+def _node(op: Op) -> str:
+    return op.loc[0] if op.loc else op.results[0].name
+
+
+def _why(grouping: Grouping, source: int, reader: int) -> str:
+    """Why the reader is not in the kernel that computes what it reads."""
+    known = grouping.refused.get((grouping.group_of[source], reader))
+    if known:
+        return known
+    first, op = grouping.graph.ops[source], grouping.graph.ops[reader]
+    if is_view(first) or first.name in ("pad", "gather", "scatter_nd", "concat"):
+        return f"the kernel of a '{first.name}' takes no other ops"
+    if is_view(op) or op.name == "pad":
+        return f"'{op.name}' is written out, because its readers cannot read through it"
+    return f"'{op.name}' starts a kernel of its own"
+
+
+def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
+    """Print the reasons, and the edges that are not fused, those of most bytes first."""
+    from ppuc.compiler.report.tables import quantity, shortened, table
+
+    total = record["fused"] + record["not_fused"]
+    out.print(
+        f"{record['file']} on {record['target']} at precision {record['precision']}: {record['kernels']} kernels; "
+        f"{record['fused']} of {total} edges stay inside one"
+    )
+    by_bytes = sorted(record["reasons"].items(), key=lambda r: -r[1]["bytes"])
+    rows = [(r["edges"], quantity(r["bytes"], "B"), why) for why, r in by_bytes]
+    table(out, "\nwhy the others do not", ("edges", "bytes", "reason"), rows, left=(2,))
+    apart = sorted((e for e in record["edges"] if not e["fused"]), key=lambda e: -e["bytes"])
+    more = f" (the {limit} largest of {len(apart)})" if len(apart) > limit else ""
+    lines = [
+        (_end(e, "from", shortened), _end(e, "to", shortened), quantity(e["bytes"], "B"), e["why"])
+        for e in apart[:limit]
+    ]
+    table(out, f"\nedges between kernels{more}", ("from", "to", "bytes", "why"), lines, left=(0, 1, 3))
+
+
+def _end(edge: dict[str, Any], end: str, shortened: Any) -> str:
+    return f"{shortened(edge[end], 22)} ({edge[end + '_op']})"
