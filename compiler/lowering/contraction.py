@@ -155,6 +155,18 @@ class ContractionLowering(TiledLowering):
         """Cycles lost to the next kernel's loads when this one leaves them no room in l1."""
         return cost.latency_clk(self.target) + 2 * step_load if rings.whole else 0.0
 
+    def tile_clk(self, rings: Rings, steps: float, vec: float, store: float, extra: float) -> float:
+        """Cycles from one tile of a unit to the next: `steps` of loads and products, epilogue, operand loads of the
+        epilogue. What tiles share no ring for is added; as blocks, tiles do not overlap, and those that share a unit's
+        accumulator slots wait for memory together."""
+        drain = vec if rings.out > 1 else vec + store
+        tile = max(steps + extra, drain, store)
+        if rings.acc == 1:
+            tile += vec
+        if self.target.launch.tiles == "blocks":
+            tile = cost.latency_clk(self.target) / rings.acc + steps + extra + vec + store
+        return tile
+
     def epilogue_bytes(self, tiles: Sequence[int], out_depth: int = 2) -> int:
         """l1 bytes of the rings of the chain's operands (two slots) and results."""
         unit, total = self.target.alignment_bytes, 0
@@ -193,11 +205,27 @@ class ContractionLowering(TiledLowering):
         vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + 1, self.target)
         return vec, store, load
 
-    def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], int]:
-        """Units per axis and the iterations of the busiest unit."""
+    def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], float]:
+        """Units per axis and the iterations of the busiest unit. Libraries of kernels that run tiles as blocks rank them
+        by throughput: they see too few tiles for the units, but not how full the last wave is."""
         trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
         units = deal(trips, self.target.cu)
+        if self.target.launch.tiles == "blocks":
+            return units, max(1.0, math.prod(trips) / self.target.cu)
         return units, math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
+
+
+def active_units(units: Sequence[int], iterations: float, target: Target) -> int:
+    """Units that run tiles at a time: all of them once there is more than one tile for each."""
+    return target.cu if target.launch.tiles == "blocks" and iterations > 1 else math.prod(units)
+
+
+def sides(limit: int, target: Target, most: int) -> list[int]:
+    """Sides of tiles that the target's tensor engine takes: any of `sizes`, or the powers of two that a kernel library
+    comes in, the last of them reaching over `limit`. Long ones pay where weights stay in a systolic array."""
+    if target.launch.tile_sides == "powers of two":
+        return [s for s in (16, 32, 64, 128, 256) if s < 2 * limit and s <= most] or [16]
+    return sizes(limit, 16, 16 * most if target.tensor.organisation == "systolic" else most)
 
 
 def sizes(limit: int, step: int, most: int) -> list[int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ppuc.ir.kernel import View
 from ppuc.ir.types import DType, Space
+from ppuc.targets.cost import mma_cycles
 from ppuc.targets.schema import Target
 
 
@@ -54,7 +55,10 @@ def _shared_rate(space: Space | None, target: Target, active: int) -> float:
 
 
 def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
-    """Cycles a unit's load queue needs while `active` units load from `space`."""
+    """Cycles a unit's load queue needs while `active` units load from `space`; a cached l2 is taken to hold what other
+    units load too."""
+    if target.l2.managed == "cache":
+        space = Space.L2
     port = min(target.load.bytes_per_clk, target.l2.bytes_per_clk_per_cu)
     rate = min(port, _shared_rate(space, target, active))
     return max(traffic.bytes / rate, traffic.rows * target.load.row_clk)
@@ -66,10 +70,25 @@ def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None
     return max(traffic.bytes / rate, traffic.rows * target.store.row_clk)
 
 
+def run_elements(dtype: DType, target: Target) -> int:
+    """The shortest rows of a tile worth loading: half a burst of device memory, a whole one where every first use of a
+    tile comes from there."""
+    if target.l2.managed == "software":
+        return 32
+    return 1 << (-(-target.hbm.burst_bytes // dtype.bytes) - 1).bit_length()
+
+
 def latency_clk(target: Target, *spaces: Space | None) -> float:
-    """Cycles from the issue of a load to its first byte, from the slowest of `spaces` (l2 when they are not known)."""
-    nanoseconds = target.hbm.latency_ns if Space.HBM in spaces else target.l2.latency_ns
-    return target.load.start_clk + nanoseconds / target.clk_ns
+    """Cycles from the issue of a load to its first byte, from the slowest of `spaces` (l2 when they are not known), or
+    from device memory where l2 is a cache: the first unit to load a tile waits for that."""
+    if target.l2.managed == "cache" or Space.HBM in spaces:
+        return memory_latency_clk(target)
+    return target.load.start_clk + target.l2.latency_ns / target.clk_ns
+
+
+def memory_latency_clk(target: Target) -> float:
+    """Cycles from the issue of a load to its first byte from device memory."""
+    return target.load.start_clk + target.hbm.latency_ns / target.clk_ns
 
 
 def overhead_clk(target: Target) -> float:
@@ -79,12 +98,7 @@ def overhead_clk(target: Target) -> float:
 
 def mma_clk(m: int, n: int, k: int, dtype: DType, target: Target) -> float:
     """Cycles of one mma tile in steady state."""
-    fm, fn, fk = target.tensor.fragment[str(dtype)]
-    rows, cols = target.tensor.lane_grid
-    steps = math.ceil(math.ceil(m / fm) / rows) * math.ceil(math.ceil(n / fn) / cols) * math.ceil(k / fk)
-    operands = (rows * fm + cols * fn) * fk * dtype.bytes
-    interval = max(target.tensor.ii_clk[str(dtype)], operands / target.l1.bytes_per_clk)
-    return max(steps * interval, overhead_clk(target))
+    return max(float(mma_cycles(m, n, k, dtype, target)), overhead_clk(target))
 
 
 def vec_clk(elements: float, steps: int, target: Target) -> float:

@@ -16,10 +16,12 @@ from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.contraction import (
     Choice,
     ContractionLowering,
+    active_units,
     analyse_anchor,
     anchor_of,
     in_domain,
     operand_view,
+    sides,
     sizes,
 )
 from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling
@@ -80,8 +82,9 @@ class MatmulLowering(ContractionLowering):
         m = math.prod(self.space.axes[i].size for i in self.m_axes)
         n = math.prod(self.space.axes[i].size for i in self.n_axes)
         best: Choice | None = None
-        for tn in sizes(n, 16, 1 << 14 if self.reduced else 512):
-            for tm in sizes(m, 16, 256):
+        wide = sizes(n, 16, 1 << 14) if self.reduced else sides(n, self.target, 512)
+        for tn in wide:
+            for tm in sides(m, self.target, 256):
                 tiles = [1] * len(self.space.axes)
                 if self.fill(self.m_axes, tm, tiles) and self.fill(self.n_axes, tn, tiles):
                     best = self._best_k(tiles, best)
@@ -95,11 +98,11 @@ class MatmulLowering(ContractionLowering):
         tm = math.prod(tiles[i] for i in self.m_axes)
         tn = math.prod(tiles[i] for i in self.n_axes)
         units, iterations = self.dealt(tiles)
-        active = math.prod(units)
+        active = active_units(units, iterations, self.target)
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)
         latency = cost.latency_clk(self.target, self.a_space, self.b_space)
-        for tk in sizes(self.k, 32, 1024):
+        for tk in sizes(self.k, cost.run_elements(dtype, self.target), 1024):
             rings = self.rings(tiles, _slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
             if rings is None:
                 continue
@@ -109,10 +112,7 @@ class MatmulLowering(ContractionLowering):
             step_load = cost.load_clk(a, self.target, active, self.a_space) + 2 * cost.overhead_clk(self.target)
             step_load += cost.load_clk(b, self.target, active, self.b_space)
             beat = max(mma, step_load, (latency + step_load) / rings.operands)
-            drain = vec if rings.out > 1 else vec + store
-            tile = max(steps * beat + extra, drain, store)
-            if rings.acc == 1:
-                tile += vec
+            tile = self.tile_clk(rings, steps * beat, vec, store, extra)
             price = iterations * tile + latency + step_load + vec + store + self.alone_clk(rings, step_load)
             if best is None or price < best.price:
                 best = Choice(tuple(tiles), tk, rings, units, price)

@@ -42,7 +42,8 @@ class Place:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with spaces on values and stage ops in its graph."""
-        graph = _stage(module.graph, target, self.activation_share) if self.stage else module.graph
+        staged = self.stage and target.l2.managed == "software"
+        graph = _stage(module.graph, target, self.activation_share) if staged else module.graph
         spaces = _spaces(graph, target)
         _check_hbm(graph, spaces, target)
         return with_graph(module, _with_spaces(graph, spaces))
