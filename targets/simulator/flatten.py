@@ -10,7 +10,7 @@ then queues, then the copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -203,7 +203,8 @@ class _Builder:
                 continue
             index, axis = len(self.loops), -1 if node.over is None else axes.index(node.over)
             self.nodes.append((t.NODE_LOOP, index))
-            self.loops.append([node.start, node.stop, node.step, axis, len(loops), len(self.nodes), 0])
+            root = self.loops[loops[0][0]][8] if loops else len(self.nodes) - 1
+            self.loops.append([node.start, node.stop, node.step, axis, len(loops), len(self.nodes), 0, k, root])
             self._add_body(k, q, node.body, (*loops, (index, node.var)))
             self.nodes.append((t.NODE_END, index))
             self.loops[index][6] = len(self.nodes)
@@ -301,7 +302,9 @@ class _Builder:
         (uses, waits, bumps, operands) = (r.arrays() for r in (self.uses, self.waits, self.bumps, self.operands))
         rings = [[r.depth, sum(1 << UNIT_QUEUES.index(q) for q in r.consumers), UNIT_QUEUES.index(r.producer)]
                  for r in self.rings]  # fmt: skip
-        blocks = self._blocks()
+        blocks, trips = self._blocks()
+        tiles = trips.prod(1)
+        units = np.where(blocks[:, 0] < 0, units, np.minimum(tiles, self.target.cu))
         return t.Code(
             node_op=nodes[:, 0].copy(),
             node_arg=nodes[:, 1].copy(),
@@ -310,7 +313,8 @@ class _Builder:
             k_radix=radix,
             k_end=ends,
             k_block=blocks,
-            lp=table(self.loops, 7),
+            k_trips=trips,
+            lp=table(self.loops, 9),
             ins=table(self.rows, 10),
             use_ptr=uses[0],
             use=uses[1],
@@ -323,25 +327,42 @@ class _Builder:
             rg=table(rings, 3),
             af_ptr=after.arrays()[0],
             af=after.arrays()[1][:, 0].copy(),
-            rg_total=self._totals(radix, units),
+            rg_total=self._totals(radix, units, blocks, tiles),
             gp=table([[g.first, max(g.block, 1), len(g.expect)] for g in self.segment.counters], 3),
             expect=expect,
             **self.shapes.arrays(),
         )
 
-    def _blocks(self) -> np.ndarray:
-        """Where tiles run as blocks: for kernels with an accumulator, the loops around their last store (which is marked)
-        and the slots of their accumulator."""
-        blocks = np.full((max(len(self.segment.kernels), 1), 2), -1, np.int64)
+    def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where tiles run as blocks: for kernels with an accumulator, the loops around a tile's last store (which is
+        marked), the slots of the accumulator, and the trips of the loops. The loops must stand around everything but
+        what is done once a kernel, and no ring may live longer than a tile and shorter than the kernel."""
+        kernels = max(len(self.segment.kernels), 1)
+        blocks, trips = np.full((kernels, 2), -1, np.int64), np.ones((kernels, self.shapes.depth), np.int64)
         if self.target.launch.tiles == "streaming":
-            return blocks
+            return blocks, trips
         for k, kernel in enumerate(self.segment.kernels):
             slots = [ring.depth for ring in kernel.rings if ring.space is Space.ACC]
             stores = [row for row in self.rows if row[0] == k and row[2] == t.STORE]
-            if slots and stores and len({row[3] for row in stores}) == 1:
-                blocks[k] = stores[-1][3], min(slots)
-                stores[-1][9] = 1
-        return blocks
+            around = stores[-1][3] if stores else 0
+            loops = [_chain(body, around) for _, body in kernel.streams]
+            levels = {use.level for _, body in kernel.streams for instr in _instrs(body) for use in instr.rings}
+            if not (slots and around and all(loops)) or levels & set(range(1, around)):
+                continue
+            blocks[k] = around, min(slots)
+            trips[k, :around] = [max(0, -(-(x.stop - x.start) // x.step)) for x in loops[0]]
+            stores[-1][9] = 1
+        return blocks, trips
+
+    def _pushes_of_tiles(self, tiles: np.ndarray, level: int, loops: tuple[int, ...], around: int) -> np.ndarray:
+        """Pushes of units that run so many tiles, of one instruction; at level 0 a ring is pushed once."""
+        times = tiles if level else np.minimum(tiles, 1) if loops else np.ones_like(tiles)
+        for d, loop in enumerate(loops):
+            start, stop, step = self.loops[loop][:3]
+            trips = max(0, -(-(stop - start) // step))
+            if d >= around:
+                times = times * (trips if d < level else min(trips, 1))
+        return times
 
     def _earlier_ring(self, ring: int, name: str) -> int:
         """The ring that `after` means: `kernel/ring`, or a bare name for the latest one of this name up to this kernel."""
@@ -352,11 +373,15 @@ class _Builder:
                 return found
         raise InternalError(f"ring %{self.rings[ring].name} comes after %{name}, which no kernel before it has")
 
-    def _totals(self, radix: np.ndarray, units: np.ndarray) -> np.ndarray:
+    def _totals(self, radix: np.ndarray, units: np.ndarray, blocks: np.ndarray, tiles: np.ndarray) -> np.ndarray:
         """Pushes that each unit makes on each ring."""
         total = np.zeros((self.target.cu, len(self.rings)), np.int64)
         for r, pushes in self.pushes.items():
             k = self.ring_kernel[r]
+            if blocks[k, 0] >= 0:
+                dealt = np.maximum(0, -(-(tiles[k] - np.arange(self.target.cu)) // self.target.cu))
+                total[:, r] = sum(self._pushes_of_tiles(dealt, *push, int(blocks[k, 0])) for push in pushes)
+                continue
             coords = np.stack(np.unravel_index(np.arange(units[k]), tuple(radix[k])), 1)
             for level, loops in pushes:
                 times = np.ones(units[k], np.int64)
@@ -368,6 +393,26 @@ class _Builder:
                     times = times * (trips if d < level else np.minimum(trips, 1))
                 total[: units[k], r] += times
         return total
+
+
+def _chain(body: Sequence[StreamNode], depth: int) -> list[StreamLoop]:
+    """The outer `depth` loops of a stream if nothing but the innermost of them holds instructions, else []."""
+    chain: list[StreamLoop] = []
+    nodes: Sequence[StreamNode] = [node for node in body if isinstance(node, StreamLoop)]
+    while len(chain) < depth:
+        if len(nodes) != 1 or not isinstance(nodes[0], StreamLoop):
+            return []
+        chain.append(nodes[0])
+        nodes = nodes[0].body
+    return chain
+
+
+def _instrs(body: Sequence[StreamNode]) -> Iterator[Instr]:
+    for node in body:
+        if isinstance(node, Instr):
+            yield node
+        else:
+            yield from _instrs(node.body)
 
 
 def _depth(body: Sequence[StreamNode]) -> int:

@@ -8,14 +8,14 @@ Invariant: outputs do not depend on the target's timing numbers, nor on the size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ppuc.ir.errors import InternalError
-from ppuc.ir.program import Program
+from ppuc.ir.program import Program, Segment
 from ppuc.ir.resource import Resource
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
@@ -23,6 +23,7 @@ from ppuc.targets.simulator import time
 from ppuc.targets.simulator.deadlock import describe_deadlock
 from ppuc.targets.simulator.flatten import FlatSegment, flatten
 from ppuc.targets.simulator.hazards import HazardChecker
+from ppuc.targets.simulator.launch import launch_clk, launches
 from ppuc.targets.simulator.memory import ChipMemory
 from ppuc.targets.simulator.result import Hazard, Profile
 from ppuc.targets.simulator.stats import Totals
@@ -69,9 +70,9 @@ def simulate(
     by_name = {v.name: v for v in vectors}
     totals, hazards, events = Totals(), list[Hazard](), EventTable(target) if trace else None
     with threadpool_limits(1, user_api="blas"):
-        for segment in program.segments:
+        for segment, first in _launched(program, target):
             flat = flatten(program, segment, by_name, target)
-            begin = totals.cycles + target.segment_launch_us * 1e3 / target.clk_ns
+            begin = totals.cycles + launch_clk(target, first)
             totals.launch += begin - totals.cycles
             values = None if chip is None else SegmentValues(flat, by_name, chip, target)
             checker = HazardChecker(program, flat) if check_hazards and chip is not None else None
@@ -86,6 +87,13 @@ def simulate(
     if events is None:
         return RawResult(outputs, profile)
     return RawResult(outputs, profile, events.table(), tuple(events.names), events.details())
+
+
+def _launched(program: Program, target: Target) -> Iterator[tuple[Segment, bool]]:
+    """What is launched, in order, and whether it begins a segment."""
+    for segment in program.segments:
+        for i, part in enumerate(launches(segment, target)):
+            yield part, i == 0
 
 
 def _run(

@@ -60,9 +60,11 @@ class Code(NamedTuple):
     k_units: np.ndarray  # [K]
     k_radix: np.ndarray  # [K, A] size of each grid axis (1 where absent)
     k_end: np.ndarray  # [K, 5] first node after the kernel, by queue kind
-    k_block: np.ndarray  # [K, 2] loops around a tile's store (-1: tiles stream), tiles under way at a time
+    k_block: np.ndarray  # [K, 2] loops around a tile (-1: tiles stream), tiles under way at a time
+    k_trips: np.ndarray  # [K, D] iterations of the loops around a tile (1 elsewhere)
     # loops
-    lp: np.ndarray  # [L, 7] start, stop, step, axis or -1, depth, first node of the body, node after the loop
+    # start, stop, step, axis or -1, depth, first node of the body, node after the loop, kernel, node of the outermost loop
+    lp: np.ndarray  # [L, 9]
     # instructions
     ins: (
         np.ndarray
@@ -143,6 +145,7 @@ class State(NamedTuple):
     env: np.ndarray  # [S, D] loop variables
     it: np.ndarray  # [S, D] iteration numbers
     trips: np.ndarray  # [S, D]
+    tile: np.ndarray  # [S] number of the tile that the stream is at (kernels whose tiles run as blocks)
     coord: np.ndarray  # [S, A] position in the kernel's grid
     radix: np.ndarray  # [S, A] size of its axes
     block: np.ndarray  # [S, 2] cause (B_*), ring or group
@@ -232,6 +235,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         env=ints(s, d),
         it=ints(s, d),
         trips=ints(s, d),
+        tile=ints(s),
         coord=ints(s, code.k_radix.shape[1]),
         radix=np.ones((s, code.k_radix.shape[1]), np.int64),
         block=ints(s, 2),

@@ -185,11 +185,27 @@ def _enter_loop(c: Code, st: State, s: int, loop: int) -> bool:
 
 
 @helper
+def _enter_tile(c: Code, st: State, s: int, loop: int) -> bool:
+    """Start one of the loops around the stream's present tile; False when the unit has run its tiles. Tiles are dealt
+    in order over all units."""
+    kernel, d = c.lp[loop, 7], c.lp[loop, 4]
+    number, count = st.tile[s], 1
+    for j in range(c.k_block[kernel, 0] - 1, -1, -1):
+        n = c.k_trips[kernel, j]
+        if j == d:
+            st.it[s, d], st.trips[s, d] = number // count % n, n
+        count *= n
+    st.env[s, d] = c.lp[loop, 0] + st.it[s, d] * c.lp[loop, 2]
+    return bool(number < count)
+
+
+@helper
 def _enter_kernel(c: Code, st: State, s: int, kernel: int) -> bool:
     """Set this unit's coordinates in a kernel's grid; False when it is not part of it."""
     unit = s // 4
     if unit >= c.k_units[kernel]:
         return False
+    st.tile[s] = unit
     for a in range(c.k_radix.shape[1] - 1, -1, -1):
         n = c.k_radix[kernel, a]
         st.coord[s, a] = unit % n
@@ -210,7 +226,12 @@ def _seek(c: Code, st: State, s: int) -> bool:
         if op == NODE_KERNEL:
             pc = pc + 1 if _enter_kernel(c, st, s, arg) else c.k_end[arg, s % 4]
         elif op == NODE_LOOP:
-            pc = c.lp[arg, 5] if _enter_loop(c, st, s, arg) else c.lp[arg, 6]
+            around = c.k_block[c.lp[arg, 7], 0]
+            entered = _enter_tile(c, st, s, arg) if c.lp[arg, 4] < around else _enter_loop(c, st, s, arg)
+            pc = c.lp[arg, 5] if entered else c.lp[arg, 6]
+        elif op == NODE_END and c.lp[arg, 4] < c.k_block[c.lp[arg, 7], 0]:
+            st.tile[s] += len(st.claimed)
+            pc = c.lp[arg, 8]
         elif op == NODE_END:
             d = c.lp[arg, 4]
             st.it[s, d] += 1
@@ -226,10 +247,21 @@ def _seek(c: Code, st: State, s: int) -> bool:
 
 
 @helper
-def _masks(st: State, s: int, depth: int) -> tuple[int, int]:
-    """Bit d is set when loop d is in its first (last) iteration."""
-    first, last = 0, 0
-    for d in range(depth):
+def _masks(c: Code, st: State, s: int, i: int) -> tuple[int, int]:
+    """Bit d is set when loop d is in its first (last) iteration; of loops around tiles that run as blocks, when the
+    unit is at its first (last) tile."""
+    first, last, outer = 0, 0, 0
+    kernel = c.ins[i, 0]
+    if kernel >= 0 and c.k_block[kernel, 0] >= 0:
+        outer = min(c.ins[i, 3], c.k_block[kernel, 0])
+        tiles = 1
+        for d in range(outer):
+            tiles *= c.k_trips[kernel, d]
+        if st.tile[s] < len(st.claimed):
+            first = (1 << outer) - 1
+        if st.tile[s] + len(st.claimed) >= tiles:
+            last = (1 << outer) - 1
+    for d in range(outer, c.ins[i, 3]):
         if st.it[s, d] == 0:
             first |= 1 << d
         if st.it[s, d] == st.trips[s, d] - 1:
@@ -284,15 +316,15 @@ def _counter_missing(c: Code, st: State, group: int, touched: bool, first: int, 
 
 @helper
 def _tile_missing(c: Code, st: State, s: int, i: int, first_mask: int) -> bool:
-    """Whether a load opens a tile for which too few earlier tiles of its kernel are stored."""
+    """Whether a load opens a tile while an earlier group of its kernel's tiles is not stored yet. Tiles that share a unit
+    start together and stay in step, so none of them loads while another stores."""
     kernel = c.ins[i, 0]
     around, depth = c.k_block[kernel, 0], c.ins[i, 3]
     if around < 0 or depth < around or (first_mask >> around) != (1 << (depth - around)) - 1:
         return False
-    ordinal = 0
-    for d in range(around):
-        ordinal = ordinal * st.trips[s, d] + st.it[s, d]
-    return bool(ordinal >= st.tiles[s // 4, kernel] + c.k_block[kernel, 1])
+    slots = c.k_block[kernel, 1]
+    group = st.tile[s] // len(st.claimed) // slots
+    return bool(st.tiles[s // 4, kernel] < group * slots)
 
 
 @helper
@@ -337,7 +369,7 @@ def _try(c: Code, m: Machine, st: State, s: int) -> None:
         st.num[4] += 1
         return
     i = c.node_arg[st.pc[s]]
-    first, last = _masks(st, s, c.ins[i, 3])
+    first, last = _masks(c, st, s, i)
     now = st.now[0]
     if _find_block(c, m, st, s, i, first):
         cause, st.block[s, 0] = st.block[s, 0], B_NONE
@@ -410,7 +442,7 @@ def _begin(c: Code, st: State, s: int, i: int, first: int, last: int) -> None:
 def _start_compute(c: Code, m: Machine, st: State, s: int) -> None:
     """An mma or vec starts to execute; the next instruction may be decoded."""
     i = c.node_arg[st.pc[s]]
-    first, last = _masks(st, s, c.ins[i, 3])
+    first, last = _masks(c, st, s, i)
     _begin(c, st, s, i, first, last)
     slot = st.q[s, 2] % IN_FLIGHT
     st.q[s, 2] += 1

@@ -1,0 +1,88 @@
+"""What one launch runs: a whole segment, or on machines that launch kernel by kernel each kernel of it.
+
+Invariant: the launches of a segment together hold its kernels and copies once each, in order; a wait that an earlier
+launch has satisfied is gone, because a launch begins when the one before has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ppuc.ir.program import Copy, Instr, KernelProgram, Ring, Segment, StreamLoop, StreamNode
+from ppuc.targets.schema import Target
+
+
+def launches(segment: Segment, target: Target) -> tuple[Segment, ...]:
+    """The parts of `segment` that are launched one after another."""
+    if target.launch.granularity == "segment" or len(segment.kernels) < 2:
+        return (segment,)
+    return tuple(_launch(segment, k, copies) for k, copies in enumerate(_copies_of(segment)))
+
+
+def launch_clk(target: Target, first: bool) -> float:
+    """Cycles before the first instruction of a segment's first launch, or of a later one."""
+    us = target.segment_launch_us if first else target.launch.kernel_us
+    return us * 1e3 / target.clk_ns
+
+
+def _copies_of(segment: Segment) -> list[list[Copy]]:
+    """The copies of each launch: those whose counters its kernel is the first to wait for, the others first of all."""
+    first: dict[str, int] = {}
+    for k, kernel in enumerate(segment.kernels):
+        for instr in _instrs(kernel):
+            for wait in instr.waits:
+                first.setdefault(wait.group, k)
+    found: list[list[Copy]] = [[] for _ in segment.kernels]
+    for copy in segment.copies:
+        found[min((first.get(bump.group, 0) for bump in copy.bumps), default=0)].append(copy)
+    return found
+
+
+def _launch(segment: Segment, k: int, copies: list[Copy]) -> Segment:
+    kernel = segment.kernels[k]
+    inside = [bump.group for item in (*_instrs(kernel), *copies) for bump in item.bumps]
+    everywhere = [b.group for other in segment.kernels for instr in _instrs(other) for b in instr.bumps]
+    everywhere += [b.group for copy in segment.copies for b in copy.bumps]
+    here = {group for group in inside if inside.count(group) == everywhere.count(group)}
+    rings = tuple(_without_earlier(ring, kernel) for ring in kernel.rings)
+    streams = tuple((queue, _awaiting(body, here)) for queue, body in kernel.streams)
+    kept = tuple(replace(c, waits=tuple(w for w in c.waits if w.group in here)) for c in copies)
+    return replace(segment, kernels=(replace(kernel, rings=rings, streams=streams),), copies=kept)
+
+
+def _without_earlier(ring: Ring, kernel: KernelProgram) -> Ring:
+    """`ring` without the rings of other kernels that it takes over: they have retired."""
+    own = {r.name for r in kernel.rings} - {ring.name}
+    return replace(ring, after=tuple(a for a in ring.after if _own_name(a, kernel) in own))
+
+
+def _own_name(name: str, kernel: KernelProgram) -> str:
+    owner, _, bare = name.rpartition("/")
+    return bare if owner in ("", kernel.name) else name
+
+
+def _awaiting(body: tuple[StreamNode, ...], groups: set[str]) -> tuple[StreamNode, ...]:
+    """`body` without waits for other counters than those of `groups`."""
+    return tuple(
+        replace(node, waits=tuple(w for w in node.waits if w.group in groups))
+        if isinstance(node, Instr)
+        else replace(node, body=_awaiting(node.body, groups))
+        for node in body
+    )
+
+
+def _instrs(kernel: KernelProgram) -> Iterator[Instr]:
+    for _, body in kernel.streams:
+        yield from _walk(body)
+
+
+def _walk(body: tuple[StreamNode, ...]) -> Iterator[Instr]:
+    for node in body:
+        if isinstance(node, StreamLoop):
+            yield from _walk(node.body)
+        else:
+            yield node
+
+
+__all__ = ["launch_clk", "launches"]
