@@ -359,7 +359,8 @@ class Grouping:
             for op in body.ops
         )
         renamed = Graph("body", tuple(names[p.name] for p in body.params), tuple(names[r.name] for r in results), ops)
-        locs = dict.fromkeys(name for i in members for name in self.graph.ops[i].loc)
+        anchored = sorted(members, key=lambda i: kind_of(self.graph.ops[i]) == "map")  # the anchor's names come first
+        locs = dict.fromkeys(name for i in anchored for name in self.graph.ops[i].loc)
         kind = check_group(renamed, self.target)
         return Op("group", GroupAttrs(kind), body.params, results, tuple(locs), renamed)
 

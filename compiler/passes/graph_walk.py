@@ -149,8 +149,9 @@ class Walk:
         return self.builder.scalar(number, dtype)
 
     def absorb(self, *ops: Op) -> None:
-        """Ops emitted from here on also carry the locs of `ops`, which they make superfluous."""
-        self.builder.loc = tuple(dict.fromkeys((*self.builder.loc, *(name for op in ops for name in op.loc))))
+        """Ops emitted from here on also carry the locs of `ops`, which they make superfluous; those come first, being
+        earlier in the model."""
+        self.builder.loc = tuple(dict.fromkeys((*(name for op in ops for name in op.loc), *self.builder.loc)))
 
     def producer(self, value: Value, *names: str) -> Op | None:
         """The op that defines `value`, if it is one of `names` (any op when none is given)."""
