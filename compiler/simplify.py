@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppuc.compiler.compare import Comparison, compare
-from ppuc.compiler.frontend import clean_arithmetic, clean_patterns
+from ppuc.compiler.frontend import clean_arithmetic, clean_patterns, clean_shapes
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
 from ppuc.compiler.frontend.clean_constants import drop_unread, fold_constants, merge_equal_nodes
 from ppuc.compiler.frontend.clean_views import RULES
@@ -36,13 +36,13 @@ MOST_ROUNDS = 100
 TRIED_SIZES = (2, 1, 8, 32, 64, 224, 256)
 """Sizes given to symbolic dimensions for the check, one after the other until ONNX Runtime accepts the original."""
 
-_FAMILIES = (clean_arithmetic, clean_patterns)  # importing them registers their rules
+_FAMILIES = (clean_arithmetic, clean_patterns, clean_shapes)  # importing them registers their rules
 
 
 @dataclass(frozen=True, slots=True)
 class Simplified:
-    """`before` and `after` count nodes by op type, constants left out. `sizes` are those that symbolic dimensions had in
-    the check, `comparisons` one entry for each output; both None when there was none."""
+    """`before` and `after` count nodes by op type, constants left out. `sizes` are those of symbolic dimensions in the
+    check, `comparisons` one entry for each output; both None when there was none."""
 
     model: onnx.ModelProto
     before: Mapping[str, int]
@@ -88,8 +88,8 @@ def simplify_model(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 
 def _round(g: ModelGraph) -> bool:
-    """Every rule once, wherever it applies. Equal nodes are merged last: a convolution that two normalisations could have
-    joined one by one is joined by neither once it is shared."""
+    """Every rule once, wherever it applies. Equal nodes are merged last: of two equal convolutions each can take in the
+    normalisation behind it; once they are one, neither normalisation can join."""
     changed = fold_constants(g)
     changed |= drop_unread(g)
     for node in g.live_nodes():

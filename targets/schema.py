@@ -115,9 +115,10 @@ class L1:
 
 @dataclass(frozen=True, slots=True)
 class Accumulator:
-    """The accumulator memory of one unit."""
+    """The accumulator memory of one unit, and the rate at which the vector engine reads and writes it."""
 
     bytes: int = quantity("B")
+    bytes_per_clk: int = quantity("B/clk")
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,11 @@ class VecCost:
             total = total + step_clk(
                 t.count.of(extents), t.lane_ops, t.sfu_ops, t.tail_clk, target.vector.lanes, target.vector.sfu_per_clk
             )
-        moved: Number = sum(t.count.of(extents) * t.bytes for t in self.traffic)
-        return np.maximum(total, moved / target.l1.bytes_per_clk)
+        rate = {Space.ACC: target.acc.bytes_per_clk}
+        moved: Number = sum(
+            t.count.of(extents) * t.bytes / rate.get(t.space, target.l1.bytes_per_clk) for t in self.traffic
+        )
+        return np.maximum(total, moved)
 
 
 def step_clk(elements: Number, lane_ops: int, sfu_ops: int, tail_clk: int, lanes: int, sfu_per_clk: int) -> Number:

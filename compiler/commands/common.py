@@ -57,6 +57,11 @@ def target_options(function: F) -> F:
 
 def compile_options(function: F) -> F:
     """--precision and --dim, with the target's options."""
+    return target_options(model_options(function))
+
+
+def model_options(function: F) -> F:
+    """--precision and --dim."""
     function = click.option(
         "--dim",
         "dims",
@@ -64,7 +69,7 @@ def compile_options(function: F) -> F:
         multiple=True,
         help="Size of a symbolic dimension (N=1), or of one axis of an input (image:0=1). Repeatable.",
     )(function)
-    function = click.option(
+    return click.option(
         "--precision",
         "-p",
         type=click.Choice(PRECISION_NAMES),
@@ -72,7 +77,6 @@ def compile_options(function: F) -> F:
         show_default=True,
         help="Format in which matrix products are computed; sums are always f32. 'model' keeps the file's own.",
     )(function)
-    return target_options(function)
 
 
 def input_options(function: F) -> F:
@@ -218,16 +222,7 @@ def obtain_program(
 ) -> CompiledProgram:
     """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`)."""
     if is_artifact(model):
-        from ppuc.compiler.runtime import load_program
-        from ppuc.ir.errors import UsageError
-
-        if dims or precision != "model":
-            option = "--dim" if dims else "--precision"
-            raise UsageError.of(
-                option, "has no effect on a compiled program", got=str(model), hint="give the .onnx file"
-            )
-        machine = chosen_target(target, overrides) if target or overrides else None
-        return load_program(model, machine)
+        return _loaded(model, chosen_target(target, overrides) if target or overrides else None, precision, dims)
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.runtime import CompiledProgram
 
@@ -238,3 +233,23 @@ def obtain_program(
             model, target=machine, precision=precision, dims=dim_sizes(dims), shapes=shapes, progress=progress
         )
     return CompiledProgram(made.artifact, made.target, model, made.passes)
+
+
+def program_for(model: Path, machine: Target, precision: str, dims: Sequence[str]) -> CompiledProgram:
+    """Compile an .onnx for `machine`, or load a .ppu to run on it."""
+    if is_artifact(model):
+        return _loaded(model, machine, precision, dims)
+    from ppuc.compiler.entry import compile
+
+    return compile(model, machine, precision, dim_sizes(dims))
+
+
+def _loaded(model: Path, machine: Target | None, precision: str, dims: Sequence[str]) -> CompiledProgram:
+    """A .ppu, for which compile options come too late."""
+    from ppuc.compiler.runtime import load_program
+    from ppuc.ir.errors import UsageError
+
+    if dims or precision != "model":
+        option = "--dim" if dims else "--precision"
+        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint="give the .onnx file")
+    return load_program(model, machine)

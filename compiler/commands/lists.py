@@ -2,31 +2,72 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import chosen_target, emit, json_option
+from ppuc.compiler.commands.common import (
+    chosen_target,
+    emit,
+    json_option,
+    model_options,
+    program_for,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.targets.description import Target
 
 
 @click.command(
     "targets",
     short_help="The machines, or every number of one of them.",
-    epilog="Examples:\n\n  ppuc targets\n\n  ppuc targets zhenwu-m890 --set hbm.gbs=900",
+    epilog="Examples:\n\n  ppuc targets\n\n  ppuc targets zhenwu-m890 --set hbm.gbs=900\n\n"
+    "  ppuc targets zhenwu-m890 --sweep hbm.gbs=2000:4000:500 --model net.onnx --dim N=1",
 )
 @click.argument("name", required=False, default="", metavar="[NAME|FILE]")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Show it with this number changed.")
+@click.option(
+    "--sweep",
+    "sweep_range",
+    metavar="KEY=FROM:TO:STEP",
+    help="Show what the machine can do, or how long --model takes, for each value of one number.",
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="With --sweep: an .onnx, compiled for every value, or a .ppu, the same program at every value.",
+)
+@model_options
 @json_option
-def targets_command(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def targets_command(
+    name: str,
+    overrides: tuple[str, ...],
+    sweep_range: str | None,
+    model: Path | None,
+    precision: str,
+    dims: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """List the built-in targets, or print every number of one with its unit, how well it is known, and its source.
 
     Marks: F official, M measured, E estimate, E-cal estimate fitted to measurements, D design choice of this model.
     """
+    from ppuc.ir.errors import UsageError
     from ppuc.targets.description import builtin_targets, default_target, load_target
 
+    if sweep_range is not None:
+        _sweep(name, overrides, sweep_range, model, precision, dims, as_json)
+        return
+    if model is not None or dims or precision != "model":
+        raise UsageError.of(
+            "targets", "has a use for a model with --sweep only", hint="e.g. --sweep hbm.gbs=900:1800:100"
+        )
     if name or overrides:
         target = chosen_target(name, overrides)
         numbers = [
@@ -52,6 +93,26 @@ def targets_command(name: str, overrides: tuple[str, ...], as_json: bool) -> Non
         for t in listed
     ]
     emit("targets", {"targets": rows}, as_json, _show_targets)
+
+
+def _sweep(
+    name: str,
+    overrides: tuple[str, ...],
+    sweep_range: str,
+    model: Path | None,
+    precision: str,
+    dims: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    from ppuc.compiler.report.sweep import show, sweep
+
+    def made(machine: Target) -> CompiledProgram:
+        assert model is not None
+        return program_for(model, machine, precision, dims)
+
+    with progress_bar("sweep") as progress:
+        record = sweep(chosen_target(name, overrides), sweep_range, made if model is not None else None, progress)
+    emit("targets", {"sweep": record}, as_json, lambda out, shown: show(out, shown["sweep"]))
 
 
 def _show_targets(out: Console, record: dict[str, Any]) -> None:

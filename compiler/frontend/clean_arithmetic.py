@@ -1,8 +1,8 @@
 """Clean-up of arithmetic with constants: scales, shifts and batch normalisations join the weights beside them.
 
-A scale moves *up* into what produces its operand (weights, biases, norms' parameters; through additions of constants, and,
-if it is one number, through reshapes and transposes), or *down* into the weights of everything that reads its result. Only f32
-and f64 take part. Invariant: no rule adds nodes; results change by rounding alone.
+A scale moves *up* into what produces its operand (weights, biases, norms' parameters; through additions of constants,
+and, if it is one number, through reshapes and transposes), or *down* into the weights of everything that reads its
+result. Only f32 and f64 take part. Invariant: no rule adds nodes; results change by rounding alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import onnx
 
 from ppuc.compiler.frontend.clean_views import VIEWS, rule
 from ppuc.compiler.frontend.model_graph import ModelGraph, Node, Shape
-from ppuc.compiler.frontend.symbolic import broadcast_shapes
+from ppuc.compiler.frontend.sizes import broadcast_shapes
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NORMS = ("LayerNormalization", "BatchNormalization", "InstanceNormalization")
@@ -53,8 +53,8 @@ def channel_axis(node: Node) -> int:
 
 
 def scale_up(g: ModelGraph, reader: Node, name: str, factor: np.ndarray, dry: bool) -> bool:
-    """Multiply tensor `name`, which only `reader` may read, by `factor` (broadcast against it) in what produces it. With
-    `dry` nothing is changed: the answer is whether it can be done."""
+    """Multiply tensor `name`, which only `reader` may read, by `factor` (broadcast against it) in what produces it.
+    With `dry` nothing is changed: the answer is whether it can be done."""
     node, shape = g.producer(name), g.shape(name)
     if node is None or node.domain or shape is None or g.only_consumer(name) is not reader or not is_wide(g, name):
         return False
@@ -298,9 +298,9 @@ def neutral_condition(g: ModelGraph, node: Node) -> bool:
     """x and true, x or false."""
     for i in (0, 1):
         x, constant = node.inputs[1 - i], g.array(node.inputs[i])
-        if constant is not None and (constant == (node.op == "And")).all() and g.shape(x) is not None:
-            if g.shape(x) == g.shape(node.outputs[0]):
-                return g.replace(node, x)
+        same = g.shape(x) is not None and g.shape(x) == g.shape(node.outputs[0])
+        if same and constant is not None and (constant == (node.op == "And")).all():
+            return g.replace(node, x)
     return False
 
 

@@ -17,7 +17,9 @@ MOST_FOLDED = 1 << 30
 LARGEST_COMPARED = 1 << 22
 """Elements of the largest constants that are compared by content."""
 
-RANDOM = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
@@ -91,8 +93,8 @@ def to_proto(node: Node) -> onnx.NodeProto:
 
 
 def merge_equal_nodes(g: ModelGraph) -> bool:
-    """Common subexpressions: a node like an earlier one (equal constants count as equal) gives way to it. Symbolic integer
-    values that are equal count as equal too."""
+    """Common subexpressions: a node like an earlier one (equal constants count as equal) gives way to it. So does one
+    whose integer values are equal, symbols included."""
     changed = False
     seen: dict[object, Node] = {}
     for node in g.live_nodes():
@@ -129,9 +131,10 @@ def _value_key(g: ModelGraph, node: Node) -> object:
 def _merge(g: ModelGraph, node: Node, first: Node) -> bool:
     if len(node.outputs) == 1:
         return g.replace(node, first.outputs[0])
-    if any(n in g.pinned for n in node.outputs) or any(bool(a) != bool(b) for a, b in zip(node.outputs, first.outputs, strict=True)):
+    pairs = list(zip(node.outputs, first.outputs, strict=True))
+    if any(n in g.pinned for n in node.outputs) or any(bool(a) != bool(b) for a, b in pairs):
         return False
-    for old, new in zip(node.outputs, first.outputs, strict=True):
+    for old, new in pairs:
         for reader in g.consumers(old) if old else ():
             for i, name in enumerate(list(reader.inputs)):
                 if name == old:

@@ -13,7 +13,7 @@ import numpy as np
 from ppuc.compiler.frontend.clean_arithmetic import is_wide
 from ppuc.compiler.frontend.clean_views import VIEWS, rule
 from ppuc.compiler.frontend.model_graph import ModelGraph, Node
-from ppuc.compiler.frontend.symbolic import axes_of
+from ppuc.compiler.frontend.symbolic_values import axes_of
 
 
 def operand_and_scalar(g: ModelGraph, node: Node | None, *ops: str) -> tuple[str, float] | None:
@@ -40,10 +40,10 @@ def _inner(g: ModelGraph, name: str, *ops: str) -> Node | None:
 # Normalisations
 
 
-@rule("Div", "Mul")
+@rule("Div")
 def layer_normalisation(g: ModelGraph, node: Node) -> bool:
     """(x - mean(x)) / sqrt(mean((x - mean(x)) ** 2) + e) -> LayerNormalization of scale 1."""
-    if g.opset < 17 or not is_wide(g, node.outputs[0]) or node.op != "Div":
+    if g.opset < 17 or not is_wide(g, node.outputs[0]):
         return False
     root = _inner(g, node.inputs[1], "Sqrt")
     shifted = operand_and_scalar(g, _inner(g, root.inputs[0], "Add") if root is not None else None, "Add")
@@ -243,7 +243,8 @@ def reduction_without_axes(g: ModelGraph, node: Node) -> bool:
     op = "ReduceMean" if pool else source.op
     by_input = g.opset >= (13 if op == "ReduceSum" else 18)
     if by_input:
-        g.turn(node, op, [source.inputs[0], g.constant(np.array(axes, np.int64), f"{node.outputs[0]}.axes")], keepdims=0)
+        name = g.constant(np.array(axes, np.int64), f"{node.outputs[0]}.axes")
+        g.turn(node, op, [source.inputs[0], name], keepdims=0)
     else:
         g.turn(node, op, [source.inputs[0]], axes=axes, keepdims=0)
     return True

@@ -1,5 +1,4 @@
-"""Clean-up of what only moves or relabels data: reshapes, transposes, expansions, slices, casts, and the shape arithmetic
-that feeds them.
+"""Clean-up of what only moves or relabels data: reshapes, transposes, expansions, slices, casts, and shape arithmetic.
 
 Every rule is `(graph, node) -> whether it changed something`; shapes with symbols stay as they are unless a constant
 says the same for every size. Invariant: no rule adds nodes.
@@ -14,8 +13,9 @@ import numpy as np
 import onnx
 
 from ppuc.compiler.frontend.model_graph import ModelGraph, Node, Shape
-from ppuc.compiler.frontend.sizes import Poly, Size, broadcast_shapes, product
-from ppuc.compiler.frontend.symbolic import BROADCASTING, axes_of, clamp, infer_node, ints, known_list, slice_parameters
+from ppuc.compiler.frontend.sizes import Poly, broadcast_shapes, product
+from ppuc.compiler.frontend.symbolic_shapes import BROADCASTING
+from ppuc.compiler.frontend.symbolic_values import axes_of, clamp, ints, slice_parameters
 
 Rule = Callable[[ModelGraph, Node], bool]
 RULES: dict[str, list[Rule]] = {}
@@ -35,7 +35,7 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
 
 
 def constant_target(x: Shape, target: Shape) -> list[int] | None:
-    """The constant that reshapes `x` into `target`: a number, 0 (the same axis of `x`), or -1 once. None when none does."""
+    """The constant that reshapes `x` into `target`: numbers, 0 for an equal axis of `x`, -1 once; None when none does."""
     found: list[int] = []
     for i, size in enumerate(target):
         if isinstance(size, int):
@@ -306,7 +306,8 @@ def pad_into_window(g: ModelGraph, node: Node) -> bool:
     rank = len(pads) // 2
     if min(pads) < 0 or any(pads[i] or pads[i + rank] for i in range(2)):
         return False
-    own = node.attr("pads", [0] * (2 * rank - 4)) if node.attr("auto_pad", "NOTSET") != "VALID" else [0] * (2 * rank - 4)
+    none = [0] * (2 * rank - 4)
+    own = none if node.attr("auto_pad", "NOTSET") == "VALID" else node.attr("pads", none)
     total = [a + b for a, b in zip(own, [*pads[2:rank], *pads[rank + 2 :]], strict=True)]
     kernel = node.attr("kernel_shape") or (g.shape(node.inputs[1]) or ())[2:]
     if node.op != "Conv" and any(p >= k for p, k in zip(total, [*kernel, *kernel], strict=True)):
@@ -325,7 +326,7 @@ def no_op_cast(g: ModelGraph, node: Node) -> bool:
     return g.dtype(node.inputs[0]) == node.attr("to") and g.replace(node, node.inputs[0])
 
 
-_WIDENING = {
+_WIDENING: dict[int, int] = {
     onnx.TensorProto.BOOL: 0, onnx.TensorProto.INT8: 1, onnx.TensorProto.INT16: 2, onnx.TensorProto.INT32: 3,
     onnx.TensorProto.INT64: 4,
 }  # fmt: skip
@@ -333,7 +334,7 @@ _WIDENING = {
 
 @rule("Cast")
 def cast_of_cast(g: ModelGraph, node: Node) -> bool:
-    """cast(cast(x)) -> cast(x) where the first one keeps every value (bool and integers to wider integers or floats)."""
+    """cast(cast(x)) -> cast(x) where the first one keeps every value: it goes to a wider type."""
     inner = g.producer(node.inputs[0], "Cast")
     if inner is None:
         return False
@@ -344,70 +345,6 @@ def cast_of_cast(g: ModelGraph, node: Node) -> bool:
         return False
     g.rewire(node, 0, inner.inputs[0])
     return True
-
-
-# Shapes as values
-
-
-@rule("Slice", "Gather", "Unsqueeze", "Concat", "Squeeze", "Cast", "Add", "Mul", "Sub", "Div", "Reshape", "Where", "Expand")
-def part_of_a_shape(g: ModelGraph, node: Node) -> bool:
-    """A vector of sizes that are neighbouring axes of some tensor -> Shape(tensor)[start:end]."""
-    sizes = known_list(g, node.outputs[0]) if node.outputs[0] in g.values else None
-    shape = g.shape(node.outputs[0])
-    symbolic = sizes is not None and any(isinstance(s, Poly) for s in sizes)
-    if g.opset < 15 or sizes is None or not symbolic or shape is None or len(shape) != 1:
-        return False
-    if g.dtype(node.outputs[0]) != onnx.TensorProto.INT64:
-        return False
-    found = _axes_with(g, node, sizes)
-    if found is None:
-        return False
-    name, start, end = found
-    g.turn(node, "Shape", [name], start=start, end=end)
-    return True
-
-
-@rule("Concat")
-def shorter_shape(g: ModelGraph, node: Node) -> bool:
-    """concat(shape(x)[0:1], shape(x)[1:2], c) -> concat(shape(x)[0:2], c)."""
-    sizes = known_list(g, node.outputs[0]) if node.outputs[0] in g.values else None
-    if g.opset < 15 or sizes is None or g.dtype(node.outputs[0]) != onnx.TensorProto.INT64:
-        return False
-    for i in range(len(node.inputs) - 1):
-        pair = node.inputs[i : i + 2]
-        parts = [known_list(g, n) for n in pair]
-        if parts[0] is None or parts[1] is None or any(g.only_consumer(n) is None and n not in g.constants for n in pair):
-            continue
-        both = [*parts[0], *parts[1]]
-        if all(isinstance(s, int) for s in both):
-            merged = g.constant(np.array(both, np.int64), f"{node.outputs[0]}.part")
-        else:
-            found = _axes_with(g, node, both)
-            if found is None:
-                continue
-            part = g.emit(node, "Shape", [found[0]], f"{node.outputs[0]}.part", start=found[1], end=found[2])
-            infer_node(g, part)
-            merged = part.outputs[0]
-            g.types[merged] = (onnx.TensorProto.INT64, (len(both),))
-        g.turn(node, "Concat", [*node.inputs[:i], merged, *node.inputs[i + 2 :]], axis=0)
-        return True
-    return False
-
-
-def _axes_with(g: ModelGraph, node: Node, sizes: Sequence[Size]) -> tuple[str, int, int] | None:
-    """A tensor defined before `node`, inputs first, and axes of it that have these sizes."""
-    names = [i.name for i in g.inputs]
-    for earlier in g.nodes:
-        if earlier is node:
-            break
-        if not earlier.dead and not earlier.has_graph:
-            names += [n for n in earlier.outputs if n]
-    for name in names:
-        shape = g.shape(name) or ()
-        for start in range(len(shape) - len(sizes) + 1):
-            if list(shape[start : start + len(sizes)]) == list(sizes):
-                return name, start, start + len(sizes)
-    return None
 
 
 # Nothing at all

@@ -6,7 +6,6 @@ of the model are inlined.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 

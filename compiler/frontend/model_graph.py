@@ -86,9 +86,9 @@ class Constant:
     @property
     def array(self) -> np.ndarray:
         """The values; not to be written."""
-        if self._array is None:
+        if self._array is None and self._proto is not None:
             self._array = numpy_helper.to_array(self._proto)
-        return self._array
+        return np.asarray(self._array)
 
     @property
     def elements(self) -> int:
@@ -116,9 +116,9 @@ class Constant:
 
 @dataclass(slots=True)
 class ModelGraph:
-    """`opset` is that of the standard domain; `inputs` and `outputs` are the model's declarations. `types` maps tensors to element type (TensorProto's number)
-    and shape (None: rank unknown); `values` maps small integer tensors to object arrays of int, Poly, or None for an
-    unknown element."""
+    """`opset` is that of the standard domain; `inputs` and `outputs` are the model's declarations. `types` maps tensors
+    to element type (TensorProto's number) and shape (None: rank unknown); `values` maps small integer tensors to object
+    arrays of int, Poly, or None for an unknown element."""
 
     opset: int
     imports: list[onnx.OperatorSetIdProto]

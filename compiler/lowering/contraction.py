@@ -215,16 +215,26 @@ class ContractionLowering(TiledLowering):
         return units, math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
 
 
+def steps_along(k: int, dtype: DType, target: Target) -> list[int]:
+    """Candidate tile sizes along k. Kernels of a library step by one row of a burst."""
+    run = cost.run_elements(dtype, target)
+    return [min(k, run)] if target.launch.tile_sides == "powers of two" else sizes(k, run, 1024)
+
+
 def active_units(units: Sequence[int], iterations: float, target: Target) -> int:
     """Units that run tiles at a time: all of them once there is more than one tile for each."""
     return target.cu if target.launch.tiles == "blocks" and iterations > 1 else math.prod(units)
 
 
+LIBRARY_SIDES = (16, 32, 64, 128, 256)
+"""Sides of the tiles that kernel libraries ship."""
+
+
 def sides(limit: int, target: Target, most: int) -> list[int]:
     """Sides of tiles that the target's tensor engine takes: any of `sizes`, or the powers of two that a kernel library
-    comes in, the last of them reaching over `limit`. Long ones pay where weights stay in a systolic array."""
+    comes in, the last of them reaching over `limit` by a third at the most. Long ones pay where weights stay in a systolic array."""
     if target.launch.tile_sides == "powers of two":
-        return [s for s in (16, 32, 64, 128, 256) if s < 2 * limit and s <= most] or [16]
+        return [s for s in LIBRARY_SIDES if 3 * s <= 4 * limit and s <= most] or [LIBRARY_SIDES[0]]
     return sizes(limit, 16, 16 * most if target.tensor.organisation == "systolic" else most)
 
 

@@ -23,6 +23,7 @@ from ppuc.compiler.lowering.contraction import (
     operand_view,
     sides,
     sizes,
+    steps_along,
 )
 from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling
 from ppuc.ir import views
@@ -102,7 +103,7 @@ class MatmulLowering(ContractionLowering):
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)
         latency = cost.latency_clk(self.target, self.a_space, self.b_space)
-        for tk in sizes(self.k, cost.run_elements(dtype, self.target), 1024):
+        for tk in steps_along(self.k, dtype, self.target):
             rings = self.rings(tiles, _slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
             if rings is None:
                 continue
@@ -113,7 +114,9 @@ class MatmulLowering(ContractionLowering):
             step_load += cost.load_clk(b, self.target, active, self.b_space)
             beat = max(mma, step_load, (latency + step_load) / rings.operands)
             tile = self.tile_clk(rings, steps * beat, vec, store, extra)
-            price = iterations * tile + latency + step_load + vec + store + self.alone_clk(rings, step_load)
+            price = iterations * tile
+            if self.target.launch.tiles == "streaming":
+                price += latency + step_load + vec + store + self.alone_clk(rings, step_load)
             if best is None or price < best.price:
                 best = Choice(tuple(tiles), tk, rings, units, price)
         return best

@@ -121,6 +121,7 @@ def machine_of(target: Target) -> t.Machine:
         engine=engine_of(target),
         gap=gap_clk(target),
         l1_rate=float(target.l1.bytes_per_clk),
+        acc_rate=float(target.acc.bytes_per_clk),
         burst=target.hbm.burst_bytes,
         activate=target.hbm.activate_bytes,
         turnaround=target.hbm.turnaround,

@@ -120,6 +120,7 @@ class Machine(NamedTuple):
     engine: int  # cost.LANES, WEIGHT_STATIONARY or OUTPUT_STATIONARY
     gap: int  # cost.gap_clk
     l1_rate: float
+    acc_rate: float
     burst: int
     activate: int
     turnaround: float

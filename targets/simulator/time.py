@@ -546,6 +546,15 @@ def _end_flows(c: Code, m: Machine, st: State) -> None:
 
 
 @helper
+def _end_tile(c: Code, st: State, s: int, kernel: int) -> None:
+    """A tile has left its unit, which may begin another."""
+    st.tiles[s // 4, kernel] += 1
+    load = s - s % 4 + LOAD
+    if st.block[load, 0] == B_BLOCK:
+        _wake(c, st, load)
+
+
+@helper
 def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
     slot = st.q[s, 1] % IN_FLIGHT
     i, last, size = st.q_i[s, slot, 0], st.q_i[s, slot, 1], st.q_i[s, slot, 4]
@@ -569,6 +578,8 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
         _schedule(st, land, E_LAND, s)
     if kind == STORE:
         _log_end(st, s, 2)
+        if c.ins[i, 9]:
+            _end_tile(c, st, s, c.ins[i, 0])
     else:
         _log_end(st, s, 1)
         st.span[i, 1] = max(st.span[i, 1], now)
@@ -602,23 +613,12 @@ def _retire(c: Code, st: State, s: int) -> None:
 
 
 @helper
-def _end_tile(c: Code, st: State, s: int, kernel: int) -> None:
-    """A tile of a kernel is stored: the unit may begin another."""
-    st.tiles[s // 4, kernel] += 1
-    load = s - s % 4 + LOAD
-    if st.block[load, 0] == B_BLOCK:
-        _wake(c, st, load)
-
-
-@helper
 def _land(c: Code, st: State, s: int) -> None:
     """The oldest transfer of a queue has landed: count it."""
     slot = st.q[s, 0] % IN_FLIGHT
     i, last, first_e, last_e = st.q_i[s, slot, 0], st.q_i[s, slot, 1], st.q_i[s, slot, 2], st.q_i[s, slot, 3]
     if c.ins[i, 2] == STORE:
         _log_end(st, s, 1)
-        if c.ins[i, 9]:
-            _end_tile(c, st, s, c.ins[i, 0])
     st.span[i, 1] = max(st.span[i, 1], st.now[0])
     _retire(c, st, s)
     for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):

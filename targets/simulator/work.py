@@ -152,7 +152,7 @@ def vec_clk(c: Code, m: Machine, st: State, s: int, i: int) -> float:
     """Cycles of a vec, which are counted with its work."""
     v, depth = c.ins[i, 4], c.ins[i, 3]
     _extents(c, st, s, c.vec[v, 0], c.vec[v, 1], depth)
-    total, moved = 0.0, 0
+    total, moved = 0.0, 0.0
     for j in range(c.vec[v, 2], c.vec[v, 3]):
         n = _elements(st, c.term[j, 0], c.term[j, 1])
         st.ops[i, 0] += n * c.term[j, 2]
@@ -162,5 +162,5 @@ def vec_clk(c: Code, m: Machine, st: State, s: int, i: int) -> float:
     for j in range(c.vec[v, 4], c.vec[v, 5]):
         n = _elements(st, c.traffic[j, 0], c.traffic[j, 1]) * c.traffic[j, 2]
         st.n[i, 2 + c.traffic[j, 3]] += n
-        moved += n
-    return max(total, moved / m.l1_rate)
+        moved += n / (m.acc_rate if c.traffic[j, 3] >= 2 else m.l1_rate)
+    return max(total, moved)
