@@ -22,6 +22,7 @@ from ppuc.compiler.commands.lists import ops_command, passes_command, targets_co
 from ppuc.compiler.commands.opt import opt_command
 from ppuc.compiler.commands.profile import profile_command
 from ppuc.compiler.commands.run import run_command
+from ppuc.compiler.commands.simplify import simplify_command
 from ppuc.compiler.commands.verify import verify_command
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import PpucError
@@ -92,6 +93,7 @@ for _command in (
     verify_command,
     profile_command,
     check_command,
+    simplify_command,
     opt_command,
     inspect_command,
     disasm_command,

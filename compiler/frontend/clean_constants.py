@@ -64,6 +64,8 @@ def _evaluated(g: ModelGraph, node: Node) -> list[np.ndarray] | None:
             found = ReferenceEvaluator(model).run(None, feeds)
     except Exception:  # the reference raises whatever numpy does; the node then stays as it is
         return None
+    if not all(isinstance(f, np.ndarray | np.generic) for f in found):  # a sequence, or an optional one
+        return None
     arrays = [np.asarray(f) for f in found]
     expected = [g.dtype(n) for n in node.outputs if n]
     same = all(e in (0, onnx.helper.np_dtype_to_tensor_dtype(a.dtype)) for e, a in zip(expected, arrays, strict=True))

@@ -35,7 +35,7 @@ def rule(*ops: str) -> Callable[[Rule], Rule]:
 
 
 def constant_target(x: Shape, target: Shape) -> list[int] | None:
-    """The constant that reshapes `x` into `target`: numbers, 0 for an equal axis of `x`, -1 once; None when none does."""
+    """The constant that reshapes `x` into `target`: numbers, 0 for `x`'s own axis, -1 once; None if none does."""
     found: list[int] = []
     for i, size in enumerate(target):
         if isinstance(size, int):
