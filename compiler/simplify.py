@@ -136,9 +136,7 @@ def check(
     raise refusal or InternalError("no size was tried")
 
 
-def _trials(
-    model: onnx.ModelProto, where: str, seed: int
-) -> Iterator[tuple[dict[str, int], dict[str, np.ndarray]]]:
+def _trials(model: onnx.ModelProto, where: str, seed: int) -> Iterator[tuple[dict[str, int], dict[str, np.ndarray]]]:
     """Sizes of the symbolic dimensions, and inputs of those sizes."""
     constants = {t.name for t in model.graph.initializer}
     declarations = declared_inputs([i for i in model.graph.input if i.name not in constants], where)

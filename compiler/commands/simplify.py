@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 @click.option("--no-check", is_flag=True, help="Do not run both models with ONNX Runtime.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the check's random inputs.")
 @json_option
-def simplify_command(
-    model: Path, output: Path, dims: tuple[str, ...], no_check: bool, seed: int, as_json: bool
-) -> int:
+def simplify_command(model: Path, output: Path, dims: tuple[str, ...], no_check: bool, seed: int, as_json: bool) -> int:
     """Write MODEL.onnx with constants computed, shape arithmetic folded, repeated and needless nodes gone, and scales,
     biases and normalisations taken into the weights beside them.
 

@@ -87,9 +87,7 @@ def _put(g: ModelGraph, node: Node, results: list[np.ndarray]) -> bool:
 
 def to_proto(node: Node) -> onnx.NodeProto:
     """The node as ONNX writes it."""
-    proto = onnx.NodeProto(
-        op_type=node.op, domain=node.domain, name=node.name, input=node.inputs, output=node.outputs
-    )
+    proto = onnx.NodeProto(op_type=node.op, domain=node.domain, name=node.name, input=node.inputs, output=node.outputs)
     proto.attribute.extend(node.attributes[k] for k in sorted(node.attributes))
     return proto
 

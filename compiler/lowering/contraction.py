@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import Chain, NotFusable, Resolver, analyse
@@ -19,6 +20,7 @@ from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import DType
 from ppuc.ir.views import reshape
+from ppuc.targets.schema import Target
 
 MAX_DEPTH = 8
 """Slots of an operand ring at the most: deeper ones hide no more latency."""
@@ -206,8 +208,8 @@ class ContractionLowering(TiledLowering):
         return vec, store, load
 
     def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], float]:
-        """Units per axis and the iterations of the busiest unit. Libraries of kernels that run tiles as blocks rank them
-        by throughput: they see too few tiles for the units, but not how full the last wave is."""
+        """Units per axis and the iterations of the busiest unit. Libraries of kernels that run tiles as blocks rank
+        them by throughput: they see too few tiles for the units, but not how full the last wave is."""
         trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
         units = deal(trips, self.target.cu)
         if self.target.launch.tiles == "blocks":
@@ -230,9 +232,30 @@ LIBRARY_SIDES = (16, 32, 64, 128, 256)
 """Sides of the tiles that kernel libraries ship."""
 
 
+Priced = TypeVar("Priced", bound="HasPrice")
+
+
+class HasPrice(Protocol):
+    """A candidate of a search."""
+
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects."""
+        ...
+
+
+def ranked(found: Sequence[Priced], rank: int, what: str, target: Target) -> Priced:
+    """The candidate of the `rank`-th lowest price (equal ones in the order found). Raises NotFusable when there is
+    none."""
+    if rank >= len(found):
+        raise NotFusable(f"no tile of the {what} fits l1 ({target.l1.bytes} B) and acc ({target.acc.bytes} B)")
+    return sorted(found, key=lambda c: c.price)[rank]
+
+
 def sides(limit: int, target: Target, most: int) -> list[int]:
     """Sides of tiles that the target's tensor engine takes: any of `sizes`, or the powers of two that a kernel library
-    comes in, the last of them reaching over `limit` by a third at the most. Long ones pay where weights stay in a systolic array."""
+    comes in, the last of them reaching over `limit` by a third at the most. Long ones pay where weights stay in a
+    systolic array."""
     if target.launch.tile_sides == "powers of two":
         return [s for s in LIBRARY_SIDES if 3 * s <= 4 * limit and s <= most] or [LIBRARY_SIDES[0]]
     return sizes(limit, 16, 16 * most if target.tensor.organisation == "systolic" else most)

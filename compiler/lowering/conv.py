@@ -20,7 +20,15 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable, analyse
-from ppuc.compiler.lowering.contraction import ContractionLowering, Rings, anchor_of, operand_ops, operand_view, sizes
+from ppuc.compiler.lowering.contraction import (
+    ContractionLowering,
+    Rings,
+    anchor_of,
+    operand_ops,
+    operand_view,
+    ranked,
+    sizes,
+)
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiled import groups as merged_groups
 from ppuc.ir import views
@@ -48,10 +56,16 @@ class ConvChoice:
 
 
 class ConvLowering(ContractionLowering):
-    """Lowers a group around one nhwc conv."""
+    """Lowers a group around one nhwc conv; `rank` picks the tiling of that price, the cheapest being 0."""
 
     def __init__(
-        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+        self,
+        name: str,
+        body: Graph,
+        tensors: Mapping[str, str],
+        loc: tuple[str, ...],
+        target: Target,
+        rank: int = 0,
     ) -> None:
         anchor = anchor_of(body, "conv")
         attrs = anchor.attrs
@@ -82,7 +96,7 @@ class ConvLowering(ContractionLowering):
             raise NotFusable(f"the tensor engine does not take {self.dtype}")
         if self.at[0] in self.reduced or (self.grouped and self.at[-2] in self.reduced):
             raise NotFusable("the epilogue reduces over images or groups")
-        self.choice = self._choose()
+        self.choice = self._choose(rank)
         self.tiles = list(self.choice.tiles)
 
     def _split(self, x: View, w: View) -> tuple[View, View]:
@@ -109,7 +123,7 @@ class ConvLowering(ContractionLowering):
             for d in range(self.spatial)
         ]
 
-    def _choose(self) -> ConvChoice:
+    def _choose(self, rank: int) -> ConvChoice:
         packed_options = [False]
         if (
             2 * self.spatial + 1 <= MAX_TILE_RANK
@@ -118,15 +132,8 @@ class ConvLowering(ContractionLowering):
             and not self.grouped
         ):
             packed_options.append(True)
-        best: ConvChoice | None = None
-        for tiles in self._tile_candidates():
-            for packed in packed_options:
-                best = self._best(tiles, packed, best)
-        if best is None:
-            raise NotFusable(
-                f"no tile of the convolution fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)"
-            )
-        return best
+        found = (self._best(tiles, packed) for tiles in self._tile_candidates() for packed in packed_options)
+        return ranked([choice for choice in found if choice is not None], rank, "convolution", self.target)
 
     def _tile_candidates(self) -> list[list[int]]:
         """Tiles of all merged axes: images and groups one at a time, space from whole rows to squares, channels."""
@@ -152,7 +159,7 @@ class ConvLowering(ContractionLowering):
                 found.add(tuple(tiles))
         return [list(t) for t in sorted(found)]
 
-    def _best(self, tiles: list[int], packed: bool, best: ConvChoice | None) -> ConvChoice | None:
+    def _best(self, tiles: list[int], packed: bool) -> ConvChoice | None:
         tm = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
         tn = self._extent(tiles, len(self.at) - 1)
         units, iterations = self.dealt(tiles)
@@ -161,6 +168,7 @@ class ConvLowering(ContractionLowering):
         dtype = cost.tensor_dtype(self.dtype, self.target)
         latency = cost.latency_clk(self.target, self.x_space, self.w_space)
         overhead = cost.overhead_clk(self.target)
+        best: ConvChoice | None = None
         for x_bytes, x_rows, w_elements, (channels, rows, all_taps, steps, mmas, k) in self._steps(tiles, packed, tn):
             rings = self.rings(tiles, _align(x_bytes) + _align(w_elements * self.dtype.bytes))
             if rings is None:
@@ -318,7 +326,8 @@ def _align(size: int) -> int:
 
 
 def lower_conv(
-    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target, rank: int = 0
 ) -> KernelBuilder:
-    """Lower a group around one channels-last convolution. Raises NotFusable."""
-    return ConvLowering(name, body, tensors, loc, target).lower()
+    """Lower a group around one channels-last convolution, tiled as the `rank`-th cheapest candidate. Raises
+    NotFusable."""
+    return ConvLowering(name, body, tensors, loc, target, rank).lower()

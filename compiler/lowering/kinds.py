@@ -25,6 +25,7 @@ from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.targets.schema import Target
 
 Lower = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], KernelBuilder]
+RankedLower = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target, int], KernelBuilder]
 Check = Callable[[Graph, Op, Target], None]
 
 
@@ -79,10 +80,16 @@ def check_group(body: Graph, target: Target) -> str:
 
 
 def lower_group(
-    kind: str, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    kind: str, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target, rank: int = 0
 ) -> KernelBuilder:
-    """Build the kernel of a group. Raises NotFusable when no tiling fits the machine."""
-    return KINDS[kind].lower(name, body, tensors, loc, target)
+    """Build the kernel of a group, in the `rank`-th cheapest of the ways its lowering considers. Raises NotFusable when
+    there are no more, or no tiling fits the machine."""
+    tiled = KINDS[kind]
+    if tiled.ranked is not None:
+        return tiled.ranked(name, body, tensors, loc, target, rank)
+    if rank:
+        raise NotFusable(f"a {kind} kernel has one tiling")
+    return tiled.lower(name, body, tensors, loc, target)
 
 
 def _check_chain(body: Graph, anchor: Op) -> Chain:
@@ -139,13 +146,14 @@ class GroupKind:
 
     check: Check
     lower: Lower
+    ranked: RankedLower | None = None
 
 
 KINDS: dict[str, GroupKind] = {
     "map": GroupKind(lambda body, anchor, target: None, lower_map),
     "copy": GroupKind(lambda body, anchor, target: None, lower_copy),
-    "matmul": GroupKind(_check_matmul, lower_matmul),
-    "conv": GroupKind(_check_conv, lower_conv),
+    "matmul": GroupKind(_check_matmul, lower_matmul, lower_matmul),
+    "conv": GroupKind(_check_conv, lower_conv, lower_conv),
     "window": GroupKind(lambda body, anchor, target: check_window(body, target), lower_window),
     "attention": GroupKind(lambda body, anchor, target: check_attention(body, target), lower_attention),
     "concat": GroupKind(_check_move, lower_concat),

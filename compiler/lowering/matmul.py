@@ -21,6 +21,7 @@ from ppuc.compiler.lowering.contraction import (
     anchor_of,
     in_domain,
     operand_view,
+    ranked,
     sides,
     sizes,
     steps_along,
@@ -35,10 +36,16 @@ from ppuc.targets.schema import Target
 
 
 class MatmulLowering(ContractionLowering):
-    """Lowers a group around one matmul."""
+    """Lowers a group around one matmul; `rank` picks the tiling of that price, the cheapest being 0."""
 
     def __init__(
-        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+        self,
+        name: str,
+        body: Graph,
+        tensors: Mapping[str, str],
+        loc: tuple[str, ...],
+        target: Target,
+        rank: int = 0,
     ) -> None:
         anchor = anchor_of(body, "matmul")
         chain = analyse_anchor(body, anchor)
@@ -76,26 +83,23 @@ class MatmulLowering(ContractionLowering):
         self.batch_axes = [i for i in count if i not in self.m_axes and i not in self.n_axes]
         if any(i in self.m_axes or i in self.batch_axes for i in self.reduced):
             raise NotFusable("the epilogue reduces over rows")
-        self.choice = self._choose()
+        self.choice = self._choose(rank)
         self.tiles = list(self.choice.tiles)
 
-    def _choose(self) -> Choice:
+    def _choose(self, rank: int) -> Choice:
         m = math.prod(self.space.axes[i].size for i in self.m_axes)
         n = math.prod(self.space.axes[i].size for i in self.n_axes)
-        best: Choice | None = None
+        found: list[Choice] = []
         wide = sizes(n, 16, 1 << 14) if self.reduced else sides(n, self.target, 512)
         for tn in wide:
             for tm in sides(m, self.target, 256):
                 tiles = [1] * len(self.space.axes)
                 if self.fill(self.m_axes, tm, tiles) and self.fill(self.n_axes, tn, tiles):
-                    best = self._best_k(tiles, best)
-        if best is None:
-            raise NotFusable(
-                f"no tile of the matmul fits l1 ({self.target.l1.bytes} B) and acc ({self.target.acc.bytes} B)"
-            )
-        return best
+                    best = self._best_k(tiles)
+                    found += [] if best is None else [best]
+        return ranked(found, rank, "matmul", self.target)
 
-    def _best_k(self, tiles: list[int], best: Choice | None) -> Choice | None:
+    def _best_k(self, tiles: list[int]) -> Choice | None:
         tm = math.prod(tiles[i] for i in self.m_axes)
         tn = math.prod(tiles[i] for i in self.n_axes)
         units, iterations = self.dealt(tiles)
@@ -103,6 +107,7 @@ class MatmulLowering(ContractionLowering):
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)
         latency = cost.latency_clk(self.target, self.a_space, self.b_space)
+        best: Choice | None = None
         for tk in steps_along(self.k, dtype, self.target):
             rings = self.rings(tiles, _slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
             if rings is None:
@@ -199,7 +204,7 @@ def _slot(elements: int, dtype: DType) -> int:
 
 
 def lower_matmul(
-    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target, rank: int = 0
 ) -> KernelBuilder:
-    """Lower a group around one matmul. Raises NotFusable."""
-    return MatmulLowering(name, body, tensors, loc, target).lower()
+    """Lower a group around one matmul, tiled as the `rank`-th cheapest candidate. Raises NotFusable."""
+    return MatmulLowering(name, body, tensors, loc, target, rank).lower()

@@ -31,7 +31,7 @@ class Allocate:
         """The module with its placement."""
         placement = _tensors(module.graph, target)
         for i, kernel in enumerate(module.kernels):
-            placement += _rings(kernel, target, from_top=bool(i % 2))
+            placement += ring_placements(kernel, target, from_top=bool(i % 2))
         return replace(module, placement=tuple(placement))
 
 
@@ -53,7 +53,8 @@ def _tensors(graph: Graph, target: Target) -> list[Placement]:
     return sorted(found, key=lambda p: (p.space.value, p.address, p.name))
 
 
-def _rings(kernel: Kernel, target: Target, from_top: bool) -> list[Placement]:
+def ring_placements(kernel: Kernel, target: Target, from_top: bool) -> list[Placement]:
+    """Addresses of a kernel's rings, packed at one end of l1 and acc. Raises CapacityError when they do not fit."""
     found: list[Placement] = []
     for space, capacity in ((Space.L1, target.l1.bytes), (Space.ACC, target.acc.bytes)):
         sizes = [(b.name, slot_bytes(b.bytes, target) * b.depth) for b in kernel.buffers if b.space is space]

@@ -9,8 +9,9 @@ Invariant: each queue executes its statements in the order of the kernel's seque
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from ppuc.compiler.lowering.memory import storage_roots
@@ -20,6 +21,7 @@ from ppuc.ir.kernel import Buffer, Kernel, Loop, Stmt
 from ppuc.ir.module import Module, Placement
 from ppuc.ir.program import (
     UNIT_QUEUES,
+    Bump,
     Copy,
     Instr,
     KernelProgram,
@@ -31,6 +33,7 @@ from ppuc.ir.program import (
     Segment,
     StreamLoop,
     StreamNode,
+    Wait,
 )
 from ppuc.ir.types import Space
 from ppuc.targets.isa import mnemonic_of
@@ -84,7 +87,8 @@ class Emission:
         copies: list[Copy] = []
         for kind, name in self.order:
             if kind == "kernel":
-                programs.append(self._kernel(rooted[name], plan, owners))
+                kernel = rooted[name]
+                programs.append(kernel_program(kernel, self.places, owners, partial(plan.sync, kernel)))
             else:
                 copies += self._copies(name, sources[name], stages[name].loc, plan, len(copies))
         segment = Segment(self.graph.name, tuple(programs), tuple(copies), plan.groups())
@@ -129,55 +133,59 @@ class Emission:
             found.append(Copy(queue, name, source, start, count, waits, bumps, loc))
         return found
 
-    def _kernel(self, kernel: Kernel, plan: CounterPlan, owners: RingOwners) -> KernelProgram:
-        sites = sites_of(kernel)
-        uses, queues = ring_uses(kernel, sites)
-        rings = []
-        for buffer in kernel.buffers:
-            if buffer.name in queues:
-                rings.append(self._ring(kernel, buffer, *queues[buffer.name], owners))
-        streams = []
-        for queue in UNIT_QUEUES:
-            nodes = self._stream(kernel.body, queue, iter(sites), uses, kernel, plan)
-            streams.append((queue, nodes))
-        return KernelProgram(kernel.name, kernel.grid, kernel.params, tuple(rings), tuple(streams), kernel.loc)
 
-    def _ring(
-        self, kernel: Kernel, buffer: Buffer, producer: Queue, consumers: tuple[Queue, ...], owners: RingOwners
-    ) -> Ring:
-        place: Placement = self.places[buffer.space, f"{kernel.name}/{buffer.name}"]
-        after = owners.take(buffer.space, place.address, place.bytes, f"{kernel.name}/{buffer.name}", kernel.units)
-        return Ring(
-            buffer.name,
-            buffer.dtype,
-            buffer.shape,
-            buffer.space,
-            place.address,
-            place.bytes // buffer.depth,
-            buffer.depth,
-            producer,
-            consumers,
-            after,
-        )
+Sync = Callable[[Site], tuple[tuple[Wait, ...], tuple[Bump, ...]]]
+"""Counter waits and bumps of a statement."""
 
-    def _stream(
-        self,
-        body: tuple[Stmt, ...],
-        queue: Queue,
-        sites: Iterable[Site],
-        uses: Mapping[int, tuple[RingUse, ...]],
-        kernel: Kernel,
-        plan: CounterPlan,
-    ) -> tuple[StreamNode, ...]:
-        nodes: list[StreamNode] = []
-        for stmt in body:
-            if isinstance(stmt, Loop):
-                inner = self._stream(stmt.body, queue, sites, uses, kernel, plan)
-                if inner:
-                    nodes.append(StreamLoop(stmt.var, stmt.start, stmt.stop, stmt.step, stmt.over, inner))
-                continue
-            site = next(iter(sites))
-            if site.queue is queue:
-                waits, bumps = plan.sync(kernel, site)
-                nodes.append(Instr(mnemonic_of(stmt), stmt, uses.get(site.number, ()), waits, bumps))
-        return tuple(nodes)
+
+def kernel_program(
+    kernel: Kernel, places: Mapping[tuple[Space, str], Placement], owners: RingOwners, sync: Sync
+) -> KernelProgram:
+    """The streams and rings of one kernel whose buffers lie where `places` says (by space and `kernel/buffer`)."""
+    sites = sites_of(kernel)
+    uses, queues = ring_uses(kernel, sites)
+    rings = []
+    for buffer in kernel.buffers:
+        if buffer.name in queues:
+            name = f"{kernel.name}/{buffer.name}"
+            place = places[buffer.space, name]
+            after = owners.take(buffer.space, place.address, place.bytes, name, kernel.units)
+            rings.append(_ring(buffer, place, *queues[buffer.name], after))
+    streams = tuple((queue, _stream(kernel.body, queue, iter(sites), uses, sync)) for queue in UNIT_QUEUES)
+    return KernelProgram(kernel.name, kernel.grid, kernel.params, tuple(rings), streams, kernel.loc)
+
+
+def _ring(
+    buffer: Buffer, place: Placement, producer: Queue, consumers: tuple[Queue, ...], after: tuple[str, ...]
+) -> Ring:
+    slot = place.bytes // buffer.depth
+    return Ring(
+        buffer.name,
+        buffer.dtype,
+        buffer.shape,
+        buffer.space,
+        place.address,
+        slot,
+        buffer.depth,
+        producer,
+        consumers,
+        after,
+    )
+
+
+def _stream(
+    body: tuple[Stmt, ...], queue: Queue, sites: Iterator[Site], uses: Mapping[int, tuple[RingUse, ...]], sync: Sync
+) -> tuple[StreamNode, ...]:
+    """The part of `body` that runs on `queue`. Consumes the sites of the statements it passes."""
+    nodes: list[StreamNode] = []
+    for stmt in body:
+        if isinstance(stmt, Loop):
+            inner = _stream(stmt.body, queue, sites, uses, sync)
+            if inner:
+                nodes.append(StreamLoop(stmt.var, stmt.start, stmt.stop, stmt.step, stmt.over, inner))
+            continue
+        site = next(sites)
+        if site.queue is queue:
+            waits, bumps = sync(site)
+            nodes.append(Instr(mnemonic_of(stmt), stmt, uses.get(site.number, ()), waits, bumps))
+    return tuple(nodes)

@@ -7,10 +7,12 @@ programs have unique names.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.reuse import Lowered
+from ppuc.compiler.passes.settle import cycles_alone
 from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Op
 from ppuc.ir.kernel import Kernel, Param
@@ -25,9 +27,12 @@ from ppuc.targets.schema import Target
 class Tile:
     """Cut every group into tiles for the compute units: sizes by search under the cost model.
 
+    `tries` is how many of the best candidates of a matmul or convolution are measured; with one, the cost model decides.
+
     %y = group(%x, %w) {kind = "matmul"}  ->  %y = group(...) {kernel = "gemm"}; kernel @gemm { for ... }
     """
 
+    tries: int = 1
     name: ClassVar[str] = "tile"
 
     def run(self, module: Module, target: Target) -> Module:
@@ -35,7 +40,7 @@ class Tile:
         kernels: list[Kernel] = []
         vectors: list[VectorProgram] = []
         taken: set[str] = set()
-        lowered = Lowered(target)
+        lowered = Lowered(target, partial(cycles_alone, target=target), self.tries)
         ops: list[Op] = []
         for op in module.graph.ops:
             if op.name != "group":
