@@ -16,7 +16,7 @@ from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.judge import Judge
 from ppuc.compiler.report.profile import profile_record
 from ppuc.compiler.report.profile_tables import profile_tables
-from ppuc.compiler.report.tables import comparison_table, duration, quantity, shortened, table
+from ppuc.compiler.report.tables import capacity, comparison_table, duration, quantity, shortened, table
 from ppuc.compiler.report.trace import write_trace
 from ppuc.compiler.tolerance import UNIT_ROUNDOFF, tolerances, typical_step
 from ppuc.ir.errors import UsageError
@@ -125,7 +125,12 @@ def test_tables_print_names_as_they_are() -> None:
         (quantity(2.5e9), "2.5 G"),
         (quantity(0.00608, "J"), "6.08 mJ"),
         (quantity(0, "J"), "0 J"),
-        (shortened("/m/encoder/layer.0/dense/MatMul", 20), "/m/enc…/dense/MatMul"),
+        (shortened("/m/encoder/layer.10/output/dense/MatMul", 32), "/m/enc/lay.10/out/dense/MatMul"),
+        (shortened("/m/encoder/layer.10/output/dense/MatMul", 28), "/m/enc/lay.10/out/den/MatMul"),
+        (shortened("/m/encoder/layer.10/output/dense/MatMul", 24), "/m/e/l.10/out/den/MatMul"),
+        (shortened("/m/encoder/layer.10/output/dense/MatMul", 12), "/m/e/…MatMul"),
+        (capacity(262144), "256 KiB"),
+        (capacity(100), "100 B"),
         (shortened("short", 20), "short"),
         (duration(1.5e-5), "15 us"),
         (duration(2), "2 s"),

@@ -93,5 +93,5 @@ def _by_op(nodes: Sequence[dict[str, str]]) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     for (op, where, why), names in sorted(groups.items(), key=lambda g: (g[0][1] == "ppu", -len(g[1]), g[0])):
         named = f"{why}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if where != "ppu" else why
-        rows.append((op, len(names), where, named))
+        rows.append((op, len(names), where, named.removeprefix("imported")))
     return rows

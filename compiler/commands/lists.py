@@ -192,6 +192,8 @@ def _show_passes(out: Console, record: dict[str, Any]) -> None:
 
     rows = [(r["number"], r["pass"], r["options"], r["help"]) for r in record["pipeline"]]
     table(out, "", ("", "pass", "options", "what it does"), rows, left=(1, 2, 3))
+    if any(record["options"].values()):
+        out.print("\noptions")
     for name, options in record["options"].items():
         for option in options:
-            out.print(f"{name}:{option['name']}=... ({option['type']}, default {option['default']})")
+            out.print(f"  {name}:{option['name']}=... ({option['type']}, default {option['default']})")

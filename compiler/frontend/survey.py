@@ -85,9 +85,14 @@ def survey(path: str | Path) -> ModelSurvey:
         inputs=declared_inputs([i for i in graph.input if i.name not in weights], source.where),
         outputs=tuple(o.name for o in graph.output),
         initializers=len(graph.initializer),
-        parameters=sum(_elements(t) for t in graph.initializer),
+        parameters=sum(_elements(t) for t in (*graph.initializer, *_constants(graph))),
         nodes=tuple(_node(n, i, source.model, source.opsets) for i, n in enumerate(graph.node)),
     )
+
+
+def _constants(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """Tensors of Constant nodes, where some exporters keep the weights."""
+    return [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"]
 
 
 def _elements(tensor: onnx.TensorProto) -> int:

@@ -88,8 +88,8 @@ class ConvLowering(ContractionLowering):
         self.x, self.w = self._split(x, w)
         self.x_tensor, self.w_tensor = tensors[x_value.name], tensors[w_value.name]
         self.x_space, self.w_space = x_value.space, w_value.space
-        self.dtype = x_value.type.dtype
-        if w_value.type.dtype is not self.dtype:
+        self.dtype, self.w_dtype = x_value.type.dtype, w_value.type.dtype
+        if not cost.multiply(self.dtype, self.w_dtype):
             raise NotFusable(f"operands of the convolution differ in dtype ({self.dtype} and {w_value.type.dtype})")
         self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
@@ -284,7 +284,7 @@ class ConvLowering(ContractionLowering):
         choice, n = self.choice, self.spatial
         tn = self._extent(self.tiles, len(self.at) - 1)
         taps = self.filter if choice.all_taps else ()
-        wt = self.kernel.buffer("wt", self.dtype, [*taps, choice.channels, tn], depth=choice.rings.operands)
+        wt = self.kernel.buffer("wt", self.w_dtype, [*taps, choice.channels, tn], depth=choice.rings.operands)
         lead = [axis(d) for d in range(n)] if choice.all_taps else [named[f"k{d}"].offset for d in range(n)]
         base = n if choice.all_taps else 0
         index = [
@@ -293,7 +293,7 @@ class ConvLowering(ContractionLowering):
             *self._group(named),
             self._offset(named, len(self.at) - 1) + axis(base + 1),
         ]
-        param = self.kernel.param(self.w_tensor, self.dtype, self.w)
+        param = self.kernel.param(self.w_tensor, self.w_dtype, self.w)
         nest.add(outer if choice.all_taps else len(nest.loops), Load(wt, param, tuple(index)))
         return wt
 
@@ -312,10 +312,10 @@ class ConvLowering(ContractionLowering):
         depth = len(nest.loops)
         nest.add(depth, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
         tn = self._extent(self.tiles, len(self.at) - 1)
-        wt = self.kernel.buffer("wt", self.dtype, [*window, self.channels, tn], depth=choice.rings.operands)
+        wt = self.kernel.buffer("wt", self.w_dtype, [*window, self.channels, tn], depth=choice.rings.operands)
         w_index = [first.offset + axis(0), *(axis(d) for d in range(1, n)), axis(n)]
         w_index.append(self._offset(named, len(self.at) - 1) + axis(n + 1))
-        nest.add(depth, Load(wt, self.kernel.param(self.w_tensor, self.dtype, self.w), tuple(w_index)))
+        nest.add(depth, Load(wt, self.kernel.param(self.w_tensor, self.w_dtype, self.w), tuple(w_index)))
         k = [first, *(Tiling("", s, s) for s in (*self.filter[1:], self.channels))]
         start = (first.name,) if first.exists else ()
         return Mma(acc, TileRef(xt), TileRef(wt), start, k_axes=n + 1, valid=self._valid(named, k))

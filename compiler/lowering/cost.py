@@ -116,6 +116,11 @@ def acc_budget(target: Target) -> int:
     return target.acc.bytes // 2
 
 
+def multiply(a: DType, b: DType) -> bool:
+    """Whether the tensor engine takes operands of these two types together: bytes of either sign, else one type."""
+    return a is b or {a, b} <= {DType.I8, DType.U8}
+
+
 def tensor_dtype(dtype: DType, target: Target) -> DType:
     """The tensor engine's name for operands stored as `dtype` (u8 runs as i8 with a wider product)."""
     return DType.I8 if dtype is DType.U8 else dtype

@@ -71,8 +71,8 @@ class MatmulLowering(ContractionLowering):
         self.a, self.b = self.space.accesses["a"], self.space.accesses["b"]
         self.a_tensor, self.b_tensor = tensors[a_value.name], tensors[b_value.name]
         self.a_space, self.b_space = a_value.space, b_value.space
-        self.dtype = a_value.type.dtype
-        if b_value.type.dtype is not self.dtype:
+        self.dtype, self.b_dtype = a_value.type.dtype, b_value.type.dtype
+        if not cost.multiply(self.dtype, self.b_dtype):
             raise NotFusable(f"operands of the matmul differ in dtype ({self.dtype} and {b_value.type.dtype})")
         self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
@@ -152,9 +152,10 @@ class MatmulLowering(ContractionLowering):
         k_first = self._k_first(side)
         shape = [self.tiles[i] for i in mine]
         shape = [tk, *shape] if k_first else [*shape, tk]
-        buffer = self.kernel.buffer(f"{side}t", self.dtype, shape, depth=self.choice.rings.operands)
+        dtype = self.dtype if side == "a" else self.b_dtype
+        buffer = self.kernel.buffer(f"{side}t", dtype, shape, depth=self.choice.rings.operands)
         view = _with_k(access.view, self.k, k_stride)
-        param = self.kernel.param(tensor, self.dtype, view)
+        param = self.kernel.param(tensor, dtype, view)
         loops = {loop.name: loop for loop in nest.loops}
         index: list[Affine] = []
         for i, merged in enumerate(self.space.axes):

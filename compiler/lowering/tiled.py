@@ -18,6 +18,7 @@ from ppuc.ir.affine import Affine
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Bound, Load, Store, Vec, View
 from ppuc.ir.types import DType, Space
+from ppuc.ir.vector import compute_dtype
 from ppuc.targets.schema import Target
 
 
@@ -142,7 +143,7 @@ class TiledLowering:
         ins = []
         if anchor is not None:
             assert self.chain.anchor is not None
-            names[self.chain.anchor.name] = builder.param(DType.F32)
+            names[self.chain.anchor.name] = builder.param(compute_dtype(self.chain.anchor.type.dtype))
             ins.append(anchor)
         for operand in self.operands:
             if not operand.written:

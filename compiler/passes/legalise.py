@@ -109,7 +109,11 @@ def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:
 def _check_supported(graph: Graph, module: Module, target: Target) -> None:
     """Raises UsageError when a contraction multiplies a format that the tensor engine does not take."""
     for op in graph.ops:
-        if op.name not in _CONTRACTIONS or target.tensor.supports(op.operands[0].type.dtype):
+        if op.name not in _CONTRACTIONS:
+            continue
+        given = op.operands[0].type.dtype
+        # u8 runs as i8 with a wider product.
+        if target.tensor.supports(DType.I8 if given is DType.U8 else given):
             continue
         where = f"node '{op.loc[0]}' ({op.name})" if op.loc else str(op.results[0])
         _refuse_format(op.operands[0].type.dtype, module, target, where)

@@ -5,6 +5,7 @@ Invariant: describing a file reads no weights.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,8 @@ def artifact_record(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "target": artifact.program.target,
         "target_hash": artifact.program.target_hash,
-        "options": dict(artifact.meta),
+        "options": {key: text for key, text in artifact.meta.items() if key != "nodes"},
+        "nodes": json.loads(artifact.meta.get("nodes", "{}")),
         "inputs": {s.name: str(s.type) for s in artifact.inputs},
         "outputs": {s.name: str(s.type) for s in artifact.outputs},
         "vector_programs": len(artifact.vectors),
@@ -114,11 +116,11 @@ def show(out: Console, record: dict[str, Any]) -> None:
     """Print a record of any kind."""
     from ppuc.compiler.report.tables import quantity, table
 
-    hidden = ("programs", "memory", "kernels", "ops", "file", "kind", "inputs", "outputs", "options")
+    hidden = ("programs", "memory", "kernels", "ops", "file", "kind", "inputs", "outputs", "options", "nodes")
     out.print(f"{record['file']}: {record['kind']} {record.get('name', '')}".rstrip())
     for key, value in record.items():
         if key not in hidden and key != "name":
-            out.print(f"  {key.replace('_', ' ')}: {_flat(value)}")
+            out.print(f"  {key.replace('_', ' ')}: {_flat(_sized(key, value))}")
     for key in ("inputs", "outputs", "options"):
         _show_pairs(out, key, record.get(key, {}))
     if record.get("ops"):
@@ -127,19 +129,33 @@ def show(out: Console, record: dict[str, Any]) -> None:
         rows = [(m["space"], m["role"], quantity(m["bytes"], "B")) for m in record["memory"]]
         table(out, "\nmemory", ("space", "role", "bytes"), rows, left=(0, 1))
     if record.get("programs"):
-        columns = ("kernel", "grid", "rings", "instructions", "l1", "acc", "from")
-        table(out, "\nkernels", columns, map(_program_row, record["programs"]), left=(0, 1, 6))
+        columns = ("kernel", "units", "rings", "code", "l1", "acc", "from")
+        table(out, "\nkernels", columns, map(_program_row, record["programs"]), left=(0, 6))
     elif record.get("kernels"):
-        lines = [(k["kernel"], k["units"], k["buffers"], _flat(k["loc"][:3])) for k in record["kernels"]]
+        lines = [(k["kernel"], k["units"], k["buffers"], _flat(k["loc"][:2])) for k in record["kernels"]]
         table(out, "\nkernels", ("kernel", "units", "buffers", "from"), lines, left=(0, 3))
 
 
 def _program_row(kernel: dict[str, Any]) -> tuple[object, ...]:
+    from ppuc.compiler.report.tables import capacity, shortened
+
+    memory = (capacity(kernel["l1_bytes"]), capacity(kernel["acc_bytes"]))
+    grid = " x ".join(map(str, kernel["grid"].values()))
+    code = sum(kernel["instructions"].values())
+    more = f" +{len(kernel['loc']) - 1}" if len(kernel["loc"]) > 1 else ""
+    origin = shortened(kernel["loc"][0], 22) + more if kernel["loc"] else ""
+    return (shortened(kernel["kernel"], 24), grid, len(kernel["rings"]), code, *memory, origin)
+
+
+def _sized(key: str, value: Any) -> Any:
+    """Byte counts and numbers of parameters with a prefix."""
     from ppuc.compiler.report.tables import quantity
 
-    memory = (quantity(kernel["l1_bytes"], "B"), quantity(kernel["acc_bytes"], "B"))
-    issued = sum(kernel["instructions"].values())
-    return (kernel["kernel"], _flat(kernel["grid"]), len(kernel["rings"]), issued, *memory, _flat(kernel["loc"][:3]))
+    if key == "bytes":
+        return quantity(value, "B")
+    if key == "parameters":
+        return quantity(value)
+    return {space: quantity(size, "B") for space, size in value.items()} if key == "extent_bytes" else value
 
 
 def _show_pairs(out: Console, key: str, entries: dict[str, str] | list[str]) -> None:

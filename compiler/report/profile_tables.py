@@ -54,7 +54,7 @@ def _interval(out: Console, record: dict[str, Any]) -> None:
     low, high = found["seconds"]
     joules = " to ".join(quantity(j, "J") for j in found["joules"])
     off = ", ".join(f"{mark} by {100 * relative:g}%" for mark, relative in found["relative"].items())
-    out.print(f"interval: {duration(low)} to {duration(high)}, {joules}, if numbers are off ({off}); most by")
+    out.print(f"interval: {duration(low)} to {duration(high)}, {joules} (numbers off: {off}), mostly from")
     rows = []
     for number in found["numbers"][:3]:
         below, above = (f"{s / base - 1:+.1%}" for s in number["seconds"])
@@ -91,14 +91,13 @@ def _time(cycles: float, record: dict[str, Any]) -> tuple[str, str]:
 def _use(out: Console, record: dict[str, Any], top: int | None) -> None:
     """Kernels: what bounds them, and what of the chip they use."""
     shown = costliest(record["kernels"], top)
-    columns = ("kernel", "bound by", "cycles", "share", "units", *_ENGINES, "l2 bytes", "hbm bytes")
+    columns = ("kernel", "bound by", "cycles", "share", *_ENGINES, "l2 bytes", "hbm bytes")
     rows = [
         (
-            shortened(row["kernel"], 24),
+            shortened(row["kernel"], max(16, out.width - 79)),
             row["bound_by"],
             f"{row['cycles']:,.0f}",
             percent(row["share"]),
-            row["units"],
             *(percent(row["utilisation"][e]) for e in _ENGINES),
             *_moved(row),
         )
@@ -111,11 +110,12 @@ def _use(out: Console, record: dict[str, Any], top: int | None) -> None:
 def _times(out: Console, record: dict[str, Any], top: int | None) -> None:
     """Kernels: where their time goes."""
     shown = costliest(record["kernels"], top)
-    rows = [(shortened(row["kernel"], 36), f"{row['cycles']:,.0f}", *_split(row)) for row in shown]
+    limit = max(20, out.width - 73)
+    rows = [(shortened(r["kernel"], limit), r["units"], f"{r['cycles']:,.0f}", *_split(r)) for r in shown]
     everything = {"cycles": sum(row["cycles"] for row in record["kernels"]), "split": record["split"]}
-    rows.append((f"all {len(record['kernels'])} kernels", f"{everything['cycles']:,.0f}", *_split(everything)))
-    title = _title("kernels: where their time goes, l1, l2 and hbm for bandwidth", shown, record["kernels"])
-    table(out, title, ("kernel", "cycles", *PARTS), rows)
+    rows.append((f"all {len(record['kernels'])} kernels", "", f"{everything['cycles']:,.0f}", *_split(everything)))
+    title = _title("kernels: where their time goes; l1, l2 and hbm are bandwidth", shown, record["kernels"])
+    table(out, title, ("kernel", "units", "cycles", *PARTS), rows)
 
 
 def _split(row: dict[str, Any]) -> list[str]:
@@ -125,11 +125,12 @@ def _split(row: dict[str, Any]) -> list[str]:
 
 def _nodes(out: Console, record: dict[str, Any], top: int | None) -> None:
     shown = costliest(record["nodes"], top)
+    room = max(34, out.width - 64)
     columns = ("node", "fused with it", "bound by", "cycles", "share", *_ENGINES)
     rows = [
         (
-            shortened(row["node"], 26),
-            _names(row["fused"], 20),
+            shortened(row["node"], room * 3 // 5),
+            _names(row["fused"], room * 2 // 5),
             row["bound_by"],
             f"{row['cycles']:,.0f}",
             percent(row["share"]),

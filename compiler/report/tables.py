@@ -5,6 +5,7 @@ Invariant: nothing is computed here but units and widths; names from models are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
@@ -69,11 +70,28 @@ def percent(share: float) -> str:
 
 
 def shortened(name: str, limit: int) -> str:
-    """`name` in at most `limit` characters, the middle left out: its beginning and end tell names apart."""
-    if len(name) <= limit:
-        return name
-    head = (limit - 1) // 3
-    return f"{name[:head]}…{name[len(name) - (limit - 1 - head) :]}"
+    """`name` in at most `limit` characters. Words before the last one are cut, from the left, to three letters and then
+    to one, because numbers and the end tell names apart; if that is not enough, the middle is left out."""
+    words = re.split(r"([^A-Za-z])", name)
+    for letters in (3, 1):
+        for i, word in enumerate(words[:-1]):
+            if sum(map(len, words)) <= limit:
+                return "".join(words)
+            words[i] = word[:letters]
+    short = "".join(words)
+    if len(short) <= limit:
+        return short
+    head = (limit - 1) // 2
+    return f"{short[:head]}…{short[len(short) - (limit - 1 - head) :]}"
+
+
+def capacity(size: int) -> str:
+    """Bytes of a memory that comes in powers of two: `256 KiB`."""
+    for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= limit:
+            number = size / limit
+            return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+    return f"{size} B"
 
 
 def comparison_table(out: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

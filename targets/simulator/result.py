@@ -14,6 +14,7 @@ import numpy as np
 
 from ppuc.ir.program import Queue
 from ppuc.ir.types import Space
+from ppuc.targets.simulator.power import PowerState
 
 STALL_CAUSES = ("data", "space", "bandwidth", "latency", "sync")
 """Why a queue waits: for a filled slot, for a free slot, for a share of a memory's bandwidth, for a memory's latency, for a
@@ -108,11 +109,32 @@ class Profile:
     """Bytes read from each tensor of the program."""
     tensor_write: Mapping[str, int] = field(default_factory=dict)
     """Bytes written to each tensor of the program."""
+    power: PowerState | None = None
+    """Power when the program repeats without pause."""
 
     @property
     def seconds(self) -> float:
-        """Simulated wall time of the PPU segments."""
+        """Simulated wall time of the PPU segments, power limits aside."""
         return self.cycles / (self.clock_ghz * 1e9)
+
+    @property
+    def joules(self) -> float:
+        """Energy of one run."""
+        return sum(self.energy_joules.values())
+
+    @property
+    def throttled_seconds(self) -> float:
+        """What power and temperature limits add to a run that repeats without pause. Launches draw no dynamic power and
+        are not stretched."""
+        if self.power is None:
+            return 0.0
+        launches = self.launch_cycles / (self.clock_ghz * 1e9)
+        return (self.seconds - launches) * (1.0 / self.power.clock - 1.0)
+
+    @property
+    def sustained_seconds(self) -> float:
+        """Time of a run that repeats without pause."""
+        return self.seconds + self.throttled_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ppuc.targets.schema import Target
 from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.energy import energy_joules
 from ppuc.targets.simulator.flatten import FlatSegment
+from ppuc.targets.simulator.power import steady_power
 from ppuc.targets.simulator.result import STALL_CAUSES, CopyStats, Hazard, KernelStats, Profile
 
 _SPACE = {t.MEM_HBM: Space.HBM, t.MEM_L2: Space.L2, t.MEM_HOST: Space.HOST}
@@ -152,6 +153,7 @@ class Totals:
             values=values,
             tensor_read=dict(self.tensor_read),
             tensor_write=dict(self.tensor_write),
+            power=steady_power(target, sum(energy.values()) - energy["static"], seconds),
         )
 
 
