@@ -27,7 +27,8 @@ from ppuc.targets.schema import Target
 class Tile:
     """Cut every group into tiles for the compute units: sizes by search under the cost model.
 
-    `tries` is how many of the best candidates of a matmul or convolution are measured; with one, the cost model decides.
+    `tries` is how many of the best candidates of a matmul or convolution are measured; with one, the cost model
+    decides.
 
     %y = group(%x, %w) {kind = "matmul"}  ->  %y = group(...) {kernel = "gemm"}; kernel @gemm { for ... }
     """
