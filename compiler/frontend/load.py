@@ -25,6 +25,8 @@ from ppuc.ir.rewrite import without_dead_ops
 
 FAMILIES = (
     "activation",
+    "attention",
+    "cached_attention",
     "contraction",
     "convolution",
     "einsum",
