@@ -34,7 +34,9 @@ PRECISION_NAMES = ("model", "fp32", "bf16", "fp16")
 
 def json_option(function: F) -> F:
     """--json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")(function)
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object instead of tables; docs/json.md describes it."
+    )(function)
 
 
 def target_options(function: F) -> F:
