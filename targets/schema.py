@@ -53,12 +53,14 @@ class Launch:
     """How work reaches the units. A segment costs `segment_launch_us`. At `granularity` kernel each further kernel waits
     for the one before and costs `kernel_us`; within a segment kernels follow one another through their rings.
     `tiles` streaming: a unit loads its next tile while it finishes the last; blocks: a tile's loads wait for a free
-    accumulator slot of its kernel, as a thread block waits for the registers of another. `tile_sides` are the
-    sides that the kernels of the machine's library come in."""
+    accumulator slot of its kernel, as a thread block waits for the registers of another,
+    and products take the time of whole tiles also at a tensor's end. A launch's units begin
+    `dispatch_clk` after one another. `tile_sides` are the sides that the kernels of the machine's library come in."""
 
     granularity: str = quantity("segment|kernel")
     kernel_us: float = quantity("us", zero=True)
     tiles: str = quantity("streaming|blocks")
+    dispatch_clk: int = quantity("clk", zero=True)
     tile_sides: str = quantity("any|powers of two")
 
 

@@ -254,10 +254,10 @@ def ranked(found: Sequence[Priced], rank: int, what: str, target: Target) -> Pri
 
 def sides(limit: int, target: Target, most: int) -> list[int]:
     """Sides of tiles that the target's tensor engine takes: any of `sizes`, or the powers of two that a kernel library
-    comes in, the last of them reaching over `limit` by a third at the most. Long ones pay where weights stay in a
+    comes in. Long ones pay where weights stay in a
     systolic array."""
     if target.launch.tile_sides == "powers of two":
-        return [s for s in LIBRARY_SIDES if 3 * s <= 4 * limit and s <= most] or [LIBRARY_SIDES[0]]
+        return [s for s in LIBRARY_SIDES if s <= min(limit, most)] or [LIBRARY_SIDES[0]]
     return sizes(limit, 16, 16 * most if target.tensor.organisation == "systolic" else most)
 
 

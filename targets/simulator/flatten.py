@@ -120,6 +120,7 @@ def machine_of(target: Target) -> t.Machine:
         ring_op=float(target.sync.ring_op_clk),
         engine=engine_of(target),
         gap=gap_clk(target),
+        whole_tiles=target.launch.tiles == "blocks",
         l1_rate=float(target.l1.bytes_per_clk),
         acc_rate=float(target.acc.bytes_per_clk),
         burst=target.hbm.burst_bytes,
@@ -133,6 +134,7 @@ def machine_of(target: Target) -> t.Machine:
         room=np.minimum([target.load.in_flight, target.store.in_flight, limit, limit, target.stage.in_flight], limit),
         latency=np.array([latency_clk(s, target) for s in (Space.HBM, Space.L2, Space.HOST)]),
         hop=np.repeat(hop_offsets(target), target.cu_per_ce),
+        dispatch=float(target.launch.dispatch_clk),
         bump=target.sync.counter_bump_ns * ns,
         capacity=np.array(capacity),
     )

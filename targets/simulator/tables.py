@@ -119,6 +119,7 @@ class Machine(NamedTuple):
     ring_op: float
     engine: int  # cost.LANES, WEIGHT_STATIONARY or OUTPUT_STATIONARY
     gap: int  # cost.gap_clk
+    whole_tiles: bool  # an mma takes the time of a whole tile, whatever part of it is valid
     l1_rate: float
     acc_rate: float
     burst: int
@@ -132,6 +133,7 @@ class Machine(NamedTuple):
     room: np.ndarray  # [5] instructions in flight, by queue
     latency: np.ndarray  # [3] by memory
     hop: np.ndarray  # [units] cycles that a unit's round trips take beyond the mean
+    dispatch: float  # cycles from one unit's begin to the next one's
     bump: float
     capacity: np.ndarray  # [3 + CEs + units] bytes per cycle of each resource
 

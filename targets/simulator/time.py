@@ -490,6 +490,8 @@ def _queue_transfer(c: Code, m: Machine, st: State, s: int, i: int, last: int, c
     entry[0], entry[1], entry[2], entry[3], entry[4], entry[5] = i, last, st.box[3], st.box[4], fetched, memory
     # A store asks nothing of the memory before its data arrives there.
     latency = 0.0 if kind == STORE else m.latency[memory] + _hop(m, s)
+    if kind == LOAD and st.q[s, 2] == 0:
+        latency += s // 4 * m.dispatch
     times[0] = st.now[0] + clk + m.start[kind] + latency
     times[1] = flow_cap(float(fetched), float(moved), float(fetched // run), m.row[kind], m.rate[kind])
     times[2] = 1.0

@@ -120,9 +120,20 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> 
         cols *= st.cnt[a]
     for a in range(na + nn, na + nn + nk):
         k *= st.cnt[a]
+    m_time, n_time, k_time = rows, cols, k
+    if m.whole_tiles:
+        m_time, n_time, k_time = 1, 1, 1
+        for a in range(na + nn + nk):
+            n = c.bd[bound + a, 2]
+            if a < na:
+                m_time *= n
+            elif a < na + nn:
+                n_time *= n
+            else:
+                k_time *= n
     fm, fn, fk, ii, size = c.mma[v, 3], c.mma[v, 4], c.mma[v, 5], c.mma[v, 6], c.mma[v, 7]
-    busy = engine_clk(rows, cols, k, fm, fn, fk, ii, m.lane_rows, m.lane_cols, m.engine, m.gap)
-    read = mma_operand_bytes(rows, cols, k, fm, fn, fk, m.lane_rows, m.lane_cols, m.engine, size)
+    busy = engine_clk(m_time, n_time, k_time, fm, fn, fk, ii, m.lane_rows, m.lane_cols, m.engine, m.gap)
+    read = mma_operand_bytes(m_time, n_time, k_time, fm, fn, fk, m.lane_rows, m.lane_cols, m.engine, size)
     st.n[i, 2] += read
     if (first_mask & c.mma[v, 8]) != c.mma[v, 8]:
         st.n[i, 4] += rows * cols * 4
