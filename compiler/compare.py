@@ -109,7 +109,7 @@ def _compare_float(name: str, got: np.ndarray, want: np.ndarray, tolerance: Tole
     rms = _ratio(_rms(error), scale)
     spread = tolerance.spread(got.size)
     limit = spread * tolerance.relative * (np.abs(b) + scale) + tolerance.absolute
-    worst = _index(int(np.argmax(error)), got.shape)
+    worst = _index(int(np.argmax(error)), got.shape) if got.size else ()
     reason = ""
     if rms > tolerance.relative and _rms(error) > tolerance.absolute:
         reason = f"relative error {rms:.2e} exceeds {tolerance.relative:.2e} (SQNR {_decibel(rms):.1f} dB)"

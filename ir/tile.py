@@ -361,6 +361,7 @@ class VecPlan:
         where = tuple(slice(None, n if s > 1 else None) for n, s in zip(limits, shape, strict=True))
         out = np.zeros(shape, bits_dtype(dtype))
         part = out[where]
+        value = value.reshape((1,) * (part.ndim - value.ndim) + value.shape)
         part[...] = narrow(np.broadcast_to(value[tuple(slice(n) for n in part.shape)], part.shape), dtype)
         return out
 

@@ -69,6 +69,9 @@ class Chain:
     direct: dict[str, str] = field(default_factory=dict)
     """Body results that are views of memory (copies, pads) -> their external key."""
     reduce_axes: tuple[int, ...] = ()
+    spans: dict[str, frozenset[int]] = field(default_factory=dict)
+    """Chain value -> the domain axes along which its tiles have more than one element: those of what it is computed
+    from, which a broadcast operand or an immediate does not have."""
     operand_keys: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def rounds_on_store(self, op: Op) -> bool:
@@ -155,6 +158,7 @@ def analyse(body: Graph, anchor: Value | None, domain: tuple[int, ...], skip: fr
     chain = Chain(domain, anchor)
     resolver = Resolver(body)
     if anchor is not None:
+        chain.spans[anchor.name] = frozenset(range(len(domain)))
         chain.pulls[anchor.name] = () if anchor.type.dims == domain else (_coarsening(anchor, domain),)
     for op in body.ops:
         result = op.results[0]
@@ -208,6 +212,31 @@ def _view_on_chain(chain: Chain, op: Op) -> None:
     chain.pulls[result.name] = (*pull, op)
 
 
+def _set_span(chain: Chain, op: Op, axes: Sequence[int]) -> None:
+    """Record what `op` spans. Raises NotFusable when it combines elements along an axis that its operand lacks, where
+    the number of elements or their positions matter."""
+    span: set[int] = set()
+    for i, operand in enumerate(op.operands):
+        key = chain.operand_keys.get((op.results[0].name, i))
+        if key is None:
+            span |= chain.spans.get(chain.alias.get(operand.name, operand.name), frozenset())
+        else:
+            external = chain.externals[key]
+            strides = enumerate(zip(external.view.shape, external.view.strides, strict=True))
+            span |= {a for a, (size, stride) in strides if external.padded or (size != 1 and stride != 0)}
+    if op.name in ("argreduce", "cumsum") and op.operands[0].type.dims[axes[0]] == 1:
+        span = set() if op.name == "argreduce" or op.attrs.exclusive else span  # type: ignore[attr-defined]
+    missing = [a for a in axes if op.operands[0].type.dims[a] != 1 and a not in span]
+    if missing and not _only_extremes(op):
+        raise NotFusable(f"'{op.name}' along an axis that is broadcast")
+    chain.spans[op.results[0].name] = frozenset(span if op.name == "cumsum" else span - set(axes))
+
+
+def _only_extremes(op: Op) -> bool:
+    """Whether a reduction gives the same for one element as for many equal ones."""
+    return getattr(op.attrs, "kind", "") in ("max", "min") and not getattr(op.attrs, "last", False)
+
+
 def _same_but_ones(a: Sequence[int], b: Sequence[int]) -> bool:
     return [d for d in a if d != 1] == [d for d in b if d != 1]
 
@@ -242,6 +271,7 @@ def _chain_op(chain: Chain, resolver: Resolver, op: Op) -> None:
         key = f"{operand.name}|{','.join(p.results[0].name for p in pull)}"
         chain.operand_keys[op.results[0].name, i] = key
         chain.externals[key] = _to_domain(source, target, pull, chain.domain)
+    _set_span(chain, op, axes)
     chain.ops.append(op)
     chain.pulls[op.results[0].name] = pull
 
@@ -252,6 +282,7 @@ def _squeezed_op(chain: Chain, op: Op) -> None:
     shapes = {(v.type.dims, chain.squeezed.get(v.name)) for v in operands}
     if len(shapes) != 1 or op_axes(op) or op.results[0].type.dims != operands[0].type.dims:
         raise NotFusable("a reduced value is used after its axes were dropped")
+    _set_span(chain, op, ())
     chain.ops.append(op)
     chain.pulls[op.results[0].name] = chain.pulls[operands[0].name]
     chain.squeezed[op.results[0].name] = chain.squeezed[operands[0].name]
@@ -282,9 +313,11 @@ def _check_broadcast(shape: Sequence[int], current: Sequence[int]) -> None:
 def _to_domain(source: External, shape: tuple[int, ...], pull: tuple[Op, ...], domain: tuple[int, ...]) -> External:
     """`source` broadcast to the op's `shape`, through the inverse of `pull`, in domain rank."""
     if source.padded:
-        if pull or source.extent != domain:
+        lead = len(domain) - len(source.extent)
+        if pull or lead < 0 or (1,) * lead + source.extent != domain:
             raise NotFusable("a padded operand is broadcast or reshaped")
-        return source
+        view = View((1,) * lead + source.view.shape, (0,) * lead + source.view.strides, source.view.offset)
+        return External(source.value, view, (0,) * lead + source.low, domain, source.pad)
     view = source.view if not pull else views.expand(source.view, shape)
     for op in reversed(pull):
         back = views.undo(op, view)

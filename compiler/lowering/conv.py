@@ -39,6 +39,10 @@ from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
+POINTS = ((16, 32, 64, 128, 256), (8, 4, 2, 1))
+"""Result points of a tile that are tried: those that fill a fragment's rows, then, where the halo around so many does
+not fit, fewer."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConvChoice:
@@ -132,18 +136,26 @@ class ConvLowering(ContractionLowering):
             and not self.grouped
         ):
             packed_options.append(True)
-        found = (self._best(tiles, packed) for tiles in self._tile_candidates() for packed in packed_options)
-        return ranked([choice for choice in found if choice is not None], rank, "convolution", self.target)
+        found: list[ConvChoice] = []
+        for points in POINTS:
+            choices = (
+                self._best(tiles, packed) for tiles in self._tile_candidates(points) for packed in packed_options
+            )
+            found += [choice for choice in choices if choice is not None]
+            if found:
+                break
+        return ranked(found, rank, "convolution", self.target)
 
-    def _tile_candidates(self) -> list[list[int]]:
-        """Tiles of all merged axes: images and groups one at a time, space from whole rows to squares, channels."""
+    def _tile_candidates(self, sizes_of_space: Sequence[int]) -> list[list[int]]:
+        """Tiles of all merged axes: images and groups one at a time, space (some of `sizes_of_space` points) from whole
+        rows to squares, channels."""
         axes = self.space.axes
         channel = self.at[-1]
         spaces = [self.at[1 + d] for d in range(self.spatial)]
         free = [s for s in spaces if s is not None]
         found: set[tuple[int, ...]] = set()
         for points, tn in itertools.product(
-            (16, 32, 64, 128, 256), sizes(axes[channel].size, 16, 256) if channel is not None else [1]
+            sizes_of_space, sizes(axes[channel].size, 16, 256) if channel is not None else [1]
         ):
             for width in (axes[free[-1]].size, 4, 8, 16, 32) if free else (1,):
                 tiles = [1] * len(axes)

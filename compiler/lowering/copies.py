@@ -104,10 +104,10 @@ def strided_copy(external: External, result: View, source_tensor: str, result_te
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(geometry: Geometry, target: Target) -> Plan:
-    """The cheapest tiling of one copy. Raises NotFusable when no tile fits l1."""
+def plan(geometry: Geometry, target: Target, copies: int = 1) -> Plan:
+    """The cheapest tiling of one of `copies` copies that share l1. Raises NotFusable when no tile fits."""
     best: tuple[float, Plan] | None = None
-    for limit in (cost.l1_budget(target), target.l1.bytes):
+    for limit in (cost.l1_budget(target) // copies, target.l1.bytes // copies):
         for tiles in _candidates(geometry, target):
             for turned in (False, True):
                 if (turned and not _can_turn(geometry, tiles)) or _bytes(geometry, tiles, turned) > limit:
@@ -117,7 +117,15 @@ def plan(geometry: Geometry, target: Target) -> Plan:
                     best = price, Plan(tiles, turned, beat)
         if best is not None:
             return best[1]
-    raise NotFusable(f"no tile of {list(geometry.sizes)} fits l1 of {target.l1.bytes} bytes")
+    among = f", shared by {copies} copies" if copies > 1 else ""
+    raise NotFusable(f"no tile of {list(geometry.sizes)} fits l1 of {target.l1.bytes} bytes{among}")
+
+
+def _plans(geometries: Sequence[Geometry], target: Target) -> list[Plan]:
+    """The cheapest tilings whose tiles fit l1 together. Raises NotFusable."""
+    plans = [plan(geometry, target) for geometry in geometries]
+    taken = sum(_bytes(g, p.tiles, p.turned) for g, p in zip(geometries, plans, strict=True))
+    return plans if taken <= target.l1.bytes else [plan(geometry, target, len(geometries)) for geometry in geometries]
 
 
 def _candidates(geometry: Geometry, target: Target) -> Iterator[tuple[int, ...]]:
@@ -223,7 +231,7 @@ def add_copies(kernel: KernelBuilder, copies: Sequence[Copy], target: Target) ->
     """Append one nest per copy. Copies without elements must have been left out."""
     if not copies:
         return
-    plans = [plan(copy.geometry, target) for copy in copies]
+    plans = _plans([copy.geometry for copy in copies], target)
     grid = _shared_grid([copy.geometry for copy in copies], plans, target)
     for number, (copy, chosen) in enumerate(zip(copies, plans, strict=True)):
         nest = _dealt_nest(copy.geometry, chosen, grid, f".{number}" if len(copies) > 1 else "")

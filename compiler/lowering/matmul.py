@@ -80,6 +80,8 @@ class MatmulLowering(ContractionLowering):
         count = range(len(self.space.axes))
         self.m_axes = [i for i in count if self.a.present(i) and not self.b.present(i)]
         self.n_axes = [i for i in count if self.b.present(i) and not self.a.present(i)]
+        # a batch axis that only B has comes before the rows, where an accumulator has no columns
+        self.n_axes = [i for i in self.n_axes if not self.m_axes or i > self.m_axes[-1]]
         self.batch_axes = [i for i in count if i not in self.m_axes and i not in self.n_axes]
         if any(i in self.m_axes or i in self.batch_axes for i in self.reduced):
             raise NotFusable("the epilogue reduces over rows")

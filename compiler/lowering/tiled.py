@@ -163,14 +163,28 @@ class TiledLowering:
             nest.add(depth, Store(param, buffer, self.index(operand.access, loops)), after=after)
 
     def _copy(self, nest: Nest, depth: int) -> None:
-        """Load and store without computing: the group only moves elements."""
+        """Load and store: the group only moves elements, or widens them."""
         loops = {loop.name: loop for loop in nest.loops}
-        buffers = {o.key: self.load(nest, o, self.load_depth) for o in self.operands if not o.written}
+        loaded = {o.key: (o, self.load(nest, o, self.load_depth)) for o in self.operands if not o.written}
         for operand in self.operands:
             if operand.written:
-                buffer = buffers[self.chain.direct[operand.key[4:]]]
+                source, buffer = loaded[self.chain.direct[operand.key[4:]]]
+                if source.dtype is not operand.dtype:
+                    buffer = self._widen(nest, depth, source, buffer, operand, loops)
                 param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
                 nest.add(depth, Store(param, buffer, self.index(operand.access, loops)))
+
+    def _widen(
+        self, nest: Nest, depth: int, source: Operand, tile: str, result: Operand, loops: Mapping[str, Tiling]
+    ) -> str:
+        """Add a vec that reads a tile of one dtype and writes one of another; returns the buffer it writes."""
+        builder = ProgramBuilder()
+        program = builder.finish(f"{self.name}.{result.dtype}", [(builder.param(source.dtype), result.dtype)])
+        if program.name not in {v.name for v in self.kernel.vectors}:
+            self.kernel.vector(program)
+        buffer = self.kernel.buffer("o", result.dtype, self.tile_shape(result.access))
+        nest.add(depth, Vec(program.name, (buffer,), (tile,), self.valid(loops)))
+        return buffer
 
 
 def groups(domain: Sequence[int], space: IterationSpace) -> list[list[int]]:

@@ -71,12 +71,20 @@ def emit_op(builder: ProgramBuilder, op: Op, args: Sequence[str], axes: Sequence
     if op.name == "argreduce":
         return _argreduce(builder, op, args[0], axes)
     if op.name == "cumsum":
-        return builder.step("cumsum", args[0], ints=(axes[0], attrs.exclusive, attrs.reverse))  # type: ignore[attr-defined]
+        return _cumsum(builder, op, args[0], axes)
     if op.name == "isinf":
         return builder.step("isinf", args[0], ints=(attrs.positive, attrs.negative))  # type: ignore[attr-defined]
     if OPS[op.name].kind is not Kind.ELEMENTWISE:
         raise ValueError(f"'{op.name}' has no vector step")
     return builder.step(op.name, *args)
+
+
+def _cumsum(builder: ProgramBuilder, op: Op, x: str, axes: Sequence[int]) -> str:
+    """Along an axis of one element the sum is the element, or nothing."""
+    exclusive: bool = op.attrs.exclusive  # type: ignore[attr-defined]
+    if axes:
+        return builder.step("cumsum", x, ints=(axes[0], exclusive, op.attrs.reverse))  # type: ignore[attr-defined]
+    return builder.const(0, op.results[0].type.dtype) if exclusive else x
 
 
 def _argreduce(builder: ProgramBuilder, op: Op, x: str, axes: Sequence[int]) -> str:

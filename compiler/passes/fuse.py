@@ -12,7 +12,7 @@ each group's body has the constants of one element inside and everything else as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -73,6 +73,7 @@ class Grouping:
         self.groups: list[list[int]] = []
         self.refused: dict[tuple[int, int], str] = {}
         """(group, op) -> why the op, which reads what the group computes, is not part of it."""
+        self.apart: dict[int, tuple[str, ...]] = {}  # seed -> what its group reads as it is in memory: pads, views
         self.builder = Builder(all_names(graph))
         self.lowered = Lowered(target)
 
@@ -95,12 +96,24 @@ class Grouping:
         number = len(self.groups)
         self.groups.append(members)
         self.group_of[seed] = number
+        self._read_apart(seed, self._check)
         if kind_of(self.graph.ops[seed]) not in ("gather", "scatter", "concat") and self.epilogues:
             self._extend(members, number)
         self._shed(members)
         while len(members) > 1 and (why_not := self._misfit(members)):
             dropped = members.pop()  # no other member reads what the last op computes
             self.refused[self.group_of.pop(dropped), dropped] = why_not
+        if len(members) == 1 and len(self._needed(members)) > 1:
+            self._read_apart(seed, self._misfit)
+
+    def _read_apart(self, seed: int, obstacle: Callable[[Sequence[int]], str]) -> None:
+        """Take pads, then views as well, out of what the group reads through, until nothing is in the way of a group of
+        `seed` alone."""
+        for apart in ((), ("pad",), ("pad", "view")):
+            if len(apart) >= len(self.apart.get(seed, ())):
+                self.apart[seed] = apart
+                if not obstacle([seed]):
+                    return
 
     def _shed(self, members: list[int]) -> None:
         """Leave out ops whose results only others read, when what they are computed from is stored anyway: the readers
@@ -188,22 +201,26 @@ class Grouping:
         """Add an op to a group; why that cannot be, or ""."""
         members.append(i)
         members.sort()
-        try:
-            self._check(members)
-        except NotFusable as error:
+        why_not = self._check(members)
+        if why_not:
             members.remove(i)
+        return why_not
+
+    def _check(self, members: Sequence[int]) -> str:
+        """Why the ops do not form one kernel, whatever its tiles; "" when they do."""
+        body, _ = self._body(members)
+        try:
+            check_group(body, self.target)
+        except NotFusable as error:
             return str(error)
         return ""
-
-    def _check(self, members: Sequence[int]) -> None:
-        body, _ = self._body(members)
-        check_group(body, self.target)
 
     # -- bodies --------------------------------------------------------------------------------------------------
 
     def _needed(self, members: Sequence[int]) -> list[int]:
         """Members, the views through which their operands are read, and scalar constants."""
         wanted = set(members)
+        apart = {what for i in members for what in self.apart.get(i, ())}
         stack = [(i, i) for i in members]
         while stack:
             i, reader = stack.pop()
@@ -214,8 +231,8 @@ class Grouping:
                 op = self.graph.ops[source]
                 on_chain = OPS[self.graph.ops[reader].name].kind in CHAIN_KINDS
                 number = scalar_constant(op) is not None and on_chain
-                view = is_view(op) and self._readable(op, self.graph.ops[reader])
-                pad = _foldable_pad(op) and OPS[self.graph.ops[i].name].kind in CHAIN_KINDS
+                view = "view" not in apart and is_view(op) and self._readable(op, self.graph.ops[reader])
+                pad = "pad" not in apart and _foldable_pad(op) and OPS[self.graph.ops[i].name].kind in CHAIN_KINDS
                 if number or view or pad:
                     wanted.add(source)
                     stack.append((source, reader))
@@ -228,7 +245,7 @@ class Grouping:
         if view is None:
             return False
         if reader.name == "scatter_nd":  # updates its data in place
-            return views.coalesced(view) == views.coalesced(View.contiguous(view_op.results[0].type.dims))
+            return self._is_alias(view_op)
         return not self._slow(view, reader)
 
     def _body(self, members: Sequence[int]) -> tuple[Graph, tuple[Value, ...]]:
@@ -261,16 +278,23 @@ class Grouping:
             if i in self.group_of or not (is_view(op) or op.name == "pad"):
                 continue
             if is_view(op):
-                root, view = self._view(op.results[0])
-                if view is None:
-                    pending += [i, self.position[op.operands[0].name]]
-                    self._materialise(self.position[op.operands[0].name], pending)
-                    continue
-                if views.coalesced(view) == views.coalesced(View.contiguous(op.results[0].type.dims)):
+                self._ground(i, pending)
+                if self._is_alias(op):
+                    root, _ = self._view(op.results[0])
                     if root.name in self.position:
                         pending.append(self.position[root.name])
                     continue
             self._materialise(i, pending)
+
+    def _ground(self, i: int, pending: list[int]) -> None:
+        """Copy as many of the views that lead to view `i` as it takes to make it a strided view of memory."""
+        op = self.graph.ops[i]
+        if self._view(op.results[0])[1] is not None:
+            return
+        source = self.position[op.operands[0].name]
+        self._ground(source, pending)
+        if self._view(op.results[0])[1] is None:
+            self._materialise(source, pending)
 
     def _materialise(self, i: int, pending: list[int]) -> None:
         if i in self.group_of or self.graph.ops[i].name == "const":
@@ -332,8 +356,11 @@ class Grouping:
         return _prune(_with_output_copies(_with_scatter_copies(graph, self.builder), self.builder))
 
     def _is_alias(self, op: Op) -> bool:
-        _, view = self._view(op.results[0])
-        return view is not None and views.coalesced(view) == views.coalesced(View.contiguous(op.results[0].type.dims))
+        """Whether a view's elements are all those of some value in memory, in order."""
+        root, view = self._view(op.results[0])
+        if view is None or root.type.elements != view.elements:
+            return False
+        return view.elements == 0 or views.coalesced(view) == views.coalesced(View.contiguous(view.shape))
 
     def _alias(self, op: Op) -> Op:
         root, _ = self._view(op.results[0])

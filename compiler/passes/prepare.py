@@ -1,7 +1,7 @@
 """Brings the graph into the forms that kernels know, just before fusion.
 
-Invariant afterwards: every reduction keeps its axes; a 1x1 convolution without padding is a matmul; constants of one
-element that are read elementwise have rank 0.
+Invariant afterwards: every reduction keeps its axes; a 1x1 convolution without padding is a matmul; only parameters and
+constants are empty, and no op reads them; no concat has more than MOST_JOINED operands.
 """
 
 from __future__ import annotations
@@ -11,22 +11,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from ppuc.compiler.passes.graph_walk import with_graph
-from ppuc.ir.graph import Op, Value
+from ppuc.ir.graph import Attrs, Op, Value
 from ppuc.ir.module import Module
+from ppuc.ir.ops.base import OPS
 from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
 from ppuc.ir.ops.reduction import ArgreduceAttrs, ReduceAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs
 from ppuc.ir.rewrite import Builder, rewrite, without_dead_ops
 from ppuc.targets.schema import Target
 
+MOST_JOINED = 32
+"""Operands of one concat: each has a ring, and two kernels in flight share those of a unit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Rewrite reductions to keep their axes and pointwise convolutions to matmuls.
+    """Rewrite reductions to keep their axes and pointwise convolutions to matmuls; drop what is empty.
 
     reduce(x) {keepdims = false}         ->  reshape(reduce(x) {keepdims = true})
     conv(x, w[1, 1, c, o]) {strides = s} ->  matmul(slice(x) {steps = s}, w[c, o])
+    matmul(a[m, 0], b[0, n])             ->  const of zeros
+    concat(x, y[0, n], z)                ->  concat(x, z)
     """
 
     name: ClassVar[str] = "prepare"
@@ -38,12 +46,41 @@ class Prepare:
 
 def _rule(b: Builder, op: Op) -> Sequence[Value] | None:
     attrs = op.attrs
+    if op.operands and any(0 in v.type.dims for v in (*op.operands, *op.results)):
+        return _without_empty(b, op)
+    if op.name == "concat" and len(op.operands) > MOST_JOINED:
+        return [_joined(b, op.operands, attrs)]
     if isinstance(attrs, ReduceAttrs | ArgreduceAttrs) and not attrs.keepdims:
         kept = b(op.name, *op.operands, attrs=replace(attrs, keepdims=True), hint=op.results[0].name)
         return [b("reshape", kept, attrs=ReshapeAttrs(op.results[0].type.dims), hint=op.results[0].name)]
     if op.name == "conv":
         return _pointwise(b, op)
     return None
+
+
+def _without_empty(b: Builder, op: Op) -> Sequence[Value] | None:
+    """What `op` gives when its result or some operand has no elements: a constant if nothing is left to read, else what
+    it makes of the other operands."""
+    left = [v for v in op.operands if 0 not in v.type.dims]
+    if all(0 in r.type.dims for r in op.results):
+        return [b.const(np.zeros(r.type.dims, r.type.dtype.numpy), hint=r.name) for r in op.results]
+    if not left:
+        reference = OPS[op.name].reference
+        assert reference is not None
+        arrays = reference(op.attrs, *(np.zeros(v.type.dims, v.type.dtype.numpy) for v in op.operands))
+        return [b.const(np.ascontiguousarray(a), hint=r.name) for a, r in zip(arrays, op.results, strict=True)]
+    if op.name == "concat":
+        return [_joined(b, left, op.attrs)]
+    return left[:1] if op.name == "scatter_nd" else None
+
+
+def _joined(b: Builder, parts: Sequence[Value], attrs: Attrs) -> Value:
+    """The concatenation of `parts`, in ops of at most MOST_JOINED operands."""
+    while len(parts) > 1:
+        cuts = range(0, len(parts), MOST_JOINED)
+        chunks = [parts[i : i + MOST_JOINED] for i in cuts]
+        parts = [b("concat", *chunk, attrs=attrs) if len(chunk) > 1 else chunk[0] for chunk in chunks]
+    return parts[0]
 
 
 def _pointwise(b: Builder, op: Op) -> Sequence[Value] | None:
