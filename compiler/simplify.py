@@ -17,6 +17,7 @@ import numpy as np
 from ppuc.compiler.compare import Comparison, compare
 from ppuc.compiler.frontend import clean_arithmetic, clean_patterns, clean_shapes
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
+from ppuc.compiler.frontend.clean_branches import inline_branches
 from ppuc.compiler.frontend.clean_constants import drop_unread, fold_constants, merge_equal_nodes
 from ppuc.compiler.frontend.clean_views import RULES
 from ppuc.compiler.frontend.export import bind, read_model, static_types, to_graph, to_model
@@ -91,6 +92,7 @@ def _round(g: ModelGraph) -> bool:
     """Every rule once, wherever it applies. Equal nodes are merged last: of two equal convolutions each can take in the
     normalisation behind it; once they are one, neither normalisation can join."""
     changed = fold_constants(g)
+    changed |= inline_branches(g)
     changed |= drop_unread(g)
     for node in g.live_nodes():
         if node.domain == "" and not node.has_graph:

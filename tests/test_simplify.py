@@ -279,6 +279,23 @@ def test_tensors_that_subgraphs_capture_keep_their_names() -> None:
     assert simplified(text)[1] == {"Relu": 1, "Exp": 1, "If": 1, "Neg": 1, "Identity": 1}
 
 
+def test_a_branch_with_a_known_condition_takes_the_place_of_the_if() -> None:
+    text = """g (float[N, 1, 4] x) => (float[N, 4] y) {
+        s = Shape(x) d = Gather(s, one) c = Equal(d, one) a = Exp(x)
+        r = If (c) <
+            then_branch = t () => (float[N, 4] p) {
+                axes = Constant<value_ints = [1]>() k = Neg(x) p = Squeeze(k, axes)
+            },
+            else_branch = e () => (float[N, 1, 4] q) { q = Identity(a) }
+        >
+        b = Add(r, r) m = Squeeze(a, axis) y = Add(b, m)
+    }"""
+    model = model_of(text, {"one": np.array(1, np.int64), "axis": np.array([1], np.int64)})
+    result = simplify(model)
+    assert result.ok
+    assert dict(result.after) == {"Squeeze": 2, "Add": 2, "Exp": 1, "Neg": 1}
+
+
 def test_initialisers_that_are_inputs_too_are_constants() -> None:
     model = model_of("g (float[2, 4] x, float[4] k) => (float[2, 4] y) { e = Exp(k) y = Mul(x, e) }", {"k": normal(4)})
     result = simplify(model)

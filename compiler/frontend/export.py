@@ -79,13 +79,11 @@ def to_graph(model: onnx.ModelProto, where: str) -> ModelGraph:
     outputs = [o.name for o in model.graph.output]
     nodes = []
     for label, proto in ordered(model.graph.node, {i.name for i in inputs} | constants.keys(), outputs, where):
-        constant = _constant_node(proto)
+        constant = constant_of(proto)
         if constant is not None and proto.output[0] not in outputs:
             constants[proto.output[0]] = constant
             continue
-        node = Node(proto.op_type, proto.input, proto.output, label, normal_domain(proto.domain))
-        node.attributes = {a.name: a for a in proto.attribute}
-        nodes.append(node)
+        nodes.append(parsed_node(proto, label))
     opset = opset_versions(model.opset_import)[""]
     g = ModelGraph(opset, list(model.opset_import), inputs, list(model.graph.output), nodes, constants)
     g.index()
@@ -97,6 +95,13 @@ def to_graph(model: onnx.ModelProto, where: str) -> ModelGraph:
     return g
 
 
+def parsed_node(proto: onnx.NodeProto, name: str) -> Node:
+    """A node under a name of its own."""
+    node = Node(proto.op_type, proto.input, proto.output, name, normal_domain(proto.domain))
+    node.attributes = {a.name: a for a in proto.attribute}
+    return node
+
+
 def _declared(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> int | Poly:
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
@@ -104,7 +109,8 @@ def _declared(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension) -> int
     return symbol(dim.dim_param if usable else f"{name}:{axis}")
 
 
-def _constant_node(proto: onnx.NodeProto) -> Constant | None:
+def constant_of(proto: onnx.NodeProto) -> Constant | None:
+    """The constant that a Constant node defines; None for other nodes, strings and sparse tensors."""
     if proto.op_type != "Constant" or normal_domain(proto.domain):
         return None
     attribute = proto.attribute[0]

@@ -114,6 +114,17 @@ class Constant:
         return numpy_helper.from_array(np.ascontiguousarray(self.array).reshape(self.shape), name)
 
 
+def _defined(graph: onnx.GraphProto) -> set[str]:
+    """Names that a subgraph and those inside it define; ONNX wants them to differ from all others."""
+    names = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    for node in graph.node:
+        names.update(node.output)
+        for a in node.attribute:
+            for inner in ([a.g] if a.HasField("g") else []) + list(a.graphs):
+                names |= _defined(inner)
+    return names
+
+
 @dataclass(slots=True)
 class ModelGraph:
     """`opset` is that of the standard domain; `inputs` and `outputs` are the model's declarations. `types` maps tensors
@@ -140,13 +151,15 @@ class ModelGraph:
         self.producers = {o: n for n in self.nodes for o in n.outputs if o}
         self.uses = {}
         self.pinned = {o.name for o in self.outputs}
+        inner: set[str] = set()
         for n in self.nodes:
             for name in filter(None, n.inputs):
                 self.uses.setdefault(name, []).append(n)
             for a in n.attributes.values():
                 for graph in ([a.g] if a.HasField("g") else []) + list(a.graphs):
                     self.pinned |= captured(graph)
-        self._names = set(self.producers) | set(self.constants) | {i.name for i in self.inputs} | self.pinned
+                    inner |= _defined(graph)
+        self._names = inner | set(self.producers) | set(self.constants) | {i.name for i in self.inputs} | self.pinned
 
     # What is known of a tensor
 
