@@ -85,7 +85,8 @@ def attention_of_ort(ctx: NodeContext) -> Sequence[Value]:
     if ctx.has(2):
         projected = ctx.op("add", projected, ctx.operand(2))
     hidden = projected.type.dims[2]
-    sizes = [int(s) for s in ctx.attr("qkv_hidden_sizes", [])] or [hidden // 3] * 3
+    given: Sequence[int] = ctx.attr("qkv_hidden_sizes", [])
+    sizes = [int(s) for s in given] or [hidden // 3] * 3
     starts = (0, sizes[0], sizes[0] + sizes[1])
     q, k, v = (split_heads(ctx, sliced(ctx, projected, 2, a, n), heads) for a, n in zip(starts, sizes, strict=True))
     past: list[Value | None] = [None, None]

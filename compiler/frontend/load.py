@@ -28,6 +28,7 @@ FAMILIES = (
     "attention",
     "cached_attention",
     "contraction",
+    "contrib",
     "convolution",
     "einsum",
     "elementwise",
