@@ -16,7 +16,6 @@ from ppuc.compiler.entry import compile
 from ppuc.compiler.report import interval as interval_module
 from ppuc.compiler.report.interval import RELATIVE, deviation, interval, uncertain_numbers, with_number
 from ppuc.compiler.report.profile import profile_record
-from ppuc.compiler.report.split import PARTS
 from ppuc.compiler.report.trace import write_trace
 from ppuc.compiler.report.trace_counters import counters, spread
 from ppuc.compiler.report.waterfall import STEPS, compulsory_bytes, waterfall
@@ -26,6 +25,7 @@ from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Leaf
 from ppuc.targets.simulator.run import RawResult
+from ppuc.targets.simulator.split import PARTS
 from tests.small_models import mlp
 
 MACHINES = ("ppu-tiny", "zhenwu-m890")
@@ -301,3 +301,28 @@ def test_the_waterfall_needs_no_names_of_kernels_twice() -> None:
     found = waterfall(profile, made.artifact.program, load_target("ppu-tiny"), dict.fromkeys(names, 1.0))
     assert found["total_cycles"] == profile.cycles
     assert DType.F32 in {t.dtype for t in made.artifact.program.tensors}
+
+
+# Launches.
+
+
+@pytest.mark.parametrize("granularity", ["segment", "kernel"])
+def test_kernels_and_launches_sum_to_the_run(granularity: str) -> None:
+    made = program("zhenwu-m890")
+    target = override(made.target, f"launch.granularity={granularity}", "launch.kernel_us=2")
+    record = record_of(dataclasses.replace(made, target=target))
+    charged = sum(row["cycles"] for row in record["kernels"])
+    assert charged + record["launch_cycles"] == pytest.approx(record["cycles"])
+    us = (3.5 if granularity == "kernel" else 1.5) * 1e3
+    assert record["launch_cycles"] == pytest.approx(us / target.clk_ns)
+    assert sum(p["cycles"] for p in record["waterfall"]["parts"]) == record["cycles"]
+
+
+def test_a_program_that_runs_hot_is_slower_without_pause() -> None:
+    made = program("zhenwu-m890", rows=333)
+    cold = record_of(made)["power"]
+    hot = record_of(dataclasses.replace(made, target=override(made.target, "power.tdp_w=91")))["power"]
+    assert cold["throttled_seconds"] == 0
+    assert hot["throttled_seconds"] > 0
+    assert hot["sustained_seconds"] == pytest.approx(made.time().profile.seconds + hot["throttled_seconds"])
+    assert hot["watts"] == cold["watts"]

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ppuc.compiler.report.split import PARTS, bound_by, time_split
 from ppuc.compiler.report.waterfall import waterfall
 from ppuc.ir.program import UNIT_QUEUES, Program, Queue
 from ppuc.ir.types import Space
 from ppuc.targets.description import Target
+from ppuc.targets.simulator.launch import launch_clk
 from ppuc.targets.simulator.result import STALL_CAUSES, KernelStats, Profile
+from ppuc.targets.simulator.split import PARTS, bound_by, time_split
 
 
 def profile_record(
@@ -24,7 +25,7 @@ def profile_record(
 ) -> dict[str, Any]:
     """The run as JSON-able values; `nodes` books each kernel on an ONNX node. Cycles of the chip's clock, bytes, and
     shares of 1. With the `program` that ran there is a waterfall too."""
-    kernels = _kernels(profile, target, nodes)
+    kernels = _kernels(profile, target, nodes, _launches(profile, target, program))
     charged = {row["kernel"]: row["cycles"] for row in kernels}
     energy = dict(profile.energy_joules)
     return {
@@ -41,6 +42,7 @@ def profile_record(
         "read_bytes": _spaces(profile.read_bytes),
         "write_bytes": _spaces(profile.write_bytes),
         "energy_joules": {**energy, "total": sum(energy.values())},
+        "power": _power(profile),
         "hazards": [str(h) for h in profile.hazards],
         "split": {part: sum(row["split"][part] for row in kernels) for part in PARTS},
         "waterfall": waterfall(profile, program, target, charged) if program is not None else None,
@@ -49,19 +51,31 @@ def profile_record(
     }
 
 
-def _kernels(profile: Profile, target: Target, nodes: Mapping[str, str]) -> list[dict[str, Any]]:
+def _kernels(
+    profile: Profile, target: Target, nodes: Mapping[str, str], launches: Mapping[str, float]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     reached = 0.0
     for stats in sorted(profile.kernels, key=lambda k: (k.end, k.start)):
-        charged = max(0.0, stats.end - max(reached, 0.0)) if rows else stats.end - profile_start(profile)
+        charged = max(0.0, stats.end - reached - launches.get(stats.name, 0.0))
         reached = max(reached, stats.end)
         rows.append(_kernel(stats, charged, profile, target, nodes))
     return rows
 
 
-def profile_start(profile: Profile) -> float:
-    """The cycle at which the first kernel could have started: after the launch."""
-    return min([profile.launch_cycles, *(k.start for k in profile.kernels)])
+def _launches(profile: Profile, target: Target, program: Program | None) -> dict[str, float]:
+    """Cycles of the launch before a kernel: before the first one to end of each segment, or before each kernel on a
+    machine that launches kernels. Without the program, all launches come before the first one to end."""
+    end = {k.name: (k.end, k.start) for k in profile.kernels}
+    if program is None:
+        return {min(end, key=lambda name: end[name]): profile.launch_cycles} if end else {}
+    found: dict[str, float] = {}
+    for segment in program.segments:
+        names = sorted((k.name for k in segment.kernels if k.name in end), key=lambda name: end[name])
+        found |= {name: launch_clk(target, first=True) for name in names[:1]}
+        if target.launch.granularity == "kernel":
+            found |= {name: launch_clk(target, first=False) for name in names[1:]}
+    return found
 
 
 def _kernel(
@@ -108,6 +122,17 @@ def hbm_bytes_per_clk(target: Target) -> float:
 
 def _bytes(stats: KernelStats, space: Space) -> int:
     return stats.read_bytes.get(space, 0) + stats.write_bytes.get(space, 0)
+
+
+def _power(profile: Profile) -> dict[str, Any]:
+    """Mean power of the run, and what power and temperature limits make of one that repeats without pause."""
+    state = profile.power
+    return {
+        "watts": profile.joules / profile.seconds if profile.seconds else 0.0,
+        "sustained_seconds": profile.sustained_seconds,
+        "throttled_seconds": profile.throttled_seconds,
+        "temperature_c": None if state is None else state.temperature_c,
+    }
 
 
 def _chip_utilisation(profile: Profile, target: Target) -> dict[str, float]:

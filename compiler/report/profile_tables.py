@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ppuc.compiler.report.split import PARTS
 from ppuc.compiler.report.tables import duration, percent, quantity, shortened, table
+from ppuc.targets.simulator.split import PARTS
 
 _ENGINES = ("tensor", "vector", "l2", "hbm")
 
@@ -32,12 +32,18 @@ def profile_tables(out: Console, record: dict[str, Any], top: int | None) -> Non
 
 def _summary(out: Console, record: dict[str, Any]) -> None:
     joules = record["energy_joules"]["total"]
-    watts = joules / record["seconds"] if record["seconds"] else 0.0
+    power = record["power"]
     out.print(
         f"{record['target']}: {duration(record['seconds'])}, {record['cycles']:,.0f} cycles at "
         f"{record['clock_ghz']:g} GHz, {quantity(record['instructions'])} instructions"
     )
-    out.print(f"energy: {quantity(joules, 'J')}, {watts:.3g} W on average")
+    out.print(f"energy: {quantity(joules, 'J')}, {power['watts']:.3g} W on average")
+    if power["throttled_seconds"] > 0:
+        slower = power["sustained_seconds"] / record["seconds"]
+        out.print(
+            f"  repeated without pause, power limits stretch it to {duration(power['sustained_seconds'])} "
+            f"({slower - 1:+.0%}) at {power['temperature_c']:.0f} C"
+        )
     out.print(
         "use of the chip's peak: "
         + ", ".join(f"{engine} {percent(record['utilisation'][engine])}" for engine in _ENGINES)

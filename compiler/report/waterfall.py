@@ -23,12 +23,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ppuc.compiler.report.split import time_split
 from ppuc.ir.program import Program, Queue
 from ppuc.ir.types import Space
 from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.description import Target
 from ppuc.targets.simulator.result import KernelStats, Profile
+from ppuc.targets.simulator.split import time_split
 
 STEPS: tuple[tuple[str, str, str], ...] = (
     ("ideal", "algorithm", "arithmetic at the chip's 16-bit peak"),

@@ -15,6 +15,7 @@ import numpy as np
 from ppuc.ir.program import Queue
 from ppuc.ir.types import Space
 from ppuc.targets.simulator.power import PowerState
+from ppuc.targets.simulator.split import bound_by, time_split
 
 STALL_CAUSES = ("data", "space", "bandwidth", "latency", "sync")
 """Why a queue waits: for a filled slot, for a free slot, for a share of a memory's bandwidth, for a memory's latency, for a
@@ -58,8 +59,8 @@ class KernelStats:
 
     @property
     def bound_by(self) -> str:
-        """What limits the kernel: tensor, vector, l2, hbm, latency or sync."""
-        return bound_by(self)
+        """What limits the kernel: tensor, vector, l1, l2, hbm, latency or sync."""
+        return bound_by(time_split(self, self.cycles))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +145,3 @@ class RunResult:
     outputs: Mapping[str, np.ndarray]
     profile: Profile
     events: np.ndarray | None = field(default=None, compare=False)
-
-
-def bound_by(stats: KernelStats) -> str:
-    """The busiest engine if it is busy for more than half of the kernel's time, else the dominant stall's cause."""
-    span = max(stats.units * stats.cycles, 1e-9)
-    tensor, vector = (stats.busy.get(q, 0.0) / span for q in (Queue.TENSOR, Queue.VECTOR))
-    if max(tensor, vector) > 0.5:
-        return "tensor" if tensor >= vector else "vector"
-    load = stats.stall.get(Queue.LOAD, {})
-    transfers = {
-        "bandwidth": load.get("bandwidth", 0.0) + stats.busy.get(Queue.LOAD, 0.0),
-        "latency": load.get("latency", 0.0),
-        "sync": load.get("sync", 0.0),
-    }
-    cause = max(transfers, key=lambda c: transfers[c])
-    if cause != "bandwidth":
-        return cause
-    hbm, l2 = (stats.read_bytes.get(s, 0) + stats.write_bytes.get(s, 0) for s in (Space.HBM, Space.L2))
-    return "hbm" if hbm > l2 else "l2"
