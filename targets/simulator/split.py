@@ -11,10 +11,13 @@ Invariant: the parts of a kernel sum to the cycles that it is charged.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ppuc.ir.program import Queue
 from ppuc.ir.types import Space
-from ppuc.targets.simulator.result import KernelStats
+
+if TYPE_CHECKING:
+    from ppuc.targets.simulator.result import KernelStats
 
 PARTS = ("tensor", "vector", "l1", "l2", "hbm", "latency", "sync", "idle")
 """What a kernel's time is split into. l1, l2 and hbm are bandwidth."""
@@ -55,3 +58,6 @@ def _waits(stats: KernelStats) -> dict[str, float]:
 def bound_by(split: Mapping[str, float]) -> str:
     """What holds a kernel back: the part of PARTS, idle apart, that has most of its time."""
     return max((part for part in PARTS if part != "idle"), key=lambda part: split[part])
+
+
+__all__ = ["PARTS", "bound_by", "time_split"]
