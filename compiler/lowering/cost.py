@@ -54,20 +54,25 @@ def _shared_rate(space: Space | None, target: Target, active: int) -> float:
     return target.l2.bytes_per_clk_total / max(active, 1)
 
 
+def _moved(traffic: Traffic, target: Target, space: Space | None) -> float:
+    """Bytes that a memory spends on a transfer: device memory pays whole bursts for short rows."""
+    return max(traffic.bytes, traffic.rows * target.hbm.burst_bytes) if space is Space.HBM else traffic.bytes
+
+
 def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
     """Cycles a unit's load queue needs while `active` units load from `space`; a cached l2 is taken to hold what other
     units load too."""
     if target.l2.managed == "cache":
         space = Space.L2
     port = min(target.load.bytes_per_clk, target.l2.bytes_per_clk_per_cu)
-    rate = min(port, _shared_rate(space, target, active))
-    return max(traffic.bytes / rate, traffic.rows * target.load.row_clk)
+    shared = _moved(traffic, target, space) / _shared_rate(space, target, active)
+    return max(traffic.bytes / port, shared, traffic.rows * target.load.row_clk)
 
 
 def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
     """Cycles a unit's store queue needs while `active` units store to `space`."""
-    rate = min(target.store.bytes_per_clk, _shared_rate(space, target, active))
-    return max(traffic.bytes / rate, traffic.rows * target.store.row_clk)
+    shared = _moved(traffic, target, space) / _shared_rate(space, target, active)
+    return max(traffic.bytes / target.store.bytes_per_clk, shared, traffic.rows * target.store.row_clk)
 
 
 def run_elements(dtype: DType, target: Target) -> int:
