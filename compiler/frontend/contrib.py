@@ -18,6 +18,7 @@ from ppuc.compiler.frontend.quantized import (
     dynamically_quantized,
     integer_matmul,
     requantized,
+    saturated,
     zero_point,
 )
 from ppuc.compiler.frontend.shape import cast_to, reshaped, transposed
@@ -56,11 +57,30 @@ def _standard(ctx: NodeContext, op_type: str, *inputs: Value, opset: int = _STAN
     return next(iter(IMPORTERS["", op_type](inner)))
 
 
-@importer("QLinearAdd", "QLinearMul", domain="com.microsoft")
-def qlinear_binary(ctx: NodeContext) -> Sequence[Value]:
-    name = "add" if ctx.op_type == "QLinearAdd" else "mul"
-    y = ctx.op(name, _dequantized(ctx, 0), _dequantized(ctx, 3))
-    return (_quantized(ctx, y, 6, ctx.dtype(0)),)
+def _number(ctx: NodeContext, index: int) -> Value:
+    """A scale or zero point as f32; 0 for a zero point that is left out."""
+    if not ctx.has(index):
+        return ctx.b.scalar(0, DType.F32)
+    return cast_to(ctx, as_parameter(ctx, ctx.operand(index)), DType.F32)
+
+
+@importer("QLinearAdd", domain="com.microsoft")
+def qlinear_add(ctx: NodeContext) -> Sequence[Value]:
+    """a * ra + (b * rb + zc - ra * za - rb * zb) with r the ratios of scales: the order in which ONNX Runtime adds."""
+    ratios = [ctx.op("div", _number(ctx, i), _number(ctx, 6)) for i in (1, 4)]
+    shares = [ctx.op("mul", r, _number(ctx, i)) for r, i in zip(ratios, (2, 5), strict=True)]
+    fixed = ctx.op("sub", _number(ctx, 7), ctx.op("add", *shares))
+    a, b = (ctx.op("mul", cast_to(ctx, ctx.operand(i), DType.F32), r) for i, r in zip((0, 3), ratios, strict=True))
+    return (saturated(ctx, ctx.op("add", a, ctx.op("add", b, fixed)), ctx.dtype(0)),)
+
+
+@importer("QLinearMul", domain="com.microsoft")
+def qlinear_mul(ctx: NodeContext) -> Sequence[Value]:
+    """(a - za) * (b - zb) * (sa * sb / sc) + zc, rounded at the end."""
+    a, b = (ctx.op("sub", cast_to(ctx, ctx.operand(i), DType.F32), _number(ctx, i + 2)) for i in (0, 3))
+    factor = ctx.op("div", ctx.op("mul", _number(ctx, 1), _number(ctx, 4)), _number(ctx, 6))
+    y = ctx.op("add", ctx.op("mul", ctx.op("mul", a, b), factor), _number(ctx, 7))
+    return (saturated(ctx, y, ctx.dtype(0)),)
 
 
 _UNARY = {"QLinearSigmoid": "Sigmoid", "QLinearLeakyRelu": "LeakyRelu", "QLinearReduceMean": "ReduceMean"}
@@ -147,7 +167,8 @@ def _as_float(ctx: NodeContext, total: Value, factor: Value, bias: int) -> Value
 def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     """u8[..., n] -> u8[..., n * 8 / bits], the lowest bits first."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.asarray((packed[..., None] >> shifts) & (2**bits - 1)).reshape(*packed.shape[:-1], -1)
+    apart: np.ndarray = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
+    return apart.reshape(*packed.shape[:-1], -1)
 
 
 def _weights(ctx: NodeContext, rows: int, columns: int, bits: int, block: int) -> np.ndarray:
@@ -161,7 +182,7 @@ def _weights(ctx: NodeContext, rows: int, columns: int, bits: int, block: int) -
         if given.dtype == np.uint8:
             given = _unpacked(given.reshape(rows, -1), bits)[:, :blocks]
         zeros = given.reshape(rows, blocks, 1).astype(np.float32)
-    return ((stored - zeros) * scales).reshape(rows, blocks * block)[:, :columns]
+    return np.asarray((stored - zeros) * scales).reshape(rows, blocks * block)[:, :columns]
 
 
 @importer("MatMulNBits", domain="com.microsoft")

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.lowering.body import Resolver
+from ppuc.compiler.lowering.capacity import require_hbm
 from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
 from ppuc.compiler.passes.graph_walk import with_graph
-from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Attrs, Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.rewrite import Builder, all_names
@@ -45,7 +45,7 @@ class Place:
         staged = self.stage and target.l2.managed == "software"
         graph = _stage(module.graph, target, self.activation_share) if staged else module.graph
         spaces = _spaces(graph, target)
-        _check_hbm(graph, spaces, target)
+        require_hbm(module, graph, spaces, target)
         return with_graph(module, _with_spaces(graph, spaces))
 
 
@@ -177,25 +177,6 @@ def _reads(op: Op) -> list[float]:
 def l2_range(name: str, bytes: int, live: tuple[int, int], rank: int) -> Range:
     """The range that a value takes in l2, with slack after its last reader."""
     return Range(name, bytes, live[0], live[1] + SLACK, rank)
-
-
-def _check_hbm(graph: Graph, spaces: Mapping[str, Space], target: Target) -> None:
-    """CapacityError when constants, inputs, outputs and spilled values exceed hbm."""
-    types = {r.name: r.type for op in graph.ops for r in op.results} | {p.name: p.type for p in graph.params}
-    held = {n: padded(types[n]) for n, s in spaces.items() if s is Space.HBM}
-    total = sum(held.values())
-    if total <= target.hbm.bytes:
-        return
-    largest = sorted(held.items(), key=lambda item: -item[1])[:5]
-    raise CapacityError(
-        Diagnostic(
-            f"target {target.name}",
-            "the model does not fit hbm",
-            f"{total:,} bytes of weights, inputs, outputs and spilled activations",
-            f"at most {target.hbm.bytes:,} bytes",
-            "largest: " + ", ".join(f"{n} {b:,}" for n, b in largest),
-        )
-    )
 
 
 def _with_spaces(graph: Graph, spaces: Mapping[str, Space]) -> Graph:
