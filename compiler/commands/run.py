@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,12 +103,17 @@ def _show(out: Console, record: dict[str, Any]) -> None:
 
     out.print(f"{record['target']}: {duration(record['seconds'])} simulated ({record['cycles']:,.0f} cycles)")
     rows = [
-        (name, r["type"], _short(r["min"]), _short(r["max"]), _short(r["mean"]), " ".join(map(_short, r["first"])))
+        (name, r["type"], _short(r["min"]), _short(r["max"]), _short(r["mean"]), _first(r["first"]))
         for name, r in record["outputs"].items()
     ]
     table(out, "", ("output", "type", "min", "max", "mean", "first elements"), rows, left=(0, 1, 5))
     for hazard in record["hazards"]:
         out.print(hazard)
+
+
+def _first(elements: Sequence[float | int | str]) -> str:
+    """The first elements of an array, with what of them a table has room for."""
+    return " ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in elements)
 
 
 def _short(value: float | int | str) -> str:

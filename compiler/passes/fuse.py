@@ -179,13 +179,12 @@ class Grouping:
     def _obstacle(self, i: int, inside: set[str], tainted: set[str]) -> str:
         """What keeps an op out of a group whatever a kernel could do; "" when nothing does."""
         op = self.graph.ops[i]
+        if not is_view(op) and OPS[op.name].kind not in CHAIN_KINDS:
+            return f"'{op.name}' starts a kernel of its own"
         if i in self.group_of:
             return f"'{op.name}' is in another kernel already"
-        if is_view(op):
-            if op.name not in ("reshape", "transpose") or not self._worth_storing(op):
-                return f"'{op.name}' is a view, which its readers read through"
-        elif OPS[op.name].kind not in CHAIN_KINDS:
-            return f"'{op.name}' starts a kernel of its own"
+        if is_view(op) and (op.name not in ("reshape", "transpose") or not self._worth_storing(op)):
+            return f"'{op.name}' is a view, which its readers read through"
         if any(v.name in tainted for v in op.operands):
             return "another operand depends on the kernel's results: the kernel would wait for itself"
         if not any(v.name in inside for v in op.operands):

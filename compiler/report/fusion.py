@@ -6,6 +6,7 @@ the model's inputs have none. Invariant: the grouping reported is the one that t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str
     apart = [e for e in edges if not e["fused"]]
     reasons: dict[str, dict[str, int]] = {}
     for edge in apart:
-        found = reasons.setdefault(edge["why"], {"edges": 0, "bytes": 0})
+        found = reasons.setdefault(_kind_of_reason(edge["why"]), {"edges": 0, "bytes": 0})
         found["edges"] += 1
         found["bytes"] += edge["bytes"]
     return {
@@ -44,6 +45,11 @@ def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str
         "reasons": reasons,
         "edges": edges,
     }
+
+
+def _kind_of_reason(why: str) -> str:
+    """A reason without the shapes that it mentions."""
+    return re.sub(r"\[[\d, ]*\]", "[...]", why)
 
 
 def _ends(grouping: Grouping) -> list[tuple[Value, int, int]]:
@@ -106,7 +112,7 @@ def _why(grouping: Grouping, source: int, reader: int) -> str:
 
 def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
     """Print the reasons, and the edges that are not fused, those of most bytes first."""
-    from ppuc.compiler.report.tables import quantity, shortened, table
+    from ppuc.compiler.report.tables import quantity, table
 
     total = record["fused"] + record["not_fused"]
     out.print(
@@ -114,16 +120,19 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
         f"{record['fused']} of {total} edges stay inside one"
     )
     by_bytes = sorted(record["reasons"].items(), key=lambda r: -r[1]["bytes"])
-    rows = [(r["edges"], quantity(r["bytes"], "B"), why) for why, r in by_bytes]
-    table(out, "\nwhy the others do not", ("edges", "bytes", "reason"), rows, left=(2,))
+    number = {why: i + 1 for i, (why, _) in enumerate(by_bytes)}
+    rows = [(number[why], r["edges"], quantity(r["bytes"], "B"), why) for why, r in by_bytes]
+    table(out, "\nwhy the others do not", ("", "edges", "bytes", "reason"), rows, left=(3,))
     apart = sorted((e for e in record["edges"] if not e["fused"]), key=lambda e: -e["bytes"])
     more = f" (the {limit} largest of {len(apart)})" if len(apart) > limit else ""
     lines = [
-        (_end(e, "from", shortened), _end(e, "to", shortened), quantity(e["bytes"], "B"), e["why"])
+        (_end(e, "from"), _end(e, "to"), quantity(e["bytes"], "B"), number[_kind_of_reason(e["why"])])
         for e in apart[:limit]
     ]
-    table(out, f"\nedges between kernels{more}", ("from", "to", "bytes", "why"), lines, left=(0, 1, 3))
+    table(out, f"\nedges between kernels{more}", ("from", "to", "bytes", "reason"), lines, left=(0, 1))
 
 
-def _end(edge: dict[str, Any], end: str, shortened: Any) -> str:
-    return f"{shortened(edge[end], 22)} ({edge[end + '_op']})"
+def _end(edge: dict[str, Any], end: str) -> str:
+    from ppuc.compiler.report.tables import shortened
+
+    return f"{shortened(edge[end], 26)} ({edge[end + '_op']})"
