@@ -71,7 +71,7 @@ def qlinear_add(ctx: NodeContext) -> Sequence[Value]:
     shares = [ctx.op("mul", r, _number(ctx, i)) for r, i in zip(ratios, (2, 5), strict=True)]
     fixed = ctx.op("sub", _number(ctx, 7), ctx.op("add", *shares))
     a, b = (ctx.op("mul", cast_to(ctx, ctx.operand(i), DType.F32), r) for i, r in zip((0, 3), ratios, strict=True))
-    return (saturated(ctx, ctx.op("add", a, ctx.op("add", b, fixed)), ctx.dtype(0)),)
+    return (saturated(ctx, ctx.op("round", ctx.op("add", a, ctx.op("add", b, fixed))), ctx.dtype(0)),)
 
 
 @importer("QLinearMul", domain="com.microsoft")
@@ -80,7 +80,7 @@ def qlinear_mul(ctx: NodeContext) -> Sequence[Value]:
     a, b = (ctx.op("sub", cast_to(ctx, ctx.operand(i), DType.F32), _number(ctx, i + 2)) for i in (0, 3))
     factor = ctx.op("div", ctx.op("mul", _number(ctx, 1), _number(ctx, 4)), _number(ctx, 6))
     y = ctx.op("add", ctx.op("mul", ctx.op("mul", a, b), factor), _number(ctx, 7))
-    return (saturated(ctx, y, ctx.dtype(0)),)
+    return (saturated(ctx, ctx.op("round", y), ctx.dtype(0)),)
 
 
 _UNARY = {"QLinearSigmoid": "Sigmoid", "QLinearLeakyRelu": "LeakyRelu", "QLinearReduceMean": "ReduceMean"}

@@ -166,9 +166,9 @@ def requantized(ctx: NodeContext, total: Value, factor: Value, zero: Value | Non
 
 
 def saturated(ctx: NodeContext, number: Value, to: DType) -> Value:
-    """f32 `number` rounded half to even and brought into the range of `to`."""
+    """Whole f32 `number` brought into the range of `to`."""
     limits = np.iinfo(to.numpy)
-    bound = ctx.op("max", ctx.op("round", number), ctx.b.scalar(int(limits.min), DType.F32))
+    bound = ctx.op("max", number, ctx.b.scalar(int(limits.min), DType.F32))
     return cast_to(ctx, ctx.op("min", bound, ctx.b.scalar(int(limits.max), DType.F32)), to)
 
 
