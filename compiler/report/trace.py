@@ -164,7 +164,7 @@ def _slices(
         node = nodes.get(name, name)
         pid, tid = lanes[event]
         yield {
-            "name": f"{text.partition(' ')[0]} {node}".rstrip(),
+            "name": f"{text.partition(' ')[0]} {node}" if name else text.partition("[")[0],
             "cat": name or "copy",
             "ph": "X",
             "ts": round(start * us, 6),
