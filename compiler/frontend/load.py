@@ -42,6 +42,7 @@ FAMILIES = (
     "sampling",
     "shape",
     "sorting",
+    "spectral",
     "unpooling",
 )
 """Modules of this package that hold importers."""
