@@ -25,7 +25,7 @@ from ppuc.compiler.commands.run import run_command
 from ppuc.compiler.commands.simplify import simplify_command
 from ppuc.compiler.commands.verify import verify_command
 from ppuc.compiler.version import VERSION
-from ppuc.ir.errors import PpucError
+from ppuc.ir.errors import Diagnostic, PpucError
 
 INTERNAL_ERROR = 3
 ATTACH = """
@@ -49,6 +49,8 @@ class PpucGroup(click.Group):
             code = result if isinstance(result, int) else 0
         except click.ClickException as error:
             error.show()
+            if "--json" in arguments:
+                _show_json("UsageError", [Diagnostic("", error.format_message())])
             code = error.exit_code if error.exit_code != 1 else 2
         except click.Abort:
             click.echo("interrupted", err=True)
@@ -69,9 +71,13 @@ def _show_error(error: PpucError, as_json: bool) -> None:
     for diagnostic in error.diagnostics:
         click.echo(f"error: {diagnostic}", err=True)
     if as_json:
-        keys = ("where", "what", "got", "expected", "hint")
-        found = [{key: getattr(d, key) for key in keys} for d in error.diagnostics]
-        click.echo(json.dumps({"error": type(error).__name__, "diagnostics": found}, ensure_ascii=False))
+        _show_json(type(error).__name__, error.diagnostics)
+
+
+def _show_json(error: str, diagnostics: Sequence[Diagnostic]) -> None:
+    keys = ("where", "what", "got", "expected", "hint")
+    found = [{key: getattr(d, key) for key in keys} for d in diagnostics]
+    click.echo(json.dumps({"error": error, "diagnostics": found}, ensure_ascii=False))
 
 
 @click.group(

@@ -89,22 +89,18 @@ def _recipe_graph(recipes: Mapping[str, Derived]) -> Graph:
 
 
 class DumpFolder:
-    """Writes one dump. An earlier dump in the same folder is replaced; a folder that holds anything else is refused."""
+    """Writes one dump. An earlier dump in the same folder is replaced when the first module is written, so that a model
+    that cannot even be imported leaves everything as it was; a folder that holds anything else is refused."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._constants: ConstantStore | None = None
         if folder.exists() and not folder.is_dir():
             raise UsageError.of(str(folder), "is not a folder", expected="a folder for the dump")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._clear()
+            present = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
         except OSError as error:
             raise UsageError.of(str(folder), "cannot hold a dump", got=error.strerror) from error
-        self.write_manifest({"passes": [], "failed": None})
-        self._constants = ConstantStore(folder)
-
-    def _clear(self) -> None:
-        present = sorted(p.name for p in self.folder.iterdir())
         if present and MANIFEST not in present:
             raise UsageError.of(
                 str(self.folder),
@@ -112,13 +108,27 @@ class DumpFolder:
                 got=", ".join(present[:3]) + (", ..." if len(present) > 3 else ""),
                 hint="give a new or empty folder to --dump",
             )
+
+    def _begun(self) -> ConstantStore:
+        """The constants of this dump; at the first call the folder is made, or what it held is cleared away."""
+        if self._constants is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._clear()
+            except OSError as error:
+                raise UsageError.of(str(self.folder), "cannot hold a dump", got=error.strerror) from error
+            self.write_manifest({"passes": [], "failed": None})
+            self._constants = ConstantStore(self.folder)
+        return self._constants
+
+    def _clear(self) -> None:
         for stale in (*self.folder.glob("[0-9][0-9]-*.ppir"), *(self.folder / CONSTANTS).glob("*")):
             stale.unlink()
 
     def write_module(self, index: int, pass_name: str, module: Module) -> str:
         """Write the module after pass number `index`; returns the file's name."""
         name = f"{index:02d}-{pass_name}.ppir"
-        _write_module(self.folder / name, module, self._constants)
+        _write_module(self.folder / name, module, self._begun())
         return name
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:

@@ -131,6 +131,10 @@ def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError.of(str(path), "no such file" if not path.exists() else "is not a file")
     try:
+        with path.open("rb") as file:
+            start = file.read(6)
+        if not start.startswith((b"PK", b"\x93NUMPY")):  # numpy would take anything else for a pickle
+            raise ValueError(f"{path.stat().st_size} bytes that begin with {start!r}")
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded

@@ -15,8 +15,11 @@ Every PpucError carries Diagnostics; its text is `where: what`, then `got`, `exp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,12 @@ class Diagnostic:
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
         lines += [f"  {key}: {text}" for key in ("got", "expected", "hint") if (text := getattr(self, key)) is not None]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
+
+
+def printable(text: str) -> str:
+    """`text` with control characters, line ends apart, as escapes: names come from files, and a terminal obeys them."""
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 class PpucError(Exception):

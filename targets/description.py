@@ -29,6 +29,8 @@ _LEAF_KEYS = ("value", "unit", "mark", "source")
 _NOT_IN_FILE = ("name", "description", "hash", "provenance")
 _PEAKS = "peak_tops"
 _PEAK_TOLERANCE = 0.02
+_LARGEST = 1e15
+"""Beyond any machine, and what the simulator's 64-bit sums of products still hold exactly."""
 
 Slot = tuple[Any, str, bool]
 """What the schema says of a leaf: its Python type, unit, and whether it may be 0."""
@@ -178,6 +180,8 @@ def _checked(value: Any, slot: Slot, where: str, path: str) -> Any:
             continue
         if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
             raise TargetError.of(at, f"must be {'at least' if zero else 'above'} 0", got=_show(value))
+        if number > _LARGEST:
+            raise TargetError.of(at, "is too large", got=_show(value), expected=f"at most {_LARGEST:g}")
     return result
 
 

@@ -117,11 +117,11 @@ def test_unbound_dimension_says_what_to_type(model: Path) -> None:
     [
         ("N", "error: --dim: is not of the form NAME=VALUE\n  got: N\n"),
         ("N=two", "error: --dim: the size of 'N' is not a whole number\n  got: two\n  hint: e.g. --dim N=1\n"),
-        ("M=2", "error: the model has no open dimension 'M'\n  expected: one of N\n"),
+        ("M=2", "error: MODEL: the model has no open dimension 'M'\n  expected: one of N\n"),
     ],
 )
 def test_wrong_dimensions(model: Path, option: str, text: str) -> None:
-    assert error_of("compile", model, "--dim", option) == text
+    assert error_of("compile", model, "--dim", option) == text.replace("MODEL", str(model))
 
 
 def test_unknown_target_and_key(model: Path) -> None:

@@ -238,17 +238,17 @@ def test_unknown_rank() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"dims": {"B": 1}}, ["the model has no open dimension 'B'", "expected: one of N, n rows, x:3"]),
-        ({"dims": {"w:4": 1}}, ["the model has no open dimension 'w:4'", "expected: one of N, n rows, x:3"]),
-        ({"dims": {"N": -1}}, ["the size of dimension 'N' must be a whole number", "got: -1"]),
-        ({"dims": {"N": 2.0}}, ["the size of dimension 'N' must be a whole number", "got: 2.0"]),
-        ({"dims": {"N": 2, "z:0": 3}}, ["dimension 'N' has two sizes", "got: 2, and 3 from axis 0 of input 'z'"]),
+        ({"dims": {"B": 1}}, ["g: the model has no open dimension 'B'", "expected: one of N, n rows, x:3"]),
+        ({"dims": {"w:4": 1}}, ["g: the model has no open dimension 'w:4'", "expected: one of N, n rows, x:3"]),
+        ({"dims": {"N": -1}}, ["g: the size of dimension 'N' must be a whole number", "got: -1"]),
+        ({"dims": {"N": 2.0}}, ["g: the size of dimension 'N' must be a whole number", "got: 2.0"]),
+        ({"dims": {"N": 2, "z:0": 3}}, ["g: dimension 'N' has two sizes", "got: 2, and 3 from axis 0 of input 'z'"]),
         (
             {"dims": {"w:0": 9}},
-            ["the size does not fit input 'w'", "got: 9 for axis 0", "expected: w: f32[4]"],
+            ["g: the size does not fit input 'w'", "got: 9 for axis 0", "expected: w: f32[4]"],
         ),
-        ({"shapes": {"w": [4, 4]}}, ["the size does not fit input 'w'", "got: [4, 4]", "expected: w: f32[4]"]),
-        ({"shapes": {"v": [4]}}, ["the model has no input 'v'", "expected: one of x, z, w"]),
+        ({"shapes": {"w": [4, 4]}}, ["g: the size does not fit input 'w'", "got: [4, 4]", "expected: w: f32[4]"]),
+        ({"shapes": {"v": [4]}}, ["g: the model has no input 'v'", "expected: one of x, z, w"]),
     ],
     ids=str,
 )
@@ -258,7 +258,7 @@ def test_dimensions_that_do_not_suit_the_model(options: Mapping[str, object], ex
 
 def test_a_dimension_of_a_fixed_model() -> None:
     assert text_of(UsageError, model_of(RELU), dims={"N": 1}) == lines(
-        "the model has no open dimension 'N'", "expected: none: all are fixed"
+        "g: the model has no open dimension 'N'", "expected: none: all are fixed"
     )
 
 

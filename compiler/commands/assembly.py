@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ppuc.compiler.commands.common import emit, json_option
+from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
 
 @click.command(
@@ -16,7 +17,7 @@ from ppuc.compiler.commands.common import emit, json_option
     epilog="Example:\n\n  ppuc disasm net.ppu -o net.s",
 )
 @click.argument("program", type=click.Path(path_type=Path), metavar="FILE.ppu")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.s", help="Default: stdout.")
+@click.option("-o", "--output", type=OutputFile(), metavar="FILE.s", help="Default: stdout.")
 @json_option
 def disasm_command(program: Path, output: Path | None, as_json: bool) -> None:
     """Print the instruction streams, rings, counters and vector programs of FILE.ppu as assembly text."""
@@ -24,6 +25,7 @@ def disasm_command(program: Path, output: Path | None, as_json: bool) -> None:
     from ppuc.targets.artifact import load
     from ppuc.targets.assembler import disassemble
 
+    keep_input(program, output)
     artifact = load(program)
     text = disassemble(artifact.program, artifact.vectors)
     if output is not None:
@@ -48,7 +50,7 @@ def disasm_command(program: Path, output: Path | None, as_json: bool) -> None:
     required=True,
     help="The program that the text came from: gives the weights and the names of inputs and outputs.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.ppu", required=True)
+@click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", required=True)
 @json_option
 def asm_command(text: Path, like: Path, output: Path, as_json: bool) -> None:
     """Assemble FILE.s, as `ppuc disasm` prints it, into a program with the weights of another one."""
@@ -56,6 +58,7 @@ def asm_command(text: Path, like: Path, output: Path, as_json: bool) -> None:
     from ppuc.targets.artifact import load, save
     from ppuc.targets.assembler import assemble
 
+    keep_input(text, output)
     if not text.is_file():
         raise TextError.of(str(text), "no such file" if not text.exists() else "is not a file")
     try:

@@ -17,6 +17,7 @@ from ppuc.compiler.commands.common import (
     progress_bar,
     read_inputs,
 )
+from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     "  ppuc compile net.onnx -p bf16 -t ppu-edge -o net.ppu --dump steps",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
+@click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
 @compile_options
 @click.option(
     "--dump",
@@ -72,6 +73,7 @@ def compile_command(
     machine = chosen_target(target, overrides)
     arrays, _ = read_inputs(inputs_file, ())
     destination = output or Path(model.with_suffix(".ppu").name)
+    keep_input(model, destination)
     with progress_bar("compile") as progress:
         made = compile_model(
             model,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import chosen_target, emit, json_option, progress_bar, target_options
+from ppuc.compiler.commands.outputs import OutputFile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     metavar="FILE",
     help="Write here: a .ppir text, or a .ppu program. Default: the text goes to stdout.",
 )

@@ -18,6 +18,7 @@ from ppuc.compiler.commands.common import (
     progress_bar,
     read_inputs,
 )
+from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
     "--trace",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     metavar="FILE.json",
     help="Write the run as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.",
 )
@@ -92,6 +93,7 @@ def profile_command(
     from ppuc.compiler.report.profile import profile_record
     from ppuc.compiler.report.trace import write_trace
 
+    keep_input(model, trace)
     arrays, fills = read_inputs(inputs_file, single_inputs)
     program = obtain_program(model, target, overrides, precision, dims, arrays)
     if timing_only:

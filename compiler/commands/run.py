@@ -18,6 +18,7 @@ from ppuc.compiler.commands.common import (
     obtain_program,
     read_inputs,
 )
+from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
 @input_options
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.npz", help="Write the outputs by name.")
+@click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
 @json_option
 def run_command(
     model: Path,
@@ -53,6 +54,7 @@ def run_command(
     """
     from ppuc.compiler.inputs import write_npz
 
+    keep_input(model, output)
     arrays, fills = read_inputs(inputs_file, single_inputs)
     program = obtain_program(model, target, overrides, precision, dims, arrays)
     result = program.run(complete_inputs(program.inputs, arrays, fills, seed, str(model)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import dim_sizes, emit, json_option
+from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     "  ppuc simplify net.onnx -o small.onnx --dim batch=1 --json",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT.onnx", help="Where the result goes."
-)
+@click.option("-o", "--output", required=True, type=OutputFile(), metavar="OUT.onnx", help="Where the result goes.")
 @click.option(
     "--dim",
     "dims",
@@ -43,6 +42,7 @@ def simplify_command(model: Path, output: Path, dims: tuple[str, ...], no_check:
     from ppuc.compiler.frontend.export import save_model
     from ppuc.compiler.simplify import simplify
 
+    keep_input(model, output)
     result = simplify(model, dim_sizes(dims), verify=not no_check, seed=seed)
     if result.ok:
         save_model(result.model, output)

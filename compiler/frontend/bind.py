@@ -89,7 +89,7 @@ class _Binding:
     def bind_key(self, key: str, size: int) -> None:
         """`N`, `input:axis`, or `input` when exactly one of its dimensions is unnamed."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise UsageError.of("", f"the size of dimension '{key}' must be a whole number", got=size)
+            raise UsageError.of(self.where, f"the size of dimension '{key}' must be a whole number", got=size)
         declared = [d for i in self.inputs.values() for d in i.shape or ()]
         if key in declared:
             self._bind_symbol(key, size, f"--dim {key}={size}")
@@ -106,7 +106,7 @@ class _Binding:
     def bind_shape(self, name: str, shape: Sequence[int]) -> None:
         """The whole shape of one input."""
         if name not in self.inputs:
-            raise UsageError.of("", f"the model has no input '{name}'", expected=self._one_of(self.inputs))
+            raise UsageError.of(self.where, f"the model has no input '{name}'", expected=self._one_of(self.inputs))
         declared = self.inputs[name].shape
         if declared is not None and len(declared) != len(shape):
             self._misfit(name, list(shape))
@@ -161,7 +161,9 @@ class _Binding:
     def _bind_symbol(self, symbol: str, size: int, origin: str) -> None:
         before = self.symbols.setdefault(symbol, size)
         if before != size:
-            raise UsageError.of("", f"dimension '{symbol}' has two sizes", got=f"{before}, and {size} from {origin}")
+            raise UsageError.of(
+                self.where, f"dimension '{symbol}' has two sizes", got=f"{before}, and {size} from {origin}"
+            )
 
     def _options(self, declaration: InputDecl) -> list[str]:
         """The options that would bind what is open in one input."""
@@ -172,7 +174,7 @@ class _Binding:
         return [f"--dim {key}=..." for key in keys]
 
     def _misfit(self, name: str, got: object) -> NoReturn:
-        raise UsageError.of("", f"the size does not fit input '{name}'", got=got, expected=self.inputs[name])
+        raise UsageError.of(self.where, f"the size does not fit input '{name}'", got=got, expected=self.inputs[name])
 
     def _unknown_dim(self, key: str) -> NoReturn:
         open_dims: dict[str, None] = {}
@@ -180,7 +182,7 @@ class _Binding:
             for axis, dim in enumerate(declaration.shape or ()):
                 if not isinstance(dim, int):
                     open_dims[dim or f"{declaration.name}:{axis}"] = None
-        raise UsageError.of("", f"the model has no open dimension '{key}'", expected=self._one_of(open_dims))
+        raise UsageError.of(self.where, f"the model has no open dimension '{key}'", expected=self._one_of(open_dims))
 
     @staticmethod
     def _one_of(names: Mapping[str, object]) -> str:

@@ -1,7 +1,8 @@
 """A Builder that computes what it can while the graph is being built.
 
 Shape arithmetic (Shape, Gather, Concat, Reshape to a computed shape, ...) thus never reaches the graph: an op whose
-operands are all constants and whose results are small becomes a constant at once.
+operands are all constants and whose results are small becomes a constant at once. So does an op whose results have no
+elements, whatever its operands are: an axis of size 0 (a cache that is still empty, say) never reaches a kernel.
 
 Invariant: a folded op's constant is what the op's record computes for it.
 """
@@ -49,6 +50,10 @@ class FoldingBuilder(Builder):
             folded = self._folded(name, operands, attrs, hint or name)
             if folded is not None:
                 return folded
+        if types is None:
+            types = OPS[name].infer(attrs if attrs is not None else OPS[name].attrs(), [v.type for v in operands])
+        if all(t.elements == 0 for t in types):
+            return tuple(self.empty(t, hint or name) for t in types)
         return super().emit(name, operands, attrs, hint=hint, types=types, body=body)
 
     def _folded(self, name: str, operands: Sequence[Value], attrs: Attrs | None, hint: str) -> tuple[Value, ...] | None:
@@ -60,6 +65,10 @@ class FoldingBuilder(Builder):
         with np.errstate(all="ignore"):
             arrays = record.reference(attrs, *(self.known[v.name].array() for v in operands))
         return tuple(self.const(np.asarray(a), hint) for a in arrays)
+
+    def empty(self, type: TensorType, hint: str) -> Value:
+        """A constant without elements."""
+        return self.const(np.zeros(type.dims, type.dtype.numpy), hint)
 
     def array(self, value: Value) -> np.ndarray | None:
         """The data of `value` when it is a constant, else None."""

@@ -94,7 +94,8 @@ def load_model(
     try:
         types, symbols = bind_inputs(declarations, dims or {}, shapes or {}, read.where)
         params = [Value(builder.fresh(d.name), t) for d, t in zip(declarations, types, strict=True)]
-        scope.values.update((d.name, p) for d, p in zip(declarations, params, strict=True))
+        known = (p if p.type.elements else builder.empty(p.type, p.name) for p in params)
+        scope.values.update((d.name, v) for d, v in zip(declarations, known, strict=True))
     except ModelError as error:
         # Ops that are not supported at all are worth knowing before any size is chosen: the walk finds them regardless.
         unbound = error

@@ -91,6 +91,8 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
 
 def _graph_texts(graph: onnx.GraphProto) -> Iterator[object]:
     yield from (graph.name, *(t.name for t in graph.initializer), *(o.name for o in graph.output))
+    for tensor in graph.initializer:
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
     for info in graph.input:
         yield from (info.name, *(d.dim_param for d in info.type.tensor_type.shape.dim))
     yield from _node_texts(graph.node)

@@ -152,12 +152,15 @@ def _external(tensor: TensorProto, type: TensorType, source: Source, where: str)
         offset = int(entries.get("offset", "0"))
         length = int(entries["length"]) if "length" in entries else type.bytes
     except ValueError:
-        raise ModelError.of(where, "offset and length must be numbers", got=entries) from None
+        offset = length = -1
+    if offset < 0 or length < 0:
+        got = ", ".join(f"{key} {entries[key]}" for key in ("offset", "length") if key in entries)
+        raise ModelError.of(where, "offset and length of external data must be whole numbers", got=got)
     if type.dtype.bits < 8:
         raise ModelError.of(where, f"external data of element type {type.dtype} are not supported")
     _check_size(type, length, where)
     size = path.stat().st_size
-    if offset < 0 or offset + length > size:
+    if offset + length > size:
         raise ModelError.of(
             where,
             f"external data file '{entries['location']}' is too short",

@@ -13,14 +13,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ppuc.ir.errors import printable
+
 PIPE_WIDTH = 160
 """Columns when the output is not a terminal, so that logs and pipes get whole lines."""
+
+
+class _Console(Console):
+    """Text reaches the terminal without control characters, whatever a model is called."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
 
 def console(stream: IO[str]) -> Console:
     """A console on `stream`, as wide as the terminal or PIPE_WIDTH."""
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def table(
@@ -37,7 +46,7 @@ def table(
     for i, name in enumerate(columns):
         body.add_column(name, justify="left" if i in left else "right", overflow="fold" if i in left else "ellipsis")
     for row in rows:
-        body.add_row(*(Text(str(cell)) for cell in row))
+        body.add_row(*(Text(printable(str(cell))) for cell in row))
     if title:
         out.print(Text(title, style="bold"))
     with out.capture() as drawn:

@@ -148,6 +148,8 @@ def _element(x: Any, dtype: DType) -> str:
     if dtype.is_integer:
         return str(int(x))
     shortest = str(x)
+    if shortest == "-0":  # as ml_dtypes writes it; read back, it would be the integer 0
+        return "-0.0"
     exact = float(x)
     if math.isfinite(exact) and float(dtype.numpy.type(float(shortest))) != exact:
         return repr(exact)
