@@ -53,19 +53,25 @@ def holdings(graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str]
     written = {roots[value]: onnx_name for value, onnx_name in outputs.items()}
     found = []
     for name, (start, end) in live.items():
-        role, label = _origin(name, producers.get(name), inputs, written)
+        role, label = _origin(name, producers, inputs, written)
         found.append(Holding(name, label, role, types[name], start, end))
     return found
 
 
-def _origin(name: str, op: Op | None, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> tuple[str, str]:
+def _origin(
+    name: str, producers: Mapping[str, Op], inputs: Mapping[str, str], outputs: Mapping[str, str]
+) -> tuple[str, str]:
+    """Role and label of a tensor; a staged copy is called what its source is."""
+    op = producers.get(name)
     if op is None:
         return "input", inputs.get(name, name)
     if op.name == "const":
         return "constant", op.attrs.value.name or name  # type: ignore[attr-defined]
+    if op.name == "stage":
+        return "staged", _origin(op.operands[0].name, producers, inputs, outputs)[1]
     if name in outputs:
         return "output", outputs[name]
-    return "staged" if op.name == "stage" else "activation", op.loc[-1] if op.loc else name
+    return "activation", op.loc[-1] if op.loc else name
 
 
 def require_hbm(module: Module, graph: Graph, spaces: Mapping[str, Space], target: Target) -> None:
@@ -120,7 +126,8 @@ def _remedies(
         found.append(f"--precision bf16 (weights in half the bytes: about {narrow:,})")
     if shares["constant"] <= target.hbm.bytes and needed - shares["constant"] > shares["constant"]:
         found.append("smaller sizes with --dim (most of it grows with the inputs)")
-    larger = [t for t in map(load_target, builtin_targets()) if t.hbm.bytes >= needed]
+    others = (load_target(name) for name in builtin_targets() if name != target.name)
+    larger = [t for t in others if t.hbm.bytes >= needed]
     if larger:
         best = min(larger, key=lambda t: (t.hbm.bytes, t.name))
         found.append(f"--target {best.name} (hbm of {best.hbm.bytes:,} bytes)")

@@ -1,0 +1,166 @@
+"""The memory plan: which tensor holds which bytes of l2 and hbm, and when.
+
+A step is a group of the graph (or a stage copy) in a model or a dump, a kernel in a compiled program. Invariant: the
+plan shown is the one that the pipeline compiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppuc.compiler.driver import Run, read_module
+from ppuc.compiler.lowering.capacity import holdings
+from ppuc.compiler.lowering.memory import Range
+from ppuc.compiler.lowering.minimalloc import max_live
+from ppuc.compiler.passes.allocate import Allocate
+from ppuc.compiler.passes.place import SLACK, Place
+from ppuc.compiler.pipeline import PIPELINE
+from ppuc.ir.errors import UsageError
+from ppuc.ir.module import Module
+from ppuc.ir.program import Program
+from ppuc.ir.types import Space
+from ppuc.targets.schema import Target
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SPACES = (Space.L2, Space.HBM)
+SHOWN = 10
+"""Tensors of each space that the table names."""
+
+_ROLES = {"const": "constant", "temp": "activation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Bytes `[address, address + bytes)` held from step `start` to step `end`, both included. `tensor` is the ONNX name
+    of a tensor, or of the node that computes it."""
+
+    tensor: str
+    role: str
+    type: str
+    address: int
+    bytes: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpacePlan:
+    """One memory. `bound` is what every plan needs: the bytes alive at the fullest step."""
+
+    space: str
+    capacity: int
+    extent: int
+    bound: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """`steps` names each step by its last ONNX node."""
+
+    name: str
+    target: str
+    steps: tuple[str, ...]
+    spaces: tuple[SpacePlan, ...]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; blocks by falling size."""
+        spaces = [asdict(s) for s in self.spaces]
+        for s in spaces:
+            s["blocks"] = sorted(s["blocks"], key=lambda b: (-b["bytes"], b["address"], b["start"]))
+        return {"kind": "memory", "target": self.target, "steps": list(self.steps), "spaces": spaces}
+
+
+def plan_of_model(model: Path, target: Target, precision: str, dims: Mapping[str, int]) -> MemoryPlan:
+    """Compile up to placing and give addresses; tiles are not needed for that."""
+    at = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Place))
+    run = Run(target, (*PIPELINE[: at + 1], Allocate()))
+    return plan_of_module(run.run(run.imported(model, precision, dims, None)), target)
+
+
+def plan_of_dump(file: Path, target: Target) -> MemoryPlan:
+    """The plan in a `.ppir`. Raises UsageError for a dump from before addresses were given."""
+    module = read_module(file)
+    if not module.placement:
+        done = ", ".join(module.done)
+        raise UsageError.of(str(file), "holds no addresses yet", got=f"done: {done}", expected="a dump of allocate")
+    return plan_of_module(module, target)
+
+
+def plan_of_module(module: Module, target: Target) -> MemoryPlan:
+    """Placements of a module with the steps at which they are held."""
+    names = [{value: name for name, value in pairs} for pairs in (module.inputs, module.outputs)]
+    held = {h.name: h for h in holdings(module.graph, *names)}
+    ops = module.graph.ops
+    number = list(accumulate((op.name != "const" for op in ops), initial=0))  # constants take no time
+    blocks: dict[Space, list[Block]] = {space: [] for space in SPACES}
+    for p in module.placement:
+        if p.space in blocks and p.name in held:
+            h = held[p.name]
+            slack = SLACK if p.space is Space.L2 else 0
+            end = number[min(h.end + slack, len(ops))]
+            block = Block(h.label, h.role, str(h.type), p.address, p.bytes, number[max(h.start, 0)], end)
+            blocks[p.space].append(block)
+    steps = tuple(op.loc[-1] if op.loc else op.name for op in ops if op.name != "const")
+    return MemoryPlan(module.graph.name, target.name, steps, _spaces(blocks, target))
+
+
+def plan_of_program(program: Program, target: Target) -> MemoryPlan:
+    """Tensors of a compiled program from the first to the last kernel that touches them. Stage copies run beside the
+    kernels: what they fill counts from its first reader on."""
+    kernels = [k for s in program.segments for k in s.kernels]
+    touched: dict[str, list[int]] = {}
+    for step, kernel in enumerate(kernels):
+        for param in kernel.params:
+            touched.setdefault(param.tensor, []).append(step)
+    names = {t.name: t.source or t.name for t in program.tensors}
+    names |= {tensor: name for name, tensor in (*program.inputs, *program.outputs)}
+    staged = {c.dst: names[c.src] for s in program.segments for c in s.copies}
+    blocks: dict[Space, list[Block]] = {space: [] for space in SPACES}
+    for t in program.tensors:
+        steps = touched.get(t.name, [0])
+        whole = t.role != "temp"
+        start, end = (0, max(len(kernels) - 1, 0)) if whole else (steps[0], steps[-1])
+        role = "staged" if t.name in staged else _ROLES.get(t.role, t.role)
+        label = staged.get(t.name, names[t.name])
+        if t.space in blocks:
+            blocks[t.space].append(Block(label, role, f"{t.dtype}[{t.elements}]", t.address, t.bytes, start, end))
+    return MemoryPlan(program.name, program.target, tuple(k.name for k in kernels), _spaces(blocks, target))
+
+
+def _spaces(blocks: Mapping[Space, Sequence[Block]], target: Target) -> tuple[SpacePlan, ...]:
+    capacities = {Space.L2: target.l2.bytes, Space.HBM: target.hbm.bytes}
+    return tuple(
+        SpacePlan(
+            str(space),
+            capacities[space],
+            max((b.address + b.bytes for b in found), default=0),
+            max_live([Range(b.tensor, b.bytes, b.start, b.end) for b in found]),
+            tuple(sorted(found, key=lambda b: (b.address, b.start))),
+        )
+        for space, found in blocks.items()
+    )
+
+
+def show(out: Console, record: dict[str, Any]) -> None:
+    """What each memory holds, and its largest tensors."""
+    from ppuc.compiler.report.tables import quantity, table
+
+    for s in record["spaces"]:
+        out.print(
+            f"{s['space']}: {len(s['blocks'])} tensors in {quantity(s['extent'], 'B')} of "
+            f"{quantity(s['capacity'], 'B')}; alive together at most {quantity(s['bound'], 'B')}"
+        )
+        rows = [
+            (b["tensor"], b["role"], b["type"], quantity(b["bytes"], "B"), b["address"], f"{b['start']}-{b['end']}")
+            for b in s["blocks"][:SHOWN]
+        ]
+        if rows:
+            table(out, "", ("tensor", "role", "type", "bytes", "address", "steps"), rows, left=(0, 1, 2))
+    out.print(f"drawn in {record['drawing']}")
