@@ -1,0 +1,99 @@
+"""Models of one node through the whole compiler and the simulator, against ONNX Runtime, on the smallest machine.
+
+One case for each way in which an op reaches kernels; what the op means is tested beside its record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from against_onnxruntime import floats, onnx_node
+from test_ops_attention import ai_onnx, grouped, tensors
+from test_ops_quantized import integers
+from test_ops_recurrent import case as recurrent
+from test_ops_recurrent import inputs as recurrent_inputs
+from test_ops_sampling import IMAGES, ROIS
+
+from ppuc.compiler.entry import compile, verify
+
+Case = tuple[onnx.ModelProto, dict[str, np.ndarray]]
+
+
+def with_lengths(op: str, directions: int) -> list[Any]:
+    given = recurrent_inputs(op, directions)
+    given[4] = np.array([5, 2, 1], np.int32)
+    return given
+
+
+def microsoft(op: str, *inputs: Any, **attributes: Any) -> Case:
+    return onnx_node(op, *inputs, domain="com.microsoft", **attributes)
+
+
+def qlinear_conv() -> Case:
+    given = [integers(np.uint8, 1, 4, 9, 7), np.float32(0.021), np.uint8(119), integers(np.int8, 8, 4, 3, 3)]
+    given += [np.float32(0.0043), np.int8(0), np.float32(0.31), np.uint8(133), integers(np.int16, 8).astype(np.int32)]
+    return onnx_node("QLinearConv", *given, constant=tuple(range(1, 9)), opset=10, pads=[1, 1, 1, 1])
+
+
+def top_k(x: np.ndarray, k: int, **attributes: int) -> Case:
+    return onnx_node("TopK", x, np.array([k]), constant=(1,), outputs=2, **attributes)
+
+
+def grid_sample(mode: str, padding: str) -> Case:
+    given = (floats(2, 3, 5, 7), floats(2, 4, 6, 2, low=-2.6, high=2.6))
+    return onnx_node("GridSample", *given, opset=20, ir_version=10, mode=mode, padding_mode=padding)
+
+
+def deform_conv() -> Case:
+    given = [floats(2, 4, 6, 5), floats(6, 2, 3, 2), floats(2, 24, 4, 3), floats(6), floats(2, 12, 4, 3, low=0, high=1)]
+    window = {"pads": [1, 0, 1, 1], "strides": [1, 2], "dilations": [2, 1], "group": 2, "offset_group": 2}
+    return onnx_node("DeformConv", *given, opset=19, ir_version=9, **window)
+
+
+WINDOW = {"kernel_shape": [3, 2], "strides": [1, 2], "pads": [1, 0, 1, 1]}
+CASES: dict[str, Case] = {
+    "topk by ranks": top_k(floats(3, 50), 5),
+    "topk of integers": top_k(integers(np.int64, 20, 4) % 9, 7, axis=0, largest=0),
+    "topk of blocks": top_k(floats(1, 5000), 40),
+    "topk by search": top_k(floats(1, 5000), 3),
+    "lstm": recurrent("LSTM", with_lengths("LSTM", 2), direction="bidirectional"),
+    "gru": recurrent("GRU", recurrent_inputs("GRU", 1), direction="reverse", linear_before_reset=1, clip=0.5),
+    "rnn": recurrent("RNN", recurrent_inputs("RNN", 1), activations=["Softplus"]),
+    "grid_sample linear": grid_sample("linear", "zeros"),
+    "grid_sample nearest": grid_sample("nearest", "border"),
+    "grid_sample cubic": grid_sample("cubic", "reflection"),
+    "roi_align": onnx_node("RoiAlign", floats(2, 3, 8, 11), ROIS, IMAGES, opset=16, sampling_ratio=2, output_width=2),
+    "max_roi_pool": onnx_node("MaxRoiPool", floats(1, 3, 8, 11), np.insert(ROIS, 0, 0, 1), pooled_shape=[3, 2]),
+    "deform_conv": deform_conv(),
+    "max pool indices": onnx_node("MaxPool", floats(2, 3, 7, 8), opset=12, outputs=2, **WINDOW),
+    "max unpool": onnx_node("MaxUnpool", floats(1, 1, 3, 4), np.arange(12).reshape(1, 1, 3, 4) * 2, opset=11,
+                            kernel_shape=[2, 2], strides=[2, 2]),
+    "col2im": onnx_node("Col2Im", floats(2, 12, 20), np.array([5, 6]), np.array([2, 2]), constant=(1, 2), opset=18),
+    "quantize": onnx_node("QuantizeLinear", floats(30, 40), np.float32(0.03), np.int8(3), opset=13),
+    "dequantize blocks": onnx_node("DequantizeLinear", integers(np.uint16, 8, 3), floats(4, 3), opset=21, ir_version=10,
+                                   axis=0, block_size=2),
+    "dynamic quantize": onnx_node("DynamicQuantizeLinear", floats(40, 7), opset=11, outputs=3),
+    "matmul integer": onnx_node("MatMulInteger", integers(np.uint8, 4, 40), integers(np.int8, 40, 6), np.uint8(117),
+                                integers(np.int8, 6), opset=10),
+    "conv integer": onnx_node("ConvInteger", integers(np.uint8, 2, 4, 6, 5), integers(np.uint8, 6, 2, 3, 2),
+                              np.uint8(113), np.uint8(7), opset=10, pads=[1, 2, 0, 1], strides=[2, 1], group=2),
+    "qlinear conv": qlinear_conv(),
+    "matmul of 4 bits": microsoft("MatMulNBits", floats(2, 3, 64), integers(np.uint8, 6, 2, 16), floats(12) / 100,
+                                  constant=(1, 2), N=6, K=64, bits=4, block_size=32),
+    "causal attention": ai_onnx(*tensors(), is_causal=1),
+    "attention with softcap": ai_onnx(*tensors(keys=7), floats(5, 7), softcap=3.0),
+    "grouped attention": grouped(1, 6, 7, [6, 6], do_rotary=1),
+    "dft": onnx_node("DFT", floats(2, 64, 1), opset=17, axis=1),
+    "stft": onnx_node("STFT", floats(2, 50, 1), np.array(5), np.hanning(16).astype(np.float32), np.array(16),
+                      constant=(1, 2, 3), opset=17),
+    "det": onnx_node("Det", floats(4, 3, 3), opset=11),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_onnxruntime(name: str) -> None:
+    model, feeds = CASES[name]
+    verification = verify(compile(model, target="ppu-tiny"), feeds)
+    assert verification.ok, verification.record()
