@@ -51,7 +51,7 @@ PRECISIONS: dict[str, DType | None] = {"model": None, "fp32": DType.F32, "bf16":
 SAFETY = 2.0
 FP32_FLOOR = 10 ** (-90 / 20)
 _SUMMING = (Kind.CONTRACTION, Kind.REDUCTION, Kind.COMPOSITE)
-_CONTRACTING_COMPOSITES = ("attention", "conv_transpose", "resize")
+_CONTRACTING_COMPOSITES = ("attention", "conv_transpose", "deform_conv", "gru", "lstm", "resize", "rnn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +150,26 @@ def _axis_length(op: Op, shapes: Sequence[tuple[int, ...]]) -> int:
     return math.prod(shapes[0][axis:])
 
 
+def _recurrent_length(op: Op, shapes: Sequence[tuple[int, ...]]) -> int:
+    """A state passes through every step, each a sum over inputs and state."""
+    return shapes[0][0] * (shapes[1][1] + shapes[2][1])
+
+
 _LENGTHS: dict[str, Callable[[Op, Sequence[tuple[int, ...]]], int]] = {
     "attention": lambda op, shapes: shapes[0][-1] + shapes[1][-2],
     "batch_norm": lambda op, shapes: 1,
     "conv_transpose": lambda op, shapes: math.prod(shapes[1]) // max(shapes[1][1], 1),
+    "deform_conv": lambda op, shapes: math.prod(shapes[1][1:]),
+    "dequantize": lambda op, shapes: 1,
+    "grid_sample": lambda op, shapes: 4 ** (len(shapes[0]) - 2),
+    "gru": _recurrent_length,
     "layer_norm": _axis_length,
+    "lstm": _recurrent_length,
+    "max_roi_pool": lambda op, shapes: 1,
     "resize": lambda op, shapes: 4 ** max(len(shapes[0]) - 2, 1),
     "rms_norm": _axis_length,
+    "rnn": _recurrent_length,
+    "roi_align": lambda op, shapes: 4 * op.attrs.ratio**2,  # type: ignore[attr-defined]
+    "topk": lambda op, shapes: 1,
 }
-"""Composites whose sums are shorter than the bound. Resizing takes at most four taps an axis."""
+"""Composites whose sums are shorter than the bound. Resizing and sampling take at most four taps an axis."""

@@ -17,6 +17,9 @@ from test_ops_recurrent import inputs as recurrent_inputs
 from test_ops_sampling import IMAGES, ROIS
 
 from ppuc.compiler.entry import compile, verify
+from ppuc.compiler.frontend.load import load_model
+from ppuc.ir.ops.structure import ConstAttrs
+from ppuc.ir.text import parse_graph, print_graph
 
 Case = tuple[onnx.ModelProto, dict[str, np.ndarray]]
 
@@ -90,6 +93,13 @@ CASES: dict[str, Case] = {
                       constant=(1, 2, 3), opset=17),
     "det": onnx_node("Det", floats(4, 3, 3), opset=11),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reads_back_what_it_prints(name: str) -> None:
+    graph = load_model(CASES[name][0]).graph
+    constants = {op.attrs.value.key: op.attrs.value for op in graph.ops if isinstance(op.attrs, ConstAttrs)}
+    assert parse_graph(print_graph(graph), constants) == graph
 
 
 @pytest.mark.parametrize("name", CASES)
