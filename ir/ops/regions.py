@@ -10,6 +10,7 @@ Invariant: no pixel outside an image is read, whatever the boxes are.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,9 +132,8 @@ def _roi_align_decompose(b: Builder, op: Op) -> Sequence[Value]:
     last = b("transpose", x, attrs=TransposeAttrs((0, 2, 3, 1)))
     table = c.reshape(b, last, (batch * math.prod(sizes), channels))
     first = b("mul", c.reshape(b, image, (regions, 1, 1)), b.scalar(math.prod(sizes), DType.I32))
-    total, *terms = rows_of(b, table, axes, sizes, first)
-    for term in terms:
-        total = b("max" if attrs.largest else "add", total, term)
+    combine = "max" if attrs.largest else "add"
+    total = functools.reduce(lambda x, y: b(combine, x, y), rows_of(b, table, axes, sizes, first))
     split = c.reshape(b, total, (regions, attrs.size[0], attrs.ratio, attrs.size[1], attrs.ratio, channels))
     if attrs.largest:
         pooled = c.reduce(b, "max", split, (2, 4), keepdims=False)

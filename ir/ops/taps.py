@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,14 +91,13 @@ def zero_outside(a: Algebra, tap: Tap, size: int) -> Tap:
 
 def rows_of(
     b: Builder, table: Value, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: Value | None = None
-) -> list[Value]:
+) -> Iterator[Value]:
     """Weighted rows [Q, C] of `table`[R, C], one for each combination of taps, one tap of each axis. The rows of the
     table are a tensor of `sizes`, beginning at row `start` (i32). Index and weight tensors broadcast to Q elements."""
     places = [
         [_row(b, tap, size, math.prod(sizes[i + 1 :])) for tap in taps]
         for i, (taps, size) in enumerate(zip(axes, sizes, strict=True))
     ]
-    terms = []
     for combination in itertools.product(*(range(len(taps)) for taps in axes)):
         index = start
         for place, k in zip(places, combination, strict=True):
@@ -110,14 +109,14 @@ def rows_of(
         if weights:
             weight = functools.reduce(lambda x, y: b("mul", x, y), weights)
             rows = b("mul", rows, c.reshape(b, weight, (weight.type.elements, 1)))
-        terms.append(rows)
-    return terms
+        yield rows
 
 
 def sum_of_rows(
     b: Builder, table: Value, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: Value | None = None
 ) -> Value:
-    """The sum of `rows_of`: what interpolation gives."""
+    """The sum of `rows_of`: what interpolation gives. Each term is added as soon as it is there, so that two of them
+    are alive at a time."""
     return functools.reduce(lambda x, y: b("add", x, y), rows_of(b, table, axes, sizes, start))
 
 
