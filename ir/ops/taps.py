@@ -115,8 +115,7 @@ def rows_of(
 def sum_of_rows(
     b: Builder, table: Value, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: Value | None = None
 ) -> Value:
-    """The sum of `rows_of`: what interpolation gives. Each term is added as soon as it is there, so that two of them
-    are alive at a time."""
+    """The sum of `rows_of`: what interpolation gives."""
     return functools.reduce(lambda x, y: b("add", x, y), rows_of(b, table, axes, sizes, start))
 
 
