@@ -142,8 +142,8 @@ class State(NamedTuple):
     """A run in progress."""
 
     now: np.ndarray  # [4] time, next flow's finish, rate of device memory now, bytes that entered a cached l2
-    # heap size, active flows, stack size, log size, streams done, shares outdated, was oversubscribed, log on
-    num: np.ndarray  # [8]
+    # heap size, active flows, stack size, log size, streams done, shares outdated, was oversubscribed, log on, wakes
+    num: np.ndarray  # [9]
     pc: np.ndarray  # [S]
     env: np.ndarray  # [S, D] loop variables
     it: np.ndarray  # [S, D] iteration numbers
@@ -152,7 +152,8 @@ class State(NamedTuple):
     coord: np.ndarray  # [S, A] position in the kernel's grid
     radix: np.ndarray  # [S, A] size of its axes
     block: np.ndarray  # [S, 2] cause (B_*), ring or group
-    since: np.ndarray  # [S] when the head was blocked
+    wakes: np.ndarray  # [S] streams whose heads are to try again
+    waking: np.ndarray  # [S] whether a stream is among them
     free_at: np.ndarray  # [S] when the engine is free
     mark: np.ndarray  # [S] transfer engines: accounted until
     q: np.ndarray  # [S, 3] in-flight positions: oldest, data phase, next
@@ -224,7 +225,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
     width = LOG_ENV + d + max(1, int(np.diff(code.op_ptr).max(initial=0)))
     span = floats(i, 2)
     span[:, 0] = np.inf
-    num = ints(8)
+    num = ints(9)
     num[7] = log_rows > 0
     num[2] = s
     stack = ints(2 * s)
@@ -242,7 +243,8 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         coord=ints(s, code.k_radix.shape[1]),
         radix=np.ones((s, code.k_radix.shape[1]), np.int64),
         block=ints(s, 2),
-        since=floats(s),
+        wakes=ints(s),
+        waking=ints(s),
         free_at=floats(s),
         mark=floats(s),
         q=ints(s, 3),

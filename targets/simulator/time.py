@@ -113,20 +113,33 @@ def _put_back(st: State, s: int) -> None:
 
 
 @helper
-def _wake(c: Code, st: State, s: int) -> None:
-    """Let a blocked head try again; the time that it waited goes to what blocked it."""
-    _account(c, st, s)
-    st.block[s, 0] = B_NONE
-    _put_back(st, s)
+def _wake(st: State, s: int) -> None:
+    """Let a blocked head try again when the present event is done."""
+    if not st.waking[s]:
+        st.waking[s] = 1
+        st.wakes[st.num[8]] = s
+        st.num[8] += 1
 
 
 @helper
-def _wake_unit(c: Code, st: State, unit: int, ring: int) -> None:
+def _wake_all(c: Code, st: State) -> None:
+    """Unblock the heads that events have woken, in their order; the time that they waited goes to what blocked them."""
+    for j in range(st.num[8]):
+        s = st.wakes[j]
+        _account(c, st, s)
+        st.block[s, 0] = B_NONE
+        st.waking[s] = 0
+        _put_back(st, s)
+    st.num[8] = 0
+
+
+@helper
+def _wake_unit(st: State, unit: int, ring: int) -> None:
     """A push or pop happened on a ring of a unit."""
     for s in range(4 * unit, 4 * unit + 4):
         cause = st.block[s, 0]
         if cause == B_AFTER or (cause in (B_DATA, B_SPACE) and st.block[s, 1] == ring):
-            _wake(c, st, s)
+            _wake(st, s)
 
 
 # Where the time of a queue goes.
@@ -371,12 +384,12 @@ def _try(c: Code, m: Machine, st: State, s: int) -> None:
     i = c.node_arg[st.pc[s]]
     first, last = _masks(c, st, s, i)
     now = st.now[0]
-    if _find_block(c, m, st, s, i, first):
-        cause, st.block[s, 0] = st.block[s, 0], B_NONE
-        _account(c, st, s)
+    blocked = _find_block(c, m, st, s, i, first)
+    cause, st.block[s, 0] = st.block[s, 0], B_NONE
+    _account(c, st, s)
+    if blocked:
         st.block[s, 0] = cause
         return
-    _account(c, st, s)
     clk = m.issue + m.ring_op * _begin_rings(c, st, s, i, first, last)
     kernel = c.ins[i, 0]
     st.k_start[kernel] = min(st.k_start[kernel], now)
@@ -548,12 +561,12 @@ def _end_flows(c: Code, m: Machine, st: State) -> None:
 
 
 @helper
-def _end_tile(c: Code, st: State, s: int, kernel: int) -> None:
+def _end_tile(st: State, s: int, kernel: int) -> None:
     """A tile has left its unit, which may begin another."""
     st.tiles[s // 4, kernel] += 1
     load = s - s % 4 + LOAD
     if st.block[load, 0] == B_BLOCK:
-        _wake(c, st, load)
+        _wake(st, load)
 
 
 @helper
@@ -567,33 +580,21 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
     st.flowing[s] = 0
     st.mark[s] = now
     st.q[s, 1] += 1
-    bumps = _bumps(c, i, last)
-    if kind == STORE or bumps:
-        land = now + (m.latency[c.ins[i, 5]] + _hop(m, s) if kind == STORE else 0.0) + (m.bump if bumps else 0.0)
-        if st.q[s, 1] - 1 > st.q[s, 0]:
-            land = max(land, st.q_f[s, (st.q[s, 1] - 2) % IN_FLIGHT, 3])
-        st.q_f[s, slot, 3] = land
-        _schedule(st, land, E_LAND, s)
-    elif st.q[s, 1] - 1 > st.q[s, 0]:
-        land = max(now, st.q_f[s, (st.q[s, 1] - 2) % IN_FLIGHT, 3])
-        st.q_f[s, slot, 3] = land
-        _schedule(st, land, E_LAND, s)
+    land = now
     if kind == STORE:
-        _log_end(st, s, 2)
-        if c.ins[i, 9]:
-            _end_tile(c, st, s, c.ins[i, 0])
-    else:
-        _log_end(st, s, 1)
-        st.span[i, 1] = max(st.span[i, 1], now)
+        land += m.latency[c.ins[i, 5]] + _hop(m, s)
+    if _bumps(c, i, last):
+        land += m.bump
+    if st.q[s, 1] - 1 > st.q[s, 0]:
+        land = max(land, st.q_f[s, (st.q[s, 1] - 2) % IN_FLIGHT, 3])
+    st.q_f[s, slot, 3] = land
+    _schedule(st, land, E_LAND, s)
+    _log_end(st, s, 2 if kind == STORE else 1)
+    if c.ins[i, 9]:
+        _end_tile(st, s, c.ins[i, 0])
     _end_rings(c, st, s, i, last)
-    if st.q_f[s, slot, 3] == np.inf:
-        _retire(c, st, s)
     if st.q[s, 1] < st.q[s, 2]:
-        ready = st.q_f[s, st.q[s, 1] % IN_FLIGHT, 0]
-        if ready <= now:
-            _start_flow(c, m, st, s)
-        else:
-            _schedule(st, ready, E_READY, s)
+        _schedule(st, max(now, st.q_f[s, st.q[s, 1] % IN_FLIGHT, 0]), E_READY, s)
 
 
 @helper
@@ -606,23 +607,17 @@ def _bumps(c: Code, i: int, last: int) -> bool:
 
 
 @helper
-def _retire(c: Code, st: State, s: int) -> None:
-    """The oldest transfer of a queue has left it."""
-    _account(c, st, s)
-    st.q[s, 0] += 1
-    if st.block[s, 0] == B_ROOM:
-        _wake(c, st, s)
-
-
-@helper
 def _land(c: Code, st: State, s: int) -> None:
-    """The oldest transfer of a queue has landed: count it."""
+    """The oldest transfer of a queue has landed and leaves it: count it."""
     slot = st.q[s, 0] % IN_FLIGHT
     i, last, first_e, last_e = st.q_i[s, slot, 0], st.q_i[s, slot, 1], st.q_i[s, slot, 2], st.q_i[s, slot, 3]
     if c.ins[i, 2] == STORE:
         _log_end(st, s, 1)
     st.span[i, 1] = max(st.span[i, 1], st.now[0])
-    _retire(c, st, s)
+    _account(c, st, s)
+    st.q[s, 0] += 1
+    if st.block[s, 0] == B_ROOM:
+        _wake(st, s)
     for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):
         group = c.bp[j, 0]
         lo, hi, base = 0, 0, c.gp[group, 0]
@@ -639,7 +634,7 @@ def _land(c: Code, st: State, s: int) -> None:
         if complete:
             waiter, st.g_head[group] = st.g_head[group], -1
             while waiter >= 0:
-                _wake(c, st, waiter)
+                _wake(st, waiter)
                 waiter = st.g_next[waiter]
 
 
@@ -663,10 +658,10 @@ def _end_rings(c: Code, st: State, s: int, i: int, last: int) -> None:
         use, r, mask = c.use[j, 0], c.use[j, 1], c.use[j, 2]
         if use == PUSH and last & mask == mask:
             st.pushed[u, r] += 1
-            _wake_unit(c, st, u, r)
+            _wake_unit(st, u, r)
         elif use == POP and last & mask == mask:
             st.popped[u, r, q] += 1
-            _wake_unit(c, st, u, r)
+            _wake_unit(st, u, r)
 
 
 @helper
@@ -679,7 +674,7 @@ def _complete(c: Code, st: State, s: int) -> None:
     st.span[i, 1] = max(st.span[i, 1], st.now[0])
     _end_rings(c, st, s, i, last)
     if st.block[s, 0] == B_ROOM:
-        _wake(c, st, s)
+        _wake(st, s)
 
 
 # The loop.
@@ -716,6 +711,8 @@ def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
                 _handle(c, m, st, _next_event(st))
             elif st.now[1] <= now:
                 _end_flows(c, m, st)
+            elif st.num[8] > 0:
+                _wake_all(c, st)
             elif st.num[2] > 0:
                 st.num[2] -= 1
                 _try(c, m, st, st.stack[st.num[2]])
