@@ -1,7 +1,7 @@
 """Cycles of tile statements on a target: the one set of formulas used by the simulator and by lowering's cost model.
 
 The functions are plain arithmetic on ints, floats or numpy arrays, so the search evaluates thousands of candidates at
-once and the simulator compiles the very same functions. All times are cycles of the target's maximum clock.
+once and the simulator compiles the very same functions. All times are cycles of the target's clock.
 
 Invariant: nothing here knows a program, a graph or the state of a run; a cost never falls when work grows.
 """
@@ -57,11 +57,11 @@ def engine_clk(
 ) -> Number:
     """Cycles for which an mma of valid extents m x n x k keeps the engine from the next one, operand delivery aside.
 
-    Lanes start a step every `ii`, and `gap` (the fill of a serial engine) follows. A systolic array works in folds. With
-    weights in place: ceil(k / R) ceil(n / C) folds that stream m rows, of which the preload of the next block hides
-    all but R - m; with results in place: ceil(m / R) ceil(n / C) folds that stream k. Serial arrays (gap > 0) add
-    preload, skew and drain to every fold, which is SCALE-Sim's closed form: 2R + C + m - 2 a fold with weights in
-    place, R + C + k - 2 with results in place, and one cycle less in all.
+    Lanes start a step every `ii`, and `gap` (the fill of a serial engine) follows. A systolic array works in folds.
+    With weights in place: ceil(k / R) ceil(n / C) folds that stream m rows, behind which the preload of the next block
+    hides but for R - m cycles; with results in place: ceil(m / R) ceil(n / C) folds that stream k. Serial arrays
+    (gap > 0) add preload, skew and drain to every fold, which is SCALE-Sim's closed form: 2R + C + m - 2 a fold with
+    weights in place, R + C + k - 2 with results in place, and one cycle less in all.
     """
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
     if engine == LANES:
@@ -123,8 +123,8 @@ def flow_cap(fetched: Number, moved: Number, rows: Number, row_clk: float, bytes
 
 
 def visit_weight(run: Number, pitch: Number, at_random: bool, burst: int, activate: int) -> Number:
-    """Bytes of device-memory time that one useful byte costs, in contiguous runs of `run` bytes that begin every `pitch`
-    bytes.
+    """Bytes of device-memory time that one useful byte costs, in contiguous runs of `run` bytes, `pitch` bytes from one
+    to the next.
 
     A regular stream pays for whole bursts, unless the gaps are so narrow that reading through them is cheaper. Runs at
     random pay an activation each: banks hide part of it, which sqrt(1 + (activate / run)^2) fits (cycle-accurate

@@ -132,7 +132,8 @@ ISA = (
         Mma,
         "mma %acc <- %a, %b {start, k_axes, transpose_a, transpose_b, valid}",
         "acc[dst] (+)= ring[a] . ring[b], from zero in the first iteration of the loops in start; sums in f32 or i32",
-        "fill_clk + max(ii_clk x ceil(M / m rows) x ceil(N / n cols) x ceil(K / k), operand bytes / l1.bytes_per_clk)",
+        "lanes: fill_clk + max(ii_clk x ceil(M / m rows) x ceil(N / n cols) x ceil(K / k), operand bytes / l1 rate);"
+        " systolic: its folds, as in ppuc.targets.cost",
         (
             Field("dst", "dst", "accumulator ring"),
             Field("a", "a", "left operand: ring, or an affine sub-tile of one"),

@@ -50,8 +50,8 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How work reaches the units. A segment costs `segment_launch_us`. At `granularity` kernel each further kernel waits
-    for the one before and costs `kernel_us`; within a segment kernels follow one another through their rings.
+    """How work reaches the units. A segment costs `segment_launch_us`. At `granularity` kernel each further kernel
+    waits for the one before and costs `kernel_us`; within a segment kernels follow one another through their rings.
     `tiles` streaming: a unit loads its next tile while it finishes the last; blocks: a tile's loads wait for a free
     accumulator slot of its kernel, as a thread block waits for the registers of another,
     and products take the time of whole tiles also at a tensor's end. A launch's units begin
@@ -70,8 +70,9 @@ class TensorEngine:
     cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments. `f32` is full f32
     arithmetic.
 
-    A lane of a systolic engine is an array of R x C cells. Dataflow weight: B's [R, C] block stays, rows of A stream, the
-    fragment is [1, C, R]. Dataflow output: an [R, C] block of the result stays, k streams, the fragment is [R, C, 1].
+    A lane of a systolic engine is an array of R x C cells. Dataflow weight: B's [R, C] block stays, rows of A stream,
+    the fragment is [1, C, R]. Dataflow output: an [R, C] block of the result stays, k streams, the fragment is
+    [R, C, 1].
     `ii_clk` is the interval between streamed elements. `overlap` serial: a fold (a lane's next stationary block; on
     lanes: the next instruction) begins when the one before has drained; pipelined: it follows without a gap and its
     operands are preloaded meanwhile."""

@@ -29,7 +29,8 @@ def scatter(title: str, points: Sequence[tuple[float, float, str]]) -> str:
     band = [(low, low * (1 - BAND)), (high, high * (1 - BAND)), (high, high * (1 + BAND)), (low, low * (1 + BAND))]
     outline = " ".join(f"{x_of(x)},{y_of(y)}" for x, y in band)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIZE}" height="{SIZE}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIZE}" height="{SIZE}" font-family="sans-serif"'
+        ' font-size="12">',
         f'<rect width="{SIZE}" height="{SIZE}" fill="white"/>',
         f'<text x="{SIZE / 2}" y="24" text-anchor="middle" font-size="14">{escape(title)}</text>',
         f'<polygon points="{outline}" fill="#e4e4e4"/>',

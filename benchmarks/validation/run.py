@@ -125,7 +125,7 @@ def main() -> int:
         outcomes = [predict(case, measured.dtype, target) for case in cases]
         report(measured, outcomes, arguments.all)
         records[measured.name] = {"mape": mape(outcomes), "cases": [o.record() for o in outcomes]}
-        missed = missed or bool(measured.goal) and mape(outcomes) > measured.goal
+        missed = missed or (bool(measured.goal) and mape(outcomes) > measured.goal)
         plot = scatter(measured.name, [(o.case.us, o.us, f"{o.case.name} {o.error:+.1%}") for o in outcomes])
         (arguments.out / f"{measured.target.stem}.svg").write_text(plot, encoding="utf-8")
     (arguments.out / "results.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")

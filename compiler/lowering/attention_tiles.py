@@ -134,7 +134,7 @@ class TiledAttention(UnmergedLowering):
         tiles = shape.parts * shape.acc_slots * p * (shape.keys + shape.columns) * 4
         return shape.slots * streams + shape.parts * own <= l1 and tiles <= acc
 
-    def loops(self, shape: Shape) -> tuple[list[Tiling], int, int]:
+    def loops(self, shape: Shape) -> tuple[list[Tiling], int, float]:
         """(loops over the domain, units at work, iterations of the busiest unit)."""
         tiles = [1, 1, shape.heads, shape.rows * shape.parts, shape.columns]
         units, iterations = self.dealt(tiles)

@@ -5,8 +5,9 @@ grow together; a flow stops at its own cap or when a resource on its way is full
 on device memory (`cost.visit_weight`).
 
 Invariant: after `refill`, no resource carries more than its capacity and no flow could get more without taking from
-one that has no more. Device memory has less to share while reads and writes mix (`cost.mixed_rate`). CE ports are independent of each other while no memory is oversubscribed even at full demand;
-then only flows of CEs that changed are refilled, which gives the same shares.
+one that has no more. Device memory has less to share while reads and writes mix (`cost.mixed_rate`). CE ports are
+independent of each other while no memory is oversubscribed even at full demand; then only flows of CEs that changed
+are refilled, which gives the same shares.
 """
 
 from __future__ import annotations

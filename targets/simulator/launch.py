@@ -41,7 +41,8 @@ def _copies_of(segment: Segment) -> list[list[Copy]]:
 
 def _launch(segment: Segment, k: int, copies: list[Copy]) -> Segment:
     kernel = segment.kernels[k]
-    inside = [bump.group for item in (*_instrs(kernel), *copies) for bump in item.bumps]
+    inside = [bump.group for instr in _instrs(kernel) for bump in instr.bumps]
+    inside += [bump.group for copy in copies for bump in copy.bumps]
     everywhere = [b.group for other in segment.kernels for instr in _instrs(other) for b in instr.bumps]
     everywhere += [b.group for copy in segment.copies for b in copy.bumps]
     here = {group for group in inside if inside.count(group) == everywhere.count(group)}

@@ -5,7 +5,6 @@ Invariant: a description depends on the instruction's text only; loop values ent
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -28,8 +28,8 @@ DATA, SPACE, BANDWIDTH, LATENCY, SYNC = range(5)
 """Stall causes, in the order of result.STALL_CAUSES."""
 
 B_NONE, B_DATA, B_SPACE, B_AFTER, B_COUNTER, B_ROOM, B_BLOCK = range(7)
-"""What blocks the head of a stream: a filled slot, a free slot, rings to retire, counters, room in its queue, an earlier
-tile of its kernel (targets that run tiles as blocks)."""
+"""What blocks the head of a stream: a filled slot, a free slot, rings to retire, counters, room in its queue, an
+earlier tile of its kernel (targets that run tiles as blocks)."""
 
 MEM_HBM, MEM_L2, MEM_HOST = range(3)
 """Memories as bandwidth resources; CE ports and unit ports follow."""
@@ -63,7 +63,8 @@ class Code(NamedTuple):
     k_block: np.ndarray  # [K, 2] loops around a tile (-1: tiles stream), tiles under way at a time
     k_trips: np.ndarray  # [K, D] iterations of the loops around a tile (1 elsewhere)
     # loops
-    # start, stop, step, axis or -1, depth, first node of the body, node after the loop, kernel, node of the outermost loop
+    # start, stop, step, axis or -1, depth, first node of the body, node after the loop, kernel, node of the outermost
+    # loop
     lp: np.ndarray  # [L, 9]
     # instructions
     ins: (

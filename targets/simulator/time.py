@@ -329,8 +329,8 @@ def _counter_missing(c: Code, st: State, group: int, touched: bool, first: int, 
 
 @helper
 def _tile_missing(c: Code, st: State, s: int, i: int, first_mask: int) -> bool:
-    """Whether a load opens a tile while an earlier group of its kernel's tiles is not stored yet. Tiles that share a unit
-    start together and stay in step, so none of them loads while another stores."""
+    """Whether a load opens a tile while an earlier group of its kernel's tiles is not stored yet. Tiles that share a
+    unit start together and stay in step, so none of them loads while another stores."""
     kernel = c.ins[i, 0]
     around, depth = c.k_block[kernel, 0], c.ins[i, 3]
     if around < 0 or depth < around or (first_mask >> around) != (1 << (depth - around)) - 1:
@@ -496,10 +496,10 @@ def _queue_transfer(c: Code, m: Machine, st: State, s: int, i: int, last: int, c
     moved, fetched, run = st.box[0] * size, st.box[1] * size, st.box[2] * size
     entry, times = st.q_i[s, slot], st.q_f[s, slot]
     memory = c.ins[i, 5]
-    if m.cached and memory == MEM_HBM and kind == LOAD:
-        if _in_cache(m, st, c.ins[i, 8], st.box[3], st.box[4], fetched):
-            memory = MEM_L2
-            st.n[i, 10] += fetched
+    cacheable = m.cached and memory == MEM_HBM and kind == LOAD
+    if cacheable and _in_cache(m, st, c.ins[i, 8], st.box[3], st.box[4], fetched):
+        memory = MEM_L2
+        st.n[i, 10] += fetched
     entry[0], entry[1], entry[2], entry[3], entry[4], entry[5] = i, last, st.box[3], st.box[4], fetched, memory
     # A store asks nothing of the memory before its data arrives there.
     latency = 0.0 if kind == STORE else m.latency[memory] + _hop(m, s)
