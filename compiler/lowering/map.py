@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering import cost
-from ppuc.compiler.lowering.body import Chain, NotFusable, analyse, op_axes
+from ppuc.compiler.lowering.body import Chain, NotFusable, analyse, op_axes, widens
 from ppuc.compiler.lowering.chunked import ChunkedReduction
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal
 from ppuc.compiler.lowering.tiled import TiledLowering
@@ -49,6 +49,8 @@ def _before_views(body: Graph) -> list[Value]:
         kind = OPS[op.name].kind
         name = op.results[0].name
         inner = [v.name for v in op.operands if v.name in computed]
+        if op.name == "cast" and not inner and widens(op):  # read as memory, in whatever shape its reader wants
+            continue
         if kind is Kind.VIEW:
             if inner:
                 computed.add(name)
