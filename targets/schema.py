@@ -52,14 +52,15 @@ class Clock:
 class Launch:
     """How work reaches the units. A segment costs `segment_launch_us`. At `granularity` kernel each further kernel
     waits for the one before and costs `kernel_us`; within a segment kernels follow one another through their rings.
-    `tiles` streaming: a unit loads its next tile while it finishes the last; blocks: a tile's loads wait for a free
-    accumulator slot of its kernel, as a thread block waits for the registers of another,
+    `tiles` streaming: a unit runs the tiles of its place in the grid and loads the next while it finishes the last;
+    persistent: the same, with tiles dealt in order over all units; blocks: dealt in order, and a tile's loads wait for a
+    free accumulator slot of its kernel, as a thread block waits for the registers of another,
     and products take the time of whole tiles also at a tensor's end. A launch's units begin
     `dispatch_clk` after one another. `tile_sides` are the sides that the kernels of the machine's library come in."""
 
     granularity: str = quantity("segment|kernel")
     kernel_us: float = quantity("us", zero=True)
-    tiles: str = quantity("streaming|blocks")
+    tiles: str = quantity("streaming|persistent|blocks")
     dispatch_clk: int = quantity("clk", zero=True)
     tile_sides: str = quantity("any|powers of two")
 
@@ -168,13 +169,14 @@ class Hbm:
 @dataclass(frozen=True, slots=True)
 class Noc:
     """The on-chip network between CEs, l2 slices and memory controllers. On a mesh of CEs with slices spread over it, a
-    CE's latency differs from the mean by `hop_clk` for every router more or less, there and back."""
+    CE's latency differs from the mean by `hop_clk` for every router more or less, there and back. Multicast within a CE
+    lets units that load the same tile of a cached l2 share one read of it."""
 
     kind: str = quantity("mesh|crossbar|point")
     ce_port_bytes_per_clk: int = quantity("B/clk")
     link_bytes_per_clk: int = quantity("B/clk")
     hop_clk: int = quantity("clk", zero=True)
-    multicast: str = quantity("text")
+    multicast: str = quantity("none|within a CE")
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,6 +214,8 @@ class ContractionLowering(TiledLowering):
         units = deal(trips, self.target.cu)
         if self.target.launch.tiles == "blocks":
             return units, max(1.0, math.prod(trips) / self.target.cu)
+        if self.target.launch.tiles == "persistent":
+            return units, -(-math.prod(trips) // self.target.cu)
         return units, math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
 
 
@@ -225,7 +227,7 @@ def steps_along(k: int, dtype: DType, target: Target) -> list[int]:
 
 def active_units(units: Sequence[int], iterations: float, target: Target) -> int:
     """Units that run tiles at a time: all of them once there is more than one tile for each."""
-    return target.cu if target.launch.tiles == "blocks" and iterations > 1 else math.prod(units)
+    return target.cu if target.launch.tiles != "streaming" and iterations > 1 else math.prod(units)
 
 
 LIBRARY_SIDES = (16, 32, 64, 128, 256)

@@ -120,12 +120,13 @@ def machine_of(target: Target) -> t.Machine:
         ring_op=float(target.sync.ring_op_clk),
         engine=engine_of(target),
         gap=gap_clk(target),
-        whole_tiles=target.launch.tiles == "blocks",
+        whole_tiles=target.launch.tiles != "streaming",
         l1_rate=float(target.l1.bytes_per_clk),
         acc_rate=float(target.acc.bytes_per_clk),
         burst=target.hbm.burst_bytes,
         activate=target.hbm.activate_bytes,
         turnaround=target.hbm.turnaround,
+        multicast=target.noc.multicast != "none",
         cached=target.l2.managed == "cache",
         l2_bytes=float(target.l2.bytes),
         start=np.array([target.load.start_clk, target.store.start_clk, 0, 0, target.stage.start_ns * ns], np.float64),
@@ -352,7 +353,7 @@ class _Builder:
             levels = {use.level for _, body in kernel.streams for instr in _instrs(body) for use in instr.rings}
             if not (slots and around and all(loops)) or levels & set(range(1, around)):
                 continue
-            blocks[k] = around, min(slots)
+            blocks[k] = around, min(slots) if self.target.launch.tiles == "blocks" else t.NO_BOUND
             trips[k, :around] = [max(0, -(-(x.stop - x.start) // x.step)) for x in loops[0]]
             stores[-1][9] = 1
         return blocks, trips

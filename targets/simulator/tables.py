@@ -60,7 +60,7 @@ class Code(NamedTuple):
     k_units: np.ndarray  # [K]
     k_radix: np.ndarray  # [K, A] size of each grid axis (1 where absent)
     k_end: np.ndarray  # [K, 5] first node after the kernel, by queue kind
-    k_block: np.ndarray  # [K, 2] loops around a tile (-1: tiles stream), tiles under way at a time
+    k_block: np.ndarray  # [K, 2] loops around a tile that is dealt in order (-1: the grid deals), tiles under way
     k_trips: np.ndarray  # [K, D] iterations of the loops around a tile (1 elsewhere)
     # loops
     # start, stop, step, axis or -1, depth, first node of the body, node after the loop, kernel, node of the outermost
@@ -127,6 +127,7 @@ class Machine(NamedTuple):
     activate: int
     turnaround: float
     cached: bool
+    multicast: bool
     l2_bytes: float
     start: np.ndarray  # [5] start cost by instruction kind (load, store, -, -, copy)
     row: np.ndarray  # [5]
@@ -181,6 +182,8 @@ class State(NamedTuple):
     tiles: np.ndarray  # [U, K] tiles that are stored
     cache_key: np.ndarray  # [CACHE_ENTRIES] or [1]
     cache_at: np.ndarray  # same: now[3] when the tile was last read
+    near_key: np.ndarray  # [CACHE_ENTRIES] or [1] tile and CE of a read that neighbours may share
+    near_by: np.ndarray  # same: the unit that read
     g_head: np.ndarray  # [G] first stream that waits for the group
     g_next: np.ndarray  # [S]
     stack: np.ndarray  # [2S] streams to try
@@ -272,6 +275,8 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         tiles=ints(u, k),
         cache_key=np.full(CACHE_ENTRIES if machine.cached else 1, -1, np.int64),
         cache_at=floats(CACHE_ENTRIES if machine.cached else 1),
+        near_key=np.full(CACHE_ENTRIES if machine.cached else 1, -1, np.int64),
+        near_by=ints(CACHE_ENTRIES if machine.cached else 1),
         g_head=np.full(g, -1, np.int64),
         g_next=np.full(s, -1, np.int64),
         stack=stack,

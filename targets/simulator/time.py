@@ -471,15 +471,30 @@ def _start_compute(c: Code, m: Machine, st: State, s: int) -> None:
 
 
 @helper
-def _in_cache(m: Machine, st: State, tensor: int, first: int, last: int, size: int) -> bool:
-    """Whether a cached l2 still holds a tile of a tensor that some unit read before; it holds it from now on."""
-    key = (tensor * 0x1F3D5B79 + first) * 0x2545F491 + last
-    slot = ((key ^ (key >> 17) ^ (key >> 31)) * 0x5BD1E995 >> 7) & (len(st.cache_key) - 1)
+def _slot(st: State, key: int) -> int:
+    """Where a cached l2 remembers a tile."""
+    return ((key ^ (key >> 17) ^ (key >> 31)) * 0x5BD1E995 >> 7) & (len(st.cache_key) - 1)
+
+
+@helper
+def _served_by(m: Machine, st: State, s: int, tensor: int, size: int) -> int:
+    """Which memory serves a load of the box in st.box where l2 is a cache: device memory, l2 if some unit read the tile
+    before, or none (-1) if it shares the read of a neighbour in its CE."""
+    key = (tensor * 0x1F3D5B79 + st.box[3]) * 0x2545F491 + st.box[4]
+    if m.multicast:
+        unit = s // 4
+        near = key * 0x9E3779B1 + unit // m.cu_per_ce
+        slot = _slot(st, near)
+        if st.near_key[slot] == near and st.near_by[slot] != unit:
+            st.near_key[slot] = -1
+            return -1
+        st.near_key[slot], st.near_by[slot] = near, unit
+    slot = _slot(st, key)
     held = st.cache_key[slot] == key and st.now[3] - st.cache_at[slot] <= m.l2_bytes
     if not held:
         st.now[3] += size
     st.cache_key[slot], st.cache_at[slot] = key, st.now[3]
-    return bool(held)
+    return MEM_L2 if held else MEM_HBM
 
 
 @helper
@@ -496,13 +511,13 @@ def _queue_transfer(c: Code, m: Machine, st: State, s: int, i: int, last: int, c
     moved, fetched, run = st.box[0] * size, st.box[1] * size, st.box[2] * size
     entry, times = st.q_i[s, slot], st.q_f[s, slot]
     memory = c.ins[i, 5]
-    cacheable = m.cached and memory == MEM_HBM and kind == LOAD
-    if cacheable and _in_cache(m, st, c.ins[i, 8], st.box[3], st.box[4], fetched):
-        memory = MEM_L2
-        st.n[i, 10] += fetched
+    if m.cached and memory == MEM_HBM and kind == LOAD:
+        memory = _served_by(m, st, s, c.ins[i, 8], fetched)
+        if memory != MEM_HBM:
+            st.n[i, 10] += fetched
     entry[0], entry[1], entry[2], entry[3], entry[4], entry[5] = i, last, st.box[3], st.box[4], fetched, memory
     # A store asks nothing of the memory before its data arrives there.
-    latency = 0.0 if kind == STORE else m.latency[memory] + _hop(m, s)
+    latency = 0.0 if kind == STORE else m.latency[memory if memory >= 0 else MEM_L2] + _hop(m, s)
     if kind == LOAD and st.q[s, 2] == 0:
         latency += s // 4 * m.dispatch
     times[0] = st.now[0] + clk + m.start[kind] + latency
