@@ -1,8 +1,8 @@
 """ONNX graphs of the networks that the efficiency benchmark measures, built from their published shapes.
 
-Weights live in a sparse external file of zeros (values do not matter to timing), so an 8-billion-parameter decoder costs no
-disk. Shapes: He et al. 2015 (ResNet-50), Sandler et al. 2018 (MobileNetV2), Dosovitskiy et al. 2020 (ViT-B/16), Devlin et
-al. 2018 (BERT-base), Touvron et al. 2023 and Qwen 2025 (decoder with grouped-query attention).
+Weights live in a sparse external file of zeros (values do not matter to timing), so an 8-billion-parameter decoder
+costs no disk. Shapes: He et al. 2015 (ResNet-50), Sandler et al. 2018 (MobileNetV2), Dosovitskiy et al. 2020
+(ViT-B/16), Devlin et al. 2018 (BERT-base), Touvron et al. 2023 and Qwen 2025 (decoder with grouped-query attention).
 """
 
 from __future__ import annotations
@@ -225,9 +225,7 @@ def decoder(
     for layer in range(layers):
         y = n.rms_norm(x, hidden)
         q = n.heads(n.linear(y, hidden, heads * width, bias=False), 1, tokens, heads, width)
-        k, v = (
-            n.heads(n.linear(y, hidden, groups * width, bias=False), 1, tokens, groups, width) for _ in range(2)
-        )
+        k, v = (n.heads(n.linear(y, hidden, groups * width, bias=False), 1, tokens, groups, width) for _ in range(2))
         q, k = (_rope(n, n.rms_norm(z, width), cos, sin, width) for z in (q, k))
         if past:
             k, v = (

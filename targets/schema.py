@@ -53,8 +53,8 @@ class Launch:
     """How work reaches the units. A segment costs `segment_launch_us`. At `granularity` kernel each further kernel
     waits for the one before and costs `kernel_us`; within a segment kernels follow one another through their rings.
     `tiles` streaming: a unit runs the tiles of its place in the grid and loads the next while it finishes the last;
-    persistent: the same, with tiles dealt in order over all units; blocks: dealt in order, and a tile's loads wait for a
-    free accumulator slot of its kernel, as a thread block waits for the registers of another,
+    persistent: the same, with tiles dealt in order over all units; blocks: dealt in order, and a tile's loads wait for
+    a free accumulator slot of its kernel, as a thread block waits for the registers of another,
     and products take the time of whole tiles also at a tensor's end. A launch's units begin
     `dispatch_clk` after one another. `tile_sides` are the sides that the kernels of the machine's library come in."""
 

@@ -7,8 +7,8 @@ Counts per element: an arithmetic, comparison, selection or rounding operation i
 function is one lookup in the unit plus the lane operations that reduce the range and correct the result: exp, log,
 sqrt, rsqrt, reciprocal and sin take 1 + 1; composites are sums of those (div = reciprocal and a multiply; tanh and
 sigmoid = exp, add, reciprocal; pow = log, multiply, exp; erf = exp, reciprocal and a polynomial of degree five). i64
-takes twice the lane operations. Transpose and reshape move each element once, as does a window that cuts the innermost axis;
-one that leaves it whole is only an address: its elements cross l1 again, but no lane works for them.
+takes twice the lane operations. Transpose and reshape move each element once, as does a window that cuts the innermost
+axis; one that leaves it whole is only an address: its elements cross l1 again, but no lane works for them.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def _term(step: Step, args: Sequence[tuple[Extent, ...]], result: tuple[Extent, 
 
 
 def _is_address(step: Step, whole: Sequence[Extent]) -> bool:
-    """Whether a window leaves the innermost axis, which runs over the lanes, as it is: then a shifted and strided read of
-    the tile does it, and no lane works for it."""
+    """Whether a window leaves the innermost axis, which runs over the lanes, as it is: then a shifted and strided read
+    of the tile does it, and no lane works for it."""
     rank = step.ints[0]
     offset, stride, size = (step.ints[(i + 1) * rank] for i in range(3))
     return offset == 0 and stride == 1 and size == whole[-1][0]

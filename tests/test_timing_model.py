@@ -260,6 +260,7 @@ def test_validation_machines_load_and_fit_no_more_than_three_numbers(name: str) 
 def test_neighbours_share_a_read_where_the_network_multicasts() -> None:
     g = Gemm(32, 32, 64, tm=16, tn=32, a_space=Space.HBM, b_space=Space.HBM, grid=(2, 1))
     cached = override(TINY, "l2.managed=cache", "l2.bytes_per_clk_total=4")
-    alone, shared = (timed(gemm_program(g), override(cached, f"noc.multicast={how}")) for how in ("none", "within a CE"))
+    ways = (override(cached, f"noc.multicast={how}") for how in ("none", "within a CE"))
+    alone, shared = (timed(gemm_program(g), target) for target in ways)
     assert TINY.cu_per_ce == 2
     assert shared.profile.cycles < alone.profile.cycles

@@ -115,9 +115,7 @@ def step_name(graph: Graph, step: int) -> str:
     return "the start" if op is None or not op.loc else f"node '{op.loc[-1]}'"
 
 
-def _remedies(
-    module: Module, held: Sequence[Holding], needed: int, target: Target, shares: Mapping[str, int]
-) -> str:
+def _remedies(module: Module, held: Sequence[Holding], needed: int, target: Target, shares: Mapping[str, int]) -> str:
     """What would make it fit, by the numbers at hand."""
     found = []
     wide = sum(h.bytes for h in held if h.role == "constant" and h.type.dtype is DType.F32)

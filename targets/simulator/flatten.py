@@ -369,7 +369,8 @@ class _Builder:
         return times
 
     def _earlier_ring(self, ring: int, name: str) -> int:
-        """The ring that `after` means: `kernel/ring`, or a bare name for the latest one of this name up to this kernel."""
+        """The ring that `after` means: `kernel/ring`, or a bare name for the latest one of this name up to this
+        kernel."""
         kernel, _, bare = name.rpartition("/")
         for k in range(self.ring_kernel[ring], -1, -1):
             found = self.ring_of[k].get(bare)

@@ -2,7 +2,8 @@
 
 Times are in clock cycles of the target (float), bytes are bytes that crossed the port of the memory named, `busy` and
 `stall` are cycles summed over the units that ran the kernel. Invariant: for each queue of a kernel,
-`busy + sum(stall.values()) + idle == units * (end - start)`, idle being what the queue spends outside its own instructions.
+`busy + sum(stall.values()) + idle == units * (end - start)`, idle being what the queue spends outside its own
+instructions.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ppuc.targets.simulator.power import PowerState
 from ppuc.targets.simulator.split import bound_by, time_split
 
 STALL_CAUSES = ("data", "space", "bandwidth", "latency", "sync")
-"""Why a queue waits: for a filled slot, for a free slot, for a share of a memory's bandwidth, for a memory's latency, for a
-counter of another kernel."""
+"""Why a queue waits: for a filled slot, for a free slot, for a share of a memory's bandwidth, for a memory's latency,
+for a counter of another kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class KernelStats:
     ideal_tensor: float
     """Cycles the tensor engines of the whole chip would need at peak for the kernel's useful multiply-accumulates."""
     shaped_tensor: float = 0.0
-    """Cycles the tensor engines of the whole chip would need at best for the kernel's products in whole fragments: units
-    may share the products of a result, the lanes of a unit work on different results."""
+    """Cycles the tensor engines of the whole chip would need at best for the kernel's products in whole fragments:
+    units may share the products of a result, the lanes of a unit work on different results."""
     ideal_vector: float = 0.0
     """Cycles the vector engines of the whole chip would need at full lanes for the kernel's operations."""
     engine: Mapping[Queue, float] = field(default_factory=dict)
@@ -140,7 +141,8 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """`outputs` by ONNX name (empty for timing-only runs); `events` is the raw event table when a trace was asked for."""
+    """`outputs` by ONNX name (empty for timing-only runs); `events` is the raw event table when a trace was asked
+    for."""
 
     outputs: Mapping[str, np.ndarray]
     profile: Profile

@@ -171,8 +171,8 @@ def _engine(
 
 
 def _shaped(flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target) -> float:
-    """Cycles of the whole chip when each unit has as many fragments of results at hand as it has lanes, or all there are,
-    and the products are dealt out evenly."""
+    """Cycles of the whole chip when each unit has as many fragments of results at hand as it has lanes, or all there
+    are, and the products are dealt out evenly."""
     total, lanes = 0.0, target.tensor.lanes
     for i in rows.tolist():
         results, products = state.n[i, 8:10].tolist()
