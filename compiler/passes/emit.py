@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.emit_counters import CounterPlan
-from ppuc.compiler.passes.emit_rings import RingOwners, Site, ring_uses, sites_of
+from ppuc.compiler.passes.emit_rings import RingOwners, Site, claiming_units, ring_uses, sites_of
 from ppuc.ir.kernel import Buffer, Kernel, Loop, Stmt
 from ppuc.ir.module import Module, Placement
 from ppuc.ir.program import (
@@ -144,12 +144,13 @@ def kernel_program(
     """The streams and rings of one kernel whose buffers lie where `places` says (by space and `kernel/buffer`)."""
     sites = sites_of(kernel)
     uses, queues = ring_uses(kernel, sites)
+    units = claiming_units(kernel, sites, uses)
     rings = []
     for buffer in kernel.buffers:
         if buffer.name in queues:
             name = f"{kernel.name}/{buffer.name}"
             place = places[buffer.space, name]
-            after = owners.take(buffer.space, place.address, place.bytes, name, kernel.units)
+            after = owners.take(buffer.space, place.address, place.bytes, name, units[buffer.name])
             rings.append(_ring(buffer, place, *queues[buffer.name], after))
     streams = tuple((queue, _stream(kernel.body, queue, iter(sites), uses, sync)) for queue in UNIT_QUEUES)
     return KernelProgram(kernel.name, kernel.grid, kernel.params, tuple(rings), streams, kernel.loc)

@@ -10,7 +10,8 @@ Invariant: claims and pushes, waits and pops pair up one to one, for every trip 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ppuc.ir.errors import InternalError
@@ -110,35 +111,51 @@ def _common(paths: Sequence[tuple[int, ...]]) -> int:
     return level
 
 
+def claiming_units(
+    kernel: Kernel, sites: Sequence[Site], uses: Mapping[int, Sequence[RingUse]]
+) -> dict[str, frozenset[int]]:
+    """Buffer -> the units that claim its ring at all: those with an iteration of every loop around the claim."""
+    sizes = [n for _, n in kernel.grid]
+    points = list(itertools.product(*(range(n) for n in sizes)))
+    found: dict[str, frozenset[int]] = {}
+    for site in sites:
+        rings = [use.ring for use in uses.get(site.number, ()) if use.kind == "claim"]
+        if rings:
+            trips = {loop.over: loop.trips for loop in site.loops if loop.over is not None}
+            limits = [trips.get(axis, n) for axis, n in kernel.grid]
+            here = (all(c < n for c, n in zip(point, limits, strict=True)) for point in points)
+            found |= dict.fromkeys(rings, frozenset(unit for unit, runs in enumerate(here) if runs))
+    return found
+
+
 class RingOwners:
     """Which rings hold which bytes of l1 and acc at the moment, walking the kernels in order.
 
-    A kernel runs on units 0 .. n - 1. A ring replaces earlier ones on those units only, so an earlier ring of a wider
-    kernel stays a holder of its bytes until a kernel at least as wide takes them.
+    A ring takes bytes over on the units that claim it only: on the others, earlier holders of the bytes stay, and later
+    rings come after those.
     """
 
     def __init__(self) -> None:
-        self._held: dict[Space, list[tuple[int, int, str, int]]] = {}
+        self._held: dict[Space, list[tuple[int, int, str, frozenset[int]]]] = {}
 
-    def take(self, space: Space, address: int, size: int, ring: str, units: int) -> tuple[str, ...]:
-        """Give `[address, address + size)` of the first `units` units to `ring`; returns the rings it takes bytes over
-        from, oldest first."""
+    def take(self, space: Space, address: int, size: int, ring: str, units: frozenset[int]) -> tuple[str, ...]:
+        """Give `[address, address + size)` of `units` to `ring`; returns the rings it takes bytes over from, oldest
+        first."""
         end = address + size
-        kept: list[tuple[int, int, str, int]] = []
+        kept: list[tuple[int, int, str, frozenset[int]]] = []
         after: list[str] = []
-        for low, high, owner, width in self._held.get(space, []):
+        for low, high, owner, holders in self._held.get(space, []):
             if high <= address or low >= end:
-                kept.append((low, high, owner, width))
+                kept.append((low, high, owner, holders))
                 continue
             if owner not in after:
                 after.append(owner)
-            if width > units:
-                kept.append((low, high, owner, width))
-                continue
             if low < address:
-                kept.append((low, address, owner, width))
+                kept.append((low, address, owner, holders))
+            if holders - units:
+                kept.append((max(low, address), min(high, end), owner, holders - units))
             if high > end:
-                kept.append((end, high, owner, width))
+                kept.append((end, high, owner, holders))
         kept.append((address, end, ring, units))
         self._held[space] = kept
         return tuple(after)
