@@ -200,6 +200,16 @@ class TestFold:
         after = rewritten(s.graph(s.op("add", x, s.expand(s.weight(1), 1 << 16))), FOLD)
         assert count(after) == {"add": 1, "expand": 1}
 
+    def test_weights_that_a_file_leaves_out_have_their_full_size(self) -> None:
+        s = Sketch()
+        x = s.param(3, 300)
+        graph = s.graph(s.matmul(x, s.expand(s.number(0.5), 400, 300), transpose_b=True))
+        after = rewritten(graph, CANONICALISE)
+        assert count(after) == {"matmul": 1}
+        (weights,) = after.constants().values()
+        assert weights.type.dims == (300, 400)
+        assert (weights.array() == 0.5).all()
+
     def test_equal_constants_and_ops_are_merged(self) -> None:
         s = Sketch()
         x = s.param(300, 300)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from ppuc.compiler.passes.graph_constants import Derived
 from ppuc.compiler.passes.graph_views import reshaped, transposed
 from ppuc.compiler.passes.graph_walk import Rules, Walk
 from ppuc.ir.graph import Op, Value
@@ -230,11 +231,31 @@ def transpose_constant_weights(w: Walk, op: Op) -> Value | None:
     return w.emit("matmul", op.operands[0], turned, attrs=replace(attrs, transpose_b=False))
 
 
+def weights_in_full(w: Walk, op: Op) -> Value | None:
+    """conv(x, expand(c)) and matmul(x, expand(c)) with constant c -> the same with a constant of the weights' own shape.
+
+    Files that leave weights out (ConstantOfShape in their place) stand for a network with weights: a tile of them has
+    its full size, and its bytes come from memory.
+    """
+    inner = w.producer(op.operands[1], "expand")
+    resource = w.resource(inner.operands[0]) if inner is not None else None
+    if inner is None or resource is None:
+        return None
+    return w.emit(op.name, op.operands[0], w.const(Derived(inner, (resource,), resource.name)), attrs=op.attrs)
+
+
 CONTRACTION_RULES: Rules = {
     "batch_norm": (constant_batch_norm,),
     "mul": (scale_into_weights, scale_past_bias),
     "add": (merge_biases,),
-    "conv": (pad_into_window,),
+    "conv": (pad_into_window, weights_in_full),
+    "conv_transpose": (weights_in_full,),
     "pool": (pad_into_window,),
-    "matmul": (transpose_constant_weights, transpose_into_matmul, flatten_into_weights, drop_batch_expand),
+    "matmul": (
+        transpose_constant_weights,
+        transpose_into_matmul,
+        flatten_into_weights,
+        drop_batch_expand,
+        weights_in_full,
+    ),
 }
