@@ -19,7 +19,8 @@ def topk_case(x: np.ndarray, k: int, **attributes: int) -> None:
     """Record, decomposition and ONNX Runtime agree exactly."""
     model, feeds = onnx_node("TopK", x, np.array([k], np.int64), constant=(1,), outputs=2, **attributes)
     imported = load_model(model)
-    assert [op.name for op in imported.graph.ops if op.name != "const"] == ["topk"]
+    computed = [op.name for op in imported.graph.ops if op.name != "const"]
+    assert computed == (["topk"] if k else [])  # empty results are known without the input
     named = {value.name: feeds[name] for name, value in imported.inputs}
     whole = run_graph(imported.graph, named)
     parts = run_graph(without_composites(imported.graph), named)
