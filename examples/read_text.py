@@ -154,7 +154,7 @@ def print_profile(program: ppuc.CompiledProgram, result: ppuc.ProgramResult) -> 
     print(f"  {'ONNX nodes':44}{'kernel':26}{'cycles':>8}{'share':>7}  bound by")
     for row in sorted(record["kernels"], key=lambda r: -r["cycles"])[:5]:
         others = [name for name in row["loc"] if name != row["node"]]
-        nodes = " .. ".join([*others[:1], row["node"]])
+        nodes = " .. ".join([row["node"], *others[-1:]])
         print(f"  {nodes:44}{row['kernel']:26}{row['cycles']:8,.0f}{row['share']:7.1%}  {row['bound_by']}")
 
 
