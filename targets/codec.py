@@ -4,7 +4,7 @@ A value of each type takes one word where it is used: a number or bool itself, a
 member its number counted from 1, a tuple or record the offset of its descriptor in the pool. A tuple's descriptor is
 its length and then its elements; a record's is its fields in declaration order. 0 stands for None.
 
-Invariants: equal descriptors are stored once, so that equal programs give equal pools; word 0 of a pool is the offset
+Invariants: equal descriptors of one type are stored once, so that equal programs give equal pools; word 0 of a pool is the offset
 of its root record; every offset points backwards from the descriptor that holds it, so a pool has no cycles.
 """
 
@@ -33,7 +33,7 @@ class PoolWriter:
         self.words: list[int] = [0]
         self.symbols: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._offsets: dict[tuple[int, ...], int] = {}
+        self._offsets: dict[tuple[Any, tuple[int, ...]], int] = {}
 
     def put(self, value: Any, kind: Any) -> int:
         """The word for `value` of the type `kind`."""
@@ -49,16 +49,18 @@ class PoolWriter:
         if form == "enum":
             return int(members_of(kind).index(value)) + 1
         if form == "list":
-            return self.intern((len(value), *(self.put(item, inner) for item in value)))
+            return self.intern(kind, (len(value), *(self.put(item, inner) for item in value)))
         if form == "tuple":
-            return self.intern((len(value), *(self.put(item, k) for item, k in zip(value, inner, strict=True))))
-        return self.intern(tuple(self.put(getattr(value, name), k) for name, k in inner))
+            words = (len(value), *(self.put(item, k) for item, k in zip(value, inner, strict=True)))
+            return self.intern(kind, words)
+        return self.intern(kind, tuple(self.put(getattr(value, name), k) for name, k in inner))
 
-    def intern(self, words: tuple[int, ...]) -> int:
-        """The offset of a descriptor with these words, stored at its first use."""
-        at = self._offsets.get(words)
+    def intern(self, kind: Any, words: tuple[int, ...]) -> int:
+        """The offset of a descriptor of type `kind` with these words, stored at its first use. Two types never share one:
+        a number of the first would be an offset of the second, and might not point backwards."""
+        at = self._offsets.get((kind, words))
         if at is None:
-            at = self._offsets[words] = len(self.words)
+            at = self._offsets[kind, words] = len(self.words)
             self.words.extend(words)
         return at
 

@@ -33,8 +33,8 @@ NOISE = {DType.F32: 2.0**-20, DType.F16: 2.0**-10, DType.BF16: 2.0**-7}
 NARROW = 2.0**-16
 """Noise beyond which equal results of a choice say little: formats with few values have many ties."""
 AGREEMENT = {True: 4, False: 30}
-"""How many times its noise a result may change in the mean, a fourth of what a single element may; fewer times in narrow
-formats, where little of a value is left by then."""
+"""How many times its noise a result may change in the mean, a fourth of what a single element may; fewer times in
+narrow formats, where little of a value is left by then."""
 COPYING = (Kind.VIEW, Kind.MOVE, Kind.CONSTANT)
 
 

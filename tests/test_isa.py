@@ -26,6 +26,7 @@ from ppuc.ir.kernel import Gather, Load, Mma, Store, TileRef, Vec
 from ppuc.ir.program import Copy, Instr, Program, Queue, Segment, StreamLoop
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.assembler import Encoded, assemble, decode, disassemble, encode
+from ppuc.targets.codec import PoolReader, PoolWriter
 from ppuc.targets.isa import BY_MNEMONIC, BY_OPCODE, ISA, WORD, mnemonic_of
 
 # The table.
@@ -276,3 +277,11 @@ def test_assembly_holds_exactly_one_program() -> None:
         assemble(disassemble(gemm_program(), [BIAS_RELU]).partition("program")[0], "a.s")
     with pytest.raises(TextError, match=r"a\.s: the text has no program"):
         assemble("", "a.s")
+
+
+def test_descriptors_of_two_types_with_the_same_words_are_told_apart() -> None:
+    """A list of the number 3, and a list of one list that happens to lie at offset 3."""
+    writer = PoolWriter()
+    writer.put((3,), tuple[int, ...])
+    at = writer.put(((),), tuple[tuple[int, ...], ...])
+    assert PoolReader(writer.words, writer.symbols).get(at, tuple[tuple[int, ...], ...]) == ((),)

@@ -232,7 +232,8 @@ def transpose_constant_weights(w: Walk, op: Op) -> Value | None:
 
 
 def weights_in_full(w: Walk, op: Op) -> Value | None:
-    """conv(x, expand(c)) and matmul(x, expand(c)) with constant c -> the same with a constant of the weights' own shape.
+    """conv(x, expand(c)) and matmul(x, expand(c)) with constant c -> the same with a constant of the weights' own
+    shape.
 
     Files that leave weights out (ConstantOfShape in their place) stand for a network with weights: a tile of them has
     its full size, and its bytes come from memory.
