@@ -4,8 +4,8 @@ A value of each type takes one word where it is used: a number or bool itself, a
 member its number counted from 1, a tuple or record the offset of its descriptor in the pool. A tuple's descriptor is
 its length and then its elements; a record's is its fields in declaration order. 0 stands for None.
 
-Invariants: equal descriptors of one type are stored once, so that equal programs give equal pools; word 0 of a pool is the offset
-of its root record; every offset points backwards from the descriptor that holds it, so a pool has no cycles.
+Invariants: equal descriptors of one type are stored once, so that equal programs give equal pools; word 0 of a pool is
+the offset of its root record; every offset points backwards from the descriptor that holds it, so a pool has no cycles.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class PoolWriter:
         return self.intern(kind, tuple(self.put(getattr(value, name), k) for name, k in inner))
 
     def intern(self, kind: Any, words: tuple[int, ...]) -> int:
-        """The offset of a descriptor of type `kind` with these words, stored at its first use. Two types never share one:
-        a number of the first would be an offset of the second, and might not point backwards."""
+        """The offset of a descriptor of type `kind` with these words, stored at its first use. Two types never share
+        one: a number of the first would be an offset of the second, and might not point backwards."""
         at = self._offsets.get((kind, words))
         if at is None:
             at = self._offsets[kind, words] = len(self.words)
