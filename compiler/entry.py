@@ -1,4 +1,7 @@
-"""The functions of `import ppuc`."""
+"""The functions of `import ppuc`.
+
+Invariant: each loads what it needs when it is called, so a program that is only loaded and run waits for no compiler.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ppuc.compiler.driver import compile_model
-from ppuc.compiler.runtime import CompiledProgram, load_program
-from ppuc.compiler.verification import Verification, verify_program
-from ppuc.targets.description import Target
-
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+
+    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.verification import Verification
+    from ppuc.targets.description import Target
 
 
 def compile(
@@ -28,6 +29,9 @@ def compile(
     """Compile an ONNX model (a path or a ModelProto). `target` is a built-in name, a .toml path or a Target ("": the
     default one); `precision` one of model, fp32, bf16, fp16; `dims` binds symbolic dimensions; `dump` is a folder for
     the program after every pass. Raises PpucError."""
+    from ppuc.compiler.driver import compile_model
+    from ppuc.compiler.runtime import CompiledProgram
+
     folder = Path(dump) if dump is not None else None
     made = compile_model(source, target=target, precision=precision, dims=dims, dump=folder)
     return CompiledProgram(made.artifact, made.target, source, made.passes)
@@ -35,6 +39,8 @@ def compile(
 
 def load(path: str | Path, target: Target | None = None) -> CompiledProgram:
     """Load a `.ppu` file. `target` replaces the machine it names. Raises PpucError."""
+    from ppuc.compiler.runtime import load_program
+
     return load_program(path, target)
 
 
@@ -43,4 +49,6 @@ def verify(
 ) -> Verification:
     """Run `program` and ONNX Runtime on the same inputs (seeded random ones when None) and compare the outputs, and
     with `layers` the inner tensors. Raises PpucError."""
+    from ppuc.compiler.verification import verify_program
+
     return verify_program(program, inputs, layers)

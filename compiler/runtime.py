@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnx
 
     from ppuc.compiler.driver import PassRecord
-    from ppuc.targets.simulator.run import RawResult
+    from ppuc.targets.simulator.run import Progress, RawResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,26 +69,32 @@ class CompiledProgram:
         """Write the program as a `.ppu` file; the same program gives the same bytes. Raises ArtifactError."""
         save_artifact(self.artifact, path)
 
-    def run(self, inputs: Mapping[str, np.ndarray], *, trace: bool = False) -> ProgramResult:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], *, trace: bool = False, progress: Progress | None = None
+    ) -> ProgramResult:
         """Run on the simulator: `inputs` by ONNX name, of exactly the declared dtypes and shapes (InputError
         otherwise)."""
-        return self._simulate(checked_inputs(self.inputs, inputs, self.name), trace)
+        return self._simulate(checked_inputs(self.inputs, inputs, self.name), trace, progress)
 
-    def time(self, *, trace: bool = False) -> ProgramResult:
+    def time(self, *, trace: bool = False, progress: Progress | None = None) -> ProgramResult:
         """Simulate time only: no values, no weights."""
-        return self._simulate(None, trace)
+        return self._simulate(None, trace, progress)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Seeded random inputs that suit the program: integers within the tables they index, masks of ones."""
         return generate_all(self.inputs, seed=seed)
 
-    def _simulate(self, inputs: Mapping[str, np.ndarray] | None, trace: bool) -> ProgramResult:
+    def _simulate(
+        self, inputs: Mapping[str, np.ndarray] | None, trace: bool, progress: Progress | None
+    ) -> ProgramResult:
         from ppuc.targets.simulator.run import simulate
 
         artifact = self.artifact
         feeds = None if inputs is None else {s.tensor: inputs[s.name] for s in artifact.inputs}
         constants = {n: c if isinstance(c, Resource) else Resource.of(c, n) for n, c in artifact.constants.items()}
-        raw = simulate(artifact.program, artifact.vectors, self.target, constants, feeds, trace=trace)
+        raw = simulate(
+            artifact.program, artifact.vectors, self.target, constants, feeds, trace=trace, progress=progress
+        )
         outputs: dict[str, np.ndarray] = {}
         if inputs is not None:
             outputs = {s.name: raw.outputs[s.tensor].reshape(s.type.dims) for s in artifact.outputs}

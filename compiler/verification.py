@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.runtime import CompiledProgram
 from ppuc.ir.errors import UsageError
 from ppuc.targets.simulator.result import Profile
+
+if TYPE_CHECKING:
+    from ppuc.targets.simulator.run import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,10 @@ class Verification:
 
 
 def verify_program(
-    program: CompiledProgram, inputs: Mapping[str, np.ndarray] | None = None, layers: bool = False
+    program: CompiledProgram,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    layers: bool = False,
+    progress: Progress | None = None,
 ) -> Verification:
     """Run `program` on the simulator and its source model on ONNX Runtime with the same `inputs` (seeded random ones
     when None) and compare. Raises UsageError when the program was loaded from a .ppu and its model is not at hand."""
@@ -70,22 +76,26 @@ def verify_program(
     imported = load_model(program.source, shapes={s.name: s.type.dims for s in program.inputs})
     precision = program.artifact.meta.get("precision", "model")
     judge = Judge(imported.graph, precision, {value.name: arrays[name] for name, value in imported.inputs})
-    result = program.run(arrays)
+    result = program.run(arrays, progress=progress)
     want = Oracle(program.source).run(arrays)
     outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n]) for n, v in imported.outputs)
-    inner = _compared_layers(program, imported, judge, arrays) if layers else ()
+    inner = _compared_layers(program, imported, judge, arrays, progress) if layers else ()
     return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile)
 
 
 def _compared_layers(
-    program: CompiledProgram, imported: ImportedModel, judge: Judge, arrays: Mapping[str, np.ndarray]
+    program: CompiledProgram,
+    imported: ImportedModel,
+    judge: Judge,
+    arrays: Mapping[str, np.ndarray],
+    progress: Progress | None,
 ) -> tuple[Comparison, ...]:
     """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
     assert program.source is not None
     precision = program.artifact.meta.get("precision", "model")
     shapes = {s.name: s.type.dims for s in program.inputs}
     model = compile_model(program.source, target=program.target, precision=precision, shapes=shapes, keep_layers=True)
-    got = kept_layers(replace(program, artifact=model.artifact).run(arrays).outputs)
+    got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
     nodes = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
     chosen = {value: node for value in got if (node := nodes.get(value)) is not None}

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ppuc.compiler.cli import INTERNAL_ERROR, cli
+from ppuc.compiler.commands.common import simulation_bar
 from ppuc.compiler.version import VERSION
 from tests.small_models import lookup, mlp
 
@@ -466,6 +467,35 @@ def test_inspect_a_program(program: Path) -> None:
     assert sum(m["bytes"] for m in record["memory"] if m["role"] == "const") >= 4 * (20 * 33 + 33 + 33 * 7)
     assert len(record["programs"]) == 2
     assert "ppu-tiny" in ppuc("inspect", program).stdout
+
+
+def test_a_program_runs_without_the_compiler(program: Path) -> None:
+    heavy = "[m for m in ('onnx', 'onnxruntime', 'ppuc.compiler.driver') if m in sys.modules]"
+    code = f"import sys, ppuc; ppuc.load({str(program)!r}).time(); print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_progress_of_a_simulation(program: Path) -> None:
+    import ppuc as package
+
+    seen: list[float] = []
+    loaded = package.load(program)
+    result = loaded.run(loaded.random_inputs(), progress=lambda segment, cycles: seen.append(cycles))
+    assert seen == sorted(seen)
+    assert seen[-1] == result.profile.cycles
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_first_simulation_says_what_it_waits_for(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ppuc.compiler.commands.common._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("ppuc.targets.simulator.run.compiled", lambda: compiled)
+    with simulation_bar():
+        time.sleep(0.2)
+    said = capsys.readouterr().err
+    assert ("compiling the simulator for this machine" in said) is not compiled
 
 
 def test_damaged_programs(program: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -28,6 +29,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SCHEMA = 1
 """Version of the JSON that commands print; it changes when a field changes its meaning or goes."""
+
+_PATIENCE_SECONDS = 3.0
+"""Loading the simulator from numba's cache takes less."""
 
 PRECISION_NAMES = ("model", "fp32", "bf16", "fp16")
 
@@ -135,7 +139,28 @@ def progress_bar(what: str) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[step]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None, step="")
-        yield lambda name, number, total: bar.update(task, completed=number, total=total, step=name)
+        yield lambda name, number, total: bar.update(task, completed=number, total=total or None, step=name)
+
+
+@contextmanager
+def simulation_bar() -> Iterator[Callable[[str, float], None]]:
+    """A callback for the simulator that drives a bar as `progress_bar` does. How long a run is, only its end shows. The
+    first simulation on a machine compiles the simulator, and says so."""
+    timer = Timer(_PATIENCE_SECONDS, _say_when_compiling)
+    timer.daemon = True
+    timer.start()
+    try:
+        with progress_bar("simulate") as progress:
+            yield lambda segment, cycles: progress(f"{cycles:,.0f} cycles", 0, 0)
+    finally:
+        timer.cancel()
+
+
+def _say_when_compiling() -> None:
+    from ppuc.targets.simulator.run import compiled
+
+    if not compiled():
+        note("note: compiling the simulator for this machine; that takes about half a minute, and is kept")
 
 
 def pairs(options: Sequence[str], name: str) -> dict[str, str]:

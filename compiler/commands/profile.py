@@ -17,6 +17,7 @@ from ppuc.compiler.commands.common import (
     obtain_program,
     progress_bar,
     read_inputs,
+    simulation_bar,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
@@ -96,11 +97,12 @@ def profile_command(
     keep_input(model, trace)
     arrays, fills = read_inputs(inputs_file, single_inputs)
     program = obtain_program(model, target, overrides, precision, dims, arrays)
-    if timing_only:
-        result = program.time(trace=trace is not None)
-    else:
-        feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
-        result = program.run(feeds, trace=trace is not None)
+    feeds = None if timing_only else complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    with simulation_bar() as progress:
+        if feeds is None:
+            result = program.time(trace=trace is not None, progress=progress)
+        else:
+            result = program.run(feeds, trace=trace is not None, progress=progress)
     if trace is not None and result.trace is not None:
         summary = write_trace(trace, result.trace, program.nodes, trace_limit)
         note(f"note: {trace} shows {summary}; open it at ui.perfetto.dev")

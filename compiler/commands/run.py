@@ -17,6 +17,7 @@ from ppuc.compiler.commands.common import (
     note,
     obtain_program,
     read_inputs,
+    simulation_bar,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
@@ -57,7 +58,9 @@ def run_command(
     keep_input(model, output)
     arrays, fills = read_inputs(inputs_file, single_inputs)
     program = obtain_program(model, target, overrides, precision, dims, arrays)
-    result = program.run(complete_inputs(program.inputs, arrays, fills, seed, str(model)))
+    feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    with simulation_bar() as progress:
+        result = program.run(feeds, progress=progress)
     if output is not None:
         write_npz(output, result.outputs)
         note(f"note: outputs are in {output}")

@@ -16,6 +16,7 @@ from ppuc.compiler.commands.common import (
     json_option,
     obtain_program,
     read_inputs,
+    simulation_bar,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def verify_command(
     arrays, fills = read_inputs(inputs_file, single_inputs)
     program = obtain_program(model, target, overrides, precision, dims, arrays)
     feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
-    verification = verify_program(program, feeds, layers)
+    with simulation_bar() as progress:
+        verification = verify_program(program, feeds, layers, progress)
     record = {
         "model": str(model),
         "target": program.target.name,

@@ -89,6 +89,11 @@ def simulate(
     return RawResult(outputs, profile, events.table(), tuple(events.names), events.details())
 
 
+def compiled() -> bool:
+    """Whether the event loop exists as machine code: not yet while the first simulation on a machine compiles it."""
+    return bool(time.run.signatures)
+
+
 def _launched(program: Program, target: Target) -> Iterator[tuple[Segment, bool]]:
     """What is launched, in order, and whether it begins a segment."""
     for segment in program.segments:
@@ -124,4 +129,4 @@ def _run(
             raise InternalError(describe_deadlock(flat, state))
 
 
-__all__ = ["RawResult", "simulate"]
+__all__ = ["Progress", "RawResult", "compiled", "simulate"]
