@@ -98,11 +98,11 @@ def profile_command(
     arrays, fills = read_inputs(inputs_file, single_inputs)
     program = obtain_program(model, target, overrides, precision, dims, arrays)
     feeds = None if timing_only else complete_inputs(program.inputs, arrays, fills, seed, str(model))
-    with simulation_bar() as progress:
+    with simulation_bar() as simulated:
         if feeds is None:
-            result = program.time(trace=trace is not None, progress=progress)
+            result = program.time(trace=trace is not None, progress=simulated)
         else:
-            result = program.run(feeds, trace=trace is not None, progress=progress)
+            result = program.run(feeds, trace=trace is not None, progress=simulated)
     if trace is not None and result.trace is not None:
         summary = write_trace(trace, result.trace, program.nodes, trace_limit)
         note(f"note: {trace} shows {summary}; open it at ui.perfetto.dev")
