@@ -33,6 +33,11 @@ def entry(function: F) -> F:
     return cast(F, njit(**options)(function))
 
 
+def is_compiled(function: Callable[..., Any]) -> bool:
+    """Whether an entry point has been compiled, or loaded from disk, in this process."""
+    return bool(cast(Any, function).signatures)
+
+
 def source_digest(*files: str) -> str:
     """sha256 of source files."""
     digest = hashlib.sha256()

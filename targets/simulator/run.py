@@ -23,6 +23,7 @@ from ppuc.targets.simulator import time
 from ppuc.targets.simulator.deadlock import describe_deadlock
 from ppuc.targets.simulator.flatten import FlatSegment, flatten
 from ppuc.targets.simulator.hazards import HazardChecker
+from ppuc.targets.simulator.jit import is_compiled
 from ppuc.targets.simulator.launch import launch_clk, launches
 from ppuc.targets.simulator.memory import ChipMemory
 from ppuc.targets.simulator.result import Hazard, Profile
@@ -91,7 +92,7 @@ def simulate(
 
 def compiled() -> bool:
     """Whether the event loop exists as machine code: not yet while the first simulation on a machine compiles it."""
-    return bool(time.run.signatures)
+    return is_compiled(time.run)
 
 
 def _launched(program: Program, target: Target) -> Iterator[tuple[Segment, bool]]:
