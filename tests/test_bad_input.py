@@ -195,3 +195,15 @@ def test_negative_zero_survives_as_text(dtype: DType) -> None:
     value = builder.const(np.asarray(-0.0).astype(dtype.numpy))
     graph = Graph("g", (), (value,), tuple(builder.ops))
     assert parse_graph(print_graph(graph), {}, "g.ppir") == graph
+
+
+def test_an_edited_text_that_fails_further_down(model: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    assert ppuc("compile", model, "--dim", "N=2", *TINY, "-o", tmp_path / "a.ppu", "--dump", dump).exit_code == 0
+    (allocated,) = dump.glob("*-allocate.ppir")
+    text = allocated.read_text()
+    (store,) = [line for line in text.splitlines(keepends=True) if line.lstrip().startswith("store ")][-1:]
+    allocated.write_text(text.replace(store, ""))
+    said = error_of("opt", allocated, "--to-end", "-o", tmp_path / "b.ppu")
+    assert f"{allocated}: leads to a program that breaks the rules of the IR\n  got: P6 " in said
+    assert not (tmp_path / "b.ppu").exists()

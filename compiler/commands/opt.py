@@ -51,7 +51,8 @@ def opt_command(
     --to-end the file is parsed, verified and printed again.
     """
     from ppuc.compiler.driver import Run, check_target, named_passes, read_module, remaining_passes
-    from ppuc.ir.errors import UsageError
+    from ppuc.ir.errors import TextError, UsageError
+    from ppuc.ir.verify import VerificationError
 
     if passes is not None and to_end:
         raise UsageError.of("--to-end", "cannot be combined with -p")
@@ -61,7 +62,15 @@ def opt_command(
     steps = remaining_passes(module, str(file)) if to_end else named_passes(passes.split(",") if passes else ())
     with progress_bar("opt") as progress:
         run = Run(machine, steps, progress=progress)
-        after = run.run(module)
+        try:
+            after = run.run(module)
+        except VerificationError as error:  # texts are edited by hand, in ways that only show further down
+            raise TextError.of(
+                str(file),
+                "leads to a program that breaks the rules of the IR",
+                got=error,
+                hint="if ppuc wrote this text and nobody changed it, please report it as a fault of ppuc",
+            ) from error
     text = _write(after, machine, output)
     if as_json or output is not None:
         emit("opt", _record(file, output, run, after), as_json, _show)
