@@ -128,9 +128,11 @@ def join_counter(k: Checker, s: int, counter: int) -> None:
 
 
 @helper
-def _join_pops(c: Code, k: Checker, s: int, u: int, r: int, slot: int) -> None:
+def _join_pops(c: Code, k: Checker, s: int, u: int, r: int, slot: int, most: int) -> None:
+    """Learn what the last pops of a slot knew: of the consumers that have popped the ring `most` times or fewer, for
+    those of others are of a later turn, which says nothing of the one that is waited for."""
     for q in range(4):
-        if c.rg[r, 1] >> q & 1:
+        if c.rg[r, 1] >> q & 1 and k.ring_n[u, r, 6 + q] <= most:
             for j in range(PER_UNIT):
                 k.local[s, j] = max(k.local[s, j], k.pop_l[u, slot, q, j])
             k.far[s] = join_far(k, k.far[s], k.pop_f[u, slot, q])
@@ -143,20 +145,24 @@ def claim(c: Code, k: Checker, s: int, r: int) -> None:
     n, depth = k.ring_n[u, r, 0], c.rg[r, 0]
     k.ring_n[u, r, 0] = n + 1
     if n >= depth:
-        _join_pops(c, k, s, u, r, k.slot0[r] + n % depth)
+        _join_pops(c, k, s, u, r, k.slot0[r] + n % depth, n)
     elif n == 0:
         for j in range(c.af_ptr[r], c.af_ptr[r + 1]):
             before = c.af[j]
             for i in range(c.rg[before, 0]):
-                _join_pops(c, k, s, u, before, k.slot0[before] + i)
+                _join_pops(c, k, s, u, before, k.slot0[before] + i, 1 << 62)
 
 
 @helper
 def wait(c: Code, k: Checker, s: int, r: int) -> None:
-    """Stream s waits for the next filled slot of a ring."""
+    """Stream s waits for the next filled slot of a ring. A producer that did not wait may have filled the slot once
+    more by then: that push says nothing of the one that is waited for."""
     u, q = s // 4, s % 4
-    slot = k.slot0[r] + k.ring_n[u, r, 2 + q] % c.rg[r, 0]
-    k.ring_n[u, r, 2 + q] += 1
+    n, depth = k.ring_n[u, r, 2 + q], c.rg[r, 0]
+    slot = k.slot0[r] + n % depth
+    k.ring_n[u, r, 2 + q] = n + 1
+    if k.ring_n[u, r, 1] - n > depth:
+        return
     for j in range(PER_UNIT):
         k.local[s, j] = max(k.local[s, j], k.push_l[u, slot, j])
     k.far[s] = join_far(k, k.far[s], k.push_f[u, slot])
