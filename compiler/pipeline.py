@@ -9,6 +9,7 @@ from ppuc.compiler.passes.decompose import Decompose
 from ppuc.compiler.passes.emit import Emit
 from ppuc.compiler.passes.fold import Fold
 from ppuc.compiler.passes.fuse import Fuse
+from ppuc.compiler.passes.join import Join
 from ppuc.compiler.passes.layout import Layout
 from ppuc.compiler.passes.legalise import Legalise
 from ppuc.compiler.passes.moves import Moves
@@ -34,6 +35,7 @@ PIPELINE: tuple[Pass, ...] = (
     Fold(),  # reshaped weights
     Fuse(),  # groups of ops become kernels
     Precision(),  # storage formats of what crosses kernels; needs to know what does
+    Join(),  # concatenations in place, with types final
     Place(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known
     Allocate(),  # addresses, with tile sizes known
