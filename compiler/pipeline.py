@@ -16,6 +16,7 @@ from ppuc.compiler.passes.place import Place
 from ppuc.compiler.passes.precision import Precision
 from ppuc.compiler.passes.prepare import Prepare
 from ppuc.compiler.passes.recognise import Recognise
+from ppuc.compiler.passes.split import Split
 from ppuc.compiler.passes.tile import Tile
 
 PIPELINE: tuple[Pass, ...] = (
@@ -34,6 +35,7 @@ PIPELINE: tuple[Pass, ...] = (
     Fold(),  # reshaped weights
     Fuse(),  # groups of ops become kernels
     Precision(),  # storage formats of what crosses kernels; needs to know what does
+    Split(),  # contractions with few result tiles, at the price of their formats
     Place(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known
     Allocate(),  # addresses, with tile sizes known
