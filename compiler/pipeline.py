@@ -11,6 +11,7 @@ from ppuc.compiler.passes.fold import Fold
 from ppuc.compiler.passes.fuse import Fuse
 from ppuc.compiler.passes.layout import Layout
 from ppuc.compiler.passes.legalise import Legalise
+from ppuc.compiler.passes.merge import Merge
 from ppuc.compiler.passes.moves import Moves
 from ppuc.compiler.passes.place import Place
 from ppuc.compiler.passes.precision import Precision
@@ -35,6 +36,7 @@ PIPELINE: tuple[Pass, ...] = (
     Fold(),  # reshaped weights
     Fuse(),  # groups of ops become kernels
     Precision(),  # storage formats of what crosses kernels; needs to know what does
+    Merge(),  # products of one operand: their readers and formats are known now
     Split(),  # contractions with few result tiles, at the price of their formats
     Place(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.kinds import anchor_in, check_group, price_group
-from ppuc.compiler.lowering.reuse import canonical_body
+from ppuc.compiler.lowering.kinds import anchor_in, check_group
+from ppuc.compiler.lowering.reuse import Lowered, canonical_body
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.graph import Graph, Op, Value
@@ -56,6 +56,7 @@ class Splitting:
         self.graph, self.target = graph, target
         self.names = Builder(all_names(graph))
         self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
+        self.lowered = Lowered(target)
         self.decided: dict[object, int] = {}
 
     def build(self) -> Graph:
@@ -82,7 +83,7 @@ class Splitting:
         anchor = anchor_in(body)
         if anchor is None or not self._divisible(anchor, op):
             return 1
-        least, chosen = price_group(kind, body, self.target), 1
+        least, chosen = self.lowered.price(kind, body), 1
         if least < self._bound(anchor) + 2 * self._handover_clk():
             return 1
         length = _length(anchor)
@@ -100,7 +101,7 @@ class Splitting:
 
     def _price(self, group: Op) -> float:
         assert group.body is not None
-        return price_group(group.attrs.kind, group.body, self.target)  # type: ignore[attr-defined]
+        return self.lowered.price(group.attrs.kind, group.body)  # type: ignore[attr-defined]
 
     def _bound(self, anchor: Op) -> float:
         """Cycles of the contraction with every unit at its peak."""
