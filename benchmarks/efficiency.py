@@ -73,6 +73,8 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "recognise": without("recognise"),
     "layout": without("layout"),
     "epilogues": altered("fuse", epilogues=False),
+    "merge": without("merge"),
+    "split": without("split"),
     "staging": altered("place", stage=False),
     "4 measured tilings": altered("tile", tries=4),
 }

@@ -13,9 +13,9 @@ from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.attention import check_attention, lower_attention
 from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver, stored_part
 from ppuc.compiler.lowering.contraction import analyse_anchor, operand_view
-from ppuc.compiler.lowering.conv import lower_conv
-from ppuc.compiler.lowering.map import check_map, lower_map
-from ppuc.compiler.lowering.matmul import lower_matmul
+from ppuc.compiler.lowering.conv import ConvLowering, lower_conv
+from ppuc.compiler.lowering.map import MapLowering, check_map, lower_map
+from ppuc.compiler.lowering.matmul import MatmulLowering, lower_matmul
 from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
 from ppuc.compiler.lowering.nest import KernelBuilder
 from ppuc.compiler.lowering.window import check_window, lower_window
@@ -90,6 +90,17 @@ def lower_group(
     if rank:
         raise NotFusable(f"a {kind} kernel has one tiling")
     return tiled.lower(name, body, tensors, loc, target)
+
+
+def price_group(kind: str, body: Graph, target: Target) -> float:
+    """Cycles that the cost model expects of a matmul, convolution or map kernel with its best tiles. Raises NotFusable
+    when nothing fits."""
+    tensors = {v.name: v.name for v in (*body.params, *body.results)}
+    if kind == "map":
+        return MapLowering("kernel", body, tensors, (), target).price
+    if kind == "matmul":
+        return MatmulLowering("kernel", body, tensors, (), target).choice.price
+    return ConvLowering("kernel", body, tensors, (), target).choice.price
 
 
 def _check_chain(body: Graph, anchor: Op) -> Chain:

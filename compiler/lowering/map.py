@@ -77,6 +77,7 @@ class MapLowering(TiledLowering):
     ) -> None:
         super().__init__(name, body, tensors, loc, target, check_map(body))
         self.tiles = self._choose()
+        self.price = self._price(self.tiles)
         self.units = self._deal(self.tiles)
 
     def _bytes(self, tiles: Sequence[int], chunked: bool) -> int:
