@@ -37,12 +37,9 @@ PIPELINE: tuple[Pass, ...] = (
     Fold(),  # reshaped weights
     Fuse(),  # groups of ops become kernels
     Precision(),  # storage formats of what crosses kernels; needs to know what does
-<<<<<<< HEAD
-    Join(),  # concatenations in place, with types final
-=======
     Merge(),  # products of one operand: their readers and formats are known now
     Split(),  # contractions with few result tiles, at the price of their formats
->>>>>>> main
+    Join(),  # concatenations in place, with types final
     Place(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known
     Allocate(),  # addresses, with tile sizes known
