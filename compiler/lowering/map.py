@@ -16,8 +16,9 @@ from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import Chain, NotFusable, analyse, op_axes, widens
 from ppuc.compiler.lowering.chunked import ChunkedReduction
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal
-from ppuc.compiler.lowering.tiled import TiledLowering
+from ppuc.compiler.lowering.tiled import Operand, TiledLowering
 from ppuc.ir.graph import Graph, Value
+from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import broadcast_shapes
 from ppuc.targets.schema import Target
@@ -77,6 +78,7 @@ class MapLowering(TiledLowering):
     ) -> None:
         super().__init__(name, body, tensors, loc, target, check_map(body))
         self.tiles = self._choose()
+        self.turned = frozenset() if self.chain.direct else self._turned(self.tiles)
         self.units = self._deal(self.tiles)
 
     def _bytes(self, tiles: Sequence[int], chunked: bool) -> int:
@@ -162,6 +164,35 @@ class MapLowering(TiledLowering):
             units[i] = n
         return units
 
+    def _traffic(self, operand: Operand, tiles: Sequence[int], turned: bool) -> cost.Traffic:
+        """Traffic of one tile of an operand, its axes in the order of the domain or, `turned`, of its memory."""
+        view, access = operand.access.view, operand.access
+        order = list(range(len(tiles)))
+        if turned:
+            order.sort(key=lambda i: -abs(view.strides[i]))
+        seen = View(tuple(view.shape[i] for i in order), tuple(view.strides[i] for i in order))
+        return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype)
+
+    def _turned(self, tiles: Sequence[int]) -> frozenset[str]:
+        """Operands that are cheaper to load in rows of their memory and to turn than to load as the domain has them:
+        the vector engine takes one step for what costs the load queue an address per row. Chunked tiles are left
+        as they are: their walks combine by valid extents."""
+        if any(tiles[i] < self.space.axes[i].size for i in self.reduced):
+            return frozenset()
+        extra = math.prod(tiles) / self.target.vector.lanes
+        found = set()
+        for operand in self.operands:
+            access = operand.access
+            if operand.written or not all(access.present(i) for i, t in enumerate(tiles) if t > 1):
+                continue
+            plain, rows = (self._traffic(operand, tiles, turned) for turned in (False, True))
+            if rows.rows < plain.rows and self._load_clk(rows, operand) + extra < self._load_clk(plain, operand):
+                found.add(operand.key)
+        return frozenset(found)
+
+    def _load_clk(self, traffic: cost.Traffic, operand: Operand) -> float:
+        return cost.load_clk(traffic, self.target, self.target.cu, operand.space)
+
     def _price(self, tiles: Sequence[int]) -> float:
         units = self._deal(tiles)
         active = math.prod(units)
@@ -170,15 +201,15 @@ class MapLowering(TiledLowering):
             trips = -(-axis.size // tile)
             iterations *= -(-trips // n)
         load_time = store_time = 0.0
+        turned = self._turned(tiles)
         for operand in self.operands:
-            extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
-            traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
+            traffic = self._traffic(operand, tiles, operand.key in turned)
             if operand.written:
                 store_time += cost.store_clk(traffic, self.target, active, operand.space)
             else:
                 load_time += cost.load_clk(traffic, self.target, active, operand.space)
                 load_time += cost.overhead_clk(self.target)
-        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops), self.target)
+        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + len(turned), self.target)
         latency = cost.latency_clk(self.target, *(o.space for o in self.operands if not o.written))
         beat = max(load_time, vec, store_time, (latency + load_time) / self.load_depth)
         return iterations * beat + latency + load_time + vec + store_time
