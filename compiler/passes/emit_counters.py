@@ -4,6 +4,8 @@
          for the blocks its box touches.
   done   one counter for a tensor whose bytes something else takes over: bumped once by each unit after its last load
          (store or copy) of it; whoever writes the bytes next waits for it.
+  read   one counter for a tensor that a kernel writes its result over, tile by tile: bumped by the loads of its other
+         readers before that kernel, whose stores wait for it. Its own loads and stores are ordered by its rings.
 
 Expected counts are enumerated here, from the same span formula that the machine uses (`ppuc.ir.tile.BoxPlan.span`).
 
@@ -13,12 +15,13 @@ Invariant: a wait is for a counter's full count, so it orders the waiter after e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from ppuc.compiler.passes.emit_rings import Site, sites_of
 from ppuc.ir.affine import Affine
+from ppuc.ir.errors import InternalError
 from ppuc.ir.kernel import Gather, Kernel, Load, Loop, Param, Store
 from ppuc.ir.program import Bump, CounterGroup, MemTensor, Wait
 from ppuc.targets.schema import Target
@@ -92,6 +95,9 @@ class CounterPlan:
         for tensor in self.writers:
             for writer in self.writers[tensor]:
                 self._full[tensor, writer] = self._full_group(tensor, writer)
+        self._read: dict[tuple[str, str], tuple[CounterGroup, frozenset[str]]] = {}
+        for tensor, kernel in self._overwrites():
+            self._add_read_group(tensor, kernel)
         for tensor in sorted(self._watched):
             self._done[tensor] = self._done_group(tensor)
 
@@ -113,7 +119,35 @@ class CounterPlan:
                     self._watched.add(old.name)
         return found
 
+    def _overwrites(self) -> Iterator[tuple[str, str]]:
+        """(tensor, kernel) wherever a kernel writes its result over a tensor that it reads."""
+        for tensor, writers in self.writers.items():
+            for kernel in writers:
+                if kernel in self.readers.get(tensor, ()) and self.in_place.get(kernel) != tensor:
+                    self._require_same_boxes(tensor, kernel)
+                    yield tensor, kernel
+
+    def _require_same_boxes(self, tensor: str, kernel: str) -> None:
+        """Raise InternalError unless the kernel loads `tensor` once, just where it stores to it."""
+        loads, stores = self._accesses(tensor, kernel, Load), self._accesses(tensor, kernel, Store)
+        if len(loads) == 1 == len(stores):
+            (load, source), (store, result) = loads[0], stores[0]
+            at = source.view, load.loops, load.stmt.index  # type: ignore[union-attr]
+            if at == (result.view, store.loops, store.stmt.index):  # type: ignore[union-attr]
+                return
+        raise InternalError(f"kernel @{kernel} writes its result over %{tensor} at other points than it reads")
+
     # groups
+
+    def _add_read_group(self, tensor: str, kernel: str) -> None:
+        """The counter of what else reads `tensor` between its last writer before `kernel` and `kernel`."""
+        steps = [self.step[w] for w in self.writers[tensor] if self.step[w] < self.step[kernel]]
+        since = max(steps, default=-1)
+        others = [r for r in self.readers[tensor] if since < self.step[r] < self.step[kernel]]
+        visits = sum(self._visits(tensor, r, Load) for r in others)
+        if others:
+            group = self._new(f"{tensor}.read.{self.writers[tensor].index(kernel)}", tensor, "done", 1, [visits])
+            self._read[tensor, kernel] = group, frozenset(others)
 
     def _new(self, name: str, tensor: str, kind: str, block: int, expect: Sequence[int]) -> CounterGroup:
         group = CounterGroup(name, tensor, kind, self._first, block, tuple(expect))
@@ -214,7 +248,8 @@ class CounterPlan:
 
     def groups(self) -> tuple[CounterGroup, ...]:
         """All groups, in counter order."""
-        return tuple(sorted((*self._full.values(), *self._done.values()), key=lambda g: g.first))
+        read = (group for group, _ in self._read.values())
+        return tuple(sorted((*self._full.values(), *self._done.values(), *read), key=lambda g: g.first))
 
     def blocks(self, stage: str) -> list[tuple[int, int]]:
         """(first element, count) of each copy of a staged tensor."""
@@ -231,10 +266,14 @@ class CounterPlan:
         tensor = next(p.tensor for p in kernel.params if p.name == name)
         if isinstance(stmt, Load):
             done = self._done.get(tensor)
-            bumps = (Bump(done.name, touched=False),) if done is not None else ()
+            last = [done] if done is not None else []
+            last += [g for (t, _), (g, readers) in self._read.items() if t == tensor and kernel.name in readers]
+            bumps = tuple(Bump(group.name, touched=False) for group in last)
             return self._full_waits(tensor, kernel.name, stmt.gather is None), bumps
         group = self._full[tensor, kernel.name]
         waits = self._takeover_waits(tensor) if self.writers[tensor][0] == kernel.name else ()
+        if (tensor, kernel.name) in self._read:
+            waits = (*waits, Wait(self._read[tensor, kernel.name][0].name, touched=False))
         if self.in_place.get(kernel.name) == tensor:
             waits = (*waits, *self._full_waits(tensor, kernel.name, False))
         return waits, (Bump(group.name, touched=group.kind == "full"),)
@@ -266,12 +305,15 @@ class CounterPlan:
         return tuple(waits)
 
     def _read_whole(self, tensor: str) -> bool:
-        """Whether every block of `tensor` is waited for by some reader, so that "done" implies that all stores
-        landed."""
+        """Whether every block of `tensor` is waited for by some reader after its last writer, so that "done" implies
+        that all stores landed."""
         if tensor not in self._covered:
-            group = self._full[tensor, self.writers[tensor][-1]]
+            writer = self.writers[tensor][-1]
+            group = self._full[tensor, writer]
             seen = np.zeros(len(group.expect) + 1, np.int64)
             for reader in self.readers.get(tensor, ()):
+                if self.step[reader] <= self.step[writer]:
+                    continue
                 if reader in self.stages:
                     seen[0] += 1
                     continue
