@@ -30,14 +30,15 @@ def overwritten(graph: Graph) -> dict[str, str]:
     read element by element where the result is written."""
     roots = storage_roots(graph)
     live = live_ranges(graph, roots)
-    own = {r.name: r.type for op in graph.ops if op.name == "group" for r in op.results}
+    own = {r.name: r.type for op in graph.ops if op.name == "group" for r in op.results if roots[r.name] == r.name}
     kept = {roots[v.name] for v in graph.results}
+    kept |= {roots[r.name] for op in graph.ops if op.name == "group" for r in op.results if roots[r.name] != r.name}
     found: dict[str, str] = {}
     for step, op in enumerate(graph.ops):
         if op.body is None or len(op.results) != 1 or op.attrs.kind not in OVERWRITERS:  # type: ignore[attr-defined]
             continue
         result = op.results[0]
-        if result.name in kept or not _elementwise_after_all(op.body):
+        if result.name not in own or result.name in kept or not _elementwise_after_all(op.body):
             continue
         for operand, param in zip(op.operands, op.body.params, strict=True):
             root = roots[operand.name]

@@ -62,6 +62,7 @@ class Emission:
     def __init__(self, module: Module, target: Target) -> None:
         self.module, self.target, self.graph = module, target, module.graph
         self.places = {(p.space, p.name): p for p in module.placement}
+        self.over = self._overwriting()
         self.roots = self._roots()
         self.tensors = self._tensors()
         self.kernels = {k.name: k for k in module.kernels}
@@ -82,7 +83,13 @@ class Emission:
             for op in self.graph.ops
             if getattr(op.attrs, "kind", "") == "scatter"
         }
-        plan = CounterPlan(self.order, rooted, sources, {t.name: t for t in self.tensors}, in_place, self.target)
+        over = {
+            op.attrs.kernel: self.roots[op.results[0].name]  # type: ignore[attr-defined]
+            for op in self.graph.ops
+            if op.name == "group" and any(r.name in self.over for r in op.results)
+        }
+        tensors = {t.name: t for t in self.tensors}
+        plan = CounterPlan(self.order, rooted, sources, tensors, in_place, over, self.target)
         owners = RingOwners()
         programs: list[KernelProgram] = []
         copies: list[Copy] = []
@@ -103,16 +110,22 @@ class Emission:
             (segment,),
         )
 
-    def _roots(self) -> dict[str, str]:
-        """Value -> the tensor that holds it: its storage root or, where that was placed over an operand, what that
-        operand's tensor is."""
-        roots = storage_roots(self.graph)
-        over: dict[str, str] = {}
+    def _overwriting(self) -> dict[str, str]:
+        """Result -> operand, both by storage root, of those that were placed at one address."""
+        found = {}
         for result, operand in overwritten(self.graph).items():
             new, old = self.places.get((Space.L2, result)), self.places.get((Space.L2, operand))
             if new is not None and old is not None and new.address == old.address:
-                over[result] = over.get(operand, operand)
-        return {value: over.get(root, root) for value, root in roots.items()}
+                found[result] = operand
+        return found
+
+    def _roots(self) -> dict[str, str]:
+        """Value -> the tensor that holds it: its storage root or, where that was placed over an operand, the operand's
+        tensor."""
+        holder: dict[str, str] = {}
+        for result, operand in self.over.items():
+            holder[result] = holder.get(operand, operand)
+        return {value: holder.get(root, root) for value, root in storage_roots(self.graph).items()}
 
     def _tensors(self) -> list[MemTensor]:
         """One tensor per name in `roots`, in address order."""
