@@ -168,9 +168,7 @@ def _matmul(x: _Exporter, op: Op, names: list[str], out: str) -> None:
     operands = []
     for value, turned in zip(op.operands, (attrs.transpose_a, attrs.transpose_b), strict=True):
         name, rank = x.floats(value), value.type.rank
-        operands.append(
-            x.node("Transpose", [name], perm=[*range(rank - 2), rank - 1, rank - 2]) if turned else name
-        )
+        operands.append(x.node("Transpose", [name], perm=[*range(rank - 2), rank - 1, rank - 2]) if turned else name)
     _product(x, op, "MatMul", operands, out)
 
 
@@ -224,9 +222,7 @@ def _argreduce(x: _Exporter, op: Op, names: list[str], out: str) -> None:
 
 def _cumsum(x: _Exporter, op: Op, names: list[str], out: str) -> None:
     a: Any = op.attrs
-    x.node(
-        "CumSum", [names[0], x.const(np.asarray(a.axis))], out, exclusive=int(a.exclusive), reverse=int(a.reverse)
-    )
+    x.node("CumSum", [names[0], x.const(np.asarray(a.axis))], out, exclusive=int(a.exclusive), reverse=int(a.reverse))
 
 
 def _reshape(x: _Exporter, op: Op, names: list[str], out: str) -> None:
@@ -284,7 +280,7 @@ def _attributed(kind: str, *fields: str) -> Callable[[_Exporter, Op, list[str], 
     return handler
 
 
-_HANDLERS: Mapping[str, Callable[[_Exporter, Op, list[str], str], None]] = {
+_HANDLERS: Mapping[str, Callable[[_Exporter, Op, list[str], str], object]] = {
     "const": _const,
     "cast": _cast,
     "matmul": _matmul,
@@ -300,29 +296,27 @@ _HANDLERS: Mapping[str, Callable[[_Exporter, Op, list[str], str], None]] = {
     "mod": _float_mod,
     "fmod": _float_mod,
     "transpose": _attributed("Transpose", "perm"),
-    "expand": lambda x, op, names, out: x.node("Expand", [names[0], x.ints(*op.attrs.shape)], out) and None,  # type: ignore[attr-defined]
+    "expand": lambda x, op, names, out: x.node("Expand", [names[0], x.ints(*op.attrs.shape)], out),  # type: ignore[attr-defined]
     "concat": _attributed("Concat", "axis"),
     "gather": _attributed("Gather", "axis"),
     "gather_elements": _attributed("GatherElements", "axis"),
     "gather_nd": _attributed("GatherND", "batch_dims"),
     "scatter_nd": _attributed("ScatterND", "reduction"),
     "scatter_elements": _attributed("ScatterElements", "axis", "reduction"),
-    "isinf": lambda x, op, names, out: x.node(
-        "IsInf",
-        names,
-        out,
-        detect_positive=int(op.attrs.positive),  # type: ignore[attr-defined]
-        detect_negative=int(op.attrs.negative),  # type: ignore[attr-defined]
-    )
-    and None,
-    "ne": lambda x, op, names, out: x.node("Not", [x.node("Equal", names)], out) and None,
-    "expm1": lambda x, op, names, out: x.node(
-        "Sub", [x.node("Exp", names), x.number(1, op.operands[0])], out
-    )
-    and None,
-    "log1p": lambda x, op, names, out: x.node(
-        "Log", [x.node("Add", [names[0], x.number(1, op.operands[0])])], out
-    )
-    and None,
-    "rsqrt": lambda x, op, names, out: x.node("Reciprocal", [x.node("Sqrt", names)], out) and None,
+    "isinf": lambda x, op, names, out: (
+        x.node(
+            "IsInf",
+            names,
+            out,
+            detect_positive=int(op.attrs.positive),  # type: ignore[attr-defined]
+            detect_negative=int(op.attrs.negative),  # type: ignore[attr-defined]
+        )
+        and None
+    ),
+    "ne": lambda x, op, names, out: x.node("Not", [x.node("Equal", names)], out),
+    "expm1": lambda x, op, names, out: x.node("Sub", [x.node("Exp", names), x.number(1, op.operands[0])], out),
+    "log1p": lambda x, op, names, out: (
+        x.node("Log", [x.node("Add", [names[0], x.number(1, op.operands[0])])], out) and None
+    ),
+    "rsqrt": lambda x, op, names, out: x.node("Reciprocal", [x.node("Sqrt", names)], out),
 }

@@ -28,8 +28,8 @@ FORMATS: dict[str, DType | None] = {
     "int8": DType.BF16,
     "mixed": DType.BF16,
 }
-"""`--precision` name -> format of contraction operands (None: as in the model); with 8-bit formats, of those contractions
-that are not quantized."""
+"""`--precision` name -> format of contraction operands (None: as in the model); with 8-bit formats, of those
+contractions that are not quantized."""
 _CONTRACTIONS = ("matmul", "conv", "attention")
 _LISTED = 10
 _WHERE = "precision"

@@ -13,13 +13,13 @@ Invariant: a sum is rounded from its accumulator once, after scales and bias; sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.quantization.layers import Layer, find_layers
+from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import composite as c
@@ -34,9 +34,10 @@ SMALLEST = 2.0**-100
 """A scale of zero would divide by it: tensors of zeros take this."""
 
 
-def quantized_graph(graph: Graph, plan: Plan) -> Graph:
-    """`graph` with the layers of `plan` in their formats. Raises KeyError for a layer that the graph has not."""
-    layers = {layer.name: layer for layer in find_layers(graph)}
+def quantized_graph(graph: Graph, plan: Plan, found: Iterable[Layer]) -> Graph:
+    """`graph`, whose layers are `found`, with those of `plan` in their formats. Raises KeyError for a layer that the
+    graph has not."""
+    layers = {layer.name: layer for layer in found}
     if unknown := [name for name in plan if name not in layers]:
         raise KeyError(unknown[0])
     chosen = {layers[n].op.results[0].name: (layers[n], p) for n, p in plan.layers.items() if p.quantized}
@@ -59,7 +60,8 @@ def quantized_weights(layer: Layer, plan: LayerPlan) -> tuple[np.ndarray, np.nda
 def largest_scale(weights: np.ndarray, axis: int, dtype: DType) -> np.ndarray:
     """f32[channels]: the scale by which the largest weight of each channel becomes the largest number of `dtype`."""
     rest = tuple(a for a in range(weights.ndim) if a != axis)
-    return np.maximum(np.abs(weights).max(rest) / np.float32(LARGEST[dtype]), np.float32(SMALLEST)).astype(np.float32)
+    largest: np.ndarray = np.abs(weights).max(rest)
+    return np.maximum(largest / np.float32(LARGEST[dtype]), np.float32(SMALLEST)).astype(np.float32)
 
 
 def by_channel(scale: np.ndarray, axis: int, rank: int) -> np.ndarray:
@@ -71,7 +73,8 @@ def rounded(numbers: np.ndarray, dtype: DType) -> np.ndarray:
     """f32 `numbers` as `dtype`, to nearest even, saturated."""
     if dtype.is_integer:
         low = 0.0 if dtype is DType.U8 else -LARGEST[dtype]
-        return np.clip(np.rint(numbers), low, LARGEST[dtype]).astype(dtype.numpy)
+        whole: np.ndarray = np.clip(np.rint(numbers), low, LARGEST[dtype])
+        return whole.astype(dtype.numpy)
     return convert(np.asarray(numbers, np.float32), dtype)
 
 
@@ -101,11 +104,11 @@ class _Writer:
                 operands.append(x)
             elif plan.scales:
                 operands.append(self._static(b, x, plan.scales[i], plan.input_dtype(i)))
-                factors.append(np.float32(plan.scales[i]))
+                factors.append(np.asarray(plan.scales[i], np.float32))
             else:
-                stored, scale = _dynamic(b, x, layer, i, plan)
+                stored, factor = _dynamic(b, x, layer, i, plan)
                 operands.append(stored)
-                factors.append(scale)
+                factors.append(factor)
         if layer.weights is not None:
             weights, scale = quantized_weights(layer, plan)
             stored = b.const(np.ascontiguousarray(weights), f"{op.operands[1].name}.{plan.dtype}")
@@ -166,16 +169,16 @@ def _dequantized(
 ) -> Value:
     """The product in the type that the layer had: times its scales, plus its bias."""
     y = c.cast(b, total, DType.F32)
-    constant = np.float32(1.0)
+    constant = np.ones((), np.float32)
     for factor in factors:
         if isinstance(factor, Value):
             y = b("mul", y, factor)
         else:
-            constant = constant * factor
+            constant = np.asarray(constant * factor)
     rank = op.results[0].type.rank
     axis = 1 if op.name == "conv" else rank - 1
     if np.any(constant != 1.0):
-        y = b("mul", y, _channels(b, np.asarray(constant, np.float32), axis, rank))
+        y = b("mul", y, _channels(b, constant, axis, rank))
     if plan.bias is not None:
         y = b("add", y, _channels(b, plan.bias.astype(np.float32), axis, rank))
     return c.cast(b, y, op.results[0].type.dtype)

@@ -1,7 +1,7 @@
 """The layers of a graph that can be computed in a low precision: its float matmuls, convolutions and attentions.
 
-A layer is named by the first ONNX node it came from (`#2`, `#3`, .. when several layers came from that node). It has one
-operand of constant weights, or computes with activations on both sides.
+A layer is named by the ONNX node it came from (`#2`, `#3`, .. when several layers came from that node). One of its
+operands is constant weights, or both are activations.
 
 Invariant: layers are listed in the order of the graph, and names are unique in it.
 """
@@ -60,8 +60,14 @@ class Layer:
         return rank - (2 if self.op.attrs.transpose_a else 1)  # type: ignore[attr-defined]
 
 
-def find_layers(graph: Graph) -> tuple[Layer, ...]:
-    """The layers of `graph`."""
+def product_nodes(graph: Graph) -> frozenset[str]:
+    """Names of the nodes that an imported graph multiplies in: after later rewrites, an op also carries the names of
+    the transposes and batch norms that it took in."""
+    return frozenset(name for op in graph.ops if op.name in CONTRACTIONS for name in op.loc)
+
+
+def find_layers(graph: Graph, nodes: frozenset[str] = frozenset()) -> tuple[Layer, ...]:
+    """The layers of `graph`, named by preference after one of `nodes`."""
     constants = graph.constants()
     seen: Counter[str] = Counter()
     found = []
@@ -72,7 +78,7 @@ def find_layers(graph: Graph) -> tuple[Layer, ...]:
         if a.name in constants and b.name in constants:
             continue
         weights = constants.get(b.name)
-        first = op.loc[0] if op.loc else op.results[0].name
+        first = next((n for n in op.loc if n in nodes), op.loc[0] if op.loc else op.results[0].name)
         seen[first] += 1
         name = first if seen[first] == 1 else f"{first}#{seen[first]}"
         record = OPS[op.name]
@@ -85,8 +91,3 @@ def find_layers(graph: Graph) -> tuple[Layer, ...]:
         inputs = (a,) if weights is not None else (a, b)
         found.append(Layer(name, op, inputs, weights, macs, depth))
     return tuple(found)
-
-
-def constant_left(graph: Graph, layer: Layer) -> bool:
-    """Whether the layer's left operand is the constant one."""
-    return layer.inputs[0].name in graph.constants()
