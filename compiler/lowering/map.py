@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering import cost
-from ppuc.compiler.lowering.body import Chain, NotFusable, analyse, op_axes, widens
+from ppuc.compiler.lowering.body import Chain, NotFusable, analyse, op_axes, stored_part, widens
 from ppuc.compiler.lowering.chunked import ChunkedReduction
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal
 from ppuc.compiler.lowering.tiled import TiledLowering
@@ -33,7 +33,7 @@ def map_domain(body: Graph) -> tuple[int, ...]:
     pulled = _before_views(body)
     shapes += [v.type.dims for v in pulled]
     if not shapes:
-        shapes = [v.type.dims for v in body.results]
+        shapes = [stored_part(body, v)[0].type.dims for v in body.results]
     try:
         return broadcast_shapes(*shapes)
     except ValueError as error:
@@ -77,6 +77,7 @@ class MapLowering(TiledLowering):
     ) -> None:
         super().__init__(name, body, tensors, loc, target, check_map(body))
         self.tiles = self._choose()
+        self.price = self._price(self.tiles)
         self.units = self._deal(self.tiles)
 
     def _bytes(self, tiles: Sequence[int], chunked: bool) -> int:

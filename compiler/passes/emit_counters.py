@@ -89,9 +89,10 @@ class CounterPlan:
         self._full: dict[tuple[str, str], CounterGroup] = {}
         self._done: dict[str, CounterGroup] = {}
         self._covered: dict[str, bool] = {}
-        for tensor in self.writers:
-            for writer in self.writers[tensor]:
-                self._full[tensor, writer] = self._full_group(tensor, writer)
+        for tensor, writers in self.writers.items():
+            for together in self._shared_counters(tensor, writers):
+                group = self._full_group(tensor, together)
+                self._full.update({(tensor, writer): group for writer in together})
         for tensor in sorted(self._watched):
             self._done[tensor] = self._done_group(tensor)
 
@@ -113,6 +114,15 @@ class CounterPlan:
                     self._watched.add(old.name)
         return found
 
+    def _shared_counters(self, tensor: str, writers: Sequence[str]) -> list[tuple[str, ...]]:
+        """Writers of a tensor in the sets that share counters: those of its parts do when all come before whoever reads
+        it, so that a reader waits once; else each has its own, and nobody waits for a later one."""
+        parts = all(w not in self.stages and self.in_place.get(w) != tensor for w in writers)
+        last = max(self.step[w] for w in writers)
+        if parts and all(self.step[r] > last for r in self.readers.get(tensor, ())):
+            return [tuple(writers)]
+        return [(w,) for w in writers]
+
     # groups
 
     def _new(self, name: str, tensor: str, kind: str, block: int, expect: Sequence[int]) -> CounterGroup:
@@ -120,27 +130,26 @@ class CounterPlan:
         self._first += len(expect)
         return group
 
-    def _full_group(self, tensor: str, writer: str) -> CounterGroup:
+    def _full_group(self, tensor: str, writers: Sequence[str]) -> CounterGroup:
         memory = self.tensors[tensor]
-        name = (
-            f"{tensor}.full"
-            if len(self.writers[tensor]) == 1
-            else f"{tensor}.full.{self.writers[tensor].index(writer)}"
-        )
-        if writer in self.stages:
+        every = self.writers[tensor]
+        name = f"{tensor}.full" if len(writers) == len(every) else f"{tensor}.full.{every.index(writers[0])}"
+        if writers[0] in self.stages:
             block = max(
                 1, min(memory.elements, max(COPY_BYTES // memory.dtype.bytes, -(-memory.elements // self._share)))
             )
             return self._new(name, tensor, "full", block, [1] * -(-memory.elements // block))
-        if self._unordered(tensor, writer):
-            return self._new(name, tensor, "done", max(memory.elements, 1), [self._visits(tensor, writer, Store)])
-        block = self._block(memory, writer)
+        if any(self._unordered(tensor, writer) for writer in writers):
+            visits = sum(self._visits(tensor, writer, Store) for writer in writers)
+            return self._new(name, tensor, "done", max(memory.elements, 1), [visits])
+        block = max(self._block(memory, writer) for writer in writers)
         counts = np.zeros(-(-max(memory.elements, 1) // block) + 1, np.int64)
-        for site, param in self._accesses(tensor, writer, Store):
-            first, last = self._spans(writer, site, param)
-            keep = last >= first
-            np.add.at(counts, first[keep] // block, 1)
-            np.add.at(counts, last[keep] // block + 1, -1)
+        for writer in writers:
+            for site, param in self._accesses(tensor, writer, Store):
+                first, last = self._spans(writer, site, param)
+                keep = last >= first
+                np.add.at(counts, first[keep] // block, 1)
+                np.add.at(counts, last[keep] // block + 1, -1)
         return self._new(name, tensor, "full", block, [int(c) for c in np.cumsum(counts)[:-1]])
 
     def _unordered(self, tensor: str, writer: str) -> bool:
@@ -214,7 +223,8 @@ class CounterPlan:
 
     def groups(self) -> tuple[CounterGroup, ...]:
         """All groups, in counter order."""
-        return tuple(sorted((*self._full.values(), *self._done.values()), key=lambda g: g.first))
+        distinct = {g.name: g for g in (*self._full.values(), *self._done.values())}
+        return tuple(sorted(distinct.values(), key=lambda g: g.first))
 
     def blocks(self, stage: str) -> list[tuple[int, int]]:
         """(first element, count) of each copy of a staged tensor."""
@@ -234,8 +244,10 @@ class CounterPlan:
             bumps = (Bump(done.name, touched=False),) if done is not None else ()
             return self._full_waits(tensor, kernel.name, stmt.gather is None), bumps
         group = self._full[tensor, kernel.name]
-        waits = self._takeover_waits(tensor) if self.writers[tensor][0] == kernel.name else ()
-        if self.in_place.get(kernel.name) == tensor:
+        updates = self.in_place.get(kernel.name) == tensor
+        first = self.writers[tensor][0] == kernel.name
+        waits = self._takeover_waits(tensor) if first or not updates else ()
+        if updates:
             waits = (*waits, *self._full_waits(tensor, kernel.name, False))
         return waits, (Bump(group.name, touched=group.kind == "full"),)
 
@@ -248,13 +260,10 @@ class CounterPlan:
         return (*self._full_waits(source, name, False), *self._takeover_waits(name)), tuple(bumps)
 
     def _full_waits(self, tensor: str, reader: str, touched: bool) -> tuple[Wait, ...]:
-        """For everything that was written before `reader`: the last writer's counters (an in-place writer has itself
-        waited for the one before it)."""
+        """For everything that was written before `reader`."""
         before = [w for w in self.writers.get(tensor, ()) if w != reader and self.step[w] < self.step[reader]]
-        if not before:
-            return ()
-        group = self._full[tensor, before[-1]]
-        return (Wait(group.name, touched=touched and group.kind == "full"),)
+        groups = {g.name: g for g in (self._full[tensor, w] for w in self._from_last_update(tensor, before))}
+        return tuple(Wait(g.name, touched=touched and g.kind == "full") for g in groups.values())
 
     def _takeover_waits(self, tensor: str) -> tuple[Wait, ...]:
         waits = []
@@ -269,22 +278,35 @@ class CounterPlan:
         """Whether every block of `tensor` is waited for by some reader, so that "done" implies that all stores
         landed."""
         if tensor not in self._covered:
-            group = self._full[tensor, self.writers[tensor][-1]]
-            seen = np.zeros(len(group.expect) + 1, np.int64)
-            for reader in self.readers.get(tensor, ()):
-                if reader in self.stages:
+            awaited = self._from_last_update(tensor, self.writers[tensor])
+            last = {self._full[tensor, w].name: w for w in awaited}  # of the writers that share counters
+            self._covered[tensor] = all(self._waited_for(tensor, writer) for writer in last.values())
+        return self._covered[tensor]
+
+    def _from_last_update(self, tensor: str, writers: Sequence[str]) -> Sequence[str]:
+        """The last of `writers` that updates the tensor in place (it waits for those before it), and all after it."""
+        updates = [i for i, w in enumerate(writers) if self.in_place.get(w) == tensor]
+        return writers[updates[-1] if updates else 0 :]
+
+    def _waited_for(self, tensor: str, writer: str) -> bool:
+        """Whether every block of the counters of `writer` is waited for by some reader."""
+        group = self._full[tensor, writer]
+        seen = np.zeros(len(group.expect) + 1, np.int64)
+        for reader in self.readers.get(tensor, ()):
+            if self.step[reader] < self.step[writer]:
+                continue
+            if reader in self.stages:
+                seen[0] += 1
+                continue
+            for site, param in self._accesses(tensor, reader, Load):
+                if site.stmt.gather is not None or group.kind == "done":  # type: ignore[union-attr]
                     seen[0] += 1
                     continue
-                for site, param in self._accesses(tensor, reader, Load):
-                    if site.stmt.gather is not None or group.kind == "done":  # type: ignore[union-attr]
-                        seen[0] += 1
-                        continue
-                    first, last = self._spans(reader, site, param)
-                    keep = last >= first
-                    np.add.at(seen, first[keep] // group.block, 1)
-                    np.add.at(seen, last[keep] // group.block + 1, -1)
-            self._covered[tensor] = bool((np.cumsum(seen)[:-1] > 0).all())
-        return self._covered[tensor]
+                first, last = self._spans(reader, site, param)
+                keep = last >= first
+                np.add.at(seen, first[keep] // group.block, 1)
+                np.add.at(seen, last[keep] // group.block + 1, -1)
+        return bool((np.cumsum(seen)[:-1] > 0).all())
 
 
 def _iterations(loops: Sequence[Loop]) -> dict[str, np.ndarray]:
