@@ -9,6 +9,7 @@ from ppuc.compiler.passes.decompose import Decompose
 from ppuc.compiler.passes.emit import Emit
 from ppuc.compiler.passes.fold import Fold
 from ppuc.compiler.passes.fuse import Fuse
+from ppuc.compiler.passes.join import Join
 from ppuc.compiler.passes.layout import Layout
 from ppuc.compiler.passes.legalise import Legalise
 from ppuc.compiler.passes.merge import Merge
@@ -38,6 +39,7 @@ PIPELINE: tuple[Pass, ...] = (
     Precision(),  # storage formats of what crosses kernels; needs to know what does
     Merge(),  # products of one operand: their readers and formats are known now
     Split(),  # contractions with few result tiles, at the price of their formats
+    Join(),  # concatenations in place, with types final
     Place(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known
     Allocate(),  # addresses, with tile sizes known
