@@ -15,6 +15,8 @@ from ppuc.compiler.commands.common import (
     json_option,
     note,
     progress_bar,
+    quantization,
+    quantization_options,
     read_inputs,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
 @compile_options
+@quantization_options
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -58,6 +61,10 @@ def compile_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    calibrate: Path | None,
+    preprocess: Path | None,
+    method: str,
+    policy: Path | None,
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
@@ -84,6 +91,7 @@ def compile_command(
             dump=dump,
             check_passes=check_passes,
             inputs=arrays or None,
+            quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
             progress=progress,
         )
     save(made.artifact, destination)
