@@ -70,10 +70,12 @@ class Placing:
         constants = {op.results[0].name for op in graph.ops if op.name == "const"}
         self.fixed = {p.name for p in graph.params} | {self.roots[v.name] for v in graph.results} | constants
         self.readers: dict[str, list[int]] = {}  # what could be staged -> positions of the groups that read it
+        changed = {self.roots[r.name] for op in graph.ops if op.body is not None for r in op.results}
+        stageable = constants | {p.name for p in graph.params if p.name not in changed}
         for step, op in enumerate(ordered):
             if op.name == "group" and stage:
                 for name in {v.name for v in op.operands}:
-                    if name in constants or any(p.name == name for p in graph.params):
+                    if name in stageable:
                         self.readers.setdefault(name, []).append(step)
         self.reads = reads_of(graph, self.roots)
 
