@@ -15,11 +15,12 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 from rich.console import Console
 from rich.table import Table
 
@@ -46,12 +47,20 @@ WORST = 5
 """Kernels shown in the table of traffic."""
 
 
+def caches(model: onnx.ModelProto) -> dict[str, str]:
+    """The keys and values that a decode step appends to, each with the output that contains it."""
+    joined = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "Concat"}
+    return {i.name: joined[i.name] for i in model.graph.input if i.name.startswith("past.")}
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One network; `goals` are the largest ratios on each of TARGETS."""
+    """One network; `goals` are the largest ratios on each of TARGETS. `aliases` gives the outputs that grow in the
+    memory of an input (`--alias`)."""
 
     build: Callable[[Path], Path]
     goals: tuple[float, float]
+    aliases: Callable[[onnx.ModelProto], dict[str, str]] = lambda model: {}
 
 
 Passes = tuple[Pass, ...]
@@ -76,6 +85,8 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "merge": without("merge"),
     "split": without("split"),
     "staging": altered("place", stage=False),
+    "panels": without("panels"),
+    "join": without("join"),
     "4 measured tilings": altered("tile", tries=4),
 }
 """What `--ablation` takes away (or, the last one, adds)."""
@@ -87,7 +98,7 @@ CASES: dict[str, Case] = {
     "resnet50-b32": Case(lambda folder: networks.resnet50(folder, 32), (1.35, 1.25)),
     "vit-b-b8": Case(lambda folder: networks.vit_b(folder, 8), (1.35, 1.35)),
     "bert-b8x128": Case(lambda folder: networks.bert_base(folder, 8, 128), (1.4, 1.4)),
-    "decoder-decode-4k": Case(lambda folder: networks.decoder(folder, 1, 4096), (1.15, 1.15)),
+    "decoder-decode-4k": Case(lambda folder: networks.decoder(folder, 1, 4096), (1.15, 1.15), caches),
     "decoder-prefill-2k": Case(lambda folder: networks.decoder(folder, 2048, 0), (1.3, 1.3)),
     "mobilenetv2-b32": Case(lambda folder: networks.mobilenet_v2(folder, 32), (3.0, 3.0)),
 }
@@ -162,7 +173,8 @@ def main() -> None:
 def measured(name: str, path: Path, target: Target, precision: str, ablation: bool) -> Measurement:
     """Compile and time one network."""
     begin = time.process_time()
-    module = compiled(path, target, precision, PIPELINE)
+    aliases = CASES[name].aliases(onnx.load(path, load_external_data=False))
+    module = compiled(path, target, precision, PIPELINE, aliases)
     compiled_at = time.process_time()
     profile = timed(module, target)
     seconds = time.process_time() - compiled_at
@@ -181,14 +193,14 @@ def measured(name: str, path: Path, target: Target, precision: str, ablation: bo
         kernels=len(profile.kernels),
         owners=row["waterfall"]["owners"],
         traffic=sorted(traffic(module, profile, target), key=lambda t: -t.ratio),
-        ablation=ablated(path, target, precision, profile.cycles) if ablation else {},
+        ablation=ablated(path, target, precision, aliases, profile.cycles) if ablation else {},
     )
 
 
-def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass]) -> Module:
+def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass], aliases: Mapping[str, str]) -> Module:
     """The module after `passes`."""
     run = Run(target, passes)
-    return run.run(run.imported(path, precision, None, None))
+    return run.run(run.imported(path, precision, None, None, aliases))
 
 
 def timed(module: Module, target: Target) -> Profile:
@@ -262,12 +274,14 @@ def lower_bound(group: Op, op: Op, target: Target) -> float:
     return max(compulsory, (2 * macs(op) / math.sqrt(reuse * size) - (2 * size if reuse > 1 else 0)) * dtype.bytes)
 
 
-def ablated(path: Path, target: Target, precision: str, cycles: float) -> dict[str, float | None]:
+def ablated(
+    path: Path, target: Target, precision: str, aliases: Mapping[str, str], cycles: float
+) -> dict[str, float | None]:
     """Cycles without each of ABLATIONS over `cycles`; None where the rest of the pipeline cannot do without."""
     found: dict[str, float | None] = {}
     for label, change in ABLATIONS.items():
         try:
-            found[label] = timed(compiled(path, target, precision, change(PIPELINE)), target).cycles / cycles
+            found[label] = timed(compiled(path, target, precision, change(PIPELINE), aliases), target).cycles / cycles
         except (PpucError, InternalError, VerificationError, NotFusable):
             found[label] = None
     return found
