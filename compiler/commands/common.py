@@ -101,6 +101,19 @@ def alias_option(function: F) -> F:
     )(function)
 
 
+def tune_option(function: F) -> F:
+    """--tune."""
+    return click.option(
+        "--tune",
+        metavar="N",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Measure the N best tilings of every matmul and convolution on the simulator and take the fastest; 1: the "
+        "cost model decides. What was found is kept, so only the first compilation of a shape takes long.",
+    )(function)
+
+
 def quantization_options(function: F) -> F:
     """--calibrate, --preprocess, --policy, --method."""
     function = click.option(
@@ -336,14 +349,16 @@ def obtain_program(
     arrays: dict[str, np.ndarray] | None = None,
     quantize: Callable[[Progress], Quantization | None] | None = None,
     alias: Sequence[str] = (),
+    tune: int = 1,
 ) -> CompiledProgram:
     """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`). `quantize` says how layers
     are quantized."""
     if is_artifact(model):
-        if alias:
+        given = next((name for name, is_given in (("--alias", bool(alias)), ("--tune", tune > 1)) if is_given), None)
+        if given is not None:
             from ppuc.ir.errors import UsageError
 
-            raise UsageError.of("--alias", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
+            raise UsageError.of(given, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
         return _loaded(model, chosen_target(target, overrides) if target or overrides else None, precision, dims)
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.runtime import CompiledProgram
@@ -359,6 +374,7 @@ def obtain_program(
             shapes=shapes,
             quantization=quantize(progress) if quantize is not None else None,
             aliases=pairs(alias, "--alias"),
+            tune=tune,
             progress=progress,
         )
     return CompiledProgram(made.artifact, made.target, model, made.passes)

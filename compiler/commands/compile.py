@@ -20,6 +20,7 @@ from ppuc.compiler.commands.common import (
     quantization,
     quantization_options,
     read_inputs,
+    tune_option,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @compile_options
 @quantization_options
 @alias_option
+@tune_option
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -69,6 +71,7 @@ def compile_command(
     method: str,
     policy: Path | None,
     alias: tuple[str, ...],
+    tune: int,
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
@@ -96,6 +99,7 @@ def compile_command(
             check_passes=check_passes,
             inputs=arrays or None,
             aliases=pairs(alias, "--alias"),
+            tune=tune,
             quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
             progress=progress,
         )

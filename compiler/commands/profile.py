@@ -21,6 +21,7 @@ from ppuc.compiler.commands.common import (
     quantization_options,
     read_inputs,
     simulation_bar,
+    tune_option,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @compile_options
 @quantization_options
 @alias_option
+@tune_option
 @input_options
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
@@ -81,6 +83,7 @@ def profile_command(
     method: str,
     policy: Path | None,
     alias: tuple[str, ...],
+    tune: int,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -115,6 +118,7 @@ def profile_command(
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
         alias,
+        tune,
     )
     feeds = None if timing_only else complete_inputs(program.inputs, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
