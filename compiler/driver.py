@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppuc.compiler.dump import DumpFolder, read_constants
-from ppuc.compiler.inputs import RANGE_OPTION, InputSpec, checked_inputs, generate_all, input_ranges
+from ppuc.compiler.host.request import HostedRequest
+from ppuc.compiler.inputs import (
+    FIXED,
+    RANGE_OPTION,
+    InputSpec,
+    checked_inputs,
+    fixed_text,
+    generate_all,
+    input_ranges,
+)
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.recheck import CheckedPass, Recheck
 from ppuc.compiler.tolerance import PRECISIONS
@@ -67,9 +76,10 @@ class PassRecord:
 
 @dataclass(frozen=True, slots=True)
 class CompiledModel:
-    """The outcome of a compilation: the module at its last level, the artifact, and what each pass did."""
+    """The outcome of a compilation: the module at its last level (of the first segment when there are several, None
+    when all is the host's), the artifact, and what each pass did."""
 
-    module: Module
+    module: Module | None
     artifact: Artifact
     target: Target
     passes: tuple[PassRecord, ...] = field(default=())
@@ -92,23 +102,65 @@ def compile_model(
     inputs: Mapping[str, np.ndarray] | None = None,
     keep_layers: bool = False,
     progress: Progress | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
+    host: bool = True,
+    host_ops: Sequence[str | Path] = (),
 ) -> CompiledModel:
     """Compile an ONNX model. `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random
-    ones when None). `keep_layers` makes the result of every kernel an output. Raises ModelError, UsageError,
-    TargetError or CapacityError for what the caller can mend, DivergenceError when a pass changed the model's
-    values."""
+    ones when None). `keep_layers` makes the result of every kernel an output. `values` are those of inputs that may be
+    fixed: the ones that sizes depend on are. What the PPU cannot run goes to the host, with `host`; `host_ops` are
+    Python files with functions for ops that nobody else knows. Raises ModelError, UsageError, TargetError or
+    CapacityError for what the caller can mend, DivergenceError when a pass changed the model's values."""
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
     check_precision(precision)
     passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
     run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress)
-    module = run.imported(source, precision, dims, shapes)
+    try:
+        module = run.imported(source, precision, dims, shapes, values)
+        return _compiled(run, module, precision, check_passes, inputs)
+    except ModelError as error:
+        if not host or keep_layers:
+            raise
+        request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
+        return _hosted(request, error, host_ops, dump, progress, inputs if check_passes else None, check_passes)
+
+
+def _compiled(
+    run: Run, module: Module, precision: str, check_passes: bool, inputs: Mapping[str, np.ndarray] | None
+) -> CompiledModel:
     if check_passes:
         specs = input_specs(module)
         arrays = checked_inputs(specs, inputs, "--inputs") if inputs is not None else generate_all(specs)
         run.recheck = Recheck(module, arrays, precision)
     return run.to_end(module)
+
+
+def _hosted(
+    request: HostedRequest,
+    error: ModelError,
+    host_ops: Sequence[str | Path],
+    dump: Path | None,
+    progress: Progress | None,
+    inputs: Mapping[str, np.ndarray] | None,
+    check_passes: bool,
+) -> CompiledModel:
+    """The model with the help of the host; `error` is why it cannot do without."""
+    from ppuc.compiler.host.client import worker
+    from ppuc.compiler.host.compile import compile_hosted
+    from ppuc.compiler.pipeline import PIPELINE
+
+    def compile_part(module: Module, number: int) -> CompiledModel:
+        folder = dump if dump is None or number == 0 else dump / f"segment{number}"
+        run = Run(request.target, PIPELINE, DumpFolder(folder) if folder is not None else None, progress)
+        return _compiled(run, run.started(module), request.precision, check_passes, None)
+
+    artifact, made = compile_hosted(request, error, worker(host_ops), compile_part)
+    passes = tuple(
+        replace(p, name=f"segment {n}: {p.name}" if n else p.name) for n, m in enumerate(made) for p in m.passes
+    )
+    return CompiledModel(made[0].module if made else None, artifact, request.target, passes)
 
 
 def obstacles(source: str | Path, target: Target, precision: str, dims: Mapping[str, int]) -> tuple[Diagnostic, ...]:
@@ -157,6 +209,7 @@ def initial_module(imported: ImportedModel, target: Target, precision: str) -> M
     ranges = input_ranges(imported.graph)
     options = {"model": imported.name, "model_sha256": imported.digest(), "precision": precision}
     options |= {RANGE_OPTION + name: str(ranges[v.name]) for name, v in imported.inputs if v.name in ranges}
+    options |= {FIXED + name: fixed_text(array) for name, array in imported.fixed.items()}
     return Module(
         target=target.name,
         target_hash=target.hash,
@@ -217,16 +270,23 @@ class Run:
         precision: str,
         dims: Mapping[str, int] | None,
         shapes: Mapping[str, Sequence[int]] | None,
+        values: Mapping[str, np.ndarray] | None = None,
     ) -> Module:
         """Import `source` as the first module; recorded as the pass `import`."""
         from ppuc.compiler.frontend.load import load_model
-        from ppuc.ir.verify import verify_module
 
         self.progress("import", 0, self._total)
         started = time.perf_counter()
-        module = initial_module(load_model(source, dims=dims, shapes=shapes), self.target, precision)
+        imported = load_model(source, dims=dims, shapes=shapes, values=values)
+        return self.started(initial_module(imported, self.target, precision), started)
+
+    def started(self, module: Module, since: float | None = None) -> Module:
+        """Take `module` as the first one, imported since then."""
+        from ppuc.ir.verify import verify_module
+
+        since = time.perf_counter() if since is None else since
         verify_module(module)
-        self._record("import", "", time.perf_counter() - started, True, module)
+        self._record("import", "", time.perf_counter() - since, True, module)
         return module
 
     def run(self, module: Module) -> Module:

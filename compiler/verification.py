@@ -97,6 +97,7 @@ def _compared_layers(
     model = compile_model(program.source, target=program.target, precision=precision, shapes=shapes, keep_layers=True)
     got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
+    assert model.module is not None
     nodes = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
     chosen = {value: node for value in got if (node := nodes.get(value)) is not None}
     want = Oracle(program.source, tuple(tensors[node] for node in chosen.values())).run(arrays)

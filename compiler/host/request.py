@@ -1,0 +1,27 @@
+"""What a compilation with host steps is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ppuc.targets.schema import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True)
+class HostedRequest:
+    """What is to be compiled, and for whom."""
+
+    source: str | Path | onnx.ModelProto
+    target: Target
+    precision: str
+    dims: Mapping[str, int]
+    shapes: Mapping[str, Sequence[int]]
+    values: Mapping[str, np.ndarray]
