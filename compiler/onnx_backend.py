@@ -40,7 +40,8 @@ class PpucRep(BackendRep):
         if isinstance(inputs, Mapping):
             return dict(inputs)
         given: Sequence[Any] = inputs if isinstance(inputs, list | tuple) else [inputs]
-        return dict(zip(self._inputs, given, strict=False))
+        arrays = [np.asarray(x) if isinstance(x, np.generic) else x for x in given]
+        return dict(zip(self._inputs, arrays, strict=False))
 
     @staticmethod
     def _host_inputs(program: CompiledProgram) -> set[str]:

@@ -11,6 +11,7 @@ from ppuc.compiler.commands.common import (
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     json_option,
     note,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     help="Time the program again with each estimated number of the target changed, and print how far off the result "
     "may be. Default: when that takes seconds.",
 )
+@host_options
 @json_option
 def profile_command(
     model: Path,
@@ -79,6 +81,8 @@ def profile_command(
     trace_limit: int,
     top: int,
     interval: bool | None,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Simulate MODEL (.ppu, or .onnx, which is compiled first) and print where its time goes.
@@ -96,8 +100,8 @@ def profile_command(
 
     keep_input(model, trace)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(model, target, overrides, precision, dims, arrays)
-    feeds = None if timing_only else complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    program = obtain_program(model, target, overrides, precision, dims, arrays, host_ops, no_host)
+    feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
         if feeds is None:
             result = program.time(trace=trace is not None, progress=simulated)

@@ -12,6 +12,7 @@ from ppuc.compiler.commands.common import (
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     json_option,
     note,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @compile_options
 @input_options
 @click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
+@host_options
 @json_option
 def run_command(
     model: Path,
@@ -47,6 +49,8 @@ def run_command(
     single_inputs: tuple[str, ...],
     seed: int,
     output: Path | None,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Run MODEL (.ppu, or .onnx, which is compiled first) and print its outputs and the simulated time.
@@ -57,8 +61,8 @@ def run_command(
 
     keep_input(model, output)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(model, target, overrides, precision, dims, arrays)
-    feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    program = obtain_program(model, target, overrides, precision, dims, arrays, host_ops, no_host)
+    feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)
     if output is not None:

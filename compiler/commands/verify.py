@@ -11,6 +11,7 @@ from ppuc.compiler.commands.common import (
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     is_artifact,
     json_option,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @compile_options
 @input_options
 @click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
+@host_options
 @json_option
 def verify_command(
     model: Path,
@@ -44,6 +46,8 @@ def verify_command(
     single_inputs: tuple[str, ...],
     seed: int,
     layers: bool,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Compile MODEL.onnx, run it on the simulator, and compare its outputs with ONNX Runtime's.
@@ -57,8 +61,8 @@ def verify_command(
     if is_artifact(model):
         raise UsageError.of(str(model), "is a compiled program", expected="its .onnx model, for ONNX Runtime to run")
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(model, target, overrides, precision, dims, arrays)
-    feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    program = obtain_program(model, target, overrides, precision, dims, arrays, host_ops, no_host)
+    feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)
     record = {

@@ -16,6 +16,7 @@ from typing import Any
 
 import onnx
 
+from ppuc.compiler.frontend.attributes import ignored
 from ppuc.compiler.frontend.context import IMPORTERS, Importer, NodeContext
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.functions import FunctionBody, has_schema_body, local_body, local_functions, schema_body
@@ -207,6 +208,10 @@ class Walk:
             wrapped = ModelError(Diagnostic(place, str(error)))
             wrapped.__cause__ = error
             return self._failed(site, wrapped)
+        unread = ignored(node, ctx.used, opset)
+        if unread:
+            got = f"{unread[0]} = {ctx.attributes[unread[0]]}"
+            return self._failed(site, ModelError(Diagnostic(place, f"attribute '{unread[0]}' is not supported", got)))
         return self._with_missing(results, site)
 
     def _failed(self, site: Site, error: ModelError) -> list[Tensor]:
