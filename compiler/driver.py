@@ -20,11 +20,11 @@ from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import (
     FIXED,
     RANGE_OPTION,
-    InputSpec,
     checked_inputs,
     fixed_text,
     generate_all,
     input_ranges,
+    input_specs,
 )
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.recheck import CheckedPass, Recheck
@@ -38,11 +38,15 @@ if TYPE_CHECKING:
     import onnx
 
     from ppuc.compiler.frontend.load import ImportedModel
+    from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.targets.artifact import Artifact
 
 Progress = Callable[[str, int, int], None]
 """Called with what starts now, its number and how many there are."""
 
+
+QUANTIZED = ("fp8", "int8", "mixed")
+"""Precisions at which layers are quantized."""
 
 PLACE = "place"
 """The pass before which the graph's fused groups are final and its outputs not yet given memory."""
@@ -101,30 +105,33 @@ def compile_model(
     check_passes: bool = False,
     inputs: Mapping[str, np.ndarray] | None = None,
     keep_layers: bool = False,
+    quantization: Quantization | None = None,
     progress: Progress | None = None,
     values: Mapping[str, np.ndarray] | None = None,
     host: bool = True,
     host_ops: Sequence[str | Path] = (),
 ) -> CompiledModel:
-    """Compile an ONNX model. `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random
-    ones when None). `keep_layers` makes the result of every kernel an output. `values` are those of inputs that may be
-    fixed: the ones that sizes depend on are. What the PPU cannot run goes to the host, with `host`; `host_ops` are
-    Python files with functions for ops that nobody else knows. Raises ModelError, UsageError, TargetError or
-    CapacityError for what the caller can mend, DivergenceError when a pass changed the model's values."""
+    """Compile an ONNX model. `quantization` says how layers are quantized at precisions fp8, int8 and mixed (None:
+    all of them, activation scales computed at run time). `check_passes` re-executes the module after every pass on
+    `inputs` (by ONNX name; random ones when None). `keep_layers` makes the result of every kernel an output. `values`
+    are those of inputs that may be fixed: the ones that sizes depend on are. What the PPU cannot run goes to the host,
+    with `host`; `host_ops` are Python files with functions for ops that nobody else knows. Raises ModelError,
+    UsageError, TargetError or CapacityError for what the caller can mend, DivergenceError when a pass changed the
+    model's values."""
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
     check_precision(precision)
     passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
-    run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress)
+    run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
     try:
         module = run.imported(source, precision, dims, shapes, values)
         return _compiled(run, module, precision, check_passes, inputs)
     except ModelError as error:
-        if not host or keep_layers:
+        if not host or keep_layers or precision in QUANTIZED:
             raise
         request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
-        return _hosted(request, error, host_ops, dump, progress, inputs if check_passes else None, check_passes)
+        return _hosted(request, error, host_ops, dump, progress, check_passes)
 
 
 def _compiled(
@@ -143,7 +150,6 @@ def _hosted(
     host_ops: Sequence[str | Path],
     dump: Path | None,
     progress: Progress | None,
-    inputs: Mapping[str, np.ndarray] | None,
     check_passes: bool,
 ) -> CompiledModel:
     """The model with the help of the host; `error` is why it cannot do without."""
@@ -220,14 +226,6 @@ def initial_module(imported: ImportedModel, target: Target, precision: str) -> M
     )
 
 
-def input_specs(module: Module) -> tuple[InputSpec, ...]:
-    """The module's inputs in the model's order."""
-    types = {p.name: p.type for p in module.graph.params}
-    return tuple(
-        InputSpec(name, types[value], int(module.option(RANGE_OPTION + name, "2"))) for name, value in module.inputs
-    )
-
-
 def op_counts(graph: Graph) -> dict[str, int]:
     """Ops by name, bodies of groups included, names in order."""
     counts: Counter[str] = Counter()
@@ -256,9 +254,15 @@ class Run:
     """One walk down a list of passes."""
 
     def __init__(
-        self, target: Target, passes: Sequence[Pass], dump: DumpFolder | None = None, progress: Progress | None = None
+        self,
+        target: Target,
+        passes: Sequence[Pass],
+        dump: DumpFolder | None = None,
+        progress: Progress | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         self.target, self.passes, self.dump = target, tuple(passes), dump
+        self.quantization = quantization
         self.progress = progress or (lambda what, number, total: None)
         self.recheck: Recheck | None = None
         self.records: list[PassRecord] = []
@@ -272,13 +276,17 @@ class Run:
         shapes: Mapping[str, Sequence[int]] | None,
         values: Mapping[str, np.ndarray] | None = None,
     ) -> Module:
-        """Import `source` as the first module; recorded as the pass `import`."""
+        """Import `source` as the first module; recorded as the pass `import`. At a precision that quantizes, the
+        quantized graph is the first module: recorded as `quantize`."""
         from ppuc.compiler.frontend.load import load_model
 
         self.progress("import", 0, self._total)
         started = time.perf_counter()
+        if self.quantization is not None:
+            shapes = {**self.quantization.shapes(source, dims or {}), **(shapes or {})}
         imported = load_model(source, dims=dims, shapes=shapes, values=values)
-        return self.started(initial_module(imported, self.target, precision), started)
+        module = self.started(initial_module(imported, self.target, precision), started)
+        return self._quantized(module) if precision in QUANTIZED else module
 
     def started(self, module: Module, since: float | None = None) -> Module:
         """Take `module` as the first one, imported since then."""
@@ -287,6 +295,17 @@ class Run:
         since = time.perf_counter() if since is None else since
         verify_module(module)
         self._record("import", "", time.perf_counter() - since, True, module)
+        return module
+
+    def _quantized(self, module: Module) -> Module:
+        from ppuc.compiler.quantization.quantize import quantized_module
+        from ppuc.ir.verify import verify_module
+
+        started = time.perf_counter()
+        self.progress("quantize", 0, self._total)
+        module = quantized_module(module, self.target, self.quantization)
+        verify_module(module)
+        self._record("quantize", "", time.perf_counter() - started, True, module)
         return module
 
     def run(self, module: Module) -> Module:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ppuc.ir.errors import Diagnostic, InputError
 from ppuc.ir.graph import Graph
+from ppuc.ir.module import Module
 from ppuc.ir.types import DType, TensorType
 
 FILLS = ("random", "ones", "zeros")
@@ -91,6 +92,14 @@ def input_ranges(graph: Graph) -> dict[str, int]:
             size = op.operands[0].type.dims[op.attrs.axis]  # type: ignore[attr-defined]
             bounds[name] = min(size, bounds.get(name, size))
     return bounds
+
+
+def input_specs(module: Module) -> tuple[InputSpec, ...]:
+    """The module's inputs in the model's order."""
+    types = {p.name: p.type for p in module.graph.params}
+    return tuple(
+        InputSpec(name, types[value], int(module.option(RANGE_OPTION + name, "2"))) for name, value in module.inputs
+    )
 
 
 def generate(spec: InputSpec, fill: str, seed: int = 0) -> np.ndarray:

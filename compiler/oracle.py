@@ -16,6 +16,7 @@ from ppuc.compiler.frontend.expose import serialised, with_outputs
 from ppuc.ir.errors import Diagnostic, ModelError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 _FATAL_ONLY = 4
@@ -46,14 +47,38 @@ class Oracle:
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs (and the inner tensors asked for) by ONNX name: arrays, and lists for sequences. Raises ModelError when
-        ONNX Runtime refuses."""
+        """Outputs (and the inner tensors asked for) by ONNX name: arrays, and lists for sequences. Raises ModelError
+        when ONNX Runtime refuses."""
         known = {i.name for i in self._session.get_inputs()}
         try:
             values = self._session.run(None, {n: a for n, a in inputs.items() if n in known})
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the model", error) from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+class Session:
+    """A serialised model that ONNX Runtime runs node by node as it is, without rewriting it; inputs by name, outputs in
+    the model's order. Raises ModelError when ONNX Runtime refuses it."""
+
+    def __init__(self, model: bytes, where: str) -> None:
+        self.where = where
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise _refusal(where, "ONNX Runtime cannot load the graph", error) from error
+        self._inputs = {i.name for i in self._session.get_inputs()}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs. Raises ModelError when ONNX Runtime refuses."""
+        try:
+            return list(self._session.run(None, {n: a for n, a in feeds.items() if n in self._inputs}))
+        except Exception as error:  # as above
+            raise _refusal(self.where, "ONNX Runtime cannot run the graph", error) from error
 
 
 def _refusal(where: str, what: str, error: Exception) -> ModelError:

@@ -17,6 +17,8 @@ from ppuc.compiler.commands.common import (
     note,
     note_compromises,
     progress_bar,
+    quantization,
+    quantization_options,
     read_inputs,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
 @compile_options
+@quantization_options
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -62,6 +65,10 @@ def compile_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    calibrate: Path | None,
+    preprocess: Path | None,
+    method: str,
+    policy: Path | None,
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
@@ -92,6 +99,7 @@ def compile_command(
             check_passes=check_passes,
             inputs=arrays or None,
             values=arrays,
+            quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
             progress=progress,
             host=not no_host,
             host_ops=host_ops,

@@ -17,6 +17,8 @@ from ppuc.compiler.commands.common import (
     note,
     obtain_program,
     progress_bar,
+    quantization,
+    quantization_options,
     read_inputs,
     simulation_bar,
 )
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
+@quantization_options
 @input_options
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
@@ -73,6 +76,10 @@ def profile_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    calibrate: Path | None,
+    preprocess: Path | None,
+    method: str,
+    policy: Path | None,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -100,7 +107,17 @@ def profile_command(
 
     keep_input(model, trace)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(model, target, overrides, precision, dims, arrays, host_ops, no_host)
+    program = obtain_program(
+        model,
+        target,
+        overrides,
+        precision,
+        dims,
+        arrays,
+        lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        host_ops,
+        no_host,
+    )
     feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
         if feeds is None:

@@ -17,6 +17,8 @@ from ppuc.compiler.commands.common import (
     json_option,
     note,
     obtain_program,
+    quantization,
+    quantization_options,
     read_inputs,
     simulation_bar,
 )
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
+@quantization_options
 @input_options
 @click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
 @host_options
@@ -45,6 +48,10 @@ def run_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    calibrate: Path | None,
+    preprocess: Path | None,
+    method: str,
+    policy: Path | None,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -61,7 +68,17 @@ def run_command(
 
     keep_input(model, output)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(model, target, overrides, precision, dims, arrays, host_ops, no_host)
+    program = obtain_program(
+        model,
+        target,
+        overrides,
+        precision,
+        dims,
+        arrays,
+        lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        host_ops,
+        no_host,
+    )
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)

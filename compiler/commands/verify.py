@@ -16,6 +16,8 @@ from ppuc.compiler.commands.common import (
     is_artifact,
     json_option,
     obtain_program,
+    quantization,
+    quantization_options,
     read_inputs,
     simulation_bar,
 )
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @compile_options
+@quantization_options
 @input_options
 @click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
 @host_options
@@ -42,6 +45,10 @@ def verify_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    calibrate: Path | None,
+    preprocess: Path | None,
+    method: str,
+    policy: Path | None,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -61,7 +68,17 @@ def verify_command(
     if is_artifact(model):
         raise UsageError.of(str(model), "is a compiled program", expected="its .onnx model, for ONNX Runtime to run")
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(model, target, overrides, precision, dims, arrays, host_ops, no_host)
+    program = obtain_program(
+        model,
+        target,
+        overrides,
+        precision,
+        dims,
+        arrays,
+        lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        host_ops,
+        no_host,
+    )
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)
