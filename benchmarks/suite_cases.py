@@ -53,6 +53,11 @@ class Case:
         self.atol: float = test.atol
 
     @property
+    def is_network(self) -> bool:
+        """Whether it is one of the large ones."""
+        return bool(self._test.kind == "real")
+
+    @property
     def model(self) -> onnx.ModelProto:
         if self._test.model is not None and self._test.model_dir is None:
             model: onnx.ModelProto = self._test.model

@@ -37,9 +37,20 @@ from ppuc.targets.description import Target, load_target
 if TYPE_CHECKING:
     import onnx
 
+    from ppuc.compiler.frontend.hosting import HostNode
     from ppuc.compiler.frontend.load import ImportedModel
     from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.targets.artifact import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """The graphs that the PPU would run, the host's nodes, and what stands in the way."""
+
+    graphs: tuple[Graph, ...] = ()
+    host: tuple[HostNode, ...] = ()
+    problems: tuple[Diagnostic, ...] = ()
+
 
 Progress = Callable[[str, int, int], None]
 """Called with what starts now, its number and how many there are."""
@@ -169,22 +180,33 @@ def _hosted(
     return CompiledModel(made[0].module if made else None, artifact, request.target, passes)
 
 
-def obstacles(source: str | Path, target: Target, precision: str, dims: Mapping[str, int]) -> tuple[Diagnostic, ...]:
-    """Why `source` cannot be compiled, found by importing it and running the passes before placing: everything short of
-    whether its tiles fit. Empty when nothing is in the way. Raises UsageError when `dims` do not suit the model."""
+def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Examination:
+    """What compiling would meet, found by importing and running the passes before placing: everything short of whether
+    tiles fit. Raises UsageError when sizes do not suit the model."""
+    from ppuc.compiler.host.client import worker
+    from ppuc.compiler.host.compile import divided
+    from ppuc.compiler.host.partition import HostPart
     from ppuc.compiler.pipeline import PIPELINE
 
     at = next(i for i, step in enumerate(PIPELINE) if step.name == PLACE)
-    run = Run(target, PIPELINE[:at])
+
+    def passed(module: Module, number: int = 0) -> Graph:
+        Run(request.target, PIPELINE[:at]).run(module)
+        return module.graph
+
     try:
-        module = run.imported(source, precision, dims, None)
-    except ModelError as error:
-        return error.diagnostics
-    try:
-        run.run(module)
+        try:
+            first = Run(request.target, PIPELINE[:at])
+            return Examination((passed(first.imported(*request.imports)),))
+        except ModelError as error:
+            if request.precision in QUANTIZED:
+                raise
+            _, parts, graphs = divided(request, error, worker(host_ops), passed)
+            return Examination(tuple(graphs), tuple(n for p in parts if isinstance(p, HostPart) for n in p.nodes))
     except PpucError as error:
-        return error.diagnostics
-    return ()
+        if isinstance(error, UsageError):
+            raise
+        return Examination(problems=error.diagnostics)
 
 
 def _with_layers_kept(pipeline: Sequence[Pass]) -> tuple[Pass, ...]:

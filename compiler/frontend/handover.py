@@ -109,7 +109,7 @@ class Handover:
         domain = normal_domain(node.domain)
         key = (domain, node.op_type)
         custom = key in self.side.custom
-        if not custom and domain not in RUNTIME_DOMAINS and not _has_schema(node, opsets.get(domain, 1)):
+        if not custom and not is_hostable(node, opsets):
             raise RefusedError(unknown=True)
         operands = {name: read(name) for name in read_names(node)}
         inputs = {o.name: o for o, _ in operands.values()}
@@ -160,10 +160,11 @@ class Handover:
         return tuple(found)
 
     def _inferred(self, made: HostNode) -> dict[str, onnx.TypeProto]:
+        known = all(isinstance(i, Value) or i.type is not None for i in made.inputs)
         try:
-            return inferred_types(made, self.functions, strict=True)
+            return inferred_types(made, self.functions, strict=known)
         except onnx.shape_inference.InferenceError as error:
-            if _breaks_rules(str(error)):
+            if known and _breaks_rules(str(error)):
                 where = f"{self.source.where}: node '{made.label}' ({made.proto.op_type})"
                 found = ModelError.of(where, "breaks the rules of its op", got=_first_line(error))
                 raise RefusedError(found) from error
@@ -183,6 +184,12 @@ def _first_line(error: Exception) -> str:
     return (lines or [str(error)])[-1].rpartition("[ShapeInferenceError]")[2].strip()[:300]
 
 
+def is_hostable(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether the host may know an op: it is of the standard, or of a domain that ONNX Runtime serves."""
+    domain = normal_domain(node.domain)
+    return domain in RUNTIME_DOMAINS or _has_schema(node, opsets.get(domain, 1))
+
+
 def _has_schema(node: onnx.NodeProto, opset: int) -> bool:
     try:
         onnx.defs.get_schema(node.op_type, opset, normal_domain(node.domain))
@@ -191,4 +198,4 @@ def _has_schema(node: onnx.NodeProto, opset: int) -> bool:
     return True
 
 
-__all__ = ["Handover", "Mark", "Reader", "RefusedError"]
+__all__ = ["Handover", "Mark", "Reader", "RefusedError", "is_hostable"]

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ppuc.compiler.frontend.order import captured
 from ppuc.compiler.frontend.source import OLDEST_OPSET, Source
-from ppuc.compiler.frontend.tensors import ONNX_DTYPES, onnx_dtype, proto_type
+from ppuc.compiler.frontend.tensors import ONNX_DTYPES, foreign, onnx_dtype, packed_range, proto_type
 from ppuc.ir.graph import Value
 from ppuc.ir.types import DType, TensorType
 
@@ -141,6 +141,20 @@ def type_text(type: onnx.TypeProto | None) -> str:
         short = {"sequence_type": "seq", "optional_type": "optional"}[kind]
         return f"{short}({type_text(getattr(type, kind).elem_type)})"
     return str(kind).removesuffix("_type")
+
+
+def dense_inputs(
+    infos: Sequence[onnx.ValueInfoProto],
+) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Declarations that the machine can hold (or that say nothing, which is an error later), and those it cannot."""
+    dense: list[onnx.ValueInfoProto] = []
+    other: list[onnx.ValueInfoProto] = []
+    for info in infos:
+        kind = info.type.WhichOneof("value")
+        element = info.type.tensor_type.elem_type
+        fits = kind is None or (kind == "tensor_type" and not foreign(element) and packed_range(element) is None)
+        (dense if fits else other).append(info)
+    return dense, other
 
 
 def static_type(type: onnx.TypeProto | None) -> TensorType | None:

@@ -15,7 +15,7 @@ import onnx
 
 from ppuc.compiler.frontend.bind import InputDecl, bind_inputs, declared_inputs
 from ppuc.compiler.frontend.folding import FoldingBuilder
-from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostSide, HostTensor, bound_type
+from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostSide, HostTensor, bound_type, dense_inputs
 from ppuc.compiler.frontend.load import (
     LARGEST_FIXED,
     entering,
@@ -25,7 +25,6 @@ from ppuc.compiler.frontend.load import (
     register_importers,
 )
 from ppuc.compiler.frontend.source import Source, read_source
-from ppuc.compiler.frontend.tensors import foreign
 from ppuc.compiler.frontend.walk import Scope, Unknown, Walk
 from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.graph import Graph, Op, Value
@@ -123,25 +122,8 @@ def _input_names(source: Source) -> list[str]:
 def _declared(source: Source) -> tuple[tuple[InputDecl, ...], dict[str, onnx.TypeProto]]:
     """Inputs that the machine can hold, and the types of the others."""
     names = set(_input_names(source))
-    dense, other = [], {}
-    for info in source.model.graph.input:
-        if info.name not in names:
-            continue
-        if info.type.WhichOneof("value") == "tensor_type" and not foreign(info.type.tensor_type.elem_type):
-            if info.type.tensor_type.elem_type in _BELOW_A_BYTE:
-                other[info.name] = info.type
-            else:
-                dense.append(info)
-        elif info.type.WhichOneof("value") is not None:
-            other[info.name] = info.type
-        else:
-            dense.append(info)  # refused with the usual message
-    return declared_inputs(dense, source.where), other
-
-
-_BELOW_A_BYTE = frozenset(
-    (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
-)
+    dense, other = dense_inputs([i for i in source.model.graph.input if i.name in names])
+    return declared_inputs(dense, source.where), {i.name: i.type for i in other}
 
 
 def _output(info: onnx.ValueInfoProto, value: object, builder: FoldingBuilder, source: Source) -> HostOperand:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ppuc.compiler.frontend.hosting import HostOperand, HostTensor, type_text
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
@@ -34,15 +34,25 @@ from ppuc.targets.schema import Target
 if TYPE_CHECKING:
     from ppuc.compiler.driver import CompiledModel
 
-CompilePart = Callable[[Module, int], "CompiledModel"]
-"""Runs the pipeline on the module of a part, given the number of its segment."""
+T = TypeVar("T")
 
 
 def compile_hosted(
-    request: HostedRequest, error: ModelError, worker: HostWorker, compile_part: CompilePart
+    request: HostedRequest,
+    error: ModelError,
+    worker: HostWorker,
+    compile_part: Callable[[Module, int], CompiledModel],
 ) -> tuple[Artifact, tuple[CompiledModel, ...]]:
     """The artifact and what was compiled for each segment; `error` is why the PPU alone cannot do it. Raises ModelError
     for what neither side can do (`error` when the host changes nothing), CapacityError when the parts do not fit."""
+    hosted, parts, made = divided(request, error, worker, compile_part)
+    return _artifact(hosted, parts, made, request.target), tuple(made)
+
+
+def divided(
+    request: HostedRequest, error: ModelError, worker: HostWorker, each_part: Callable[[Module, int], T]
+) -> tuple[HostedModel, tuple[PpuPart | HostPart, ...], list[T]]:
+    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment."""
     if worker.files:
         worker.start()
     forced: dict[str, str] = {}
@@ -50,17 +60,15 @@ def compile_hosted(
         hosted = _imported(request, error, forced, worker)
         parts = partition(hosted)
         _check_host_parts(hosted, parts, worker)
-        graphs = [p.graph for p in parts if isinstance(p, PpuPart)]
-        made = []
-        for number, graph in enumerate(graphs):
-            module = part_module(graph, hosted, request.target, request.precision)
+        made: list[T] = []
+        for number, graph in enumerate(p.graph for p in parts if isinstance(p, PpuPart)):
             try:
-                made.append(compile_part(module, number))
+                made.append(each_part(part_module(graph, hosted, request.target, request.precision), number))
             except ModelError as refused:
                 forced |= _blamed(refused, graph, forced)
                 break
         else:
-            return _artifact(hosted, parts, made, request.target), tuple(made)
+            return hosted, parts, made
 
 
 def _imported(request: HostedRequest, error: ModelError, forced: Mapping[str, str], worker: HostWorker) -> HostedModel:

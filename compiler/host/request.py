@@ -25,3 +25,16 @@ class HostedRequest:
     dims: Mapping[str, int]
     shapes: Mapping[str, Sequence[int]]
     values: Mapping[str, np.ndarray]
+
+    @property
+    def imports(
+        self,
+    ) -> tuple[
+        str | Path | onnx.ModelProto,
+        str,
+        Mapping[str, int],
+        Mapping[str, Sequence[int]],
+        Mapping[str, np.ndarray],
+    ]:
+        """What importing takes, in its order."""
+        return self.source, self.precision, self.dims, self.shapes, self.values
