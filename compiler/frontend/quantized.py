@@ -72,8 +72,6 @@ def quantize_linear(ctx: NodeContext) -> Sequence[Value]:
     precision = int(ctx.attr("precision", 0))
     if precision and dtype_of(precision, ctx.where) is not DType.F32:
         ctx.fail("quotients can only be computed in float32", got=f"precision = {precision}", expected="0 or 1")
-    if to in (DType.F8E4M3, DType.F8E5M2) and not ctx.attr("saturate", 1):
-        ctx.fail("the engines saturate casts to 8-bit floats", got="saturate = 0")
     attrs = QuantizeAttrs(to, axis, block, bool(ctx.attr("saturate", 1)), low, high)
     zero = zero_point(ctx, 2)
     return (ctx.op("quantize", ctx.operand(0), scale, *([zero] if zero is not None else []), attrs=attrs),)
