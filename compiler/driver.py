@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.alias import aliased
 from ppuc.compiler.dump import DumpFolder, read_constants
 from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import (
@@ -117,18 +118,19 @@ def compile_model(
     inputs: Mapping[str, np.ndarray] | None = None,
     keep_layers: bool = False,
     quantization: Quantization | None = None,
+    aliases: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     values: Mapping[str, np.ndarray] | None = None,
     host: bool = True,
     host_ops: Sequence[str | Path] = (),
 ) -> CompiledModel:
     """Compile an ONNX model. `quantization` says how layers are quantized at precisions fp8, int8 and mixed (None:
-    all of them, activation scales computed at run time). `check_passes` re-executes the module after every pass on
-    `inputs` (by ONNX name; random ones when None). `keep_layers` makes the result of every kernel an output. `values`
-    are those of inputs that may be fixed: the ones that sizes depend on are. What the PPU cannot run goes to the host,
-    with `host`; `host_ops` are Python files with functions for ops that nobody else knows. Raises ModelError,
-    UsageError, TargetError or CapacityError for what the caller can mend, DivergenceError when a pass changed the
-    model's values."""
+    all of them, activation scales computed at run time). `aliases` names, by input, the output that shares its memory.
+    `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random ones when None).
+    `keep_layers` makes the result of every kernel an output. `values` are those of inputs that may be fixed: the ones
+    that sizes depend on are. What the PPU cannot run goes to the host, with `host`; `host_ops` are Python files with
+    functions for ops that nobody else knows. Raises ModelError, UsageError, TargetError or CapacityError for what the
+    caller can mend, DivergenceError when a pass changed the model's values."""
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
@@ -136,10 +138,10 @@ def compile_model(
     passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
     run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
     try:
-        module = run.imported(source, precision, dims, shapes, values)
+        module = run.imported(source, precision, dims, shapes, values, aliases)
         return _compiled(run, module, precision, check_passes, inputs)
     except ModelError as error:
-        if not host or keep_layers or precision in QUANTIZED:
+        if not host or keep_layers or aliases or precision in QUANTIZED:
             raise
         request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
         return _hosted(request, error, host_ops, dump, progress, check_passes)
@@ -297,6 +299,7 @@ class Run:
         dims: Mapping[str, int] | None,
         shapes: Mapping[str, Sequence[int]] | None,
         values: Mapping[str, np.ndarray] | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> Module:
         """Import `source` as the first module; recorded as the pass `import`. At a precision that quantizes, the
         quantized graph is the first module: recorded as `quantize`."""
@@ -307,8 +310,11 @@ class Run:
         if self.quantization is not None:
             shapes = {**self.quantization.shapes(source, dims or {}), **(shapes or {})}
         imported = load_model(source, dims=dims, shapes=shapes, values=values)
-        module = self.started(initial_module(imported, self.target, precision), started)
-        return self._quantized(module) if precision in QUANTIZED else module
+        module = initial_module(imported, self.target, precision)
+        if precision not in QUANTIZED:
+            module = aliased(module, aliases or {})
+        module = self.started(module, started)
+        return self._quantized(module, aliases or {}) if precision in QUANTIZED else module
 
     def started(self, module: Module, since: float | None = None) -> Module:
         """Take `module` as the first one, imported since then."""
@@ -319,13 +325,13 @@ class Run:
         self._record("import", "", time.perf_counter() - since, True, module)
         return module
 
-    def _quantized(self, module: Module) -> Module:
+    def _quantized(self, module: Module, aliases: Mapping[str, str]) -> Module:
         from ppuc.compiler.quantization.quantize import quantized_module
         from ppuc.ir.verify import verify_module
 
         started = time.perf_counter()
         self.progress("quantize", 0, self._total)
-        module = quantized_module(module, self.target, self.quantization)
+        module = aliased(quantized_module(module, self.target, self.quantization), aliases)
         verify_module(module)
         self._record("quantize", "", time.perf_counter() - started, True, module)
         return module

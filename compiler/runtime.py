@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.alias import grown
 from ppuc.compiler.host.plan import PLAN, Plan
 from ppuc.compiler.inputs import (
     FIXED,
@@ -148,7 +149,10 @@ class CompiledProgram:
         from ppuc.targets.simulator.run import simulate
 
         artifact = self.artifact
-        feeds = None if inputs is None else {s.tensor: inputs[s.name] for s in artifact.inputs}
+        buffers = {s.tensor: s.type.dims for s in (*artifact.inputs, *artifact.outputs)}
+        feeds = None
+        if inputs is not None:
+            feeds = {s.tensor: grown(inputs[s.name], buffers[s.tensor]) for s in artifact.inputs}
         raw = simulate(
             artifact.program, artifact.vectors, self.target, self._constants, feeds, trace=trace, progress=progress
         )

@@ -34,6 +34,8 @@ SCHEMA = 1
 _PATIENCE_SECONDS = 3.0
 """Loading the simulator from numba's cache takes less."""
 
+GIVE_ONNX = "give the .onnx file"
+
 PRECISION_NAMES = ("model", "fp32", "bf16", "fp16", "fp8", "int8", "mixed")
 
 
@@ -98,6 +100,18 @@ def host_options(function: F) -> F:
         multiple=True,
         type=click.Path(path_type=Path),
         help="Python functions for ops that nobody else knows, marked @ppuc.host_op('domain::Op'). Repeatable.",
+    )(function)
+
+
+def alias_option(function: F) -> F:
+    """--alias."""
+    return click.option(
+        "--alias",
+        "alias",
+        metavar="PAST=PRESENT",
+        multiple=True,
+        help="Output PRESENT is input PAST with something appended (a cache of keys or values): it shares the memory "
+        "of PAST, and only the new part is written. Repeatable.",
     )(function)
 
 
@@ -340,12 +354,17 @@ def obtain_program(
     dims: Sequence[str],
     arrays: dict[str, np.ndarray] | None = None,
     quantize: Callable[[Progress], Quantization | None] | None = None,
+    alias: Sequence[str] = (),
     host_ops: Sequence[Path] = (),
     no_host: bool = False,
 ) -> CompiledProgram:
     """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
     `quantize` says how layers are quantized."""
     if is_artifact(model):
+        if alias:
+            from ppuc.ir.errors import UsageError
+
+            raise UsageError.of("--alias", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
         machine = chosen_target(target, overrides) if target or overrides else None
         return replace(_loaded(model, machine, precision, dims), host_ops=tuple(host_ops))
     from ppuc.compiler.driver import compile_model
@@ -362,6 +381,7 @@ def obtain_program(
             shapes=shapes,
             values=arrays,
             quantization=quantize(progress) if quantize is not None else None,
+            aliases=pairs(alias, "--alias"),
             progress=progress,
             host=not no_host,
             host_ops=host_ops,
@@ -398,5 +418,5 @@ def _loaded(model: Path, machine: Target | None, precision: str, dims: Sequence[
 
     if dims or precision != "model":
         option = "--dim" if dims else "--precision"
-        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint="give the .onnx file")
+        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
     return load_program(model, machine)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     chosen_target,
     compile_options,
     dim_sizes,
@@ -16,6 +17,7 @@ from ppuc.compiler.commands.common import (
     json_option,
     note,
     note_compromises,
+    pairs,
     progress_bar,
     quantization,
     quantization_options,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
 @compile_options
 @quantization_options
+@alias_option
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -69,6 +72,7 @@ def compile_command(
     preprocess: Path | None,
     method: str,
     policy: Path | None,
+    alias: tuple[str, ...],
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
@@ -99,6 +103,7 @@ def compile_command(
             check_passes=check_passes,
             inputs=arrays or None,
             values=arrays,
+            aliases=pairs(alias, "--alias"),
             quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
             progress=progress,
             host=not no_host,

@@ -79,15 +79,14 @@ class Handover:
         del self.builder.ops[mark[0] :]
         del self.side.nodes[mark[1] :]
 
-    def objection(self, mark: Mark) -> str:
-        """Why what was imported since `mark` for one standard op cannot run on the PPU; "" when it can. An op of which
-        a part is the host's is the host's as a whole, unless it is that part."""
+    def objection(self, mark: Mark, label: str) -> str:
+        """Why what was imported since `mark` for the standard op `label` cannot run on the PPU; "" when it can. An op
+        of which a part is the host's is the host's as a whole, unless it is that part."""
         for op in self.builder.ops[mark[0] :]:
             if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results)):
                 return "it computes in double precision, which no engine of the machine has"
         inner = self.side.nodes[mark[1] :]
-        here = self.builder.loc[0] if self.builder.loc else ""
-        split = [n for n in inner if n.label != here]
+        split = [n for n in inner if n.label != label]
         return f"its part {split[0].op} cannot run on the PPU: {split[0].reason}" if split else ""
 
     def constant(self, tensor: onnx.TensorProto) -> HostTensor:

@@ -18,6 +18,7 @@ import onnx
 
 from ppuc.compiler.frontend.attributes import ignored
 from ppuc.compiler.frontend.context import IMPORTERS, Importer, NodeContext
+from ppuc.compiler.frontend.control import LoopNode, NotUnrolledError
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.functions import FunctionBody, has_schema_body, local_body, local_functions, schema_body
 from ppuc.compiler.frontend.handover import Handover, RefusedError
@@ -136,7 +137,7 @@ class Walk:
             return self._hand_over(site, reason)
         mark, wrong = self.host.mark(), (len(self.errors), len(self.unsupported))
         results = self._standard(site, operands)
-        reason = self.host.objection(mark)
+        reason = self.host.objection(mark, label)
         if reason and wrong == (len(self.errors), len(self.unsupported)):
             self.host.rewind(mark)
             return self._hand_over(site, reason)
@@ -147,6 +148,8 @@ class Walk:
         node, domain = site.node, normal_domain(site.node.domain)
         if domain == "" and node.op_type == "If":
             return self._branch(site, operands)
+        if domain == "" and node.op_type in ("Loop", "Scan"):
+            return self._unrolled(site, operands)
         importer = IMPORTERS.get((domain, node.op_type))
         opset = site.scope.opsets.get(domain, 1)
         if importer is None and not has_schema_body(node, opset):
@@ -275,6 +278,41 @@ class Walk:
             raise ModelError(Diagnostic(self._place(site), f"'{wanted}' is missing"))
         inner = Scope(site.scope.opsets, outer=site.scope)
         return self._with_missing(self.graph(branch, inner, f"{site.label}/", site.depth), site)
+
+    def _unrolled(self, site: Site, operands: Sequence[Tensor]) -> list[Tensor]:
+        """Loop and Scan: the body as often as it runs."""
+        node, place = site.node, self._place(site)
+        if any(isinstance(v, Unknown) for v in operands):
+            return self._unknown(node, operands)
+        graph = next((a.g for a in node.attribute if a.name == "body"), None)
+        if graph is None:
+            raise ModelError(Diagnostic(place, "'body' is missing"))
+
+        def body(inputs: Sequence[Value]) -> list[Value]:
+            inner = Scope(site.scope.opsets, outer=site.scope)
+            names = [i.name for i in graph.input]
+            if len(names) != len(inputs):
+                got, expected = f"{len(inputs)} inputs", f"{len(names)}"
+                raise ModelError(Diagnostic(place, "its body takes another number of inputs", got, expected))
+            inner.values = dict(zip(names, inputs, strict=True))
+            results = [v for v in self.graph(graph, inner, f"{site.label}/", site.depth) if isinstance(v, Value)]
+            self.builder.loc = (site.label,)
+            if len(results) < len(graph.output):
+                raise NotUnrolledError("a part of its body cannot run on the PPU")
+            return results
+
+        mark = self.host.mark() if self.host is not None else None
+        known = [v for v in operands if isinstance(v, Value) or v is None]
+        loop = LoopNode(node, site.scope.opsets.get("", 1), known, self.builder, body, graph)
+        try:
+            results = loop.unrolled()
+        except NotUnrolledError as error:
+            for value in error.wanted:
+                self._want(value)
+            if self.host is not None and mark is not None:
+                self.host.rewind(mark)
+            return self._refuse(site, f"{node.op_type} ({error.reason})")
+        return self._with_missing(results, site)
 
     def _refuse(self, site: Site, op: str = "") -> list[Tensor]:
         """An op without importer: the host's when there is one."""

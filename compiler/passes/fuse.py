@@ -89,6 +89,10 @@ class Grouping:
         for i, op in enumerate(self.graph.ops):
             if kind_of(op) == "map" and i not in self.group_of:
                 self._grow(i)
+        for i, op in enumerate(self.graph.ops):
+            if op.name == "insert" and i not in self.group_of:
+                self.group_of[i] = len(self.groups)
+                self.groups.append([i])
         self._copies()
         return self._assemble()
 
@@ -191,12 +195,16 @@ class Grouping:
     def _obstacle(self, i: int, inside: set[str], tainted: set[str]) -> str:
         """What keeps an op out of a group whatever a kernel could do; "" when nothing does."""
         op = self.graph.ops[i]
+        if op.name == "insert":
+            return self._not_stored_inside(i, inside)
         if not is_view(op) and OPS[op.name].kind not in CHAIN_KINDS:
             return f"'{op.name}' starts a kernel of its own"
         if i in self.group_of:
             return f"'{op.name}' is in another kernel already"
         if is_view(op) and (op.name not in ("reshape", "transpose") or not self._worth_storing(op)):
             return f"'{op.name}' is a view, which its readers read through"
+        if any(self._inserted(v) for v in op.operands):
+            return f"'{op.name}' reads memory that an insert changes"
         if any(v.name in tainted for v in op.operands):
             return "another operand depends on the kernel's results: the kernel would wait for itself"
         if not any(v.name in inside for v in op.operands):
@@ -207,6 +215,20 @@ class Grouping:
         """A view joins its producer when nothing else needs the producer's own shape."""
         source = op.operands[0]
         return len(self.users.get(source.name, ())) == 1 and source.name not in self.outputs
+
+    def _inserted(self, value: Value) -> bool:
+        """Whether `value` is memory of which a part was replaced."""
+        source = self.position.get(value.name)
+        return source is not None and self.graph.ops[source].name == "insert"
+
+    def _not_stored_inside(self, i: int, inside: set[str]) -> str:
+        """Why the group cannot store its result as the part of insert `i`."""
+        base, part = self.graph.ops[i].operands
+        if i in self.group_of:
+            return "'insert' is in another kernel already"
+        if base.name in inside or part.name not in inside or self.users[part.name] != [i] or part.name in self.outputs:
+            return "'insert' needs memory that holds what it inserts into, and a part that nothing else reads"
+        return ""
 
     def _own_producers(self, i: int, reached: set[str]) -> list[int]:
         """Elementwise ops without a group, not reached from this one, that only op `i` or each other read, and that

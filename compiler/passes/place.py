@@ -62,7 +62,9 @@ class Place:
 def _stage(graph: Graph, target: Target, share: float) -> Graph:
     """Insert stage ops for constants (and inputs) that groups read more than once in parallel tiles."""
     budget = int(target.l2.bytes * (1 - share))
-    stageable = {p.name: p for p in graph.params}
+    roots = storage_roots(graph)
+    changed = {roots[r.name] for op in graph.ops if op.body is not None for r in op.results}
+    stageable = {p.name: p for p in graph.params if p.name not in changed}
     stageable |= {op.results[0].name: op.results[0] for op in graph.ops if op.name == "const"}
     uses: dict[str, list[int]] = {}
     for step, op in enumerate(graph.ops):
