@@ -124,7 +124,8 @@ def report(found: dict[str, Any]) -> str:
         "- of the tests whose inputs and outputs are all f32, i64, i32 or bool, pass without any host step: "
         f"{Share(found['plain_native'], found['plain'])}",
         "",
-        "Sizes and axes that a test feeds as inputs are fixed when its program is compiled, as `--inputs` does for `ppuc compile`.",
+        "Sizes and axes that a test feeds as inputs are fixed when its program is compiled, as with "
+        "`ppuc compile --inputs`.",
         "",
         "## Tests that do not pass",
         "",
