@@ -81,7 +81,7 @@ def simulate(
             if events is not None:
                 events.close(flat, state, begin)
             totals.add(flat, state, begin, target)
-            totals.cycles = begin + float(state.now[0])
+            totals.cycles = begin + float(state.core["now"][0])
             hazards += checker.hazards() if checker else ()
     outputs = {} if chip is None else {name: chip.values_of(name) for _, name in program.outputs}
     profile = totals.profile(target, tuple(hazards), chip is not None)
@@ -116,14 +116,14 @@ def _run(
     state = new_state(flat.code, flat.machine, rows)
     while True:
         status = time.run(flat.code, flat.machine, state)
-        used = int(state.num[3])
+        used = int(state.core["log"][0])
         for reader in readers:
             reader.consume(state.log_i[:used])
         if events is not None:
             events.consume(state.log_t[:used], state.log_i[:used])
-        state.num[3] = 0
+        state.core["log"] = 0
         if progress is not None:
-            progress(flat.segment.name, begin + float(state.now[0]))
+            progress(flat.segment.name, begin + float(state.core["now"][0]))
         if status == time.DONE:
             return state
         if status == time.DEADLOCK:
