@@ -66,9 +66,14 @@ class InstrInfo:
         return f"{self.item.op} %{stmt.dst} <- %{stmt.src}"
 
 
+MARKS = ("node", "loop", "ins", "use", "sync", "op", "box", "extent", "mma", "vec", "term", "traffic")
+"""The tables whose rows belong to a kernel's part of a queue."""
+
+
 @dataclass(frozen=True, slots=True)
 class FlatSegment:
-    """A segment's arrays and the names behind the numbers."""
+    """A segment's arrays and the names behind the numbers. `marks` [4, kernels + 1, MARKS]: first rows of each kernel's
+    part of each unit queue, and the end."""
 
     segment: Segment
     code: t.Code
@@ -77,6 +82,7 @@ class FlatSegment:
     rings: tuple[Ring, ...]
     ring_kernel: tuple[int, ...]
     stage_queues: int
+    marks: np.ndarray
 
     def tensor_of(self, index: int) -> str:
         """The tensor that load or store number `index` moves data of."""
@@ -131,14 +137,17 @@ class _Builder:
         for k, kernel in enumerate(kernels):
             self._add_rings(k, kernel)
         starts, ends = [], np.zeros((max(len(kernels), 1), 4), np.int64)
+        marks = []
         for q, queue in enumerate(UNIT_QUEUES):
             starts.append(len(self.nodes))
             for k, kernel in enumerate(kernels):
+                marks.append(self._marks())
                 self.nodes.append((t.NODE_KERNEL, k))
                 for on, body in kernel.streams:
                     if on is queue:
                         self._add_body(k, q, body, ())
                 ends[k, q] = len(self.nodes)
+            marks.append(self._marks())
             self.nodes.append((t.NODE_STOP, 0))
         streams = starts * self.target.cu + [self._add_copies(q) for q in range(stage)]
         machine = machine_of(self.target)
@@ -150,7 +159,13 @@ class _Builder:
             tuple(self.rings),
             tuple(self.ring_kernel),
             stage,
+            np.array(marks, np.int64).reshape(4, len(kernels) + 1, len(MARKS)),
         )
+
+    def _marks(self) -> tuple[int, ...]:
+        """Rows of each of MARKS so far."""
+        instructions = (len(self.nodes), len(self.loops), len(self.rows), len(self.uses), len(self.syncs))
+        return (*instructions, len(self.operands), *self.shapes.sizes())
 
     # Streams.
 

@@ -135,6 +135,11 @@ class Shapes:
         self._vec.append((first, len(sizes), term, len(self._terms), traffic, len(self._traffic)))
         return len(self._vec) - 1
 
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of box, extent, mma, vec, term and traffic so far."""
+        lists = (self._boxes, self._extents, self._mma, self._vec, self._terms, self._traffic)
+        return tuple(map(len, lists))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields of tables.Code that describe shapes."""
         boxes, depth = len(self._boxes), self.depth
