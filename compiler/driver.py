@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.alias import aliased
 from ppuc.compiler.dump import DumpFolder, read_constants
-from ppuc.compiler.inputs import RANGE_OPTION, InputSpec, checked_inputs, generate_all, input_ranges
+from ppuc.compiler.inputs import RANGE_OPTION, checked_inputs, generate_all, input_ranges, input_specs
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.recheck import CheckedPass, Recheck
 from ppuc.compiler.tolerance import PRECISIONS
@@ -29,11 +30,15 @@ if TYPE_CHECKING:
     import onnx
 
     from ppuc.compiler.frontend.load import ImportedModel
+    from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.targets.artifact import Artifact
 
 Progress = Callable[[str, int, int], None]
 """Called with what starts now, its number and how many there are."""
 
+
+QUANTIZED = ("fp8", "int8", "mixed")
+"""Precisions at which layers are quantized."""
 
 PLACE = "place"
 """The pass before which the graph's fused groups are final and its outputs not yet given memory."""
@@ -91,19 +96,22 @@ def compile_model(
     check_passes: bool = False,
     inputs: Mapping[str, np.ndarray] | None = None,
     keep_layers: bool = False,
+    quantization: Quantization | None = None,
+    aliases: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> CompiledModel:
-    """Compile an ONNX model. `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random
-    ones when None). `keep_layers` makes the result of every kernel an output. Raises ModelError, UsageError,
-    TargetError or CapacityError for what the caller can mend, DivergenceError when a pass changed the model's
-    values."""
+    """Compile an ONNX model. `quantization` says how layers are quantized at precisions fp8, int8 and mixed (None:
+    all of them, activation scales computed at run time). `aliases` names, by input, the output that shares its memory.
+    `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random ones when None).
+    `keep_layers` makes the result of every kernel an output. Raises ModelError, UsageError, TargetError or
+    CapacityError for what the caller can mend, DivergenceError when a pass changed the model's values."""
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
     check_precision(precision)
     passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
-    run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress)
-    module = run.imported(source, precision, dims, shapes)
+    run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
+    module = run.imported(source, precision, dims, shapes, aliases)
     if check_passes:
         specs = input_specs(module)
         arrays = checked_inputs(specs, inputs, "--inputs") if inputs is not None else generate_all(specs)
@@ -167,14 +175,6 @@ def initial_module(imported: ImportedModel, target: Target, precision: str) -> M
     )
 
 
-def input_specs(module: Module) -> tuple[InputSpec, ...]:
-    """The module's inputs in the model's order."""
-    types = {p.name: p.type for p in module.graph.params}
-    return tuple(
-        InputSpec(name, types[value], int(module.option(RANGE_OPTION + name, "2"))) for name, value in module.inputs
-    )
-
-
 def op_counts(graph: Graph) -> dict[str, int]:
     """Ops by name, bodies of groups included, names in order."""
     counts: Counter[str] = Counter()
@@ -203,9 +203,15 @@ class Run:
     """One walk down a list of passes."""
 
     def __init__(
-        self, target: Target, passes: Sequence[Pass], dump: DumpFolder | None = None, progress: Progress | None = None
+        self,
+        target: Target,
+        passes: Sequence[Pass],
+        dump: DumpFolder | None = None,
+        progress: Progress | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         self.target, self.passes, self.dump = target, tuple(passes), dump
+        self.quantization = quantization
         self.progress = progress or (lambda what, number, total: None)
         self.recheck: Recheck | None = None
         self.records: list[PassRecord] = []
@@ -217,16 +223,33 @@ class Run:
         precision: str,
         dims: Mapping[str, int] | None,
         shapes: Mapping[str, Sequence[int]] | None,
+        aliases: Mapping[str, str] | None = None,
     ) -> Module:
-        """Import `source` as the first module; recorded as the pass `import`."""
+        """Import `source` as the first module; recorded as the pass `import`. At a precision that quantizes, the
+        quantized graph is the first module: recorded as `quantize`."""
         from ppuc.compiler.frontend.load import load_model
         from ppuc.ir.verify import verify_module
 
         self.progress("import", 0, self._total)
         started = time.perf_counter()
+        if self.quantization is not None:
+            shapes = {**self.quantization.shapes(source, dims or {}), **(shapes or {})}
         module = initial_module(load_model(source, dims=dims, shapes=shapes), self.target, precision)
+        if precision not in QUANTIZED:
+            module = aliased(module, aliases or {})
         verify_module(module)
         self._record("import", "", time.perf_counter() - started, True, module)
+        return self._quantized(module, aliases or {}) if precision in QUANTIZED else module
+
+    def _quantized(self, module: Module, aliases: Mapping[str, str]) -> Module:
+        from ppuc.compiler.quantization.quantize import quantized_module
+        from ppuc.ir.verify import verify_module
+
+        started = time.perf_counter()
+        self.progress("quantize", 0, self._total)
+        module = aliased(quantized_module(module, self.target, self.quantization), aliases)
+        verify_module(module)
+        self._record("quantize", "", time.perf_counter() - started, True, module)
         return module
 
     def run(self, module: Module) -> Module:

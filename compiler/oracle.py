@@ -56,6 +56,30 @@ class Oracle:
         return {n: np.asarray(v) for n, v in zip(self.outputs, values, strict=True) if isinstance(v, np.ndarray)}
 
 
+class Session:
+    """A serialised model that ONNX Runtime runs node by node as it is, without rewriting it; inputs by name, outputs in
+    the model's order. Raises ModelError when ONNX Runtime refuses it."""
+
+    def __init__(self, model: bytes, where: str) -> None:
+        self.where = where
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise _refusal(where, "ONNX Runtime cannot load the graph", error) from error
+        self._inputs = {i.name for i in self._session.get_inputs()}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The outputs. Raises ModelError when ONNX Runtime refuses."""
+        try:
+            return list(self._session.run(None, {n: a for n, a in feeds.items() if n in self._inputs}))
+        except Exception as error:  # as above
+            raise _refusal(self.where, "ONNX Runtime cannot run the graph", error) from error
+
+
 def _refusal(where: str, what: str, error: Exception) -> ModelError:
     text = " ".join(str(error).split())[:400]
     return ModelError(Diagnostic(where, what, text, hint="`ppuc run` works without the oracle"))

@@ -45,8 +45,17 @@ UNIT_ROUNDOFF: dict[DType, float] = {
 }
 """Largest relative error of rounding to nearest: 2^-p for p significant bits."""
 
-PRECISIONS: dict[str, DType | None] = {"model": None, "fp32": DType.F32, "bf16": DType.BF16, "fp16": DType.F16}
-"""`--precision` -> format of tensor engine operands (None: the model's own)."""
+PRECISIONS: dict[str, DType | None] = {
+    "model": None,
+    "fp32": DType.F32,
+    "bf16": DType.BF16,
+    "fp16": DType.F16,
+    "fp8": DType.F8E4M3,
+    "int8": DType.F8E4M3,
+    "mixed": DType.F8E4M3,
+}
+"""`--precision` -> format of tensor engine operands (None: the model's own). Of 8-bit integers with one scale a tensor,
+most elements use few of the 255 steps: they are allowed what f8e4m3 is."""
 
 SAFETY = 2.0
 FP32_FLOOR = 10 ** (-90 / 20)

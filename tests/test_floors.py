@@ -23,6 +23,7 @@ HOMES = {
     "networkx": ("ir/analysis.py", "compiler/passes/"),
     "threadpoolctl": ("targets/simulator/", "ir/interpret_kernel.py"),
     "rich": ("compiler/report/", "compiler/commands/"),
+    "PIL": ("compiler/quantization/images.py",),
     "click": ("compiler/cli.py", "compiler/commands/"),
 }
 EVERYWHERE = {"numpy", "ml_dtypes"}

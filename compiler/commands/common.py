@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ppuc.compiler.driver import Progress
     from ppuc.compiler.inputs import InputSpec
+    from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.compiler.runtime import CompiledProgram
     from ppuc.targets.description import Target
 
@@ -33,7 +34,9 @@ SCHEMA = 1
 _PATIENCE_SECONDS = 3.0
 """Loading the simulator from numba's cache takes less."""
 
-PRECISION_NAMES = ("model", "fp32", "bf16", "fp16")
+GIVE_ONNX = "give the .onnx file"
+
+PRECISION_NAMES = ("model", "fp32", "bf16", "fp16", "fp8", "int8", "mixed")
 
 
 def json_option(function: F) -> F:
@@ -81,8 +84,93 @@ def model_options(function: F) -> F:
         type=click.Choice(PRECISION_NAMES),
         default="model",
         show_default=True,
-        help="Format in which matrix products are computed; sums are always f32. 'model' keeps the file's own.",
+        help="Format in which matrix products are computed; sums are always f32. 'model' keeps the file's own; 'mixed' "
+        "takes each layer's from --policy.",
     )(function)
+
+
+def alias_option(function: F) -> F:
+    """--alias."""
+    return click.option(
+        "--alias",
+        "alias",
+        metavar="PAST=PRESENT",
+        multiple=True,
+        help="Output PRESENT is input PAST with something appended (a cache of keys or values): it shares the memory "
+        "of PAST, and only the new part is written. Repeatable.",
+    )(function)
+
+
+def quantization_options(function: F) -> F:
+    """--calibrate, --preprocess, --policy, --method."""
+    function = click.option(
+        "--policy",
+        metavar="FILE.toml",
+        type=click.Path(path_type=Path),
+        help="Formats and scales of layers, as `ppuc quantize` writes them.",
+    )(function)
+    function = click.option(
+        "--method",
+        type=click.Choice(("max", "percentile", "mse", "entropy")),
+        default="max",
+        show_default=True,
+        help="How ranges seen in calibration become scales.",
+    )(function)
+    function = click.option(
+        "--preprocess",
+        metavar="FILE.toml",
+        type=click.Path(path_type=Path),
+        help="How the model wants the images of a --calibrate folder.",
+    )(function)
+    return click.option(
+        "--calibrate",
+        metavar="DATA",
+        type=click.Path(path_type=Path),
+        help="Samples for precisions fp8 and int8: an .npz, or a folder of .npz, .npy or image files. Without them, "
+        "activation scales are computed at run time.",
+    )(function)
+
+
+def quantization(
+    precision: str,
+    calibrate: Path | None,
+    preprocess: Path | None,
+    policy: Path | None,
+    method: str = "max",
+    progress: Progress | None = None,
+) -> Quantization | None:
+    """What the quantization options say. Raises UsageError when they do not go with the precision."""
+    from ppuc.compiler.driver import QUANTIZED
+    from ppuc.ir.errors import UsageError
+
+    if precision not in QUANTIZED:
+        for name, given in (("--calibrate", calibrate), ("--policy", policy)):
+            if given is not None:
+                raise UsageError.of(
+                    name, "has no effect at this precision", got=precision, expected=", ".join(QUANTIZED)
+                )
+        return None
+    from ppuc.compiler.quantization.calibrate import Calibration
+    from ppuc.compiler.quantization.data import Data
+    from ppuc.compiler.quantization.images import read_preprocessing
+    from ppuc.compiler.quantization.quantize import DYNAMIC, Quantization
+
+    if calibrate is not None and policy is not None:
+        raise UsageError.of("--policy", "decides the scales, so there is nothing to calibrate", hint="leave out one")
+    data = None
+    if calibrate is not None:
+        data = Data(calibrate, read_preprocessing(preprocess) if preprocess is not None else None)
+    elif policy is None:
+        note(f"note: {DYNAMIC}")
+    done = 0
+
+    def each(number: int) -> None:
+        nonlocal done
+        done = number + 1
+        if progress is not None:
+            progress(f"calibrate: sample {done}", 0, 0)
+
+    return Quantization(data, policy, None, Calibration(method), each)
 
 
 def input_options(function: F) -> F:
@@ -246,9 +334,16 @@ def obtain_program(
     precision: str,
     dims: Sequence[str],
     arrays: dict[str, np.ndarray] | None = None,
+    quantize: Callable[[Progress], Quantization | None] | None = None,
+    alias: Sequence[str] = (),
 ) -> CompiledProgram:
-    """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`)."""
+    """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`). `quantize` says how layers
+    are quantized."""
     if is_artifact(model):
+        if alias:
+            from ppuc.ir.errors import UsageError
+
+            raise UsageError.of("--alias", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
         return _loaded(model, chosen_target(target, overrides) if target or overrides else None, precision, dims)
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.runtime import CompiledProgram
@@ -257,7 +352,14 @@ def obtain_program(
     shapes = {name: array.shape for name, array in (arrays or {}).items()}
     with progress_bar("compile") as progress:
         made = compile_model(
-            model, target=machine, precision=precision, dims=dim_sizes(dims), shapes=shapes, progress=progress
+            model,
+            target=machine,
+            precision=precision,
+            dims=dim_sizes(dims),
+            shapes=shapes,
+            quantization=quantize(progress) if quantize is not None else None,
+            aliases=pairs(alias, "--alias"),
+            progress=progress,
         )
     return CompiledProgram(made.artifact, made.target, model, made.passes)
 
@@ -278,5 +380,5 @@ def _loaded(model: Path, machine: Target | None, precision: str, dims: Sequence[
 
     if dims or precision != "model":
         option = "--dim" if dims else "--precision"
-        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint="give the .onnx file")
+        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
     return load_program(model, machine)

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     chosen_target,
     compile_options,
     dim_sizes,
     emit,
     json_option,
     note,
+    pairs,
     progress_bar,
+    quantization,
+    quantization_options,
     read_inputs,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
 @compile_options
+@quantization_options
+@alias_option
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -58,6 +64,11 @@ def compile_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    calibrate: Path | None,
+    preprocess: Path | None,
+    method: str,
+    policy: Path | None,
+    alias: tuple[str, ...],
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
@@ -84,6 +95,8 @@ def compile_command(
             dump=dump,
             check_passes=check_passes,
             inputs=arrays or None,
+            aliases=pairs(alias, "--alias"),
+            quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
             progress=progress,
         )
     save(made.artifact, destination)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     compile_options,
     complete_inputs,
     emit,
@@ -16,6 +17,8 @@ from ppuc.compiler.commands.common import (
     note,
     obtain_program,
     progress_bar,
+    quantization,
+    quantization_options,
     read_inputs,
     simulation_bar,
 )
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
+@quantization_options
+@alias_option
 @input_options
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
@@ -71,6 +76,11 @@ def profile_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    calibrate: Path | None,
+    preprocess: Path | None,
+    method: str,
+    policy: Path | None,
+    alias: tuple[str, ...],
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -96,7 +106,16 @@ def profile_command(
 
     keep_input(model, trace)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(model, target, overrides, precision, dims, arrays)
+    program = obtain_program(
+        model,
+        target,
+        overrides,
+        precision,
+        dims,
+        arrays,
+        lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        alias,
+    )
     feeds = None if timing_only else complete_inputs(program.inputs, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
         if feeds is None:

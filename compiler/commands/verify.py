@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     compile_options,
     complete_inputs,
     emit,
@@ -15,6 +16,8 @@ from ppuc.compiler.commands.common import (
     is_artifact,
     json_option,
     obtain_program,
+    quantization,
+    quantization_options,
     read_inputs,
     simulation_bar,
 )
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @compile_options
+@quantization_options
+@alias_option
 @input_options
 @click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
 @json_option
@@ -40,6 +45,11 @@ def verify_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    calibrate: Path | None,
+    preprocess: Path | None,
+    method: str,
+    policy: Path | None,
+    alias: tuple[str, ...],
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -57,7 +67,16 @@ def verify_command(
     if is_artifact(model):
         raise UsageError.of(str(model), "is a compiled program", expected="its .onnx model, for ONNX Runtime to run")
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(model, target, overrides, precision, dims, arrays)
+    program = obtain_program(
+        model,
+        target,
+        overrides,
+        precision,
+        dims,
+        arrays,
+        lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        alias,
+    )
     feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)

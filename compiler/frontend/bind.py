@@ -13,10 +13,12 @@ import ast
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import onnx
 
+from ppuc.compiler.frontend.source import read_source
 from ppuc.compiler.frontend.tensors import dtype_of
 from ppuc.ir.errors import ModelError, UsageError
 from ppuc.ir.types import DType, TensorType
@@ -216,3 +218,10 @@ def _evaluate(text: str, symbols: Mapping[str, int]) -> int | None:
         return value(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError):
         return None
+
+
+def declarations_of(source: str | Path | onnx.ModelProto) -> tuple[InputDecl, ...]:
+    """The inputs of a model as it declares them."""
+    read = read_source(source)
+    constants = {t.name for t in read.model.graph.initializer}
+    return declared_inputs([i for i in read.model.graph.input if i.name not in constants], read.where)

@@ -91,6 +91,17 @@ def scalar_constant(op: Op | None) -> float | int | None:
     return float(number) if dtype.is_float else int(number)
 
 
+def stored_part(body: Graph, result: Value) -> tuple[Value, View]:
+    """What a kernel stores for `result` of `body`, and where in the row-major memory of `result`: all of it, or the
+    part of an `insert` into it."""
+    op = body.producer(result)
+    whole = View.contiguous(result.type.dims)
+    if op is None or op.name != "insert":
+        return result, whole
+    part = op.operands[1]
+    return part, views.take_slice(whole, op.attrs.starts, part.type.dims, (1,) * part.type.rank)  # type: ignore[attr-defined]
+
+
 class Resolver:
     """Follows view ops of a body from a value back to the parameter it is a view of."""
 
@@ -162,7 +173,7 @@ def analyse(body: Graph, anchor: Value | None, domain: tuple[int, ...], skip: fr
         chain.pulls[anchor.name] = () if anchor.type.dims == domain else (_coarsening(anchor, domain),)
     for op in body.ops:
         result = op.results[0]
-        if result.name in skip:
+        if result.name in skip or op.name == "insert":
             continue
         number = scalar_constant(op)
         if number is not None:
@@ -328,26 +339,33 @@ def _to_domain(source: External, shape: tuple[int, ...], pull: tuple[Op, ...], d
     return External(source.value, View((1,) * lead + view.shape, (0,) * lead + view.strides, view.offset))
 
 
-def _output(chain: Chain, resolver: Resolver, value: Value) -> None:
+def _output(chain: Chain, resolver: Resolver, result: Value) -> None:
+    value, view = stored_part(resolver.body, result)
     if value.name not in chain.pulls:
         source = resolver.external(value)
         if source is None:
             raise NotFusable(f"result {value} is not computed by the group")
         if chain.ops or chain.anchor is not None or value.type.dims != chain.domain:
             raise NotFusable(f"result {value} is only a view")
-        chain.direct[value.name] = value.name
-        chain.externals[value.name] = _to_domain(source, value.type.dims, (), chain.domain)
-        chain.outputs[value.name] = View.contiguous(value.type.dims)
+        chain.direct[result.name] = result.name
+        chain.externals[result.name] = _to_domain(source, value.type.dims, (), chain.domain)
+        chain.outputs[result.name] = view
         return
-    view: View | None = View.contiguous(chain.squeezed.get(value.name, value.type.dims))
+    if value is not result:
+        chain.alias[result.name] = chain.alias.get(value.name, value.name)
+    if value.name in chain.squeezed:
+        if value is not result:
+            raise NotFusable("a reduced value whose axes were dropped is part of a larger tensor")
+        view = View.contiguous(chain.squeezed[value.name])
+    placed: View | None = view
     for op in reversed(chain.pulls[value.name]):
-        view = views.undo(op, view) if view is not None else None
-    if view is None:
+        placed = views.undo(op, placed) if placed is not None else None
+    if placed is None:
         raise NotFusable("the result cannot be stored through the reshape without a copy")
-    lead = len(chain.domain) - len(view.shape)
+    lead = len(chain.domain) - len(placed.shape)
     if lead < 0:
         raise NotFusable("the result has a higher rank than the domain")
-    partial = [a for a, n in enumerate((1,) * lead + view.shape) if n != chain.domain[a]]
+    partial = [a for a, n in enumerate((1,) * lead + placed.shape) if n != chain.domain[a]]
     if set(partial) - set(chain.reduce_axes):
         raise NotFusable(f"result {value} does not span the group's domain")
-    chain.outputs[value.name] = View((1,) * lead + view.shape, (0,) * lead + view.strides, view.offset)
+    chain.outputs[result.name] = View((1,) * lead + placed.shape, (0,) * lead + placed.strides, placed.offset)

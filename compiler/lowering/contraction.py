@@ -263,6 +263,24 @@ def sides(limit: int, target: Target, most: int) -> list[int]:
     return sizes(limit, 16, 16 * most if target.tensor.organisation == "systolic" else most)
 
 
+def cuts(extents: Sequence[int], target: Target, most: int, step: int) -> list[int]:
+    """Sides of tiles over axes of these extents (outermost first) in addition to `sides`: multiples of `step`, the rows
+    or columns that the engine multiplies at a time, up to `most`; and whole inner axes or nearly even cuts of one."""
+    if target.launch.tile_sides == "powers of two" or target.tensor.organisation == "systolic":
+        return []
+    limit = min(math.prod(extents), most)
+    found = set(range(step, limit + 1, step))
+    inner = 1
+    for extent in reversed(extents):
+        if inner > most:
+            break
+        for n in range(2, 33):
+            found.add(inner * min(-(-extent // (n * 16)) * 16, extent))
+        inner *= extent
+        found.add(inner)
+    return sorted(s for s in found if 16 <= s <= limit)
+
+
 def sizes(limit: int, step: int, most: int) -> list[int]:
     """Candidate tile sizes up to `limit`: multiples of `step` by powers of two and their halves-between, and `limit`
     itself."""

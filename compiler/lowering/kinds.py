@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.attention import check_attention, lower_attention
-from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver
+from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver, stored_part
 from ppuc.compiler.lowering.contraction import analyse_anchor, operand_view
-from ppuc.compiler.lowering.conv import lower_conv
-from ppuc.compiler.lowering.map import check_map, lower_map
-from ppuc.compiler.lowering.matmul import lower_matmul
+from ppuc.compiler.lowering.conv import ConvLowering, lower_conv
+from ppuc.compiler.lowering.map import MapLowering, check_map, lower_map
+from ppuc.compiler.lowering.matmul import MatmulLowering, lower_matmul
 from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
 from ppuc.compiler.lowering.nest import KernelBuilder
 from ppuc.compiler.lowering.window import check_window, lower_window
@@ -40,7 +40,7 @@ def kind_of(op: Op) -> str:
         return "window" if attrs.groups == x[-1] and w[-1] == attrs.groups > 1 and attrs.layout == "nhwc" else "conv"
     if record.kind in CHAIN_KINDS:
         return "map"
-    if record.kind is Kind.VIEW:
+    if record.kind is Kind.VIEW or op.name == "insert":
         return "view"
     return ANCHORS.get(op.name, op.name)
 
@@ -92,6 +92,17 @@ def lower_group(
     return tiled.lower(name, body, tensors, loc, target)
 
 
+def price_group(kind: str, body: Graph, target: Target) -> float:
+    """Cycles that the cost model expects of a matmul, convolution or map kernel with its best tiles. Raises NotFusable
+    when nothing fits."""
+    tensors = {v.name: v.name for v in (*body.params, *body.results)}
+    if kind == "map":
+        return MapLowering("kernel", body, tensors, (), target).price
+    if kind == "matmul":
+        return MatmulLowering("kernel", body, tensors, (), target).choice.price
+    return ConvLowering("kernel", body, tensors, (), target).choice.price
+
+
 def _check_chain(body: Graph, anchor: Op) -> Chain:
     chain = analyse_anchor(body, anchor)
     for value in anchor.operands:
@@ -136,7 +147,7 @@ def _check_move(body: Graph, anchor: Op, target: Target) -> None:
         external = resolver.external(value)
         if external is None or external.padded:
             raise NotFusable(f"operand {value} of '{anchor.name}' is not a strided view")
-    if body.results != anchor.results:
+    if body.results != anchor.results and [stored_part(body, r)[0] for r in body.results] != list(anchor.results):
         raise NotFusable(f"'{anchor.name}' takes no epilogue")
 
 

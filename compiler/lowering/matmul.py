@@ -19,6 +19,7 @@ from ppuc.compiler.lowering.contraction import (
     active_units,
     analyse_anchor,
     anchor_of,
+    cuts,
     in_domain,
     operand_view,
     ranked,
@@ -32,6 +33,7 @@ from ppuc.ir.affine import Affine, axis
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Load, Mma, TileRef, View
 from ppuc.ir.types import DType, Space
+from ppuc.targets.cost import mma_shape
 from ppuc.targets.schema import Target
 
 
@@ -91,15 +93,41 @@ class MatmulLowering(ContractionLowering):
     def _choose(self, rank: int) -> Choice:
         m = math.prod(self.space.axes[i].size for i in self.m_axes)
         n = math.prod(self.space.axes[i].size for i in self.n_axes)
-        found: list[Choice] = []
+        rows, columns = (fragment * lanes for fragment, lanes in zip(self._fragment(), self._lanes(), strict=True))
         wide = sizes(n, 16, 1 << 14) if self.reduced else sides(n, self.target, 512)
+        tall = sides(m, self.target, 256)
+        if not self.reduced:
+            wide = sorted({*wide, *cuts([self.space.axes[i].size for i in self.n_axes], self.target, 512, columns)})
+        tall = sorted({*tall, *cuts([self.space.axes[i].size for i in self.m_axes], self.target, 256, rows)})
+        shapes: dict[tuple[int, ...], float] = {}
         for tn in wide:
-            for tm in sides(m, self.target, 256):
+            for tm in tall:
                 tiles = [1] * len(self.space.axes)
                 if self.fill(self.m_axes, tm, tiles) and self.fill(self.n_axes, tn, tiles):
-                    best = self._best_k(tiles)
-                    found += [] if best is None else [best]
+                    shapes.setdefault(tuple(tiles), self._least(tiles))
+        found: list[Choice] = []
+        for shape, least in sorted(shapes.items(), key=lambda known: known[1]):
+            if len(found) > rank and least > sorted(c.price for c in found)[rank]:
+                break
+            best = self._best_k(list(shape))
+            found += [] if best is None else [best]
         return ranked(found, rank, "matmul", self.target)
+
+    def _fragment(self) -> tuple[int, int]:
+        """Rows and columns of a fragment."""
+        shape = mma_shape(cost.tensor_dtype(self.dtype, self.target), self.target)
+        return shape.m, shape.n
+
+    def _lanes(self) -> tuple[int, int]:
+        """Fragments along rows and columns that the engine multiplies at a time."""
+        return self.target.tensor.lane_grid
+
+    def _least(self, tiles: Sequence[int]) -> float:
+        """Cycles that the tensor engine of the busiest unit needs at least: no choice with these tiles costs less."""
+        tm = math.prod(tiles[i] for i in self.m_axes)
+        tn = math.prod(tiles[i] for i in self.n_axes)
+        _, iterations = self.dealt(tiles)
+        return iterations * cost.mma_clk(tm, tn, self.k, cost.tensor_dtype(self.dtype, self.target), self.target)
 
     def _best_k(self, tiles: list[int]) -> Choice | None:
         tm = math.prod(tiles[i] for i in self.m_axes)

@@ -34,13 +34,24 @@ def updated_operand(op: Op) -> int | None:
     return [p.name for p in op.body.params].index(data.value.name)
 
 
+def inserted_operands(op: Op) -> dict[int, int]:
+    """Result of a group -> the operand into whose memory it inserts its part."""
+    if op.body is None:
+        return {}
+    position = {p.name: i for i, p in enumerate(op.body.params)}
+    inserts = {inner.results[0].name: inner.operands[0].name for inner in op.body.ops if inner.name == "insert"}
+    return {i: position[inserts[r.name]] for i, r in enumerate(op.body.results) if r.name in inserts}
+
+
 def storage_roots(graph: Graph) -> dict[str, str]:
     """Value name -> the value whose memory it shares: reshapes alias their operand, a scatter updates its first
-    operand in place."""
+    operand in place, an insert stores into its base."""
     roots: dict[str, str] = {p.name: p.name for p in graph.params}
     for op in graph.ops:
-        shared = 0 if op.name == "reshape" else updated_operand(op)
-        for r in op.results:
+        updated = 0 if op.name == "reshape" else updated_operand(op)
+        inserted = inserted_operands(op)
+        for i, r in enumerate(op.results):
+            shared = inserted.get(i, updated)
             roots[r.name] = r.name if shared is None else roots[op.operands[shared].name]
     return roots
 
@@ -110,9 +121,9 @@ class Assigner:
         return at
 
 
-def assign(ranges: Sequence[Range], capacity: int) -> tuple[dict[str, int], list[str]]:
+def assign(ranges: Sequence[Range], capacity: int, placements: int = PLACEMENTS) -> tuple[dict[str, int], list[str]]:
     """Addresses for `ranges`, and the names of those that found no room: first fit, large ones first; if that fails
-    where the bytes alive together would fit, other orders and an exact search within `PLACEMENTS`."""
+    where the bytes alive together would fit, other orders and an exact search of at most `placements`."""
     assigner = Assigner(capacity)
     placed: dict[str, int] = {}
     failed: list[str] = []
@@ -125,7 +136,7 @@ def assign(ranges: Sequence[Range], capacity: int) -> tuple[dict[str, int], list
     if failed:
         from ppuc.compiler.lowering.minimalloc import Plan, plan  # the search is compiled code: load it only for this
 
-        found = plan(ranges, capacity, placements=PLACEMENTS)
+        found = plan(ranges, capacity, placements=placements)
         if isinstance(found, Plan):
             return found.offsets, []
     return placed, failed

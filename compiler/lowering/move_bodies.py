@@ -5,7 +5,7 @@ Invariant: whatever these functions return is exact; a body that does not fit ra
 
 from __future__ import annotations
 
-from ppuc.compiler.lowering.body import External, NotFusable, Resolver
+from ppuc.compiler.lowering.body import External, NotFusable, Resolver, stored_part
 from ppuc.ir import views
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import View
@@ -15,13 +15,13 @@ from ppuc.ir.ops.base import OPS, Kind
 def stored_view(body: Graph, anchor: Op) -> View:
     """Where the elements of `anchor`'s result lie in the row-major result of the body. Raises NotFusable when what
     follows the anchor is not a chain of views that a store can follow."""
-    value, path = single_result(body), []
+    (value, stored), path = stored_part(body, single_result(body)), []
     while (op := body.producer(value)) is not anchor:
         if op is None or OPS[op.name].kind is not Kind.VIEW:
             raise NotFusable(f"{value} is not a view of what '{anchor.name}' computes")
         path.append(op)
         value = op.operands[0]
-    view: View | None = View.contiguous(body.results[0].type.dims)
+    view: View | None = stored
     for op in path:
         view = None if view is None else views.undo(op, view)
     if view is None:
@@ -38,7 +38,7 @@ def single_result(body: Graph) -> Value:
 
 def only_anchor(body: Graph, name: str) -> Op:
     """The body's one op `name`, all others being views and pads. Raises NotFusable."""
-    anchors = [op for op in body.ops if OPS[op.name].kind is not Kind.VIEW and op.name != "pad"]
+    anchors = [op for op in body.ops if OPS[op.name].kind is not Kind.VIEW and op.name not in ("pad", "insert")]
     if [op.name for op in anchors] != [name]:
         others = ", ".join(op.name for op in anchors) or "nothing"
         raise NotFusable(f"a group around one '{name}' has no place for {others}")
@@ -66,7 +66,7 @@ def unpadded(resolver: Resolver, value: Value) -> External:
 
 def meeting_point(body: Graph, resolver: Resolver, result: Value) -> tuple[External, View]:
     """A value on the way to `result` that is a view of a parameter, and where its elements lie in `result`."""
-    value, view = result, View.contiguous(result.type.dims)
+    value, view = stored_part(body, result)
     while True:
         source = resolver.external(value)
         if source is not None:

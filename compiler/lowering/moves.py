@@ -36,7 +36,7 @@ def check_move(body: Graph) -> None:
 def view_copies(body: Graph, tensors: Mapping[str, str]) -> list[Copy]:
     """One copy for each result with elements of a body of views and constant pads alone. Raises NotFusable."""
     for op in body.ops:
-        if OPS[op.name].kind is not Kind.VIEW and op.name != "pad":
+        if OPS[op.name].kind is not Kind.VIEW and op.name not in ("pad", "insert"):
             raise NotFusable(f"a copy has no place for '{op.name}'")
     resolver, copies = Resolver(body), []
     for result in body.results:

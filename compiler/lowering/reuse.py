@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.kinds import lower_group
+from ppuc.compiler.lowering.kinds import lower_group, price_group
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Kernel, Load, Loop, Mma, Param, Stmt, Store, Vec
 from ppuc.ir.types import Space
@@ -32,6 +32,7 @@ class Lowered:
     def __init__(self, target: Target, settle: Settle | None = None, tries: int = 1) -> None:
         self.target, self.settle, self.tries = target, settle, tries
         self._known: dict[object, tuple[Kernel, tuple[VectorProgram, ...]] | NotFusable] = {}
+        self._prices: dict[object, float | NotFusable] = {}
 
     def kernel(
         self, kind: str, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...]
@@ -50,6 +51,20 @@ class Lowered:
         outer = [tensors[v.name] for v in (*body.params, *body.results)]
         inner = [v.name for v in (*canonical.params, *canonical.results)]
         return renamed(*found, name, dict(zip(inner, outer, strict=True)), loc)
+
+    def price(self, kind: str, body: Graph) -> float:
+        """Cycles that the cost model expects of the kernel of `body` (see `price_group`). Raises NotFusable."""
+        canonical, key = canonical_body(body)
+        found = self._prices.get((kind, key))
+        if found is None:
+            try:
+                found = price_group(kind, canonical, self.target)
+            except NotFusable as error:
+                found = error
+            self._prices[kind, key] = found
+        if isinstance(found, NotFusable):
+            raise found
+        return found
 
     def _fastest(self, kind: str, body: Graph) -> tuple[Kernel, tuple[VectorProgram, ...]]:
         best, least = self._candidate(kind, body, 0), 0.0

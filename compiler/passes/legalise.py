@@ -19,8 +19,17 @@ from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.types import DType
 from ppuc.targets.description import Target
 
-FORMATS: dict[str, DType | None] = {"model": None, "fp32": DType.F32, "bf16": DType.BF16, "fp16": DType.F16}
-"""`--precision` name -> format of contraction operands (None: as in the model)."""
+FORMATS: dict[str, DType | None] = {
+    "model": None,
+    "fp32": DType.F32,
+    "bf16": DType.BF16,
+    "fp16": DType.F16,
+    "fp8": DType.BF16,
+    "int8": DType.BF16,
+    "mixed": DType.BF16,
+}
+"""`--precision` name -> format of contraction operands (None: as in the model); with 8-bit formats, of those
+contractions that are not quantized."""
 _CONTRACTIONS = ("matmul", "conv", "attention")
 _LISTED = 10
 _WHERE = "precision"
@@ -89,9 +98,10 @@ class Legalise:
 
 
 def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:
-    """Integers and contractions that are in the format already are left alone."""
+    """Integers, 8-bit floats (whoever made them chose their scales) and contractions that are in the format already
+    are left alone."""
     given = op.operands[0].type.dtype
-    if not given.is_float:
+    if not given.is_float or (given.bits == 8 and op.name != "attention"):
         return None
     if op.name == "attention":
         if given is wanted:

@@ -19,6 +19,7 @@ from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.legalise import FORMATS as PRECISIONS
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind
@@ -28,7 +29,7 @@ from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import DType, TensorType
 from ppuc.targets.schema import Target
 
-FORMATS = {"bf16": DType.BF16, "fp16": DType.F16}
+FORMATS = {name: wide for name, wide in PRECISIONS.items() if wide in (DType.BF16, DType.F16)}
 CONTRACTIONS = ("matmul", "conv", "attention")
 FOLLOWING = ("pad", "concat", "gather", "scatter_nd", "pool")
 """Ops that move elements without arithmetic on them (a sum over a window excepted): their result has the operands'

@@ -75,6 +75,13 @@ class ScatterElementsAttrs(Attrs):
     reduction: str = "none"
 
 
+@dataclass(frozen=True, slots=True)
+class InsertAttrs(Attrs):
+    """`starts`: where the part begins, per dimension."""
+
+    starts: tuple[int, ...]
+
+
 def _check_axis(axis: int, type: TensorType) -> None:
     if not 0 <= axis < type.rank:
         raise ValueError(f"axis {axis} is out of range for {type}")
@@ -95,6 +102,21 @@ def _infer_concat(attrs: ConcatAttrs, types: Sequence[TensorType]) -> tuple[Tens
     shape = list(first.dims)
     shape[attrs.axis] = sum(t.dims[attrs.axis] for t in types)
     return (TensorType(first.dtype, tuple(shape)),)
+
+
+def _infer_insert(attrs: InsertAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
+    base, part = types
+    if part.dtype is not base.dtype or not len(attrs.starts) == part.rank == base.rank:
+        raise ValueError(f"cannot insert {part} at {list(attrs.starts)} into {base}")
+    if any(s < 0 or s + n > size for s, n, size in zip(attrs.starts, part.dims, base.dims, strict=True)):
+        raise ValueError(f"{part} at {list(attrs.starts)} reaches out of {base}")
+    return (base,)
+
+
+def _insert(attrs: InsertAttrs, base: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, ...]:
+    result = base.copy()
+    result[tuple(slice(s, s + n) for s, n in zip(attrs.starts, part.shape, strict=True))] = part
+    return (result,)
 
 
 def _infer_pad(attrs: PadAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
@@ -274,6 +296,17 @@ register(
         attrs=ConcatAttrs,
         infer=_infer_concat,
         reference=lambda attrs, *arrays: (np.concatenate(arrays, axis=attrs.axis),),
+    )
+)
+register(
+    OpDef(
+        name="insert",
+        formula="result = base; result[starts...] = part. A group that ends in it stores into the memory of base",
+        kind=Kind.MOVE,
+        operands="base, part",
+        attrs=InsertAttrs,
+        infer=_infer_insert,
+        reference=_insert,
     )
 )
 register(

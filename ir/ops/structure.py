@@ -10,7 +10,7 @@ import numpy as np
 from ppuc.ir.graph import Attrs
 from ppuc.ir.ops.base import Kind, OpDef, register
 from ppuc.ir.resource import Resource
-from ppuc.ir.types import TensorType
+from ppuc.ir.types import DType, TensorType
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,27 @@ register(
         attrs=GroupAttrs,
         infer=_group_has_body,
         reference=None,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyAttrs(Attrs):
+    """Type of the memory."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+register(
+    OpDef(
+        name="empty",
+        formula="result = memory that later inserts fill; read before that, it is zeros",
+        kind=Kind.STRUCTURE,
+        operands="",
+        attrs=EmptyAttrs,
+        infer=lambda attrs, types: (TensorType(attrs.dtype, attrs.shape),),
+        reference=lambda attrs: (np.zeros(attrs.shape, attrs.dtype.numpy),),
     )
 )
 register(

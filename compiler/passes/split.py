@@ -1,0 +1,284 @@
+"""Contractions with too few result tiles for the units are cut along what they sum over (split-K).
+
+Invariant: the parts are written out in the accumulator's type and added in a fixed order, part 0 first, whatever order
+the units finish in; a contraction is cut only where the cost model expects both kernels together to be faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.kinds import anchor_in, check_group
+from ppuc.compiler.lowering.reuse import Lowered, canonical_body
+from ppuc.compiler.passes.graph_constants import folded
+from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops.base import OPS
+from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
+from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
+from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs, TransposeAttrs
+from ppuc.ir.resource import Resource
+from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
+from ppuc.targets.schema import Target
+
+PARTS = (2, 3, 4, 6, 8)
+"""Numbers of parts that are tried: more cost as many loads in the kernel that adds them."""
+
+SHORTEST = {"matmul": 64, "conv": 16}
+"""Least length of a part along k, or least channels of a part of a convolution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Cut contractions with too few result tiles for all units along k, and add the parts in a kernel of their own.
+
+    %y = group(%a, %b) { %c = matmul(%a, %b); relu(%c) }
+        ->  %p: f32[2, m, n] = group(%a, %b) { matmul of both halves of k }
+            %y = group(%p) { relu(%p[0] + %p[1]) }
+    """
+
+    name: ClassVar[str] = "split"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with contractions cut where that pays."""
+        return with_graph(module, Splitting(module.graph, target).build())
+
+
+class Splitting:
+    """One rewrite of a grouped graph."""
+
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph, self.target = graph, target
+        self.names = Builder(all_names(graph))
+        self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
+        self.lowered = Lowered(target)
+        self.decided: dict[object, int] = {}
+
+    def build(self) -> Graph:
+        """The rewritten graph; the graph itself when nothing is cut."""
+        ops: list[Op] = []
+        for op in self.graph.ops:
+            ops += self._op(op)
+        return self.graph if len(ops) == len(self.graph.ops) else without_dead_ops(self.graph.with_ops(ops))
+
+    def _op(self, op: Op) -> list[Op]:
+        kind = getattr(op.attrs, "kind", "")
+        if op.body is None or kind not in SHORTEST:
+            return [op]
+        _, key = canonical_body(op.body)
+        if key not in self.decided:
+            self.decided[key] = self._best(kind, op)
+        parts = self.decided[key]
+        return [op] if parts == 1 else self._cut(op, parts)
+
+    def _best(self, kind: str, op: Op) -> int:
+        """The number of parts, 1 to leave the group whole."""
+        body = op.body
+        assert body is not None
+        anchor = anchor_in(body)
+        if anchor is None or not self._divisible(anchor, op):
+            return 1
+        least, chosen = self.lowered.price(kind, body), 1
+        if least < self._bound(anchor) + 2 * self._handover_clk():
+            return 1
+        length = _length(anchor)
+        for parts in PARTS:
+            if length % (parts * 16) or length // parts < SHORTEST[kind]:
+                continue
+            try:
+                *_, first, second = self._cut(op, parts)
+                whole = sum(self._price(g) for g in (first, second)) + self._handover_clk()
+            except NotFusable:
+                continue
+            if whole < least:
+                least, chosen = whole, parts
+        return chosen
+
+    def _price(self, group: Op) -> float:
+        assert group.body is not None
+        return self.lowered.price(group.attrs.kind, group.body)  # type: ignore[attr-defined]
+
+    def _bound(self, anchor: Op) -> float:
+        """Cycles of the contraction with every unit at its peak."""
+        indexing = OPS[anchor.name].indexing
+        assert indexing is not None
+        dtype = cost.tensor_dtype(anchor.operands[0].type.dtype, self.target)
+        points = indexing(anchor.attrs, [v.type for v in anchor.operands]).points
+        return points / self.target.peak_macs_per_clk(dtype)
+
+    def _handover_clk(self) -> float:
+        """Cycles from a tile's last store to the next kernel's first load, which start-up and latency of the two do not
+        contain."""
+        latency = self.target.l2.latency_ns + self.target.sync.counter_bump_ns
+        return self.target.store.start_clk + latency / self.target.clk_ns
+
+    def _divisible(self, anchor: Op, op: Op) -> bool:
+        """Whether the contraction can be cut: any matmul, an ungrouped convolution with constant weights."""
+        if anchor.name == "matmul":
+            return True
+        attrs = anchor.attrs
+        assert isinstance(attrs, ConvAttrs)
+        return attrs.groups == 1 and attrs.layout == "nhwc" and self._weights(anchor, op) is not None
+
+    def _weights(self, conv: Op, op: Op) -> Op | None:
+        """The constant that is the weights of a convolution in the body of `op`."""
+        assert op.body is not None
+        outer = dict(zip((p.name for p in op.body.params), op.operands, strict=True))
+        value = outer.get(conv.operands[1].name)
+        return None if value is None else self.constants.get(value.name)
+
+    # -- the two groups ------------------------------------------------------------------------------------------
+
+    def _cut(self, op: Op, parts: int) -> list[Op]:
+        """A new constant if one is needed, the group of partial results, and the group that adds them. Raises
+        NotFusable when one of them has no kernel."""
+        body = op.body
+        assert body is not None
+        anchor = anchor_in(body)
+        assert anchor is not None
+        before = _ancestors(body, anchor)
+        outer = dict(zip((p.name for p in body.params), op.operands, strict=True))
+        made: list[Op] = []
+        self.names.ops = [o for o in body.ops if o.results[0].name in before]
+        if anchor.name == "matmul":
+            partial = self._matmul(anchor, parts)
+        else:
+            weights = self._weights(anchor, op)
+            assert weights is not None
+            const, inner = self._grouped_weights(weights, anchor, parts)
+            made.append(const)
+            outer[inner.name] = const.results[0]
+            attrs = anchor.attrs
+            assert isinstance(attrs, ConvAttrs)
+            partial = self.names("conv", anchor.operands[0], inner, attrs=replace(attrs, groups=parts), hint="part")
+        kept = without_dead_ops(Graph("body", (), (partial,), tuple(self.names.ops))).ops
+        first = self._joined(kept, (partial,), outer, None, anchor.loc)
+        stored = Value(self.names.fresh(f"{op.results[0].name}.parts"), partial.type)
+        made.append(replace(first, results=(stored,)))
+        inner = Value(self.names.fresh(f"{stored.name}.in"), stored.type)
+        self.names.ops = []
+        total = self._sum(inner, anchor, parts)
+        rest = [o for o in body.ops if o is not anchor]
+        results = tuple(total if r == anchor.results[0] else r for r in body.results)
+        chain = (*self.names.ops, *_renamed(rest, anchor.results[0], total))
+        ops = without_dead_ops(Graph("body", (), results, chain))
+        outer[inner.name] = stored
+        locs = tuple(dict.fromkeys(n for o in rest if o.results[0].name not in before for n in o.loc))
+        made.append(self._joined(ops.ops, results, outer, op, locs or op.loc))
+        return made
+
+    def _joined(
+        self,
+        ops: Sequence[Op],
+        results: tuple[Value, ...],
+        outer: dict[str, Value],
+        whole: Op | None,
+        loc: tuple[str, ...],
+    ) -> Op:
+        """A group of `ops` with fresh names in its body; its results are those of `whole`, or stand for `results`."""
+        rename: dict[str, Value] = {}
+
+        def fresh(v: Value) -> Value:
+            return rename.setdefault(v.name, replace(v, name=self.names.fresh(v.name)))
+
+        used = dict.fromkeys(v.name for o in ops for v in o.operands)
+        defined = {r.name for o in ops for r in o.results}
+        params = {v.name: v for o in ops for v in o.operands if v.name not in defined}
+        inner = tuple(fresh(params[n]) for n in used if n in params)
+        operands = tuple(outer[n] for n in used if n in params)
+        made = tuple(
+            replace(o, operands=tuple(map(fresh, o.operands)), results=tuple(map(fresh, o.results))) for o in ops
+        )
+        body = Graph("body", inner, tuple(map(fresh, results)), made)
+        kind = check_group(body, self.target)
+        return Op("group", GroupAttrs(kind), operands, whole.results if whole else results, loc, body)
+
+    def _matmul(self, anchor: Op, parts: int) -> Value:
+        """The products of the parts, [parts, ..., m, n]."""
+        attrs = anchor.attrs
+        assert isinstance(attrs, MatmulAttrs)
+        rank = anchor.results[0].type.rank
+        a, b = anchor.operands
+        left = self._parts(a, a.type.rank - (2 if attrs.transpose_a else 1), parts, rank)
+        right = self._parts(b, b.type.rank - (1 if attrs.transpose_b else 2), parts, rank)
+        return self.names("matmul", left, right, attrs=attrs, hint="part")
+
+    def _parts(self, x: Value, axis: int, parts: int, rank: int) -> Value:
+        """`x` with `axis` cut and the parts as the first of `rank` + 1 dimensions."""
+        dims = x.type.dims
+        cut = (*dims[:axis], parts, dims[axis] // parts, *dims[axis + 1 :])
+        split = self.names("reshape", x, attrs=ReshapeAttrs(cut), hint=x.name)
+        order = (axis, *(i for i in range(len(cut)) if i != axis))
+        turned = self.names("transpose", split, attrs=TransposeAttrs(order), hint=x.name)
+        if len(cut) == rank + 1:
+            return turned
+        shape = (parts, *(1 for _ in range(rank + 1 - len(cut))), *turned.type.dims[1:])
+        return self.names("reshape", turned, attrs=ReshapeAttrs(shape), hint=x.name)
+
+    def _grouped_weights(self, weights: Op, conv: Op, parts: int) -> tuple[Op, Value]:
+        """Weights [*k, c, o] as those of a convolution of `parts` groups, [*k, c / parts, parts * o]: the constant, and
+        the body's parameter for it."""
+        *window, channels, outputs = conv.operands[1].type.dims
+        n = len(window)
+        steps = (
+            ("reshape", ReshapeAttrs((*window, parts, channels // parts, outputs))),
+            ("transpose", TransposeAttrs((*range(n), n + 1, n, n + 2))),
+            ("reshape", ReshapeAttrs((*window, channels // parts, parts * outputs))),
+        )
+        resource: Resource = weights.attrs.value  # type: ignore[attr-defined]
+        value = weights.results[0]
+        for name, attrs in steps:
+            builder = Builder({value.name})
+            result = builder(name, value, attrs=attrs, hint=value.name)
+            found = folded(builder.ops[-1], [resource])
+            assert found is not None
+            resource, value = found, result
+        outer = Value(self.names.fresh(f"{weights.results[0].name}.parts"), value.type)
+        inner = Value(self.names.fresh(f"{conv.operands[1].name}.parts"), value.type)
+        return Op("const", ConstAttrs(resource), (), (outer,), weights.loc), inner
+
+    def _sum(self, partial: Value, anchor: Op, parts: int) -> Value:
+        """The sum of the parts, in the anchor's shape and type."""
+        result = anchor.results[0].type
+        total: Value | None = None
+        for i in range(parts):
+            part = self._part(partial, i, anchor, parts)
+            total = part if total is None else self.names("add", total, part, hint="sum")
+        assert total is not None
+        assert total.type == result
+        return total
+
+    def _part(self, partial: Value, i: int, anchor: Op, parts: int) -> Value:
+        dims, rank = partial.type.dims, partial.type.rank
+        axis, size = (0, 1) if anchor.name == "matmul" else (rank - 1, dims[-1] // parts)
+        starts = tuple(i * size if a == axis else 0 for a in range(rank))
+        sizes = tuple(size if a == axis else n for a, n in enumerate(dims))
+        part = self.names("slice", partial, attrs=SliceAttrs(starts, sizes, (1,) * rank), hint="part")
+        if part.type.dims == anchor.results[0].type.dims:
+            return part
+        return self.names("reshape", part, attrs=ReshapeAttrs(anchor.results[0].type.dims), hint="part")
+
+
+def _length(anchor: Op) -> int:
+    """What is cut: k of a matmul, input channels of a convolution."""
+    if anchor.name == "matmul":
+        return anchor.operands[0].type.dims[-2 if anchor.attrs.transpose_a else -1]  # type: ignore[attr-defined]
+    return anchor.operands[0].type.dims[-1]
+
+
+def _ancestors(body: Graph, anchor: Op) -> set[str]:
+    """Names of the ops that the anchor's operands are computed by."""
+    found = {v.name for v in anchor.operands}
+    for op in reversed(body.ops):
+        if op.results[0].name in found:
+            found |= {v.name for v in op.operands}
+    return found
+
+
+def _renamed(ops: Sequence[Op], old: Value, new: Value) -> list[Op]:
+    return [replace(o, operands=tuple(new if v == old else v for v in o.operands)) for o in ops]

@@ -1,0 +1,190 @@
+"""Writes a plan into a graph: operands in low precision, products in f32 or i32, scales as ordinary arithmetic.
+
+    %y = matmul(%x, %w)   ->   %q: f8 = cast(%x * (1 / s_x))      %v: f8 = const of %w / s_w
+                               %a: f32 = matmul(%q, %v) {out = f32}
+                               %y = %a * (s_x * s_w)
+
+Fusion then puts the cast into the epilogue of whatever computes %x, so that the f8 tensor is what travels, and the
+scale into the epilogue of the product. A cast is made before the views that lead to the layer, once for each tensor,
+scale and format.
+
+Invariant: a sum is rounded from its accumulator once, after scales and bias; scales multiply, nothing divides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.quantization.layers import Layer
+from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.ops import composite as c
+from ppuc.ir.ops.elementwise import CastAttrs, convert
+from ppuc.ir.ops.reduction import ReduceAttrs
+from ppuc.ir.ops.view import TransposeAttrs
+from ppuc.ir.rewrite import Builder, rewrite, without_dead_ops
+from ppuc.ir.types import DType
+
+_COMMUTING = ("reshape", "transpose")
+SMALLEST = 2.0**-100
+"""A scale of zero would divide by it: tensors of zeros take this."""
+
+
+def quantized_graph(graph: Graph, plan: Plan, found: Iterable[Layer]) -> Graph:
+    """`graph`, whose layers are `found`, with those of `plan` in their formats. Raises KeyError for a layer that the
+    graph has not."""
+    layers = {layer.name: layer for layer in found}
+    if unknown := [name for name in plan if name not in layers]:
+        raise KeyError(unknown[0])
+    chosen = {layers[n].op.results[0].name: (layers[n], p) for n, p in plan.layers.items() if p.quantized}
+    if not chosen:
+        return graph
+    writer = _Writer(graph, chosen)
+    return without_dead_ops(rewrite(graph, writer.rule))
+
+
+def quantized_weights(layer: Layer, plan: LayerPlan) -> tuple[np.ndarray, np.ndarray]:
+    """(stored weights, f32 scale of each channel or one for all) of a layer with weights."""
+    assert layer.weights is not None
+    wide = layer.weights.array().astype(np.float32)
+    scale = plan.weight_scale if plan.weight_scale is not None else largest_scale(wide, layer.channel_axis, plan.dtype)
+    if plan.weights is not None:
+        return plan.weights, scale
+    return rounded(wide / by_channel(scale, layer.channel_axis, wide.ndim), plan.dtype), scale
+
+
+def largest_scale(weights: np.ndarray, axis: int, dtype: DType) -> np.ndarray:
+    """f32[channels]: the scale by which the largest weight of each channel becomes the largest number of `dtype`."""
+    rest = tuple(a for a in range(weights.ndim) if a != axis)
+    largest: np.ndarray = np.abs(weights).max(rest)
+    return np.maximum(largest / np.float32(LARGEST[dtype]), np.float32(SMALLEST)).astype(np.float32)
+
+
+def by_channel(scale: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """`scale` in a shape that broadcasts along `axis`."""
+    return scale.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def rounded(numbers: np.ndarray, dtype: DType) -> np.ndarray:
+    """f32 `numbers` as `dtype`, to nearest even, saturated."""
+    if dtype.is_integer:
+        low = 0.0 if dtype is DType.U8 else -LARGEST[dtype]
+        whole: np.ndarray = np.clip(np.rint(numbers), low, LARGEST[dtype])
+        return whole.astype(dtype.numpy)
+    return convert(np.asarray(numbers, np.float32), dtype)
+
+
+class _Writer:
+    """The rewriting of one graph."""
+
+    def __init__(self, graph: Graph, chosen: Mapping[str, tuple[Layer, LayerPlan]]) -> None:
+        self.chosen = chosen
+        self.producers = {r.name: op for op in graph.ops for r in op.results}
+        self.made: dict[tuple[str, float, DType], Value] = {}
+
+    def rule(self, b: Builder, op: Op) -> Sequence[Value] | None:
+        """The ops that stand for `op`, whose operands are renamed already."""
+        found = self.chosen.get(op.results[0].name)
+        if found is None:
+            return None
+        layer, plan = found
+        return [_dequantized(b, op, *self._product(b, layer, plan, op), layer, plan)]
+
+    def _product(self, b: Builder, layer: Layer, plan: LayerPlan, op: Op) -> tuple[Value, list[Value | np.ndarray]]:
+        """The product of the stored numbers, and the scales that it is to be multiplied with."""
+        factors: list[Value | np.ndarray] = []
+        operands: list[Value] = []
+        for i in range(len(layer.inputs)):
+            x = c.cast(b, op.operands[i], DType.F32)
+            if plan.weights_only:
+                operands.append(x)
+            elif plan.scales:
+                operands.append(self._static(b, x, plan.scales[i], plan.input_dtype(i)))
+                factors.append(np.asarray(plan.scales[i], np.float32))
+            else:
+                stored, factor = _dynamic(b, x, layer, i, plan)
+                operands.append(stored)
+                factors.append(factor)
+        if layer.weights is not None:
+            weights, scale = quantized_weights(layer, plan)
+            stored = b.const(np.ascontiguousarray(weights), f"{op.operands[1].name}.{plan.dtype}")
+            operands.append(c.cast(b, stored, DType.F32) if plan.weights_only else stored)
+            factors.append(scale)
+        out = None if plan.weights_only else DType.I32 if plan.dtype.is_integer else DType.F32
+        attrs: Any = op.attrs
+        return b(op.name, *operands, attrs=replace(attrs, out=out), hint=op.results[0].name), factors
+
+    def _static(self, b: Builder, x: Value, scale: float, dtype: DType) -> Value:
+        """`x` / `scale` in `dtype`, made before the views that lead to `x`."""
+        views: list[Op] = []
+        while (op := self.producers.get(x.name) or _emitted(b, x)) is not None and op.name in _COMMUTING:
+            views.append(op)
+            x = op.operands[0]
+        key = (x.name, scale, dtype)
+        if key not in self.made:
+            number = b("mul", x, b.scalar(float(np.float32(1.0) / np.float32(scale)), DType.F32))
+            self.made[key] = stored_as(b, number, dtype)
+        value = self.made[key]
+        for view in reversed(views):
+            value = b(view.name, value, attrs=view.attrs)
+        return value
+
+
+def _emitted(b: Builder, value: Value) -> Op | None:
+    return next((op for op in reversed(b.ops) if any(r.name == value.name for r in op.results)), None)
+
+
+def stored_as(b: Builder, number: Value, dtype: DType) -> Value:
+    """f32 `number` rounded to `dtype`, saturated."""
+    if not dtype.is_integer:
+        return b("cast", number, attrs=CastAttrs(dtype))
+    low = 0.0 if dtype is DType.U8 else -LARGEST[dtype]
+    bound = b("max", b("round", number), b.scalar(low, DType.F32))
+    return c.cast(b, b("min", bound, b.scalar(LARGEST[dtype], DType.F32)), dtype)
+
+
+def _dynamic(b: Builder, x: Value, layer: Layer, operand: int, plan: LayerPlan) -> tuple[Value, Value]:
+    """`x` stored by scales from its own largest numbers, and those scales in a shape that broadcasts to the result."""
+    dtype, rank = plan.input_dtype(operand), x.type.rank
+    if layer.op.name == "conv":
+        axes = tuple(range(1, rank))
+    else:
+        turned = (layer.op.attrs.transpose_a, layer.op.attrs.transpose_b)[operand]  # type: ignore[attr-defined]
+        axes = (rank - 2 if (operand == 0) == turned else rank - 1,)
+    largest = b("reduce", b("abs", x), attrs=ReduceAttrs("max", axes, True))
+    scale = b("mul", largest, b.scalar(float(np.float32(1.0 / LARGEST[dtype])), DType.F32))
+    scale = b("max", scale, b.scalar(SMALLEST, DType.F32))
+    stored = stored_as(b, b("div", x, scale), dtype)
+    if layer.op.name == "matmul" and turned:
+        scale = b("transpose", scale, attrs=TransposeAttrs((*range(rank - 2), rank - 1, rank - 2)))
+    return stored, scale
+
+
+def _dequantized(
+    b: Builder, op: Op, total: Value, factors: Sequence[Value | np.ndarray], layer: Layer, plan: LayerPlan
+) -> Value:
+    """The product in the type that the layer had: times its scales, plus its bias."""
+    y = c.cast(b, total, DType.F32)
+    constant = np.ones((), np.float32)
+    for factor in factors:
+        if isinstance(factor, Value):
+            y = b("mul", y, factor)
+        else:
+            constant = np.asarray(constant * factor)
+    rank = op.results[0].type.rank
+    axis = 1 if op.name == "conv" else rank - 1
+    if np.any(constant != 1.0):
+        y = b("mul", y, _channels(b, constant, axis, rank))
+    if plan.bias is not None:
+        y = b("add", y, _channels(b, plan.bias.astype(np.float32), axis, rank))
+    return c.cast(b, y, op.results[0].type.dtype)
+
+
+def _channels(b: Builder, numbers: np.ndarray, axis: int, rank: int) -> Value:
+    if numbers.size == 1:
+        return b.scalar(float(numbers.reshape(())), DType.F32)
+    return b.const(by_channel(numbers, axis, rank), "scale")

@@ -1,0 +1,61 @@
+"""Plans from data: ranges observed in f32, turned into scales.
+
+Invariant: the same model, samples and options give the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppuc.compiler.quantization.layers import Layer
+from ppuc.compiler.quantization.observe import Observation, observe
+from ppuc.compiler.quantization.plan import FORMATS, LayerPlan, Plan
+from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
+from ppuc.compiler.quantization.scales import activation_scale
+from ppuc.ir.types import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """`method` is one of scales.METHODS; `headroom` widens the range of floating-point formats; scales become powers
+    of two on request."""
+
+    method: str = "max"
+    headroom: float = 1.0
+    power_of_two: bool = False
+
+
+def calibrated_plan(
+    prepared: Prepared,
+    format: str,
+    samples: Iterable[Mapping[str, np.ndarray]],
+    how: Calibration | None = None,
+    each: Callable[[int], None] | None = None,
+) -> Plan:
+    """Every layer in `format` with static scales from `samples` (feeds by ONNX name)."""
+    if not native(prepared.target, format):
+        return storage_plan(prepared, format)
+    seen = observe(prepared.module.graph, prepared.layers, prepared.feeds(samples), each)
+    return plan_from(prepared.layers, seen, format, how or Calibration())
+
+
+def plan_from(layers: Iterable[Layer], seen: Mapping[str, Observation], format: str, how: Calibration) -> Plan:
+    """Every layer in `format` with scales from what was seen of its operands."""
+    return Plan({layer.name: layer_plan(layer, seen, format, how) for layer in layers})
+
+
+def layer_plan(layer: Layer, seen: Mapping[str, Observation], format: str, how: Calibration) -> LayerPlan:
+    """One layer in `format`."""
+    if format == "bf16":
+        return LayerPlan("bf16")
+    operands = [seen[v.name] for v in layer.inputs]
+    unsigned = tuple(format == "int8" and o.low >= 0 for o in operands)
+    dtypes = [DType.U8 if u else FORMATS[format][0] for u in unsigned]
+    scales = tuple(
+        activation_scale(o, d, how.method, how.headroom, how.power_of_two)
+        for o, d in zip(operands, dtypes, strict=True)
+    )
+    return LayerPlan(format, scales, unsigned)

@@ -1,0 +1,138 @@
+"""Samples to calibrate and measure with: read as they are needed, checked, and cut to the model's batch.
+
+A source is an .npz (arrays by input name, samples stacked along the first axis), a folder of .npz files, a folder of
+.npy files or of images (one sample each, for a model of one input), or any Python iterable of dicts of arrays.
+
+Invariant: what `samples` yields has exactly the names, types and shapes that the program declares, and no NaN or
+infinity; anything else is an InputError that says which sample of which input is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ppuc.compiler.inputs import InputSpec, checked_inputs, read_npy, read_npz
+from ppuc.compiler.quantization.images import SUFFIXES, Preprocessing, read_image
+from ppuc.ir.errors import InputError, UsageError
+
+Stack = Mapping[str, np.ndarray]
+Source = str | Path | Iterable[Stack]
+
+FEW = 8
+"""Fewer samples than this say little about ranges."""
+
+
+class Data:
+    """A source of samples; `preprocessing` is for folders of images. Iterating yields stacks as the source holds
+    them. Iterables are read once and kept; files are read at every pass."""
+
+    def __init__(self, source: Source, preprocessing: Preprocessing | None = None) -> None:
+        self.where = str(source) if isinstance(source, str | Path) else "calibration data"
+        self._preprocessing = preprocessing
+        self._path = Path(source) if isinstance(source, str | Path) else None
+        self._stacks: list[Stack] = []
+        if self._path is None:
+            assert not isinstance(source, str | Path)
+            self._stacks = [dict(s) for s in source]
+        elif not self._path.exists():
+            raise InputError.of(self.where, "no such file or folder", expected="an .npz, or a folder of samples")
+
+    def stacks(self, names: Sequence[str]) -> Iterator[Stack]:
+        """What the source holds, in order. Files without names are samples of the model's only input, of `names`."""
+        if self._path is None:
+            yield from self._stacks
+        elif self._path.is_dir():
+            yield from self._folder(self._path, names)
+        else:
+            yield read_npz(self._path)
+
+    def _folder(self, folder: Path, names: Sequence[str]) -> Iterator[Stack]:
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".npz", ".npy", *SUFFIXES))
+        if not files:
+            raise InputError.of(str(folder), "holds no samples", expected=".npz, .npy or image files")
+        for file in files:
+            if file.suffix == ".npz":
+                yield read_npz(file)
+                continue
+            if len(names) != 1:
+                raise InputError.of(
+                    str(file), "does not say which input it is for", expected=f"an .npz with {', '.join(names)}"
+                )
+            if file.suffix == ".npy":
+                yield {names[0]: read_npy(file)}
+            elif self._preprocessing is None:
+                raise UsageError.of(
+                    str(file),
+                    "is an image, and nothing says how the model wants it",
+                    hint="describe size, scale and layout in a TOML file and give it with --preprocess",
+                )
+            else:
+                yield {names[0]: read_image(file, self._preprocessing)[None]}
+
+    def shapes(
+        self, declared: Mapping[str, Sequence[int | str | None] | None], dims: Mapping[str, int]
+    ) -> dict[str, tuple[int, ...]]:
+        """Shapes by which the model's open sizes are bound: those of the first stack, with the batch that `dims` or the
+        model give (else 1) in the place of the number of samples."""
+        first = next(iter(self.stacks(tuple(declared))), None)
+        if first is None:
+            raise InputError.of(self.where, "holds no samples")
+        found = {}
+        for name, array in first.items():
+            shape = declared.get(name)
+            if name in declared and (shape is None or len(shape) == np.ndim(array)) and np.ndim(array):
+                batch = shape[0] if shape is not None else None
+                size = batch if isinstance(batch, int) else dims.get(batch or "", dims.get(f"{name}:0", 1))
+                found[name] = (size, *np.shape(array)[1:])
+        return found
+
+    def samples(self, specs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:
+        """Feeds by ONNX name, each one batch. The last batch is filled up with the first samples of its stack."""
+        count = 0
+        for stack in self.stacks([s.name for s in specs]):
+            for sample in _batches(stack, specs, self.where):
+                _check_numbers(sample, f"{self.where}: sample {count}")
+                yield sample
+                count += 1
+        if not count:
+            raise InputError.of(self.where, "holds no samples")
+
+
+def _batches(stack: Stack, specs: Sequence[InputSpec], where: str) -> Iterator[dict[str, np.ndarray]]:
+    shapes = {s.name: s.type.dims for s in specs}
+    arrays = {n: np.asarray(a) for n, a in stack.items()}
+    whole = {n for n, a in arrays.items() if a.shape == shapes.get(n)}
+    stacked = [n for n in arrays if n in shapes and n not in whole]
+    if not stacked:
+        yield checked_inputs(specs, arrays, where)
+        return
+    counts = {n: len(arrays[n]) if arrays[n].ndim else 0 for n in stacked}
+    if len(set(counts.values())) > 1:
+        raise InputError.of(where, "its inputs have different numbers of samples", got=counts)
+    total, batch = counts[stacked[0]], shapes[stacked[0]][0] if shapes[stacked[0]] else 1
+    if any(arrays[n].shape[1:] != shapes[n][1:] for n in stacked) or not batch:
+        checked_inputs(specs, arrays, where)  # names what is wrong
+    if not total:
+        raise InputError.of(where, "holds no samples")
+    for start in range(0, total, batch):
+        rows = np.arange(start, start + batch) % total
+        yield checked_inputs(specs, {n: a if n in whole else a[rows] for n, a in arrays.items()}, where)
+
+
+def _check_numbers(sample: Mapping[str, np.ndarray], where: str) -> None:
+    for name, array in sample.items():
+        if array.dtype.kind in "fV" and not np.isfinite(np.asarray(array, np.float32)).all():
+            bad = "NaN" if np.isnan(np.asarray(array, np.float32)).any() else "an infinity"
+            raise InputError.of(where, f"input '{name}' holds {bad}", expected="finite numbers")
+
+
+def check_not_zero(samples: Sequence[Mapping[str, np.ndarray]], where: str) -> None:
+    """Raise InputError when some floating-point input is zero in every sample: its ranges say nothing."""
+    for name, array in samples[0].items():
+        if array.dtype.kind in "fV" and array.size and not any(np.any(s[name]) for s in samples):
+            raise InputError.of(
+                where, f"input '{name}' is zero in every sample", hint="calibrate with data that the model will see"
+            )

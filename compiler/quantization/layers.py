@@ -1,0 +1,93 @@
+"""The layers of a graph that can be computed in a low precision: its float matmuls, convolutions and attentions.
+
+A layer is named by the ONNX node it came from (`#2`, `#3`, .. when several layers came from that node). One of its
+operands is constant weights, or both are activations.
+
+Invariant: layers are listed in the order of the graph, and names are unique in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.ops.base import OPS
+from ppuc.ir.resource import Resource
+
+CONTRACTIONS = ("matmul", "conv")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One contraction. `inputs` are the activations that it multiplies; `weights` the constant that it multiplies them
+    with (None: two activations); `macs` multiply-accumulates; `depth` terms of each sum."""
+
+    name: str
+    op: Op
+    inputs: tuple[Value, ...]
+    weights: Resource | None
+    macs: int
+    depth: int
+
+    @property
+    def kind(self) -> str:
+        """conv, depthwise, matmul or product (of two activations)."""
+        if self.op.name == "conv":
+            return "depthwise" if self.groups > 1 and self.groups == self.inputs[0].type.dims[1] else "conv"
+        return "matmul" if self.weights is not None else "product"
+
+    @property
+    def groups(self) -> int:
+        return int(self.op.attrs.groups) if self.op.name == "conv" else 1  # type: ignore[attr-defined]
+
+    @property
+    def channel_axis(self) -> int:
+        """The weights' axis that numbers output channels."""
+        attrs: Any = self.op.attrs
+        if self.op.name == "conv":
+            return 0
+        assert self.weights is not None
+        return self.weights.type.rank - (2 if attrs.transpose_b else 1)
+
+    @property
+    def input_axis(self) -> int:
+        """The input's axis that numbers channels, over which a sum runs."""
+        if self.op.name == "conv":
+            return 1
+        rank = self.inputs[0].type.rank
+        return rank - (2 if self.op.attrs.transpose_a else 1)  # type: ignore[attr-defined]
+
+
+def product_nodes(graph: Graph) -> frozenset[str]:
+    """Names of the nodes that an imported graph multiplies in: after later rewrites, an op also carries the names of
+    the transposes and batch norms that it took in."""
+    return frozenset(name for op in graph.ops if op.name in CONTRACTIONS for name in op.loc)
+
+
+def find_layers(graph: Graph, nodes: frozenset[str] = frozenset()) -> tuple[Layer, ...]:
+    """The layers of `graph`, named by preference after one of `nodes`."""
+    constants = graph.constants()
+    seen: Counter[str] = Counter()
+    found = []
+    for op in graph.ops:
+        if op.name not in CONTRACTIONS or not op.operands[0].type.dtype.is_float or op.operands[0].type.dtype.bits < 16:
+            continue
+        a, b = op.operands
+        if a.name in constants and b.name in constants:
+            continue
+        weights = constants.get(b.name)
+        first = next((n for n in op.loc if n in nodes), op.loc[0] if op.loc else op.results[0].name)
+        seen[first] += 1
+        name = first if seen[first] == 1 else f"{first}#{seen[first]}"
+        record = OPS[op.name]
+        assert record.indexing is not None
+        dims = record.indexing(op.attrs, [v.type for v in op.operands]).dims
+        macs = depth = 1
+        for d in dims:
+            macs *= d.size
+            depth *= d.size if d.reduced else 1
+        inputs = (a,) if weights is not None else (a, b)
+        found.append(Layer(name, op, inputs, weights, macs, depth))
+    return tuple(found)

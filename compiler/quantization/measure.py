@@ -1,0 +1,129 @@
+"""How far a quantized graph is from the graph that it was made of.
+
+SQNR: 10 log10 of the sum of squares of the reference over that of the error, in decibels, over all samples of a
+tensor. Agreement: the share of rows (along the last axis) whose largest element is the same.
+
+Invariant: both graphs run on the same samples, and every figure is a sum over samples, so their order does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.quantization.emulate import Emulator
+from ppuc.ir.graph import Graph
+
+EXACT_DB = 200.0
+"""What an error of zero is reported as."""
+
+Feeds = Mapping[str, np.ndarray]
+Arrays = Sequence[np.ndarray]
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), at most EXACT_DB."""
+    if noise <= 0.0:
+        return EXACT_DB
+    return min(EXACT_DB, 10.0 * math.log10(max(signal, 1e-300) / noise))
+
+
+@dataclass(slots=True)
+class Difference:
+    """Sums over samples of one tensor compared with its reference."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    cross: float = 0.0
+    other: float = 0.0
+    rows: int = 0
+    agreeing: int = 0
+
+    def add(self, got: np.ndarray, want: np.ndarray) -> None:
+        """Count one sample."""
+        g, w = np.asarray(got, np.float64).reshape(-1), np.asarray(want, np.float64).reshape(-1)
+        finite = np.isfinite(w)
+        if not finite.all():
+            g, w = np.where(finite, g, 0.0), np.where(finite, w, 0.0)
+        e = np.nan_to_num(g - w, nan=np.abs(w).max(initial=1.0))
+        self.signal += float(w @ w)
+        self.noise += float(e @ e)
+        self.cross += float(np.nan_to_num(g) @ w)
+        self.other += float(np.nan_to_num(g) @ np.nan_to_num(g))
+        if want.ndim and want.shape[-1] > 1:
+            same = np.asarray(got).argmax(-1) == np.asarray(want).argmax(-1)
+            self.rows += same.size
+            self.agreeing += int(same.sum())
+
+    @property
+    def sqnr(self) -> float:
+        """In dB."""
+        return decibels(self.signal, self.noise)
+
+    @property
+    def cosine(self) -> float:
+        return self.cross / max(math.sqrt(self.signal * self.other), 1e-300)
+
+    @property
+    def agreement(self) -> float:
+        """Share of rows; 1 for tensors without rows."""
+        return self.agreeing / self.rows if self.rows else 1.0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {"sqnr_db": self.sqnr, "cosine": self.cosine, "agreement": self.agreement if self.rows else None}
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """`outputs` by name, floating-point ones only; the others are counted in none of the figures."""
+
+    outputs: Mapping[str, Difference] = field(default_factory=dict)
+
+    @property
+    def sqnr(self) -> float:
+        """The mean over the outputs of noise over signal, in dB: no output hides behind a louder one."""
+        shares = [d.noise / max(d.signal, 1e-300) for d in self.outputs.values()]
+        return decibels(1.0, sum(shares) / len(shares)) if shares else EXACT_DB
+
+    @property
+    def agreement(self) -> float:
+        """The worst of the outputs that have rows."""
+        return min((d.agreement for d in self.outputs.values()), default=1.0)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "sqnr_db": self.sqnr,
+            "agreement": self.agreement,
+            "outputs": {n: d.record() for n, d in self.outputs.items()},
+        }
+
+
+class Reference:
+    """The outputs of `graph` on `samples` (kept), to compare others with."""
+
+    def __init__(self, graph: Graph, samples: Iterable[Feeds]) -> None:
+        self.graph = graph
+        self.samples = tuple(samples)
+        emulator = Emulator(graph)
+        self.in_onnxruntime = emulator.in_onnxruntime
+        order = [v.name for v in graph.results]
+        self.wanted = [[run[n] for n in order] for run in map(emulator.run, self.samples)]
+
+    def compare(self, graph: Graph, each: Callable[[int], None] | None = None) -> Accuracy:
+        """How far the results of `graph`, which correspond by position, are from the reference's."""
+        emulator = Emulator(graph)
+        found: dict[str, Difference] = {}
+        for i, (sample, wanted) in enumerate(zip(self.samples, self.wanted, strict=True)):
+            run = emulator.run(sample)
+            for value, old, want in zip(graph.results, self.graph.results, wanted, strict=True):
+                if want.dtype.kind == "f" and want.size:
+                    found.setdefault(old.name, Difference()).add(run[value.name], want)
+            if each is not None:
+                each(i)
+        return Accuracy(found)

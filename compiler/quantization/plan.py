@@ -1,0 +1,72 @@
+"""What is decided for each layer: its format, its scales, and what repair has made of its weights.
+
+Invariant: a plan is complete. Together with the graph it decides every bit of the quantized graph; nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ppuc.ir.types import DType
+
+FORMATS: Mapping[str, tuple[DType, ...]] = {
+    "e4m3": (DType.F8E4M3,),
+    "e5m2": (DType.F8E5M2,),
+    "int8": (DType.I8, DType.U8),
+    "bf16": (),
+}
+"""Name in policies and reports -> types that the operands take (int8: u8 for activations that are never negative)."""
+
+LARGEST = {DType.F8E4M3: 448.0, DType.F8E5M2: 57344.0, DType.I8: 127.0, DType.U8: 255.0}
+"""The largest number of each type; i8 leaves out -128, so that its range is symmetric."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """`scales`: one number for each activation operand, what a stored 1 stands for (empty: computed at run time, for
+    matmuls one a row, else one a sample). `unsigned`: per activation operand, whether it is stored as u8 (int8 only).
+    `weight_scale` f32[channels] or f32[1], `weights` the stored weights if they are not simply the nearest, `bias`
+    f32[channels] added to the result. Only the weights are stored in the format when `weights_only`."""
+
+    format: str = "e4m3"
+    scales: tuple[float, ...] = ()
+    unsigned: tuple[bool, ...] = ()
+    weights_only: bool = False
+    weight_scale: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+    @property
+    def dtype(self) -> DType:
+        """The type of weights and signed activations."""
+        return FORMATS[self.format][0]
+
+    def input_dtype(self, operand: int) -> DType:
+        """The type of an activation operand."""
+        return DType.U8 if self.format == "int8" and self.unsigned and self.unsigned[operand] else self.dtype
+
+    @property
+    def quantized(self) -> bool:
+        return self.format != "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Layer name -> its plan; layers that are not named stay as they are."""
+
+    layers: Mapping[str, LayerPlan] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def with_layers(self, changed: Mapping[str, LayerPlan]) -> Plan:
+        """The plan with some layers decided otherwise."""
+        return replace(self, layers={**self.layers, **changed})
+
+    def only(self, names: Iterator[str] | set[str]) -> Plan:
+        """The plan with every other layer left as it is in the model."""
+        kept = set(names)
+        return Plan({n: p for n, p in self.layers.items() if n in kept})

@@ -1,0 +1,71 @@
+"""The graph that plans are made for: imported, cleaned and decomposed, before anything about the machine.
+
+Invariant: it is what the first passes of the pipeline make of the model, so its layers are those that passes see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppuc.compiler.inputs import InputSpec, input_specs
+from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.legalise import Legalise
+from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.quantization.apply import quantized_graph
+from ppuc.compiler.quantization.layers import Layer, find_layers, product_nodes
+from ppuc.compiler.quantization.plan import FORMATS, LayerPlan, Plan
+from ppuc.ir.module import Module
+from ppuc.targets.description import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model ready to be quantized for `target`."""
+
+    module: Module
+    target: Target
+    layers: tuple[Layer, ...]
+
+    @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        """The model's inputs."""
+        return input_specs(self.module)
+
+    def feeds(self, samples: Iterable[Mapping[str, np.ndarray]]) -> Iterable[dict[str, np.ndarray]]:
+        """Samples by ONNX name as feeds by the graph's names."""
+        values = dict(self.module.inputs)
+        return ({values[name]: array for name, array in sample.items()} for sample in samples)
+
+    def quantized(self, plan: Plan) -> Module:
+        """The module with `plan` written into its graph."""
+        return with_graph(self.module, quantized_graph(self.module.graph, plan, self.layers))
+
+
+def prepare(module: Module, target: Target) -> Prepared:
+    """Run the pipeline on an imported module, up to where formats are chosen."""
+    at = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Legalise))
+    nodes = product_nodes(module.graph)
+    for step in PIPELINE[:at]:
+        module = step.run(module, target)
+    return Prepared(module, target, find_layers(module.graph, nodes))
+
+
+def native(target: Target, format: str) -> bool:
+    """Whether the tensor engine of `target` multiplies the format; else it is one to store weights in."""
+    return all(target.tensor.supports(dtype) for dtype in FORMATS[format][:1])
+
+
+def dynamic_plan(prepared: Prepared, format: str) -> Plan:
+    """Every layer in `format`, activation scales computed at run time: what can be done without data."""
+    if native(prepared.target, format):
+        return Plan({layer.name: LayerPlan(format) for layer in prepared.layers})
+    return storage_plan(prepared, format)
+
+
+def storage_plan(prepared: Prepared, format: str) -> Plan:
+    """Weights of matmuls stored in `format` and widened as they are loaded, for machines that do not multiply it."""
+    stored = [layer for layer in prepared.layers if layer.kind == "matmul"]
+    return Plan({layer.name: LayerPlan(format, weights_only=True) for layer in stored})

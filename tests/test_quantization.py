@@ -1,0 +1,367 @@
+"""Plans, calibration and policies: what is decided, what is refused, and that programs compute what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from ppuc.compiler.driver import initial_module, input_specs
+from ppuc.compiler.entry import compile as compile_program
+from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
+from ppuc.compiler.quantization.data import Data
+from ppuc.compiler.quantization.emulate import Emulator
+from ppuc.compiler.quantization.images import Preprocessing, read_image, read_preprocessing
+from ppuc.compiler.quantization.measure import Reference
+from ppuc.compiler.quantization.plan import LayerPlan, Plan
+from ppuc.compiler.quantization.policy import read_policy, write_policy
+from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
+from ppuc.compiler.quantization.quantize import Quantization, chosen_plan
+from ppuc.ir.errors import InputError, UsageError
+from ppuc.ir.interpret import run_graph
+from ppuc.ir.types import DType
+from ppuc.targets.description import load_target
+from tests.onnx_text import model_of
+from tests.small_models import mlp
+from tests.whole_pipeline import compiled
+
+SAMPLES = 12
+
+
+def convnet() -> onnx.ModelProto:
+    """A convolution, a depthwise one, a pointwise one, a residual sum and a classifier: x[N, 3, 9, 9] -> y[N, 5]."""
+    rng = np.random.default_rng(11)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[1:], dtype=np.float32))
+
+    weights = {"w0": normal(17, 3, 3, 3), "b0": normal(17) / 4, "wd": normal(17, 1, 3, 3), "wp": normal(17, 17, 1, 1)}
+    text = """net (float[N, 3, 9, 9] x) => (float[N, 5] y) {
+        c = Conv<pads = [1, 1, 1, 1]>(x, w0, b0)
+        r = Relu(c)
+        d = Conv<pads = [1, 1, 1, 1], group = 17>(r, wd)
+        s = Relu(d)
+        p = Conv(s, wp)
+        a = Add(p, r)
+        g = GlobalAveragePool(a)
+        f = Flatten(g)
+        y = MatMul(f, wy)
+    }"""
+    model = model_of(text, {**weights, "wy": normal(5, 17).T.copy()})
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+def attention() -> onnx.ModelProto:
+    """Products of two activations on both sides of a softmax that no pattern recognises: x[7, 16] -> y[7, 16]."""
+    rng = np.random.default_rng(12)
+    weights = {f"w{i}": rng.standard_normal((16, 16), np.float32) / 4 for i in range(3)}
+    text = """net (float[7, 16] x) => (float[7, 16] y) {
+        q = MatMul(x, w0)
+        k = MatMul(x, w1)
+        v = MatMul(x, w2)
+        t = Transpose<perm = [1, 0]>(k)
+        s = MatMul(q, t)
+        e = Sigmoid(s)
+        y = MatMul(e, v)
+    }"""
+    model = model_of(text, weights)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+def prepared(model: onnx.ModelProto, target: str = "ppu-tiny", precision: str = "fp8") -> Prepared:
+    machine = load_target(target)
+    imported = load_model(model, dims={"N": 2} if model.graph.input[0].type.tensor_type.shape.dim[0].dim_param else {})
+    return prepare(initial_module(imported, machine, precision), machine)
+
+
+def samples_of(ready: Prepared, count: int = SAMPLES, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{s.name: rng.standard_normal(s.type.dims).astype(np.float32) for s in ready.specs} for _ in range(count)]
+
+
+MODELS = {"mlp": mlp, "convnet": convnet, "attention": attention}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_are_the_products_of_the_model(name: str) -> None:
+    found = {
+        "mlp": [("first", "matmul"), ("second", "matmul")],
+        "convnet": [("c", "conv"), ("d", "depthwise"), ("p", "conv"), ("y", "matmul")],
+        "attention": [("q", "matmul"), ("k", "matmul"), ("v", "matmul"), ("s", "product"), ("y", "product")],
+    }
+    assert [(layer.name, layer.kind) for layer in prepared(MODELS[name]()).layers] == found[name]
+
+
+@pytest.mark.parametrize("format", ["e4m3", "e5m2", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_programs_compute_what_the_plan_says(name: str, format: str) -> None:
+    """Every pass re-executed, program and kernels equal to the bit, no hazard, and near the model."""
+    ready = prepared(MODELS[name]())
+    samples = samples_of(ready)
+    plan = calibrated_plan(ready, format, samples)
+    reference = Reference(ready.module.graph, ready.feeds(samples))
+    assert reference.in_onnxruntime
+    quantized = ready.quantized(plan)
+    floor = {"e4m3": 20.0, "e5m2": 14.0, "int8": 26.0}[format]
+    assert floor < reference.compare(quantized.graph).sqnr < 60.0
+    compiled(quantized, ready.target, samples[0])
+
+
+@pytest.mark.parametrize("format", ["e4m3", "int8"])
+@pytest.mark.parametrize("name", MODELS)
+def test_dynamic_scales_need_no_data(name: str, format: str) -> None:
+    ready = prepared(MODELS[name]())
+    samples = samples_of(ready)
+    quantized = ready.quantized(dynamic_plan(ready, format))
+    assert Reference(ready.module.graph, ready.feeds(samples)).compare(quantized.graph).sqnr > 20.0
+    compiled(quantized, ready.target, samples[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_emulation_in_onnxruntime_is_what_the_graph_means(name: str) -> None:
+    """Sums in another order move a number that lies at a rounding boundary, now and then, by one step of the format."""
+    ready = prepared(MODELS[name]())
+    (sample,) = ready.feeds(samples_of(ready, 1))
+    for plan in (Plan(), calibrated_plan(ready, "e4m3", samples_of(ready)), dynamic_plan(ready, "int8")):
+        graph = ready.quantized(plan).graph
+        emulator = Emulator(graph)
+        assert emulator.in_onnxruntime
+        got, want = emulator.run(sample), run_graph(graph, sample)
+        for value in graph.results:
+            error = np.abs(got[value.name] - want[value.name])
+            assert np.quantile(error, 0.9) <= 1e-5 * np.abs(want[value.name]).max()
+
+
+def test_operands_travel_in_the_format() -> None:
+    """The cast to f8 lies in the epilogue of the producer: f8 is what is stored between the two products."""
+    ready = prepared(mlp())
+    samples = samples_of(ready)
+    module = compiled(ready.quantized(calibrated_plan(ready, "e4m3", samples)), ready.target, samples[0])
+    stored = [v.type.dtype for op in module.graph.ops if op.body is not None for v in op.results]
+    assert len(stored) == 3
+    assert stored[:2] == [DType.F8E4M3, DType.F8E4M3]
+    inner = [op.name for op in module.graph.ops[-1].body.ops] if module.graph.ops[-1].body else []
+    assert "matmul" in inner
+
+
+def test_scales_are_those_of_the_largest_number_seen() -> None:
+    ready = prepared(mlp())
+    samples = samples_of(ready)
+    largest = max(float(np.abs(s["x"]).max()) for s in samples)
+    plan = calibrated_plan(ready, "e4m3", samples)
+    assert plan.layers["first"].scales == (float(np.float32(largest / 448)),)
+    wide = calibrated_plan(ready, "e4m3", samples, Calibration(headroom=4.0))
+    assert wide.layers["first"].scales[0] == pytest.approx(4 * largest / 448)
+    even = calibrated_plan(ready, "e4m3", samples, Calibration(power_of_two=True))
+    assert np.log2(even.layers["first"].scales[0]) % 1 == 0
+    assert even.layers["first"].scales[0] >= plan.layers["first"].scales[0]
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_methods_clip_outliers(method: str) -> None:
+    """One number of a thousand is a hundred times too large: int8 loses all the others unless it is clipped."""
+    ready = prepared(mlp(), precision="int8")
+    samples = samples_of(ready, 300)
+    samples[3]["x"][0, 0] = 400.0
+    reference = Reference(ready.module.graph, ready.feeds(samples_of(ready, seed=5)))
+    largest = calibrated_plan(ready, "int8", samples)
+    clipped = calibrated_plan(ready, "int8", samples, Calibration(method))
+    assert clipped.layers["first"].scales[0] < largest.layers["first"].scales[0] / 4
+    first = reference.compare(ready.quantized(clipped.only({"first"})).graph).sqnr
+    assert first > reference.compare(ready.quantized(largest.only({"first"})).graph).sqnr + 6
+
+
+def test_mse_trades_clipping_for_steps() -> None:
+    """Of numbers with long tails, the scale of the smallest error clips; rounding to it errs less than without."""
+    ready = prepared(mlp(), precision="int8")
+    rng = np.random.default_rng(1)
+    samples = [{"x": (rng.standard_t(4, (2, 20))).astype(np.float32)} for _ in range(200)]
+    seen = np.concatenate([s["x"] for s in samples])
+
+    def error(method: str) -> tuple[float, float]:
+        scale = calibrated_plan(ready, "int8", samples, Calibration(method)).layers["first"].scales[0]
+        return float(np.square(np.clip(np.rint(seen / scale), -127, 127) * scale - seen).mean()), scale
+
+    assert error("mse")[1] < error("max")[1]
+    assert error("mse")[0] < error("max")[0]
+
+
+def test_activations_that_are_never_negative_use_the_sign() -> None:
+    plan = calibrated_plan(prepared(convnet()), "int8", samples_of(prepared(convnet())))
+    assert plan.layers["c"].unsigned == (False,)
+    assert plan.layers["d"].unsigned == (True,)
+
+
+def test_weights_only_keeps_activations() -> None:
+    """A machine without f8 products stores weights in f8: the widened weights are what multiplies."""
+    ready = prepared(mlp(), target="zhenwu-810e")
+    plan = dynamic_plan(ready, "e4m3")
+    assert all(layer.weights_only for layer in plan.layers.values())
+    graph = ready.quantized(plan).graph
+    weights = load_model(mlp(), dims={"N": 2}).graph.constants()
+    (sample,) = ready.feeds(samples_of(ready, 1))
+    x = next(iter(sample.values()))
+
+    def stored(w: np.ndarray) -> np.ndarray:
+        scale = np.abs(w).max(0) / np.float32(448)
+        return np.asarray((w / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale)
+
+    first, bias, second = (r.array() for r in weights.values())
+    want = np.maximum(x @ stored(first) + bias, 0) @ stored(second)
+    got = Emulator(graph).run(sample)[graph.results[0].name]
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_a_policy_read_back_is_equal(tmp_path: Path) -> None:
+    ready = prepared(convnet())
+    plan = calibrated_plan(ready, "int8", samples_of(ready))
+    changed = {
+        "c": LayerPlan("bf16"),
+        "y": replace(plan.layers["y"], bias=np.arange(5, dtype=np.float32), weight_scale=np.full(5, 0.5, np.float32)),
+    }
+    plan = plan.with_layers(changed)
+    write_policy(tmp_path / "p.toml", plan, {"model": "net"})
+    back = read_policy(tmp_path / "p.toml", ready.layers)
+    assert ready.quantized(back).graph == ready.quantized(plan).graph
+    assert ready.quantized(back).graph != ready.module.graph
+    written = (tmp_path / "p.toml").read_bytes(), (tmp_path / "p.npz").read_bytes()
+    write_policy(tmp_path / "p.toml", back, {"model": "net"})
+    assert written == ((tmp_path / "p.toml").read_bytes(), (tmp_path / "p.npz").read_bytes())
+
+
+def test_patterns_select_layers_and_later_entries_win(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text('[[layer]]\nname = "*"\nformat = "int8"\n[[layer]]\nname = "c"\nformat = "bf16"\n')
+    plan = read_policy(file, prepared(convnet()).layers)
+    assert {n: p.format for n, p in plan.layers.items()} == {"c": "bf16", "d": "int8", "p": "int8", "y": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[layer]]\nname = "convolution"', "no layer is called 'convolution'"),
+        ('[[layer]]\nname = "c"\nformat = "fp7"', "the format is unknown\n  got: fp7"),
+        ('[[layer]]\nname = "c"\nscale = 1', "unknown key 'scale'"),
+        ('[[layer]]\nname = "c"\nscales = [0]', "scales must be positive numbers"),
+        ('[[layer]]\nname = "c"\nscales = [1.0, 2.0]', "layer 'c' multiplies 1 activations\n  got: 2 scales"),
+        ('[[layer]]\nformat = "bf16"', "needs a name"),
+        ("[[layers]]", "unknown key 'layers'"),
+        ("[[", "cannot be read as TOML"),
+    ],
+)
+def test_policies_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "p.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_policy(file, prepared(convnet()).layers)
+    assert message in str(caught.value)
+
+
+def test_repaired_arrays_belong_to_their_policy(tmp_path: Path) -> None:
+    ready = prepared(mlp())
+    plan = Plan({"second": LayerPlan(bias=np.ones(7, np.float32))})
+    write_policy(tmp_path / "p.toml", plan, {})
+    np.savez(tmp_path / "p.npz", **{"second/bias": np.zeros(7, np.float32)})
+    with pytest.raises(UsageError, match="are not this layer's"):
+        read_policy(tmp_path / "p.toml", ready.layers)
+
+
+def bad(change: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"x": np.ones((4, 20), np.float32), **change}
+
+
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        ({"z": np.ones((4, 20), np.float32)}, "no input is called 'z'"),
+        (bad({"x": np.ones((4, 21), np.float32)}), "input 'x' has the wrong shape"),
+        (bad({"x": np.ones((4, 20))}), "input 'x' has the wrong dtype"),
+        (bad({"x": np.full((4, 20), np.nan, np.float32)}), "sample 0: input 'x' holds NaN"),
+        (bad({"x": np.full((4, 20), np.inf, np.float32)}), "sample 0: input 'x' holds an infinity"),
+        (bad({"x": np.zeros((4, 20), np.float32)}), "input 'x' is zero in every sample"),
+        (bad({"x": np.ones((0, 20), np.float32)}), "holds no samples"),
+    ],
+)
+def test_calibration_data_that_make_no_sense(stack: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        chosen_plan(prepared(mlp()), "fp8", Quantization(Data([stack])))
+    assert message in str(caught.value)
+
+
+def test_mixed_needs_a_policy() -> None:
+    with pytest.raises(UsageError, match="needs a policy"):
+        compile_program(mlp(), "ppu-tiny", "mixed", {"N": 1})
+
+
+def test_samples_are_cut_to_the_batch_and_the_last_filled_up() -> None:
+    data = Data([{"x": np.arange(100, dtype=np.float32).reshape(5, 20)}])
+    rows = [s["x"][:, 0].tolist() for s in data.samples(prepared(mlp()).specs)]
+    assert rows == [[0, 20], [40, 60], [80, 0]]
+
+
+def test_folders_of_files(tmp_path: Path) -> None:
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.full((2, 20), i, np.float32))
+    specs = prepared(mlp()).specs
+    assert [s["x"][0, 0] for s in Data(tmp_path).samples(specs)] == [0, 1, 2]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no samples"):
+        list(Data(tmp_path / "empty").samples(specs))
+    with pytest.raises(InputError, match="no such file or folder"):
+        Data(tmp_path / "missing")
+
+
+def test_data_bind_open_sizes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((6, 20)).astype(np.float32))
+    program = compile_program(mlp(), "ppu-tiny", "fp8", calibrate=tmp_path / "data.npz")
+    assert program.inputs[0].type.dims == (1, 20)
+    assert program.artifact.meta["precision"] == "fp8"
+
+
+def test_the_same_calibration_gives_the_same_program() -> None:
+    stacks = [{"x": np.random.default_rng(3).standard_normal((6, 20)).astype(np.float32)}]
+    first, second = (compile_program(mlp(), "ppu-tiny", "int8", calibrate=stacks) for _ in range(2))
+    assert first.artifact == second.artifact
+
+
+def test_images_as_declared(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.dstack([np.full((8, 8), v, np.uint8) for v in (10, 20, 30)])).save(tmp_path / "a.png")
+    (tmp_path / "how.toml").write_text(
+        'size = [4, 6]\ncolour = "bgr"\nscale = 0.1\nmean = [3, 2, 1]\nstd = [1, 2, 1]\n'
+    )
+    how = read_preprocessing(tmp_path / "how.toml")
+    assert how == Preprocessing((4, 6), colour="bgr", scale=0.1, mean=(3.0, 2.0, 1.0), std=(1.0, 2.0, 1.0))
+    array = read_image(tmp_path / "a.png", how)
+    assert array.shape == (3, 4, 6)
+    assert array[:, 0, 0] == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("size = 224", "'size' must be [rows, columns]"),
+        ('size = [2, 2]\ncolour = "cmyk"', "'colour' is unknown"),
+        ("size = [2, 2]\nstd = [0]", "'std' must be numbers"),
+        ("sizes = [2, 2]", "unknown key 'sizes'"),
+    ],
+)
+def test_preprocessing_that_makes_no_sense(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "how.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_preprocessing(tmp_path / "how.toml")
+    assert message in str(caught.value)
+
+
+def test_input_specs_are_the_model_s() -> None:
+    assert prepared(mlp()).specs == input_specs(prepared(mlp()).module)
