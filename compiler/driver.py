@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.alias import aliased
 from ppuc.compiler.dump import DumpFolder, read_constants
 from ppuc.compiler.inputs import RANGE_OPTION, checked_inputs, generate_all, input_ranges, input_specs
 from ppuc.compiler.passes.base import Pass
@@ -96,20 +97,21 @@ def compile_model(
     inputs: Mapping[str, np.ndarray] | None = None,
     keep_layers: bool = False,
     quantization: Quantization | None = None,
+    aliases: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> CompiledModel:
     """Compile an ONNX model. `quantization` says how layers are quantized at precisions fp8, int8 and mixed (None:
-    all of them, activation scales computed at run time). `check_passes` re-executes the module after every pass on
-    `inputs` (by ONNX name; random ones when None). `keep_layers` makes the result of every kernel an output. Raises
-    ModelError, UsageError, TargetError or CapacityError for what the caller can mend, DivergenceError when a pass
-    changed the model's values."""
+    all of them, activation scales computed at run time). `aliases` names, by input, the output that shares its memory.
+    `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random ones when None).
+    `keep_layers` makes the result of every kernel an output. Raises ModelError, UsageError, TargetError or
+    CapacityError for what the caller can mend, DivergenceError when a pass changed the model's values."""
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
     check_precision(precision)
     passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
     run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
-    module = run.imported(source, precision, dims, shapes)
+    module = run.imported(source, precision, dims, shapes, aliases)
     if check_passes:
         specs = input_specs(module)
         arrays = checked_inputs(specs, inputs, "--inputs") if inputs is not None else generate_all(specs)
@@ -221,6 +223,7 @@ class Run:
         precision: str,
         dims: Mapping[str, int] | None,
         shapes: Mapping[str, Sequence[int]] | None,
+        aliases: Mapping[str, str] | None = None,
     ) -> Module:
         """Import `source` as the first module; recorded as the pass `import`. At a precision that quantizes, the
         quantized graph is the first module: recorded as `quantize`."""
@@ -232,17 +235,19 @@ class Run:
         if self.quantization is not None:
             shapes = {**self.quantization.shapes(source, dims or {}), **(shapes or {})}
         module = initial_module(load_model(source, dims=dims, shapes=shapes), self.target, precision)
+        if precision not in QUANTIZED:
+            module = aliased(module, aliases or {})
         verify_module(module)
         self._record("import", "", time.perf_counter() - started, True, module)
-        return self._quantized(module) if precision in QUANTIZED else module
+        return self._quantized(module, aliases or {}) if precision in QUANTIZED else module
 
-    def _quantized(self, module: Module) -> Module:
+    def _quantized(self, module: Module, aliases: Mapping[str, str]) -> Module:
         from ppuc.compiler.quantization.quantize import quantized_module
         from ppuc.ir.verify import verify_module
 
         started = time.perf_counter()
         self.progress("quantize", 0, self._total)
-        module = quantized_module(module, self.target, self.quantization)
+        module = aliased(quantized_module(module, self.target, self.quantization), aliases)
         verify_module(module)
         self._record("quantize", "", time.perf_counter() - started, True, module)
         return module

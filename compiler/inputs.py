@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppuc.compiler.alias import declared_type, grown
 from ppuc.ir.errors import Diagnostic, InputError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
@@ -53,10 +54,17 @@ def input_ranges(graph: Graph) -> dict[str, int]:
 
 def input_specs(module: Module) -> tuple[InputSpec, ...]:
     """The module's inputs in the model's order."""
-    types = {p.name: p.type for p in module.graph.params}
+    types, options = {p.name: p.type for p in module.graph.params}, dict(module.options)
     return tuple(
-        InputSpec(name, types[value], int(module.option(RANGE_OPTION + name, "2"))) for name, value in module.inputs
+        InputSpec(name, declared_type(name, types[value], options), int(options.get(RANGE_OPTION + name, "2")))
+        for name, value in module.inputs
     )
+
+
+def feeds_of(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays by ONNX name as arrays by graph parameter: an input that is the beginning of a buffer lies in one."""
+    dims = {p.name: p.type.dims for p in module.graph.params}
+    return {value: grown(inputs[name], dims[value]) for name, value in module.inputs}
 
 
 def generate(spec: InputSpec, fill: str, seed: int = 0) -> np.ndarray:

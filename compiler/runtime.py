@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ppuc.compiler.alias import grown
 from ppuc.compiler.inputs import RANGE_OPTION, InputSpec, checked_inputs, generate_all
 from ppuc.ir.errors import UsageError
 from ppuc.ir.resource import Resource
@@ -90,7 +91,10 @@ class CompiledProgram:
         from ppuc.targets.simulator.run import simulate
 
         artifact = self.artifact
-        feeds = None if inputs is None else {s.tensor: inputs[s.name] for s in artifact.inputs}
+        buffers = {s.tensor: s.type.dims for s in (*artifact.inputs, *artifact.outputs)}
+        feeds = None
+        if inputs is not None:
+            feeds = {s.tensor: grown(inputs[s.name], buffers[s.tensor]) for s in artifact.inputs}
         constants = {n: c if isinstance(c, Resource) else Resource.of(c, n) for n, c in artifact.constants.items()}
         raw = simulate(
             artifact.program, artifact.vectors, self.target, constants, feeds, trace=trace, progress=progress

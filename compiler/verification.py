@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.alias import aliases_of
 from ppuc.compiler.compare import Comparison
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import node_outputs
@@ -94,7 +95,14 @@ def _compared_layers(
     assert program.source is not None
     precision = program.artifact.meta.get("precision", "model")
     shapes = {s.name: s.type.dims for s in program.inputs}
-    model = compile_model(program.source, target=program.target, precision=precision, shapes=shapes, keep_layers=True)
+    model = compile_model(
+        program.source,
+        target=program.target,
+        precision=precision,
+        shapes=shapes,
+        keep_layers=True,
+        aliases=aliases_of(program.artifact.meta),
+    )
     got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
     nodes = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}

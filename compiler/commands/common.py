@@ -34,6 +34,8 @@ SCHEMA = 1
 _PATIENCE_SECONDS = 3.0
 """Loading the simulator from numba's cache takes less."""
 
+GIVE_ONNX = "give the .onnx file"
+
 PRECISION_NAMES = ("model", "fp32", "bf16", "fp16", "fp8", "int8", "mixed")
 
 
@@ -84,6 +86,18 @@ def model_options(function: F) -> F:
         show_default=True,
         help="Format in which matrix products are computed; sums are always f32. 'model' keeps the file's own; 'mixed' "
         "takes each layer's from --policy.",
+    )(function)
+
+
+def alias_option(function: F) -> F:
+    """--alias."""
+    return click.option(
+        "--alias",
+        "alias",
+        metavar="PAST=PRESENT",
+        multiple=True,
+        help="Output PRESENT is input PAST with something appended (a cache of keys or values): it shares the memory "
+        "of PAST, and only the new part is written. Repeatable.",
     )(function)
 
 
@@ -321,10 +335,15 @@ def obtain_program(
     dims: Sequence[str],
     arrays: dict[str, np.ndarray] | None = None,
     quantize: Callable[[Progress], Quantization | None] | None = None,
+    alias: Sequence[str] = (),
 ) -> CompiledProgram:
     """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`). `quantize` says how layers
     are quantized."""
     if is_artifact(model):
+        if alias:
+            from ppuc.ir.errors import UsageError
+
+            raise UsageError.of("--alias", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
         return _loaded(model, chosen_target(target, overrides) if target or overrides else None, precision, dims)
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.runtime import CompiledProgram
@@ -339,6 +358,7 @@ def obtain_program(
             dims=dim_sizes(dims),
             shapes=shapes,
             quantization=quantize(progress) if quantize is not None else None,
+            aliases=pairs(alias, "--alias"),
             progress=progress,
         )
     return CompiledProgram(made.artifact, made.target, model, made.passes)
@@ -360,5 +380,5 @@ def _loaded(model: Path, machine: Target | None, precision: str, dims: Sequence[
 
     if dims or precision != "model":
         option = "--dim" if dims else "--precision"
-        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint="give the .onnx file")
+        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
     return load_program(model, machine)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     chosen_target,
     compile_options,
     dim_sizes,
     emit,
     json_option,
     note,
+    pairs,
     progress_bar,
     quantization,
     quantization_options,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
 @compile_options
 @quantization_options
+@alias_option
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -65,6 +68,7 @@ def compile_command(
     preprocess: Path | None,
     method: str,
     policy: Path | None,
+    alias: tuple[str, ...],
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
@@ -91,6 +95,7 @@ def compile_command(
             dump=dump,
             check_passes=check_passes,
             inputs=arrays or None,
+            aliases=pairs(alias, "--alias"),
             quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
             progress=progress,
         )

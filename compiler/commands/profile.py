@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     compile_options,
     complete_inputs,
     emit,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
 @quantization_options
+@alias_option
 @input_options
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
@@ -78,6 +80,7 @@ def profile_command(
     preprocess: Path | None,
     method: str,
     policy: Path | None,
+    alias: tuple[str, ...],
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -111,6 +114,7 @@ def profile_command(
         dims,
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        alias,
     )
     feeds = None if timing_only else complete_inputs(program.inputs, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:

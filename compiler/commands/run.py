@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     compile_options,
     complete_inputs,
     emit,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
 @quantization_options
+@alias_option
 @input_options
 @click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
 @json_option
@@ -50,6 +52,7 @@ def run_command(
     preprocess: Path | None,
     method: str,
     policy: Path | None,
+    alias: tuple[str, ...],
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -72,6 +75,7 @@ def run_command(
         dims,
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        alias,
     )
     feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
     with simulation_bar() as progress:

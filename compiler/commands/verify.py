@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     compile_options,
     complete_inputs,
     emit,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @compile_options
 @quantization_options
+@alias_option
 @input_options
 @click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
 @json_option
@@ -47,6 +49,7 @@ def verify_command(
     preprocess: Path | None,
     method: str,
     policy: Path | None,
+    alias: tuple[str, ...],
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -72,6 +75,7 @@ def verify_command(
         dims,
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        alias,
     )
     feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
     with simulation_bar() as progress:

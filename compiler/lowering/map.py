@@ -9,6 +9,7 @@ once more for the results that need both the elements and the reduced values.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -16,8 +17,9 @@ from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import Chain, NotFusable, analyse, op_axes, stored_part, widens
 from ppuc.compiler.lowering.chunked import ChunkedReduction
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal
-from ppuc.compiler.lowering.tiled import TiledLowering
+from ppuc.compiler.lowering.tiled import Operand, TiledLowering
 from ppuc.ir.graph import Graph, Value
+from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import broadcast_shapes
 from ppuc.targets.schema import Target
@@ -25,6 +27,10 @@ from ppuc.targets.schema import Target
 DEPTHS = (3, 6, 2)
 """Slots of a streamed input: at three, one tile is computed, one waits and one is on its way; six hide a long
 latency."""
+
+
+BLOCK = 64
+"""Points of a row of one operand in a tile that has rows of another one too."""
 
 
 def map_domain(body: Graph) -> tuple[int, ...]:
@@ -77,6 +83,7 @@ class MapLowering(TiledLowering):
     ) -> None:
         super().__init__(name, body, tensors, loc, target, check_map(body))
         self.tiles = self._choose()
+        self.turned = frozenset() if self.chain.direct else self._turned(self.tiles)
         self.price = self._price(self.tiles)
         self.units = self._deal(self.tiles)
 
@@ -108,8 +115,8 @@ class MapLowering(TiledLowering):
         for limit in (budget, self.target.l1.bytes):
             best: tuple[float, list[int], int] | None = None
             for self.load_depth in DEPTHS:
-                for volume in (1 << e for e in range(4, 20)):
-                    tiles = self._fill(volume, limit)
+                for volume, (order, most) in itertools.product((1 << e for e in range(4, 20)), self._orders()):
+                    tiles = self._fill(volume, limit, order, most)
                     if tiles is None:
                         break
                     price = self._price(tiles)
@@ -123,19 +130,38 @@ class MapLowering(TiledLowering):
             raise NotFusable(f"no tile of {[a.size for a in axes]} fits l1 of {self.target.l1.bytes} bytes")
         return chunked
 
-    def _fill(self, volume: int, limit: int) -> list[int] | None:
-        """Tiles of about `volume` points with whole reduction axes; None when not even one row fits."""
+    def _orders(self) -> list[tuple[list[int], int]]:
+        """Orders in which the parallel axes are given room, the last one first, and the most that this one gets: the
+        domain's and, where operands run through memory in others, blocks that have rows of both."""
+        orders = [(self.parallel, 1 << 62)]
+        if len(self.parallel) < 2:
+            return orders
+        for operand in self.operands:
+            strides = operand.access.view.strides
+            if all(operand.access.present(i) for i in self.parallel):
+                other = sorted(self.parallel, key=lambda i: -abs(strides[i]))
+                for rows in (other, [*(i for i in other if i != self.parallel[-1]), self.parallel[-1]]):
+                    for most in (1 << 62, BLOCK):
+                        if other != self.parallel and (rows, most) not in orders:
+                            orders.append((rows, most))
+        return orders
+
+    def _fill(self, volume: int, limit: int, order: Sequence[int], most: int) -> list[int] | None:
+        """Tiles of about `volume` points with whole reduction axes, those last in `order` filled first and the very
+        last up to `most`; None when not even one row fits."""
         axes = self.space.axes
         tiles = [a.size if a.reduced else 1 for a in axes]
         if not self._fits(tiles, limit):
             return None
-        for i in reversed(self.parallel):
+        for i in reversed(order):
             rest = max(1, volume // math.prod(tiles))
+            if i == order[-1]:
+                rest = min(rest, most)
             want = axes[i].size if rest >= axes[i].size else 1 << (rest.bit_length() - 1)
             while want > 1 and not self._fits([*tiles[:i], want, *tiles[i + 1 :]], limit):
                 want = want // 2 if want & (want - 1) == 0 else 1 << (want.bit_length() - 1)
             tiles[i] = max(want, 1)
-            if tiles[i] < axes[i].size:
+            if tiles[i] < axes[i].size and most > BLOCK:
                 break
         return tiles
 
@@ -163,6 +189,35 @@ class MapLowering(TiledLowering):
             units[i] = n
         return units
 
+    def _traffic(self, operand: Operand, tiles: Sequence[int], turned: bool) -> cost.Traffic:
+        """Traffic of one tile of an operand, its axes in the order of the domain or, `turned`, of its memory."""
+        view, access = operand.access.view, operand.access
+        order = list(range(len(tiles)))
+        if turned:
+            order.sort(key=lambda i: -abs(view.strides[i]))
+        seen = View(tuple(view.shape[i] for i in order), tuple(view.strides[i] for i in order))
+        return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype)
+
+    def _turned(self, tiles: Sequence[int]) -> frozenset[str]:
+        """Operands and results that are cheaper to move in rows of their memory and to turn than to move as the domain
+        has them: the vector engine takes one step for what costs a transfer an address per row. Chunked tiles are left
+        as they are: their walks combine by valid extents."""
+        if any(tiles[i] < self.space.axes[i].size for i in self.reduced):
+            return frozenset()
+        extra = math.prod(tiles) / self.target.vector.lanes
+        found = set()
+        for operand in self.operands:
+            access = operand.access
+            if not all(access.present(i) for i, t in enumerate(tiles) if t > 1):
+                continue
+            plain, rows = (self._traffic(operand, tiles, turned) for turned in (False, True))
+            if rows.rows < plain.rows and self._load_clk(rows, operand) + extra < self._load_clk(plain, operand):
+                found.add(operand.key)
+        return frozenset(found)
+
+    def _load_clk(self, traffic: cost.Traffic, operand: Operand) -> float:
+        return cost.load_clk(traffic, self.target, self.target.cu, operand.space)
+
     def _price(self, tiles: Sequence[int]) -> float:
         units = self._deal(tiles)
         active = math.prod(units)
@@ -171,15 +226,15 @@ class MapLowering(TiledLowering):
             trips = -(-axis.size // tile)
             iterations *= -(-trips // n)
         load_time = store_time = 0.0
+        turned = self._turned(tiles)
         for operand in self.operands:
-            extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
-            traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
+            traffic = self._traffic(operand, tiles, operand.key in turned)
             if operand.written:
                 store_time += cost.store_clk(traffic, self.target, active, operand.space)
             else:
                 load_time += cost.load_clk(traffic, self.target, active, operand.space)
                 load_time += cost.overhead_clk(self.target)
-        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops), self.target)
+        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + len(turned), self.target)
         latency = cost.latency_clk(self.target, *(o.space for o in self.operands if not o.written))
         beat = max(load_time, vec, store_time, (latency + load_time) / self.load_depth)
         return iterations * beat + latency + load_time + vec + store_time

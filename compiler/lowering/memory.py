@@ -121,9 +121,9 @@ class Assigner:
         return at
 
 
-def assign(ranges: Sequence[Range], capacity: int) -> tuple[dict[str, int], list[str]]:
+def assign(ranges: Sequence[Range], capacity: int, placements: int = PLACEMENTS) -> tuple[dict[str, int], list[str]]:
     """Addresses for `ranges`, and the names of those that found no room: first fit, large ones first; if that fails
-    where the bytes alive together would fit, other orders and an exact search within `PLACEMENTS`."""
+    where the bytes alive together would fit, other orders and an exact search of at most `placements`."""
     assigner = Assigner(capacity)
     placed: dict[str, int] = {}
     failed: list[str] = []
@@ -136,7 +136,7 @@ def assign(ranges: Sequence[Range], capacity: int) -> tuple[dict[str, int], list
     if failed:
         from ppuc.compiler.lowering.minimalloc import Plan, plan  # the search is compiled code: load it only for this
 
-        found = plan(ranges, capacity, placements=PLACEMENTS)
+        found = plan(ranges, capacity, placements=placements)
         if isinstance(found, Plan):
             return found.offsets, []
     return placed, failed

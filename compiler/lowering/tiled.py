@@ -59,6 +59,8 @@ class TiledLowering:
         self.operands = self._operands()
         self.tiles: list[int] = [1] * len(self.space.axes)
         self.load_depth = 2
+        self.turned: frozenset[str] = frozenset()
+        """Keys of operands whose tiles lie in the order of their memory and are transposed by the vector engine."""
 
     def _operands(self) -> list[Operand]:
         found = []
@@ -91,9 +93,16 @@ class TiledLowering:
         """Tile of an operand."""
         return tuple(self.tiles[i] if access.present(i) else 1 for i in self.tile_axes())
 
-    def index(self, access: Access, loops: Mapping[str, Tiling]) -> tuple[Affine, ...]:
-        """Where the current tile of an operand lies, per view dimension."""
-        kept = {a: k for k, a in enumerate(self.tile_axes())}
+    def memory_order(self, access: Access) -> list[int]:
+        """The tile's axes from the longest to the shortest step in the operand's memory."""
+        return sorted(self.tile_axes(), key=lambda i: -abs(access.view.strides[i]))
+
+    def index(
+        self, access: Access, loops: Mapping[str, Tiling], order: Sequence[int] | None = None
+    ) -> tuple[Affine, ...]:
+        """Where the current tile of an operand lies, per view dimension; `order` are the tile's axes as they are in
+        l1, if not those of `tile_axes`."""
+        kept = {a: k for k, a in enumerate(order or self.tile_axes())}
         offsets, tile_axes = [], []
         for i, axis in enumerate(self.space.axes):
             loop = loops.get(axis.name)
@@ -126,11 +135,33 @@ class TiledLowering:
         names = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
         where = nest.depth_of(names)
         innermost = nest.depth_of([loop.name for loop in nest.loops[:limit]])
-        shape = self.tile_shape(operand.access)
+        order = self.order_of(operand)
+        shape = tuple(self.tiles[i] if operand.access.present(i) else 1 for i in order)
         buffer = self.kernel.buffer("t", operand.dtype, shape, depth=depth if where == innermost else 2)
         param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view)
-        nest.add(where, Load(buffer, param, self.index(operand.access, loops), operand.access.pad))
+        nest.add(where, Load(buffer, param, self.index(operand.access, loops, order), operand.access.pad))
         return buffer
+
+    def _param(self, builder: ProgramBuilder, operand: Operand) -> str:
+        """The vector program's name for a loaded operand, with its axes in the order of the domain. Where one is
+        turned, all are read whole: an axis of one tile is not that of another."""
+        name = builder.param(operand.dtype, whole=bool(self.turned))
+        if operand.key not in self.turned:
+            return name
+        order = self.memory_order(operand.access)
+        return builder.step("transpose", name, ints=[order.index(i) for i in self.tile_axes()])
+
+    def _result(self, builder: ProgramBuilder, emitter: ChainEmitter, operand: Operand) -> str:
+        """The vector program's name for a result, with its axes as its tile has them."""
+        name = emitter.value(operand.key[4:])
+        if operand.key not in self.turned:
+            return name
+        axes = self.tile_axes()
+        return builder.step("transpose", name, ints=[axes.index(i) for i in self.memory_order(operand.access)])
+
+    def order_of(self, operand: Operand) -> list[int]:
+        """The merged axes of the operand's tile, as they are in l1."""
+        return self.memory_order(operand.access) if operand.key in self.turned else self.tile_axes()
 
     def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool, out_depth: int = 2) -> None:
         """Add, at `depth`, the loads of the chain's operands, one vec for all its ops (from the accumulator `anchor`,
@@ -147,20 +178,28 @@ class TiledLowering:
             ins.append(anchor)
         for operand in self.operands:
             if not operand.written:
-                names[operand.key] = builder.param(operand.dtype)
+                names[operand.key] = self._param(builder, operand)
                 ins.append(self.load(nest, operand, self.load_depth if anchor is None else 2, depth))
         emitter = ChainEmitter(self.chain, builder, names, self.axis_of())
         for op in self.chain.ops:
             emitter.emit(op)
         written = [o for o in self.operands if o.written]
-        outs = [self.kernel.buffer("o", o.dtype, self.tile_shape(o.access), depth=out_depth) for o in written]
-        results = [(emitter.value(o.key[4:]), o.dtype) for o in written]
+        orders = [self.order_of(o) for o in written]
+        shapes = [
+            tuple(self.tiles[i] if o.access.present(i) else 1 for i in order)
+            for o, order in zip(written, orders, strict=True)
+        ]
+        outs = [
+            self.kernel.buffer("o", o.dtype, shape, depth=out_depth) for o, shape in zip(written, shapes, strict=True)
+        ]
+        results = [(self._result(builder, emitter, o), o.dtype) for o in written]
         program = self.kernel.vector(builder.finish(self.name, results))
         loops = {loop.name: loop for loop in nest.loops}
-        nest.add(depth, Vec(program, tuple(outs), tuple(ins), self.valid(loops)), after=after)
-        for operand, buffer in zip(written, outs, strict=True):
+        valid = () if self.turned else self.valid(loops)  # extents of turned tiles are in another order: stores cut
+        nest.add(depth, Vec(program, tuple(outs), tuple(ins), valid), after=after)
+        for operand, order, buffer in zip(written, orders, outs, strict=True):
             param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
-            nest.add(depth, Store(param, buffer, self.index(operand.access, loops)), after=after)
+            nest.add(depth, Store(param, buffer, self.index(operand.access, loops, order)), after=after)
 
     def _copy(self, nest: Nest, depth: int) -> None:
         """Load and store: the group only moves elements, or widens them."""

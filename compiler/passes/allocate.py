@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
-from ppuc.compiler.passes.place import UNREAD, l2_range, priorities
+from ppuc.compiler.passes.place import UNREAD, priorities
 from ppuc.ir.errors import CapacityError, Diagnostic, InternalError
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel
@@ -40,16 +41,19 @@ def _tensors(graph: Graph, target: Target) -> list[Placement]:
     live = live_ranges(graph, roots)
     values = {v.name: v for v in graph.params} | {r.name: r for op in graph.ops for r in op.results}
     ranks = priorities(graph)
-    l2 = [
-        l2_range(n, padded(values[n].type), live[n], ranks.get(n, UNREAD)) for n in live if values[n].space is Space.L2
-    ]
-    hbm = [Range(n, padded(values[n].type), *live[n]) for n in live if values[n].space is Space.HBM]
+    ranges = [Range(n, padded(values[n].type), *live[n], ranks.get(n, UNREAD)) for n in live]
+    hbm = [replace(r, rank=0) for r in ranges if values[r.name].space is Space.HBM]
+    l2 = {r.name: r for r in ranges if values[r.name].space is Space.L2}
+    at, failed = assign(hbm, target.hbm.bytes)
+    at_l2, failed_l2 = plan_l2(l2, overwritten(graph), target.l2.bytes)
     found: list[Placement] = []
-    for ranges, space, capacity in ((hbm, Space.HBM, target.hbm.bytes), (l2, Space.L2, target.l2.bytes)):
-        at, failed = assign(ranges, capacity)
-        if failed:
-            raise InternalError(f"{space} of {capacity} bytes has no room for {failed}")
-        found += [Placement(r.name, space, at[r.name], r.bytes) for r in ranges]
+    for space, held, where, left in (
+        (Space.HBM, hbm, at, failed),
+        (Space.L2, list(l2.values()), at_l2, failed_l2),
+    ):
+        if left:
+            raise InternalError(f"{space} has no room for {left}")
+        found += [Placement(r.name, space, where[r.name], r.bytes) for r in held]
     return sorted(found, key=lambda p: (p.space.value, p.address, p.name))
 
 

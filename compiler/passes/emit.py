@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
+from ppuc.compiler.lowering.l2_plan import overwritten
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.emit_counters import CounterPlan
 from ppuc.compiler.passes.emit_rings import RingOwners, Site, claiming_units, ring_uses, sites_of
@@ -60,8 +61,9 @@ class Emission:
 
     def __init__(self, module: Module, target: Target) -> None:
         self.module, self.target, self.graph = module, target, module.graph
-        self.roots = storage_roots(module.graph)
         self.places = {(p.space, p.name): p for p in module.placement}
+        self.over = self._overwriting()
+        self.roots = self._roots()
         self.tensors = self._tensors()
         self.kernels = {k.name: k for k in module.kernels}
         self.order: list[tuple[str, str]] = []  # ("kernel" | "stage", name of the kernel or of the staged value)
@@ -81,7 +83,13 @@ class Emission:
             for op in self.graph.ops
             if getattr(op.attrs, "kind", "") == "scatter"
         }
-        plan = CounterPlan(self.order, rooted, sources, {t.name: t for t in self.tensors}, in_place, self.target)
+        over = {
+            op.attrs.kernel: self.roots[op.results[0].name]  # type: ignore[attr-defined]
+            for op in self.graph.ops
+            if op.name == "group" and any(r.name in self.over for r in op.results)
+        }
+        tensors = {t.name: t for t in self.tensors}
+        plan = CounterPlan(self.order, rooted, sources, tensors, in_place, over, self.target)
         owners = RingOwners()
         programs: list[KernelProgram] = []
         copies: list[Copy] = []
@@ -102,19 +110,36 @@ class Emission:
             (segment,),
         )
 
+    def _overwriting(self) -> dict[str, str]:
+        """Result -> operand, both by storage root, of those that were placed at one address."""
+        found = {}
+        for result, operand in overwritten(self.graph).items():
+            new, old = self.places.get((Space.L2, result)), self.places.get((Space.L2, operand))
+            if new is not None and old is not None and new.address == old.address:
+                found[result] = operand
+        return found
+
+    def _roots(self) -> dict[str, str]:
+        """Value -> the tensor that holds it: its storage root or, where that was placed over an operand, the operand's
+        tensor."""
+        holder: dict[str, str] = {}
+        for result, operand in self.over.items():
+            holder[result] = holder.get(operand, operand)
+        return {value: holder.get(root, root) for value, root in storage_roots(self.graph).items()}
+
     def _tensors(self) -> list[MemTensor]:
-        """One tensor per storage root, in address order."""
+        """One tensor per name in `roots`, in address order."""
         values = {v.name: v for v in self.graph.params} | {r.name: r for op in self.graph.ops for r in op.results}
         inputs = {v for _, v in self.module.inputs}
         outputs = {self.roots[v] for _, v in self.module.outputs}
         constants = {op.results[0].name for op in self.graph.ops if op.name == "const"}
         found = []
         for placement in self.module.placement:
-            if placement.space not in (Space.HBM, Space.L2):
-                continue
             name = placement.name
+            if placement.space not in (Space.HBM, Space.L2) or self.roots[name] != name:
+                continue
             role = (
-                "output" if name in outputs else "input" if name in inputs else "const" if name in constants else "temp"
+                "input" if name in inputs else "output" if name in outputs else "const" if name in constants else "temp"
             )
             v = values[name]
             found.append(MemTensor(name, v.type.dtype, v.type.elements, placement.space, placement.address, role, name))

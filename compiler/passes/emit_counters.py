@@ -4,6 +4,8 @@
          for the blocks its box touches.
   done   one counter for a tensor whose bytes something else takes over: bumped once by each unit after its last load
          (store or copy) of it; whoever writes the bytes next waits for it.
+  read   one counter for a tensor that a kernel writes its result over, tile by tile: bumped by the loads of its other
+         readers before that kernel, whose stores wait for it. Its own loads and stores are ordered by its rings.
 
 Expected counts are enumerated here, from the same span formula that the machine uses (`ppuc.ir.tile.BoxPlan.span`).
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from ppuc.compiler.passes.emit_rings import Site, sites_of
 from ppuc.ir.affine import Affine
+from ppuc.ir.errors import InternalError
 from ppuc.ir.kernel import Gather, Kernel, Load, Loop, Param, Store
 from ppuc.ir.program import Bump, CounterGroup, MemTensor, Wait
 from ppuc.targets.schema import Target
@@ -58,7 +61,8 @@ def box_span(
 
 class CounterPlan:
     """All counters of a segment. `kernels` have parameters bound to storage roots; `stages` maps staged tensors to
-    their sources; `in_place` maps kernels that update a tensor in place to that tensor."""
+    their sources; `in_place` maps kernels that update a tensor in place to that tensor, `over` those that write a
+    result over an operand, tile by tile."""
 
     def __init__(
         self,
@@ -67,8 +71,10 @@ class CounterPlan:
         stages: Mapping[str, str],
         tensors: Mapping[str, MemTensor],
         in_place: Mapping[str, str],
+        over: Mapping[str, str],
         target: Target,
     ) -> None:
+        self.over = over
         self.kernels, self.stages, self.tensors, self.in_place, self.target = kernels, stages, tensors, in_place, target
         self.step = {name: i for i, (_, name) in enumerate(order)}
         self.sites = {k.name: sites_of(k) for k in kernels.values()}
@@ -93,6 +99,10 @@ class CounterPlan:
             for together in self._shared_counters(tensor, writers):
                 group = self._full_group(tensor, together)
                 self._full.update({(tensor, writer): group for writer in together})
+        self._read: dict[tuple[str, str], tuple[CounterGroup, frozenset[str]]] = {}
+        for kernel, tensor in over.items():
+            self._require_same_boxes(tensor, kernel)
+            self._add_read_group(tensor, kernel)
         for tensor in sorted(self._watched):
             self._done[tensor] = self._done_group(tensor)
 
@@ -114,16 +124,40 @@ class CounterPlan:
                     self._watched.add(old.name)
         return found
 
+    def _updates(self, tensor: str, writer: str) -> bool:
+        """Whether the writer has itself waited for what was written to the tensor before."""
+        return tensor in (self.in_place.get(writer), self.over.get(writer))
+
+    def _require_same_boxes(self, tensor: str, kernel: str) -> None:
+        """Raise InternalError unless the kernel loads `tensor` once, just where it stores to it."""
+        loads, stores = self._accesses(tensor, kernel, Load), self._accesses(tensor, kernel, Store)
+        if len(loads) == 1 == len(stores):
+            (load, source), (store, result) = loads[0], stores[0]
+            at = source.view, load.loops, load.stmt.index  # type: ignore[union-attr]
+            if at == (result.view, store.loops, store.stmt.index):  # type: ignore[union-attr]
+                return
+        raise InternalError(f"kernel @{kernel} writes its result over %{tensor} at other points than it reads")
+
     def _shared_counters(self, tensor: str, writers: Sequence[str]) -> list[tuple[str, ...]]:
         """Writers of a tensor in the sets that share counters: those of its parts do when all come before whoever reads
         it, so that a reader waits once; else each has its own, and nobody waits for a later one."""
-        parts = all(w not in self.stages and self.in_place.get(w) != tensor for w in writers)
+        parts = all(w not in self.stages and not self._updates(tensor, w) for w in writers)
         last = max(self.step[w] for w in writers)
         if parts and all(self.step[r] > last for r in self.readers.get(tensor, ())):
             return [tuple(writers)]
         return [(w,) for w in writers]
 
     # groups
+
+    def _add_read_group(self, tensor: str, kernel: str) -> None:
+        """The counter of what else reads `tensor` between its last writer before `kernel` and `kernel`."""
+        steps = [self.step[w] for w in self.writers[tensor] if self.step[w] < self.step[kernel]]
+        since = max(steps, default=-1)
+        others = [r for r in self.readers[tensor] if since < self.step[r] < self.step[kernel]]
+        visits = sum(self._visits(tensor, r, Load) for r in others)
+        if others:
+            group = self._new(f"{tensor}.read.{self.writers[tensor].index(kernel)}", tensor, "done", 1, [visits])
+            self._read[tensor, kernel] = group, frozenset(others)
 
     def _new(self, name: str, tensor: str, kind: str, block: int, expect: Sequence[int]) -> CounterGroup:
         group = CounterGroup(name, tensor, kind, self._first, block, tuple(expect))
@@ -223,7 +257,8 @@ class CounterPlan:
 
     def groups(self) -> tuple[CounterGroup, ...]:
         """All groups, in counter order."""
-        distinct = {g.name: g for g in (*self._full.values(), *self._done.values())}
+        read = (group for group, _ in self._read.values())
+        distinct = {g.name: g for g in (*self._full.values(), *self._done.values(), *read)}
         return tuple(sorted(distinct.values(), key=lambda g: g.first))
 
     def blocks(self, stage: str) -> list[tuple[int, int]]:
@@ -241,13 +276,16 @@ class CounterPlan:
         tensor = next(p.tensor for p in kernel.params if p.name == name)
         if isinstance(stmt, Load):
             done = self._done.get(tensor)
-            bumps = (Bump(done.name, touched=False),) if done is not None else ()
+            last = [done] if done is not None else []
+            last += [g for (t, _), (g, readers) in self._read.items() if t == tensor and kernel.name in readers]
+            bumps = tuple(Bump(group.name, touched=False) for group in last)
             return self._full_waits(tensor, kernel.name, stmt.gather is None), bumps
         group = self._full[tensor, kernel.name]
-        updates = self.in_place.get(kernel.name) == tensor
         first = self.writers[tensor][0] == kernel.name
-        waits = self._takeover_waits(tensor) if first or not updates else ()
-        if updates:
+        waits = self._takeover_waits(tensor) if first or not self._updates(tensor, kernel.name) else ()
+        if (tensor, kernel.name) in self._read:
+            waits = (*waits, Wait(self._read[tensor, kernel.name][0].name, touched=False))
+        if self.in_place.get(kernel.name) == tensor:
             waits = (*waits, *self._full_waits(tensor, kernel.name, False))
         return waits, (Bump(group.name, touched=group.kind == "full"),)
 
@@ -285,7 +323,7 @@ class CounterPlan:
 
     def _from_last_update(self, tensor: str, writers: Sequence[str]) -> Sequence[str]:
         """The last of `writers` that updates the tensor in place (it waits for those before it), and all after it."""
-        updates = [i for i, w in enumerate(writers) if self.in_place.get(w) == tensor]
+        updates = [i for i, w in enumerate(writers) if self._updates(tensor, w)]
         return writers[updates[-1] if updates else 0 :]
 
     def _waited_for(self, tensor: str, writer: str) -> bool:
@@ -293,7 +331,7 @@ class CounterPlan:
         group = self._full[tensor, writer]
         seen = np.zeros(len(group.expect) + 1, np.int64)
         for reader in self.readers.get(tensor, ()):
-            if self.step[reader] < self.step[writer]:
+            if self.step[reader] <= self.step[writer]:
                 continue
             if reader in self.stages:
                 seen[0] += 1

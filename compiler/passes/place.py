@@ -16,7 +16,8 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering.body import Resolver
 from ppuc.compiler.lowering.capacity import require_hbm
-from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
+from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
+from ppuc.compiler.lowering.memory import Range, live_ranges, padded, storage_roots
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.graph import Attrs, Graph, Op, Value
 from ppuc.ir.module import Module
@@ -24,8 +25,8 @@ from ppuc.ir.rewrite import Builder, all_names
 from ppuc.ir.types import Space
 from ppuc.targets.schema import Target
 
-SLACK = 2
-"""Steps that a range is kept beyond its last reader, so that reuse of its bytes seldom has to wait for that reader."""
+SHARES = (0.0, 0.5, 0.75)
+"""Parts of what staged tensors may take of l2 that are given to activations instead, tried until none is spilled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,18 @@ class Place:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with spaces on values and stage ops in its graph."""
+        best: tuple[float, Graph, dict[str, Space]] | None = None
         staged = self.stage and target.l2.managed == "software"
-        graph = _stage(module.graph, target, self.activation_share) if staged else module.graph
-        spaces = _spaces(graph, target)
+        for part in SHARES if staged else (0.0,):
+            share = self.activation_share + part * (1.0 - self.activation_share)
+            graph = _stage(module.graph, target, share) if staged else module.graph
+            spaces, spilled = _spaces(graph, target)
+            if best is None or spilled < best[0]:
+                best = spilled, graph, spaces
+            if not spilled:
+                break
+        assert best is not None
+        _, graph, spaces = best
         require_hbm(module, graph, spaces, target)
         return with_graph(module, _with_spaces(graph, spaces))
 
@@ -52,7 +62,9 @@ class Place:
 def _stage(graph: Graph, target: Target, share: float) -> Graph:
     """Insert stage ops for constants (and inputs) that groups read more than once in parallel tiles."""
     budget = int(target.l2.bytes * (1 - share))
-    stageable = {p.name: p for p in graph.params}
+    roots = storage_roots(graph)
+    changed = {roots[r.name] for op in graph.ops if op.body is not None for r in op.results}
+    stageable = {p.name: p for p in graph.params if p.name not in changed}
     stageable |= {op.results[0].name: op.results[0] for op in graph.ops if op.name == "const"}
     uses: dict[str, list[int]] = {}
     for step, op in enumerate(graph.ops):
@@ -113,24 +125,25 @@ def _worth(value: Value, readers: list[Op], budget: int) -> bool:
     return rows > 16 or size <= budget // 8
 
 
-def _spaces(graph: Graph, target: Target) -> dict[str, Space]:
-    """Space of every storage root."""
+def _spaces(graph: Graph, target: Target) -> tuple[dict[str, Space], float]:
+    """Space of every storage root, and the bytes that found no room in l2."""
     roots = storage_roots(graph)
     ranges = live_ranges(graph, roots)
     types = {r.name: r.type for op in graph.ops for r in op.results} | {p.name: p.type for p in graph.params}
     fixed = {p.name for p in graph.params} | {roots[v.name] for v in graph.results}
     fixed |= {op.results[0].name for op in graph.ops if op.name == "const"}
     spaces = dict.fromkeys(fixed, Space.HBM)
-    wanted = {name: r for name, r in ranges.items() if name not in fixed}
-    chosen = set(wanted)
-    ranks = priorities(graph)
+    ranks, shared = priorities(graph), overwritten(graph)
+    wanted = {n: Range(n, padded(types[n]), *r, ranks.get(n, UNREAD)) for n, r in ranges.items() if n not in fixed}
+    chosen = dict(wanted)
     while True:
-        items = [l2_range(n, padded(types[n]), wanted[n], ranks.get(n, UNREAD)) for n in sorted(chosen)]
-        _, failed = assign(items, target.l2.bytes)
+        _, failed = plan_l2(chosen, shared, target.l2.bytes)
         if not failed:
             break
-        chosen -= set(failed[: max(1, len(failed) // 4)])
-    return spaces | {n: Space.L2 if n in chosen else Space.HBM for n in wanted}
+        for name in failed[: max(1, len(failed) // 4)]:
+            del chosen[name]
+    spilled = float(sum(r.bytes for n, r in wanted.items() if n not in chosen))
+    return spaces | {n: Space.L2 if n in chosen else Space.HBM for n in wanted}, spilled
 
 
 UNREAD = 17
@@ -172,11 +185,6 @@ def _reads(op: Op) -> list[float]:
             if external is not None:
                 times[external.value.name] = max(times[external.value.name], factor)
     return [times[p.name] for p in body.params]
-
-
-def l2_range(name: str, bytes: int, live: tuple[int, int], rank: int) -> Range:
-    """The range that a value takes in l2, with slack after its last reader."""
-    return Range(name, bytes, live[0], live[1] + SLACK, rank)
 
 
 def _with_spaces(graph: Graph, spaces: Mapping[str, Space]) -> Graph:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.driver import Run, read_module
 from ppuc.compiler.lowering.capacity import holdings
+from ppuc.compiler.lowering.l2_plan import overwritten
 from ppuc.compiler.lowering.memory import Range
 from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.passes.allocate import Allocate
-from ppuc.compiler.passes.place import SLACK, Place
+from ppuc.compiler.passes.place import Place
 from ppuc.compiler.pipeline import PIPELINE
 from ppuc.ir.errors import UsageError
 from ppuc.ir.module import Module
@@ -100,11 +101,12 @@ def plan_of_module(module: Module, target: Target) -> MemoryPlan:
     ops = module.graph.ops
     number = list(accumulate((op.name != "const" for op in ops), initial=0))  # constants take no time
     blocks: dict[Space, list[Block]] = {space: [] for space in SPACES}
+    at = {p.name: (p.space, p.address) for p in module.placement}
+    replaced = {old for new, old in overwritten(module.graph).items() if at.get(new, new) == at.get(old, old)}
     for p in module.placement:
         if p.space in blocks and p.name in held:
             h = held[p.name]
-            slack = SLACK if p.space is Space.L2 else 0
-            end = number[min(h.end + slack, len(ops))]
+            end = number[min(h.end, len(ops))] - (p.name in replaced)  # the step that ends it holds its successor
             block = Block(h.label, h.role, str(h.type), p.address, p.bytes, number[max(h.start, 0)], end)
             blocks[p.space].append(block)
     steps = tuple(op.loc[-1] if op.loc else op.name for op in ops if op.name != "const")
