@@ -1,8 +1,8 @@
 """Weights that make up for the rounding of activations, of weights, and of all layers before.
 
-Layers are taken in the graph's order. Of each, the operands x as the quantized graph computes them and the result y that
-the model has are sampled on data, as rows of a product. The weights w and a bias then become what brings the product of
-*quantized* operands nearest to y, in three steps:
+Layers are taken in the graph's order. Of each, the operands x as the quantized graph computes them and the result y
+that the model has are sampled on data, as rows of a product. The weights w and a bias then become what brings the
+product of *quantized* operands nearest to y, in three steps:
 
 1. ridge regression, w' = argmin |y - x w'|^2 + r |w' - w|^2, with x and y centred: the bias takes the means;
 2. a scale for each output channel, out of a binade (phases of the mantissa), of the smallest weighted rounding error;
@@ -180,7 +180,8 @@ def _regressed(w: np.ndarray, gram: np.ndarray, moment: np.ndarray, ridge: float
     """argmin |y - x v|^2 + r |v - w|^2 for the moments of x and y, w f64[k, n]."""
     pull = ridge * float(np.trace(gram)) / len(gram) + 1e-30
     step: np.ndarray = np.linalg.solve(gram + pull * np.eye(len(gram)), moment - gram @ w)
-    return w + step
+    fitted: np.ndarray = w + step
+    return fitted
 
 
 def _channel_scales(w: np.ndarray, importance: np.ndarray, dtype: DType) -> np.ndarray:

@@ -74,16 +74,18 @@ def _conv_rows(layer: Layer, x: np.ndarray, y: np.ndarray, share: int, seed: int
     kernel, groups = layer.weights.type.dims[2:], layer.groups
     edges = ((0, 0), (0, 0), *zip(attrs.low, attrs.high, strict=True))
     padded = np.pad(x, edges) if any(a or b for a, b in edges) else np.ascontiguousarray(x)
-    batch, channels = x.shape[:2]
+    batch = x.shape[0]
     places = _places(batch * int(np.prod(y.shape[2:])), share, seed)
     n, *at = np.unravel_index(places, (batch, *y.shape[2:]))
     taps = np.indices(kernel).reshape(len(kernel), -1)
     index = [
         (a * s)[:, None] + t[None] * d for a, s, t, d in zip(at, attrs.strides, taps, attrs.dilations, strict=True)
     ]
-    found = np.moveaxis(padded[(n[:, None], slice(None), *index)], 2, 1)  # rows, channels, taps
+    where: tuple[Any, ...] = (n[:, None], slice(None), *index)
+    found = np.moveaxis(padded[where], 2, 1)  # rows, channels, taps
     operands = found.reshape(len(places), groups, -1)
-    results = y[(n, slice(None), *at)].reshape(len(places), groups, -1)
+    where = (n, slice(None), *at)
+    results = y[where].reshape(len(places), groups, -1)
     largest = np.abs(x).reshape(batch, -1).max(1)[n]
     return operands, largest, results
 
