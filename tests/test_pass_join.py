@@ -167,3 +167,13 @@ def test_join_alone_keeps_the_graphs_meaning() -> None:
     before, now = run_graph(module.graph, feeds), run_graph(joined.graph, feeds)
     for (_, a), (_, b) in zip(module.outputs, joined.outputs, strict=True):
         assert np.array_equal(before[a], now[b])
+
+
+def test_of_two_results_of_one_group_one_is_copied() -> None:
+    """A group cannot insert into a whole that holds another of its results before it has run."""
+    s = Sketch()
+    a = s.op("sigmoid", s.matmul(s.param(16, 40), s.weight(40, 32)))
+    module = checked(s.graph(s.op("neg", s.concat(a, s.op("sqrt", a), axis=0))))
+    for op in module.graph.ops:
+        if op.body is not None:
+            assert sum(inner.name == "insert" for inner in op.body.ops) <= 1
