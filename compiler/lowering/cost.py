@@ -106,6 +106,12 @@ def mma_clk(m: int, n: int, k: int, dtype: DType, target: Target) -> float:
     return max(float(mma_cycles(m, n, k, dtype, target)), overhead_clk(target))
 
 
+def beat_clk(work: float, load: float, latency: float, depth: int) -> float:
+    """Cycles from one step to the next of an engine that takes `work` cycles for what a ring of `depth` slots brings: a
+    slot is loaded again only when the engine is through with it, and the data arrive `latency` and `load` later."""
+    return max(work, load, (latency + load + work) / depth)
+
+
 def vec_clk(elements: float, steps: int, target: Target) -> float:
     """Cycles of a vector program of `steps` steps over `elements` points."""
     return math.ceil(elements / target.vector.lanes) * max(steps, 1) + overhead_clk(target)

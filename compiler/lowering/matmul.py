@@ -147,7 +147,7 @@ class MatmulLowering(ContractionLowering):
             a, b = self._traffic("a", tiles, tk), self._traffic("b", tiles, tk)
             step_load = cost.load_clk(a, self.target, active, self.a_space) + 2 * cost.overhead_clk(self.target)
             step_load += cost.load_clk(b, self.target, active, self.b_space)
-            beat = max(mma, step_load, (latency + step_load) / rings.operands)
+            beat = cost.beat_clk(mma, step_load, latency, rings.operands)
             tile = self.tile_clk(rings, steps * beat, vec, store, extra)
             price = iterations * tile
             if self.target.launch.tiles == "streaming":

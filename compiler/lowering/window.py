@@ -168,7 +168,7 @@ class WindowLowering(UnmergedLowering):
             outer = math.prod(rounds[: len(self.order) - 1 - self.spatial])
             load += cost.load_clk(weights, self.target, active) * (outer / iterations if blocks == 1 else blocks)
         latency = cost.latency_clk(self.target, self.x_space)
-        beat = max(load, vec, store, (blocks * latency + load) / self.depth)
+        beat = max(store, cost.beat_clk(vec, load, blocks * latency, self.depth))
         return iterations * beat + latency + load + vec + store, units
 
     # building
