@@ -96,6 +96,11 @@ def memory_latency_clk(target: Target) -> float:
     return target.load.start_clk + target.hbm.latency_ns / target.clk_ns
 
 
+def handover_latency_clk(target: Target) -> float:
+    """Cycles from the end of a store to l2 to the start of a load that waits for it."""
+    return (target.l2.latency_ns + target.sync.counter_bump_ns) / target.clk_ns
+
+
 def overhead_clk(target: Target) -> float:
     """Cycles an instruction costs its queue whatever it does: issue and two ring operations."""
     return target.issue_clk + 2 * target.sync.ring_op_clk

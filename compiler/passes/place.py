@@ -117,7 +117,7 @@ def _worth(value: Value, readers: list[Op], budget: int) -> bool:
     rows = 0
     for op in readers:
         kind = op.attrs.kind  # type: ignore[attr-defined]
-        if kind in ("matmul", "conv", "window", "attention"):
+        if kind in ("matmul", "conv", "window", "cascade", "attention"):
             result = op.results[0].type
             rows = max(rows, result.elements // max(result.dims[-1] if result.rank else 1, 1))
     return rows > 16 or size <= budget // 8
