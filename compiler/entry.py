@@ -26,13 +26,15 @@ def compile(
     *,
     calibrate: str | Path | Iterable[Mapping[str, np.ndarray]] | None = None,
     policy: str | Path | None = None,
+    alias: Mapping[str, str] | None = None,
     dump: str | Path | None = None,
 ) -> CompiledProgram:
     """Compile an ONNX model (a path or a ModelProto). `target` is a built-in name, a .toml path or a Target ("": the
     default one); `precision` one of model, fp32, bf16, fp16, fp8, int8, mixed; `dims` binds symbolic dimensions; `dump`
     is a folder for the program after every pass. Precisions fp8 and int8 take scales from samples: `calibrate` is an
-    .npz, a folder, or an iterable of dicts of arrays; `policy` is a file that decides every layer. Raises
-    PpucError."""
+    .npz, a folder, or an iterable of dicts of arrays; `policy` is a file that decides every layer. `alias` names, by
+    input, the output that is this input with something appended and shares its memory (a cache of keys or values).
+    Raises PpucError."""
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.quantization.data import Data
     from ppuc.compiler.quantization.quantize import Quantization
@@ -41,7 +43,9 @@ def compile(
     folder = Path(dump) if dump is not None else None
     data = Data(calibrate) if calibrate is not None else None
     how = Quantization(data, Path(policy) if policy is not None else None)
-    made = compile_model(source, target=target, precision=precision, dims=dims, quantization=how, dump=folder)
+    made = compile_model(
+        source, target=target, precision=precision, dims=dims, quantization=how, aliases=alias, dump=folder
+    )
     return CompiledProgram(made.artifact, made.target, source, made.passes)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from ppuc.compiler.inputs import feeds_of
 from ppuc.ir.errors import InternalError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.interpret import run_graph
@@ -28,7 +29,7 @@ def run_module(
     """Outputs of `module` by ONNX name for `inputs` by ONNX name (of the declared types)."""
     if module.program is not None:
         return _run_program(module, target, inputs)
-    feeds = {value: inputs[name] for name, value in module.inputs}
+    feeds = feeds_of(module, inputs)
     if module.kernels:
         results = _run_kernels(module, feeds, on_tensor)
     else:
@@ -99,7 +100,8 @@ def _run_program(module: Module, target: Target, inputs: Mapping[str, np.ndarray
 
     program = module.program
     assert program is not None
-    feeds = {tensor: inputs[name] for name, tensor in program.inputs}
+    values, tensors = feeds_of(module, inputs), dict(program.inputs)
+    feeds = {tensors[name]: values[value] for name, value in module.inputs}
     raw = simulate(program, module.vectors, target, program_constants(module), feeds)
     types = {value.name: value.type for value in module.graph.results}
     shapes = {name: types[value].dims for name, value in module.outputs}

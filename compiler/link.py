@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
+from ppuc.compiler.alias import declared_type
 from ppuc.compiler.execute import program_constants
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import UsageError
@@ -40,7 +42,9 @@ def link(module: Module, target: Target) -> Artifact:
         program=program,
         vectors=module.vectors,
         constants=program_constants(module),
-        inputs=_specs(module.inputs, program.inputs, types),
+        inputs=tuple(
+            replace(s, type=declared_type(s.name, s.type, meta)) for s in _specs(module.inputs, program.inputs, types)
+        ),
         outputs=_specs(module.outputs, program.outputs, types),
         meta=meta,
     )

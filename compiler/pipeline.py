@@ -15,6 +15,7 @@ from ppuc.compiler.passes.layout import Layout
 from ppuc.compiler.passes.legalise import Legalise
 from ppuc.compiler.passes.merge import Merge
 from ppuc.compiler.passes.moves import Moves
+from ppuc.compiler.passes.panels import Panels
 from ppuc.compiler.passes.place import Place
 from ppuc.compiler.passes.precision import Precision
 from ppuc.compiler.passes.prepare import Prepare
@@ -40,6 +41,7 @@ PIPELINE: tuple[Pass, ...] = (
     Precision(),  # storage formats of what crosses kernels; needs to know what does
     Merge(),  # products of one operand: their readers and formats are known now
     Split(),  # contractions with few result tiles, at the price of their formats
+    Panels(),  # weights that l2 holds only in parts
     Join(),  # concatenations in place, with types final
     Cascade(),  # kernels in a row whose tiles stay in l1: with every group final
     Place(),  # l2 or hbm, and what to stage

@@ -15,6 +15,7 @@ import numpy as np
 
 from ppuc.compiler.compare import Comparison
 from ppuc.compiler.execute import run_module
+from ppuc.compiler.inputs import feeds_of
 from ppuc.compiler.judge import Judge
 from ppuc.ir.errors import Diagnostic, PpucError
 from ppuc.ir.graph import Graph
@@ -56,7 +57,7 @@ class Recheck:
         self._inputs = inputs
         self._names = _value_types(module.graph)
         self._want: dict[str, np.ndarray] = {}
-        feeds = {value: inputs[name] for name, value in module.inputs}
+        feeds = feeds_of(module, inputs)
         results = run_graph(module.graph, feeds, self._keep)
         self._outputs = {name: results[value] for name, value in module.outputs}
         self._output_values = dict(module.outputs)

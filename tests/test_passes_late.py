@@ -187,6 +187,26 @@ def test_a_contraction_takes_its_epilogue() -> None:
     assert group.attrs.kind == "matmul"
 
 
+def test_the_other_branches_of_an_op_join_with_it() -> None:
+    s = Sketch()
+    other = s.op("mul", s.op("tanh", s.param(8, 12)), s.param(8, 12))
+    graph = s.graph(s.op("add", s.matmul(s.param(8, 16), s.weight(16, 12)), other))
+    (group,) = groups(after(graph, TO_GROUPS))
+    assert members(group) == ["tanh", "mul", "matmul", "add"]
+    checked(graph)
+
+
+def test_a_branch_that_others_read_or_that_is_broadcast_stays_outside() -> None:
+    s = Sketch()
+    shared, row = s.op("tanh", s.param(8, 12)), s.op("exp", s.param(1, 12))
+    y = s.matmul(s.param(8, 16), s.weight(16, 12))
+    graph = s.graph(s.op("add", s.op("add", y, shared), row), s.reduce("sum", shared, 0))
+    found = [members(group) for group in groups(after(graph, TO_GROUPS))]
+    assert ["matmul", "add", "add"] in found
+    assert len(found) == 3
+    checked(graph)
+
+
 def test_without_epilogues_every_op_stands_alone() -> None:
     s = Sketch()
     y = s.op("relu", s.op("add", s.matmul(s.param(8, 16), s.weight(16, 12)), s.weight(12)))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     json_option,
     note,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
 @quantization_options
+@alias_option
 @input_options
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     help="Time the program again with each estimated number of the target changed, and print how far off the result "
     "may be. Default: when that takes seconds.",
 )
+@host_options
 @json_option
 def profile_command(
     model: Path,
@@ -78,6 +82,7 @@ def profile_command(
     preprocess: Path | None,
     method: str,
     policy: Path | None,
+    alias: tuple[str, ...],
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -86,6 +91,8 @@ def profile_command(
     trace_limit: int,
     top: int,
     interval: bool | None,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Simulate MODEL (.ppu, or .onnx, which is compiled first) and print where its time goes.
@@ -111,8 +118,11 @@ def profile_command(
         dims,
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        alias,
+        host_ops,
+        no_host,
     )
-    feeds = None if timing_only else complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
         if feeds is None:
             result = program.time(trace=trace is not None, progress=simulated)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     json_option,
     note,
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
 @quantization_options
+@alias_option
 @input_options
 @click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
+@host_options
 @json_option
 def run_command(
     model: Path,
@@ -50,10 +54,13 @@ def run_command(
     preprocess: Path | None,
     method: str,
     policy: Path | None,
+    alias: tuple[str, ...],
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
     output: Path | None,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Run MODEL (.ppu, or .onnx, which is compiled first) and print its outputs and the simulated time.
@@ -72,8 +79,11 @@ def run_command(
         dims,
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        alias,
+        host_ops,
+        no_host,
     )
-    feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)
     if output is not None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
+    alias_option,
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     is_artifact,
     json_option,
@@ -34,8 +36,10 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @compile_options
 @quantization_options
+@alias_option
 @input_options
 @click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
+@host_options
 @json_option
 def verify_command(
     model: Path,
@@ -47,10 +51,13 @@ def verify_command(
     preprocess: Path | None,
     method: str,
     policy: Path | None,
+    alias: tuple[str, ...],
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
     layers: bool,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Compile MODEL.onnx, run it on the simulator, and compare its outputs with ONNX Runtime's.
@@ -72,8 +79,11 @@ def verify_command(
         dims,
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
+        alias,
+        host_ops,
+        no_host,
     )
-    feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)
     record = {

@@ -139,7 +139,7 @@ class Emission:
             if placement.space not in (Space.HBM, Space.L2) or self.roots[name] != name:
                 continue
             role = (
-                "output" if name in outputs else "input" if name in inputs else "const" if name in constants else "temp"
+                "input" if name in inputs else "output" if name in outputs else "const" if name in constants else "temp"
             )
             v = values[name]
             found.append(MemTensor(name, v.type.dtype, v.type.elements, placement.space, placement.address, role, name))

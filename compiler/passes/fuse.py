@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import networkx as nx
 
-from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, scalar_constant
+from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, scalar_constant, unpacks
 from ppuc.compiler.lowering.kinds import check_group, kind_of
 from ppuc.compiler.lowering.memory import updated_operand
 from ppuc.compiler.lowering.reuse import Lowered
@@ -73,6 +73,8 @@ class Grouping:
         self.groups: list[list[int]] = []
         self.refused: dict[tuple[int, int], str] = {}
         """(group, op) -> why the op, which reads what the group computes, is not part of it."""
+        self.brought: dict[int, list[int]] = {}
+        """Op of a group -> the producers that joined because of it."""
         self.apart: dict[int, tuple[str, ...]] = {}  # seed -> what its group reads as it is in memory: pads, views
         self.builder = Builder(all_names(graph))
         self.lowered = Lowered(target)
@@ -85,8 +87,12 @@ class Grouping:
             if kind_of(op) not in ("map", "copy", "const", "view"):
                 self._grow(i)
         for i, op in enumerate(self.graph.ops):
-            if kind_of(op) == "map" and i not in self.group_of:
+            if kind_of(op) == "map" and i not in self.group_of and not self._read_through(i):
                 self._grow(i)
+        for i, op in enumerate(self.graph.ops):
+            if op.name == "insert" and i not in self.group_of:
+                self.group_of[i] = len(self.groups)
+                self.groups.append([i])
         self._copies()
         return self._assemble()
 
@@ -103,6 +109,9 @@ class Grouping:
         while len(members) > 1 and (why_not := self._misfit(members)):
             dropped = members.pop()  # no other member reads what the last op computes
             self.refused[self.group_of.pop(dropped), dropped] = why_not
+            for i in self.brought.pop(dropped, ()):
+                members.remove(i)
+                del self.group_of[i]
         if len(members) == 1 and len(self._needed(members)) > 1:
             self._read_apart(seed, self._misfit)
 
@@ -163,14 +172,21 @@ class Grouping:
                 continue
             seen.add(i)
             op = self.graph.ops[i]
-            why_not = self._obstacle(i, inside, tainted) or self._join(members, i)
+            why_not, joined = self._obstacle(i, inside, tainted), [i]
+            if not why_not:
+                joined = [*self._own_producers(i, inside | tainted), i]
+                why_not = self._join(members, joined)
+                if why_not and len(joined) > 1:
+                    joined = [i]
+                    why_not = self._join(members, joined)
             names = [r.name for r in op.results]
             if why_not:
                 self.refused[number, i] = why_not
                 tainted.update(names)
             else:
-                self.group_of[i] = number
-                inside.update(names)
+                self.group_of.update(dict.fromkeys(joined, number))
+                self.brought[i] = joined[:-1]
+                inside.update(r.name for j in joined for r in self.graph.ops[j].results)
             if len(seen) > 256:
                 break
             later = {u for name in names for u in self.users.get(name, ())}
@@ -179,30 +195,78 @@ class Grouping:
     def _obstacle(self, i: int, inside: set[str], tainted: set[str]) -> str:
         """What keeps an op out of a group whatever a kernel could do; "" when nothing does."""
         op = self.graph.ops[i]
+        if op.name == "insert":
+            return self._not_stored_inside(i, inside)
         if not is_view(op) and OPS[op.name].kind not in CHAIN_KINDS:
             return f"'{op.name}' starts a kernel of its own"
         if i in self.group_of:
             return f"'{op.name}' is in another kernel already"
         if is_view(op) and (op.name not in ("reshape", "transpose") or not self._worth_storing(op)):
             return f"'{op.name}' is a view, which its readers read through"
+        if any(self._inserted(v) for v in op.operands):
+            return f"'{op.name}' reads memory that an insert changes"
         if any(v.name in tainted for v in op.operands):
             return "another operand depends on the kernel's results: the kernel would wait for itself"
         if not any(v.name in inside for v in op.operands):
             return f"'{op.name}' reads the kernel's results through ops that are not part of it"
         return ""
 
+    def _unpacked(self, op: Op, reader: Op) -> bool:
+        """Whether `reader` widens constant weights as it loads them."""
+        source = self.position.get(op.operands[0].name, -1) if op.operands else -1
+        constant = source >= 0 and self.graph.ops[source].name == "const"
+        return reader.name == "matmul" and constant and unpacks(op) and op.results[0] == reader.operands[1]
+
+    def _read_through(self, i: int) -> bool:
+        """Whether all that read op `i` widen it themselves."""
+        name = self.graph.ops[i].results[0].name
+        readers = [self.graph.ops[u] for u in self.users.get(name, ())]
+        return name not in self.outputs and all(self._unpacked(self.graph.ops[i], r) for r in readers)
+
     def _worth_storing(self, op: Op) -> bool:
         """A view joins its producer when nothing else needs the producer's own shape."""
         source = op.operands[0]
         return len(self.users.get(source.name, ())) == 1 and source.name not in self.outputs
 
-    def _join(self, members: list[int], i: int) -> str:
-        """Add an op to a group; why that cannot be, or ""."""
-        members.append(i)
+    def _inserted(self, value: Value) -> bool:
+        """Whether `value` is memory of which a part was replaced."""
+        source = self.position.get(value.name)
+        return source is not None and self.graph.ops[source].name == "insert"
+
+    def _not_stored_inside(self, i: int, inside: set[str]) -> str:
+        """Why the group cannot store its result as the part of insert `i`."""
+        base, part = self.graph.ops[i].operands
+        if i in self.group_of:
+            return "'insert' is in another kernel already"
+        if base.name in inside or part.name not in inside or self.users[part.name] != [i] or part.name in self.outputs:
+            return "'insert' needs memory that holds what it inserts into, and a part that nothing else reads"
+        return ""
+
+    def _own_producers(self, i: int, reached: set[str]) -> list[int]:
+        """Elementwise ops without a group, not reached from this one, that only op `i` or each other read, and that
+        compute as many elements as it does: the other branches of what ends in `i`."""
+        found: list[int] = []
+        stack, elements = [i], self.graph.ops[i].results[0].type.elements
+        while stack:
+            reader = stack.pop()
+            for v in self.graph.ops[reader].operands:
+                source = self.position.get(v.name)
+                if source is None or source in self.group_of or v.name in reached or v.name in self.outputs:
+                    continue
+                mine = kind_of(self.graph.ops[source]) == "map" and self.users[v.name] == [reader]
+                if mine and OPS[self.graph.ops[source].name].kind is Kind.ELEMENTWISE and v.type.elements == elements:
+                    found.append(source)
+                    stack.append(source)
+        return sorted(found)
+
+    def _join(self, members: list[int], joined: Sequence[int]) -> str:
+        """Add ops to a group; why that cannot be, or ""."""
+        members += joined
         members.sort()
         why_not = self._check(members)
         if why_not:
-            members.remove(i)
+            for i in joined:
+                members.remove(i)
         return why_not
 
     def _check(self, members: Sequence[int]) -> str:
@@ -232,7 +296,7 @@ class Grouping:
                 number = scalar_constant(op) is not None and on_chain
                 view = "view" not in apart and is_view(op) and self._readable(op, self.graph.ops[reader])
                 pad = "pad" not in apart and _foldable_pad(op) and OPS[self.graph.ops[i].name].kind in CHAIN_KINDS
-                if number or view or pad:
+                if number or view or pad or self._unpacked(op, self.graph.ops[reader]):
                     wanted.add(source)
                     stack.append((source, reader))
         return sorted(wanted)

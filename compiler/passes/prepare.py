@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.graph_rotary import ROTARY_RULES
+from ppuc.compiler.passes.graph_walk import to_fixpoint, with_graph
 from ppuc.ir.graph import Attrs, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS
@@ -35,13 +36,15 @@ class Prepare:
     conv(x, w[1, 1, c, o]) {strides = s} ->  matmul(slice(x) {steps = s}, w[c, o])
     matmul(a[m, 0], b[0, n])             ->  const of zeros
     concat(x, y[0, n], z)                ->  concat(x, z)
+    x cos + concat(-x[h:], x[:h]) sin    ->  x' cos' + reversed(x') sign sin', all as [..., 2, h]
     """
 
     name: ClassVar[str] = "prepare"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph prepared."""
-        return with_graph(module, without_dead_ops(rewrite(module.graph, _rule)))
+        graph = to_fixpoint(module.graph, ROTARY_RULES)
+        return with_graph(module, without_dead_ops(rewrite(graph, _rule)))
 
 
 def _rule(b: Builder, op: Op) -> Sequence[Value] | None:

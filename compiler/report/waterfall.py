@@ -105,10 +105,12 @@ def compulsory_bytes(profile: Profile, program: Program) -> int:
     """Bytes of device memory that any program for the model moves: of each weight and input what is read of it, of each
     output what is written, once."""
     total = 0
+    updated = {tensor for _, tensor in program.inputs} & {tensor for _, tensor in program.outputs}
     for tensor in program.tensors:
         if tensor.space is Space.HBM and tensor.role in ("const", "input", "output"):
-            moved = profile.tensor_write if tensor.role == "output" else profile.tensor_read
-            total += min(tensor.bytes, moved.get(tensor.name, 0))
+            read, written = (moved.get(tensor.name, 0) for moved in (profile.tensor_read, profile.tensor_write))
+            total += min(tensor.bytes, written if tensor.role == "output" else read)
+            total += min(tensor.bytes, written) if tensor.name in updated else 0
     return total
 
 
