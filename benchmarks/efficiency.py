@@ -84,6 +84,7 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "epilogues": altered("fuse", epilogues=False),
     "merge": without("merge"),
     "split": without("split"),
+    "cascade": without("cascade"),
     "staging": altered("place", stage=False),
     "panels": without("panels"),
     "join": without("join"),
