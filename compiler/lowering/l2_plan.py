@@ -75,18 +75,21 @@ def _pointwise(op: Op, dims: tuple[int, ...]) -> bool:
     return OPS[op.name].kind is Kind.ELEMENTWISE and op.results[0].type.dims == dims
 
 
-def plan_l2(ranges: Mapping[str, Range], shared: Mapping[str, str], capacity: int) -> tuple[dict[str, int], list[str]]:
+def plan_l2(
+    ranges: Mapping[str, Range], shared: Mapping[str, str], capacity: int, *, search: bool = True
+) -> tuple[dict[str, int], list[str]]:
     """Addresses of `ranges` by name, and the names of those without room. `shared` are
-    pairs as `overwritten` gives them; a pair is separated where its bytes find no room for as long as both live."""
+    pairs as `overwritten` gives them; a pair is separated where its bytes find no room for as long as both live.
+    Without `search`, only greedy orders are tried."""
     pairs = {new: old for new, old in shared.items() if new in ranges and old in ranges}
     for slack in SLACKS:
         members, items = _united(ranges.values(), pairs, slack)
-        at, failed = assign(items, capacity, PLACEMENTS if slack == SLACKS[-1] else 0)
+        at, failed = assign(items, capacity, PLACEMENTS if search and slack == SLACKS[-1] else 0)
         if not failed:
             return _addresses(members, at), []
     lost = {name for item in failed for name in members[item]}
     members, items = _united(ranges.values(), {n: o for n, o in pairs.items() if n not in lost and o not in lost}, 0)
-    at, failed = assign(items, capacity)
+    at, failed = assign(items, capacity, PLACEMENTS if search else 0)
     return _addresses(members, at), [name for item in failed for name in members[item]]
 
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering.body import Resolver
 from ppuc.compiler.lowering.capacity import require_hbm
+from ppuc.compiler.lowering.l2_choice import Candidate, advanced, kept
 from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import Range, live_ranges, padded, storage_roots
 from ppuc.compiler.passes.graph_walk import with_graph
@@ -25,125 +26,146 @@ from ppuc.ir.rewrite import Builder, all_names
 from ppuc.ir.types import Space
 from ppuc.targets.schema import Target
 
-SHARES = (0.0, 0.5, 0.75)
-"""Parts of what staged tensors may take of l2 that are given to activations instead, tried until none is spilled."""
+LEAD_SHARES = (1.0, 0.75, 0.5, 0.0)
+"""Parts of what is free in l2 that copies ahead of their kernels may take, tried until everything finds an address."""
+
+RETRY = 0.95
+"""By how much the capacity is understated after that: holes between tensors are room too."""
+
+AHEAD = 0.25
+"""What staging is worth, per byte, beyond the reads it saves: the bytes come while earlier kernels run."""
+
+SMALL = 1 / 20
+"""Part of l2 up to which a constant is staged only to come early."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Put every value in l2 or hbm by its live range, and stage shared constants into l2.
+    """Put values in l2 or hbm by the traffic they save there, and stage shared constants into l2.
 
     %w = const()                ->  %w = const() @hbm; %w.l2 = stage(%w) @l2
     %y = group(%x, %w)              %y = group(%x, %w.l2) @l2
     """
 
     stage: bool = True
-    activation_share: float = 0.6
     name: ClassVar[str] = "place"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with spaces on values and stage ops in its graph."""
-        best: tuple[float, Graph, dict[str, Space]] | None = None
         staged = self.stage and target.l2.managed == "software"
-        for part in SHARES if staged else (0.0,):
-            share = self.activation_share + part * (1.0 - self.activation_share)
-            graph = _stage(module.graph, target, share) if staged else module.graph
-            spaces, spilled = _spaces(graph, target)
-            if best is None or spilled < best[0]:
-                best = spilled, graph, spaces
-            if not spilled:
-                break
-        assert best is not None
-        _, graph, spaces = best
+        graph, spaces = Placing(module.graph, target, staged).build()
         require_hbm(module, graph, spaces, target)
         return with_graph(module, _with_spaces(graph, spaces))
 
 
-def _stage(graph: Graph, target: Target, share: float) -> Graph:
-    """Insert stage ops for constants (and inputs) that groups read more than once in parallel tiles."""
-    budget = int(target.l2.bytes * (1 - share))
-    roots = storage_roots(graph)
-    changed = {roots[r.name] for op in graph.ops if op.body is not None for r in op.results}
-    stageable = {p.name: p for p in graph.params if p.name not in changed}
-    stageable |= {op.results[0].name: op.results[0] for op in graph.ops if op.name == "const"}
-    uses: dict[str, list[int]] = {}
-    for step, op in enumerate(graph.ops):
-        if op.name == "group":
-            for name in {v.name for v in op.operands if v.name in stageable}:
-                uses.setdefault(name, []).append(step)
-    chosen = {n for n, at in uses.items() if _worth(stageable[n], [graph.ops[s] for s in at], budget)}
-    builder = Builder(all_names(graph))
-    first = {n: uses[n][0] for n in chosen}
-    window: list[tuple[int, int]] = []  # (step of first use, bytes) of staged constants, in order of use
-    before: dict[int, list[str]] = {}
-    for name in sorted(chosen, key=lambda n: (first[n], n)):
-        size = padded(stageable[name].type)
-        window.append((first[name], size))
-        total, at = 0, first[name]
-        for step, taken in reversed(window):
-            total += taken
-            if total > budget:
-                break
-            at = step
-        if total <= budget:
-            at = 0
-        before.setdefault(min(at, first[name]), []).append(name)
-    renamed: dict[str, Value] = {}
-    ops: list[Op] = []
-    constants = [op for op in graph.ops if op.name == "const"]
-    ops += constants
-    for step, op in enumerate(graph.ops):
-        for name in before.get(step, ()):
-            value = stageable[name]
-            renamed[name] = Value(builder.fresh(f"{name}.l2"), value.type)
-            ops.append(Op("stage", Attrs(), (value,), (renamed[name],), _loc_of(graph, first[name])))
-        if op.name == "const":
-            continue
-        operands = op.operands
-        if op.name == "group":
-            operands = tuple(renamed.get(v.name, v) for v in operands)
-        ops.append(replace(op, operands=operands))
-    return graph.with_ops(ops)
+class Placing:
+    """One placement of a grouped graph."""
+
+    def __init__(self, graph: Graph, target: Target, stage: bool) -> None:
+        ordered = sorted(graph.ops, key=lambda op: op.name != "const")  # so that every further step is a kernel
+        self.graph, self.target, self.steps = graph.with_ops(ordered), target, len(graph.ops)
+        self.roots = storage_roots(graph)
+        self.types = {v.name: v.type for v in graph.params}
+        self.types |= {r.name: r.type for op in graph.ops for r in op.results}
+        constants = {op.results[0].name for op in graph.ops if op.name == "const"}
+        self.fixed = {p.name for p in graph.params} | {self.roots[v.name] for v in graph.results} | constants
+        self.readers: dict[str, list[int]] = {}  # what could be staged -> positions of the groups that read it
+        changed = {self.roots[r.name] for op in graph.ops if op.body is not None for r in op.results}
+        stageable = constants | {p.name for p in graph.params if p.name not in changed}
+        for step, op in enumerate(ordered):
+            if op.name == "group" and stage:
+                for name in {v.name for v in op.operands}:
+                    if name in stageable:
+                        self.readers.setdefault(name, []).append(step)
+        self.reads = reads_of(graph, self.roots)
+
+    def build(self) -> tuple[Graph, dict[str, Space]]:
+        """The graph with its stage ops, and the space of every storage root."""
+        values, staged = self._values(), self._staged()
+        capacity = self.target.l2.bytes
+        while True:
+            chosen = kept([*values, *staged], self.steps, capacity)
+            names = {c.name for c in chosen}
+            ahead = [c for c in staged if c.name in names]
+            rest = [c for c in values if c.name in names]
+            for share in LEAD_SHARES:
+                free = capacity - int((1.0 - share) * capacity)
+                graph = self._with_copies(advanced(ahead, rest, self.steps, free))
+                spaces = self._spaces(graph, {c.name for c in rest})
+                if self._finds_addresses(graph, spaces, last=share == LEAD_SHARES[-1]):
+                    return graph, spaces
+            capacity = int(capacity * RETRY)
+
+    def _values(self) -> list[Candidate]:
+        """Activations: in l2, they are neither written to device memory nor read from it."""
+        ranges = live_ranges(self.graph, self.roots)
+        shared = overwritten(self.graph)
+        last = {old: ranges[new][0] for new, old in shared.items()}
+        found = []
+        for name, (start, end) in ranges.items():
+            if name not in self.fixed:
+                size = padded(self.types[name])
+                until = max(start, end - 1) if last.get(name) == end else end
+                found.append(
+                    Candidate(name, size, start, min(until, self.steps - 1), size * (1 + self.reads.get(name, 0)))
+                )
+        return found
+
+    def _staged(self) -> list[Candidate]:
+        """Constants and inputs: in l2, they are read from device memory once."""
+        found = []
+        for name, steps in self.readers.items():
+            size, rows = padded(self.types[name]), max(_rows(self.graph.ops[s]) for s in steps)
+            if size <= self.target.l2.bytes and (rows > 16 or size <= SMALL * self.target.l2.bytes):
+                saved = size * max(AHEAD, self.reads[name] - 1 + AHEAD)
+                found.append(Candidate(name, size, max(steps[0] - 1, 0), steps[-1], saved))
+        return found
+
+    def _with_copies(self, starts: Mapping[str, int]) -> Graph:
+        """The graph with a stage op for each of `starts`, at that position."""
+        builder = Builder(all_names(self.graph))
+        constants = sum(op.name == "const" for op in self.graph.ops)
+        before: dict[int, list[str]] = {}
+        for name in sorted(starts, key=lambda n: (self.readers[n][0], n)):
+            before.setdefault(max(starts[name], constants), []).append(name)
+        renamed: dict[str, Value] = {}
+        ops: list[Op] = []
+        for step, op in enumerate(self.graph.ops):
+            for name in before.get(step, ()):
+                renamed[name] = Value(builder.fresh(f"{name}.l2"), self.types[name])
+                source, loc = Value(name, self.types[name]), self.graph.ops[self.readers[name][0]].loc
+                ops.append(Op("stage", Attrs(), (source,), (renamed[name],), loc))
+            operands = tuple(renamed.get(v.name, v) for v in op.operands)
+            ops.append(replace(op, operands=operands) if op.name == "group" else op)
+        return self.graph.with_ops(ops)
+
+    def _spaces(self, graph: Graph, chosen: set[str]) -> dict[str, Space]:
+        """Space of every storage root of `graph`."""
+        here = chosen | {op.results[0].name for op in graph.ops if op.name == "stage"}
+        return {root: Space.L2 if root in here else Space.HBM for root in set(storage_roots(graph).values())}
+
+    def _finds_addresses(self, graph: Graph, spaces: Mapping[str, Space], last: bool) -> bool:
+        """Whether what is in l2 finds addresses there; only the `last` attempt searches long."""
+        ranges = l2_ranges(graph, spaces)
+        _, failed = plan_l2(ranges, overwritten(graph), self.target.l2.bytes, search=last)
+        return not failed
 
 
-def _loc_of(graph: Graph, step: int) -> tuple[str, ...]:
-    return graph.ops[step].loc
+def _rows(op: Op) -> int:
+    """Results of a group for each of which it reads its constants, in tiles of the other dimension."""
+    if op.attrs.kind not in ("matmul", "conv", "window", "attention"):  # type: ignore[attr-defined]
+        return 0
+    result = op.results[0].type
+    return result.elements // max(result.dims[-1] if result.rank else 1, 1)
 
 
-def _worth(value: Value, readers: list[Op], budget: int) -> bool:
-    """Whether staging pays: the tensor fits, and kernels re-read it for every tile of another dimension; or it is small
-    enough to come ahead of its kernel while the memory is idle."""
-    size = padded(value.type)
-    if size > budget:
-        return False
-    rows = 0
-    for op in readers:
-        kind = op.attrs.kind  # type: ignore[attr-defined]
-        if kind in ("matmul", "conv", "window", "attention"):
-            result = op.results[0].type
-            rows = max(rows, result.elements // max(result.dims[-1] if result.rank else 1, 1))
-    return rows > 16 or size <= budget // 8
-
-
-def _spaces(graph: Graph, target: Target) -> tuple[dict[str, Space], float]:
-    """Space of every storage root, and the bytes that found no room in l2."""
-    roots = storage_roots(graph)
-    ranges = live_ranges(graph, roots)
+def l2_ranges(graph: Graph, spaces: Mapping[str, Space]) -> dict[str, Range]:
+    """Live range of every storage root in l2, ranked by how often its bytes are read."""
     types = {r.name: r.type for op in graph.ops for r in op.results} | {p.name: p.type for p in graph.params}
-    fixed = {p.name for p in graph.params} | {roots[v.name] for v in graph.results}
-    fixed |= {op.results[0].name for op in graph.ops if op.name == "const"}
-    spaces = dict.fromkeys(fixed, Space.HBM)
-    ranks, shared = priorities(graph), overwritten(graph)
-    wanted = {n: Range(n, padded(types[n]), *r, ranks.get(n, UNREAD)) for n, r in ranges.items() if n not in fixed}
-    chosen = dict(wanted)
-    while True:
-        _, failed = plan_l2(chosen, shared, target.l2.bytes)
-        if not failed:
-            break
-        for name in failed[: max(1, len(failed) // 4)]:
-            del chosen[name]
-    spilled = float(sum(r.bytes for n, r in wanted.items() if n not in chosen))
-    return spaces | {n: Space.L2 if n in chosen else Space.HBM for n in wanted}, spilled
+    ranks, live = priorities(graph), live_ranges(graph, storage_roots(graph))
+    return {
+        n: Range(n, padded(types[n]), *r, ranks.get(n, UNREAD)) for n, r in live.items() if spaces.get(n) is Space.L2
+    }
 
 
 UNREAD = 17
@@ -154,17 +176,22 @@ TILE = 128
 
 
 def priorities(graph: Graph) -> dict[str, int]:
-    """Storage root -> rank for a place in l2, 0 first: staged values, then others by how often a byte is read (in
-    powers of two), since a byte of l2 saves that many bytes of hbm traffic."""
-    roots = storage_roots(graph)
+    """Storage root -> rank for an address in l2, 0 first: staged values, then others by how often a byte is read (in
+    powers of two)."""
+    staged = {op.results[0].name for op in graph.ops if op.name == "stage"}
+    reads = reads_of(graph, storage_roots(graph))
+    ranks = {name: max(1, 16 - int(math.log2(max(times, 1.0)))) for name, times in reads.items()}
+    return ranks | dict.fromkeys(staged, 0)
+
+
+def reads_of(graph: Graph, roots: Mapping[str, str]) -> dict[str, float]:
+    """Storage root -> how often each of its bytes is read."""
     reads: dict[str, float] = {}
     for op in graph.ops:
         if op.body is not None:
             for v, times in zip(op.operands, _reads(op), strict=True):
                 reads[roots[v.name]] = reads.get(roots[v.name], 0.0) + times
-    staged = {op.results[0].name for op in graph.ops if op.name == "stage"}
-    ranks = {name: max(1, 16 - int(math.log2(max(times, 1.0)))) for name, times in reads.items()}
-    return ranks | dict.fromkeys(staged, 0)
+    return reads
 
 
 def _reads(op: Op) -> list[float]:
@@ -175,11 +202,11 @@ def _reads(op: Op) -> list[float]:
     times = dict.fromkeys((p.name for p in body.params), 1.0)
     resolver = Resolver(body)
     for inner in body.ops:
-        if inner.name not in ("matmul", "attention", "attention_parts"):
+        if inner.name not in ("matmul", "conv", "attention", "attention_parts"):
             continue
         result = inner.results[0].type.dims
         rows, columns = math.prod(result[:-1]) / TILE, result[-1] / TILE
-        factors = (columns, rows) if inner.name == "matmul" else (1.0, result[-2] / TILE, result[-2] / TILE)
+        factors = (columns, rows) if inner.name != "attention" else (1.0, result[-2] / TILE, result[-2] / TILE)
         for value, factor in zip(inner.operands, factors, strict=False):
             external = resolver.external(value)
             if external is not None:
