@@ -162,6 +162,19 @@ def mixed_rate(rate: float, reads: float, writes: float, turnaround: float) -> f
     return rate * (1.0 - turnaround * 4.0 * reads * writes / (total * total))
 
 
+def stream_rate(streams: int, banks: int, interleave: int, activate: int) -> float:
+    """Part of the rate of device memory that is left when so many streams of one direction are live.
+
+    A stream takes `interleave` bytes of a row while it is in a channel. It finds the row open if none of the others
+    has used the same of the channel's `banks` meanwhile; else the visit pays an activation as rows at random do
+    (`visit_weight`). What long reads sustain is measured with a stream a unit, so the simulator takes this relative to
+    its value there."""
+    if streams <= 1:
+        return 1.0
+    closed = (1.0 - (1.0 - 1.0 / banks) ** (streams - 1)) * activate / interleave
+    return float(1.0 / np.sqrt(1.0 + closed * closed))
+
+
 def hop_offsets(target: Target) -> np.ndarray:
     """Cycles that each CE's round trips to l2 and the memory controllers take beyond the mean, [CEs]. On a mesh slices
     are hashed over all routers, so a CE's distance is its mean over the grid; elsewhere all are equally far."""
@@ -220,6 +233,7 @@ __all__ = [
     "mma_cycles",
     "mma_operand_bytes",
     "mma_shape",
+    "stream_rate",
     "transfer_cycles",
     "transfer_latency_clk",
     "visit_weight",

@@ -149,7 +149,8 @@ class Hbm:
     fetches a sector. Rows at random (gathers) pay an activation worth `activate_bytes` each, hidden in part by
     other banks. `turnaround` is the part of the rate lost when reads and writes mix evenly. Consecutive
     `interleave_bytes` lie in different channels; `mapping` direct: by address bits, so that rows whose distance is a
-    power of two meet in few channels; hashed: evenly whatever the distance."""
+    power of two meet in few channels; hashed: evenly whatever the distance. `banks` rows are open in a channel; the
+    more streams are live beyond one a unit, the fewer of them find theirs open."""
 
     kind: str = quantity("text")
     bytes: int = quantity("B")
@@ -161,6 +162,7 @@ class Hbm:
     burst_bytes: int = quantity("B")
     activate_bytes: int = quantity("B", zero=True)
     channels: int = quantity("channel")
+    banks: int = quantity("bank")
     interleave_bytes: int = quantity("B")
     mapping: str = quantity("hashed|direct")
     latency_ns: float = quantity("ns", zero=True)
@@ -202,7 +204,7 @@ class StageMover:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """Cost and number of rings and counters; `queue_depth` instructions may wait in a queue."""
+    """Cost and number of rings and counters; `queue_depth` instructions of a compute queue may be under way."""
 
     ring_op_clk: int = quantity("clk", zero=True)
     counter_bump_ns: float = quantity("ns", zero=True)

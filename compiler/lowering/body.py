@@ -146,7 +146,12 @@ class Resolver:
 def widens(op: Op) -> bool:
     """Whether a cast keeps every value and its compute dtype, so that reading the operand does the same."""
     source, result = op.operands[0].type.dtype, op.results[0].type.dtype
-    return source.is_float and result is DType.F32 and source.bits < 32
+    return source.is_float and source.bits < 32 and (result is DType.F32 or (result.bits == 16 and source.bits <= 8))
+
+
+def unpacks(op: Op) -> bool:
+    """Whether a cast widens 8-bit floats: weights that are stored in less than they are multiplied in."""
+    return op.name == "cast" and widens(op) and op.operands[0].type.dtype.bits <= 8
 
 
 CHAIN_KINDS = (Kind.ELEMENTWISE, Kind.REDUCTION, Kind.SCAN)

@@ -140,14 +140,14 @@ class ContractionLowering(TiledLowering):
     dtype: DType
     acc_dtype: DType
 
-    def rings(self, tiles: Sequence[int], step_bytes: int) -> Rings | None:
-        """Ring depths for tiles of this size and operand slots of `step_bytes` in all: the first of RINGS that fits,
-        with operand rings as deep as the rest of l1 allows. None when nothing fits."""
+    def rings(self, tiles: Sequence[int], step_bytes: int, fixed_bytes: int = 0) -> Rings | None:
+        """Ring depths for tiles of this size, operand slots of `step_bytes` in all and other rings of `fixed_bytes`:
+        the first of RINGS that fits, with operand rings as deep as the rest of l1 allows. None when nothing fits."""
         points = math.prod(tiles) * 4
         for whole, acc_depth, out_depth in RINGS:
             l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)
             acc = self.target.acc.bytes if whole else cost.acc_budget(self.target)
-            left = l1 - self.epilogue_bytes(tiles, out_depth)
+            left = l1 - self.epilogue_bytes(tiles, out_depth) - fixed_bytes
             depth = min(MAX_DEPTH, left // max(step_bytes, 1))
             if points * acc_depth <= acc and depth >= 2:
                 return Rings(depth, acc_depth, out_depth, whole)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering import cost
-from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.body import NotFusable, unpacks
 from ppuc.compiler.lowering.contraction import (
     Choice,
     ContractionLowering,
@@ -28,10 +28,11 @@ from ppuc.compiler.lowering.contraction import (
     steps_along,
 )
 from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling
+from ppuc.compiler.lowering.vectorise import ProgramBuilder
 from ppuc.ir import views
 from ppuc.ir.affine import Affine, axis
-from ppuc.ir.graph import Graph
-from ppuc.ir.kernel import Load, Mma, TileRef, View
+from ppuc.ir.graph import Graph, Op
+from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
 from ppuc.ir.types import DType, Space
 from ppuc.targets.cost import mma_shape
 from ppuc.targets.schema import Target
@@ -74,7 +75,8 @@ class MatmulLowering(ContractionLowering):
         self.a_tensor, self.b_tensor = tensors[a_value.name], tensors[b_value.name]
         self.a_space, self.b_space = a_value.space, b_value.space
         self.dtype, self.b_dtype = a_value.type.dtype, b_value.type.dtype
-        if not cost.multiply(self.dtype, self.b_dtype):
+        self.unpacked = unpacked(body, anchor)
+        if not cost.multiply(self.dtype, self.dtype if self.unpacked else self.b_dtype):
             raise NotFusable(f"operands of the matmul differ in dtype ({self.dtype} and {b_value.type.dtype})")
         self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
@@ -139,7 +141,8 @@ class MatmulLowering(ContractionLowering):
         latency = cost.latency_clk(self.target, self.a_space, self.b_space)
         best: Choice | None = None
         for tk in steps_along(self.k, dtype, self.target):
-            rings = self.rings(tiles, _slot(tm * tk, self.dtype) + _slot(tk * tn, self.dtype))
+            wide = 2 * _slot(tk * tn, self.dtype) if self.unpacked else 0
+            rings = self.rings(tiles, _slot(tm * tk, self.dtype) + _slot(tk * tn, self.b_dtype), wide)
             if rings is None:
                 continue
             steps = -(-self.k // tk)
@@ -147,7 +150,8 @@ class MatmulLowering(ContractionLowering):
             a, b = self._traffic("a", tiles, tk), self._traffic("b", tiles, tk)
             step_load = cost.load_clk(a, self.target, active, self.a_space) + 2 * cost.overhead_clk(self.target)
             step_load += cost.load_clk(b, self.target, active, self.b_space)
-            beat = max(mma, step_load, (latency + step_load) / rings.operands)
+            widen = cost.vec_clk(tk * tn, 1, self.target) if self.unpacked else 0.0
+            beat = max(mma, step_load, widen, (latency + step_load) / rings.operands)
             tile = self.tile_clk(rings, steps * beat, vec, store, extra)
             price = iterations * tile
             if self.target.launch.tiles == "streaming":
@@ -171,7 +175,8 @@ class MatmulLowering(ContractionLowering):
         at = 0 if self._k_first(side) else len(extents)
         strides = (*view.strides[:at], k_stride, *view.strides[at:])
         shape = (*view.shape[:at], self.k, *view.shape[at:])
-        return cost.box_traffic(View(shape, strides, view.offset), [*extents[:at], tk, *extents[at:]], self.dtype)
+        dtype = self.dtype if side == "a" else self.b_dtype
+        return cost.box_traffic(View(shape, strides, view.offset), [*extents[:at], tk, *extents[at:]], dtype)
 
     def _load(self, nest: Nest, side: str, tk: int, k_loop: Tiling) -> tuple[str, bool, list[int]]:
         """Add the load of one operand; returns (buffer, k is the tile's first axis, tile axes of the merged space)."""
@@ -193,7 +198,18 @@ class MatmulLowering(ContractionLowering):
             index.append(offset + axis(mine.index(i) + k_first) if i in mine else offset)
         index.append(k_loop.offset + axis(0 if k_first else len(mine)))
         nest.add(len(nest.loops), Load(buffer, param, tuple(index)))
+        if side == "b" and self.unpacked:
+            buffer = self._widened(nest, buffer, shape)
         return buffer, k_first, mine
+
+    def _widened(self, nest: Nest, tile: str, shape: Sequence[int]) -> str:
+        """Add a vec that widens a tile of weights to what the tensor engine multiplies; returns the buffer it
+        writes."""
+        builder = ProgramBuilder()
+        program = builder.finish(f"{self.name}.unpack", [(builder.param(self.b_dtype), self.dtype)])
+        wide = self.kernel.buffer("bw", self.dtype, shape)
+        nest.add(len(nest.loops), Vec(self.kernel.vector(program), (wide,), (tile,)))
+        return wide
 
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
@@ -219,6 +235,16 @@ class MatmulLowering(ContractionLowering):
         self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
         self.kernel.nests.append(nest)
         return self.kernel
+
+
+def unpacked(body: Graph, anchor: Op) -> bool:
+    """Whether the anchor's right operand is widened from an 8-bit float after it is loaded."""
+    b = anchor.operands[1]
+    while (op := body.producer(b)) is not None and op.operands:
+        if unpacks(op):
+            return True
+        b = op.operands[0]
+    return False
 
 
 def _swap_last(view: View) -> View:

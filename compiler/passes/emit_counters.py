@@ -109,9 +109,9 @@ class CounterPlan:
     # who overwrites whom
 
     def _find_takeovers(self) -> dict[str, list[str]]:
-        """Tensor -> tensors whose bytes it takes over (earlier ones that overlap it)."""
+        """Tensor -> tensors whose bytes it takes over: earlier ones that overlap it, less those that another of them
+        has taken over, because that one is done only after its writer has waited."""
         found: dict[str, list[str]] = {}
-        self._watched: set[str] = set()
         written = [t for n, t in self.tensors.items() if n in self.writers]
         for space in {t.space for t in written}:
             here = sorted((t for t in written if t.space is space), key=lambda t: t.address)
@@ -121,8 +121,11 @@ class CounterPlan:
                         break
                     old, new = sorted((a, b), key=lambda t: self.step[self.writers[t.name][0]])
                     found.setdefault(new.name, []).append(old.name)
-                    self._watched.add(old.name)
-        return found
+        earlier = {new: set(old) for new, old in found.items()}
+        between = {new: [t for t in old if len(self.writers[t]) == 1 and t in earlier] for new, old in found.items()}
+        kept = {new: [t for t in old if not any(t in earlier[m] for m in between[new])] for new, old in found.items()}
+        self._watched = {t for old in kept.values() for t in old}
+        return kept
 
     def _updates(self, tensor: str, writer: str) -> bool:
         """Whether the writer has itself waited for what was written to the tensor before."""

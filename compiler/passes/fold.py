@@ -21,7 +21,7 @@ from ppuc.targets.description import Target
 
 def fold_constants(w: Walk, op: Op) -> Value | Sequence[Value] | None:
     """op(const, ...) -> const. A composite without a reference is folded through its decomposition."""
-    if op.name == "const" or op.body is not None or not op.operands:
+    if op.name == "const" or op.body is not None or not op.operands or _unpacks_weights(op):
         return None
     inputs = [w.resource(v) for v in op.operands]
     if any(i is None for i in inputs):
@@ -31,6 +31,13 @@ def fold_constants(w: Walk, op: Op) -> Value | Sequence[Value] | None:
         return record.decompose(w.builder, op)
     result = folded(op, [i for i in inputs if i is not None])
     return None if result is None else w.const(result)
+
+
+def _unpacks_weights(op: Op) -> bool:
+    """Weights in an 8-bit float format stay in it until they are multiplied: that is what it is for."""
+    source, result = op.operands[0].type, op.results[0].type
+    narrow = source.dtype.is_float and source.dtype.bits <= 8 and result.dtype.bits > source.dtype.bits
+    return op.name == "cast" and narrow and source.rank > 1
 
 
 @dataclass(frozen=True)

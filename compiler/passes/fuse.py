@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import networkx as nx
 
-from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, scalar_constant
+from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, scalar_constant, unpacks
 from ppuc.compiler.lowering.kinds import check_group, kind_of
 from ppuc.compiler.lowering.memory import updated_operand
 from ppuc.compiler.lowering.reuse import Lowered
@@ -87,7 +87,7 @@ class Grouping:
             if kind_of(op) not in ("map", "copy", "const", "view"):
                 self._grow(i)
         for i, op in enumerate(self.graph.ops):
-            if kind_of(op) == "map" and i not in self.group_of:
+            if kind_of(op) == "map" and i not in self.group_of and not self._read_through(i):
                 self._grow(i)
         for i, op in enumerate(self.graph.ops):
             if op.name == "insert" and i not in self.group_of:
@@ -211,6 +211,18 @@ class Grouping:
             return f"'{op.name}' reads the kernel's results through ops that are not part of it"
         return ""
 
+    def _unpacked(self, op: Op, reader: Op) -> bool:
+        """Whether `reader` widens constant weights as it loads them."""
+        source = self.position.get(op.operands[0].name, -1) if op.operands else -1
+        constant = source >= 0 and self.graph.ops[source].name == "const"
+        return reader.name == "matmul" and constant and unpacks(op) and op.results[0] == reader.operands[1]
+
+    def _read_through(self, i: int) -> bool:
+        """Whether all that read op `i` widen it themselves."""
+        name = self.graph.ops[i].results[0].name
+        readers = [self.graph.ops[u] for u in self.users.get(name, ())]
+        return name not in self.outputs and all(self._unpacked(self.graph.ops[i], r) for r in readers)
+
     def _worth_storing(self, op: Op) -> bool:
         """A view joins its producer when nothing else needs the producer's own shape."""
         source = op.operands[0]
@@ -284,7 +296,7 @@ class Grouping:
                 number = scalar_constant(op) is not None and on_chain
                 view = "view" not in apart and is_view(op) and self._readable(op, self.graph.ops[reader])
                 pad = "pad" not in apart and _foldable_pad(op) and OPS[self.graph.ops[i].name].kind in CHAIN_KINDS
-                if number or view or pad:
+                if number or view or pad or self._unpacked(op, self.graph.ops[reader]):
                     wanted.add(source)
                     stack.append((source, reader))
         return sorted(wanted)

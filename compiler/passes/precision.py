@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ppuc.compiler.lowering.body import Resolver
+from ppuc.compiler.lowering.body import Resolver, unpacks
 from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.graph_constants import folded
@@ -222,7 +222,9 @@ class _Body:
     def _op(self, op: Op) -> None:
         operands = tuple(self.values[v.name] for v in op.operands)
         attrs = op.attrs
-        if op.name in ("matmul", "conv") and operands[0].type.dtype.is_float:
+        if unpacks(op) and any(op.results[0] in o.operands for o in self.body.ops if o.name == "matmul"):
+            attrs = CastAttrs(self.owner.narrow)
+        elif op.name in ("matmul", "conv") and operands[0].type.dtype.is_float:
             narrow = operands[0].type.dtype
             attrs = replace(attrs, out=None if narrow is op.results[0].type.dtype else op.results[0].type.dtype)  # type: ignore[call-arg]
         elif op.name == "attention":

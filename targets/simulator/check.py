@@ -22,6 +22,7 @@ from ppuc.targets.simulator.clocks import (
     wait,
 )
 from ppuc.targets.simulator.jit import entry, helper
+from ppuc.targets.simulator.records import Box, BoxAxis, Group, Instruction, Operand, Use
 from ppuc.targets.simulator.tables import (
     CLAIM,
     COPY,
@@ -125,15 +126,15 @@ def _touch(
 @helper
 def _axis_size(c: Code, b: int, a: int) -> int:
     """Size of a tile axis; of the axis of an index list, that of the dimension it may name any row of."""
-    return int(c.bx_dim[b, c.bx[b, 4], 0] if a == c.bx[b, 5] else c.bx_axis[b, a, 0])
+    return int(c.dim[b, c.box[b].gather_dim].size if a == c.box[b].gather_axis else c.axis[b, a].size)
 
 
 @helper
 def _inner_axis(c: Code, b: int) -> int:
     """The axis with the smallest step in memory, or -1."""
-    for j in range(c.bx[b, 1]):
-        a = c.bx_axis[b, j, 2]
-        if c.bx_axis[b, a, 1] != 0 and _axis_size(c, b, a) > 1:
+    for j in range(c.box[b].axes):
+        a = c.axis[b, j].order
+        if c.axis[b, a].stride != 0 and _axis_size(c, b, a) > 1:
             return int(a)
     return -1
 
@@ -143,25 +144,28 @@ def _walk_box(
     c: Code, k: Checker, m: Machine, log: np.ndarray, s: int, i: int, t: int, stamp: int, write: bool
 ) -> None:
     """Touch every element of a load's or store's box that is inside its view."""
-    b, inner = c.ins[i, 4], _inner_axis(c, c.ins[i, 4])
+    b = c.ins[i].desc
+    box: Box = c.box[b]
+    inner = _inner_axis(c, b)
     index, at, base = k.scratch[0], k.scratch[1], k.scratch[2]
-    for d in range(c.bx[b, 0]):
-        base[d] = c.bx_dim[b, d, 2] if d != c.bx[b, 4] else 0
-        for j in range(c.ins[i, 3]):
-            base[d] += c.bx_coef[b, d, j] * log[LOG_ENV + j] if d != c.bx[b, 4] else 0
-    for a in range(c.bx[b, 1]):
+    for d in range(box.dims):
+        base[d] = c.dim[b, d].const if d != box.gather_dim else 0
+        for j in range(c.ins[i].depth):
+            base[d] += c.coef[b, d, j] * log[LOG_ENV + j] if d != box.gather_dim else 0
+    for a in range(box.axes):
         index[a] = 0
-    soft = write and c.bx[b, 4] >= 0
+    soft = write and box.gather_dim >= 0
     while True:
-        for d in range(c.bx[b, 0]):
+        for d in range(box.dims):
             at[d] = base[d]
-        for a in range(c.bx[b, 1]):
-            if c.bx_axis[b, a, 3] >= 0:
-                at[c.bx_axis[b, a, 3]] += index[a] * c.bx_axis[b, a, 4]
+        for a in range(box.axes):
+            axis: BoxAxis = c.axis[b, a]
+            if axis.dim >= 0:
+                at[axis.dim] += index[a] * axis.factor
         _walk_run(c, k, m, s, i, t, b, inner, stamp, write, soft)
-        a = c.bx[b, 1] - 1
+        a = box.axes - 1
         while a >= 0:
-            if a != inner and c.bx_axis[b, a, 1] != 0:
+            if a != inner and c.axis[b, a].stride != 0:
                 index[a] += 1
                 if index[a] < _axis_size(c, b, a):
                     break
@@ -177,13 +181,13 @@ def _walk_run(
 ) -> None:
     """Touch the elements along the inner axis, the others being where scratch row 1 says."""
     at = k.scratch[1]
-    along = c.bx_axis[b, inner, 3] if inner >= 0 else -1
-    element, lo, hi = c.bx[b, 3], 0, 0
-    for d in range(c.bx[b, 0]):
-        size = c.bx_dim[b, d, 0]
-        element += at[d] * c.bx_dim[b, d, 1]
+    along = c.axis[b, inner].dim if inner >= 0 else -1
+    element, lo, hi = c.box[b].first, 0, 0
+    for d in range(c.box[b].dims):
+        size = c.dim[b, d].size
+        element += at[d] * c.dim[b, d].stride
         if d == along:
-            f = c.bx_axis[b, inner, 4]
+            f = c.axis[b, inner].factor
             hi = _axis_size(c, b, inner) - 1
             if f > 0:
                 lo, hi = max(0, -(at[d] // f)), min(hi, (size - 1 - at[d]) // f)
@@ -192,7 +196,7 @@ def _walk_run(
         elif at[d] < 0 or at[d] >= size:
             return
     if hi >= lo:
-        stride = c.bx_axis[b, inner, 1] if inner >= 0 else 1
+        stride = c.axis[b, inner].stride if inner >= 0 else 1
         _touch(k, m, s, i, t, element + lo * stride, hi - lo + 1, stride, stamp, write, soft)
 
 
@@ -209,7 +213,7 @@ def _access_tensor(
         k.t_r[t, stamp >> 52] = stamp
     if k.t_gran[t, 0] == 0:
         return
-    if c.ins[i, 2] == COPY:
+    if c.ins[i].kind == COPY:
         _touch(k, m, s, i, t, log[LOG_FROM], log[LOG_TO] - log[LOG_FROM] + 1, 1, stamp, write, False)
     else:
         _walk_box(c, k, m, log, s, i, t, stamp, write)
@@ -220,14 +224,14 @@ def _access_tensor(
 
 @helper
 def _wait_counters(c: Code, k: Checker, log: np.ndarray, s: int, i: int) -> None:
-    for j in range(c.wt_ptr[i], c.wt_ptr[i + 1]):
-        group = c.wt[j, 0]
-        lo, hi = 0, c.gp[group, 2] - 1
-        if c.wt[j, 1]:
+    for j in range(c.ins[i].wait_lo, c.ins[i].wait_hi):
+        group: Group = c.group[c.sync[j].group]
+        lo, hi = 0, group.count - 1
+        if c.sync[j].touched:
             if log[LOG_TO] < log[LOG_FROM]:
                 continue
-            lo, hi = log[LOG_FROM] // c.gp[group, 1], min(hi, log[LOG_TO] // c.gp[group, 1])
-        for counter in range(c.gp[group, 0] + lo, c.gp[group, 0] + hi + 1):
+            lo, hi = log[LOG_FROM] // group.block, min(hi, log[LOG_TO] // group.block)
+        for counter in range(group.first + lo, group.first + hi + 1):
             join_counter(k, s, counter)
 
 
@@ -237,23 +241,26 @@ def _begin(c: Code, m: Machine, k: Checker, log: np.ndarray) -> None:
     s, i = log[LOG_STREAM], log[LOG_INSTR]
     k.seq[s] += 1
     n, issued, completed = k.seq[s], component(m, s, False), component(m, s, True)
-    for j in range(c.use_ptr[i], c.use_ptr[i + 1]):
-        if log[LOG_FIRST] & c.use[j, 2] == c.use[j, 2]:
-            if c.use[j, 0] == CLAIM:
-                claim(c, k, s, c.use[j, 1])
-            elif c.use[j, 0] == WAIT:
-                wait(c, k, s, c.use[j, 1])
+    ins: Instruction = c.ins[i]
+    for j in range(ins.use_lo, ins.use_hi):
+        use: Use = c.use[j]
+        if log[LOG_FIRST] & use.mask == use.mask:
+            if use.kind == CLAIM:
+                claim(c, k, s, use.ring)
+            elif use.kind == WAIT:
+                wait(c, k, s, use.ring)
     _wait_counters(c, k, log, s, i)
-    if s < 4 * m.units:
+    if s < 4 * len(m.hop):
         k.local[s, issued % PER_UNIT] = n
     read, write = issued << 52 | i << 32 | n, completed << 52 | i << 32 | n
-    slots = LOG_ENV + c.bx_coef.shape[2]
+    slots = LOG_ENV + c.coef.shape[2]
     for written in range(2):
-        for j in range(c.op_ptr[i], c.op_ptr[i + 1]):
-            slot = k.slot0[c.op[j, 0]] + log[slots + j - c.op_ptr[i]]
-            if c.op[j, 1] == written and written:
+        for j in range(ins.op_lo, ins.op_hi):
+            op: Operand = c.op[j]
+            slot = k.slot0[op.ring] + log[slots + j - ins.op_lo]
+            if op.written == written and written:
                 _write_slot(k, m, s, i, slot, write)
-            elif c.op[j, 1] == written:
+            elif op.written == written:
                 _read_slot(k, m, s, i, slot, read)
     if k.t_of[i, 0] >= 0:
         _access_tensor(c, k, m, log, s, i, k.t_of[i, 0], read, False)
@@ -274,10 +281,11 @@ def _release(c: Code, m: Machine, k: Checker, s: int) -> None:
     n = k.released[s]
     row = k.snap[s, n % IN_FLIGHT]
     i, last = row[PER_UNIT + 1], row[PER_UNIT + 2]
-    for j in range(c.use_ptr[i], c.use_ptr[i + 1]):
-        use, r, mask = c.use[j, 0], c.use[j, 1], c.use[j, 2]
-        if last & mask == mask and use in (PUSH, POP):
-            signal(c, k, m, s, r, use == PUSH, row, n if c.ins[i, 2] != STORE else 0)
+    ins: Instruction = c.ins[i]
+    for j in range(ins.use_lo, ins.use_hi):
+        use: Use = c.use[j]
+        if last & use.mask == use.mask and use.kind in (PUSH, POP):
+            signal(c, k, m, s, use.ring, use.kind == PUSH, row, n if ins.kind != STORE else 0)
 
 
 @helper
@@ -287,18 +295,19 @@ def _end(c: Code, m: Machine, k: Checker, s: int) -> None:
     n = k.done[s]
     row = k.snap[s, n % IN_FLIGHT]
     i, last, first_e, last_e = row[PER_UNIT + 1], row[PER_UNIT + 2], row[PER_UNIT + 3], row[PER_UNIT + 4]
-    if c.ins[i, 2] != STORE:
+    ins: Instruction = c.ins[i]
+    if ins.kind != STORE:
         _release(c, m, k, s)
-    for j in range(c.bp_ptr[i], c.bp_ptr[i + 1]):
-        group = c.bp[j, 0]
+    for j in range(ins.bump_lo, ins.bump_hi):
+        group: Group = c.group[c.sync[j].group]
         lo, hi = 0, 0
-        if c.bp[j, 1]:
+        if c.sync[j].touched:
             if last_e < first_e:
                 continue
-            lo, hi = first_e // c.gp[group, 1], min(c.gp[group, 2] - 1, last_e // c.gp[group, 1])
-        elif last != c.ins[i, 7]:
+            lo, hi = first_e // group.block, min(group.count - 1, last_e // group.block)
+        elif last != ins.done_mask:
             continue
-        for counter in range(c.gp[group, 0] + lo, c.gp[group, 0] + hi + 1):
+        for counter in range(group.first + lo, group.first + hi + 1):
             bump(k, m, s, counter, row, n)
 
 

@@ -68,8 +68,8 @@ class Checker(NamedTuple):
 @helper
 def component(m: Machine, s: int, completed: bool) -> int:
     """Component of a stream's issues or completions."""
-    if s >= 4 * m.units:
-        return PER_UNIT * m.units + 2 * (s - 4 * m.units) + completed
+    if s >= 4 * len(m.hop):
+        return PER_UNIT * len(m.hop) + 2 * (s - 4 * len(m.hop)) + completed
     q = s % 4
     return PER_UNIT * (s // 4) + (2 * q + completed if q < 2 else 2 + q)
 
@@ -80,7 +80,7 @@ def knows(k: Checker, m: Machine, s: int, stamp: int) -> bool:
     if stamp == 0:
         return True
     comp, number = stamp >> 52, stamp & 0xFFFFFFFF
-    unit = s // 4 if s < 4 * m.units else -1
+    unit = s // 4 if s < 4 * len(m.hop) else -1
     if unit >= 0 and comp // PER_UNIT == unit and k.local[s, comp % PER_UNIT] >= number:
         return True
     return bool(k.pool[k.far[s], comp] >= number)
@@ -132,7 +132,7 @@ def _join_pops(c: Code, k: Checker, s: int, u: int, r: int, slot: int, most: int
     """Learn what the last pops of a slot knew: of the consumers that have popped the ring `most` times or fewer, for
     those of others are of a later turn, which says nothing of the one that is waited for."""
     for q in range(4):
-        if c.rg[r, 1] >> q & 1 and k.ring_n[u, r, 6 + q] <= most:
+        if c.ring[r].consumers >> q & 1 and k.ring_n[u, r, 6 + q] <= most:
             for j in range(PER_UNIT):
                 k.local[s, j] = max(k.local[s, j], k.pop_l[u, slot, q, j])
             k.far[s] = join_far(k, k.far[s], k.pop_f[u, slot, q])
@@ -142,14 +142,14 @@ def _join_pops(c: Code, k: Checker, s: int, u: int, r: int, slot: int, most: int
 def claim(c: Code, k: Checker, s: int, r: int) -> None:
     """Stream s claims the next slot of a ring."""
     u = s // 4
-    n, depth = k.ring_n[u, r, 0], c.rg[r, 0]
+    n, depth = k.ring_n[u, r, 0], c.ring[r].depth
     k.ring_n[u, r, 0] = n + 1
     if n >= depth:
         _join_pops(c, k, s, u, r, k.slot0[r] + n % depth, n)
     elif n == 0:
-        for j in range(c.af_ptr[r], c.af_ptr[r + 1]):
-            before = c.af[j]
-            for i in range(c.rg[before, 0]):
+        for j in range(c.ring[r].after_lo, c.ring[r].after_hi):
+            before = c.after[j]
+            for i in range(c.ring[before].depth):
                 _join_pops(c, k, s, u, before, k.slot0[before] + i, 1 << 62)
 
 
@@ -158,7 +158,7 @@ def wait(c: Code, k: Checker, s: int, r: int) -> None:
     """Stream s waits for the next filled slot of a ring. A producer that did not wait may have filled the slot once
     more by then: that push says nothing of the one that is waited for."""
     u, q = s // 4, s % 4
-    n, depth = k.ring_n[u, r, 2 + q], c.rg[r, 0]
+    n, depth = k.ring_n[u, r, 2 + q], c.ring[r].depth
     slot = k.slot0[r] + n % depth
     k.ring_n[u, r, 2 + q] = n + 1
     if k.ring_n[u, r, 1] - n > depth:
@@ -173,7 +173,7 @@ def signal(c: Code, k: Checker, m: Machine, s: int, r: int, push: bool, entry: n
     """The instruction of `entry` (a row of snap) completes and pushes or pops a ring."""
     u, q = s // 4, s % 4
     at = 1 if push else 6 + q
-    slot = k.slot0[r] + k.ring_n[u, r, at] % c.rg[r, 0]
+    slot = k.slot0[r] + k.ring_n[u, r, at] % c.ring[r].depth
     k.ring_n[u, r, at] += 1
     own = component(m, s, True) % PER_UNIT
     for j in range(PER_UNIT):
@@ -194,7 +194,7 @@ def bump(k: Checker, m: Machine, s: int, counter: int, entry: np.ndarray, number
     far = entry[PER_UNIT]
     for c in range(k.pool.shape[1]):
         k.bumps[counter, c] = max(k.bumps[counter, c], k.pool[far, c])
-    if s < 4 * m.units:
+    if s < 4 * len(m.hop):
         base = PER_UNIT * (s // 4)
         for j in range(PER_UNIT):
             k.bumps[counter, base + j] = max(k.bumps[counter, base + j], entry[j])

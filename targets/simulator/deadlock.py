@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ppuc.ir.program import UNIT_QUEUES
 from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.flatten import FlatSegment
@@ -9,13 +11,13 @@ from ppuc.targets.simulator.flatten import FlatSegment
 
 def describe_deadlock(flat: FlatSegment, state: t.State, at_most: int = 12) -> str:
     """One line per blocked queue, the first `at_most` of them."""
-    lines = [f"segment {flat.segment.name}: deadlock at cycle {state.now[0]:.0f}"]
-    blocked = [s for s in range(len(state.pc)) if state.block[s, 0] != t.B_NONE]
+    lines = [f"segment {flat.segment.name}: deadlock at cycle {state.core['now'][0]:.0f}"]
+    blocked = np.flatnonzero(state.stream["cause"] != t.B_NONE).tolist()
     for s in blocked[:at_most]:
-        index = int(flat.code.node_arg[state.pc[s]])
+        index = int(state.stream["head"][s])
         info = flat.instrs[index]
         place = f"unit {s // 4} {UNIT_QUEUES[s % 4]}" if info.kernel >= 0 else f"stage {info.queue}"
-        loops = ", ".join(f"%{v} = {state.env[s, d]}" for d, v in enumerate(info.loops))
+        loops = ", ".join(f"%{v} = {state.place['at'][s, d]}" for d, v in enumerate(info.loops))
         where = f" at {loops}" if loops else ""
         lines.append(f"  {place}: {flat.instr_name(index)}{where} waits for {_reason(flat, state, s)}")
     if len(blocked) > at_most:
@@ -24,7 +26,7 @@ def describe_deadlock(flat: FlatSegment, state: t.State, at_most: int = 12) -> s
 
 
 def _reason(flat: FlatSegment, state: t.State, s: int) -> str:
-    cause, what = int(state.block[s, 0]), int(state.block[s, 1])
+    cause, what = int(state.stream["cause"][s]), int(state.stream["what"][s])
     if cause == t.B_COUNTER:
         group = flat.segment.counters[what]
         counts = state.counter[group.first : group.first + len(group.expect)].tolist()
@@ -37,12 +39,12 @@ def _reason(flat: FlatSegment, state: t.State, s: int) -> str:
         return "an earlier tile of its kernel to be stored"
     ring, unit = flat.rings[what], s // 4
     if cause == t.B_DATA:
-        return f"a filled slot of %{ring.name} ({state.pushed[unit, what]} pushed)"
+        return f"a filled slot of %{ring.name} ({state.filled['pushed'][unit, what]} pushed)"
     if cause == t.B_AFTER:
         return f"the rings before %{ring.name} to retire: {', '.join('%' + name for name in ring.after)}"
     popped = [
-        f"{state.popped[unit, what, q]} popped by {UNIT_QUEUES[q]}"
+        f"{state.reader['popped'][unit, what, q]} popped by {UNIT_QUEUES[q]}"
         for q in range(4)
         if UNIT_QUEUES[q] in ring.consumers
     ]
-    return f"a free slot of %{ring.name} ({state.claimed[unit, what]} claimed, {', '.join(popped)})"
+    return f"a free slot of %{ring.name} ({state.filled['claimed'][unit, what]} claimed, {', '.join(popped)})"

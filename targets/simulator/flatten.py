@@ -31,10 +31,11 @@ from ppuc.ir.program import (
 )
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
-from ppuc.targets.cost import engine_of, gap_clk, hbm_bytes_per_clk, hop_offsets, latency_clk
 from ppuc.targets.schema import Target
+from ppuc.targets.simulator import records as rec
 from ppuc.targets.simulator import tables as t
-from ppuc.targets.simulator.shapes import Ragged, Shapes, table
+from ppuc.targets.simulator.machine import machine_of
+from ppuc.targets.simulator.shapes import Row, Shapes
 
 _USE = {"claim": t.CLAIM, "push": t.PUSH, "wait": t.WAIT, "pop": t.POP}
 _MEMORY = {Space.HBM: t.MEM_HBM, Space.L2: t.MEM_L2, Space.HOST: t.MEM_HOST}
@@ -65,9 +66,14 @@ class InstrInfo:
         return f"{self.item.op} %{stmt.dst} <- %{stmt.src}"
 
 
+MARKS = ("node", "loop", "ins", "use", "sync", "op", "box", "extent", "mma", "vec", "term", "traffic")
+"""The tables whose rows belong to a kernel's part of a queue."""
+
+
 @dataclass(frozen=True, slots=True)
 class FlatSegment:
-    """A segment's arrays and the names behind the numbers."""
+    """A segment's arrays and the names behind the numbers. `marks` [4, kernels + 1, MARKS]: first rows of each kernel's
+    part of each unit queue, and the end."""
 
     segment: Segment
     code: t.Code
@@ -76,6 +82,7 @@ class FlatSegment:
     rings: tuple[Ring, ...]
     ring_kernel: tuple[int, ...]
     stage_queues: int
+    marks: np.ndarray
 
     def tensor_of(self, index: int) -> str:
         """The tensor that load or store number `index` moves data of."""
@@ -99,48 +106,6 @@ def flatten(program: Program, segment: Segment, vectors: Mapping[str, VectorProg
     return _Builder(program, segment, vectors, target).build()
 
 
-def machine_of(target: Target) -> t.Machine:
-    """The target's numbers as the event loop wants them."""
-    ns = 1.0 / target.clk_ns
-    hbm = hbm_bytes_per_clk(target)
-    host = target.host.gbs_per_dir * target.clk_ns
-    capacity = [hbm, float(target.l2.bytes_per_clk_total), host]
-    capacity += [float(target.noc.ce_port_bytes_per_clk)] * target.ces
-    capacity += [float(target.l2.bytes_per_clk_per_cu)] * target.cu
-    limit = t.IN_FLIGHT - 1
-    return t.Machine(
-        units=target.cu,
-        ces=target.ces,
-        cu_per_ce=target.cu_per_ce,
-        lane_rows=target.tensor.lane_grid[0],
-        lane_cols=target.tensor.lane_grid[1],
-        lanes=target.vector.lanes,
-        sfu=target.vector.sfu_per_clk,
-        issue=float(target.issue_clk),
-        ring_op=float(target.sync.ring_op_clk),
-        engine=engine_of(target),
-        gap=gap_clk(target),
-        whole_tiles=target.launch.tiles != "streaming",
-        l1_rate=float(target.l1.bytes_per_clk),
-        acc_rate=float(target.acc.bytes_per_clk),
-        burst=target.hbm.burst_bytes,
-        activate=target.hbm.activate_bytes,
-        turnaround=target.hbm.turnaround,
-        multicast=target.noc.multicast != "none",
-        cached=target.l2.managed == "cache",
-        l2_bytes=float(target.l2.bytes),
-        start=np.array([target.load.start_clk, target.store.start_clk, 0, 0, target.stage.start_ns * ns], np.float64),
-        row=np.array([target.load.row_clk, target.store.row_clk, 0, 0, 0], np.float64),
-        rate=np.array([target.load.bytes_per_clk, target.store.bytes_per_clk, 0, 0, max(hbm, host)], np.float64),
-        room=np.minimum([target.load.in_flight, target.store.in_flight, limit, limit, target.stage.in_flight], limit),
-        latency=np.array([latency_clk(s, target) for s in (Space.HBM, Space.L2, Space.HOST)]),
-        hop=np.repeat(hop_offsets(target), target.cu_per_ce),
-        dispatch=float(target.launch.dispatch_clk),
-        bump=target.sync.counter_bump_ns * ns,
-        capacity=np.array(capacity),
-    )
-
-
 class _Builder:
     """One walk over the segment. `nodes`, `loops` and `rows` (instructions) grow in text order."""
 
@@ -153,11 +118,13 @@ class _Builder:
         self.groups = {g.name: i for i, g in enumerate(segment.counters)}
         depth = max([1, *(_depth(body) for k in segment.kernels for _, body in k.streams)])
         self.shapes = Shapes(depth, vectors, target)
-        self.nodes: list[tuple[int, int]] = []
+        self.nodes: list[Row] = []
         self.loops: list[list[int]] = []
         self.rows: list[list[int]] = []
         self.instrs: list[InstrInfo] = []
-        self.uses, self.waits, self.bumps, self.operands = Ragged(3), Ragged(2), Ragged(2), Ragged(2)
+        self.uses: list[Row] = []
+        self.syncs: list[Row] = []
+        self.operands: list[Row] = []
         self.rings: list[Ring] = []
         self.ring_kernel: list[int] = []
         self.ring_of: list[dict[str, int]] = []
@@ -170,14 +137,17 @@ class _Builder:
         for k, kernel in enumerate(kernels):
             self._add_rings(k, kernel)
         starts, ends = [], np.zeros((max(len(kernels), 1), 4), np.int64)
+        marks = []
         for q, queue in enumerate(UNIT_QUEUES):
             starts.append(len(self.nodes))
             for k, kernel in enumerate(kernels):
+                marks.append(self._marks())
                 self.nodes.append((t.NODE_KERNEL, k))
                 for on, body in kernel.streams:
                     if on is queue:
                         self._add_body(k, q, body, ())
                 ends[k, q] = len(self.nodes)
+            marks.append(self._marks())
             self.nodes.append((t.NODE_STOP, 0))
         streams = starts * self.target.cu + [self._add_copies(q) for q in range(stage)]
         machine = machine_of(self.target)
@@ -189,7 +159,13 @@ class _Builder:
             tuple(self.rings),
             tuple(self.ring_kernel),
             stage,
+            np.array(marks, np.int64).reshape(4, len(kernels) + 1, len(MARKS)),
         )
+
+    def _marks(self) -> tuple[int, ...]:
+        """Rows of each of MARKS so far."""
+        instructions = (len(self.nodes), len(self.loops), len(self.rows), len(self.uses), len(self.syncs))
+        return (*instructions, len(self.operands), *self.shapes.sizes())
 
     # Streams.
 
@@ -216,17 +192,15 @@ class _Builder:
     def _add_instr(self, k: int, q: int, instr: Instr, loops: tuple[tuple[int, str], ...]) -> None:
         stmt, names, index = instr.stmt, self.ring_of[k], len(self.instrs)
         depth, slots = len(loops), {var: d for d, (_, var) in enumerate(loops)}
+        uses, operands = len(self.uses), len(self.operands)
         for use in instr.rings:
             mask = sum(1 << d for d in range(use.level, depth))
-            self.uses.add(_USE[use.kind], names[use.ring], mask)
+            self.uses.append((_USE[use.kind], names[use.ring], mask))
             if use.kind == "push":
                 self.pushes.setdefault(names[use.ring], []).append((use.level, tuple(i for i, _ in loops)))
-        self.uses.end()
         rings = self._operands(stmt, names)
         buffers = [self.rings[r] for r, _ in rings]
-        for ring, written in rings:
-            self.operands.add(ring, written)
-        self.operands.end()
+        self.operands += rings
         memory, tensor = -1, -1
         if isinstance(stmt, Load | Store):
             memory, tensor, desc = self._transfer(k, stmt, buffers[0], slots)
@@ -234,8 +208,8 @@ class _Builder:
             desc = self.shapes.mma(stmt, buffers[1], buffers[2], slots)
         else:
             desc = self.shapes.vec(stmt, buffers, slots)
-        self.rows.append([k, q, _KIND[type(stmt)], depth, desc, memory, -1, (1 << depth) - 1, tensor, 0])
-        self._add_sync(instr)
+        head = [k, q, _KIND[type(stmt)], depth, desc, memory, -1, (1 << depth) - 1, tensor, 0]
+        self.rows.append([*head, uses, len(self.uses), *self._add_sync(instr), operands, len(self.operands)])
         self.instrs.append(InstrInfo(k, q, instr, tuple(v for _, v in loops), tuple(r for r, _ in rings)))
         if instr.bumps and not isinstance(stmt, Load | Store):
             raise InternalError(f"{self.instrs[index].text} bumps a counter: only transfers do")
@@ -260,13 +234,13 @@ class _Builder:
         box = self.shapes.box(param.view, stmt.index, ring.shape, param.dtype, gather, slots)
         return memory, self.numbers[param.tensor], box
 
-    def _add_sync(self, item: Instr | Copy) -> None:
-        for wait in item.waits:
-            self.waits.add(self.groups[wait.group], int(wait.touched))
-        self.waits.end()
-        for bump in item.bumps:
-            self.bumps.add(self.groups[bump.group], int(bump.touched))
-        self.bumps.end()
+    def _add_sync(self, item: Instr | Copy) -> tuple[int, int, int, int]:
+        """First and end row of the waits, then of the bumps."""
+        waits = len(self.syncs)
+        self.syncs += [(self.groups[wait.group], int(wait.touched)) for wait in item.waits]
+        bumps = len(self.syncs)
+        self.syncs += [(self.groups[bump.group], int(bump.touched)) for bump in item.bumps]
+        return waits, bumps, bumps, len(self.syncs)
 
     def _add_copies(self, queue: int) -> int:
         start = len(self.nodes)
@@ -276,10 +250,9 @@ class _Builder:
             src, dst = self.tensors[copy.src], self.tensors[copy.dst]
             self.nodes.append((t.NODE_INSTR, len(self.instrs)))
             desc = self.shapes.copy(copy.start, copy.count, src.dtype.bytes)
-            self.rows.append([-1, 4, t.COPY, 0, desc, _MEMORY[src.space], _MEMORY[dst.space], 0, -1, 0])
-            self.uses.end()
-            self.operands.end()
-            self._add_sync(copy)
+            head = [-1, 4, t.COPY, 0, desc, _MEMORY[src.space], _MEMORY[dst.space], 0, -1, 0]
+            uses, operands = len(self.uses), len(self.operands)
+            self.rows.append([*head, uses, uses, *self._add_sync(copy), operands, operands])
             self.instrs.append(InstrInfo(-1, queue, copy, (), ()))
         self.nodes.append((t.NODE_STOP, 0))
         return start
@@ -287,7 +260,7 @@ class _Builder:
     # Arrays.
 
     def _code(self, streams: np.ndarray, ends: np.ndarray) -> t.Code:
-        kernels, nodes = self.segment.kernels, table(self.nodes, 2)
+        kernels = self.segment.kernels
         axes = max([1, *(len(k.grid) for k in kernels)])
         radix = np.ones((max(len(kernels), 1), axes), np.int64)
         for k, kernel in enumerate(kernels):
@@ -298,44 +271,40 @@ class _Builder:
         expect = np.zeros(max((g.first + len(g.expect) for g in self.segment.counters), default=0), np.int64)
         for group in self.segment.counters:
             expect[group.first : group.first + len(group.expect)] = group.expect
-        after = Ragged(1)
-        for r, ring in enumerate(self.rings):
-            for name in ring.after:
-                after.add(self._earlier_ring(r, name))
-            after.end()
-        (uses, waits, bumps, operands) = (r.arrays() for r in (self.uses, self.waits, self.bumps, self.operands))
-        rings = [[r.depth, sum(1 << UNIT_QUEUES.index(q) for q in r.consumers), UNIT_QUEUES.index(r.producer)]
-                 for r in self.rings]  # fmt: skip
         blocks, trips = self._blocks()
         tiles = trips.prod(1)
         units = np.where(blocks[:, 0] < 0, units, np.minimum(tiles, self.target.cu))
+        rings, after = self._rings()
+        facts = np.column_stack([units, blocks, ends]).tolist()
         return t.Code(
-            node_op=nodes[:, 0].copy(),
-            node_arg=nodes[:, 1].copy(),
+            node=rec.table(rec.Node, self.nodes),
             stream_pc=streams,
-            k_units=units,
-            k_radix=radix,
-            k_end=ends,
-            k_block=blocks,
-            k_trips=trips,
-            lp=table(self.loops, 9),
-            ins=table(self.rows, 10),
-            use_ptr=uses[0],
-            use=uses[1],
-            wt_ptr=waits[0],
-            wt=waits[1],
-            bp_ptr=bumps[0],
-            bp=bumps[1],
-            op_ptr=operands[0],
-            op=operands[1],
-            rg=table(rings, 3),
-            af_ptr=after.arrays()[0],
-            af=after.arrays()[1][:, 0].copy(),
-            rg_total=self._totals(radix, units, blocks, tiles),
-            gp=table([[g.first, max(g.block, 1), len(g.expect)] for g in self.segment.counters], 3),
+            kernel=rec.table(rec.Kernel, [tuple(row) for row in facts]),
+            radix=radix,
+            trips=trips,
+            loop=rec.table(rec.Loop, [tuple(row) for row in self.loops]),
+            ins=rec.table(rec.Instruction, [tuple(row) for row in self.rows]),
+            use=rec.table(rec.Use, self.uses),
+            sync=rec.table(rec.Sync, self.syncs),
+            op=rec.table(rec.Operand, self.operands),
+            ring=rec.table(rec.Ring, rings),
+            after=np.array(after, np.int64),
+            total=self._totals(radix, units, blocks, tiles),
+            group=rec.table(rec.Group, [(g.first, max(g.block, 1), len(g.expect)) for g in self.segment.counters]),
             expect=expect,
             **self.shapes.arrays(),
         )
+
+    def _rings(self) -> tuple[list[Row], list[int]]:
+        """Rows of the rings, and the rings to retire before their first claims."""
+        rows: list[Row] = []
+        after: list[int] = []
+        for r, ring in enumerate(self.rings):
+            first = len(after)
+            after += [self._earlier_ring(r, name) for name in ring.after]
+            consumers = sum(1 << UNIT_QUEUES.index(q) for q in ring.consumers)
+            rows.append((ring.depth, consumers, UNIT_QUEUES.index(ring.producer), first, len(after)))
+        return rows, after
 
     def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """Where tiles run as blocks: for kernels with an accumulator, the loops around a tile's last store (which is

@@ -19,7 +19,7 @@ import numpy as np
 from ppuc.ir.kernel import Load, Store
 from ppuc.ir.program import Copy, MemTensor, Program
 from ppuc.ir.types import Space
-from ppuc.targets.simulator import check, clocks, jit, tables
+from ppuc.targets.simulator import check, clocks, jit, records, tables
 from ppuc.targets.simulator.clocks import FOUND_ROWS, PER_UNIT, RAW, WAR, Checker
 from ppuc.targets.simulator.flatten import FlatSegment
 from ppuc.targets.simulator.result import Hazard
@@ -32,7 +32,7 @@ MAX_GRANULES = 1 << 24
 tensors only."""
 
 _run: Callable[..., int] = check.entry_point(
-    jit.source_digest(__file__, check.__file__, clocks.__file__, tables.__file__)
+    jit.source_digest(__file__, check.__file__, clocks.__file__, records.__file__, tables.__file__)
 )
 
 
@@ -91,7 +91,7 @@ class HazardChecker:
         code, machine = self._flat.code, self._flat.machine
         streams, units = len(code.stream_pc), machine.units
         comps = PER_UNIT * units + 2 * (streams - 4 * units)
-        depths = code.rg[:, 0]
+        depths = code.ring["depth"]
         slot0 = np.concatenate([[0], np.cumsum(depths)])[:-1].astype(np.int64)
         slots, intervals, n_intervals = int(depths.sum()), *_intervals(self._flat)
         names = {t.name: i for i, t in enumerate(self._tracked)}
@@ -111,7 +111,7 @@ class HazardChecker:
             pool=np.zeros((_POOL_ROWS, comps), np.int32),
             memo=ints(1024, 3),
             snap=ints(streams, tables.IN_FLIGHT, PER_UNIT + 5),
-            ring_n=ints(units, len(code.rg), 10),
+            ring_n=ints(units, len(code.ring), 10),
             push_l=ints(units, slots, PER_UNIT),
             push_f=ints(units, slots),
             pop_l=ints(units, slots, 4, PER_UNIT),
@@ -202,27 +202,27 @@ def _granules(flat: FlatSegment, tracked: Sequence[MemTensor], t_of: np.ndarray)
 def _piece(flat: FlatSegment, i: int) -> int:
     """Elements in the largest piece that divides every run that an instruction can touch: offsets, lengths and cuts."""
     code = flat.code
-    v, kind = int(code.ins[i, 4]), int(code.ins[i, 2])
+    v, kind = int(code.ins["desc"][i]), int(code.ins["kind"][i])
     if kind == tables.COPY:
-        return math.gcd(int(code.cp[v, 0]), int(code.cp[v, 1]))
-    dims, _, _, offset, gather_dim, _ = code.bx[v].tolist()
+        return math.gcd(int(code.copy["first"][v]), int(code.copy["count"][v]))
+    dims, gather_dim, offset = (int(code.box[field][v]) for field in ("dims", "gather_dim", "first"))
     piece, found = offset, False
     for d in range(dims):
-        size, stride, const = code.bx_dim[v, d, :3].tolist()
+        size, stride, const = (int(code.dim[field][v, d]) for field in ("size", "stride", "const"))
         if size == 1:
             continue
         if stride != 1:
             piece = math.gcd(piece, stride)
             continue
         found = True
-        moving = [(int(code.bx_axis[v, a, 0]), f) for a, f in _pairs(code, v, d)]
+        moving = [(int(code.axis["size"][v, a]), f) for a, f in _pairs(code, v, d)]
         whole = moving and d != gather_dim and any(abs(f) == 1 for _, f in moving)
-        piece = math.gcd(piece, const, size, *code.bx_coef[v, d].tolist()) if whole else 1
+        piece = math.gcd(piece, const, size, *code.coef[v, d].tolist()) if whole else 1
         for n, factor in moving:
             piece = math.gcd(piece, n if abs(factor) == 1 else factor)
     return piece if found else 1
 
 
 def _pairs(code: tables.Code, v: int, d: int) -> list[tuple[int, int]]:
-    a1, f1, a2, f2 = code.bx_pair[v, d].tolist()
+    a1, f1, a2, f2 = (int(code.dim[f][v, d]) for f in ("axis_1", "factor_1", "axis_2", "factor_2"))
     return [(a, f) for a, f in ((a1, f1), (a2, f2)) if a >= 0]

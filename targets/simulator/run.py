@@ -26,6 +26,7 @@ from ppuc.targets.simulator.hazards import HazardChecker
 from ppuc.targets.simulator.jit import is_compiled
 from ppuc.targets.simulator.launch import launch_clk, launches
 from ppuc.targets.simulator.memory import ChipMemory
+from ppuc.targets.simulator.replay import Replay
 from ppuc.targets.simulator.result import Hazard, Profile
 from ppuc.targets.simulator.stats import Totals
 from ppuc.targets.simulator.tables import State, new_state
@@ -60,12 +61,14 @@ def simulate(
     trace: bool = False,
     progress: Progress | None = None,
     log_rows: int = LOG_ROWS,
+    replay: bool = True,
 ) -> RawResult:
     """Run `program` on `target`.
 
     `inputs` are arrays by tensor name (None: timing only, which needs no constants either); `constants` are resources
     by tensor name. Hazards are checked when values are computed, or with `trace`; they are reported in the profile,
-    not raised. Raises InputError for inputs that do not fit and InternalError when the program deadlocks.
+    not raised. `replay`: layers that repeat exactly are not simulated again (replay.py). Raises InputError for inputs
+    that do not fit and InternalError when the program deadlocks.
     """
     chip = None if inputs is None else ChipMemory(program, constants, inputs)
     by_name = {v.name: v for v in vectors}
@@ -77,11 +80,11 @@ def simulate(
             totals.launch += begin - totals.cycles
             values = None if chip is None else SegmentValues(flat, by_name, chip, target)
             checker = HazardChecker(program, flat) if check_hazards and chip is not None else None
-            state = _run(flat, values, checker, events, begin, log_rows, progress)
+            state = _run(flat, values, checker, events, begin, log_rows, progress, replay)
             if events is not None:
                 events.close(flat, state, begin)
             totals.add(flat, state, begin, target)
-            totals.cycles = begin + float(state.now[0])
+            totals.cycles = begin + float(state.core["now"][0])
             hazards += checker.hazards() if checker else ()
     outputs = {} if chip is None else {name: chip.values_of(name) for _, name in program.outputs}
     profile = totals.profile(target, tuple(hazards), chip is not None)
@@ -110,20 +113,25 @@ def _run(
     begin: float,
     log_rows: int,
     progress: Progress | None,
+    replay: bool,
 ) -> State:
     readers = [reader for reader in (values, checker) if reader is not None]
     rows = max(log_rows, 2 * len(flat.code.stream_pc) + 16) if readers or events is not None else 0
     state = new_state(flat.code, flat.machine, rows)
+    skipping = Replay.of(flat, state) if replay else None
     while True:
         status = time.run(flat.code, flat.machine, state)
-        used = int(state.num[3])
+        if status == time.PAUSED and skipping is not None:
+            skipping.stop(state)
+            continue
+        used = int(state.core["log"][0])
         for reader in readers:
             reader.consume(state.log_i[:used])
         if events is not None:
             events.consume(state.log_t[:used], state.log_i[:used])
-        state.num[3] = 0
+        state.core["log"] = 0
         if progress is not None:
-            progress(flat.segment.name, begin + float(state.now[0]))
+            progress(flat.segment.name, begin + float(state.core["now"][0]))
         if status == time.DONE:
             return state
         if status == time.DEADLOCK:

@@ -41,14 +41,14 @@ class Totals:
 
     def add(self, flat: FlatSegment, state: t.State, begin: float, target: Target) -> None:
         """Account a finished segment that started at cycle `begin`."""
-        kernel_of, queue_of = flat.code.ins[:, 0], flat.code.ins[:, 1]
+        kernel_of, queue_of = flat.code.ins["kernel"], flat.code.ins["queue"]
         for k in range(len(flat.segment.kernels)):
             self.kernels.append(self._kernel(flat, state, k, np.flatnonzero(kernel_of == k), begin, target))
         for i in np.flatnonzero(queue_of == 4):
             self._copy(flat, state, int(i), begin)
-        self.instructions += int(state.n[:, 0].sum())
-        self.lane_ops += int(state.ops[:, 0].sum())
-        self.sfu_ops += int(state.ops[:, 1].sum())
+        self.instructions += int(state.stat["n"].sum())
+        self.lane_ops += int(state.stat["lane_ops"].sum())
+        self.sfu_ops += int(state.stat["sfu_ops"].sum())
         for kernel in self.kernels[len(self.kernels) - len(flat.segment.kernels) :]:
             self.read.update(kernel.read_bytes)
             self.write.update(kernel.write_bytes)
@@ -56,24 +56,24 @@ class Totals:
     def _kernel(
         self, flat: FlatSegment, state: t.State, k: int, rows: np.ndarray, begin: float, target: Target
     ) -> KernelStats:
-        kernel = flat.segment.kernels[k]
+        kernel, stat = flat.segment.kernels[k], state.stat[rows]
         busy: dict[Queue, float] = {}
         stall: dict[Queue, dict[str, float]] = {}
         count: dict[Queue, int] = {}
         for q, queue in enumerate(UNIT_QUEUES):
-            mine = rows[flat.code.ins[rows, 1] == q]
-            busy[queue] = float(state.busy[mine].sum())
+            mine = rows[flat.code.ins["queue"][rows] == q]
+            busy[queue] = float(state.stat["busy"][mine].sum())
             stall[queue] = dict(zip(STALL_CAUSES, state.stall[mine].sum(0).tolist(), strict=True))
-            count[queue] = int(state.n[mine, 0].sum())
+            count[queue] = int(state.stat["n"][mine].sum())
         read, write, macs, ideal = self._traffic(flat, state, rows, target)
-        engine, operand_wait = _engine(flat, state, rows, target)
-        lane_ops, sfu_ops = state.ops[rows].sum(0).tolist()
-        ran = rows[state.n[rows, 0] > 0]
-        start, end = (state.span[ran, 0].min(), state.span[ran, 1].max()) if len(ran) else (0.0, 0.0)
+        engine, operand_wait = _engine(flat, state, rows)
+        lane_ops, sfu_ops = int(stat["lane_ops"].sum()), int(stat["sfu_ops"].sum())
+        ran = stat[stat["n"] > 0]
+        start, end = (ran["start"].min(), ran["end"].max()) if len(ran) else (0.0, 0.0)
         return KernelStats(
             name=kernel.name,
             loc=kernel.loc,
-            units=int(flat.code.k_units[k]),
+            units=int(flat.code.kernel["units"][k]),
             start=begin + float(start),
             end=begin + float(end),
             busy=busy,
@@ -94,35 +94,41 @@ class Totals:
         self, flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target
     ) -> tuple[dict[Space, int], dict[Space, int], int, float]:
         """Bytes read and written by space, multiply-accumulates, and their cycles at the chip's peak."""
-        n = state.n[rows].sum(0)
-        read = Counter({Space.L1: int(n[2]), Space.ACC: int(n[4])})
-        write = Counter({Space.L1: int(n[3]), Space.ACC: int(n[5])})
-        ideal = 0.0
+        sums = {
+            name: int(state.stat[name][rows].sum()) for name in ("l1_read", "l1_written", "acc_read", "acc_written")
+        }
+        read = Counter({Space.L1: sums["l1_read"], Space.ACC: sums["acc_read"]})
+        write = Counter({Space.L1: sums["l1_written"], Space.ACC: sums["acc_written"]})
+        macs, ideal = 0, 0.0
         for i in rows.tolist():
-            kind, memory = flat.code.ins[i, 2], int(flat.code.ins[i, 5])
+            kind, memory = flat.code.ins["kind"][i], int(flat.code.ins["memory"][i])
+            size, held, evicted, products = (int(state.stat[name][i]) for name in ("bytes", "held", "evicted", "macs"))
             if kind == t.LOAD:
-                read[_SPACE[memory]] += int(state.n[i, 1] - state.n[i, 10])
-                read[Space.L2] += int(state.n[i, 10])
-                self.tensor_read[flat.tensor_of(i)] += int(state.n[i, 1])
+                read[_SPACE[memory]] += size - held
+                read[Space.L2] += held
+                self.tensor_read[flat.tensor_of(i)] += size
             elif kind == t.STORE:
-                write[_SPACE[memory]] += int(state.n[i, 1])
-                self.tensor_write[flat.tensor_of(i)] += int(state.n[i, 1])
+                write[_SPACE[memory]] += size - held
+                write[Space.L2] += held
+                self.tensor_write[flat.tensor_of(i)] += size
             elif kind == t.MMA:
                 dtype = flat.rings[flat.instrs[i].operands[1]].dtype
-                self.macs[dtype] += int(state.n[i, 6])
-                ideal += float(state.n[i, 6]) / target.peak_macs_per_clk("i8" if dtype is DType.U8 else dtype)
-        return dict(read), dict(write), int(n[6]), ideal
+                self.macs[dtype] += products
+                macs += products
+                ideal += products / target.peak_macs_per_clk("i8" if dtype is DType.U8 else dtype)
+            write[Space.HBM] += evicted
+        return dict(+read), dict(+write), macs, ideal
 
     def _copy(self, flat: FlatSegment, state: t.State, i: int, begin: float) -> None:
         item = flat.instrs[i].item
         if isinstance(item, Instr):
             return
-        size = int(state.n[i, 1])
-        self.read[_SPACE[int(flat.code.ins[i, 5])]] += size
-        self.write[_SPACE[int(flat.code.ins[i, 6])]] += size
+        size = int(state.stat["bytes"][i])
+        self.read[_SPACE[int(flat.code.ins["memory"][i])]] += size
+        self.write[_SPACE[int(flat.code.ins["second"][i])]] += size
         self.tensor_read[item.src] += size
         self.tensor_write[item.dst] += size
-        start, end = (begin + float(x) for x in state.span[i])
+        start, end = begin + float(state.stat["start"][i]), begin + float(state.stat["end"][i])
         self.copies.append(CopyStats(item.dst, item.queue, size, start, end))
 
     def profile(self, target: Target, hazards: tuple[Hazard, ...], values: bool) -> Profile:
@@ -157,16 +163,12 @@ class Totals:
         )
 
 
-def _engine(
-    flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target
-) -> tuple[dict[Queue, float], dict[Queue, float]]:
-    """Engine cycles of the tensor and vector queue, and what l1 and acc need beyond them for the operands."""
+def _engine(flat: FlatSegment, state: t.State, rows: np.ndarray) -> tuple[dict[Queue, float], dict[Queue, float]]:
+    """Engine cycles of the tensor and vector queue, and those beyond them in which they waited for l1 and acc."""
     engine, wait = {}, {}
     for q, queue in ((2, Queue.TENSOR), (3, Queue.VECTOR)):
-        n = state.n[rows[flat.code.ins[rows, 1] == q]].astype(np.float64)
-        moved = n[:, 2] if queue is Queue.TENSOR else n[:, 2:6].sum(1)
-        engine[queue] = float(n[:, 7].sum())
-        wait[queue] = float(np.maximum(moved / target.l1.bytes_per_clk - n[:, 7], 0.0).sum())
+        mine = state.stat[rows[flat.code.ins["queue"][rows] == q]]
+        engine[queue], wait[queue] = float(mine["engine"].sum()), float(mine["operands"].sum())
     return engine, wait
 
 
@@ -175,7 +177,7 @@ def _shaped(flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target)
     are, and the products are dealt out evenly."""
     total, lanes = 0.0, target.tensor.lanes
     for i in rows.tolist():
-        results, products = state.n[i, 8:10].tolist()
+        results, products = int(state.stat["results"][i]), int(state.stat["products"][i])
         if results:
             dtype = flat.rings[flat.instrs[i].operands[1]].dtype
             interval = target.tensor.ii_clk["i8" if dtype is DType.U8 else str(dtype)]
@@ -187,9 +189,9 @@ def _transfer(flat: FlatSegment, state: t.State, rows: np.ndarray) -> dict[Space
     """Cycles of data phases by memory."""
     spent: dict[Space, float] = {}
     for i in rows.tolist():
-        if flat.code.ins[i, 2] in (t.LOAD, t.STORE):
-            memory = _SPACE[int(flat.code.ins[i, 5])]
-            spent[memory] = spent.get(memory, 0.0) + float(state.busy[i] + state.stall[i, t.BANDWIDTH])
+        if flat.code.ins["kind"][i] in (t.LOAD, t.STORE):
+            memory = _SPACE[int(flat.code.ins["memory"][i])]
+            spent[memory] = spent.get(memory, 0.0) + float(state.stat["busy"][i] + state.stall[i, t.BANDWIDTH])
     return spent
 
 

@@ -80,7 +80,7 @@ class EventTable:
         out["start"], out["end"] = instances.start, instances.end
         out["unit"] = np.where(stream < units, stream // 4, -1)
         out["queue"] = np.where(stream < units, stream % 4, stream - units)
-        kernel = flat.code.ins[instr, 0]
+        kernel = flat.code.ins["kernel"][instr]
         out["kernel"] = np.where(kernel >= 0, kernel + self._kernels, -1)
         out["instr"], out["segment"] = instr + len(self.names), len(self._tables)
         order = np.argsort(out["start"], kind="stable")
@@ -123,23 +123,28 @@ def _means(flat: FlatSegment, state: t.State, target: Target) -> np.ndarray:
     """[instructions, 3]: bytes of hbm, bytes of l2, and joules of one instance of each."""
     out = np.zeros((len(flat.instrs), 3))
     for i, info in enumerate(flat.instrs):
-        n = state.n[i].tolist()
-        if n[0] == 0:
+        stat, ins = state.stat[i], flat.code.ins[i]
+        n = int(stat["n"])
+        if n == 0:
             continue
-        moved: dict[Space, int] = {Space.L1: n[2] + n[3], Space.ACC: n[4] + n[5]}
-        for column in (5, 6):
-            memory = int(flat.code.ins[i, column])
+        moved = {
+            Space.L1: int(stat["l1_read"] + stat["l1_written"]),
+            Space.ACC: int(stat["acc_read"] + stat["acc_written"]),
+        }
+        for column in ("memory", "second"):
+            memory = int(ins[column])
             if memory >= 0:
-                space = (Space.HBM, Space.L2, Space.HOST)[memory]
-                moved[space] = moved.get(space, 0) + n[1]
+                held = int(stat["held"] - stat["evicted"])
+                moved[_SPACES[memory]] = moved.get(_SPACES[memory], 0) + int(stat["bytes"]) - held
+                moved[Space.L2] = moved.get(Space.L2, 0) + held
         macs: Mapping[DType, int] = {}
-        if flat.code.ins[i, 2] == t.MMA:
-            macs = {flat.rings[info.operands[1]].dtype: n[6]}
-        lane_ops, sfu_ops = state.ops[i].tolist()
+        if ins["kind"] == t.MMA:
+            macs = {flat.rings[info.operands[1]].dtype: int(stat["macs"])}
+        lane_ops, sfu_ops = int(stat["lane_ops"]), int(stat["sfu_ops"])
         energy = energy_joules(
-            target, macs=macs, lane_ops=lane_ops, sfu_ops=sfu_ops, moved_bytes=moved, instructions=n[0], seconds=0.0
+            target, macs=macs, lane_ops=lane_ops, sfu_ops=sfu_ops, moved_bytes=moved, instructions=n, seconds=0.0
         )
-        out[i] = moved.get(Space.HBM, 0) / n[0], moved.get(Space.L2, 0) / n[0], sum(energy.values()) / n[0]
+        out[i] = np.array([moved.get(Space.HBM, 0), moved.get(Space.L2, 0), sum(energy.values())]) / n
     return out
 
 
@@ -165,7 +170,7 @@ class Instances:
         rings, found = [t.ints(0)], [t.ints(0)]
         masks = self.first if kind in (t.CLAIM, t.WAIT) else self.last
         for i, mine in enumerate(self._of[: len(self.flat.instrs)]):
-            for use, ring, mask in code.use[code.use_ptr[i] : code.use_ptr[i + 1]]:
+            for use, ring, mask in code.use[code.ins["use_lo"][i] : code.ins["use_hi"][i]].tolist():
                 if use == kind:
                     chosen = mine[masks[mine] & mask == mask]
                     rings.append(np.full(len(chosen), ring))
@@ -216,11 +221,11 @@ class Instances:
     def counter_flows(self) -> np.ndarray:
         """To every instance that waited for counters, from the transfer that completed the last of them."""
         code = self.flat.code
-        counters, bumper, _ = self._ranges(code.bp_ptr, code.bp, bump=True)
+        counters, bumper, _ = self._ranges(bump=True)
         done = np.full(len(code.expect), -1, np.int64)
         order = np.argsort(self.end[bumper], kind="stable")
         done[counters[order]] = bumper[order]
-        counters, waiter, group = self._ranges(code.wt_ptr, code.wt, bump=False)
+        counters, waiter, group = self._ranges(bump=False)
         source = done[counters]
         held = source >= 0
         source, waiter, group = source[held], waiter[held], group[held]
@@ -231,16 +236,17 @@ class Instances:
         flows["source"], flows["sink"], flows["label"] = source[latest], waiter[latest], group[latest]
         return flows
 
-    def _ranges(self, ptr: np.ndarray, table: np.ndarray, *, bump: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _ranges(self, *, bump: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(counter, instance, group) for each counter that each instance bumps or waits for."""
         code = self.flat.code
         firsts, counts, instances, groups = [t.ints(0)], [t.ints(0)], [t.ints(0)], [t.ints(0)]
         for i, mine in enumerate(self._of[: len(self.flat.instrs)]):
-            for group, touched in table[ptr[i] : ptr[i + 1]]:
-                base, block, n = code.gp[group]
+            lo, hi = (code.ins[field][i] for field in (("bump_lo", "bump_hi") if bump else ("wait_lo", "wait_hi")))
+            for group, touched in code.sync[lo:hi].tolist():
+                base, block, n = code.group[group].tolist()
                 chosen = mine[self.high[mine] >= self.low[mine]] if touched else mine
                 if bump and not touched:
-                    chosen = mine[self.last[mine] == code.ins[i, 7]]
+                    chosen = mine[self.last[mine] == code.ins["done_mask"][i]]
                 low = self.low[chosen] // block if touched else np.zeros_like(chosen)
                 high = np.minimum(self.high[chosen] // block, n - 1) if touched else np.full_like(chosen, n - 1)
                 firsts.append(base + low)
@@ -252,6 +258,7 @@ class Instances:
         return np.repeat(first, count) + offset, np.repeat(instance, count), np.repeat(named, count)
 
 
+_SPACES = (Space.HBM, Space.L2, Space.HOST)
 _RANKS = 1 << 32
 """More than the operations on one ring of one unit."""
 

@@ -40,7 +40,7 @@ class SegmentValues:
         self._chip, self._vectors, self._flat = chip, vectors, flat
         self._units = UnitMemory(flat.rings, target.cu, {Space.L1: target.l1.bytes, Space.ACC: target.acc.bytes})
         self._starts = [self._plan(i) for i in range(len(flat.instrs))]
-        self._depth = flat.code.bx_coef.shape[2]
+        self._depth = flat.code.depth
         self._pending: list[deque[Commit]] = [deque() for _ in flat.code.stream_pc]
 
     def consume(self, log: np.ndarray) -> None:

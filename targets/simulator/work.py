@@ -1,44 +1,64 @@
 """How much one instance of an instruction does: boxes clipped at the edges of tensors, valid extents, cycles.
 
 The formulas are those of ppuc.targets.cost and ppuc.targets.vector_cost, compiled. Results go to scratch fields of
-State.
+State and to the head's box.
 
 Invariant: nothing here changes the course of a run, apart from statistics counters.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from ppuc.targets import cost, vector_cost
 from ppuc.targets.simulator.jit import helper
-from ppuc.targets.simulator.tables import NO_BOUND, Code, Machine, State
+from ppuc.targets.simulator.records import (
+    Box,
+    BoxAxis,
+    BoxDim,
+    Extent,
+    Instruction,
+    Moved,
+    Numbers,
+    Product,
+    Stat,
+    Stream,
+    Term,
+    Vector,
+)
+from ppuc.targets.simulator.tables import NO_BOUND, TICKS, Code, Machine, State
 
-engine_clk = helper(cost.engine_clk)
-mma_operand_bytes = helper(cost.mma_operand_bytes)
-flow_cap = helper(cost.flow_cap)
-visit_weight = helper(cost.visit_weight)
+_engine_clk = helper(cost.engine_clk)
+_operand_bytes = helper(cost.mma_operand_bytes)
+_step_clk = helper(vector_cost.step_clk)
 
-step_clk = helper(vector_cost.step_clk)
+
+@helper
+def in_ticks(clk: float) -> float:
+    """`clk` rounded up to whole ticks."""
+    return float(np.ceil(clk * TICKS) / TICKS)
 
 
 @helper
 def _clip(c: Code, st: State, b: int, d: int, at: int) -> None:
     """Valid extents of the tile axes that move along dimension d, cut by its ends."""
-    a1, f1, a2, f2 = c.bx_pair[b, d]
-    size = c.bx_dim[b, d, 0]
+    dim: BoxDim = c.dim[b, d]
+    a1, a2 = dim.axis_1, dim.axis_2
     if a1 < 0:
-        if at < 0 or at >= size:
-            st.cnt[:] = 0
+        if at < 0 or at >= dim.size:
+            st.valid[:] = 0
         return
+    n1 = c.axis[b, a1].size
     if a2 < 0:
-        st.cnt[a1] = min(st.cnt[a1], _inside(at, f1, c.bx_axis[b, a1, 0], size))
+        st.valid[a1] = min(st.valid[a1], _inside(at, dim.factor_1, n1, dim.size))
         return
-    n1, pairs, lines = c.bx_axis[b, a1, 0], 0, 0
+    pairs, lines = 0, 0
     for i in range(n1):
-        n = _inside(at + i * f1, f2, c.bx_axis[b, a2, 0], size)
+        n = _inside(at + i * dim.factor_1, dim.factor_2, c.axis[b, a2].size, dim.size)
         pairs += n
         lines += n > 0
-    st.cnt[a1] = lines
-    st.cnt[a2] = -(-pairs // lines) if lines else 0
+    st.valid[a1] = lines
+    st.valid[a2] = -(-pairs // lines) if lines else 0
 
 
 @helper
@@ -53,98 +73,111 @@ def _inside(at: int, factor: int, n: int, size: int) -> int:
 
 @helper
 def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
-    """Elements moved and fetched, elements of a contiguous run, first and last element touched (0, -1: none), elements
-    from one run to the next (0: there is one) into st.box."""
-    dims, axes, gather_dim = c.bx[b, 0], c.bx[b, 1], c.bx[b, 4]
-    for a in range(axes):
-        st.cnt[a] = c.bx_axis[b, a, 0]
-    first, last, empty = c.bx[b, 3], c.bx[b, 3], False
-    for d in range(dims):
-        size, stride = c.bx_dim[b, d, 0], c.bx_dim[b, d, 1]
-        at = c.bx_dim[b, d, 2]
+    """Set the head's box: elements moved and fetched, elements of a contiguous run, first and last element touched
+    (0, -1: none), elements from one run to the next (0: there is one)."""
+    box: Box = c.box[b]
+    for a in range(box.axes):
+        st.valid[a] = c.axis[b, a].size
+    first, last, empty = box.first, box.first, False
+    for d in range(box.dims):
+        dim: BoxDim = c.dim[b, d]
+        at = dim.const
         for j in range(depth):
-            at += c.bx_coef[b, d, j] * st.env[s, j]
-        lo, hi = at + c.bx_dim[b, d, 3], at + c.bx_dim[b, d, 4]
-        if d == gather_dim:
-            lo, hi = 0, size - 1
-        elif lo < 0 or hi >= size:
+            at += c.coef[b, d, j] * st.place[s, j].at
+        lo, hi = at + dim.low, at + dim.high
+        if d == box.gather_dim:
+            lo, hi = 0, dim.size - 1
+        elif lo < 0 or hi >= dim.size:
             _clip(c, st, b, d, at)
-            lo, hi = max(lo, 0), min(hi, size - 1)
+            lo, hi = max(lo, 0), min(hi, dim.size - 1)
             if hi < lo:
                 empty = True
-        first += stride * (lo if stride >= 0 else hi)
-        last += stride * (hi if stride >= 0 else lo)
+        first += dim.stride * (lo if dim.stride >= 0 else hi)
+        last += dim.stride * (hi if dim.stride >= 0 else lo)
+    _measure_runs(c, st, s, b)
+    q: Stream = st.stream[s]
+    q.low, q.high = first, last
+    if empty or q.moved == 0:
+        q.moved, q.fetched, q.run, q.low, q.high = 0, 0, 1, 0, -1
+
+
+@helper
+def _measure_runs(c: Code, st: State, s: int, b: int) -> None:
+    """Set sizes and runs of the head's box from the valid extents of its axes."""
+    box: Box = c.box[b]
     moved, fetched, run, open_run, pitch = 1, 1, 1, True, 0
-    for i in range(axes):
-        a = c.bx_axis[b, i, 2]
-        n, stride = st.cnt[a], abs(c.bx_axis[b, a, 1])
+    for i in range(box.axes):
+        a = c.axis[b, i].order
+        axis: BoxAxis = c.axis[b, a]
+        n, stride = st.valid[a], abs(axis.stride)
         moved *= n
         if stride == 0 or n <= 1:
             fetched *= min(n, 1)
             continue
         fetched *= n
-        open_run = open_run and stride == run and a != c.bx[b, 5]
+        open_run = open_run and stride == run and a != box.gather_axis
         if open_run:
             run *= n
         elif pitch == 0:
             pitch = stride
-    if empty or moved == 0:
-        moved, fetched, run, first, last = 0, 0, 1, 0, -1
-    st.box[0], st.box[1], st.box[2], st.box[3], st.box[4], st.box[5] = moved, fetched, run, first, last, pitch
+    q: Stream = st.stream[s]
+    q.moved, q.fetched, q.run, q.pitch = moved, fetched, run, pitch
 
 
 @helper
 def _extents(c: Code, st: State, s: int, first: int, n: int, depth: int) -> None:
-    """Valid extents of n axes from bound `first` on into st.cnt."""
+    """Valid extents of n axes from row `first` on into `valid`."""
     for i in range(n):
-        limit, size = c.bd[first + i, 1], c.bd[first + i, 2]
-        if limit == NO_BOUND:
-            st.cnt[i] = size
+        extent: Extent = c.extent[first + i]
+        if extent.limit == NO_BOUND:
+            st.valid[i] = extent.size
             continue
-        at = c.bd[first + i, 0]
+        at = extent.const
         for j in range(depth):
-            at += c.bd_coef[first + i, j] * st.env[s, j]
-        st.cnt[i] = max(0, min(size, limit - at))
+            at += c.extent_coef[first + i, j] * st.place[s, j].at
+        st.valid[i] = max(0, min(extent.size, extent.limit - at))
 
 
 @helper
-def mma_clk(c: Code, m: Machine, st: State, s: int, i: int, first_mask: int) -> float:
-    """Cycles of an mma, which are counted with its work."""
-    v, depth = c.ins[i, 4], c.ins[i, 3]
-    bound, na, nk, nn = c.mma[v, 0], c.mma[v, 1], c.mma[v, 2], c.mma[v, 9]
-    _extents(c, st, s, bound, na + nn + nk, depth)
-    rows, cols, k = 1, 1, 1
-    for a in range(na):
-        rows *= st.cnt[a]
-    for a in range(na, na + nn):
-        cols *= st.cnt[a]
-    for a in range(na + nn, na + nn + nk):
-        k *= st.cnt[a]
-    m_time, n_time, k_time = rows, cols, k
-    if m.whole_tiles:
-        m_time, n_time, k_time = 1, 1, 1
-        for a in range(na + nn + nk):
-            n = c.bd[bound + a, 2]
-            if a < na:
-                m_time *= n
-            elif a < na + nn:
-                n_time *= n
-            else:
-                k_time *= n
-    fm, fn, fk, ii, size = c.mma[v, 3], c.mma[v, 4], c.mma[v, 5], c.mma[v, 6], c.mma[v, 7]
-    busy = engine_clk(m_time, n_time, k_time, fm, fn, fk, ii, m.lane_rows, m.lane_cols, m.engine, m.gap)
-    read = mma_operand_bytes(m_time, n_time, k_time, fm, fn, fk, m.lane_rows, m.lane_cols, m.engine, size)
-    st.n[i, 2] += read
-    if (first_mask & c.mma[v, 8]) != c.mma[v, 8]:
-        st.n[i, 4] += rows * cols * 4
-    st.n[i, 5] += rows * cols * 4
-    st.n[i, 6] += rows * cols * k
-    st.n[i, 7] += busy
-    fragments = -(-rows // fm) * -(-cols // fn)
-    if (first_mask & c.mma[v, 8]) == c.mma[v, 8]:
-        st.n[i, 8] += fragments
-    st.n[i, 9] += fragments * -(-k // fk)
-    return float(max(float(busy), read / m.l1_rate))
+def mma_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
+    """Cycles of the head, an mma that reads l1 at up to `l1_rate`; they are counted with its work."""
+    head = st.stream[s].head
+    ins: Instruction = c.ins[head]
+    p: Product = c.mma[ins.desc]
+    t: Numbers = m.numbers[0]
+    na, nn, nk = p.m_axes, p.n_axes, p.k_axes
+    _extents(c, st, s, p.extent, na + nn + nk, ins.depth)
+    rows, cols, k, m_time, n_time, k_time = 1, 1, 1, 1, 1, 1
+    for a in range(na + nn + nk):
+        n = st.valid[a]
+        whole = c.extent[p.extent + a].size if t.whole_tiles else n
+        if a < na:
+            rows *= n
+            m_time *= whole
+        elif a < na + nn:
+            cols *= n
+            n_time *= whole
+        else:
+            k *= n
+            k_time *= whole
+    lanes = (t.lane_rows, t.lane_cols)
+    busy = _engine_clk(m_time, n_time, k_time, p.m, p.n, p.k, p.interval, lanes[0], lanes[1], t.engine, t.gap)
+    read = _operand_bytes(m_time, n_time, k_time, p.m, p.n, p.k, lanes[0], lanes[1], t.engine, p.size)
+    restarts = (st.stream[s].first & p.restart) == p.restart
+    fragments = -(-rows // p.m) * -(-cols // p.n)
+    stat: Stat = st.stat[head]
+    stat.l1_read += read
+    stat.acc_written += rows * cols * 4
+    stat.macs += rows * cols * k
+    stat.engine += busy
+    stat.products += fragments * -(-k // p.k)
+    if restarts:
+        stat.results += fragments
+    else:
+        stat.acc_read += rows * cols * 4
+    clk = in_ticks(max(float(busy), read / l1_rate))
+    stat.operands += clk - busy
+    return clk
 
 
 @helper
@@ -152,26 +185,42 @@ def _elements(st: State, count: int, mask: int) -> int:
     a = 0
     while mask:
         for _ in range(mask & 3):
-            count *= st.cnt[a]
+            count *= st.valid[a]
         mask >>= 2
         a += 1
     return count
 
 
 @helper
-def vec_clk(c: Code, m: Machine, st: State, s: int, i: int) -> float:
-    """Cycles of a vec, which are counted with its work."""
-    v, depth = c.ins[i, 4], c.ins[i, 3]
-    _extents(c, st, s, c.vec[v, 0], c.vec[v, 1], depth)
+def vec_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
+    """Cycles of the head, a vec that moves operands to and from l1 at up to `l1_rate`; they are counted with its
+    work."""
+    head = st.stream[s].head
+    ins: Instruction = c.ins[head]
+    v: Vector = c.vec[ins.desc]
+    t: Numbers = m.numbers[0]
+    stat: Stat = st.stat[head]
+    _extents(c, st, s, v.extent, v.axes, ins.depth)
     total, moved = 0.0, 0.0
-    for j in range(c.vec[v, 2], c.vec[v, 3]):
-        n = _elements(st, c.term[j, 0], c.term[j, 1])
-        st.ops[i, 0] += n * c.term[j, 2]
-        st.ops[i, 1] += n * c.term[j, 3]
-        total += step_clk(n, c.term[j, 2], c.term[j, 3], c.term[j, 4], m.lanes, m.sfu)
-    st.n[i, 7] += int(total)
-    for j in range(c.vec[v, 4], c.vec[v, 5]):
-        n = _elements(st, c.traffic[j, 0], c.traffic[j, 1]) * c.traffic[j, 2]
-        st.n[i, 2 + c.traffic[j, 3]] += n
-        moved += n / (m.acc_rate if c.traffic[j, 3] >= 2 else m.l1_rate)
-    return max(total, moved)
+    for j in range(v.term_lo, v.term_hi):
+        term: Term = c.term[j]
+        n = _elements(st, term.count, term.mask)
+        stat.lane_ops += n * term.lane_ops
+        stat.sfu_ops += n * term.sfu_ops
+        total += _step_clk(n, term.lane_ops, term.sfu_ops, term.tail, t.lanes, t.sfu)
+    for j in range(v.traffic_lo, v.traffic_hi):
+        traffic: Moved = c.traffic[j]
+        size = _elements(st, traffic.count, traffic.mask) * traffic.size
+        moved += size / (t.acc_rate if traffic.where >= 2 else l1_rate)
+        if traffic.where == 0:
+            stat.l1_read += size
+        elif traffic.where == 1:
+            stat.l1_written += size
+        elif traffic.where == 2:
+            stat.acc_read += size
+        else:
+            stat.acc_written += size
+    stat.engine += int(total)
+    clk = in_ticks(max(total, moved))
+    stat.operands += clk - total
+    return clk

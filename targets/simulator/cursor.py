@@ -1,0 +1,123 @@
+"""Where a stream is: it runs its loops until it stands at an instruction.
+
+Invariant: a stream moves in text order; the loops around a tile are left at once when its unit has run its tiles.
+"""
+
+from __future__ import annotations
+
+from ppuc.targets.simulator.jit import helper
+from ppuc.targets.simulator.records import Instruction, Kernel, Loop, Place, Stream
+from ppuc.targets.simulator.tables import NODE_END, NODE_INSTR, NODE_KERNEL, NODE_LOOP, Code, State
+
+
+@helper
+def _enter_loop(st: State, s: int, loop: Loop) -> bool:
+    """Start a loop for this unit; False when it has no iteration."""
+    start, step = loop.start, loop.step
+    if loop.axis >= 0:
+        seat = st.seat[s, loop.axis]
+        start += seat.coord * step
+        step *= seat.radix
+    place: Place = st.place[s, loop.depth]
+    place.trips = max(0, -((start - loop.stop) // step))
+    place.it = 0
+    place.at = start
+    return bool(place.trips > 0)
+
+
+@helper
+def _enter_tile(c: Code, st: State, s: int, loop: Loop) -> bool:
+    """Start one of the loops around the stream's present tile; False when the unit has run its tiles. Tiles are dealt
+    in order over all units."""
+    number, count = st.stream[s].tile, 1
+    place: Place = st.place[s, loop.depth]
+    for j in range(c.kernel[loop.kernel].around - 1, -1, -1):
+        n = c.trips[loop.kernel, j]
+        if j == loop.depth:
+            place.it, place.trips = number // count % n, n
+        count *= n
+    place.at = loop.start + place.it * loop.step
+    return bool(number < count)
+
+
+@helper
+def _enter_kernel(c: Code, st: State, s: int, kernel: int) -> bool:
+    """Set this unit's coordinates in a kernel's grid; False when it is not part of it."""
+    q: Stream = st.stream[s]
+    unit = q.unit
+    if unit >= c.kernel[kernel].units:
+        return False
+    q.tile = unit
+    for a in range(c.radix.shape[1] - 1, -1, -1):
+        n = c.radix[kernel, a]
+        st.seat[s, a].coord = unit % n
+        st.seat[s, a].radix = n
+        unit //= n
+    return True
+
+
+@helper
+def _end_of(c: Code, kernel: int, queue: int) -> int:
+    k: Kernel = c.kernel[kernel]
+    if queue < 2:
+        return k.end_load if queue == 0 else k.end_store
+    return k.end_tensor if queue == 2 else k.end_vector
+
+
+@helper
+def seek(c: Code, st: State, s: int) -> bool:
+    """Run loops until the stream's next instruction; False at its end."""
+    q: Stream = st.stream[s]
+    pc = q.pc
+    while True:
+        op, arg = c.node[pc].op, c.node[pc].arg
+        if op == NODE_INSTR:
+            q.pc, q.head = pc, arg
+            return True
+        if op == NODE_KERNEL:
+            pc = pc + 1 if _enter_kernel(c, st, s, arg) else _end_of(c, arg, s % 4)
+            continue
+        if op != NODE_LOOP and op != NODE_END:
+            q.pc = pc
+            return False
+        loop: Loop = c.loop[arg]
+        dealt = loop.depth < c.kernel[loop.kernel].around
+        if op == NODE_LOOP:
+            entered = _enter_tile(c, st, s, loop) if dealt else _enter_loop(st, s, loop)
+            pc = loop.body if entered else loop.after
+        elif dealt:
+            q.tile += len(st.filled)
+            pc = loop.root
+        else:
+            place: Place = st.place[s, loop.depth]
+            place.it += 1
+            if place.it < place.trips:
+                place.at += loop.step * (st.seat[s, loop.axis].radix if loop.axis >= 0 else 1)
+                pc = loop.body
+            else:
+                pc += 1
+
+
+@helper
+def set_masks(c: Code, st: State, s: int) -> None:
+    """Of the head: bit d of `first` (`last`) is set when loop d is in its first (last) iteration; of loops around tiles
+    that run as blocks, when the unit is at its first (last) tile."""
+    q: Stream = st.stream[s]
+    ins: Instruction = c.ins[q.head]
+    first, last, outer = 0, 0, 0
+    if ins.kernel >= 0 and c.kernel[ins.kernel].around >= 0:
+        outer = min(ins.depth, c.kernel[ins.kernel].around)
+        tiles = 1
+        for d in range(outer):
+            tiles *= c.trips[ins.kernel, d]
+        if q.tile < len(st.filled):
+            first = (1 << outer) - 1
+        if q.tile + len(st.filled) >= tiles:
+            last = (1 << outer) - 1
+    for d in range(outer, ins.depth):
+        place: Place = st.place[s, d]
+        if place.it == 0:
+            first |= 1 << d
+        if place.it == place.trips - 1:
+            last |= 1 << d
+    q.first, q.last = first, last

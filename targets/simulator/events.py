@@ -1,0 +1,150 @@
+"""Events by time, heads to try again, and where the time of a queue goes.
+
+Events of one time come by kind, then by stream number. A head that is woken is tried when the events of the time are
+done.
+
+Invariant: the time that a queue executes nothing is charged once, to its blocked head or its oldest transfer.
+"""
+
+from __future__ import annotations
+
+from ppuc.targets.simulator.jit import helper
+from ppuc.targets.simulator.records import Core, Stream
+from ppuc.targets.simulator.tables import (
+    B_AFTER,
+    B_COUNTER,
+    B_DATA,
+    B_NONE,
+    B_ROOM,
+    B_SPACE,
+    DATA,
+    IN_FLIGHT,
+    LATENCY,
+    SPACE,
+    SYNC,
+    Code,
+    State,
+)
+
+E_COMPLETE, E_LAND, E_READY, E_START, E_ISSUE = range(5)
+"""Event kinds, in the order in which those of one time are handled."""
+
+_KIND = 1 << 20
+
+
+@helper
+def schedule(st: State, time: float, kind: int, s: int) -> None:
+    """Insert an event into the heap, ordered by time, kind and stream."""
+    heap, k = st.heap, st.core[0]
+    n, code = k.heap, kind * _KIND + s
+    k.heap = n + 1
+    while n > 0:
+        above = heap[(n - 1) // 2]
+        if above.time < time or (above.time == time and above.code <= code):
+            break
+        heap[n].time, heap[n].code = above.time, above.code
+        n = (n - 1) // 2
+    heap[n].time, heap[n].code = time, code
+
+
+@helper
+def next_event(st: State) -> int:
+    """Remove the first event and return its code."""
+    heap, k = st.heap, st.core[0]
+    result, n = heap[0].code, k.heap - 1
+    k.heap = n
+    time, code, at = heap[n].time, heap[n].code, 0
+    while True:
+        down = 2 * at + 1
+        if down >= n:
+            break
+        below = heap[down]
+        if down + 1 < n:
+            right = heap[down + 1]
+            if right.time < below.time or (right.time == below.time and right.code < below.code):
+                down += 1
+                below = right
+        if time < below.time or (time == below.time and code <= below.code):
+            break
+        heap[at].time, heap[at].code = below.time, below.code
+        at = down
+    heap[at].time, heap[at].code = time, code
+    return int(result)
+
+
+@helper
+def put_back(st: State, s: int) -> None:
+    """Let a head try when the other events of this time are done."""
+    k = st.core[0]
+    st.listed[k.stack].stack = s
+    k.stack += 1
+
+
+@helper
+def wake(st: State, s: int) -> None:
+    """Let a blocked head try again when the present event is done."""
+    q: Stream = st.stream[s]
+    if not q.waking:
+        q.waking = 1
+        k = st.core[0]
+        st.listed[k.wakes].wake = s
+        k.wakes += 1
+
+
+@helper
+def wake_all(c: Code, st: State) -> None:
+    """Unblock the heads that events have woken, in their order; the time that they waited goes to what blocked them."""
+    k: Core = st.core[0]
+    for j in range(k.wakes):
+        s = st.listed[j].wake
+        account(c, st, s)
+        q: Stream = st.stream[s]
+        q.cause = B_NONE
+        q.waking = 0
+        put_back(st, s)
+    k.wakes = 0
+
+
+@helper
+def wake_unit(st: State, unit: int, ring: int) -> None:
+    """A push or pop happened on a ring of a unit."""
+    for s in range(4 * unit, 4 * unit + 4):
+        q: Stream = st.stream[s]
+        if q.cause == B_AFTER or (q.cause in (B_DATA, B_SPACE) and q.what == ring):
+            wake(st, s)
+
+
+@helper
+def account(c: Code, st: State, s: int) -> None:
+    """Charge the time since `mark` of a queue that executes nothing to its blocked head or its oldest transfer. Must
+    run before anything about the stream changes."""
+    q: Stream = st.stream[s]
+    now, begin = st.core[0].now, q.mark
+    q.mark = now
+    i, cause = -1, LATENCY
+    if (q.unit < 0 or s % 4 < 2) and q.next > q.oldest:
+        if not q.flowing:
+            i = st.flight[s, q.oldest % IN_FLIGHT].instr
+    elif q.cause != B_NONE:
+        i = q.head
+        if q.cause == B_DATA:
+            cause = DATA
+        elif q.cause == B_COUNTER:
+            cause = SYNC
+        elif q.cause != B_ROOM:
+            cause = SPACE
+    if i >= 0:
+        begin = max(begin, q.free_at, st.begun[c.ins[i].kernel])
+        if begin < now:
+            st.stall[i, cause] += now - begin
+
+
+@helper
+def log_end(st: State, s: int, what: int) -> None:
+    """Log that the oldest instruction of a stream that has not ended does: `what` as in tables.LOG_END."""
+    k: Core = st.core[0]
+    if k.logging:
+        row = k.log
+        k.log = row + 1
+        st.log_t[row] = k.now
+        st.log_i[row, 0], st.log_i[row, 1] = what, s

@@ -1,0 +1,81 @@
+"""A target's numbers as the event loop wants them: cycles and bytes per cycle, latencies in whole ticks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ppuc.ir.types import Space
+from ppuc.targets.cost import engine_of, gap_clk, hbm_bytes_per_clk, hop_offsets, latency_clk, stream_rate
+from ppuc.targets.schema import Target
+from ppuc.targets.simulator import records as rec
+from ppuc.targets.simulator import tables as t
+
+
+def machine_of(target: Target) -> t.Machine:
+    """The tables of `target`."""
+    hbm, host = hbm_bytes_per_clk(target), target.host.gbs_per_dir * target.clk_ns
+    capacity = [hbm, float(target.l2.bytes_per_clk_total), host]
+    capacity += [float(target.noc.ce_port_bytes_per_clk)] * target.ces
+    capacity += [float(target.l2.bytes_per_clk_per_cu)] * target.cu
+    return t.Machine(
+        numbers=_numbers(target),
+        mover=_movers(target, max(hbm, host)),
+        latency=ticks(np.array([latency_clk(s, target) for s in (Space.HBM, Space.L2, Space.HOST)])),
+        hop=ticks(np.repeat(hop_offsets(target), target.cu_per_ce)),
+        capacity=np.array(capacity),
+    )
+
+
+def ticks(clk: np.ndarray) -> np.ndarray:
+    """The nearest whole numbers of ticks, in cycles."""
+    return np.asarray(np.round(clk * t.TICKS) / t.TICKS)
+
+
+def _numbers(target: Target) -> np.ndarray:
+    numbers = rec.rows(rec.Numbers, 1)
+    values: dict[str, float] = {
+        "units": target.cu,
+        "ces": target.ces,
+        "cu_per_ce": target.cu_per_ce,
+        "lane_rows": target.tensor.lane_grid[0],
+        "lane_cols": target.tensor.lane_grid[1],
+        "lanes": target.vector.lanes,
+        "sfu": target.vector.sfu_per_clk,
+        "engine": engine_of(target),
+        "gap": gap_clk(target),
+        "whole_tiles": target.launch.tiles != "streaming",
+        "burst": target.hbm.burst_bytes,
+        "activate": target.hbm.activate_bytes,
+        "banks": target.hbm.banks,
+        "interleave": target.hbm.interleave_bytes,
+        "cached": target.l2.managed == "cache",
+        "multicast": target.noc.multicast != "none",
+        "issue": target.issue_clk,
+        "ring_op": target.sync.ring_op_clk,
+        "l1_rate": target.l1.bytes_per_clk,
+        "acc_rate": target.acc.bytes_per_clk,
+        "turnaround": target.hbm.turnaround,
+        "l2_bytes": target.l2.bytes,
+        "dispatch": target.launch.dispatch_clk,
+        "bump": float(ticks(np.array(target.sync.counter_bump_ns / target.clk_ns))),
+        "open_rows": stream_rate(target.cu, target.hbm.banks, target.hbm.interleave_bytes, target.hbm.activate_bytes),
+    }
+    for name, value in values.items():
+        numbers[name] = value
+    return numbers
+
+
+def _movers(target: Target, stage_rate: float) -> np.ndarray:
+    """By instruction kind; `room` by queue."""
+    movers, load, store = rec.rows(rec.Mover, 5), target.load, target.store
+    stage_start = float(ticks(np.array(target.stage.start_ns / target.clk_ns)))
+    movers["start"] = [load.start_clk, store.start_clk, 0, 0, stage_start]
+    movers["row"] = [load.row_clk, store.row_clk, 0, 0, 0]
+    movers["rate"] = [load.bytes_per_clk, store.bytes_per_clk, 0, 0, stage_rate]
+    depth = target.sync.queue_depth
+    room = [load.in_flight, store.in_flight, depth, depth, target.stage.in_flight]
+    movers["room"] = np.minimum(room, t.IN_FLIGHT - 1)
+    return movers
+
+
+__all__ = ["machine_of", "ticks"]

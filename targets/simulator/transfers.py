@@ -1,0 +1,229 @@
+"""Transfers: their place behind those before them, their data phases, and their landing.
+
+Transfers of a queue issue one after another; their starts and latencies overlap; their data phases pass through the
+engine in order and share bandwidth (fairness.py). Rings move on when the data has passed, counters when it has landed.
+
+Invariant: transfers of a queue land in order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ppuc.targets import cost
+from ppuc.targets.simulator.cache import served_by, take_store, write_back
+from ppuc.targets.simulator.engines import end_rings
+from ppuc.targets.simulator.events import E_LAND, E_READY, account, log_end, schedule, wake
+from ppuc.targets.simulator.jit import helper
+from ppuc.targets.simulator.records import (
+    Box,
+    Core,
+    Flight,
+    Group,
+    Instruction,
+    Mover,
+    Numbers,
+    Stat,
+    Stream,
+    Sync,
+)
+from ppuc.targets.simulator.tables import (
+    B_BLOCK,
+    B_ROOM,
+    BANDWIDTH,
+    COPY,
+    IN_FLIGHT,
+    LOAD,
+    MEM_HBM,
+    MEM_L2,
+    STORE,
+    Code,
+    Machine,
+    State,
+)
+
+_flow_cap = helper(cost.flow_cap)
+_visit_weight = helper(cost.visit_weight)
+
+
+@helper
+def _hop(m: Machine, q: Stream) -> float:
+    """Latency of a stream's position on the network, beyond the mean."""
+    return float(m.hop[q.unit]) if q.unit >= 0 else 0.0
+
+
+@helper
+def queue_transfer(c: Code, m: Machine, st: State, s: int, clk: float) -> None:
+    """Put the head, a transfer, behind those of its engine."""
+    q: Stream = st.stream[s]
+    ins: Instruction = c.ins[q.head]
+    stat: Stat = st.stat[q.head]
+    flight: Flight = st.flight[s, q.next % IN_FLIGHT]
+    mover: Mover = m.mover[ins.kind]
+    size = c.copy[ins.desc].size if ins.kind == COPY else c.box[ins.desc].size
+    moved, fetched, run = q.moved * size, q.fetched * size, q.run * size
+    flight.instr, flight.last, flight.low, flight.high, flight.bytes = q.head, q.last, q.low, q.high, fetched
+    flight.cap = _flow_cap(float(fetched), float(moved), float(fetched // run), mover.row, mover.rate)
+    flight.weight, flight.land, flight.memory = 1.0, np.inf, ins.memory
+    if ins.kind != COPY:
+        box: Box = c.box[ins.desc]
+        numbers: Numbers = m.numbers[0]
+        visit = _visit_weight(run, q.pitch * size, box.gather_dim >= 0, numbers.burst, numbers.activate)
+        flight.weight = box.channels * visit
+        if numbers.cached and ins.memory == MEM_HBM and fetched > 0:
+            _through_cache(m, st, q, ins, stat, flight)
+    # A store asks nothing of the memory before its data arrives there.
+    latency = 0.0
+    if ins.kind != STORE:
+        latency = m.latency[flight.memory if flight.memory >= 0 else MEM_L2] + _hop(m, q)
+    if ins.kind == LOAD and q.next == 0:
+        latency += q.unit * m.numbers[0].dispatch
+    flight.ready = st.core[0].now + clk + mover.start + latency
+    stat.bytes += fetched
+    if ins.kind == LOAD:
+        stat.l1_written += moved
+    elif ins.kind == STORE:
+        stat.l1_read += moved
+    q.next += 1
+    if q.data == q.next - 1:
+        schedule(st, flight.ready, E_READY, s)
+
+
+@helper
+def _through_cache(m: Machine, st: State, q: Stream, ins: Instruction, stat: Stat, flight: Flight) -> None:
+    """A transfer meets a cached l2, which may have to write dirty bytes back to device memory at its cost."""
+    size, fetched = flight.bytes, 0.0
+    if ins.kind == LOAD:
+        flight.memory = served_by(m, st, q, ins.tensor, size)
+        if flight.memory == MEM_HBM:
+            fetched = flight.weight
+        else:
+            stat.held += size
+    else:
+        take_store(st, q, ins.tensor, size)
+        flight.memory = MEM_L2
+        stat.held += size
+    evicted = write_back(m, st)
+    if evicted > 0.0:
+        stat.evicted += int(evicted)
+        flight.memory = MEM_HBM
+        flight.weight = fetched + evicted / size
+
+
+@helper
+def start_flow(c: Code, m: Machine, st: State, s: int) -> None:
+    """The data phase of the transfer at the engine's head begins."""
+    account(c, st, s)
+    q: Stream = st.stream[s]
+    k: Core = st.core[0]
+    flight: Flight = st.flight[s, q.data % IN_FLIGHT]
+    q.flowing = 1
+    q.rem, q.cap, q.weight = flight.bytes, flight.cap, flight.weight
+    q.upd, q.rate, q.began = -1.0, 0.0, k.now
+    q.memory, q.second = flight.memory, c.ins[flight.instr].second
+    if m.numbers[0].cached and q.memory == MEM_HBM and q.unit >= 0:
+        q.second = MEM_L2
+    st.listed[k.flows].flow = s
+    k.flows += 1
+    k.stale = 1
+    st.demand[q.ce, 3] = 1.0
+
+
+@helper
+def end_flows(c: Code, m: Machine, st: State) -> None:
+    """End the data phases that are over by now."""
+    k: Core = st.core[0]
+    j = 0
+    while j < k.flows:
+        s = st.listed[j].flow
+        q: Stream = st.stream[s]
+        if q.fin > k.now or q.upd < 0:
+            j += 1
+            continue
+        k.flows -= 1
+        st.listed[j].flow = st.listed[k.flows].flow
+        k.stale = 1
+        st.demand[q.ce, 3] = 1.0
+        _end_flow(c, m, st, s)
+    k.finish = np.inf
+
+
+@helper
+def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
+    q: Stream = st.stream[s]
+    flight: Flight = st.flight[s, q.data % IN_FLIGHT]
+    i, now = flight.instr, st.core[0].now
+    ins: Instruction = c.ins[i]
+    alone = min(flight.bytes / q.cap, now - q.began) if flight.bytes else 0.0
+    st.stat[i].busy += alone
+    st.stall[i, BANDWIDTH] += now - q.began - alone
+    q.flowing = 0
+    q.mark = now
+    q.data += 1
+    land = now
+    if ins.kind == STORE:
+        land += m.latency[q.second if q.second >= 0 else flight.memory] + _hop(m, q)
+    if _bumps(c, ins, flight.last):
+        land += m.numbers[0].bump
+    if q.data - 1 > q.oldest:
+        land = max(land, st.flight[s, (q.data - 2) % IN_FLIGHT].land)
+    flight.land = land
+    schedule(st, land, E_LAND, s)
+    log_end(st, s, 2 if ins.kind == STORE else 1)
+    if ins.ends_tile:
+        st.tiles[q.unit, ins.kernel] += 1
+        load = s - s % 4 + LOAD
+        if st.stream[load].cause == B_BLOCK:
+            wake(st, load)
+    end_rings(c, st, s, i, flight.last)
+    if q.data < q.next:
+        schedule(st, max(now, st.flight[s, q.data % IN_FLIGHT].ready), E_READY, s)
+
+
+@helper
+def _bumps(c: Code, ins: Instruction, last: int) -> bool:
+    """Whether this instance bumps any counter."""
+    for j in range(ins.bump_lo, ins.bump_hi):  # noqa: SIM110 - compiled
+        if c.sync[j].touched or last == ins.done_mask:
+            return True
+    return False
+
+
+@helper
+def land(c: Code, st: State, s: int) -> None:
+    """The oldest transfer of a queue has landed and leaves it: count it."""
+    q: Stream = st.stream[s]
+    flight: Flight = st.flight[s, q.oldest % IN_FLIGHT]
+    ins: Instruction = c.ins[flight.instr]
+    if ins.kind == STORE:
+        log_end(st, s, 1)
+    stat: Stat = st.stat[flight.instr]
+    stat.end = max(stat.end, st.core[0].now)
+    account(c, st, s)
+    q.oldest += 1
+    if q.cause == B_ROOM:
+        wake(st, s)
+    for j in range(ins.bump_lo, ins.bump_hi):
+        _bump(c, st, c.sync[j], ins, flight)
+
+
+@helper
+def _bump(c: Code, st: State, sync: Sync, ins: Instruction, flight: Flight) -> None:
+    """Count in the counters of a group; when one is complete, those that wait for the group try again."""
+    group: Group = c.group[sync.group]
+    lo, hi = 0, 0
+    if sync.touched:
+        if flight.high < flight.low:
+            return
+        lo, hi = flight.low // group.block, min(group.count - 1, flight.high // group.block)
+    elif flight.last != ins.done_mask:
+        return
+    complete = False
+    for j in range(group.first + lo, group.first + hi + 1):
+        st.counter[j] += 1
+        complete = complete or st.counter[j] == c.expect[j]
+    if complete:
+        waiter, st.waiting[sync.group] = st.waiting[sync.group], -1
+        while waiter >= 0:
+            wake(st, waiter)
+            waiter = st.stream[waiter].waiter
