@@ -57,7 +57,7 @@ def narrow_conv(channels: int, kernel: int, stride: int = 1, groups: int = 1) ->
     [
         narrow_product(7, 4096, 40),
         narrow_product(1, 4096, 65),
-        narrow_product(5, 2048, 33, batch=3),
+        narrow_product(5, 4096, 33, batch=3),
         narrow_conv(512, 3),
         narrow_conv(256, 3, stride=2),
     ],
