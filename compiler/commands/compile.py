@@ -13,8 +13,10 @@ from ppuc.compiler.commands.common import (
     compile_options,
     dim_sizes,
     emit,
+    host_options,
     json_option,
     note,
+    note_compromises,
     pairs,
     progress_bar,
     quantization,
@@ -54,8 +56,10 @@ if TYPE_CHECKING:
     "inputs_file",
     metavar="FILE.npz",
     type=click.Path(path_type=Path),
-    help="Inputs for --check-passes (default: random); their shapes bind open sizes.",
+    help="Inputs for --check-passes (default: random); their shapes bind open sizes, and values that sizes depend on "
+    "are fixed.",
 )
+@host_options
 @json_option
 def compile_command(
     model: Path,
@@ -72,6 +76,8 @@ def compile_command(
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL.onnx for a target and write the program as FILE.ppu.
@@ -79,6 +85,7 @@ def compile_command(
     Sizes that the model leaves open are given with --dim.
     """
     from ppuc.compiler.driver import compile_model
+    from ppuc.compiler.runtime import CompiledProgram
     from ppuc.targets.artifact import save
 
     machine = chosen_target(target, overrides)
@@ -95,11 +102,15 @@ def compile_command(
             dump=dump,
             check_passes=check_passes,
             inputs=arrays or None,
+            values=arrays,
             aliases=pairs(alias, "--alias"),
             quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
             progress=progress,
+            host=not no_host,
+            host_ops=host_ops,
         )
     save(made.artifact, destination)
+    note_compromises(CompiledProgram(made.artifact, made.target))
     if dump is not None:
         note(f"note: every pass is in {dump}")
     program = made.artifact.program

@@ -45,6 +45,13 @@ def _model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
+def whole_bytes(source: str | Path | onnx.ModelProto) -> bytes:
+    """The model with all its weights in one message."""
+    if isinstance(source, str | Path):
+        return bytes(onnx.load(source).SerializeToString())
+    return serialised(source)
+
+
 def serialised(model: onnx.ModelProto) -> bytes:
     """A model in memory as the bytes of a file."""
     return bytes(model.SerializeToString())

@@ -1,7 +1,7 @@
 """From a path or a ModelProto to a model that the importer can walk: parsed, of a known opset, its weights unread.
 
-Invariant: a Source's model has opset 7 or newer, and every initializer's bytes are in the model, in the file itself
-(`ranges`) or in external files under `folder`.
+Invariant: a Source's model has opset 7 or newer (or no op of the standard domain), and every initializer's bytes are in
+the model, in the file itself (`ranges`) or in external files under `folder`.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ def _damaged(path: Path, truncated: bool) -> Exception:
 
 def _of_known_opset(source: Source) -> Source:
     version = source.opsets.get("")
+    if version is None and not any(normal_domain(n.domain) == "" for n in source.model.graph.node):
+        return source
     if version is None:
         raise ModelError.of(source.where, "the model does not say which opset it uses")
     if version > NEWEST_OPSET:
