@@ -109,11 +109,14 @@ class TiledAttention(UnmergedLowering):
         return self._price(self.choose())
 
     def choose(self) -> Shape:
-        """The cheapest tiles that fit, in half of l1 if any do."""
-        for full in (False, True):
-            shapes = list(self._candidates(full))
-            if shapes:
-                return min(shapes, key=self._price)
+        """The cheapest tiles that fit. Those that leave the next kernel no half of l1 and acc pay for its first loads,
+        which then wait."""
+        prices = {shape: self._price(shape) for shape in self._candidates(False)}
+        alone = cost.memory_latency_clk(self.target) + cost.latency_clk(self.target)
+        for shape in self._candidates(True):
+            prices.setdefault(shape, self._price(shape) + alone)
+        if prices:
+            return min(prices, key=lambda shape: prices[shape])
         raise NotFusable(
             f"no tile of attention with heads of {self.d} and {self.e} elements fits l1 ({self.target.l1.bytes} B) "
             f"and acc ({self.target.acc.bytes} B)"
@@ -142,10 +145,12 @@ class TiledAttention(UnmergedLowering):
     def _fits(self, shape: Shape, full: bool) -> bool:
         p, size = shape.points, self.dtype.bytes
         streams = slot_bytes(shape.keys * shape.depth, size) + slot_bytes(shape.keys * shape.columns, size)
+        masks = 0
         if self.mask is not None:
-            streams += shape.parts * slot_bytes(math.prod(self.mask_tile(shape)), self.mask_dtype.bytes)
+            slots = shape.slots if self.mask.present(4) and shape.keys < self.span else 2
+            masks = slots * slot_bytes(math.prod(self.mask_tile(shape)), self.mask_dtype.bytes)
         q = slot_bytes(p * shape.depth, size) * (2 if shape.depth == self.d else shape.slots)
-        own = q + shape.acc_slots * slot_bytes(p * shape.keys, size)
+        own = q + masks + shape.acc_slots * slot_bytes(p * shape.keys, size)
         if shape.keys < self.span or self.walks > 1:
             own += 4 * slot_bytes(p, 4) + slot_bytes(p * shape.columns, 4)
         own += self.epilogue_bytes(epilogue_tiles(shape))

@@ -15,6 +15,7 @@ from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import anchor_in, check_group
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
+from ppuc.compiler.passes.graph_bodies import ancestors
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.split_keys import cut_keys, keys_of
@@ -194,7 +195,7 @@ class Splitting:
         assert body is not None
         anchor = anchor_in(body)
         assert anchor is not None
-        before = _ancestors(body, anchor)
+        before = ancestors(body, anchor)
         outer = dict(zip((p.name for p in body.params), op.operands, strict=True))
         made: list[Op] = []
         self.names.ops = [o for o in body.ops if o.results[0].name in before]
@@ -322,15 +323,6 @@ def _length(anchor: Op) -> int:
     if anchor.name == "matmul":
         return anchor.operands[0].type.dims[-2 if anchor.attrs.transpose_a else -1]  # type: ignore[attr-defined]
     return anchor.operands[0].type.dims[-1]
-
-
-def _ancestors(body: Graph, anchor: Op) -> set[str]:
-    """Names of the ops that the anchor's operands are computed by."""
-    found = {v.name for v in anchor.operands}
-    for op in reversed(body.ops):
-        if op.results[0].name in found:
-            found |= {v.name for v in op.operands}
-    return found
 
 
 def _renamed(ops: Sequence[Op], old: Value, new: Value) -> list[Op]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.contraction import anchor_of
 from ppuc.compiler.lowering.kinds import check_group
+from ppuc.compiler.passes.graph_bodies import ancestors
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops.attention import AttentionAttrs, AttentionPartsAttrs
 from ppuc.ir.ops.elementwise import CastAttrs
@@ -43,7 +44,7 @@ def cut_keys(op: Op, parts: int, names: Builder, target: Target) -> list[Op]:
     keys = -(-s // (parts * KEYS)) * KEYS
     if keys >= s:
         raise NotFusable(f"{s} keys do not make {parts} parts")
-    names.ops = [o for o in body.ops if o.results[0].name in _before(body, anchor)]
+    names.ops = [o for o in body.ops if o.results[0].name in ancestors(body, anchor)]
     parts_attrs = AttentionPartsAttrs(attrs.scale, keys, attrs.causal)
     inner = names("attention_parts", *anchor.operands, attrs=parts_attrs, hint="parts")
     first_body = Graph("body", body.params, (inner,), tuple(names.ops))
@@ -63,7 +64,7 @@ def cut_keys(op: Op, parts: int, names: Builder, target: Target) -> list[Op]:
 
 def _require_views(body: Graph, anchor: Op) -> None:
     value = anchor.results[0]
-    before = _before(body, anchor)
+    before = ancestors(body, anchor)
     for o in body.ops:
         if o is anchor or o.results[0].name in before:
             continue
@@ -72,15 +73,6 @@ def _require_views(body: Graph, anchor: Op) -> None:
         value = o.results[0]
     if body.results != (value,):
         raise NotFusable("attention whose result is stored twice keeps its keys together")
-
-
-def _before(body: Graph, anchor: Op) -> set[str]:
-    """Names of what the anchor's operands are computed from, and of these."""
-    found = {v.name for v in anchor.operands}
-    for op in reversed(body.ops):
-        if op.results[0].name in found:
-            found |= {v.name for v in op.operands}
-    return found
 
 
 def _together(b: Builder, parts: Value) -> Value:
