@@ -194,7 +194,7 @@ def measured(name: str, path: Path, target: Target, precision: str, ablation: bo
 def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass], aliases: Mapping[str, str]) -> Module:
     """The module after `passes`."""
     run = Run(target, passes)
-    return run.run(run.imported(path, precision, None, None, aliases))
+    return run.run(run.imported(path, precision, None, None, aliases=aliases))
 
 
 def timed(module: Module, target: Target) -> Profile:
