@@ -218,10 +218,12 @@ class Splitting:
         made.append(replace(first, results=(stored,)))
         inner = Value(self.names.fresh(f"{stored.name}.in"), stored.type)
         self.names.ops = []
-        total = self._sum(inner, anchor, parts)
-        rest = [o for o in body.ops if o is not anchor]
-        results = tuple(total if r == anchor.results[0] else r for r in body.results)
-        chain = (*self.names.ops, *_renamed(rest, anchor.results[0], total))
+        views = _views_after(body, anchor)
+        total = self._sum(inner, anchor, parts, views)
+        rest = [o for o in body.ops if o is not anchor and o not in views]
+        viewed = views[-1].results[0] if views else anchor.results[0]
+        results = tuple(total if r == viewed else r for r in body.results)
+        chain = (*self.names.ops, *_renamed(rest, viewed, total))
         ops = without_dead_ops(Graph("body", (), results, chain))
         outer[inner.name] = stored
         locs = tuple(dict.fromkeys(n for o in rest if o.results[0].name not in before for n in o.loc))
@@ -298,12 +300,14 @@ class Splitting:
         inner = Value(self.names.fresh(f"{conv.operands[1].name}.parts"), value.type)
         return Op("const", ConstAttrs(resource), (), (outer,), weights.loc), inner
 
-    def _sum(self, partial: Value, anchor: Op, parts: int) -> Value:
-        """The sum of the parts, in the anchor's shape and type."""
-        result = anchor.results[0].type
+    def _sum(self, partial: Value, anchor: Op, parts: int, views: Sequence[Op]) -> Value:
+        """The sum of the parts, in the anchor's type and the shape that `views` give its result."""
+        result = (views[-1] if views else anchor).results[0].type
         total: Value | None = None
         for i in range(parts):
             part = self._part(partial, i, anchor, parts)
+            for view in views:
+                part = self.names(view.name, part, attrs=view.attrs, hint="part")
             total = part if total is None else self.names("add", total, part, hint="sum")
         assert total is not None
         assert total.type == result
@@ -325,6 +329,19 @@ def _length(anchor: Op) -> int:
     if anchor.name == "matmul":
         return anchor.operands[0].type.dims[-2 if anchor.attrs.transpose_a else -1]  # type: ignore[attr-defined]
     return anchor.operands[0].type.dims[-1]
+
+
+def _views_after(body: Graph, anchor: Op) -> list[Op]:
+    """The views that alone read what the anchor gives, first one first: parts are read through them."""
+    found: list[Op] = []
+    value = anchor.results[0]
+    while value not in body.results:
+        readers = [o for o in body.ops if value in o.operands]
+        if len(readers) != 1 or readers[0].name not in ("reshape", "transpose"):
+            break
+        found.append(readers[0])
+        value = readers[0].results[0]
+    return found
 
 
 def _renamed(ops: Sequence[Op], old: Value, new: Value) -> list[Op]:
