@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 from rich.console import Console
 from rich.table import Table
 
@@ -47,20 +46,14 @@ WORST = 5
 """Kernels shown in the table of traffic."""
 
 
-def caches(model: onnx.ModelProto) -> dict[str, str]:
-    """The keys and values that a decode step appends to, each with the output that contains it."""
-    joined = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "Concat"}
-    return {i.name: joined[i.name] for i in model.graph.input if i.name.startswith("past.")}
-
-
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One network; `goals` are the largest ratios on each of TARGETS. `aliases` gives the outputs that grow in the
-    memory of an input (`--alias`)."""
+    """One network; `goals` are the largest ratios on each of TARGETS. `aliases` names outputs that grow in the memory
+    of an input, by input."""
 
     build: Callable[[Path], Path]
     goals: tuple[float, float]
-    aliases: Callable[[onnx.ModelProto], dict[str, str]] = lambda model: {}
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 Passes = tuple[Pass, ...]
@@ -84,10 +77,11 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "epilogues": altered("fuse", epilogues=False),
     "merge": without("merge"),
     "split": without("split"),
-    "cascade": without("cascade"),
-    "staging": altered("place", stage=False),
+    "bands": without("bands"),
     "panels": without("panels"),
     "join": without("join"),
+    "cascade": without("cascade"),
+    "staging": altered("place", stage=False),
     "4 measured tilings": altered("tile", tries=4),
 }
 """What `--ablation` takes away (or, the last one, adds)."""
@@ -99,7 +93,9 @@ CASES: dict[str, Case] = {
     "resnet50-b32": Case(lambda folder: networks.resnet50(folder, 32), (1.35, 1.25)),
     "vit-b-b8": Case(lambda folder: networks.vit_b(folder, 8), (1.35, 1.35)),
     "bert-b8x128": Case(lambda folder: networks.bert_base(folder, 8, 128), (1.4, 1.4)),
-    "decoder-decode-4k": Case(lambda folder: networks.decoder(folder, 1, 4096), (1.15, 1.15), caches),
+    "decoder-decode-4k": Case(
+        lambda folder: networks.decoder(folder, 1, 4096), (1.15, 1.15), networks.decoder_caches()
+    ),
     "decoder-prefill-2k": Case(lambda folder: networks.decoder(folder, 2048, 0), (1.3, 1.3)),
     "mobilenetv2-b32": Case(lambda folder: networks.mobilenet_v2(folder, 32), (3.0, 3.0)),
 }
@@ -174,8 +170,7 @@ def main() -> None:
 def measured(name: str, path: Path, target: Target, precision: str, ablation: bool) -> Measurement:
     """Compile and time one network."""
     begin = time.process_time()
-    aliases = CASES[name].aliases(onnx.load(path, load_external_data=False))
-    module = compiled(path, target, precision, PIPELINE, aliases)
+    module = compiled(path, target, precision, PIPELINE, CASES[name].aliases)
     compiled_at = time.process_time()
     profile = timed(module, target)
     seconds = time.process_time() - compiled_at
@@ -194,14 +189,14 @@ def measured(name: str, path: Path, target: Target, precision: str, ablation: bo
         kernels=len(profile.kernels),
         owners=row["waterfall"]["owners"],
         traffic=sorted(traffic(module, profile, target), key=lambda t: -t.ratio),
-        ablation=ablated(path, target, precision, aliases, profile.cycles) if ablation else {},
+        ablation=ablated(path, target, precision, profile.cycles, CASES[name].aliases) if ablation else {},
     )
 
 
 def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass], aliases: Mapping[str, str]) -> Module:
     """The module after `passes`."""
     run = Run(target, passes)
-    return run.run(run.imported(path, precision, None, None, aliases))
+    return run.run(run.imported(path, precision, None, None, aliases=aliases))
 
 
 def timed(module: Module, target: Target) -> Profile:
@@ -214,7 +209,7 @@ def contractions(graph: Graph) -> Iterator[tuple[Op, Op]]:
     """Every (group, contraction in it)."""
     for group in graph.ops:
         for op in group.body.ops if group.body is not None else ():
-            if op.name in ("matmul", "conv", "attention"):
+            if op.name in ("matmul", "conv", "attention", "attention_parts"):
                 yield group, op
 
 
@@ -234,7 +229,7 @@ def multiplications(graph: Graph) -> Iterator[int]:
 
 def macs(op: Op) -> int:
     """Multiply-accumulates of a contraction as written: of attention, both products whole."""
-    if op.name == "attention":
+    if op.name.startswith("attention"):
         (batch, heads, m, d), k, v = (x.type.dims for x in op.operands[:3])
         return batch * heads * m * k[2] * (d + v[3])
     indexing = OPS[op.name].indexing
@@ -247,7 +242,7 @@ def traffic(module: Module, profile: Profile, target: Target) -> Iterator[Traffi
     stats = {k.name: k for k in profile.kernels}
     for group, op in contractions(module.graph):
         name = group.attrs.kernel  # type: ignore[attr-defined]
-        if op.name != "attention" and name in stats:
+        if not op.name.startswith("attention") and name in stats:
             moved = device_bytes(stats[name])
             if moved:
                 yield Traffic(name, moved, lower_bound(group, op, target))
@@ -276,7 +271,7 @@ def lower_bound(group: Op, op: Op, target: Target) -> float:
 
 
 def ablated(
-    path: Path, target: Target, precision: str, aliases: Mapping[str, str], cycles: float
+    path: Path, target: Target, precision: str, cycles: float, aliases: Mapping[str, str]
 ) -> dict[str, float | None]:
     """Cycles without each of ABLATIONS over `cycles`; None where the rest of the pipeline cannot do without."""
     found: dict[str, float | None] = {}
