@@ -127,12 +127,12 @@ def _replaced(node: Any, path: list[str], value: Any) -> Any:
 def deviated(leaf: Leaf, *, slower: bool) -> float:
     """The value that a number has when it is off."""
     sign = 1 if slower == (leaf.unit in _COSTS) else -1
-    value = leaf.value * (1 + sign * RELATIVE[leaf.mark])
+    value = float(leaf.value * (1 + sign * RELATIVE[leaf.mark]))
     if leaf.unit == "ratio":
-        return float(min(value, 1.0))
+        return min(value, 1.0)
     if leaf.path.startswith(_WHOLE):
-        return max(leaf.value + sign * max(1, round(leaf.value * RELATIVE[leaf.mark])), 1)
-    return float(value)
+        return int(max(leaf.value + sign * max(1, round(leaf.value * RELATIVE[leaf.mark])), 1))
+    return value
 
 
 def groups_of(numbers: Sequence[Leaf]) -> dict[str, list[Leaf]]:
