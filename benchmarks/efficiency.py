@@ -78,6 +78,8 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "merge": without("merge"),
     "split": without("split"),
     "bands": without("bands"),
+    "panels": without("panels"),
+    "join": without("join"),
     "cascade": without("cascade"),
     "staging": altered("place", stage=False),
     "4 measured tilings": altered("tile", tries=4),
