@@ -18,7 +18,7 @@ HOMES = {
     "onnx": ("compiler/frontend/",),
     "onnxruntime": ("compiler/oracle.py",),
     "lark": ("ir/text/",),
-    "numba": ("targets/simulator/",),
+    "numba": ("targets/simulator/", "ir/encode.py"),
     "google": ("compiler/frontend/",),
     "networkx": ("ir/analysis.py", "compiler/passes/"),
     "threadpoolctl": ("targets/simulator/", "ir/interpret_kernel.py"),
