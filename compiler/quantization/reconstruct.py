@@ -25,6 +25,7 @@ import numpy as np
 from ppuc.compiler.quantization.apply import SMALLEST, quantized_graph, rounded
 from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.layers import Layer
+from ppuc.compiler.quantization.measure import Difference
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
 from ppuc.compiler.quantization.rows import Rows, as_matrices, from_matrices, sampled_rows
 from ppuc.ir.graph import Graph, Op
@@ -76,6 +77,22 @@ def reconstructed(
     return done
 
 
+def differences(
+    graph: Graph, layers: Sequence[Layer], plan: Plan, samples: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Difference]:
+    """Layer name -> how far its result is from the model's, all layers before it being quantized as `plan` says."""
+    walk = _Walk(graph, samples)
+    found: dict[str, Difference] = {}
+    for layer in layers:
+        walk.up_to(layer.op)
+        wanted = walk.wanted_result(layer.op)
+        chosen = Plan({layer.name: plan.layers.get(layer.name, LayerPlan("bf16"))})
+        found[layer.name] = difference = Difference()
+        for got, want in zip(walk.through(layer, chosen), wanted, strict=True):
+            difference.add(got, want)
+    return found
+
+
 class _Walk:
     """The model and its quantized form, run side by side from layer to layer on all samples."""
 
@@ -108,8 +125,8 @@ class _Walk:
         self._run(emulator, part, emulator.outputs, self.exact)
         return self.exact[op.results[0].name]
 
-    def through(self, layer: Layer, plan: Plan) -> None:
-        """Run the layer, which comes next: exactly, and as `plan` has it."""
+    def through(self, layer: Layer, plan: Plan) -> list[np.ndarray]:
+        """Run the layer, which comes next, exactly and as `plan` has it; returns the latter's results."""
         name = layer.op.results[0].name
         if name not in self.exact:
             self.wanted_result(layer.op)
@@ -118,9 +135,11 @@ class _Walk:
         emulator = Emulator(written)
         self._run(emulator, part, [name], self.quantized, dict(zip([name], emulator.outputs, strict=True)))
         self.at += 1
+        results = self.quantized[name]
         for tensors in (self.exact, self.quantized):
             for dead in [n for n in tensors if self.last.get(n, -1) < self.at]:
                 del tensors[dead]
+        return results
 
     def _part(self, ops: Sequence[Op], end: int) -> Graph:
         """`ops` as a graph of what they read, resulting in what is read at or after op `end`."""
