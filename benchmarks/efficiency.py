@@ -75,6 +75,7 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "epilogues": altered("fuse", epilogues=False),
     "merge": without("merge"),
     "split": without("split"),
+    "cascade": without("cascade"),
     "staging": altered("place", stage=False),
     "4 measured tilings": altered("tile", tries=4),
 }

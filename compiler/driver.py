@@ -17,7 +17,16 @@ import numpy as np
 
 from ppuc.compiler.alias import aliased
 from ppuc.compiler.dump import DumpFolder, read_constants
-from ppuc.compiler.inputs import RANGE_OPTION, checked_inputs, generate_all, input_ranges, input_specs
+from ppuc.compiler.host.request import HostedRequest
+from ppuc.compiler.inputs import (
+    FIXED,
+    RANGE_OPTION,
+    checked_inputs,
+    fixed_text,
+    generate_all,
+    input_ranges,
+    input_specs,
+)
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.recheck import CheckedPass, Recheck
 from ppuc.compiler.tolerance import PRECISIONS
@@ -29,9 +38,20 @@ from ppuc.targets.description import Target, load_target
 if TYPE_CHECKING:
     import onnx
 
+    from ppuc.compiler.frontend.hosting import HostNode
     from ppuc.compiler.frontend.load import ImportedModel
     from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.targets.artifact import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """The graphs that the PPU would run, the host's nodes, and what stands in the way."""
+
+    graphs: tuple[Graph, ...] = ()
+    host: tuple[HostNode, ...] = ()
+    problems: tuple[Diagnostic, ...] = ()
+
 
 Progress = Callable[[str, int, int], None]
 """Called with what starts now, its number and how many there are."""
@@ -72,9 +92,10 @@ class PassRecord:
 
 @dataclass(frozen=True, slots=True)
 class CompiledModel:
-    """The outcome of a compilation: the module at its last level, the artifact, and what each pass did."""
+    """The outcome of a compilation: the module at its last level (of the first segment when there are several, None
+    when all is the host's), the artifact, and what each pass did."""
 
-    module: Module
+    module: Module | None
     artifact: Artifact
     target: Target
     passes: tuple[PassRecord, ...] = field(default=())
@@ -99,19 +120,36 @@ def compile_model(
     quantization: Quantization | None = None,
     aliases: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
+    host: bool = True,
+    host_ops: Sequence[str | Path] = (),
 ) -> CompiledModel:
     """Compile an ONNX model. `quantization` says how layers are quantized at precisions fp8, int8 and mixed (None:
     all of them, activation scales computed at run time). `aliases` names, by input, the output that shares its memory.
     `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random ones when None).
-    `keep_layers` makes the result of every kernel an output. Raises ModelError, UsageError, TargetError or
-    CapacityError for what the caller can mend, DivergenceError when a pass changed the model's values."""
+    `keep_layers` makes the result of every kernel an output. `values` are those of inputs that may be fixed: the ones
+    that sizes depend on are. What the PPU cannot run goes to the host, with `host`; `host_ops` are Python files with
+    functions for ops that nobody else knows. Raises ModelError, UsageError, TargetError or CapacityError for what the
+    caller can mend, DivergenceError when a pass changed the model's values."""
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
     check_precision(precision)
     passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
     run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
-    module = run.imported(source, precision, dims, shapes, aliases)
+    try:
+        module = run.imported(source, precision, dims, shapes, values, aliases)
+        return _compiled(run, module, precision, check_passes, inputs)
+    except ModelError as error:
+        if not host or keep_layers or aliases or precision in QUANTIZED:
+            raise
+        request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
+        return _hosted(request, error, host_ops, dump, progress, check_passes)
+
+
+def _compiled(
+    run: Run, module: Module, precision: str, check_passes: bool, inputs: Mapping[str, np.ndarray] | None
+) -> CompiledModel:
     if check_passes:
         specs = input_specs(module)
         arrays = checked_inputs(specs, inputs, "--inputs") if inputs is not None else generate_all(specs)
@@ -119,22 +157,58 @@ def compile_model(
     return run.to_end(module)
 
 
-def obstacles(source: str | Path, target: Target, precision: str, dims: Mapping[str, int]) -> tuple[Diagnostic, ...]:
-    """Why `source` cannot be compiled, found by importing it and running the passes before placing: everything short of
-    whether its tiles fit. Empty when nothing is in the way. Raises UsageError when `dims` do not suit the model."""
+def _hosted(
+    request: HostedRequest,
+    error: ModelError,
+    host_ops: Sequence[str | Path],
+    dump: Path | None,
+    progress: Progress | None,
+    check_passes: bool,
+) -> CompiledModel:
+    """The model with the help of the host; `error` is why it cannot do without."""
+    from ppuc.compiler.host.client import worker
+    from ppuc.compiler.host.compile import compile_hosted
+    from ppuc.compiler.pipeline import PIPELINE
+
+    def compile_part(module: Module, number: int) -> CompiledModel:
+        folder = dump if dump is None or number == 0 else dump / f"segment{number}"
+        run = Run(request.target, PIPELINE, DumpFolder(folder) if folder is not None else None, progress)
+        return _compiled(run, run.started(module), request.precision, check_passes, None)
+
+    artifact, made = compile_hosted(request, error, worker(host_ops), compile_part)
+    passes = tuple(
+        replace(p, name=f"segment {n}: {p.name}" if n else p.name) for n, m in enumerate(made) for p in m.passes
+    )
+    return CompiledModel(made[0].module if made else None, artifact, request.target, passes)
+
+
+def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Examination:
+    """What compiling would meet, found by importing and running the passes before placing: everything short of whether
+    tiles fit. Raises UsageError when sizes do not suit the model."""
+    from ppuc.compiler.host.client import worker
+    from ppuc.compiler.host.compile import divided
+    from ppuc.compiler.host.partition import HostPart
     from ppuc.compiler.pipeline import PIPELINE
 
     at = next(i for i, step in enumerate(PIPELINE) if step.name == PLACE)
-    run = Run(target, PIPELINE[:at])
+
+    def passed(module: Module, number: int = 0) -> Graph:
+        Run(request.target, PIPELINE[:at]).run(module)
+        return module.graph
+
     try:
-        module = run.imported(source, precision, dims, None)
-    except ModelError as error:
-        return error.diagnostics
-    try:
-        run.run(module)
+        try:
+            first = Run(request.target, PIPELINE[:at])
+            return Examination((passed(first.imported(*request.imports)),))
+        except ModelError as error:
+            if request.precision in QUANTIZED:
+                raise
+            _, parts, graphs = divided(request, error, worker(host_ops), passed)
+            return Examination(tuple(graphs), tuple(n for p in parts if isinstance(p, HostPart) for n in p.nodes))
     except PpucError as error:
-        return error.diagnostics
-    return ()
+        if isinstance(error, UsageError):
+            raise
+        return Examination(problems=error.diagnostics)
 
 
 def _with_layers_kept(pipeline: Sequence[Pass]) -> tuple[Pass, ...]:
@@ -165,6 +239,7 @@ def initial_module(imported: ImportedModel, target: Target, precision: str) -> M
     ranges = input_ranges(imported.graph)
     options = {"model": imported.name, "model_sha256": imported.digest(), "precision": precision}
     options |= {RANGE_OPTION + name: str(ranges[v.name]) for name, v in imported.inputs if v.name in ranges}
+    options |= {FIXED + name: fixed_text(array) for name, array in imported.fixed.items()}
     return Module(
         target=target.name,
         target_hash=target.hash,
@@ -223,23 +298,32 @@ class Run:
         precision: str,
         dims: Mapping[str, int] | None,
         shapes: Mapping[str, Sequence[int]] | None,
+        values: Mapping[str, np.ndarray] | None = None,
         aliases: Mapping[str, str] | None = None,
     ) -> Module:
         """Import `source` as the first module; recorded as the pass `import`. At a precision that quantizes, the
         quantized graph is the first module: recorded as `quantize`."""
         from ppuc.compiler.frontend.load import load_model
-        from ppuc.ir.verify import verify_module
 
         self.progress("import", 0, self._total)
         started = time.perf_counter()
         if self.quantization is not None:
             shapes = {**self.quantization.shapes(source, dims or {}), **(shapes or {})}
-        module = initial_module(load_model(source, dims=dims, shapes=shapes), self.target, precision)
+        imported = load_model(source, dims=dims, shapes=shapes, values=values)
+        module = initial_module(imported, self.target, precision)
         if precision not in QUANTIZED:
             module = aliased(module, aliases or {})
-        verify_module(module)
-        self._record("import", "", time.perf_counter() - started, True, module)
+        module = self.started(module, started)
         return self._quantized(module, aliases or {}) if precision in QUANTIZED else module
+
+    def started(self, module: Module, since: float | None = None) -> Module:
+        """Take `module` as the first one, imported since then."""
+        from ppuc.ir.verify import verify_module
+
+        since = time.perf_counter() if since is None else since
+        verify_module(module)
+        self._record("import", "", time.perf_counter() - since, True, module)
+        return module
 
     def _quantized(self, module: Module, aliases: Mapping[str, str]) -> Module:
         from ppuc.compiler.quantization.quantize import quantized_module

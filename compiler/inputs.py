@@ -7,9 +7,11 @@ else is an InputError that names the input, what was given and what is expected.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,47 @@ RANGE_OPTION = "range."
 drawn."""
 
 _FOLLOWED = ("cast", "reshape", "expand", "transpose", "slice", "concat")
+FIXED = "fixed:"
+"""Prefix of options that hold the values of inputs fixed when compiling, as `fixed_text` writes them."""
+
+
+def fixed_text(array: np.ndarray) -> str:
+    """A small array as JSON: dtype, shape, elements (floats exactly, in hexadecimal)."""
+    flat = array.reshape(-1)
+    kind = DType.of(array.dtype)
+    elements = [float(x).hex() for x in flat] if kind.is_float else [int(x) for x in flat]
+    return json.dumps([str(kind), list(array.shape), elements])
+
+
+def fixed_array(text: str) -> np.ndarray:
+    """The array behind `fixed_text`."""
+    kind, shape, elements = json.loads(text)
+    dtype = DType(kind)
+    if dtype.is_float:
+        return np.array([float.fromhex(x) for x in elements], np.float64).astype(dtype.numpy).reshape(shape)
+    return np.array(elements, dtype.numpy).reshape(shape)
+
+
+def without_fixed(fixed: Mapping[str, np.ndarray], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`given` without the inputs that were fixed. Raises InputError for one that has another value now."""
+    for name, value in fixed.items():
+        if name in given and not _same(np.asarray(given[name]), value):
+            raise InputError.of(
+                where,
+                f"input '{name}' was fixed when the program was compiled, because sizes depend on it",
+                got=_shown(np.asarray(given[name])),
+                expected=_shown(value),
+                hint="compile again with this value",
+            )
+    return {name: array for name, array in given.items() if name not in fixed}
+
+
+def _same(array: np.ndarray, value: np.ndarray) -> bool:
+    return array.shape == value.shape and array.dtype == value.dtype and array.tobytes() == value.tobytes()
+
+
+def _shown(array: np.ndarray) -> str:
+    return " ".join(np.array2string(array, threshold=8).split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnxruntime
 
-from ppuc.compiler.frontend.expose import serialised, with_outputs
+from ppuc.compiler.frontend.expose import of_known_version, serialised, with_outputs
 from ppuc.ir.errors import Diagnostic, ModelError
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 _FATAL_ONLY = 4
@@ -43,17 +43,21 @@ class Oracle:
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding raises its own unexported kinds
-            raise _refusal(self.where, "ONNX Runtime cannot load the model", error) from error
+            older = of_known_version(source) if "IR version" in str(error) else None
+            if older is None:
+                raise _refusal(self.where, "ONNX Runtime cannot load the model", error) from error
+            self._session = onnxruntime.InferenceSession(older, options, providers=["CPUExecutionProvider"])
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs (and the inner tensors asked for) by ONNX name. Raises ModelError when ONNX Runtime refuses."""
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Outputs (and the inner tensors asked for) by ONNX name: arrays, and lists for sequences. Raises ModelError
+        when ONNX Runtime refuses."""
         known = {i.name for i in self._session.get_inputs()}
         try:
             values = self._session.run(None, {n: a for n, a in inputs.items() if n in known})
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the model", error) from error
-        return {n: np.asarray(v) for n, v in zip(self.outputs, values, strict=True) if isinstance(v, np.ndarray)}
+        return dict(zip(self.outputs, values, strict=True))
 
 
 class Session:

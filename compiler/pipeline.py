@@ -5,6 +5,7 @@ from __future__ import annotations
 from ppuc.compiler.passes.allocate import Allocate
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.canonicalise import Canonicalise
+from ppuc.compiler.passes.cascade import Cascade
 from ppuc.compiler.passes.decompose import Decompose
 from ppuc.compiler.passes.emit import Emit
 from ppuc.compiler.passes.fold import Fold
@@ -42,6 +43,7 @@ PIPELINE: tuple[Pass, ...] = (
     Split(),  # contractions with few result tiles, at the price of their formats
     Panels(),  # weights that l2 holds only in parts
     Join(),  # concatenations in place, with types final
+    Cascade(),  # kernels in a row whose tiles stay in l1: with every group final
     Place(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known
     Allocate(),  # addresses, with tile sizes known

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ppuc.compiler.alias import grown
-from ppuc.compiler.inputs import RANGE_OPTION, InputSpec, checked_inputs, generate_all
-from ppuc.ir.errors import UsageError
+from ppuc.compiler.host.plan import PLAN, Plan
+from ppuc.compiler.inputs import (
+    FIXED,
+    RANGE_OPTION,
+    InputSpec,
+    checked_inputs,
+    fixed_array,
+    generate_all,
+    without_fixed,
+)
+from ppuc.compiler.variants import Variants, bundle, unbundle
+from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.resource import Resource
 from ppuc.targets.artifact import Artifact
 from ppuc.targets.artifact import load as load_artifact
@@ -38,17 +48,34 @@ class ProgramResult:
     outputs: Mapping[str, np.ndarray]
     profile: Profile
     trace: RawResult | None = None
+    host_seconds: Mapping[int, float] = field(default_factory=dict)
+    """Wall time of each host step on this machine, by its number in the plan; never part of the profile."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
     """An artifact and the machine it runs on. `source` is the ONNX model it came from, when it was compiled here;
-    `passes` tells what the compiler did."""
+    `passes` tells what the compiler did. With `variants` the artifact is that of the first one, and a run takes the one
+    for its shapes."""
 
     artifact: Artifact
     target: Target
     source: str | Path | onnx.ModelProto | None = None
     passes: tuple[PassRecord, ...] = ()
+    host_ops: tuple[str | Path, ...] = ()
+    variants: Variants | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the PPU and the host take turns; None when the host does nothing."""
+        text = self.artifact.meta.get(PLAN)
+        return Plan.of_json(text) if text else None
+
+    @property
+    def fixed(self) -> dict[str, np.ndarray]:
+        """Inputs of the model that were fixed when it was compiled."""
+        meta = self.artifact.meta
+        return {key.removeprefix(FIXED): fixed_array(text) for key, text in meta.items() if key.startswith(FIXED)}
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -68,22 +95,78 @@ class CompiledProgram:
 
     def save(self, path: str | Path) -> None:
         """Write the program as a `.ppu` file; the same program gives the same bytes. Raises ArtifactError."""
-        save_artifact(self.artifact, path)
+        save_artifact(bundle(self.variants) if self.variants is not None else self.artifact, path)
+
+    def variant(self, dims: Mapping[str, int]) -> CompiledProgram:
+        """The program of one variant, by its sizes (all of them, or those that tell it from the others). Raises
+        UsageError when there is none."""
+        every = self.variants.every if self.variants is not None else ()
+        found = [v for v in every if dims.items() <= v.dims.items()]
+        if not found:
+            known = "; ".join(map(str, every)) or "none: the program has fixed sizes"
+            raise UsageError.of(self.name, "has no variant of these sizes", got=dict(dims), expected=known)
+        return replace(self, artifact=found[0].artifact, variants=None)
 
     def run(
         self, inputs: Mapping[str, np.ndarray], *, trace: bool = False, progress: Progress | None = None
     ) -> ProgramResult:
         """Run on the simulator: `inputs` by ONNX name, of exactly the declared dtypes and shapes (InputError
         otherwise)."""
-        return self._simulate(checked_inputs(self.inputs, inputs, self.name), trace, progress)
+        if self.variants is not None:
+            return self._run_variant(self.variants, inputs, trace, progress)
+        given = without_fixed(self.fixed, inputs, self.name)
+        plan = self.plan
+        if plan is None:
+            return self._simulate(checked_inputs(self.inputs, given, self.name), trace, progress)
+        foreign = {name: given.pop(name) for name, _ in plan.host_inputs if name in given}
+        missing = [name for name, _ in plan.host_inputs if name not in foreign]
+        if missing:
+            raise InputError.of(
+                self.name, f"input '{missing[0]}' is missing", expected=dict(plan.host_inputs)[missing[0]]
+            )
+        feeds = {**checked_inputs(self.inputs, given, self.name), **foreign}
+        return self._hosted(plan, feeds, trace, progress)
 
     def time(self, *, trace: bool = False, progress: Progress | None = None) -> ProgramResult:
         """Simulate time only: no values, no weights."""
-        return self._simulate(None, trace, progress)
+        plan = self.plan
+        return self._simulate(None, trace, progress) if plan is None else self._hosted(plan, None, trace, progress)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Seeded random inputs that suit the program: integers within the tables they index, masks of ones."""
         return generate_all(self.inputs, seed=seed)
+
+    def _run_variant(
+        self, variants: Variants, inputs: Mapping[str, Any], trace: bool, progress: Progress | None
+    ) -> ProgramResult:
+        variant, sizes = variants.choose({n: np.shape(a) for n, a in inputs.items()}, self.name)
+        program = replace(self, artifact=variant.artifact, variants=None)
+        if not sizes:
+            return program.run(inputs, trace=trace, progress=progress)
+        result = program.run(variants.padded(inputs, variant), trace=trace, progress=progress)
+        return replace(result, outputs=variants.cut(result.outputs, sizes))
+
+    @property
+    def _constants(self) -> dict[str, Resource]:
+        return {n: c if isinstance(c, Resource) else Resource.of(c, n) for n, c in self.artifact.constants.items()}
+
+    def _hosted(
+        self, plan: Plan, inputs: Mapping[str, Any] | None, trace: bool, progress: Progress | None
+    ) -> ProgramResult:
+        from ppuc.compiler.host.client import worker
+        from ppuc.compiler.host.execute import run_hosted
+
+        found = run_hosted(
+            self.artifact,
+            plan,
+            self.target,
+            self._constants,
+            worker(self.host_ops),
+            inputs,
+            trace=trace,
+            progress=progress,
+        )
+        return ProgramResult(found.outputs, found.raw.profile, found.raw if trace else None, found.host_seconds)
 
     def _simulate(
         self, inputs: Mapping[str, np.ndarray] | None, trace: bool, progress: Progress | None
@@ -95,9 +178,8 @@ class CompiledProgram:
         feeds = None
         if inputs is not None:
             feeds = {s.tensor: grown(inputs[s.name], buffers[s.tensor]) for s in artifact.inputs}
-        constants = {n: c if isinstance(c, Resource) else Resource.of(c, n) for n, c in artifact.constants.items()}
         raw = simulate(
-            artifact.program, artifact.vectors, self.target, constants, feeds, trace=trace, progress=progress
+            artifact.program, artifact.vectors, self.target, self._constants, feeds, trace=trace, progress=progress
         )
         outputs: dict[str, np.ndarray] = {}
         if inputs is not None:
@@ -109,6 +191,9 @@ def load_program(path: str | Path, target: Target | None = None) -> CompiledProg
     """Load a `.ppu` file. `target` replaces the machine it names (the same one with other timing, say); its structure
     must be one that the program was compiled for. Raises ArtifactError, TargetError or UsageError."""
     artifact = load_artifact(path)
+    variants = unbundle(artifact)
+    if variants is not None:
+        artifact = variants.every[0].artifact
     program = artifact.program
     machine = target or load_target(program.target)
     if target is None and machine.hash != program.target_hash:
@@ -119,7 +204,7 @@ def load_program(path: str | Path, target: Target | None = None) -> CompiledProg
             expected=f"{machine.name} {machine.hash}",
             hint="compile it again, or name the target file that it was compiled for with --target",
         )
-    return CompiledProgram(artifact, machine)
+    return CompiledProgram(artifact, machine, variants=variants)
 
 
 def for_target(program: CompiledProgram, target: Target) -> CompiledProgram:

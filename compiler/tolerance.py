@@ -25,7 +25,7 @@ That is measured (ppuc.compiler.conditioning) when a tensor breaks the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,19 +77,50 @@ class Tolerance:
         return 1.0 + math.sqrt(2.0 * math.log(2.0 * max(elements, 1)))
 
 
+@dataclass(frozen=True, slots=True)
+class ExpectedError:
+    """Variance of the relative error, and whether a format narrower than f32 contributed to it."""
+
+    variance: float = 0.0
+    narrow: bool = False
+
+
+NO_ERROR = ExpectedError()
+
+
 def tolerances(graph: Graph, precision: str) -> dict[str, Tolerance]:
     """The tolerance of every value of `graph` (parameters and constants: none but storage) computed at `precision`."""
-    variance: dict[str, float] = {}
-    narrow: dict[str, bool] = {}
+    return {name: tolerance_of(e) for name, e in expected_errors(graph, precision, {}).items()}
+
+
+def expected_errors(graph: Graph, precision: str, given: Mapping[str, ExpectedError]) -> dict[str, ExpectedError]:
+    """The expected error of every value that `graph` computes at `precision`; `given` are those of its parameters."""
+    errors = dict(given)
     tensor_format = PRECISIONS[precision]
     for op in graph.ops:
-        inherited = max((variance.get(v.name, 0.0) for v in op.operands), default=0.0)
+        inherited = inherited_error([errors.get(v.name, NO_ERROR) for v in op.operands])
         added, is_narrow = _added(op, tensor_format)
-        is_narrow |= any(narrow.get(v.name, False) for v in op.operands)
         for result in op.results:
-            variance[result.name] = inherited + added
-            narrow[result.name] = is_narrow
-    return {name: _tolerance(v, narrow[name]) for name, v in variance.items()}
+            errors[result.name] = ExpectedError(inherited.variance + added, inherited.narrow or is_narrow)
+    return errors
+
+
+def inherited_error(operands: Sequence[ExpectedError]) -> ExpectedError:
+    """What an op's operands contribute to the error of its results."""
+    return ExpectedError(max((e.variance for e in operands), default=0.0), any(e.narrow for e in operands))
+
+
+def host_error(operands: Sequence[ExpectedError], elements: int) -> ExpectedError:
+    """The error of a result of a host node whose largest operand has `elements`: f32 arithmetic with sums of at most as
+    many terms, on operands with these errors."""
+    inherited = inherited_error(operands)
+    u32 = UNIT_ROUNDOFF[DType.F32]
+    return ExpectedError(inherited.variance + max(elements, 16) * u32**2, inherited.narrow)
+
+
+def tolerance_of(error: ExpectedError) -> Tolerance:
+    """The tolerance that an expected error makes."""
+    return _tolerance(error.variance, error.narrow)
 
 
 def typical_step(graph: Graph, precision: str) -> float:

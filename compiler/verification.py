@@ -73,8 +73,18 @@ def verify_program(
         raise UsageError.of(
             program.name, "cannot be verified without the ONNX model it came from", hint="compile it here"
         )
-    arrays = dict(inputs) if inputs is not None else program.random_inputs()
-    imported = load_model(program.source, shapes={s.name: s.type.dims for s in program.inputs})
+    fixed = program.fixed
+    arrays = {**fixed, **(inputs if inputs is not None else program.random_inputs())}
+    if program.plan is not None:
+        from ppuc.compiler.host.verify import verify_hosted
+
+        if layers:
+            raise UsageError.of(program.name, "cannot be compared layer by layer: a part of it runs on the host")
+        result = program.run(arrays, progress=progress)
+        compared = verify_hosted(program, program.plan, arrays, result.outputs)
+        return Verification(compared, (), tuple(map(str, result.profile.hazards)), result.profile)
+    shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
+    imported = load_model(program.source, shapes=shapes, values=fixed)
     precision = program.artifact.meta.get("precision", "model")
     judge = Judge(imported.graph, precision, {value.name: arrays[name] for name, value in imported.inputs})
     result = program.run(arrays, progress=progress)
@@ -82,6 +92,10 @@ def verify_program(
     outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n]) for n, v in imported.outputs)
     inner = _compared_layers(program, imported, judge, arrays, progress) if layers else ()
     return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile)
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def _compared_layers(
@@ -94,17 +108,19 @@ def _compared_layers(
     """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
     assert program.source is not None
     precision = program.artifact.meta.get("precision", "model")
-    shapes = {s.name: s.type.dims for s in program.inputs}
+    fixed = program.fixed
     model = compile_model(
         program.source,
         target=program.target,
         precision=precision,
-        shapes=shapes,
+        shapes={s.name: s.type.dims for s in program.inputs} | _shapes(fixed),
+        values=fixed,
         keep_layers=True,
         aliases=aliases_of(program.artifact.meta),
     )
     got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
+    assert model.module is not None
     nodes = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
     chosen = {value: node for value in got if (node := nodes.get(value)) is not None}
     want = Oracle(program.source, tuple(tensors[node] for node in chosen.values())).run(arrays)

@@ -3,6 +3,7 @@
     code          uint8[n, 32]   instruction words
     descriptors   int64[m]       what the words refer to
     const.NAME    the model's weights, by the program's tensor names, in their own dtype
+    host.NAME     uint8[k]       what runs on the host, as its owner wrote it
     metadata      format marker and version, target and its hash, inputs and outputs, symbols (names and origins), the
                   dtypes of the constants, free `meta` (model, digest, compiler version, options), checksum
 
@@ -19,7 +20,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ FORMAT = "ppu"
 VERSION = "1"
 
 _MAX_HEADER = 1 << 30
-_CODE, _DESCRIPTORS, _CONST = "code", "descriptors", "const."
+_CODE, _DESCRIPTORS, _CONST, _HOST = "code", "descriptors", "const.", "host."
 _STORED_AS = {
     DType.F64: "F64",
     DType.F32: "F32",
@@ -72,7 +73,8 @@ class IOSpec:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A compiled model. `constants` are the weights by tensor name; `meta` is free text about its making."""
+    """A compiled model. `constants` are the weights by tensor name; `meta` is free text about its making; `host` holds
+    what runs on the host, by name."""
 
     program: Program
     vectors: tuple[VectorProgram, ...]
@@ -80,6 +82,7 @@ class Artifact:
     inputs: tuple[IOSpec, ...]
     outputs: tuple[IOSpec, ...]
     meta: Mapping[str, str]
+    host: Mapping[str, bytes] = field(default_factory=dict)
 
     def constant(self, name: str) -> np.ndarray:
         """The values of a constant (mapped from the file when the artifact was loaded). KeyError when there is none."""
@@ -98,9 +101,11 @@ def save(artifact: Artifact, path: str | Path) -> None:
     target = Path(path)
     encoded = encode(artifact.program, artifact.vectors)
     arrays: dict[str, np.ndarray | Resource] = {_CODE: encoded.code, _DESCRIPTORS: encoded.descriptors}
-    arrays.update({_CONST + name: value for name, value in artifact.constants.items()})
+    stored = _stored(artifact.constants)
+    arrays.update({_CONST + name: artifact.constants[name] for name in stored.values()})
+    arrays.update({_HOST + name: np.frombuffer(data, np.uint8) for name, data in artifact.host.items()})
     _check_constants(artifact)
-    header = _header(artifact, encoded, arrays)
+    header = _header(artifact, encoded, arrays, stored)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -125,7 +130,15 @@ def _check_constants(artifact: Artifact) -> None:
             raise InternalError(f"constant '{name}' of {type.bytes} bytes ({type}) for {room} of the program")
 
 
-def _header(artifact: Artifact, encoded: Encoded, arrays: Mapping[str, np.ndarray | Resource]) -> bytes:
+def _stored(constants: Mapping[str, np.ndarray | Resource]) -> dict[str, str]:
+    """Constant -> the name under which its bytes are: those of one object are stored once."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in constants.items()}
+
+
+def _header(
+    artifact: Artifact, encoded: Encoded, arrays: Mapping[str, np.ndarray | Resource], stored: Mapping[str, str]
+) -> bytes:
     table, at = {}, 0
     for name in _file_order(arrays):
         type = _type_of(arrays[name])
@@ -139,8 +152,10 @@ def _header(artifact: Artifact, encoded: Encoded, arrays: Mapping[str, np.ndarra
         "inputs": _json([[io.name, io.tensor, str(io.type)] for io in artifact.inputs]),
         "outputs": _json([[io.name, io.tensor, str(io.type)] for io in artifact.outputs]),
         "constants": _json({name: str(_type_of(value)) for name, value in artifact.constants.items()}),
+        "shared": _json({name: first for name, first in stored.items() if name != first}),
         "symbols": _json(encoded.symbols),
         "meta": _json(dict(artifact.meta)),
+        "host": _json({name: hashlib.sha256(data).hexdigest() for name, data in artifact.host.items()}),
     }
     metadata["checksum"] = _checksum(metadata, table, encoded.code, encoded.descriptors)
     text = _json({"__metadata__": metadata, **table}).encode()
@@ -213,15 +228,30 @@ def _artifact(
     try:
         program, vectors = decode(Encoded(code, descriptors, tuple(json.loads(metadata["symbols"]))))
         constants = {}
+        shared = json.loads(metadata["shared"])
         for name, text in json.loads(metadata["constants"]).items():
-            constants[name] = _constant(path, start, table[_CONST + name], name, parse_type(text))
+            constants[name] = _constant(path, start, table[_CONST + shared.get(name, name)], name, parse_type(text))
         inputs, outputs = (
             tuple(IOSpec(name, tensor, parse_type(text)) for name, tensor, text in json.loads(metadata[key]))
             for key in ("inputs", "outputs")
         )
-        return Artifact(program, vectors, constants, inputs, outputs, json.loads(metadata["meta"]))
-    except (ArtifactError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        host = {
+            name: _host_part(path, start, table[_HOST + name], name, digest)
+            for name, digest in json.loads(metadata["host"]).items()
+        }
+        return Artifact(program, vectors, constants, inputs, outputs, json.loads(metadata["meta"]), host)
+    except (ArtifactError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"its parts contradict each other ({type(error).__name__}: {error})") from None
+
+
+def _host_part(path: Path, start: int, entry: Mapping[str, Any], name: str, digest: str) -> bytes:
+    first, last = entry["data_offsets"]
+    with path.open("rb") as file:
+        file.seek(start + first)
+        data = file.read(last - first)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"the bytes of host part '{name}' are not those that were written")
+    return data
 
 
 def _constant(path: Path, start: int, entry: Mapping[str, Any], name: str, type: TensorType) -> Resource:
@@ -265,7 +295,7 @@ def _checked_header(path: Path, header: dict[str, Any], available: int) -> tuple
             expected=VERSION,
             hint="compile the model again with this version of ppuc",
         )
-    keys = ("target", "target_hash", "inputs", "outputs", "constants", "symbols", "meta", "checksum")
+    keys = ("target", "target_hash", "inputs", "outputs", "constants", "shared", "symbols", "meta", "host", "checksum")
     if not all(isinstance(metadata.get(key), str) for key in keys) or not {_CODE, _DESCRIPTORS} <= set(table):
         raise _damaged(path, "its header is incomplete")
     end = 0

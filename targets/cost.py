@@ -99,20 +99,26 @@ def gap_clk(target: Target) -> int:
 def mma_operand_bytes(
     m: Number, n: Number, k: Number, fm: int, fn: int, fk: int, rows: int, cols: int, engine: int, element_bytes: int
 ) -> Number:
-    """Bytes read from l1: lanes in a row share A fragments and lanes in a column share B fragments, so an A fragment
-    is read once per group of `cols` columns and a B fragment once per group of `rows` rows. Weights that stay in an
-    array are read once."""
+    """Bytes read from l1: an A fragment is read once per group of `cols` columns of fragments and a B fragment once per
+    group of `rows` rows, because lanes of a row or column share them and a lane reuses them (`shared_fragments`).
+    Weights that stay in an array are read once."""
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
     a = mf * (-(-nf // cols)) * kf * fm * fk
     groups = np.minimum(mf, rows) if engine == WEIGHT_STATIONARY else -(-mf // rows)
     return (a + nf * groups * kf * fn * fk) * element_bytes
 
 
+def shared_fragments(target: Target) -> tuple[int, int]:
+    """Rows and columns of result fragments that one read of an operand fragment serves."""
+    (rows, cols), (down, across) = target.tensor.lane_grid, target.tensor.operand_reuse
+    return rows * down, cols * across
+
+
 def mma_cycles(m: Number, n: Number, k: Number, dtype: DType, target: Target) -> Number:
     """Cycles that an mma of valid extents m x n x k occupies the tensor engine (issue and drain not included)."""
     s, (rows, cols), engine = mma_shape(dtype, target), target.tensor.lane_grid, engine_of(target)
     busy = engine_clk(m, n, k, s.m, s.n, s.k, s.ii_clk, rows, cols, engine, gap_clk(target))
-    read = mma_operand_bytes(m, n, k, s.m, s.n, s.k, rows, cols, engine, s.element_bytes)
+    read = mma_operand_bytes(m, n, k, s.m, s.n, s.k, *shared_fragments(target), engine, s.element_bytes)
     return np.maximum(busy, read / target.l1.bytes_per_clk)
 
 
@@ -233,6 +239,7 @@ __all__ = [
     "mma_cycles",
     "mma_operand_bytes",
     "mma_shape",
+    "shared_fragments",
     "stream_rate",
     "transfer_cycles",
     "transfer_latency_clk",

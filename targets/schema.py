@@ -68,8 +68,8 @@ class Launch:
 @dataclass(frozen=True, slots=True)
 class TensorEngine:
     """The matrix engine of one unit: `lanes` lanes in a grid, each starting one m x n x k fragment every `ii_clk`
-    cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments. `f32` is full f32
-    arithmetic.
+    cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments, and a lane multiplies
+    what it has fetched for `operand_reuse` fragments of the result, in rows and columns. `f32` is full f32 arithmetic.
 
     A lane of a systolic engine is an array of R x C cells. Dataflow weight: B's [R, C] block stays, rows of A stream,
     the fragment is [1, C, R]. Dataflow output: an [R, C] block of the result stays, k streams, the fragment is
@@ -83,6 +83,7 @@ class TensorEngine:
     overlap: str = quantity("pipelined|serial")
     lanes: int = quantity("lane")
     lane_grid: tuple[int, int] = quantity("rows,cols")
+    operand_reuse: tuple[int, int] = quantity("rows,cols")
     fragment: Mapping[str, tuple[int, int, int]] = quantity("m,n,k")
     ii_clk: Mapping[str, int] = quantity("clk")
     fill_clk: int = quantity("clk", zero=True)
@@ -128,10 +129,12 @@ class Accumulator:
 @dataclass(frozen=True, slots=True)
 class L2:
     """The memory of the chip between units and device memory, in slices on the NoC. `managed` software: it holds what
-    the program puts there; cache: tiles of device memory that units loaded stay in it, the least recently used first
-    to go. `latency_ns` is the mean over units and slices."""
+    the program puts there; cache: tiles of device memory that units loaded or stored stay in it, the least recently
+    used first to go. `writes` of a cache: back, a stored tile moves on when it has to go, or through, at once.
+    `latency_ns` is the mean over units and slices."""
 
     managed: str = quantity("software|cache")
+    writes: str = quantity("back|through")
     bytes: int = quantity("B")
     bytes_per_clk_per_cu: int = quantity("B/clk")
     latency_ns: float = quantity("ns", zero=True)

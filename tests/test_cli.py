@@ -204,15 +204,16 @@ def test_ops_lists_records_and_importers() -> None:
 
 def test_check_names_dimensions_and_unsupported_nodes(model: Path, tmp_path: Path) -> None:
     record = json_of("check", model)
-    assert (record["ok"], record["unbound"], record["unsupported"]) == (True, ["N"], 0)
+    assert (record["ok"], record["unbound"], record["refused"]) == (True, ["N"], 0)
     assert "give sizes with: --dim N=..." in ppuc("check", model).stdout
     made = mlp()
-    made.graph.node[1].op_type = "TreeEnsemble"
+    made.graph.node[1].op_type = "Swirl"
     path = tmp_path / "odd.onnx"
     onnx.save(made, path)
     result = ppuc("check", path)
     assert result.exit_code == 1
-    assert "no importer and no definition in other ops: bias" in result.stdout
+    assert "neither the PPU nor the host knows it: bias" in result.stdout
+    assert "supply it as a Python function with --host-ops FILE.py" in result.stdout
     assert "1 nodes cannot be compiled" in result.stdout
     assert [n["node"] for n in json_of("check", path)["nodes"] if n["where"] != "ppu"] == ["bias"]
 

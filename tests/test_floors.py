@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {"ir": 0, "targets": 1, "compiler": 2}
 HOMES = {
-    "onnx": ("compiler/frontend/",),
-    "onnxruntime": ("compiler/oracle.py",),
+    "onnx": ("compiler/frontend/", "compiler/host/worker.py"),
+    "onnxruntime": ("compiler/oracle.py", "compiler/host/worker.py"),
     "lark": ("ir/text/",),
     "numba": ("targets/simulator/", "ir/encode.py"),
     "google": ("compiler/frontend/",),

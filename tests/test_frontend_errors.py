@@ -172,14 +172,14 @@ def test_all_unsupported_ops_at_once() -> None:
 
 def test_control_flow_is_listed_as_unsupported() -> None:
     text = """
-    g (float[2] x, bool c) => (y) {
+    g (float[2] x, bool c) => (a, y) {
       a = If (c) <then_branch = t () => (e) { e = Relu(x) }, else_branch = f () => (h) { h = Abs(x) }>
-      y = Loop (, c, a) <body = l (int64 i, bool k, float[2] v) => (k, w) { w = Relu(v) }>
+      y = Loop (, c, x) <body = l (int64 i, bool k, float[2] v) => (k, w) { w = Relu(v) }>
     }"""
     assert text_of(ModelError, model_of(text)).split("\n") == [
         "g: op If with a condition computed at run time is not supported",
         "  got: 1 node: 'If_0'",
-        "g: op Loop is not supported",
+        "g: op Loop (its condition is computed at run time) is not supported",
         "  got: 1 node: 'Loop_1'",
     ]
 

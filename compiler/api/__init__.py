@@ -14,7 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppuc.compiler import onnx_backend
     from ppuc.compiler.entry import compile, load, verify
+    from ppuc.compiler.host.registry import host_op
     from ppuc.compiler.runtime import CompiledProgram, ProgramResult
     from ppuc.compiler.verification import Verification
     from ppuc.compiler.version import VERSION as __version__  # noqa: N811 - the name that packages use
@@ -28,7 +30,9 @@ _HOMES = {
     "Verification": ("ppuc.compiler.verification", "Verification"),
     "__version__": ("ppuc.compiler.version", "VERSION"),
     "compile": ("ppuc.compiler.entry", "compile"),
+    "host_op": ("ppuc.compiler.host.registry", "host_op"),
     "load": ("ppuc.compiler.entry", "load"),
+    "onnx_backend": ("ppuc.compiler.onnx_backend", ""),
     "verify": ("ppuc.compiler.entry", "verify"),
 }
 
@@ -40,7 +44,9 @@ __all__ = [
     "Verification",
     "__version__",
     "compile",
+    "host_op",
     "load",
+    "onnx_backend",
     "verify",
 ]
 
@@ -49,7 +55,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ppuc' has no attribute '{name}'")
     module, attribute = _HOMES[name]
-    value = getattr(import_module(module), attribute)
+    value = getattr(import_module(module), attribute) if attribute else import_module(module)
     globals()[name] = value
     return value
 

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import chosen_target, compile_options, dim_sizes, emit, json_option
+from ppuc.compiler.commands.common import (
+    chosen_target,
+    compile_options,
+    dim_sizes,
+    emit,
+    host_options,
+    json_option,
+    read_inputs,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ppuc.compiler.driver import Examination
+
+SUGGESTIONS = (
+    ("double precision", "convert it to float32 before exporting"),
+    ("f64", "convert it to float32 before exporting"),
+    ("depends on the model's inputs", "give the values with --inputs, or export with constant sizes"),
+    ("computed at run time", "give the values with --inputs, or export with constant sizes"),
+    ("only the host holds", "what it reads comes from the host; mend that node first"),
+    ("nor the host knows", "supply it as a Python function with --host-ops FILE.py"),
+)
+"""What helps, by a part of the reason."""
 
 
 @click.command(
     "check",
     short_help="Before compiling: what runs where, and why not.",
     epilog="Examples:\n\n  ppuc check net.onnx\n\n"
-    "  ppuc check net.onnx --dim batch=1 --dim seq=128 -p bf16 -t ppu-edge",
+    "  ppuc check net.onnx --dim batch=1 --dim seq=128 -p bf16 -t ppu-edge\n\n"
+    "  ppuc check odd.onnx --host-ops my_ops.py --json | jq '.nodes[] | select(.where != \"ppu\")'",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @compile_options
+@click.option(
+    "--inputs",
+    "inputs_file",
+    metavar="FILE.npz",
+    type=click.Path(path_type=Path),
+    help="Inputs whose shapes bind open sizes, and whose values may be fixed.",
+)
+@host_options
 @json_option
 def check_command(
     model: Path,
@@ -29,40 +58,85 @@ def check_command(
     overrides: tuple[str, ...],
     precision: str,
     dims: tuple[str, ...],
+    inputs_file: Path | None,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
-    """Say for every node of MODEL.onnx whether it runs on the PPU, and which sizes have to be given with --dim.
+    """Say for every node of MODEL.onnx whether the PPU or the host runs it, and which sizes have to be given with
+    --dim.
 
     With all sizes given the model is also taken through the passes that do not depend on tiling. Exit code 1 when
     something stands in the way.
     """
-    from ppuc.compiler.driver import obstacles
+    from ppuc.compiler.driver import examine
     from ppuc.compiler.frontend.survey import survey
+    from ppuc.compiler.host.client import worker
+    from ppuc.compiler.host.request import HostedRequest
 
     machine = chosen_target(target, overrides)
-    found = survey(model)
-    sizes = dim_sizes(dims)
-    unbound = [key for key in found.open_dims if key not in sizes]
-    nodes = [
-        {"node": n.node, "op": n.op, "where": "ppu" if n.supported else "unsupported", "why": n.how}
-        for n in found.nodes
-    ]
-    problems: list[str] = []
-    if all(n.supported for n in found.nodes) and not unbound:
-        problems = [str(d) for d in obstacles(model, machine, precision, sizes)]
-    unsupported = [n for n in nodes if n["where"] != "ppu"]
+    hosts = worker(host_ops)
+    if host_ops:
+        hosts.start()
+    found = survey(model, hosts.custom)
+    arrays, _ = read_inputs(inputs_file, ())
+    sizes, shapes = dim_sizes(dims), {name: array.shape for name, array in arrays.items()}
+    unbound = [key for key in found.open_dims if key not in sizes and key.rpartition(":")[0] not in shapes]
+    nodes = [_node(n.node, n.op, n.where, n.how) for n in found.nodes]
+    examination = None
+    if not (unbound and not shapes) and all(n.where != "refused" for n in found.nodes):
+        examination = examine(HostedRequest(model, machine, precision, sizes, shapes, arrays), host_ops)
+        nodes = _placed(nodes, examination)
+        unbound = []
+    problems = [str(d) for d in examination.problems] if examination is not None else []
+    counts = {where: sum(n["where"] == where for n in nodes) for where in ("ppu", "host", "refused")}
+    stopped = counts["refused"] + (counts["host"] if no_host else 0)
     record = {
         **found.record(),
         "model": str(model),
         "target": machine.name,
-        "ok": not unsupported and not problems,
+        "ok": not stopped and not problems,
         "nodes": nodes,
-        "unsupported": len(unsupported),
+        **counts,
+        "host_share": _host_share(examination),
         "unbound": unbound,
         "problems": problems,
     }
     emit("check", record, as_json, _show)
     return 0 if record["ok"] else 1
+
+
+def _node(node: str, op: str, where: str, why: str) -> dict[str, str | None]:
+    hint = next((hint for part, hint in SUGGESTIONS if part in why), None) if where != "ppu" else None
+    return {"node": node, "op": op, "where": where, "why": why, "suggestion": hint}
+
+
+def _placed(nodes: Sequence[Mapping[str, Any]], examination: Examination) -> list[dict[str, str | None]]:
+    """The nodes with what importing found. A call of which a part is the host's is the host's, and says which part."""
+    hosted = {n.label: n for n in examination.host}
+    placed = []
+    for node in nodes:
+        name = node["node"]
+        inner = [h for label, h in hosted.items() if label.startswith(f"{name}/")]
+        if name in hosted:
+            placed.append(_node(name, node["op"], "host", hosted[name].reason))
+        elif inner:
+            placed.append(_node(name, node["op"], "host", f"its part {inner[0].label}: {inner[0].reason}"))
+        else:
+            where = "ppu" if node["where"] == "host" and not examination.problems else node["where"]
+            placed.append(_node(name, node["op"], where, node["why"]))
+    return placed
+
+
+def _host_share(examination: Examination | None) -> float | None:
+    """Share of the arithmetic on the host; None when it is not known."""
+    if examination is None or examination.problems:
+        return None
+    from ppuc.compiler.host.work import host_work, ppu_work
+
+    host = host_work(examination.host)
+    total = host + sum(map(ppu_work, examination.graphs))
+    return host / total if total else 0.0
 
 
 def _show(out: Console, record: dict[str, Any]) -> None:
@@ -75,18 +149,23 @@ def _show(out: Console, record: dict[str, Any]) -> None:
     for declared in record["inputs"]:
         out.print(f"  input {declared}")
     table(out, "", ("op", "nodes", "runs on", "how"), _by_op(record["nodes"]), left=(0, 2, 3))
+    for hint in dict.fromkeys(n["suggestion"] for n in record["nodes"] if n["suggestion"]):
+        out.print(f"suggestion: {hint}")
     if record["unbound"]:
         out.print("give sizes with: " + " ".join(f"--dim {key}=..." for key in record["unbound"]))
     for problem in record["problems"]:
         out.print(problem)
-    if record["ok"]:
+    if record["refused"]:
+        out.print(f"{record['refused']} nodes cannot be compiled")
+    elif record["host"]:
+        share = f", {record['host_share']:.1%} of the arithmetic" if record["host_share"] is not None else ""
+        out.print(f"{record['host']} nodes run on the host{share}; everything else runs on the PPU")
+    elif record["ok"]:
         out.print("everything runs on the PPU" + (", once sizes are given" if record["unbound"] else ""))
-    elif record["unsupported"]:
-        out.print(f"{record['unsupported']} nodes cannot be compiled")
 
 
 def _by_op(nodes: Sequence[dict[str, str]]) -> list[tuple[object, ...]]:
-    """One row for each op and fate; nodes that do not run are named."""
+    """One row for each op and fate; nodes that do not run on the PPU are named."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for node in nodes:
         groups.setdefault((node["op"], node["where"], node["why"]), []).append(node["node"])

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ppuc.compiler.driver import Progress
-    from ppuc.compiler.inputs import InputSpec
     from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.compiler.runtime import CompiledProgram
     from ppuc.targets.description import Target
@@ -86,6 +86,20 @@ def model_options(function: F) -> F:
         show_default=True,
         help="Format in which matrix products are computed; sums are always f32. 'model' keeps the file's own; 'mixed' "
         "takes each layer's from --policy.",
+    )(function)
+
+
+def host_options(function: F) -> F:
+    """--host-ops and --no-host."""
+    function = click.option("--no-host", is_flag=True, help="Refuse a model of which a part would run on the host.")(
+        function
+    )
+    return click.option(
+        "--host-ops",
+        metavar="FILE.py",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Python functions for ops that nobody else knows, marked @ppuc.host_op('domain::Op'). Repeatable.",
     )(function)
 
 
@@ -268,16 +282,23 @@ def pairs(options: Sequence[str], name: str) -> dict[str, str]:
 
 def dim_sizes(options: Sequence[str]) -> dict[str, int]:
     """--dim options. Raises UsageError when a size is no positive number."""
+    return {key: _size(key, text) for key, text in pairs(options, "--dim").items()}
+
+
+def dim_choices(options: Sequence[str]) -> tuple[dict[str, int], ...]:
+    """Every combination of the sizes in --dim options, which may give several: `batch=1,8`."""
+    from ppuc.compiler.variants import combinations
+
+    given = pairs(options, "--dim")
+    return combinations({key: [_size(key, size) for size in text.split(",")] for key, text in given.items()})
+
+
+def _size(key: str, text: str) -> int:
     from ppuc.ir.errors import UsageError
 
-    sizes = {}
-    for key, text in pairs(options, "--dim").items():
-        if not text.isdecimal():
-            raise UsageError.of(
-                "--dim", f"the size of '{key}' is not a whole number", got=text, hint=f"e.g. --dim {key}=1"
-            )
-        sizes[key] = int(text)
-    return sizes
+    if not text.isdecimal():
+        raise UsageError.of("--dim", f"the size of '{key}' is not a whole number", got=text, hint=f"e.g. --dim {key}=1")
+    return int(text)
 
 
 def chosen_target(name: str, overrides: Sequence[str]) -> Target:
@@ -307,18 +328,25 @@ def read_inputs(inputs_file: Path | None, singles: Sequence[str]) -> tuple[dict[
 
 
 def complete_inputs(
-    specs: Sequence[InputSpec], arrays: dict[str, np.ndarray], fills: dict[str, str], seed: int, where: str
-) -> dict[str, np.ndarray]:
-    """What the options give, with fills generated; everything random, and said so, when they give nothing."""
-    from ppuc.compiler.inputs import checked_inputs, generate
+    program: CompiledProgram, arrays: dict[str, np.ndarray], fills: dict[str, str], seed: int, where: str
+) -> dict[str, Any]:
+    """What the options give, with fills generated; everything random, and said so, when they give nothing. Inputs that
+    were fixed have their value; those that only the host holds must be given."""
+    from ppuc.compiler.inputs import checked_inputs, generate, without_fixed
 
+    if program.variants is not None:  # inputs to be padded, whose shapes are nobody's
+        return dict(arrays)
+    specs, fixed = program.inputs, program.fixed
+    foreign = dict(program.plan.host_inputs) if program.plan is not None else {}
+    hosted = {name: arrays[name] for name in foreign if name in arrays}
+    arrays = {name: a for name, a in without_fixed(fixed, arrays, where).items() if name not in foreign}
     by_name = {spec.name: spec for spec in specs}
     if not arrays and not fills and specs:
         note(f"note: no inputs given; using random ones (seed {seed})")
         fills = dict.fromkeys(by_name, "random")
     given = {**arrays, **{n: generate(by_name[n], fill, seed) for n, fill in fills.items() if n in by_name}}
     unknown = {n: _nothing() for n in fills if n not in by_name}
-    return checked_inputs(specs, {**given, **unknown}, where)
+    return {**fixed, **hosted, **checked_inputs(specs, {**given, **unknown}, where)}
 
 
 def _nothing() -> np.ndarray:
@@ -336,15 +364,19 @@ def obtain_program(
     arrays: dict[str, np.ndarray] | None = None,
     quantize: Callable[[Progress], Quantization | None] | None = None,
     alias: Sequence[str] = (),
+    host_ops: Sequence[Path] = (),
+    no_host: bool = False,
 ) -> CompiledProgram:
-    """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`). `quantize` says how layers
-    are quantized."""
+    """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
+    `quantize` says how layers are quantized."""
     if is_artifact(model):
         if alias:
             from ppuc.ir.errors import UsageError
 
             raise UsageError.of("--alias", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
-        return _loaded(model, chosen_target(target, overrides) if target or overrides else None, precision, dims)
+        machine = chosen_target(target, overrides) if target or overrides else None
+        loaded = replace(_loaded(model, machine, precision, dims), host_ops=tuple(host_ops))
+        return _chosen(loaded, dim_sizes(dims), arrays or {})
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.runtime import CompiledProgram
 
@@ -357,17 +389,47 @@ def obtain_program(
             precision=precision,
             dims=dim_sizes(dims),
             shapes=shapes,
+            values=arrays,
             quantization=quantize(progress) if quantize is not None else None,
             aliases=pairs(alias, "--alias"),
             progress=progress,
+            host=not no_host,
+            host_ops=host_ops,
         )
-    return CompiledProgram(made.artifact, made.target, model, made.passes)
+    program = CompiledProgram(made.artifact, made.target, model, made.passes, tuple(host_ops))
+    note_compromises(program)
+    return program
+
+
+def note_compromises(program: CompiledProgram) -> None:
+    """Say which inputs were fixed, and what runs on the host."""
+    for name, value in program.fixed.items():
+        note(f"note: input '{name}' is fixed to {' '.join(str(value).split())}, because sizes depend on it")
+    if program.plan is not None:
+        nodes = program.plan.nodes
+        names = ", ".join(f"{n.node} ({n.op})" for n in nodes[:3]) + (", ..." if len(nodes) > 3 else "")
+        count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+        note(f"note: {count} on the host: {names}; `ppuc check` says why")
+
+
+def _chosen(program: CompiledProgram, dims: dict[str, int], arrays: dict[str, np.ndarray]) -> CompiledProgram:
+    """Of a program with variants the one that sizes or input arrays ask for; padded inputs need all of them."""
+    if program.variants is None:
+        return program
+    if dims:
+        return program.variant(dims)
+    if arrays:
+        variant, padded = program.variants.choose({n: a.shape for n, a in arrays.items()}, program.name)
+        return program if padded else program.variant(variant.dims)
+    first = program.variants.every[0]
+    note(f"note: taking the variant {first} of {len(program.variants.every)}; --dim chooses another")
+    return program.variant(first.dims)
 
 
 def program_for(model: Path, machine: Target, precision: str, dims: Sequence[str]) -> CompiledProgram:
     """Compile an .onnx for `machine`, or load a .ppu to run on it."""
     if is_artifact(model):
-        return _loaded(model, machine, precision, dims)
+        return _chosen(_loaded(model, machine, precision, dims), dim_sizes(dims), {})
     from ppuc.compiler.entry import compile
 
     return compile(model, machine, precision, dim_sizes(dims))
@@ -378,7 +440,9 @@ def _loaded(model: Path, machine: Target | None, precision: str, dims: Sequence[
     from ppuc.compiler.runtime import load_program
     from ppuc.ir.errors import UsageError
 
-    if dims or precision != "model":
-        option = "--dim" if dims else "--precision"
-        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
-    return load_program(model, machine)
+    if precision != "model":
+        raise UsageError.of("--precision", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
+    program = load_program(model, machine)
+    if dims and program.variants is None:
+        raise UsageError.of("--dim", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
+    return program

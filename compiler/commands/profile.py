@@ -12,6 +12,7 @@ from ppuc.compiler.commands.common import (
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     json_option,
     note,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     help="Time the program again with each estimated number of the target changed, and print how far off the result "
     "may be. Default: when that takes seconds.",
 )
+@host_options
 @json_option
 def profile_command(
     model: Path,
@@ -89,6 +91,8 @@ def profile_command(
     trace_limit: int,
     top: int,
     interval: bool | None,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Simulate MODEL (.ppu, or .onnx, which is compiled first) and print where its time goes.
@@ -115,8 +119,10 @@ def profile_command(
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
         alias,
+        host_ops,
+        no_host,
     )
-    feeds = None if timing_only else complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
         if feeds is None:
             result = program.time(trace=trace is not None, progress=simulated)

@@ -13,6 +13,7 @@ from ppuc.compiler.commands.common import (
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     json_option,
     note,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @alias_option
 @input_options
 @click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
+@host_options
 @json_option
 def run_command(
     model: Path,
@@ -57,6 +59,8 @@ def run_command(
     single_inputs: tuple[str, ...],
     seed: int,
     output: Path | None,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Run MODEL (.ppu, or .onnx, which is compiled first) and print its outputs and the simulated time.
@@ -76,8 +80,10 @@ def run_command(
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
         alias,
+        host_ops,
+        no_host,
     )
-    feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)
     if output is not None:

@@ -12,6 +12,7 @@ from ppuc.compiler.commands.common import (
     compile_options,
     complete_inputs,
     emit,
+    host_options,
     input_options,
     is_artifact,
     json_option,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @alias_option
 @input_options
 @click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
+@host_options
 @json_option
 def verify_command(
     model: Path,
@@ -54,6 +56,8 @@ def verify_command(
     single_inputs: tuple[str, ...],
     seed: int,
     layers: bool,
+    host_ops: tuple[Path, ...],
+    no_host: bool,
     as_json: bool,
 ) -> int:
     """Compile MODEL.onnx, run it on the simulator, and compare its outputs with ONNX Runtime's.
@@ -76,8 +80,10 @@ def verify_command(
         arrays,
         lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
         alias,
+        host_ops,
+        no_host,
     )
-    feeds = complete_inputs(program.inputs, arrays, fills, seed, str(model))
+    feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)
     record = {

@@ -55,6 +55,7 @@ class NodeContext:
     constants: Callable[[Value], np.ndarray | None]
     where: str
     used: set[str] = field(default_factory=set)
+    wanted: Callable[[Value], None] = lambda value: None
 
     def has(self, index: int) -> bool:
         """Whether input `index` is given."""
@@ -86,6 +87,7 @@ class NodeContext:
         """The value of input `index`; an error when it depends on the model's inputs."""
         value = self.constant(index)
         if value is None:
+            self.wanted(self.operand(index))
             self.fail(
                 f"{what} depends on the model's inputs",
                 got=f"{self.operand(index)} computed at run time",

@@ -167,6 +167,9 @@ def import_cast_like(ctx: NodeContext) -> Sequence[Value]:
 
 def _converted(ctx: NodeContext, to: DType) -> Value:
     x, saturate = ctx.operand(0), bool(ctx.attr("saturate", 1))
+    rounding = ctx.attr("round_mode", "up")
+    if to is DType.F8E8M0 and x.type.dtype is not to:
+        ctx.fail("no engine rounds to powers of two", got=f"round_mode = {rounding}")
     return x if x.type.dtype is to else ctx.op("cast", x, attrs=CastAttrs(to, saturate))
 
 

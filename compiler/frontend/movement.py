@@ -241,8 +241,12 @@ def space_to_depth(ctx: NodeContext) -> Sequence[Value]:
     n, c, h, w, block = _image(ctx)
     if h % block or w % block:
         ctx.fail("height and width do not divide by blocksize", got=ctx.type(0), expected=f"{block}")
+    orders = {"DCR": (0, 3, 5, 1, 2, 4), "CRD": (0, 1, 3, 5, 2, 4)}
+    mode = ctx.attr("mode", "DCR")
+    if mode not in orders:
+        ctx.fail("the mode is unknown", got=repr(mode), expected=" or ".join(orders))
     split = reshaped(ctx, ctx.operand(0), (n, c, h // block, block, w // block, block))
-    return [reshaped(ctx, transposed(ctx, split, (0, 3, 5, 1, 2, 4)), (n, c * block * block, h // block, w // block))]
+    return [reshaped(ctx, transposed(ctx, split, orders[mode]), (n, c * block * block, h // block, w // block))]
 
 
 def _image(ctx: NodeContext) -> tuple[int, int, int, int, int]:

@@ -62,6 +62,7 @@ def identity(ctx: NodeContext) -> Sequence[Value]:
     x = ctx.operand(0)
     if ctx.op_type == "Identity":
         return [x]
+    ctx.attr("ratio"), ctx.attr("seed")  # say how to drop, which only training does
     if ctx.has(2) and bool(ctx.need_constant(2, "training mode")):
         ctx.fail("training mode is not supported", hint="export the model for inference (model.eval())")
     if len(ctx.outputs) < 2 or not ctx.outputs[1]:

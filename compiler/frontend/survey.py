@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,33 @@ import onnx
 from ppuc.compiler.frontend.bind import InputDecl, declared_inputs
 from ppuc.compiler.frontend.context import IMPORTERS
 from ppuc.compiler.frontend.functions import has_schema_body, local_functions
+from ppuc.compiler.frontend.handover import is_hostable
+from ppuc.compiler.frontend.hosting import dense_inputs, type_text
 from ppuc.compiler.frontend.load import FAMILIES
 from ppuc.compiler.frontend.source import normal_domain, read_source
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSurvey:
-    """`supported` is whether there is an importer or an expansion; `how` says which, or what is missing."""
+    """`where` is ppu when there is an importer or an expansion, host when only the host knows the op, refused when
+    nobody does; `how` says more."""
 
     node: str
     op: str
-    supported: bool
+    where: str
     how: str
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSurvey:
-    """A model as its file declares it. `open_dims` are the `--dim` keys of dimensions without a size."""
+    """A model as its file declares it. `host_inputs` are those that only the host can hold, as text; `open_dims` are
+    the `--dim` keys of dimensions without a size."""
 
     name: str
     producer: str
     opsets: dict[str, int]
     inputs: tuple[InputDecl, ...]
+    host_inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     initializers: int
     parameters: int
@@ -63,7 +69,7 @@ class ModelSurvey:
             "name": self.name,
             "producer": self.producer,
             "opsets": {domain or "ai.onnx": version for domain, version in self.opsets.items()},
-            "inputs": [str(i) for i in self.inputs],
+            "inputs": [*(str(i) for i in self.inputs), *self.host_inputs],
             "outputs": list(self.outputs),
             "open_dims": list(self.open_dims),
             "initializers": self.initializers,
@@ -72,21 +78,24 @@ class ModelSurvey:
         }
 
 
-def survey(path: str | Path) -> ModelSurvey:
-    """Read the file at `path`. Raises ModelError when it is no model."""
+def survey(path: str | Path, custom: Collection[tuple[str, str]] = ()) -> ModelSurvey:
+    """Read the file at `path`; `custom` are ops that Python functions stand for. Raises ModelError when it is no
+    model."""
     _register_importers()
     source = read_source(path)
     graph = source.model.graph
     weights = {t.name for t in graph.initializer}
+    dense, other = dense_inputs([i for i in graph.input if i.name not in weights])
     return ModelSurvey(
         name=graph.name or Path(path).stem,
         producer=" ".join(filter(None, (source.model.producer_name, source.model.producer_version))),
         opsets=source.opsets,
-        inputs=declared_inputs([i for i in graph.input if i.name not in weights], source.where),
+        inputs=declared_inputs(dense, source.where),
+        host_inputs=tuple(f"{i.name}: {type_text(i.type)}" for i in other),
         outputs=tuple(o.name for o in graph.output),
         initializers=len(graph.initializer),
         parameters=sum(_elements(t) for t in (*graph.initializer, *_constants(graph))),
-        nodes=tuple(_node(n, i, source.model, source.opsets) for i, n in enumerate(graph.node)),
+        nodes=tuple(_node(n, i, source.model, source.opsets, custom) for i, n in enumerate(graph.node)),
     )
 
 
@@ -102,10 +111,16 @@ def _elements(tensor: onnx.TensorProto) -> int:
     return count
 
 
-def _node(node: onnx.NodeProto, index: int, model: onnx.ModelProto, opsets: dict[str, int]) -> NodeSurvey:
+def _node(
+    node: onnx.NodeProto,
+    index: int,
+    model: onnx.ModelProto,
+    opsets: dict[str, int],
+    custom: Collection[tuple[str, str]],
+) -> NodeSurvey:
     domain = normal_domain(node.domain)
     op = f"{domain}:{node.op_type}" if domain else node.op_type
-    supported, how = True, "imported"
+    where, how = "ppu", "imported"
     if (domain, node.op_type, node.overload) in local_functions(model):
         how = "expanded: a function of the model"
     elif (domain, node.op_type) in IMPORTERS:
@@ -114,9 +129,13 @@ def _node(node: onnx.NodeProto, index: int, model: onnx.ModelProto, opsets: dict
         how = "expanded when its condition is known at compile time"
     elif has_schema_body(node, opsets.get(domain, 1)):
         how = "expanded: ONNX's own definition"
+    elif (domain, node.op_type) in custom:
+        where, how = "host", "a Python function stands for it"
+    elif is_hostable(node, opsets):
+        where, how = "host", "the PPU has no such op"
     else:
-        supported, how = False, "no importer and no definition in other ops"
-    return NodeSurvey(node.name or f"{node.op_type}_{index}", op, supported, how)
+        where, how = "refused", "neither the PPU nor the host knows it"
+    return NodeSurvey(node.name or f"{node.op_type}_{index}", op, where, how)
 
 
 def importable_ops() -> list[str]:

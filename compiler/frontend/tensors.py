@@ -17,7 +17,7 @@ from ppuc.ir.errors import ModelError
 from ppuc.ir.resource import FileRange, Resource
 from ppuc.ir.types import DType, TensorType
 
-_DTYPES: dict[int, DType] = {
+ONNX_DTYPES: dict[int, DType] = {
     TensorProto.FLOAT: DType.F32,
     TensorProto.DOUBLE: DType.F64,
     TensorProto.FLOAT16: DType.F16,
@@ -36,7 +36,7 @@ _DTYPES: dict[int, DType] = {
     TensorProto.UINT8: DType.U8,
     TensorProto.BOOL: DType.BOOL,
 }
-_ONNX = {dtype: number for number, dtype in _DTYPES.items()}
+_ONNX = {dtype: number for number, dtype in ONNX_DTYPES.items()}
 _PACKED: dict[int, tuple[int, int]] = {
     TensorProto.INT4: (-8, 7),
     TensorProto.UINT4: (0, 15),
@@ -61,9 +61,14 @@ def packed_range(elem_type: int) -> tuple[int, int] | None:
     return _PACKED.get(elem_type)
 
 
+def foreign(elem_type: int) -> bool:
+    """Whether the machine has no such elements, not even unpacked: strings, complex numbers and the like."""
+    return elem_type not in ONNX_DTYPES and elem_type not in _PACKED
+
+
 def dtype_of(elem_type: int, where: str) -> DType:
     """The DType of an ONNX element type. Raises ModelError for strings, complex numbers and the like."""
-    dtype = _DTYPES.get(elem_type)
+    dtype = ONNX_DTYPES.get(elem_type)
     if dtype is None:
         known = elem_type in TensorProto.DataType.values()
         name = TensorProto.DataType.Name(elem_type).lower() if known else f"number {elem_type}"

@@ -1,30 +1,41 @@
 """Importing the nodes of a model, one after the other, functions and constant branches inlined.
 
 All nodes are walked even when some cannot be imported: their outputs become `Unknown`, and so do the outputs of
-whatever reads these, so that one error can name every unsupported op of the model.
+whatever reads these, so that one error can name every unsupported op of the model. With a host side, such nodes are
+handed to the host instead (`ppuc.compiler.frontend.handover`).
 
-Invariant: every op of the built graph has the loc of the ONNX node that it came from.
+Invariant: every op of the built graph has the loc of the ONNX node that it came from; without a host side no HostTensor
+arises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
 
+from ppuc.compiler.frontend.attributes import ignored
 from ppuc.compiler.frontend.context import IMPORTERS, Importer, NodeContext
+from ppuc.compiler.frontend.control import LoopNode, NotUnrolledError
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.functions import FunctionBody, has_schema_body, local_body, local_functions, schema_body
+from ppuc.compiler.frontend.handover import Handover, RefusedError
+from ppuc.compiler.frontend.hosting import HostSide, HostTensor
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.source import Source, normal_domain
-from ppuc.compiler.frontend.tensors import packed_range, read_tensor
+from ppuc.compiler.frontend.tensors import foreign, packed_range, read_tensor
 from ppuc.ir.errors import Diagnostic, InternalError, ModelError
 from ppuc.ir.graph import Value
 
 DEEPEST_CALL = 64
 NAMES_SHOWN = 8
+SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function with --host-ops FILE.py"
+
+
+class UnknownOpsError(ModelError):
+    """Ops that cannot be imported; one diagnostic for each, with its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +45,7 @@ class Unknown:
     error: ModelError | None = None
 
 
-Tensor = Value | Unknown | None
+Tensor = Value | HostTensor | Unknown | None
 """What a name stands for; None is an optional input that the caller of a function left out."""
 
 
@@ -53,15 +64,28 @@ class Scope:
         return own | self.outer.names() if self.outer is not None else own
 
 
-class Walk:
-    """Imports into `builder`. Errors are collected; `finish` raises them."""
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A node where it stands: `label` is its path through functions and branches, `depth` that of function calls."""
 
-    def __init__(self, source: Source, builder: FoldingBuilder) -> None:
+    node: onnx.NodeProto
+    scope: Scope
+    label: str
+    depth: int
+
+
+class Walk:
+    """Imports into `builder`. Errors are collected; `finish` raises them. `wanted` are the model's inputs whose values
+    importers asked for in vain."""
+
+    def __init__(self, source: Source, builder: FoldingBuilder, host: HostSide | None = None) -> None:
         self.source = source
         self.builder = builder
         self.functions = local_functions(source.model)
         self.unsupported: dict[str, list[str]] = {}
         self.errors: list[ModelError] = []
+        self.wanted: set[str] = set()
+        self.host = Handover(host, source, builder, tuple(source.model.functions)) if host is not None else None
 
     def graph(self, graph: onnx.GraphProto, scope: Scope, prefix: str = "", depth: int = 0) -> list[Tensor]:
         """Import the initializers and nodes of `graph` into `scope`; the values of its outputs."""
@@ -87,7 +111,7 @@ class Walk:
     def finish(self) -> None:
         """Raise what was collected: all unsupported ops together, else the first error."""
         if self.unsupported:
-            raise ModelError([self._unsupported(op, nodes) for op, nodes in self.unsupported.items()])
+            raise UnknownOpsError([self._unsupported(op, nodes) for op, nodes in self.unsupported.items()])
         if self.errors:
             raise self.errors[0]
 
@@ -95,34 +119,78 @@ class Walk:
         shown = ", ".join(f"'{n}'" for n in nodes[:NAMES_SHOWN])
         more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
         count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
-        return Diagnostic(self.source.where, f"op {op} is not supported", got=f"{count}: {shown}{more}")
+        what, got = f"op {op} is not supported", f"{count}: {shown}{more}"
+        return Diagnostic(self.source.where, what, got, hint=SUPPLY if self.host is not None else None)
 
     def _node(self, node: onnx.NodeProto, scope: Scope, label: str, depth: int) -> list[Tensor]:
         """The values of the node's outputs, `Unknown` where there was an error."""
         self.builder.loc = (label,)
+        site = Site(node, scope, label, depth)
         operands = [self._read(scope, name) if name else None for name in node.input]
-        if node.op_type == "If" and normal_domain(node.domain) == "":
-            return self._branch(node, operands, scope, label, depth)
         body = local_body(node, self.functions)
         if body is not None:
-            return self._call(body, node, operands, label, depth)
-        domain = normal_domain(node.domain)
+            return self._call(body, site, operands)
+        if self.host is None:
+            return self._standard(site, operands)
+        reason = self.host.reason(node, label, [v for v in operands if isinstance(v, HostTensor)])
+        if reason:
+            return self._hand_over(site, reason)
+        mark, wrong = self.host.mark(), (len(self.errors), len(self.unsupported))
+        results = self._standard(site, operands)
+        reason = self.host.objection(mark, label)
+        if reason and wrong == (len(self.errors), len(self.unsupported)):
+            self.host.rewind(mark)
+            return self._hand_over(site, reason)
+        return results
+
+    def _standard(self, site: Site, operands: Sequence[Tensor]) -> list[Tensor]:
+        """A node that is no call of the model's own functions."""
+        node, domain = site.node, normal_domain(site.node.domain)
+        if domain == "" and node.op_type == "If":
+            return self._branch(site, operands)
+        if domain == "" and node.op_type in ("Loop", "Scan"):
+            return self._unrolled(site, operands)
         importer = IMPORTERS.get((domain, node.op_type))
-        opset = scope.opsets.get(domain, 1)
+        opset = site.scope.opsets.get(domain, 1)
         if importer is None and not has_schema_body(node, opset):
-            return self._refuse(node, label)
+            return self._refuse(site)
         if any(isinstance(v, Unknown) for v in operands):
             return self._unknown(node, operands)
-        known = [v for v in operands if not isinstance(v, Unknown)]
+        known = [v for v in operands if isinstance(v, Value) or v is None]
         if importer is not None:
-            return self._import(importer, node, known, opset, label)
+            return self._import(importer, site, known, opset)
         body = schema_body(node, opset, known)
-        return self._call(body, node, operands, label, depth) if body is not None else self._refuse(node, label)
+        return self._call(body, site, operands) if body is not None else self._refuse(site)
 
-    def _import(
-        self, importer: Importer, node: onnx.NodeProto, operands: Sequence[Value | None], opset: int, label: str
-    ) -> list[Tensor]:
-        place = f"{self.source.where}: node '{label}' ({node.op_type})"
+    def _hand_over(self, site: Site, reason: str, error: ModelError | None = None) -> list[Tensor]:
+        """A node for the host; `error` is what its importer said."""
+        assert self.host is not None
+        try:
+            declared = self.host.side.declared if site.scope.outer is None and site.depth == 0 else {}
+            read = self._reader(site.scope)
+            return list(self.host.node(site.node, site.label, site.scope.opsets, read, reason, declared))
+        except RefusedError as refused:
+            if refused.unknown:
+                return self._unsupported_op(site)
+            self.errors += [e for e in (error or refused.error,) if e is not None]
+            return self._unknown(site.node)
+
+    def _reader(self, scope: Scope) -> Callable[[str], tuple[Value | HostTensor, onnx.TensorProto | None]]:
+        """What a name stands for, and the constant of the file that it names."""
+
+        def read(name: str) -> tuple[Value | HostTensor, onnx.TensorProto | None]:
+            value = self._read(scope, name)
+            if not isinstance(value, Value | HostTensor):
+                raise RefusedError(value.error if isinstance(value, Unknown) else None)
+            at: Scope | None = scope
+            while at is not None and name not in at.tensors:
+                at = at.outer
+            return value, at.tensors[name] if at is not None else None
+
+        return read
+
+    def _import(self, importer: Importer, site: Site, operands: Sequence[Value | None], opset: int) -> list[Tensor]:
+        node, label, place = site.node, site.label, self._place(site)
         try:
             ctx = NodeContext(
                 b=self.builder,
@@ -134,72 +202,129 @@ class Walk:
                 attributes={a.name: self._attribute(a, place) for a in node.attribute},
                 constants=self.builder.array,
                 where=self.source.where,
+                wanted=self._want,
             )
             results = list(importer(ctx))
         except ModelError as error:
-            self.errors.append(error)
-            return self._unknown(node)
+            return self._failed(site, error)
         except (ValueError, IndexError) as error:
             wrapped = ModelError(Diagnostic(place, str(error)))
             wrapped.__cause__ = error
-            self.errors.append(wrapped)
-            return self._unknown(node)
-        return self._with_missing(results, node, place)
+            return self._failed(site, wrapped)
+        unread = ignored(node, ctx.used, opset)
+        if unread:
+            got = f"{unread[0]} = {ctx.attributes[unread[0]]}"
+            return self._failed(site, ModelError(Diagnostic(place, f"attribute '{unread[0]}' is not supported", got)))
+        return self._with_missing(results, site)
 
-    @staticmethod
-    def _with_missing(results: Sequence[Tensor], node: onnx.NodeProto, place: str) -> list[Tensor]:
+    def _failed(self, site: Site, error: ModelError) -> list[Tensor]:
+        """A node that its importer refused."""
+        if self.host is not None:
+            return self._hand_over(site, error.diagnostics[0].what, error)
+        self.errors.append(error)
+        return self._unknown(site.node)
+
+    def _want(self, value: Value) -> None:
+        """Note the parameters that `value` depends on: some importer needs to know its elements."""
+        producers = {r.name: op for op in self.builder.ops for r in op.results}
+        todo, seen = [value], {value.name}
+        while todo:
+            at = todo.pop()
+            op = producers.get(at.name)
+            if op is None:
+                self.wanted.add(at.name)
+            for operand in op.operands if op is not None else ():
+                if operand.name not in seen:
+                    seen.add(operand.name)
+                    todo.append(operand)
+
+    def _place(self, site: Site) -> str:
+        return f"{self.source.where}: node '{site.label}' ({site.node.op_type})"
+
+    def _with_missing(self, results: Sequence[Tensor], site: Site) -> list[Tensor]:
         """One entry for each output; those that the importer does not give are an error only if they are read."""
+        node = site.node
+        if self.host is not None and any(node.output[len(results) :]):
+            return self._hand_over(site, f"output {len(results)} ('{node.output[len(results)]}') has no importer")
         missing = [
-            Unknown(ModelError(Diagnostic(place, f"output {i} ('{node.output[i]}') is not supported")))
+            Unknown(ModelError(Diagnostic(self._place(site), f"output {i} ('{node.output[i]}') is not supported")))
             for i in range(len(results), len(node.output))
         ]
         return [*results[: len(node.output)], *missing]
 
-    def _call(
-        self,
-        body: FunctionBody,
-        node: onnx.NodeProto,
-        operands: Sequence[Tensor],
-        label: str,
-        depth: int,
-    ) -> list[Tensor]:
+    def _call(self, body: FunctionBody, site: Site, operands: Sequence[Tensor]) -> list[Tensor]:
         """Inline a function body. Inputs that the call omits are known to be absent."""
-        place = f"{self.source.where}: node '{label}' ({node.op_type})"
+        node, label, depth, place = site.node, site.label, site.depth, self._place(site)
         if depth >= DEEPEST_CALL:
             raise ModelError.of(place, f"functions call each other more than {DEEPEST_CALL} levels deep")
         inner = Scope({**self.source.opsets, **body.opsets})
         padded = [*operands, *[None] * (len(body.inputs) - len(operands))]
         inner.values = dict(zip(body.inputs, padded, strict=False))
         given = self.nodes(body.nodes, list(body.outputs)[: len(node.output)], inner, f"{label}/", depth + 1)
-        return self._with_missing(given, node, place)
+        return self._with_missing(given, site)
 
-    def _branch(
-        self,
-        node: onnx.NodeProto,
-        operands: Sequence[Tensor],
-        scope: Scope,
-        label: str,
-        depth: int,
-    ) -> list[Tensor]:
+    def _branch(self, site: Site, operands: Sequence[Tensor]) -> list[Tensor]:
         """If: the branch that a constant condition selects."""
-        condition = operands[0] if operands else None
+        node, condition = site.node, operands[0] if operands else None
         if not isinstance(condition, Value):
             return self._unknown(node, operands)
         chosen = self.builder.array(condition)
         if chosen is None or chosen.size != 1:
-            return self._refuse(node, label, "If with a condition computed at run time")
+            self._want(condition)
+            return self._refuse(site, "If with a condition computed at run time")
         wanted = "then_branch" if bool(chosen.reshape(-1)[0]) else "else_branch"
-        place = f"{self.source.where}: node '{label}' ({node.op_type})"
         branch = next((a.g for a in node.attribute if a.name == wanted), None)
         if branch is None:
-            raise ModelError(Diagnostic(place, f"'{wanted}' is missing"))
-        inner = Scope(scope.opsets, outer=scope)
-        return self._with_missing(self.graph(branch, inner, f"{label}/", depth), node, place)
+            raise ModelError(Diagnostic(self._place(site), f"'{wanted}' is missing"))
+        inner = Scope(site.scope.opsets, outer=site.scope)
+        return self._with_missing(self.graph(branch, inner, f"{site.label}/", site.depth), site)
 
-    def _refuse(self, node: onnx.NodeProto, label: str, op: str = "") -> list[Tensor]:
-        domain = normal_domain(node.domain)
-        self.unsupported.setdefault(op or (f"{domain}.{node.op_type}" if domain else node.op_type), []).append(label)
-        return self._unknown(node)
+    def _unrolled(self, site: Site, operands: Sequence[Tensor]) -> list[Tensor]:
+        """Loop and Scan: the body as often as it runs."""
+        node, place = site.node, self._place(site)
+        if any(isinstance(v, Unknown) for v in operands):
+            return self._unknown(node, operands)
+        graph = next((a.g for a in node.attribute if a.name == "body"), None)
+        if graph is None:
+            raise ModelError(Diagnostic(place, "'body' is missing"))
+
+        def body(inputs: Sequence[Value]) -> list[Value]:
+            inner = Scope(site.scope.opsets, outer=site.scope)
+            names = [i.name for i in graph.input]
+            if len(names) != len(inputs):
+                got, expected = f"{len(inputs)} inputs", f"{len(names)}"
+                raise ModelError(Diagnostic(place, "its body takes another number of inputs", got, expected))
+            inner.values = dict(zip(names, inputs, strict=True))
+            results = [v for v in self.graph(graph, inner, f"{site.label}/", site.depth) if isinstance(v, Value)]
+            self.builder.loc = (site.label,)
+            if len(results) < len(graph.output):
+                raise NotUnrolledError("a part of its body cannot run on the PPU")
+            return results
+
+        mark = self.host.mark() if self.host is not None else None
+        known = [v for v in operands if isinstance(v, Value) or v is None]
+        loop = LoopNode(node, site.scope.opsets.get("", 1), known, self.builder, body, graph)
+        try:
+            results = loop.unrolled()
+        except NotUnrolledError as error:
+            for value in error.wanted:
+                self._want(value)
+            if self.host is not None and mark is not None:
+                self.host.rewind(mark)
+            return self._refuse(site, f"{node.op_type} ({error.reason})")
+        return self._with_missing(results, site)
+
+    def _refuse(self, site: Site, op: str = "") -> list[Tensor]:
+        """An op without importer: the host's when there is one."""
+        if self.host is not None:
+            return self._hand_over(site, op or "the PPU has no such op")
+        return self._unsupported_op(site, op)
+
+    def _unsupported_op(self, site: Site, op: str = "") -> list[Tensor]:
+        domain = normal_domain(site.node.domain)
+        name = op or (f"{domain}.{site.node.op_type}" if domain else site.node.op_type)
+        self.unsupported.setdefault(name, []).append(site.label)
+        return self._unknown(site.node)
 
     def _unknown(self, node: onnx.NodeProto, operands: Sequence[Tensor] = ()) -> list[Tensor]:
         self.errors.extend(v.error for v in operands if isinstance(v, Unknown) and v.error is not None)
@@ -217,7 +342,9 @@ class Walk:
             at = at.outer
         raise InternalError(f"'{name}' is in no scope")
 
-    def _constant(self, tensor: onnx.TensorProto, of_model: bool) -> Value | Unknown:
+    def _constant(self, tensor: onnx.TensorProto, of_model: bool) -> Tensor:
+        if self.host is not None and foreign(tensor.data_type):
+            return self.host.constant(tensor)
         try:
             return self.builder.const(read_tensor(tensor, self.source, of_model), tensor.name)
         except ModelError as error:

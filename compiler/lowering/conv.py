@@ -192,7 +192,7 @@ class ConvLowering(ContractionLowering):
             )
             load = cost.load_clk(cost.Traffic(x_bytes, x_rows), self.target, active, self.x_space) + loads * overhead
             load += cost.load_clk(weights, self.target, active, self.w_space)
-            beat = max(mma, load, (latency + load) / rings.operands)
+            beat = cost.beat_clk(mma, load, latency, rings.operands)
             if loads > 2:  # every tap's weights are a load of their own: as many as the ring holds hide the latency
                 beat = max(beat, mmas * (latency + load / loads) / rings.operands)
             drain = vec if rings.out > 1 else vec + store

@@ -96,6 +96,11 @@ def memory_latency_clk(target: Target) -> float:
     return target.load.start_clk + target.hbm.latency_ns / target.clk_ns
 
 
+def handover_latency_clk(target: Target) -> float:
+    """Cycles from the end of a store to l2 to the start of a load that waits for it."""
+    return (target.l2.latency_ns + target.sync.counter_bump_ns) / target.clk_ns
+
+
 def overhead_clk(target: Target) -> float:
     """Cycles an instruction costs its queue whatever it does: issue and two ring operations."""
     return target.issue_clk + 2 * target.sync.ring_op_clk
@@ -104,6 +109,12 @@ def overhead_clk(target: Target) -> float:
 def mma_clk(m: int, n: int, k: int, dtype: DType, target: Target) -> float:
     """Cycles of one mma tile in steady state."""
     return max(float(mma_cycles(m, n, k, dtype, target)), overhead_clk(target))
+
+
+def beat_clk(work: float, load: float, latency: float, depth: int) -> float:
+    """Cycles from one step to the next of an engine that takes `work` cycles for what a ring of `depth` slots brings: a
+    slot is loaded again only when the engine is through with it, and the data arrive `latency` and `load` later."""
+    return max(work, load, (latency + load + work) / depth)
 
 
 def vec_clk(elements: float, steps: int, target: Target) -> float:

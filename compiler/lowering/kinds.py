@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.attention import check_attention, lower_attention
 from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver, stored_part
+from ppuc.compiler.lowering.cascade import CascadeLowering, lower_cascade
 from ppuc.compiler.lowering.contraction import analyse_anchor, operand_view
 from ppuc.compiler.lowering.conv import ConvLowering, lower_conv
 from ppuc.compiler.lowering.map import MapLowering, check_map, lower_map
 from ppuc.compiler.lowering.matmul import MatmulLowering, lower_matmul
 from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
 from ppuc.compiler.lowering.nest import KernelBuilder
-from ppuc.compiler.lowering.window import check_window, lower_window
+from ppuc.compiler.lowering.window import WindowLowering, check_window, lower_window
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.ops.contraction import ConvAttrs
@@ -93,13 +94,19 @@ def lower_group(
 
 
 def price_group(kind: str, body: Graph, target: Target) -> float:
-    """Cycles that the cost model expects of a matmul, convolution or map kernel with its best tiles. Raises NotFusable
-    when nothing fits."""
+    """Cycles that the cost model expects of a kernel of a kind that is priced (matmul, conv, map, window, cascade) with
+    its best tiles. Raises NotFusable when nothing fits."""
     tensors = {v.name: v.name for v in (*body.params, *body.results)}
     if kind == "map":
         return MapLowering("kernel", body, tensors, (), target).price
     if kind == "matmul":
         return MatmulLowering("kernel", body, tensors, (), target).choice.price
+    if kind == "cascade":
+        return CascadeLowering("kernel", body, tensors, (), target).choice.price
+    if kind == "window":
+        window = WindowLowering("kernel", body, tensors, (), target)
+        window.choose()
+        return window.price
     return ConvLowering("kernel", body, tensors, (), target).choice.price
 
 
@@ -166,6 +173,7 @@ KINDS: dict[str, GroupKind] = {
     "matmul": GroupKind(_check_matmul, lower_matmul, lower_matmul),
     "conv": GroupKind(_check_conv, lower_conv, lower_conv),
     "window": GroupKind(lambda body, anchor, target: check_window(body, target), lower_window),
+    "cascade": GroupKind(lambda body, anchor, target: None, lower_cascade),
     "attention": GroupKind(lambda body, anchor, target: check_attention(body, target), lower_attention),
     "concat": GroupKind(_check_move, lower_concat),
     "gather": GroupKind(_check_move, lower_gather),

@@ -151,7 +151,7 @@ class MatmulLowering(ContractionLowering):
             step_load = cost.load_clk(a, self.target, active, self.a_space) + 2 * cost.overhead_clk(self.target)
             step_load += cost.load_clk(b, self.target, active, self.b_space)
             widen = cost.vec_clk(tk * tn, 1, self.target) if self.unpacked else 0.0
-            beat = max(mma, step_load, widen, (latency + step_load) / rings.operands)
+            beat = cost.beat_clk(max(mma, widen), step_load, latency, rings.operands)
             tile = self.tile_clk(rings, steps * beat, vec, store, extra)
             price = iterations * tile
             if self.target.launch.tiles == "streaming":

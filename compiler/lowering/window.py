@@ -20,6 +20,7 @@ from ppuc.compiler.lowering import chunked, cost
 from ppuc.compiler.lowering.body import NotFusable, analyse
 from ppuc.compiler.lowering.contraction import anchor_of, operand_ops, operand_view
 from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling, deal
+from ppuc.compiler.lowering.tiled import Operand
 from ppuc.compiler.lowering.unmerged import UnmergedLowering, slot_bytes
 from ppuc.compiler.lowering.vectorise import ProgramBuilder
 from ppuc.compiler.lowering.window_steps import Window, emit_pool, emit_taps, identity, work
@@ -86,7 +87,7 @@ class WindowLowering(UnmergedLowering):
 
     # the search
 
-    def _choose(self) -> None:
+    def choose(self) -> None:
         """Settle the block of taps, the slots of the halo ring, the tiles and the units: the largest block of which a
         tile fits l1, then the cheapest tile, in half of l1 if one fits."""
         least = [a.size if a.reduced else 1 for a in self.space.axes]
@@ -102,7 +103,7 @@ class WindowLowering(UnmergedLowering):
                     if self.depth:
                         priced.append((*self._price(tiles), tiles, self.depth))
                 if priced:
-                    _, self.units, self.tiles, self.depth = min(priced, key=lambda p: p[0])
+                    self.price, self.units, self.tiles, self.depth = min(priced, key=lambda p: p[0])
                     return
         raise NotFusable(
             f"no tile of a window of {list(self.window.kernel)} elements fits l1 of {self.target.l1.bytes} bytes"
@@ -126,13 +127,13 @@ class WindowLowering(UnmergedLowering):
             if axes[i].reduced:
                 choices.append([axes[i].size])
             elif i <= self.spatial:
-                choices.append(_even_tiles(axes[i].size, 64 if self.spatial < 3 else 16))
+                choices.append(even_tiles(axes[i].size, 64 if self.spatial < 3 else 16))
             else:
                 choices.append(_channel_tiles(axes[i].size))
         for tiles in itertools.product(*choices):
             yield list(tiles)
 
-    def _halo(self, tiles: Sequence[int]) -> list[int]:
+    def halo_of(self, tiles: Sequence[int]) -> list[int]:
         """Extents of the halo tile: spatial axes, then channels."""
         channels = [min(t, n) for t, n in zip(tiles[1 + self.spatial :], self.x.shape[1 + self.spatial :], strict=True)]
         return self.block.halo(tiles[1 : 1 + self.spatial]) + channels
@@ -141,7 +142,7 @@ class WindowLowering(UnmergedLowering):
         return [*self.block.kernel, *tiles[1 + self.spatial :]]
 
     def _bytes(self, tiles: Sequence[int], depth: int) -> int:
-        total = depth * slot_bytes(math.prod(self._halo(tiles)), self.dtype.bytes) + self.epilogue_bytes(tiles)
+        total = depth * slot_bytes(math.prod(self.halo_of(tiles)), self.dtype.bytes) + self.epilogue_bytes(tiles)
         if self.w is not None:
             total += 2 * slot_bytes(math.prod(self._weights(tiles)), self.w_dtype.bytes)
         if self.block != self.window:
@@ -158,7 +159,7 @@ class WindowLowering(UnmergedLowering):
         blocks = self.window.taps // self.block.taps
         steps = work(self.block, tiles[1 : 1 + self.spatial], tiles[1 + self.spatial :])
         vec += blocks * steps / self.target.vector.lanes
-        extents = [min(e, n) for e, n in zip(self._halo(tiles), self.x.shape[1:], strict=True)]
+        extents = [min(e, n) for e, n in zip(self.halo_of(tiles), self.x.shape[1:], strict=True)]
         view = View(self.x.shape[1:], self.x.strides[1:])
         halo = cost.box_traffic(view, extents, self.dtype) * blocks
         load = cost.load_clk(halo, self.target, active, self.x_space) + extra
@@ -168,14 +169,14 @@ class WindowLowering(UnmergedLowering):
             outer = math.prod(rounds[: len(self.order) - 1 - self.spatial])
             load += cost.load_clk(weights, self.target, active) * (outer / iterations if blocks == 1 else blocks)
         latency = cost.latency_clk(self.target, self.x_space)
-        beat = max(load, vec, store, (blocks * latency + load) / self.depth)
+        beat = max(store, cost.beat_clk(vec, load, blocks * latency, self.depth))
         return iterations * beat + latency + load + vec + store, units
 
     # building
 
     def lower(self) -> KernelBuilder:
         """Choose tiles and build the kernel. Raises NotFusable when no tile fits."""
-        self._choose()
+        self.choose()
         axes = self.space.axes
         loops = [
             Tiling(axes[i].name, axes[i].size, self.tiles[i], n) for i, n in zip(self.order, self.units, strict=True)
@@ -189,11 +190,11 @@ class WindowLowering(UnmergedLowering):
         builder, ins = ProgramBuilder(), []
         weights = ""
         if self.w is not None:
-            ins.append(self._load_weights(nest, by_name))
+            ins.append(self.load_weights(nest, by_name))
             weights = builder.param(self.w_dtype, whole=True)
-        ins.append(self._load_halo(nest, by_name))
+        ins.append(self.load_halo(nest, by_name))
         x = builder.param(self.dtype, whole=True)
-        tile, halo = self.tiles[1:], self._halo(self.tiles)
+        tile, halo = self.tiles[1:], self.halo_of(self.tiles)
         if self.w is not None:
             result = emit_taps(builder, self.block, x, weights, tile, halo)
         else:
@@ -226,8 +227,17 @@ class WindowLowering(UnmergedLowering):
         nest.add(len(nest.loops), Vec(name, (state,), (*ins, state)))
         return state
 
-    def _load_halo(self, nest: Nest, loops: Mapping[str, Tiling]) -> str:
-        buffer = self.kernel.buffer("x", self.dtype, self._halo(self.tiles), depth=self.depth)
+    def load_operand(self, nest: Nest, operand: Operand, loops: Mapping[str, Tiling]) -> str:
+        """Add the load of an operand of the chain; returns the buffer."""
+        axes = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
+        buffer = self.kernel.buffer("t", operand.dtype, self.tile_shape(operand.access))
+        param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view)
+        nest.add(nest.depth_of(axes), Load(buffer, param, self.index(operand.access, loops), operand.access.pad))
+        return buffer
+
+    def load_halo(self, nest: Nest, loops: Mapping[str, Tiling]) -> str:
+        """Add the load of the input elements that a tile of results reads; returns the buffer."""
+        buffer = self.kernel.buffer("x", self.dtype, self.halo_of(self.tiles), depth=self.depth)
         param = self.kernel.param(self.x_tensor, self.dtype, self.x)
         index = [loops["n"].offset]
         for i in range(self.spatial):
@@ -239,9 +249,10 @@ class WindowLowering(UnmergedLowering):
         nest.add(len(nest.loops), Load(buffer, param, tuple(index), identity(self.window.kind, self.dtype)))
         return buffer
 
-    def _load_weights(self, nest: Nest, loops: Mapping[str, Tiling]) -> str:
+    def load_weights(self, nest: Nest, loops: Mapping[str, Tiling], depth: int = 2) -> str:
+        """Add the load of a depthwise kernel for the tile's channels; returns the buffer."""
         assert self.w is not None
-        buffer = self.kernel.buffer("w", self.w_dtype, self._weights(self.tiles), depth=2)
+        buffer = self.kernel.buffer("w", self.w_dtype, self._weights(self.tiles), depth=depth)
         param = self.kernel.param(self.w_tensor, self.w_dtype, self.w)
         axes = [f"k{self.space.axes[1 + i].name}" for i in range(self.spatial)]
         axes += [self.space.axes[i].name for i in self.kept[self.spatial :]]
@@ -273,7 +284,7 @@ def _depthwise_channels(anchor: Op) -> tuple[int, ...]:
     return (channels,) if outputs == groups else (channels, outputs // groups)
 
 
-def _even_tiles(size: int, most: int) -> list[int]:
+def even_tiles(size: int, most: int) -> list[int]:
     """Tile sizes that cut an axis into 1, 2, 3, 4, 6, 8, ... nearly equal tiles."""
     counts = {1, 3} | {n * m for e in range(12) for n in (1 << e,) for m in (2, 3)}
     found = {-(-size // n) for n in counts if n <= size} | {1}

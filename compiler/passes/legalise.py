@@ -7,6 +7,7 @@ no engine has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NoReturn
 
@@ -46,19 +47,22 @@ def _refuse_f64(graph: Graph) -> None:
         for op in graph.ops
         if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results))
     ]
-    if not wide:
-        return
-    nodes = list(dict.fromkeys(name for op in wide for name in op.loc or (str(op.results[0]),)))
-    more = f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else ""
-    raise ModelError(
-        Diagnostic(
-            f"graph @{graph.name}",
-            "the model computes in double precision, which no engine of the machine has",
-            got=", ".join(nodes[:_LISTED]) + more,
-            expected="f32 or narrower",
-            hint="convert these nodes to float32 before exporting the model",
-        )
-    )
+    what = "the model computes in double precision, which no engine of the machine has"
+    _refuse(graph, wide, what, "f32 or narrower", "convert these nodes to float32 before exporting the model")
+
+
+def _refuse_overflow(graph: Graph) -> None:
+    """Raises ModelError naming the nodes whose casts to 8-bit floats are to overflow."""
+    casts = [op for op in graph.ops if isinstance(op.attrs, CastAttrs) and not op.attrs.saturate]
+    loose = [op for op in casts if op.result.type.dtype in (DType.F8E4M3, DType.F8E5M2)]
+    _refuse(graph, loose, "the engines saturate casts to 8-bit floats", "saturate = 1", "export with saturate = 1")
+
+
+def _refuse(graph: Graph, ops: Sequence[Op], what: str, expected: str, hint: str) -> None:
+    nodes = list(dict.fromkeys(name for op in ops for name in op.loc or (str(op.results[0]),)))
+    if nodes:
+        more = f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else ""
+        raise ModelError(Diagnostic(f"graph @{graph.name}", what, ", ".join(nodes[:_LISTED]) + more, expected, hint))
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,9 @@ class Legalise:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for
-        f64."""
+        f64 and for casts that overflow."""
         _refuse_f64(module.graph)
+        _refuse_overflow(module.graph)
         wanted = self._format(module, target)
 
         def contract(w: Walk, op: Op) -> Value | None:

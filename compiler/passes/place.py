@@ -153,7 +153,7 @@ class Placing:
 
 def _rows(op: Op) -> int:
     """Results of a group for each of which it reads its constants, in tiles of the other dimension."""
-    if op.attrs.kind not in ("matmul", "conv", "window", "attention"):  # type: ignore[attr-defined]
+    if op.attrs.kind not in ("matmul", "conv", "window", "cascade", "attention"):  # type: ignore[attr-defined]
         return 0
     result = op.results[0].type
     return result.elements // max(result.dims[-1] if result.rank else 1, 1)

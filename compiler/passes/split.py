@@ -113,8 +113,10 @@ class Splitting:
 
     def _handover_clk(self) -> float:
         """Cycles from a tile's last store to the next kernel's first load, which start-up and latency of the two do not
-        contain."""
+        contain; where kernels are launched one by one, a launch."""
         latency = self.target.l2.latency_ns + self.target.sync.counter_bump_ns
+        if self.target.launch.granularity == "kernel":
+            latency += self.target.launch.kernel_us * 1e3
         return self.target.store.start_clk + latency / self.target.clk_ns
 
     def _divisible(self, anchor: Op, op: Op) -> bool:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.driver import Run
+from ppuc.compiler.passes.cascade import Cascade, Cascading, Decision
 from ppuc.compiler.passes.fuse import Fuse, Grouping, is_view
 from ppuc.compiler.pipeline import PIPELINE
 from ppuc.ir.graph import Op, Value
+from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
 if TYPE_CHECKING:
@@ -29,6 +32,9 @@ def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str
     grouping = Grouping(module.graph, target, epilogues=True)
     grouping.build()
     edges = [_edge(grouping, *ends) for ends in _ends(grouping)]
+    cascades = _cascades(module, target, at)
+    for cascade in cascades:
+        _mark(edges, cascade)
     apart = [e for e in edges if not e["fused"]]
     reasons: dict[str, dict[str, int]] = {}
     for edge in apart:
@@ -39,12 +45,31 @@ def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str
         "kind": "fusion",
         "target": target.name,
         "precision": precision,
-        "kernels": len(grouping.groups),
+        "kernels": len(grouping.groups) - sum(c.taken for c in cascades),
         "fused": len(edges) - len(apart),
         "not_fused": len(apart),
         "reasons": reasons,
         "edges": edges,
+        "cascades": [asdict(cascade) for cascade in cascades],
     }
+
+
+def _cascades(module: Module, target: Target, at: int) -> list[Decision]:
+    """What was considered for cascades, when the passes from number `at` have run up to them."""
+    end = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Cascade))
+    return Cascading(Run(target, PIPELINE[at:end]).run(module).graph, target).decisions()
+
+
+def _mark(edges: list[dict[str, Any]], cascade: Decision) -> None:
+    """Say of the edge between two groups what the choice for or against a cascade was."""
+    for edge in edges:
+        if edge["from"] in cascade.first and edge["to"] in cascade.second and not edge["fused"]:
+            if cascade.taken:
+                edge["fused"], edge["why"] = True, ""
+            elif cascade.joined_clk is not None:
+                edge["why"] = "one kernel that keeps the tensor in l1 would take longer than two"
+            else:
+                edge["why"] = cascade.why_not
 
 
 def _kind_of_reason(why: str) -> str:
@@ -119,6 +144,18 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
         f"{record['file']} on {record['target']} at precision {record['precision']}: {record['kernels']} kernels; "
         f"{record['fused']} of {total} edges stay inside one"
     )
+    if record["cascades"]:
+        taken = [c for c in record["cascades"] if c["joined_clk"] is not None and c["joined_clk"] < c["apart_clk"]]
+        out.print(f"{len(taken)} of {len(record['cascades'])} windows and the products that read them are one kernel")
+        rows = [
+            (
+                c["first"][0],
+                c["second"][0],
+                *(f"{c[k]:,.0f}" if c[k] is not None else "-" for k in ("joined_clk", "apart_clk")),
+            )
+            for c in record["cascades"]
+        ]
+        table(out, "", ("window", "product", "as one, clk", "apart, clk"), rows, left=(0, 1))
     by_bytes = sorted(record["reasons"].items(), key=lambda r: -r[1]["bytes"])
     number = {why: i + 1 for i, (why, _) in enumerate(by_bytes)}
     rows = [(number[why], r["edges"], quantity(r["bytes"], "B"), why) for why, r in by_bytes]

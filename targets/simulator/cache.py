@@ -46,13 +46,15 @@ def served_by(m: Machine, st: State, q: Stream, tensor: int, size: int) -> int:
 
 
 @helper
-def take_store(st: State, q: Stream, tensor: int, size: int) -> None:
-    """A store's box enters l2 and is dirty."""
+def take_store(st: State, q: Stream, tensor: int, size: int, dirty: bool) -> None:
+    """A store's box enters l2, and is dirty with `dirty`."""
     k: Core = st.core[0]
     key = _key(q, tensor)
     k.entered += size
     tile: Cached = st.cache[_slot(st, key)]
     tile.key, tile.at = key, k.entered
+    if not dirty:
+        return
     row: Cached = st.cache[k.dirty_to & (len(st.cache) - 1)]
     row.dirty_at, row.dirty = k.entered, size
     k.dirty_to += 1

@@ -1,8 +1,8 @@
 """The compute engines, and what every instruction does to its rings when it begins and ends.
 
 An instruction of the tensor or vector engine takes as long as its steps, or as its operands need from l1 and acc. l1 is
-shared by the four engines of a unit: an instruction gets what the others leave when it starts, at least an equal part,
-and keeps it until it ends.
+shared by the four engines of a unit: it moves what it is asked for in order, but an instruction never gets less than
+what the other engines leave when it starts, nor than an equal part.
 
 Invariant: a log row is written before the state that it describes changes.
 """
@@ -23,7 +23,7 @@ from ppuc.targets.simulator.tables import (
     Machine,
     State,
 )
-from ppuc.targets.simulator.work import mma_clk, vec_clk
+from ppuc.targets.simulator.work import in_ticks, mma_clk, vec_clk
 
 
 @helper
@@ -80,7 +80,7 @@ def end_rings(c: Code, st: State, s: int, i: int, last: int) -> None:
 
 @helper
 def _l1_rate(m: Machine, st: State, s: int) -> float:
-    """Bytes a cycle of l1 that an instruction starting on stream s gets."""
+    """Bytes a cycle of l1 that an instruction starting on stream s gets at least."""
     rate, now, used, others = m.numbers[0].l1_rate, st.core[0].now, 0.0, 0
     for other in range(s - s % 4, s - s % 4 + 4):
         q: Stream = st.stream[other]
@@ -108,12 +108,15 @@ def start_compute(c: Code, m: Machine, st: State, s: int) -> None:
     ins: Instruction = c.ins[i]
     stat: Stat = st.stat[i]
     rate, drain, before = _l1_rate(m, st, s), 0, stat.l1_read + stat.l1_written
+    queued = max(st.l1[q.unit] - now, 0.0)
     if ins.kind == MMA:
-        clk = mma_clk(c, m, st, s, rate)
+        clk = mma_clk(c, m, st, s, rate, queued)
         drain = c.mma[ins.desc].drain
     else:
-        clk = vec_clk(c, m, st, s, rate)
-    q.l1 = (stat.l1_read + stat.l1_written - before) / max(clk, 1.0)
+        clk = vec_clk(c, m, st, s, rate, queued)
+    asked = stat.l1_read + stat.l1_written - before
+    q.l1 = asked / max(clk, 1.0)
+    st.l1[q.unit] = now + queued + in_ticks(asked / m.numbers[0].l1_rate)
     stat.busy += clk
     q.mark = now
     q.free_at = now + clk

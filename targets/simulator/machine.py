@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ppuc.ir.types import Space
-from ppuc.targets.cost import engine_of, gap_clk, hbm_bytes_per_clk, hop_offsets, latency_clk, stream_rate
+from ppuc.targets.cost import (
+    engine_of,
+    gap_clk,
+    hbm_bytes_per_clk,
+    hop_offsets,
+    latency_clk,
+    shared_fragments,
+    stream_rate,
+)
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import records as rec
 from ppuc.targets.simulator import tables as t
@@ -39,6 +47,8 @@ def _numbers(target: Target) -> np.ndarray:
         "cu_per_ce": target.cu_per_ce,
         "lane_rows": target.tensor.lane_grid[0],
         "lane_cols": target.tensor.lane_grid[1],
+        "shared_rows": shared_fragments(target)[0],
+        "shared_cols": shared_fragments(target)[1],
         "lanes": target.vector.lanes,
         "sfu": target.vector.sfu_per_clk,
         "engine": engine_of(target),
@@ -49,6 +59,7 @@ def _numbers(target: Target) -> np.ndarray:
         "banks": target.hbm.banks,
         "interleave": target.hbm.interleave_bytes,
         "cached": target.l2.managed == "cache",
+        "write_back": target.l2.writes == "back",
         "multicast": target.noc.multicast != "none",
         "issue": target.issue_clk,
         "ring_op": target.sync.ring_op_clk,

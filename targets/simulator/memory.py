@@ -25,14 +25,25 @@ FRESH = 0xFF
 class ChipMemory:
     """Host, hbm and l2 contents of one run."""
 
-    def __init__(self, program: Program, constants: Mapping[str, Resource], inputs: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        constants: Mapping[str, Resource],
+        inputs: Mapping[str, np.ndarray],
+        late: bool = False,
+    ) -> None:
+        """With `late`, inputs may be missing: `write` brings them in time."""
         self._tensors = {t.name: t for t in program.tensors}
         self._flat: dict[str, np.ndarray] = {}
         for space in (Space.HOST, Space.HBM, Space.L2):
             self._place([t for t in program.tensors if t.space is space], constants)
         for tensor in program.tensors:
-            if tensor.role == "input":
+            if tensor.role == "input" and not (late and tensor.name not in inputs):
                 self._flat[tensor.name][:] = _input_bytes(tensor, inputs)
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Give a tensor its values (of its dtype and size). Raises InputError."""
+        self._flat[name][:] = _input_bytes(self._tensors[name], {name: array})
 
     def _place(self, tensors: Sequence[MemTensor], constants: Mapping[str, Resource]) -> None:
         own = [t for t in tensors if t.role == "const" and t.space is not Space.L2]

@@ -225,15 +225,17 @@ class Group(Protocol):
 
 
 class Numbers(Protocol):
-    """The target's numbers in cycles and bytes per cycle. `engine` and `gap` as in cost.engine_clk; `whole_tiles`: an
-    mma takes the time of a whole tile, whatever part of it is valid; `dispatch`: cycles from one unit's begin to the
-    next one's; `open_rows`: cost.stream_rate of one stream a unit."""
+    """The target's numbers in cycles and bytes per cycle. `engine` and `gap` as in cost.engine_clk, `shared_*` as in
+    cost.shared_fragments; `whole_tiles`: an mma takes the time of a whole tile, whatever part of it is valid;
+    `dispatch`: cycles from one unit's begin to the next one's; `open_rows`: cost.stream_rate of one stream a unit."""
 
     units: int
     ces: int
     cu_per_ce: int
     lane_rows: int
     lane_cols: int
+    shared_rows: int
+    shared_cols: int
     lanes: int
     sfu: int
     engine: int
@@ -244,6 +246,7 @@ class Numbers(Protocol):
     banks: int
     interleave: int
     cached: int
+    write_back: int
     multicast: int
     issue: float
     ring_op: float
@@ -357,14 +360,15 @@ class Seat(Protocol):
 
 
 class Flight(Protocol):
-    """An instruction under way: its box and bytes, the memory that serves it, when its data may flow, its limits, when
-    it lands."""
+    """An instruction under way: its box, its bytes of memory and of l1, the memory that serves it, when its data may
+    flow, its limits, when it lands."""
 
     instr: int
     last: int
     low: int
     high: int
     bytes: int
+    l1: int
     memory: int
     ready: float
     cap: float

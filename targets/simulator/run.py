@@ -36,6 +36,9 @@ from ppuc.targets.simulator.values import SegmentValues
 LOG_ROWS = 1 << 15
 Progress = Callable[[str, float], None]
 """Called with a segment's name and the cycles simulated so far."""
+Before = Callable[[int, ChipMemory], None]
+"""Called with the number of a segment that is about to be launched and the memory, where it may write the inputs that
+are not known at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ def simulate(
     check_hazards: bool = True,
     trace: bool = False,
     progress: Progress | None = None,
+    before: Before | None = None,
     log_rows: int = LOG_ROWS,
     replay: bool = True,
 ) -> RawResult:
@@ -70,11 +74,13 @@ def simulate(
     not raised. `replay`: layers that repeat exactly are not simulated again (replay.py). Raises InputError for inputs
     that do not fit and InternalError when the program deadlocks.
     """
-    chip = None if inputs is None else ChipMemory(program, constants, inputs)
+    chip = None if inputs is None else ChipMemory(program, constants, inputs, late=before is not None)
     by_name = {v.name: v for v in vectors}
     totals, hazards, events = Totals(), list[Hazard](), EventTable(target) if trace else None
     with threadpool_limits(1, user_api="blas"):
-        for segment, first in _launched(program, target):
+        for number, segment, first in _launched(program, target):
+            if first and before is not None and chip is not None:
+                before(number, chip)
             flat = flatten(program, segment, by_name, target)
             begin = totals.cycles + launch_clk(target, first)
             totals.launch += begin - totals.cycles
@@ -98,11 +104,11 @@ def compiled() -> bool:
     return is_compiled(time.run)
 
 
-def _launched(program: Program, target: Target) -> Iterator[tuple[Segment, bool]]:
-    """What is launched, in order, and whether it begins a segment."""
-    for segment in program.segments:
+def _launched(program: Program, target: Target) -> Iterator[tuple[int, Segment, bool]]:
+    """What is launched, in order, of which segment, and whether it begins one."""
+    for number, segment in enumerate(program.segments):
         for i, part in enumerate(launches(segment, target)):
-            yield part, i == 0
+            yield number, part, i == 0
 
 
 def _run(

@@ -24,7 +24,7 @@ _CORE = ("heap", "flows", "stack", "wakes", "done", "stale", "over", "hbm_rate")
 _STREAM = ("first", "last", "measured", "cause", "waking", "flowing", "l1")
 _BOX = ("moved", "fetched", "run", "low", "high", "pitch")
 _FLOW = ("memory", "second", "rem", "rate", "cap", "weight")
-_FLIGHT = ("last", "low", "high", "bytes", "memory", "cap", "weight")
+_FLIGHT = ("last", "low", "high", "bytes", "l1", "memory", "cap", "weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ class Shift:
         yield x["code"], y["code"]
         yield x["time"] + self.period, y["time"]
         yield a.listed["flow"][:flows], b.listed["flow"][:flows]
+        yield np.maximum(a.l1 - self.before.now, 0.0), np.maximum(b.l1 - self.here.now, 0.0)
 
     def _streams(self, a: t.State, b: t.State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield a.stream["pc"] + self.nodes, b.stream["pc"]
@@ -176,6 +177,7 @@ class Shift:
         state.core["now"] += later
         state.core["finish"] += later
         state.heap["time"] += later
+        state.l1[:] += later
         self._move_streams(state, later)
         state.flight["instr"] += self.times * self.ins[:, None]
         state.flight["ready"] += later

@@ -119,6 +119,7 @@ class State(NamedTuple):
     counter: np.ndarray  # [counters]
     waiting: np.ndarray  # [G] first stream that waits for the group
     tiles: np.ndarray  # [U, K] tiles that are stored
+    l1: np.ndarray  # [U] when l1 will have moved all that it has been asked for
     listed: np.ndarray  # [2 S] Listed
     heap: np.ndarray  # [.] Event
     cache: np.ndarray  # [CACHE_ENTRIES] or [1] Cached
@@ -169,6 +170,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         counter=ints(len(code.expect)),
         waiting=np.full(g, -1, np.int64),
         tiles=ints(u, k),
+        l1=floats(u),
         listed=listed,
         heap=rec.rows(rec.Event, s * (2 * IN_FLIGHT + 4)),
         cache=cache,

@@ -41,6 +41,7 @@ from ppuc.targets.simulator.tables import (
     Machine,
     State,
 )
+from ppuc.targets.simulator.work import in_ticks
 
 _flow_cap = helper(cost.flow_cap)
 _visit_weight = helper(cost.visit_weight)
@@ -62,7 +63,14 @@ def queue_transfer(c: Code, m: Machine, st: State, s: int, clk: float) -> None:
     mover: Mover = m.mover[ins.kind]
     size = c.copy[ins.desc].size if ins.kind == COPY else c.box[ins.desc].size
     moved, fetched, run = q.moved * size, q.fetched * size, q.run * size
-    flight.instr, flight.last, flight.low, flight.high, flight.bytes = q.head, q.last, q.low, q.high, fetched
+    flight.instr, flight.last, flight.low, flight.high, flight.bytes, flight.l1 = (
+        q.head,
+        q.last,
+        q.low,
+        q.high,
+        fetched,
+        moved,
+    )
     flight.cap = _flow_cap(float(fetched), float(moved), float(fetched // run), mover.row, mover.rate)
     flight.weight, flight.land, flight.memory = 1.0, np.inf, ins.memory
     if ins.kind != COPY:
@@ -100,7 +108,10 @@ def _through_cache(m: Machine, st: State, q: Stream, ins: Instruction, stat: Sta
         else:
             stat.held += size
     else:
-        take_store(st, q, ins.tensor, size)
+        back = m.numbers[0].write_back != 0
+        take_store(st, q, ins.tensor, size, back)
+        if not back:
+            return
         flight.memory = MEM_L2
         stat.held += size
     evicted = write_back(m, st)
@@ -123,6 +134,8 @@ def start_flow(c: Code, m: Machine, st: State, s: int) -> None:
     q.memory, q.second = flight.memory, c.ins[flight.instr].second
     if m.numbers[0].cached and q.memory == MEM_HBM and q.unit >= 0:
         q.second = MEM_L2
+    if q.unit >= 0:
+        st.l1[q.unit] = max(st.l1[q.unit], k.now) + in_ticks(flight.l1 / m.numbers[0].l1_rate)
     st.listed[k.flows].flow = s
     k.flows += 1
     k.stale = 1
@@ -162,7 +175,7 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
     q.data += 1
     land = now
     if ins.kind == STORE:
-        land += m.latency[q.second if q.second >= 0 else flight.memory] + _hop(m, q)
+        land += m.latency[flight.memory] + _hop(m, q)
     if _bumps(c, ins, flight.last):
         land += m.numbers[0].bump
     if q.data - 1 > q.oldest:

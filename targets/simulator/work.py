@@ -139,8 +139,14 @@ def _extents(c: Code, st: State, s: int, first: int, n: int, depth: int) -> None
 
 
 @helper
-def mma_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
-    """Cycles of the head, an mma that reads l1 at up to `l1_rate`; they are counted with its work."""
+def l1_clk(m: Machine, size: float, rate: float, queued: float) -> float:
+    """Cycles until l1 has moved `size` bytes, after what it has been asked for before or beside it at `rate`."""
+    return float(min(queued + size / m.numbers[0].l1_rate, size / rate))
+
+
+@helper
+def mma_clk(c: Code, m: Machine, st: State, s: int, rate: float, queued: float) -> float:
+    """Cycles of the head, an mma that reads l1 (`l1_clk`); they are counted with its work."""
     head = st.stream[s].head
     ins: Instruction = c.ins[head]
     p: Product = c.mma[ins.desc]
@@ -160,9 +166,8 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
         else:
             k *= n
             k_time *= whole
-    lanes = (t.lane_rows, t.lane_cols)
-    busy = _engine_clk(m_time, n_time, k_time, p.m, p.n, p.k, p.interval, lanes[0], lanes[1], t.engine, t.gap)
-    read = _operand_bytes(m_time, n_time, k_time, p.m, p.n, p.k, lanes[0], lanes[1], t.engine, p.size)
+    busy = _engine_clk(m_time, n_time, k_time, p.m, p.n, p.k, p.interval, t.lane_rows, t.lane_cols, t.engine, t.gap)
+    read = _operand_bytes(m_time, n_time, k_time, p.m, p.n, p.k, t.shared_rows, t.shared_cols, t.engine, p.size)
     restarts = (st.stream[s].first & p.restart) == p.restart
     fragments = -(-rows // p.m) * -(-cols // p.n)
     stat: Stat = st.stat[head]
@@ -175,7 +180,7 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
         stat.results += fragments
     else:
         stat.acc_read += rows * cols * 4
-    clk = in_ticks(max(float(busy), read / l1_rate))
+    clk = in_ticks(max(float(busy), l1_clk(m, read, rate, queued)))
     stat.operands += clk - busy
     return clk
 
@@ -192,8 +197,8 @@ def _elements(st: State, count: int, mask: int) -> int:
 
 
 @helper
-def vec_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
-    """Cycles of the head, a vec that moves operands to and from l1 at up to `l1_rate`; they are counted with its
+def vec_clk(c: Code, m: Machine, st: State, s: int, rate: float, queued: float) -> float:
+    """Cycles of the head, a vec that moves operands to and from l1 (`l1_clk`) and acc; they are counted with its
     work."""
     head = st.stream[s].head
     ins: Instruction = c.ins[head]
@@ -201,7 +206,7 @@ def vec_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
     t: Numbers = m.numbers[0]
     stat: Stat = st.stat[head]
     _extents(c, st, s, v.extent, v.axes, ins.depth)
-    total, moved = 0.0, 0.0
+    total, from_acc, from_l1 = 0.0, 0.0, 0.0
     for j in range(v.term_lo, v.term_hi):
         term: Term = c.term[j]
         n = _elements(st, term.count, term.mask)
@@ -211,7 +216,10 @@ def vec_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
     for j in range(v.traffic_lo, v.traffic_hi):
         traffic: Moved = c.traffic[j]
         size = _elements(st, traffic.count, traffic.mask) * traffic.size
-        moved += size / (t.acc_rate if traffic.where >= 2 else l1_rate)
+        if traffic.where >= 2:
+            from_acc += size
+        else:
+            from_l1 += size
         if traffic.where == 0:
             stat.l1_read += size
         elif traffic.where == 1:
@@ -221,6 +229,6 @@ def vec_clk(c: Code, m: Machine, st: State, s: int, l1_rate: float) -> float:
         else:
             stat.acc_written += size
     stat.engine += int(total)
-    clk = in_ticks(max(total, moved))
+    clk = in_ticks(max(total, from_acc / t.acc_rate + l1_clk(m, from_l1, rate, queued)))
     stat.operands += clk - total
     return clk

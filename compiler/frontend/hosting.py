@@ -1,0 +1,259 @@
+"""Nodes that the PPU cannot run, as ONNX the host can: named apart from the file's own names, with the types they give.
+
+A tensor of a hosted model is a Value (dense, of a static shape and an element type that the machine has) or a
+HostTensor, which only the host can hold: strings, sequences, f64, shapes known only at run time. What reads a
+HostTensor runs on the host as well.
+
+Invariant: names of Values and HostTensors are unique in a hosted model; a host model calls each of them by
+`host_name`, whatever the file called it, so names of several functions and subgraphs never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+from onnx import TensorProto, helper, numpy_helper
+
+from ppuc.compiler.frontend.expose import NEWEST_IR
+from ppuc.compiler.frontend.order import captured
+from ppuc.compiler.frontend.source import OLDEST_OPSET, Source
+from ppuc.compiler.frontend.tensors import ONNX_DTYPES, foreign, onnx_dtype, packed_range, proto_type
+from ppuc.ir.graph import Value
+from ppuc.ir.types import DType, TensorType
+
+PREFIX = "ppuc:"
+INFERENCE_ELEMENTS = 1 << 12
+"""Constants of more elements say nothing about shapes, so inference sees their types alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostTensor:
+    """A tensor (or sequence, optional, map) that only the host holds. `type` is None when nothing is known of it;
+    `constant` is set when the file gives its value."""
+
+    name: str
+    type: onnx.TypeProto | None = None
+    constant: onnx.TensorProto | None = None
+
+    def __str__(self) -> str:
+        return type_text(self.type)
+
+
+HostOperand = Value | HostTensor
+
+
+@dataclass(frozen=True, slots=True)
+class HostNode:
+    """A node for the host. `proto` names tensors by `host_name`; `inputs` are the tensors it reads (subgraphs
+    included), `constants` those of them that are known. `opsets` is what it is to be read by."""
+
+    proto: onnx.NodeProto
+    label: str
+    op: str
+    reason: str
+    opsets: Mapping[str, int]
+    inputs: tuple[HostOperand, ...]
+    constants: Mapping[str, onnx.TensorProto]
+    outputs: tuple[HostOperand | None, ...]
+    custom: bool = False
+
+
+@dataclass(slots=True)
+class HostSide:
+    """What a walk collects for the host. `forced` are nodes that must go there, with the reason; `custom` are ops that
+    Python functions stand for; `declared` are types that the file claims for tensors of the main graph."""
+
+    forced: Mapping[str, str] = field(default_factory=dict)
+    custom: frozenset[tuple[str, str]] = frozenset()
+    declared: Mapping[str, onnx.TypeProto] = field(default_factory=dict)
+    nodes: list[HostNode] = field(default_factory=list)
+
+
+def host_name(name: str) -> str:
+    """What a host model calls a Value or HostTensor."""
+    return PREFIX + name
+
+
+def renamed_node(node: onnx.NodeProto, names: Mapping[str, str], outputs: Sequence[str]) -> onnx.NodeProto:
+    """A copy of `node` with tensors renamed, also where its subgraphs read them, and other output names."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    _rename_inputs(copy, names)
+    del copy.output[:]
+    copy.output.extend(outputs)
+    return copy
+
+
+def _rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    for at, name in enumerate(node.input):
+        node.input[at] = names.get(name, name)
+    for graph in subgraphs(node):
+        own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+        own |= {o for inner in graph.node for o in inner.output}
+        visible = {old: new for old, new in names.items() if old not in own}
+        for inner in graph.node:
+            _rename_inputs(inner, visible)
+        for output in graph.output:
+            if output.name in visible:  # a subgraph may return an outer tensor as it is
+                fresh = f"{visible[output.name]}:returned"
+                graph.node.append(helper.make_node("Identity", [visible[output.name]], [fresh]))
+                output.name = fresh
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs among the attributes of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def read_names(node: onnx.NodeProto) -> list[str]:
+    """Outer tensors that a node reads, in order, subgraphs included."""
+    names = [name for name in node.input if name]
+    for graph in subgraphs(node):
+        names += sorted(captured(graph))
+    return list(dict.fromkeys(names))
+
+
+def type_of(operand: HostOperand) -> onnx.TypeProto | None:
+    """The ONNX type of a tensor."""
+    return operand.type if isinstance(operand, HostTensor) else proto_type(operand.type)
+
+
+def type_text(type: onnx.TypeProto | None) -> str:
+    """A type for people: `string[2, ?]`, `seq(f32[...])`."""
+    kind = type.WhichOneof("value") if type is not None else None
+    if type is None or kind is None:
+        return "unknown"
+    if kind == "tensor_type":
+        tensor = type.tensor_type
+        dtype = ONNX_DTYPES.get(tensor.elem_type)
+        name = str(dtype) if dtype is not None else TensorProto.DataType.Name(tensor.elem_type).lower()
+        if not tensor.HasField("shape"):
+            return f"{name}[...]"
+        dims = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+        return f"{name}[{', '.join(dims)}]"
+    if kind in ("sequence_type", "optional_type"):
+        short = {"sequence_type": "seq", "optional_type": "optional"}[kind]
+        return f"{short}({type_text(getattr(type, kind).elem_type)})"
+    return str(kind).removesuffix("_type")
+
+
+def dense_inputs(
+    infos: Sequence[onnx.ValueInfoProto],
+) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    """Declarations that the machine can hold (or that say nothing, which is an error later), and those it cannot."""
+    dense: list[onnx.ValueInfoProto] = []
+    other: list[onnx.ValueInfoProto] = []
+    for info in infos:
+        kind = info.type.WhichOneof("value")
+        element = info.type.tensor_type.elem_type
+        fits = kind is None or (kind == "tensor_type" and not foreign(element) and packed_range(element) is None)
+        (dense if fits else other).append(info)
+    return dense, other
+
+
+def static_type(type: onnx.TypeProto | None) -> TensorType | None:
+    """The dense type with a static shape that the machine can hold; None when there is no such type."""
+    if type is None or type.WhichOneof("value") != "tensor_type":
+        return None
+    tensor = type.tensor_type
+    dtype = ONNX_DTYPES.get(tensor.elem_type)
+    if dtype is None or dtype is DType.F64 or not tensor.HasField("shape"):
+        return None
+    if not all(d.HasField("dim_value") and d.dim_value >= 0 for d in tensor.shape.dim):
+        return None
+    return TensorType(dtype, tuple(int(d.dim_value) for d in tensor.shape.dim))
+
+
+def bound_type(type: onnx.TypeProto, symbols: Mapping[str, int]) -> onnx.TypeProto:
+    """`type` with the sizes that its symbols were given."""
+    copy = onnx.TypeProto()
+    copy.CopyFrom(type)
+    for dim in copy.tensor_type.shape.dim if copy.HasField("tensor_type") else ():
+        if dim.dim_param in symbols:
+            dim.dim_value = symbols[dim.dim_param]
+    return copy
+
+
+def tensor_proto(array: np.ndarray, name: str) -> onnx.TensorProto:
+    """An array of the machine's types as an ONNX constant."""
+    proto = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+    assert proto.data_type == onnx_dtype(DType.of(array.dtype))
+    return proto
+
+
+def stored_proto(tensor: onnx.TensorProto, source: Source) -> onnx.TensorProto:
+    """A constant as the file has it, its bytes read in."""
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    if tensor.name in source.ranges and not tensor.HasField("raw_data") and source.path is not None:
+        offset, length = source.ranges[tensor.name]
+        copy.raw_data = np.memmap(source.path, np.uint8, "r", offset, (length,)).tobytes() if length else b""
+    return copy
+
+
+def node_model(
+    nodes: Sequence[HostNode], outputs: Sequence[HostOperand], functions: Sequence[onnx.FunctionProto]
+) -> onnx.ModelProto:
+    """A model of `nodes` (all of the same opsets) that gives `outputs`; its inputs are what they read and do not
+    define."""
+    defined = {o.name for node in nodes for o in node.outputs if o is not None}
+    constants = {name: proto for node in nodes for name, proto in node.constants.items()}
+    reads = {i.name: i for node in nodes for i in node.inputs}
+    inputs = [i for name, i in reads.items() if name not in defined and name not in constants]
+    graph = helper.make_graph(
+        [node.proto for node in nodes],
+        "host",
+        [_info(i) for i in inputs],
+        [_info(o) for o in outputs],
+        [constants[name] for name in reads if name in constants],
+    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in sorted(nodes[0].opsets.items())]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version(nodes[0].opsets))
+    model.functions.extend(functions)
+    return model
+
+
+def ir_version(opsets: Mapping[str, int]) -> int:
+    """The IR version that models of an opset are written in; ONNX Runtime refuses newer ones than it knows."""
+    table: dict[tuple[str, int], int] = helper.OP_SET_ID_VERSION_MAP
+    return min(max(table.get(("ai.onnx", max(opsets.get("", OLDEST_OPSET), OLDEST_OPSET)), 0), 8), NEWEST_IR)
+
+
+def _info(operand: HostOperand) -> onnx.ValueInfoProto:
+    info = onnx.ValueInfoProto(name=host_name(operand.name))
+    type = type_of(operand)
+    if type is not None:
+        info.type.CopyFrom(type)
+    return info
+
+
+def inferred_types(
+    node: HostNode, functions: Sequence[onnx.FunctionProto], strict: bool = False
+) -> dict[str, onnx.TypeProto]:
+    """Types of the outputs of `node` by their names in its proto, as far as ONNX's inference finds them. With `strict`
+    raises onnx.shape_inference.InferenceError for a node that breaks its op's rules."""
+    outputs = [HostTensor(name.removeprefix(PREFIX)) for name in node.proto.output if name]
+    small = {n: t for n, t in node.constants.items() if np.prod(t.dims, dtype=np.int64) <= INFERENCE_ELEMENTS}
+    model = node_model([_with_constants(node, small)], outputs, functions)
+    found = onnx.shape_inference.infer_shapes(model, strict_mode=strict, data_prop=True)
+    return {o.name: o.type for o in found.graph.output if o.type.WhichOneof("value")}
+
+
+def _with_constants(node: HostNode, constants: Mapping[str, onnx.TensorProto]) -> HostNode:
+    """`node` with the other constants as plain inputs of the same type."""
+    large = {n: HostTensor(n, _constant_type(t)) for n, t in node.constants.items() if n not in constants}
+    inputs = tuple(large.get(i.name, i) for i in node.inputs)
+    return HostNode(
+        node.proto, node.label, node.op, node.reason, node.opsets, inputs, constants, node.outputs, node.custom
+    )
+
+
+def _constant_type(tensor: onnx.TensorProto) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))

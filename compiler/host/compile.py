@@ -1,0 +1,193 @@
+"""Compiling a model of which some nodes run on the host: each PPU part by the usual pipeline, one artifact for all.
+
+What the pipeline refuses of a part (a format that the machine lacks, say) is handed to the host too, and the model is
+imported again, until everything has its place.
+
+Invariant: every host model has been loaded by what will run it; no node is on the host without a reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from ppuc.compiler.frontend.hosting import HostOperand, HostTensor, type_text
+from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
+from ppuc.compiler.frontend.walk import UnknownOpsError
+from ppuc.compiler.host.client import HostError, HostWorker
+from ppuc.compiler.host.join import join
+from ppuc.compiler.host.partition import HostPart, PpuPart, partition
+from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, Plan, PpuStep
+from ppuc.compiler.host.request import HostedRequest
+from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
+from ppuc.compiler.link import NODES
+from ppuc.compiler.version import VERSION
+from ppuc.ir.errors import Diagnostic, ModelError
+from ppuc.ir.graph import Graph, Value
+from ppuc.ir.module import Module
+from ppuc.targets.artifact import Artifact, IOSpec
+from ppuc.targets.schema import Target
+
+if TYPE_CHECKING:
+    from ppuc.compiler.driver import CompiledModel
+
+T = TypeVar("T")
+
+
+def compile_hosted(
+    request: HostedRequest,
+    error: ModelError,
+    worker: HostWorker,
+    compile_part: Callable[[Module, int], CompiledModel],
+) -> tuple[Artifact, tuple[CompiledModel, ...]]:
+    """The artifact and what was compiled for each segment; `error` is why the PPU alone cannot do it. Raises ModelError
+    for what neither side can do (`error` when the host changes nothing), CapacityError when the parts do not fit."""
+    hosted, parts, made = divided(request, error, worker, compile_part)
+    return _artifact(hosted, parts, made, request.target), tuple(made)
+
+
+def divided(
+    request: HostedRequest, error: ModelError, worker: HostWorker, each_part: Callable[[Module, int], T]
+) -> tuple[HostedModel, tuple[PpuPart | HostPart, ...], list[T]]:
+    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment."""
+    if worker.files:
+        worker.start()
+    forced: dict[str, str] = {}
+    while True:
+        hosted = _imported(request, error, forced, worker)
+        parts = partition(hosted)
+        _check_host_parts(hosted, parts, worker)
+        made: list[T] = []
+        for number, graph in enumerate(p.graph for p in parts if isinstance(p, PpuPart)):
+            try:
+                made.append(each_part(part_module(graph, hosted, request.target, request.precision), number))
+            except ModelError as refused:
+                forced |= _blamed(refused, graph, forced)
+                break
+        else:
+            return hosted, parts, made
+
+
+def _imported(request: HostedRequest, error: ModelError, forced: Mapping[str, str], worker: HostWorker) -> HostedModel:
+    """The model with its host nodes. What is wrong with it besides ops nobody knows, the first import told better."""
+    try:
+        return load_hosted(
+            request.source, request.dims, request.shapes, request.values, forced=forced, custom=worker.custom
+        )
+    except ModelError as refused:
+        if isinstance(refused, UnknownOpsError) or isinstance(error, UnknownOpsError):
+            raise
+        raise error from refused
+
+
+def part_module(graph: Graph, hosted: HostedModel, target: Target, precision: str) -> Module:
+    """The module of one part; its inputs and outputs are called as in the plan."""
+    options = {"model": hosted.name, "model_sha256": hosted.digest, "precision": precision}
+    return Module(
+        target=target.name,
+        target_hash=target.hash,
+        options=tuple(sorted(options.items())),
+        inputs=tuple((p.name, p.name) for p in graph.params),
+        outputs=tuple((r.name, r.name) for r in graph.results),
+        graph=graph,
+    )
+
+
+def _blamed(error: ModelError, graph: Graph, forced: Mapping[str, str]) -> dict[str, str]:
+    """The nodes of `graph` that an error of the pipeline names, with its reason. Raises the error when it names none
+    that is still on the PPU."""
+    text = " ".join(f"{d.where} {d.got or ''}" for d in error.diagnostics)
+    words = set(re.split(r"[,\s]+", text))
+    labels = {name for op in graph.ops if op.name != "const" for name in op.loc}
+    named = {name for name in labels if name in words} or {name for name in labels if f"{name} " in f"{text} "}
+    reason = error.diagnostics[0].what
+    found = dict.fromkeys(sorted(named - forced.keys()), reason)
+    if not found:
+        raise error
+    return found
+
+
+def _check_host_parts(hosted: HostedModel, parts: Sequence[PpuPart | HostPart], worker: HostWorker) -> None:
+    """Raise ModelError naming every node that the host does not know either."""
+    faults = []
+    for part in parts:
+        if isinstance(part, HostPart):
+            try:
+                worker.load(part.model, hosted.name)
+            except HostError as error:
+                faults.append(_unknown(hosted, part, error))
+    if faults:
+        raise ModelError(faults)
+
+
+def _unknown(hosted: HostedModel, part: HostPart, error: HostError) -> Diagnostic:
+    nodes = ", ".join(f"'{n.label}' ({n.op})" for n in part.nodes[:8])
+    more = f" and {len(part.nodes) - 8} more" if len(part.nodes) > 8 else ""
+    return Diagnostic(
+        hosted.name,
+        f"neither the PPU nor the host can run {nodes}{more}",
+        got=f"PPU: {part.nodes[0].reason}; host: {error.diagnostics[0].got}",
+        hint="supply custom ops as Python functions with --host-ops FILE.py",
+    )
+
+
+def _artifact(
+    hosted: HostedModel, parts: Sequence[PpuPart | HostPart], made: Sequence[CompiledModel], target: Target
+) -> Artifact:
+    """One artifact with the plan in its metadata."""
+    artifacts = [m.artifact for m in made]
+    joined = join(hosted.graph.name, artifacts, target)
+    steps: list[HostStep | PpuStep] = []
+    host: dict[str, bytes] = {}
+    for part in parts:
+        if isinstance(part, HostPart):
+            name = str(len(host))
+            host[name] = part.model
+            nodes = tuple(HostedNode(n.label, n.op, n.reason) for n in part.nodes)
+            steps.append(HostStep(name, _names(part.inputs), _names(part.outputs), nodes, part.nodes[0].custom))
+        else:
+            number = sum(isinstance(s, PpuStep) for s in steps)
+            own, place = artifacts[number], joined.tensors[number]
+            inputs = tuple((i.name, place[i.tensor]) for i in own.inputs)
+            steps.append(PpuStep(number, inputs, tuple((o.name, place[o.tensor]) for o in own.outputs)))
+    plan = Plan(
+        steps=tuple(steps),
+        inputs=tuple((name, operand.name) for name, operand in hosted.inputs),
+        outputs=tuple((name, operand.name) for name, operand in hosted.outputs),
+        host_inputs=_foreign(hosted.inputs),
+        host_outputs=_foreign(hosted.outputs),
+        types=tuple(sorted(_types(hosted, parts).items())),
+    )
+    booked: dict[str, str] = {}
+    for number, artifact in enumerate(artifacts):
+        names = joined.kernels[number]
+        booked.update({names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()})
+    meta = dict(artifacts[0].meta) if artifacts else {"model": hosted.name, "model_sha256": hosted.digest}
+    meta |= {"compiler": VERSION, NODES: json.dumps(booked, sort_keys=True), PLAN: plan.to_json()}
+    ranges = input_ranges(hosted.graph)
+    meta |= {RANGE_OPTION + n: str(ranges[v.name]) for n, v in hosted.inputs if v.name in ranges}
+    meta |= {FIXED + name: fixed_text(array) for name, array in hosted.fixed.items()}
+    return replace(joined.artifact, inputs=_specs(hosted.inputs), outputs=_specs(hosted.outputs), meta=meta, host=host)
+
+
+def _names(operands: Sequence[HostOperand]) -> tuple[str, ...]:
+    return tuple(o.name for o in operands)
+
+
+def _specs(pairs: Sequence[tuple[str, HostOperand]]) -> tuple[IOSpec, ...]:
+    """Those that the machine can hold; the plan says where they are."""
+    return tuple(IOSpec(name, operand.name, operand.type) for name, operand in pairs if isinstance(operand, Value))
+
+
+def _foreign(pairs: Sequence[tuple[str, HostOperand]]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, type_text(operand.type)) for name, operand in pairs if isinstance(operand, HostTensor))
+
+
+def _types(hosted: HostedModel, parts: Sequence[PpuPart | HostPart]) -> dict[str, str]:
+    values = [v for p in parts if isinstance(p, PpuPart) for v in (*p.graph.params, *p.graph.results)]
+    values += [o for p in parts if isinstance(p, HostPart) for o in (*p.inputs, *p.outputs) if isinstance(o, Value)]
+    values += [o for _, o in (*hosted.inputs, *hosted.outputs) if isinstance(o, Value)]
+    return {v.name: str(v.type) for v in values}

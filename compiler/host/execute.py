@@ -1,0 +1,145 @@
+"""Running a program with host steps: the simulator runs the PPU's segments, the worker what lies between them.
+
+Invariant: a tensor that the host gives to the PPU has exactly the type it was compiled for, or the run fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.host.client import HostError, HostWorker
+from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
+from ppuc.compiler.host.transfer import crossings
+from ppuc.ir.program import Program
+from ppuc.ir.resource import Resource
+from ppuc.ir.types import DType, TensorType, parse_type
+from ppuc.ir.vector import VectorProgram
+from ppuc.targets.artifact import Artifact
+from ppuc.targets.schema import Target
+from ppuc.targets.simulator.memory import ChipMemory
+from ppuc.targets.simulator.result import Profile
+from ppuc.targets.simulator.run import Progress, RawResult, simulate
+
+
+@dataclass(frozen=True, slots=True)
+class HostedRun:
+    """`outputs` by ONNX name: arrays, or what else the host gives. `host_seconds` is the wall time of each host step on
+    this machine, by its number in the plan."""
+
+    outputs: Mapping[str, Any]
+    raw: RawResult
+    host_seconds: Mapping[int, float]
+
+
+class Execution:
+    """One run of `plan` on inputs by ONNX name."""
+
+    def __init__(self, artifact: Artifact, plan: Plan, worker: HostWorker, inputs: Mapping[str, Any]) -> None:
+        self.artifact, self.plan, self.worker = artifact, plan, worker
+        self.types = {name: parse_type(text) for name, text in plan.types}
+        self.held: dict[str, Any] = {value: inputs[name] for name, value in plan.inputs}
+        self.seconds: dict[int, float] = {}
+        self._next = 0
+        self._last: PpuStep | None = None
+
+    def before(self, segment: int, chip: ChipMemory) -> None:
+        """Run the host steps before a segment and give it its inputs."""
+        self._fetch(chip)
+        self._host_steps()
+        step = self.plan.steps[self._next]
+        assert isinstance(step, PpuStep)
+        assert step.segment == segment
+        for name, tensor in step.inputs:
+            chip.write(tensor, np.ascontiguousarray(self.held[name]))
+        self._last, self._next = step, self._next + 1
+
+    def finish(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The model's outputs, given those of the last segment by tensor name."""
+        if self._last is not None:
+            self.held |= {n: outputs[t].reshape(self.types[n].dims) for n, t in self._last.outputs}
+        self._host_steps()
+        return {name: self.held[value] for name, value in self.plan.outputs}
+
+    def _fetch(self, chip: ChipMemory) -> None:
+        for name, tensor in self._last.outputs if self._last is not None else ():
+            self.held[name] = chip.values_of(tensor).reshape(self.types[name].dims)
+
+    def _host_steps(self) -> None:
+        while self._next < len(self.plan.steps):
+            step = self.plan.steps[self._next]
+            if isinstance(step, PpuStep):
+                return
+            started = perf_counter()
+            self.held |= host_step(step, self.artifact, self.worker, self.held, self.types)
+            self.seconds[self._next] = perf_counter() - started
+            self._next += 1
+
+
+def host_step(
+    step: HostStep, artifact: Artifact, worker: HostWorker, held: Mapping[str, Any], types: Mapping[str, TensorType]
+) -> dict[str, Any]:
+    """What a host step gives, by names of the plan. Raises HostError."""
+    where = f"{artifact.program.name}: nodes {', '.join(n.node for n in step.nodes[:4])}"
+    feeds = {PREFIX + name: held[name] for name in step.inputs}
+    values = worker.run(artifact.host[step.model], feeds, where)
+    given = dict(zip(step.outputs, values, strict=True))
+    for name, value in given.items():
+        if name in types and _type(value) != types[name]:
+            what = "the host gave another type than the model says"
+            raise HostError.of(where, what, got=_type(value), expected=types[name])
+    return given
+
+
+PREFIX = "ppuc:"
+"""Before names of the plan in host models; that of `ppuc.compiler.frontend.hosting`."""
+
+
+def _type(value: Any) -> TensorType | str:
+    if not isinstance(value, np.ndarray):
+        return type(value).__name__
+    try:
+        return TensorType(DType.of(value.dtype), value.shape)
+    except KeyError:
+        return str(value.dtype)
+
+
+def run_hosted(
+    artifact: Artifact,
+    plan: Plan,
+    target: Target,
+    constants: Mapping[str, Resource],
+    worker: HostWorker,
+    inputs: Mapping[str, Any] | None,
+    *,
+    trace: bool = False,
+    progress: Progress | None = None,
+) -> HostedRun:
+    """Run a program with host steps on inputs by ONNX name; without inputs, simulate its time alone."""
+    program = _exposed(artifact.program, plan)
+    vectors: tuple[VectorProgram, ...] = artifact.vectors
+    if inputs is None:
+        raw = simulate(program, vectors, target, constants, None, trace=trace, progress=progress)
+        return HostedRun({}, replace(raw, profile=with_host(raw.profile, plan, target)), {})
+    execution = Execution(artifact, plan, worker, inputs)
+    raw = simulate(program, vectors, target, constants, {}, trace=trace, progress=progress, before=execution.before)
+    outputs = execution.finish(raw.outputs)
+    return HostedRun(outputs, replace(raw, profile=with_host(raw.profile, plan, target)), execution.seconds)
+
+
+def _exposed(program: Program, plan: Plan) -> Program:
+    """The program with the results of its last segment as outputs: the others are fetched as they arise."""
+    last = plan.ppu_steps[-1:]
+    return replace(program, outputs=tuple(pair for step in last for pair in step.outputs))
+
+
+def with_host(profile: Profile, plan: Plan, target: Target) -> Profile:
+    """The profile with the time and energy of the link to the host."""
+    found = crossings(plan)
+    joules = dict(profile.energy_joules)
+    joules["host"] = joules.get("host", 0.0) + sum(c.bytes for c in found) * target.energy.link_pj_per_byte * 1e-12
+    return replace(profile, host_seconds=sum(c.seconds(target) for c in found), energy_joules=joules)

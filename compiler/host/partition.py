@@ -1,0 +1,149 @@
+"""Cutting a hosted model into steps that alternate between PPU and host.
+
+Every op and node gets a time: even ones are the PPU's, odd ones the host's, -1 is before the PPU's first. A time is the
+smallest of its side that is not before what it reads; so each side works as early, and the two change as rarely, as
+the dependencies allow.
+
+Invariant: a part reads only inputs and earlier parts; constants belong to every part that reads them; nothing dead is
+in any part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from ppuc.compiler.frontend.hosting import HostNode, HostOperand, node_model, subgraphs
+from ppuc.compiler.frontend.load_hosted import HostedModel
+from ppuc.ir.graph import Graph, Op
+
+START = -1
+
+
+@dataclass(frozen=True, slots=True)
+class PpuPart:
+    """A graph for the PPU; its params and results are tensors of the whole model, under their own names."""
+
+    graph: Graph
+
+
+@dataclass(frozen=True, slots=True)
+class HostPart:
+    """Nodes for the host in one ONNX model; `inputs` and `outputs` are tensors of the whole model."""
+
+    nodes: tuple[HostNode, ...]
+    inputs: tuple[HostOperand, ...]
+    outputs: tuple[HostOperand, ...]
+    model: bytes
+
+
+def partition(model: HostedModel) -> tuple[PpuPart | HostPart, ...]:
+    """The parts of `model` in the order in which they run."""
+    constants = {op.results[0].name: op for op in model.graph.ops if op.name == "const"}
+    times = _times(model, constants)
+    ops = _live_ops(model)
+    read = _readers(model, ops, constants)
+    parts: list[PpuPart | HostPart] = []
+    for time in sorted(set(times.values()) | {0}):
+        if time % 2:
+            for nodes in _runs([n for n in model.nodes if times[_key(n)] == time]):
+                parts.append(_host_part(nodes, model, read))
+        else:
+            part = _ppu_part(model, [op for op in ops if times.get(_key(op)) == time], constants, read, time)
+            parts += [PpuPart(part)] if part is not None else []
+    return tuple(parts)
+
+
+def _key(maker: Op | HostNode) -> str:
+    """The name of its first result."""
+    results = maker.results if isinstance(maker, Op) else [o for o in maker.outputs if o is not None]
+    return results[0].name
+
+
+def _times(model: HostedModel, constants: Mapping[str, Op]) -> dict[str, int]:
+    """Time of every op and node by key, dependencies first (the two lists are each in order, but not together)."""
+    makers: dict[str, Op | HostNode] = {r.name: op for op in model.graph.ops for r in op.results}
+    makers |= {o.name: n for n in model.nodes for o in n.outputs if o is not None}
+    times: dict[str, int] = {}
+    todo = [*map(_key, model.nodes), *map(_key, _live_ops(model))]
+    while todo:
+        maker = makers[todo[-1]]
+        key = _key(maker)
+        if key in times or key in constants:
+            todo.pop()
+            continue
+        sources = [makers[n] for n in _inputs(maker, constants) if n in makers]
+        missing = [_key(s) for s in sources if _key(s) not in times]
+        if missing:
+            todo += missing
+            continue
+        latest = max((times[_key(s)] for s in sources), default=START)
+        times[key] = latest if latest % 2 == isinstance(maker, HostNode) else latest + 1
+        todo.pop()
+    return times
+
+
+def _inputs(maker: Op | HostNode, constants: Mapping[str, Op]) -> list[str]:
+    if isinstance(maker, HostNode):
+        return [i.name for i in maker.inputs if i.name not in maker.constants]
+    return [v.name for v in maker.operands if v.name not in constants]
+
+
+def _live_ops(model: HostedModel) -> list[Op]:
+    """Ops that an output or a node needs, without constants, in order."""
+    live = {i.name for node in model.nodes for i in node.inputs if i.name not in node.constants}
+    live |= {o.name for _, o in model.outputs}
+    kept: list[Op] = []
+    for op in reversed(model.graph.ops):
+        if op.name != "const" and any(r.name in live for r in op.results):
+            kept.append(op)
+            live.update(v.name for v in op.operands)
+    return kept[::-1]
+
+
+def _readers(model: HostedModel, ops: Sequence[Op], constants: Mapping[str, Op]) -> dict[str, set[int]]:
+    """Name -> identities of what reads it; the outputs of the model are one more reader."""
+    found: dict[str, set[int]] = {}
+    everything: list[Op | HostNode] = [*ops, *model.nodes]
+    for maker in everything:
+        for name in _inputs(maker, constants):
+            found.setdefault(name, set()).add(id(maker))
+    for _, output in model.outputs:
+        found.setdefault(output.name, set()).add(0)
+    return found
+
+
+def _ppu_part(
+    model: HostedModel, ops: Sequence[Op], constants: Mapping[str, Op], read: Mapping[str, set[int]], time: int
+) -> Graph | None:
+    inside = {id(op) for op in ops}
+    defined = {r.name for op in ops for r in op.results}
+    known = [c.results[0] for n, c in constants.items() if 0 in read.get(n, ())] if time == 0 else []
+    results = [r for op in ops for r in op.results if read.get(r.name, set()) - inside]
+    if not ops and not known:
+        return None
+    used = dict.fromkeys(v.name for op in ops for v in op.operands if v.name in constants)
+    used |= dict.fromkeys(v.name for v in known)
+    outer = {v.name: v for op in ops for v in op.operands if v.name not in defined and v.name not in constants}
+    name = f"{model.graph.name}.{time // 2}" if time else model.graph.name
+    return Graph(name, tuple(outer.values()), (*results, *known), (*(constants[n] for n in used), *ops))
+
+
+def _runs(nodes: Sequence[HostNode]) -> Iterable[tuple[HostNode, ...]]:
+    """Neighbours that one model can hold: of the same opsets, and all or none for Python functions."""
+    for _, run in groupby(nodes, lambda n: (n.custom, sorted(n.opsets.items()))):
+        yield tuple(run)
+
+
+def _host_part(nodes: tuple[HostNode, ...], model: HostedModel, read: Mapping[str, set[int]]) -> HostPart:
+    inside = {id(n) for n in nodes}
+    defined = {o.name for n in nodes for o in n.outputs if o is not None}
+    inputs = {i.name: i for n in nodes for i in n.inputs if i.name not in n.constants and i.name not in defined}
+    outputs = [o for n in nodes for o in n.outputs if o is not None and read.get(o.name, set()) - inside]
+    functions = model.functions if any(True for n in nodes for _ in subgraphs(n.proto)) else ()
+    proto = node_model(nodes, outputs, functions)
+    return HostPart(nodes, tuple(inputs.values()), tuple(outputs), proto.SerializeToString(deterministic=True))
+
+
+__all__ = ["HostPart", "PpuPart", "partition"]

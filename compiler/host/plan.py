@@ -1,0 +1,91 @@
+"""A plan: the steps of a program of which a part runs on the host, as the artifact keeps it.
+
+Invariant: a step reads only inputs of the model and what earlier steps gave; names are unique in the plan. Types of
+tensors that the PPU reads or writes are known; the others are the host's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+PLAN = "plan"
+"""Metadata key of the artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostedNode:
+    """A node of the file that the host runs, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostStep:
+    """A host model: `model` is its name in the artifact; it takes and gives tensors by their names in the plan.
+    `custom`: Python functions of the user stand for its ops."""
+
+    model: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[HostedNode, ...]
+    custom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PpuStep:
+    """A segment of the program; `inputs` and `outputs` pair names of the plan with tensors of the program."""
+
+    segment: int
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`inputs` and `outputs` pair ONNX names with names of the plan; `host_inputs` and `host_outputs` are the types, as
+    text, of inputs and outputs (by ONNX name) that only the host can hold; `types` those of tensors that the PPU
+    touches."""
+
+    steps: tuple[HostStep | PpuStep, ...]
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+    host_inputs: tuple[tuple[str, str], ...] = ()
+    host_outputs: tuple[tuple[str, str], ...] = ()
+    types: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def nodes(self) -> tuple[HostedNode, ...]:
+        """Everything that the host runs, in order."""
+        return tuple(n for s in self.steps if isinstance(s, HostStep) for n in s.nodes)
+
+    @property
+    def ppu_steps(self) -> tuple[PpuStep, ...]:
+        return tuple(s for s in self.steps if isinstance(s, PpuStep))
+
+    def to_json(self) -> str:
+        """As the artifact keeps it."""
+        steps = [{"kind": "host" if isinstance(s, HostStep) else "ppu", **asdict(s)} for s in self.steps]
+        return json.dumps({**asdict(self), "steps": steps}, sort_keys=True)
+
+    @staticmethod
+    def of_json(text: str) -> Plan:
+        """The plan behind `to_json`. Raises ValueError, KeyError or TypeError when it is damaged."""
+        data = json.loads(text)
+        pairs = ("inputs", "outputs", "host_inputs", "host_outputs", "types")
+        return Plan(tuple(map(_step, data["steps"])), **{key: _pairs(data[key]) for key in pairs})
+
+
+def _step(data: dict[str, Any]) -> HostStep | PpuStep:
+    if data["kind"] == "ppu":
+        return PpuStep(int(data["segment"]), _pairs(data["inputs"]), _pairs(data["outputs"]))
+    nodes = tuple(HostedNode(**n) for n in data["nodes"])
+    return HostStep(data["model"], tuple(data["inputs"]), tuple(data["outputs"]), nodes, bool(data["custom"]))
+
+
+def _pairs(data: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((first, second) for first, second in data)

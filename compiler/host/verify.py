@@ -1,0 +1,103 @@
+"""Comparing a program with host steps with the model's own outputs.
+
+The oracle is ONNX Runtime on the file; for a model that it cannot load (ops of the user's, ops that only onnx.reference
+knows), what the host worker makes of the whole file.
+
+Invariant: errors are bounded by the same rule as those of models without host steps; host nodes count as f32
+arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.compare import Comparison, compare
+from ppuc.compiler.frontend.expose import whole_bytes
+from ppuc.compiler.frontend.hosting import HostOperand
+from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
+from ppuc.compiler.host.client import worker
+from ppuc.compiler.host.partition import PpuPart, partition
+from ppuc.compiler.host.plan import Plan
+from ppuc.compiler.oracle import Oracle
+from ppuc.compiler.runtime import CompiledProgram
+from ppuc.compiler.tolerance import NO_ERROR, ExpectedError, expected_errors, host_error, stored_as, tolerance_of
+from ppuc.ir.errors import ModelError
+from ppuc.ir.graph import Value
+from ppuc.ir.types import DType
+
+
+def verify_hosted(
+    program: CompiledProgram, plan: Plan, inputs: Mapping[str, Any], got: Mapping[str, Any]
+) -> tuple[Comparison, ...]:
+    """`got`, the outputs of `program` on `inputs`, against the oracle's. Raises ModelError when there is no oracle."""
+    assert program.source is not None
+    hosts = worker(program.host_ops)
+    if hosts.files:
+        hosts.start()
+    dense = {n: a for n, a in inputs.items() if n not in dict(plan.host_inputs)}
+    hosted = load_hosted(
+        program.source,
+        shapes={n: a.shape for n, a in dense.items()},
+        values=program.fixed,
+        forced={n.node: n.reason for n in plan.nodes},
+        custom=hosts.custom,
+    )
+    errors = _errors(hosted, program.artifact.meta.get("precision", "model"))
+    want = _oracle(program, hosted, inputs)
+    found: list[Comparison] = []
+    for name, operand in hosted.outputs:
+        found += _compared(name, got[name], want[name], errors.get(operand.name, NO_ERROR))
+    return tuple(found)
+
+
+def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    assert program.source is not None
+    try:
+        return dict(Oracle(program.source).run(inputs))
+    except ModelError:
+        model = whole_bytes(program.source)
+        values = worker(program.host_ops).run(model, dict(inputs), f"{program.name} as a whole")
+        return dict(zip((name for name, _ in hosted.outputs), values, strict=True))
+
+
+def _errors(hosted: HostedModel, precision: str) -> dict[str, ExpectedError]:
+    """Expected errors of everything that the parts give each other."""
+    errors: dict[str, ExpectedError] = {}
+    for part in partition(hosted):
+        if isinstance(part, PpuPart):
+            errors |= expected_errors(part.graph, precision, errors)
+            continue
+        for node in part.nodes:
+            error = host_error([errors.get(i.name, NO_ERROR) for i in node.inputs], _largest(node.inputs))
+            errors |= {o.name: error for o in node.outputs if o is not None}
+    return errors
+
+
+def _largest(operands: Sequence[HostOperand]) -> int:
+    return max((o.type.elements for o in operands if isinstance(o, Value)), default=1)
+
+
+def _compared(name: str, got: Any, want: Any, error: ExpectedError) -> list[Comparison]:
+    """One comparison for each tensor of an output; sequences have several."""
+    if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
+        pairs = enumerate(zip(got, want, strict=True))
+        return [c for i, (a, b) in pairs for c in _compared(f"{name}[{i}]", a, b, error)]
+    if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
+        return [_equal(name, got, want, "" if got is want is None else "is of another kind than the reference")]
+    try:
+        DType.of(got.dtype)
+    except KeyError:
+        same = got.shape == want.shape and got.dtype == want.dtype and bool(np.all(got == want))
+        return [_equal(name, got, want, "" if same else "elements differ")]
+    return [compare(name, got, want, stored_as(got, tolerance_of(error)))]
+
+
+def _equal(name: str, got: Any, want: Any, reason: str) -> Comparison:
+    kind = f"{got.dtype}{list(got.shape)}" if isinstance(got, np.ndarray) else type(got).__name__
+    wrong = 1 if reason else 0
+    return Comparison(
+        name, kind, not reason, reason, 0.0, 0.0, 0.0, 1.0 - wrong, 0.0 if wrong else 999.0, wrong, 0.0, ()
+    )

@@ -1,0 +1,42 @@
+"""How much of a model's arithmetic is the PPU's, and how much the host's.
+
+A contraction counts its multiply-accumulates, any other op the points it computes. What a host node does inside is not
+known: it counts the elements of its largest tensor, which is exact for elementwise ops and too little for others.
+
+Invariant: a function of graphs and nodes alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ppuc.compiler.frontend.hosting import HostNode
+from ppuc.ir.graph import Graph, Value
+from ppuc.ir.ops import OPS, Kind
+
+_FREE = (Kind.VIEW, Kind.CONSTANT, Kind.STRUCTURE)
+
+
+def ppu_work(graph: Graph) -> int:
+    """Points that the ops of `graph` compute."""
+    total = 0
+    for op in graph.ops:
+        record = OPS[op.name]
+        if record.kind in _FREE:
+            continue
+        if record.indexing is not None:
+            total += record.indexing(op.attrs, [v.type for v in op.operands]).points
+        else:
+            total += sum(math.prod(r.type.dims) for r in op.results)
+    return total
+
+
+def host_work(nodes: Sequence[HostNode]) -> int:
+    """Elements of the largest known tensor of each node."""
+    return sum(_largest(node) for node in nodes)
+
+
+def _largest(node: HostNode) -> int:
+    tensors = (*node.inputs, *node.outputs)
+    return max((t.type.elements for t in tensors if isinstance(t, Value)), default=1)

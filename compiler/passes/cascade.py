@@ -1,0 +1,182 @@
+"""Depth-first groups: kernels in a row become one where what lies between them need not leave l1.
+
+Each chain of groups, every one the only reader of the one before it, is cut into kernels by dynamic programming over
+what the cost model expects of each possible kernel; a cut costs what it takes to hand a tile on through l2.
+
+Invariant: a group is joined to its successor only when the kernel of both is expected to be faster than the two.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.reuse import Lowered
+from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.ir.analysis import users
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops.structure import GroupAttrs
+from ppuc.ir.rewrite import Builder, all_names
+from ppuc.targets.schema import Target
+
+JOINABLE = (("window", "matmul"),)
+"""Kinds of groups in a row that one cascade kernel can compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """Make one kernel of groups in a row where what lies between them can stay in l1 and that is faster.
+
+    %d = group(%x) {kind = "window"}; %y = group(%d, %w) {kind = "matmul"}
+        ->  %y = group(%x, %w) {kind = "cascade"}
+    """
+
+    name: ClassVar[str] = "cascade"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with cascades."""
+        return with_graph(module, Cascading(module.graph, target).build())
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Two groups in a row, by the ONNX nodes of each, and the cycles expected of them as one kernel (None: there is no
+    such kernel, for the reason `why_not`) and as two, the handover between them included."""
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    joined_clk: float | None
+    apart_clk: float
+    why_not: str = ""
+
+    @property
+    def taken(self) -> bool:
+        """Whether one kernel is expected to be faster."""
+        return self.joined_clk is not None and self.joined_clk < self.apart_clk
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The cheapest way to run a chain up to some group: its cycles, and where its last kernel starts."""
+
+    price: float
+    start: int
+
+
+class Cascading:
+    """One rewrite of a grouped graph."""
+
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph, self.target = graph, target
+        self.names = Builder(all_names(graph))
+        self.users = users(graph)
+        self.outputs = {v.name for v in graph.results}
+        self.lowered = Lowered(target)
+        self._why_not = ""
+
+    def decisions(self) -> list[Decision]:
+        """What the choice was between, for every two groups that could be one kernel by their kinds."""
+        found = []
+        for chain in self._chains():
+            for first, second in itertools.pairwise(chain):
+                joined, why_not = self._price([first, second]), self._why_not
+                apart = sum(self._price([op]) or 0.0 for op in (first, second)) + self._handover_clk()
+                found.append(Decision(first.loc, second.loc, joined, apart, "" if joined is not None else why_not))
+        return found
+
+    def build(self) -> Graph:
+        """The rewritten graph; the graph itself when nothing is joined."""
+        joined: dict[str, Op] = {}  # name of the last group's first result -> the cascade
+        gone: set[str] = set()
+        for chain in self._chains():
+            for members in self._kernels(chain):
+                if len(members) > 1:
+                    joined[members[-1].results[0].name] = self._joined(members)
+                    gone |= {op.results[0].name for op in members[:-1]}
+        if not joined:
+            return self.graph
+        ops = [joined.get(op.results[0].name, op) if op.results else op for op in self.graph.ops]
+        return self.graph.with_ops(op for op in ops if not op.results or op.results[0].name not in gone)
+
+    def _chains(self) -> list[list[Op]]:
+        """Groups in a row, each the only reader of the one before it, as long as they are."""
+        chains: dict[str, list[Op]] = {}  # result of the last group -> chain
+        for op in self.graph.ops:
+            if op.body is None:
+                continue
+            chain = next(
+                (chains.pop(v.name) for v in op.operands if v.name in chains and self._follows(chains, v, op)), []
+            )
+            chain.append(op)
+            chains[op.results[0].name] = chain
+        return [chain for chain in chains.values() if len(chain) > 1]
+
+    def _follows(self, chains: dict[str, list[Op]], value: Value, op: Op) -> bool:
+        """Whether `op` alone reads `value`, and the kinds of the two can make a cascade."""
+        before = chains[value.name][-1]
+        kinds = (before.attrs.kind, op.attrs.kind)  # type: ignore[attr-defined]
+        alone = len(self.users[value.name]) == 1 and sum(v.name == value.name for v in op.operands) == 1
+        return kinds in JOINABLE and alone and len(before.results) == 1 and value.name not in self.outputs
+
+    def _kernels(self, chain: Sequence[Op]) -> list[list[Op]]:
+        """The chain in the kernels that take the fewest cycles together."""
+        best = [Cut(0.0, 0)]
+        for end in range(1, len(chain) + 1):
+            cuts = []
+            for start in range(end):
+                price = self._price(chain[start:end])
+                if price is not None:
+                    cuts.append(Cut(best[start].price + price + self._handover_clk(), start))
+            best.append(min(cuts, key=lambda c: c.price))
+        kernels: list[list[Op]] = []
+        end = len(chain)
+        while end:
+            kernels.append(list(chain[best[end].start : end]))
+            end = best[end].start
+        return kernels[::-1]
+
+    def _price(self, members: Sequence[Op]) -> float | None:
+        """Cycles of one kernel of these groups; None when there is none. What has no price stays as it is."""
+        op = members[0] if len(members) == 1 else self._joined(members)
+        assert op.body is not None
+        try:
+            return self.lowered.price(op.attrs.kind, op.body)  # type: ignore[attr-defined]
+        except NotFusable as error:
+            self._why_not = str(error)
+            return 0.0 if len(members) == 1 else None
+
+    def _handover_clk(self) -> float:
+        """Cycles from a kernel's last store to its reader's first load, beyond what the prices of the two contain."""
+        return self.target.store.start_clk + cost.handover_latency_clk(self.target)
+
+    def _joined(self, members: Sequence[Op]) -> Op:
+        """One group that computes what `members` do."""
+        rename: dict[str, Value] = {}  # outer value -> inner
+        ops: list[Op] = []
+        operands: list[Value] = []
+        for op in members:
+            body = op.body
+            assert body is not None
+            inner: dict[str, Value] = {}
+            for param, operand in zip(body.params, op.operands, strict=True):
+                if operand.name not in rename:
+                    rename[operand.name] = replace(param, name=self.names.fresh(param.name))
+                    operands.append(operand)
+                inner[param.name] = rename[operand.name]
+            for o in body.ops:
+                for r in o.results:
+                    inner[r.name] = replace(r, name=self.names.fresh(r.name))
+                ins, outs = (tuple(inner[v.name] for v in vs) for vs in (o.operands, o.results))
+                ops.append(replace(o, operands=ins, results=outs))
+            for result, outer in zip(body.results, op.results, strict=True):
+                rename[outer.name] = inner[result.name]
+        last = members[-1]
+        params = tuple(rename[v.name] for v in operands)
+        body = Graph("body", params, tuple(rename[r.name] for r in last.results), tuple(ops))
+        loc = tuple(dict.fromkeys(name for op in members for name in op.loc))
+        return Op("group", GroupAttrs("cascade"), tuple(operands), last.results, loc, body)

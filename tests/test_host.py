@@ -1,0 +1,267 @@
+"""Models of which a part runs on the host: values, plans, files, errors, and the worker's limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, parser
+
+import ppuc
+from ppuc.compiler.cli import cli
+from ppuc.compiler.driver import compile_model
+from ppuc.compiler.host.client import HostError, HostLimits, HostWorker
+from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
+from ppuc.compiler.host.transfer import crossings
+from ppuc.compiler.oracle import Oracle
+from ppuc.compiler.runtime import CompiledProgram, load_program
+from ppuc.ir.errors import InputError, ModelError, UsageError
+from ppuc.targets.description import load_target
+
+TINY = "ppu-tiny"
+HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>'
+MIXED = """g (float[4, 6] x) => (float[] y, float[4, 6] z) {
+    a = Relu(x)
+    c = Cast<to = 11>(a)
+    d = Exp(c)
+    e = Cast<to = 1>(d)
+    z = Add(e, x)
+    i = NonZero(z)
+    f = Cast<to = 1>(i)
+    y = ReduceSum<keepdims = 0>(f)
+}"""
+CUSTOM = """g (float[4, 6] x) => (float[4, 6] y) {
+    a = Relu(x)
+    b = com.example.Swirl<angle = 2>(a)
+    y = Neg(b)
+}"""
+OPS = """
+import numpy as np
+import ppuc
+
+@ppuc.host_op("com.example::Swirl")
+def swirl(x, angle=0):
+    return np.roll(x, angle)
+"""
+
+
+def model(text: str) -> onnx.ModelProto:
+    return parser.parse_model(HEADER + text)
+
+
+def x46() -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((4, 6), np.float32)
+
+
+def compiled(source: onnx.ModelProto, **options: Any) -> CompiledProgram:
+    made = compile_model(source, target=TINY, **options)
+    return CompiledProgram(made.artifact, made.target, source, made.passes, tuple(options.get("host_ops", ())))
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def test_both_sides_take_turns_and_agree_with_onnx_runtime() -> None:
+    program = compiled(model(MIXED))
+    plan = program.plan
+    assert plan is not None
+    assert [type(s) for s in plan.steps] == [PpuStep, HostStep, PpuStep, HostStep]
+    assert [n.node for n in plan.nodes] == ["Cast_1", "Exp_2", "Cast_3", "NonZero_5", "Cast_6", "ReduceSum_7"]
+    assert "double precision" in plan.nodes[0].reason
+    x = x46()
+    want = Oracle(model(MIXED)).run({"x": x})
+    got = program.run({"x": x}).outputs
+    for name in ("y", "z"):
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-6)
+    assert ppuc.verify(program, {"x": x}).ok
+
+
+def test_a_saved_program_runs_as_the_one_in_memory(tmp_path: Path) -> None:
+    program = compiled(model(MIXED))
+    program.save(tmp_path / "m.ppu")
+    loaded = load_program(tmp_path / "m.ppu")
+    assert loaded.plan == program.plan
+    a, b = program.run({"x": x46()}), loaded.run({"x": x46()})
+    np.testing.assert_array_equal(a.outputs["z"], b.outputs["z"])
+    assert a.profile.cycles == b.profile.cycles == loaded.time().profile.cycles
+    compiled(model(MIXED)).save(tmp_path / "again.ppu")
+    assert (tmp_path / "again.ppu").read_bytes() == (tmp_path / "m.ppu").read_bytes()
+
+
+def test_host_bytes_of_a_file_are_checked(tmp_path: Path) -> None:
+    compiled(model(MIXED)).save(tmp_path / "m.ppu")
+    data = (tmp_path / "m.ppu").read_bytes()
+    at = data.index(b"NonZero", data.index(b"}") + 4096)
+    (tmp_path / "m.ppu").write_bytes(data[:at] + b"NonHero" + data[at + 7 :])
+    result = run("run", tmp_path / "m.ppu")
+    assert result.exit_code == 2
+    assert "is damaged" in result.stderr
+
+
+def test_transfers_cost_time_and_energy() -> None:
+    program = compiled(model(MIXED))
+    plan, target = program.plan, load_target(TINY)
+    assert plan is not None
+    found = [(c.tensor, c.to_ppu, c.bytes) for c in crossings(plan)]
+    assert found == [("a", False, 96), ("e", True, 96), ("z", False, 96)]
+    profile = program.time().profile
+    link = 3 * 96 / (target.host.gbs_per_dir * 1e9)
+    waits = 3 * (target.stage.start_ns + target.hbm.latency_ns) * 1e-9
+    assert profile.host_seconds == pytest.approx(link + waits)
+    assert profile.energy_joules["host"] == pytest.approx(3 * 96 * target.energy.link_pj_per_byte * 1e-12)
+
+
+def test_a_model_that_is_all_the_hosts() -> None:
+    text = "g (string[2] s, string[2] t) => (string[2] y) { y = StringConcat(s, t) }"
+    source = parser.parse_model('<ir_version: 9, opset_import: ["" : 20]>' + text)
+    program = compiled(source)
+    s, t = np.array(["a", "b"], object), np.array(["c", "d"], object)
+    assert program.run({"s": s, "t": t}).outputs["y"].tolist() == ["ac", "bd"]
+    assert program.run({"s": s, "t": t}).profile.cycles == 0
+    with pytest.raises(InputError, match="input 't' is missing"):
+        program.run({"s": s})
+
+
+def test_sequences_are_the_hosts_and_their_elements_come_back() -> None:
+    text = """g (float[2, 6] x) => (float[2, 3] y) {
+        s = SplitToSequence<axis = 1>(x, three)
+        a = SequenceAt(s, one)
+        y = Exp(a)
+    }"""
+    source = model(text)
+    weights = {"three": np.array([3, 3], np.int64), "one": np.array(1, np.int64)}
+    source.graph.initializer.extend(onnx.numpy_helper.from_array(w, n) for n, w in weights.items())
+    program = compiled(source)
+    x = np.arange(12, dtype=np.float32).reshape(2, 6) / 12
+    np.testing.assert_allclose(program.run({"x": x}).outputs["y"], np.exp(x[:, 3:]), rtol=1e-6)
+    assert ppuc.verify(program, {"x": x}).ok
+
+
+def test_a_branch_chosen_at_run_time_reads_outer_tensors() -> None:
+    text = """g (bool c, float[3] x) => (float[3] y) {
+        h = Neg(x)
+        y = If (c) <then_branch = t () => (float[3] a) { a = Exp(h) },
+                    else_branch = e () => (float[3] b) { b = Identity(h) }>
+    }"""
+    program = compiled(model(text))
+    x = np.array([1, 2, 3], np.float32)
+    np.testing.assert_allclose(program.run({"c": np.array(True), "x": x}).outputs["y"], np.exp(-x), rtol=1e-6)
+    np.testing.assert_array_equal(program.run({"c": np.array(False), "x": x}).outputs["y"], -x)
+
+
+def test_inputs_that_sizes_depend_on_are_fixed() -> None:
+    source = model("g (float[4, 6] x, int64[1] axes) => (float[a, b] y) { y = ReduceSum<keepdims = 1>(x, axes) }")
+    axes = np.array([1], np.int64)
+    program = compiled(source, values={"x": x46(), "axes": axes})
+    assert program.plan is None
+    assert list(program.fixed) == ["axes"]
+    np.testing.assert_allclose(program.run({"x": x46()}).outputs["y"], x46().sum(1, keepdims=True), rtol=1e-5)
+    with pytest.raises(InputError, match="input 'axes' was fixed"):
+        program.run({"x": x46(), "axes": np.array([0], np.int64)})
+    assert ppuc.verify(program, {"x": x46(), "axes": axes}).ok
+
+
+def test_custom_ops_are_python_functions(tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text(OPS)
+    onnx.save(model(CUSTOM), tmp_path / "m.onnx")
+    program = compiled(model(CUSTOM), host_ops=(tmp_path / "ops.py",))
+    x = x46()
+    want = -np.roll(np.maximum(x, 0), 2)
+    np.testing.assert_array_equal(program.run({"x": x}).outputs["y"], want)
+    for command in ("verify", "check"):
+        result = run(command, tmp_path / "m.onnx", "--host-ops", tmp_path / "ops.py", "-t", TINY)
+        assert result.exit_code == 0, result.output
+    assert "a Python function stands for it" in result.stdout
+
+
+def test_unknown_ops_are_all_named() -> None:
+    text = """g (float[4] x) => (float[4] y) {
+        a = com.example.Swirl(x) b = com.example.Twist(a) y = com.example.Shout(b, x) }"""
+    with pytest.raises(ModelError) as caught:
+        compiled(model(text))
+    assert [d.what for d in caught.value.diagnostics] == [
+        f"op com.example.{op} is not supported" for op in ("Swirl", "Twist", "Shout")
+    ]
+    assert [d.got for d in caught.value.diagnostics] == [f"1 node: '{n}'" for n in ("Swirl_0", "Twist_1", "Shout_2")]
+    assert all("--host-ops" in (d.hint or "") for d in caught.value.diagnostics)
+
+
+def test_without_the_host_such_models_are_refused(tmp_path: Path) -> None:
+    onnx.save(model(MIXED), tmp_path / "m.onnx")
+    result = run("compile", tmp_path / "m.onnx", "--no-host", "-o", tmp_path / "m.ppu")
+    assert result.exit_code == 2
+    assert "depends on the model's inputs" in result.stderr
+    assert not (tmp_path / "m.ppu").exists()
+
+
+def test_a_node_that_breaks_its_op_is_not_handed_over() -> None:
+    with pytest.raises(ModelError, match="do not broadcast"):
+        compiled(model("g (float[4] x, float[3] z) => (float[4] y) { y = Add(x, z) }"))
+
+
+def test_the_host_must_keep_to_the_types_it_was_compiled_for(tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text(OPS.replace("np.roll(x, angle)", "x[:2]"))
+    source = model(CUSTOM)
+    source.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [4, 6]))
+    program = compiled(source, host_ops=(tmp_path / "ops.py",))
+    with pytest.raises(
+        HostError, match=r"another type than the model says\n  got: f32\[2, 6\]\n  expected: f32\[4, 6\]"
+    ):
+        program.run({"x": x46()})
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("import time; time.sleep(60)", "took too long"),
+        ("import os; os._exit(7)", "process died\n  got: exit code 7"),
+        ("bytearray(1 << 40)", "MemoryError"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_what_goes_wrong_on_the_host_is_one_error(body: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text(OPS.replace("return np.roll(x, angle)", body))
+    worker = HostWorker((str(tmp_path / "ops.py"),), HostLimits(seconds=1.0))
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Swirl", ["x"], ["y"], domain="com.example")],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 6])],
+            [helper.make_empty_tensor_value_info("y")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)],
+        ir_version=8,
+    )
+    with pytest.raises(HostError, match=what):
+        worker.run(proto.SerializeToString(), {"x": x46()}, "here")
+    worker.stop()
+
+
+def test_files_of_ops_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text("this is no Python")
+    with pytest.raises(UsageError, match="a file of host ops fails"):
+        compiled(model(CUSTOM), host_ops=(tmp_path / "ops.py",))
+    with pytest.raises(UsageError, match="there is no such file"):
+        compiled(model(CUSTOM), host_ops=(tmp_path / "none.py",))
+
+
+def test_plans_read_back() -> None:
+    plan = compiled(model(MIXED)).plan
+    assert plan is not None
+    assert Plan.of_json(plan.to_json()) == plan
+
+
+def test_profile_and_check_tell_what_the_host_does(tmp_path: Path) -> None:
+    onnx.save(model(MIXED), tmp_path / "m.onnx")
+    shown = run("check", tmp_path / "m.onnx")
+    assert shown.exit_code == 0
+    assert "6 nodes run on the host" in shown.stdout
+    assert "convert it to float32 before exporting" in shown.stdout
+    result = run("profile", tmp_path / "m.onnx", "-t", TINY, "--timing-only")
+    assert result.exit_code == 0
+    assert "segments on the host" in result.stdout
