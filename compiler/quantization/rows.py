@@ -16,7 +16,7 @@ from ppuc.compiler.quantization.apply import rounded
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan
 
-MOST = 6144
+MOST = 4096
 """Rows sampled of a layer, over all samples."""
 
 

@@ -22,7 +22,7 @@ from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Accuracy, Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared
-from ppuc.compiler.quantization.repair import Repair, apply_repair, repaired
+from ppuc.compiler.quantization.repair import CANDIDATES, Repair, apply_repair, repaired
 from ppuc.compiler.quantization.timing import Times
 
 Score = Callable[[Plan], float]
@@ -74,7 +74,8 @@ class Found:
 @dataclass(slots=True)
 class Search:
     """One search. `fit` are the samples that repair sees, `check` judges. `known`: noise measured before, by layer;
-    `remember` is called with each new one. `score` is the task metric, with its value `full` for the model."""
+    `remember` is called with each new one. `methods` are the repairs that are tried. `score` is the task metric, with
+    its value `full` for the model."""
 
     prepared: Prepared
     fit: Sequence[Mapping[str, np.ndarray]]
@@ -88,6 +89,7 @@ class Search:
     known: Mapping[str, float] = field(default_factory=dict)
     remember: Callable[[str, float], None] = lambda name, noise: None
     each: Callable[[str], None] = lambda what: None
+    methods: Sequence[str] = tuple(CANDIDATES)
     _made: dict[int, Point] = field(default_factory=dict)
     _order: tuple[str, ...] = ()
     _method: str = "none"
@@ -157,7 +159,11 @@ class Search:
             plan = apply_repair(self.prepared, plan, self.fit, self._method)
             accuracy = self.check.compare(self.prepared.quantized(plan).graph)
             return Repair(plan, self._method, accuracy, {})
-        made = repaired(self.prepared, plan, self.fit, self.check, each=lambda name: self.each(f"repair: {name}"))
+
+        def trying(method: str) -> None:
+            self.each(f"repair: {method}")
+
+        made = repaired(self.prepared, plan, self.fit, self.check, self.methods, trying)
         self._method = made.method
         return made
 

@@ -27,7 +27,7 @@ from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
 from ppuc.compiler.quantization.quantize import FORMAT_OF
 from ppuc.compiler.quantization.reconstruct import differences
-from ppuc.compiler.quantization.repair import repaired
+from ppuc.compiler.quantization.repair import CANDIDATES, repaired
 from ppuc.compiler.quantization.search import Found, Goal, Point, Search, isolated_noise, quantized_share
 from ppuc.compiler.quantization.timing import Times, timed
 from ppuc.ir.errors import UsageError
@@ -75,8 +75,9 @@ def study(
         found = _searched(prepared, fit, check, judge, start, wide, request, memory, each)
         plan, repair, noise = found.best.plan, found.repair, found.noise
     else:
-        methods = ("none", "phase", "compensate", "refit 5", "refit 1") if request.repair else ("none",)
-        made = repaired(prepared, start, list(prepared.feeds(fit)), judge, methods, lambda m: each(f"repair: {m}"))
+        made = repaired(
+            prepared, start, list(prepared.feeds(fit)), judge, _methods(request), lambda m: each(f"repair: {m}")
+        )
         plan, repair = made.plan, made.method
         noise = isolated_noise(prepared, start, judge, memory.known, memory.add, each)
     each("time: quantized")
@@ -124,6 +125,10 @@ def dealt(
     return samples[::2], check, samples[3::4]
 
 
+def _methods(request: Request) -> tuple[str, ...]:
+    return tuple(CANDIDATES) if request.repair else ("none",)
+
+
 def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: Reference, request: Request) -> Plan:
     """Mixed: each layer's better format, or one for all where that does better in all."""
     how = request.calibration
@@ -161,6 +166,7 @@ def _searched(
         known=memory.known,
         remember=memory.add,
         each=each,
+        methods=_methods(request),
     )
     metric = request.metric
     if metric is not None:
