@@ -131,6 +131,7 @@ def compile_model(
     that sizes depend on are. What the PPU cannot run goes to the host, with `host`; `host_ops` are Python files with
     functions for ops that nobody else knows. Raises ModelError, UsageError, TargetError or CapacityError for what the
     caller can mend, DivergenceError when a pass changed the model's values."""
+    from ppuc.compiler.frontend.walk import ExpansionError
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
@@ -141,7 +142,7 @@ def compile_model(
         module = run.imported(source, precision, dims, shapes, values, aliases)
         return _compiled(run, module, precision, check_passes, inputs)
     except ModelError as error:
-        if not host or keep_layers or aliases or precision in QUANTIZED:
+        if not host or keep_layers or aliases or precision in QUANTIZED or isinstance(error, ExpansionError):
             raise
         request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
         return _hosted(request, error, host_ops, dump, progress, check_passes)
@@ -185,6 +186,7 @@ def _hosted(
 def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Examination:
     """What compiling would meet, found by importing and running the passes before placing: everything short of whether
     tiles fit. Raises UsageError when sizes do not suit the model."""
+    from ppuc.compiler.frontend.walk import ExpansionError
     from ppuc.compiler.host.client import worker
     from ppuc.compiler.host.compile import divided
     from ppuc.compiler.host.partition import HostPart
@@ -201,7 +203,7 @@ def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Exam
             first = Run(request.target, PIPELINE[:at])
             return Examination((passed(first.imported(*request.imports)),))
         except ModelError as error:
-            if request.precision in QUANTIZED:
+            if request.precision in QUANTIZED or isinstance(error, ExpansionError):
                 raise
             _, parts, graphs = divided(request, error, worker(host_ops), passed)
             return Examination(tuple(graphs), tuple(n for p in parts if isinstance(p, HostPart) for n in p.nodes))
