@@ -119,6 +119,7 @@ def compile_model(
     keep_layers: bool = False,
     quantization: Quantization | None = None,
     aliases: Mapping[str, str] | None = None,
+    tune: int = 1,
     progress: Progress | None = None,
     values: Mapping[str, np.ndarray] | None = None,
     host: bool = True,
@@ -126,17 +127,21 @@ def compile_model(
 ) -> CompiledModel:
     """Compile an ONNX model. `quantization` says how layers are quantized at precisions fp8, int8 and mixed (None:
     all of them, activation scales computed at run time). `aliases` names, by input, the output that shares its memory.
-    `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random ones when None).
-    `keep_layers` makes the result of every kernel an output. `values` are those of inputs that may be fixed: the ones
-    that sizes depend on are. What the PPU cannot run goes to the host, with `host`; `host_ops` are Python files with
-    functions for ops that nobody else knows. Raises ModelError, UsageError, TargetError or CapacityError for what the
-    caller can mend, DivergenceError when a pass changed the model's values."""
+    `tune` is how many tilings of each matmul and convolution are measured on the simulator. `check_passes` re-executes
+    the module after every pass on `inputs` (by ONNX name; random ones when None). `keep_layers` makes the result of
+    every kernel an output. `values` are those of inputs that may be fixed: the ones that sizes depend on are. What the
+    PPU cannot run goes to the host, with `host`; `host_ops` are Python files with functions for ops that nobody else
+    knows. Raises ModelError, UsageError, TargetError or CapacityError for what the caller can mend, DivergenceError
+    when a pass changed the model's values."""
     from ppuc.compiler.frontend.walk import ExpansionError
+    from ppuc.compiler.passes.tile import Tile
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
     check_precision(precision)
     passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
+    if tune > 1:
+        passes = tuple(replace(step, tries=tune) if isinstance(step, Tile) else step for step in passes)
     run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
     try:
         module = run.imported(source, precision, dims, shapes, values, aliases)
@@ -145,7 +150,7 @@ def compile_model(
         if not host or keep_layers or aliases or precision in QUANTIZED or isinstance(error, ExpansionError):
             raise
         request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
-        return _hosted(request, error, host_ops, dump, progress, check_passes)
+        return _hosted(request, error, passes, host_ops, dump, progress, check_passes)
 
 
 def _compiled(
@@ -161,6 +166,7 @@ def _compiled(
 def _hosted(
     request: HostedRequest,
     error: ModelError,
+    passes: Sequence[Pass],
     host_ops: Sequence[str | Path],
     dump: Path | None,
     progress: Progress | None,
@@ -169,18 +175,17 @@ def _hosted(
     """The model with the help of the host; `error` is why it cannot do without."""
     from ppuc.compiler.host.client import worker
     from ppuc.compiler.host.compile import compile_hosted
-    from ppuc.compiler.pipeline import PIPELINE
 
     def compile_part(module: Module, number: int) -> CompiledModel:
         folder = dump if dump is None or number == 0 else dump / f"segment{number}"
-        run = Run(request.target, PIPELINE, DumpFolder(folder) if folder is not None else None, progress)
+        run = Run(request.target, passes, DumpFolder(folder) if folder is not None else None, progress)
         return _compiled(run, run.started(module), request.precision, check_passes, None)
 
     artifact, made = compile_hosted(request, error, worker(host_ops), compile_part)
-    passes = tuple(
+    records = tuple(
         replace(p, name=f"segment {n}: {p.name}" if n else p.name) for n, m in enumerate(made) for p in m.passes
     )
-    return CompiledModel(made[0].module if made else None, artifact, request.target, passes)
+    return CompiledModel(made[0].module if made else None, artifact, request.target, records)
 
 
 def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Examination:

@@ -29,6 +29,7 @@ def compile(
     calibrate: str | Path | Iterable[Mapping[str, np.ndarray]] | None = None,
     policy: str | Path | None = None,
     alias: Mapping[str, str] | None = None,
+    tune: int = 1,
     pad: Sequence[str] = (),
     values: Mapping[str, np.ndarray] | None = None,
     host: bool = True,
@@ -39,7 +40,8 @@ def compile(
     default one); `precision` one of model, fp32, bf16, fp16, fp8, int8, mixed; `dims` binds symbolic dimensions; `dump`
     is a folder for the program after every pass. Precisions fp8 and int8 take scales from samples: `calibrate` is an
     .npz, a folder, or an iterable of dicts of arrays; `policy` is a file that decides every layer. `alias` names, by
-    input, the output that is this input with something appended and shares its memory (a cache of keys or values).
+    input, the output that is this input with something appended and shares its memory (a cache of keys or values);
+    `tune` is how many tilings of each matmul and convolution are measured.
 
     Several sizes of a dimension (`dims={"batch": (1, 8)}`) give a program for each combination; a run takes the one for
     its inputs, padding those of dimensions in `pad` to the next size. `values` are those of inputs that may be fixed,
@@ -63,6 +65,7 @@ def compile(
             dims=sizes,
             quantization=how,
             aliases=alias,
+            tune=tune,
             values=values,
             host=host,
             host_ops=host_ops,

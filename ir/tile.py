@@ -388,6 +388,8 @@ def run_step(step: Step, args: Sequence[np.ndarray], scalars: Sequence[int]) -> 
         return args[0][tuple(slice(o, o + (n - 1) * s + 1, s) for o, s, n in zip(offsets, strides, sizes, strict=True))]
     if op == "mac":
         return np.asarray(args[0] * args[1] + args[2])
+    if op == "clip":
+        return np.asarray(np.minimum(np.maximum(args[0], args[1]), args[2]))
     if op == "scalar":
         return np.asarray(scalars[step.ints[0]], np.int64)
     if op == "iota":

@@ -17,7 +17,7 @@ from ppuc.ir.types import DType
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
 """Steps that combine along `axes` (kept with size 1). argmax and argmin take one axis and return i64 positions."""
 
-STRUCTURAL = ("const", "scalar", "iota", "window", "transpose", "cumsum", "cast", "reshape", "mac")
+STRUCTURAL = ("const", "scalar", "iota", "window", "transpose", "cumsum", "cast", "reshape", "mac", "clip")
 """Steps that are neither elementwise op records nor reductions."""
 
 
@@ -44,6 +44,7 @@ class Step:
     window: `ints = (rank, *offsets, *strides, *sizes)`   strided sub-box of a tile
     transpose: `ints = permutation`
     mac: `x * y + z`, the product rounded before it is added: one operation of a lane
+    clip: `min(max(x, low), high)`, NaN if x is: one operation of a lane (the median of three)
     reshape: `ints = shape`
     """
 

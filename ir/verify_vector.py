@@ -6,7 +6,7 @@ from ppuc.ir.findings import Findings
 from ppuc.ir.ops import OPS, Kind
 from ppuc.ir.vector import REDUCTIONS, STRUCTURAL, Step, VectorProgram
 
-_STRUCTURAL_ARGS = {"const": 0, "scalar": 0, "mac": 3}
+_STRUCTURAL_ARGS = {"const": 0, "scalar": 0, "mac": 3, "clip": 3}
 
 
 def check_vector(vector: VectorProgram, findings: Findings) -> None:

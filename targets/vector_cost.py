@@ -56,7 +56,7 @@ SPECIAL: dict[str, tuple[int, int]] = {
 """(lane, special function) operations per element; an elementwise step that is not listed takes (1, 0)."""
 
 _FREE = ("const", "scalar", "iota")
-_STRUCTURAL: dict[str, int] = {"window": 1, "transpose": 1, "reshape": 1, "cast": 1, "cumsum": 2, "mac": 1}
+_STRUCTURAL: dict[str, int] = {"window": 1, "transpose": 1, "reshape": 1, "cast": 1, "cumsum": 2, "mac": 1, "clip": 1}
 _TESTS = ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "not", "and", "or", "xor")
 
 Extent = tuple[int, int]
@@ -143,11 +143,13 @@ def vec_cost(
         space = in_spaces[i] if in_spaces else Space.L1
         traffic.append(Traffic(_count(shapes[param.name]), param.dtype.bytes, space, False))
     terms: list[Term] = []
+    stored = {param.name: param.dtype.bytes for param in program.params}
     for step in program.steps:
         args = [shapes[a] for a in step.args]
         shapes[step.result], dtypes[step.result] = _result(step, args), _dtype(step, [dtypes[a] for a in step.args])
         if step.op == "window":
-            traffic.append(Traffic(_count(shapes[step.result]), dtypes[step.result].bytes, Space.L1, False))
+            size = stored.get(step.args[0], dtypes[step.result].bytes)
+            traffic.append(Traffic(_count(shapes[step.result]), size, Space.L1, False))
         if step.op not in _FREE:
             terms.append(_term(step, args, shapes[step.result], [dtypes[a] for a in step.args]))
     for i, ((_, dtype), shape) in enumerate(zip(program.results, out_shapes, strict=True)):

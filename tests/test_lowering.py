@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.conv import ConvLowering
 from ppuc.compiler.lowering.kinds import check_group
 from ppuc.ir.graph import Value
 from ppuc.ir.interpret import run_graph
@@ -278,6 +279,18 @@ def test_convolution(width: int, channels: tuple[int, int], dtype: DType, target
     b = Body()
     y = conv(b, (1, 9, width, channels[0]), (3, 3, *channels), dtype, low=1, high=1)
     check(b.graph(y), target, terms=9 * channels[0])
+
+
+@pytest.mark.parametrize("feed", ["taps", "rolled", "packed"])
+@pytest.mark.parametrize("fields", [{"stride": 2, "low": 1, "high": 2}, {"dilation": 2, "low": 2, "high": 1}], ids=str)
+def test_each_way_to_feed_the_engine(
+    feed: str, fields: dict[str, int], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = ConvLowering._best
+    monkeypatch.setattr(ConvLowering, "_best", lambda self, tiles, f: best(self, tiles, f) if f == feed else None)
+    b = Body()
+    y = conv(b, (2, 13, 12, 3), (3, 4, 3, 21), **fields)
+    check(b.graph(b.op("relu", y)), target, terms=36)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

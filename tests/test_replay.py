@@ -95,3 +95,14 @@ def test_a_program_without_repetition_has_no_replay() -> None:
     (segment,) = artifact.program.segments
     flat = flatten(artifact.program, segment, {v.name: v for v in artifact.vectors}, target)
     assert Replay.of(flat, new_state(flat.code, flat.machine, 0)) is None
+
+
+def test_a_program_without_vector_steps() -> None:
+    """Products alone only move their sums out of the accumulator: there are no steps to compare."""
+    weights = [numpy_helper.from_array(np.zeros((64, 64), np.float32), f"w{i}") for i in range(24)]
+    nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(24)]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [48, 64]) for n in ("x0", "x24")]
+    graph = helper.make_graph(nodes, "products", values[:1], values[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    artifact = compile_model(model, target="ppu-tiny").artifact
+    check_same(artifact.program, artifact.vectors, "ppu-tiny")

@@ -115,6 +115,19 @@ def alias_option(function: F) -> F:
     )(function)
 
 
+def tune_option(function: F) -> F:
+    """--tune."""
+    return click.option(
+        "--tune",
+        metavar="N",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Measure the N best tilings of every matmul and convolution on the simulator and take the fastest; 1: the "
+        "cost model decides. What was found is kept, so only the first compilation of a shape takes long.",
+    )(function)
+
+
 def quantization_options(function: F) -> F:
     """--calibrate, --preprocess, --policy, --method."""
     function = click.option(
@@ -366,14 +379,16 @@ def obtain_program(
     alias: Sequence[str] = (),
     host_ops: Sequence[Path] = (),
     no_host: bool = False,
+    tune: int = 1,
 ) -> CompiledProgram:
     """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
     `quantize` says how layers are quantized."""
     if is_artifact(model):
-        if alias:
+        given = next((name for name, is_given in (("--alias", bool(alias)), ("--tune", tune > 1)) if is_given), None)
+        if given is not None:
             from ppuc.ir.errors import UsageError
 
-            raise UsageError.of("--alias", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
+            raise UsageError.of(given, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
         machine = chosen_target(target, overrides) if target or overrides else None
         loaded = replace(_loaded(model, machine, precision, dims), host_ops=tuple(host_ops))
         return _chosen(loaded, dim_sizes(dims), arrays or {})
@@ -392,6 +407,7 @@ def obtain_program(
             values=arrays,
             quantization=quantize(progress) if quantize is not None else None,
             aliases=pairs(alias, "--alias"),
+            tune=tune,
             progress=progress,
             host=not no_host,
             host_ops=host_ops,

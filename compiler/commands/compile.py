@@ -22,6 +22,7 @@ from ppuc.compiler.commands.common import (
     quantization,
     quantization_options,
     read_inputs,
+    tune_option,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @compile_options
 @quantization_options
 @alias_option
+@tune_option
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -80,6 +82,7 @@ def compile_command(
     method: str,
     policy: Path | None,
     alias: tuple[str, ...],
+    tune: int,
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
@@ -118,6 +121,7 @@ def compile_command(
                     inputs=arrays or None,
                     values=arrays,
                     aliases=pairs(alias, "--alias"),
+                    tune=tune,
                     quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
                     progress=progress,
                     host=not no_host,

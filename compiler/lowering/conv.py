@@ -1,10 +1,12 @@
 """Convolutions (channels last) on the tensor engine, with an epilogue.
 
-Two ways to feed the engine:
+Three ways to feed the engine:
   taps    an input tile with its halo is loaded once per channel chunk; each filter tap multiplies a shifted, strided
           view of it with that tap's weights. No element is loaded twice for the sake of overlapping windows.
   packed  `load.window` unrolls windows so that filter window and channels form one long k axis: for first layers, whose
           few channels would leave most of a fragment's k empty.
+  rolled  the same product, its windows read from the input tile with its halo: overlapping windows are one strided view
+          of it, so that the load moves rows of the image instead of rows of windows.
 
 Axes of the domain are never merged: [n, *spatial, group, channels of the group]. Invariant: the input tile always
 keeps all spatial axes and the channel axis, whatever their size; the accumulator keeps those larger than one, as every
@@ -39,6 +41,9 @@ from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
+FEW = 16
+"""Input channels below which a fragment's k is filled with the filter window as well."""
+
 POINTS = ((16, 32, 64, 128, 256), (8, 4, 2, 1))
 """Result points of a tile that are tried: those that fill a fragment's rows, then, where the halo around so many does
 not fit, fewer."""
@@ -46,11 +51,11 @@ not fit, fewer."""
 
 @dataclass(frozen=True, slots=True)
 class ConvChoice:
-    """Tiles of the domain's axes and how the filter is walked: channels per chunk, filter rows per window load
-    (packed) or whether one load brings the weights of all taps."""
+    """Tiles of the domain's axes and how the filter is walked: the way to feed the engine, channels per chunk, filter
+    rows per window load (packed) or whether one load brings the weights of all taps."""
 
     tiles: tuple[int, ...]
-    packed: bool
+    feed: str
     channels: int
     rows: int
     all_taps: bool
@@ -128,19 +133,12 @@ class ConvLowering(ContractionLowering):
         ]
 
     def _choose(self, rank: int) -> ConvChoice:
-        packed_options = [False]
-        if (
-            2 * self.spatial + 1 <= MAX_TILE_RANK
-            and math.prod(self.filter) > 1
-            and self.channels < 16
-            and not self.grouped
-        ):
-            packed_options.append(True)
+        feeds = ["taps"]
+        if math.prod(self.filter) > 1 and self.channels < FEW and not self.grouped:
+            feeds += ["rolled", "packed"] if 2 * self.spatial + 1 <= MAX_TILE_RANK else ["rolled"]
         found: list[ConvChoice] = []
         for points in POINTS:
-            choices = (
-                self._best(tiles, packed) for tiles in self._tile_candidates(points) for packed in packed_options
-            )
+            choices = (self._best(tiles, feed) for tiles in self._tile_candidates(points) for feed in feeds)
             found += [choice for choice in choices if choice is not None]
             if found:
                 break
@@ -171,7 +169,7 @@ class ConvLowering(ContractionLowering):
                 found.add(tuple(tiles))
         return [list(t) for t in sorted(found)]
 
-    def _best(self, tiles: list[int], packed: bool) -> ConvChoice | None:
+    def _best(self, tiles: list[int], feed: str) -> ConvChoice | None:
         tm = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
         tn = self._extent(tiles, len(self.at) - 1)
         units, iterations = self.dealt(tiles)
@@ -181,7 +179,7 @@ class ConvLowering(ContractionLowering):
         latency = cost.latency_clk(self.target, self.x_space, self.w_space)
         overhead = cost.overhead_clk(self.target)
         best: ConvChoice | None = None
-        for x_bytes, x_rows, w_elements, (channels, rows, all_taps, steps, mmas, k) in self._steps(tiles, packed, tn):
+        for x_bytes, x_rows, w_elements, (channels, rows, all_taps, steps, mmas, k) in self._steps(tiles, feed, tn):
             rings = self.rings(tiles, _align(x_bytes) + _align(w_elements * self.dtype.bytes))
             if rings is None:
                 continue
@@ -201,18 +199,18 @@ class ConvLowering(ContractionLowering):
                 tile += vec
             price = iterations * tile + latency + load + vec + store + self.alone_clk(rings, load)
             if best is None or price < best.price:
-                best = ConvChoice(tuple(tiles), packed, channels, rows, all_taps, rings, units, price)
+                best = ConvChoice(tuple(tiles), feed, channels, rows, all_taps, rings, units, price)
         return best
 
     def _steps(
-        self, tiles: list[int], packed: bool, tn: int
+        self, tiles: list[int], feed: str, tn: int
     ) -> list[tuple[int, float, int, tuple[int, int, bool, int, int, int]]]:
         """Ways to cut the reduction: (input tile bytes, its rows, weight tile elements, (channels, filter rows, all
         taps, steps, mmas a step, k of one mma))."""
         size = self.dtype.bytes
         taps, c = math.prod(self.filter), self.channels
         found: list[tuple[int, float, int, tuple[int, int, bool, int, int, int]]] = []
-        if packed:
+        if feed == "packed":
             points = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
             inner = math.prod(self.filter[1:]) * c
             for rows in sizes(self.filter[0], 1, self.filter[0]):
@@ -222,6 +220,9 @@ class ConvLowering(ContractionLowering):
                 found.append((points * k * size, runs, k * tn, (c, rows, True, steps, 1, k)))
             return found
         halo = math.prod(self._halo(tiles))
+        if feed == "rolled":
+            runs = halo // self._halo(tiles)[-1]
+            return [(halo * c * size, runs, taps * c * tn, (c, 0, True, 1, 1, taps * c))]
         for channels in sizes(c, 16, 512):
             runs = halo if channels < c else max(1, halo // self._halo(tiles)[-1])
             steps = -(-c // channels)
@@ -236,7 +237,9 @@ class ConvLowering(ContractionLowering):
         """Build the kernel."""
         choice = self.choice
         loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
-        if choice.packed:
+        if choice.feed == "rolled":
+            inner = []
+        elif choice.feed == "packed":
             inner = [Tiling("k0", self.filter[0], choice.rows)]
         else:
             inner = [Tiling("ci", self.channels, choice.channels)]
@@ -246,7 +249,8 @@ class ConvLowering(ContractionLowering):
             "c", self.acc_dtype, [self.tiles[i] for i in self.tile_axes()], Space.ACC, choice.rings.acc
         )
         named = {loop.name: loop for loop in nest.loops}
-        mma = self._packed(nest, named, acc) if choice.packed else self._taps(nest, named, acc)
+        feed = {"taps": self._taps, "rolled": self._rolled, "packed": self._packed}[choice.feed]
+        mma = feed(nest, named, acc)
         nest.add(len(nest.loops), mma)
         self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
         self.kernel.nests.append(nest)
@@ -308,6 +312,23 @@ class ConvLowering(ContractionLowering):
         param = self.kernel.param(self.w_tensor, self.w_dtype, self.w)
         nest.add(outer if choice.all_taps else len(nest.loops), Load(wt, param, tuple(index)))
         return wt
+
+    def _rolled(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
+        a, n, depth = self.attrs, self.spatial, self.choice.rings.operands
+        xt = self.kernel.buffer("xt", self.dtype, [*self._halo(self.tiles), self.channels], depth=depth)
+        index = [self._offset(named, 0)]
+        index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(d) for d in range(n)]
+        param = self.kernel.param(self.x_tensor, self.dtype, self.x)
+        nest.add(len(nest.loops), Load(xt, param, (*index, axis(n))))
+        tn = self._extent(self.tiles, len(self.at) - 1)
+        wt = self.kernel.buffer("wt", self.w_dtype, [*self.filter, self.channels, tn], depth=depth)
+        w_index = (*(axis(d) for d in range(n + 1)), self._offset(named, len(self.at) - 1) + axis(n + 1))
+        nest.add(len(nest.loops), Load(wt, self.kernel.param(self.w_tensor, self.w_dtype, self.w), w_index))
+        window = [axis(d, a.strides[d]) + axis(n + d, a.dilations[d]) for d in range(n)]
+        points = [self._extent(self.tiles, 1 + d) for d in range(n)]
+        x_ref = TileRef(xt, (*window, axis(2 * n)), (*points, *self.filter, self.channels))
+        k = [Tiling("", s, s) for s in (*self.filter, self.channels)]
+        return Mma(acc, x_ref, TileRef(wt), (), k_axes=n + 1, valid=self._valid(named, k))
 
     def _packed(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
         choice, a, n = self.choice, self.attrs, self.spatial

@@ -134,9 +134,15 @@ class KernelBuilder:
         return kernel, tuple(self.vectors)
 
 
-@functools.lru_cache(maxsize=65536)
 def deal(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
-    """Units per loop (outermost first) that minimise the iterations of the busiest unit; ties prefer outer loops."""
+    """Units per loop (outermost first) that minimise the iterations of the busiest unit; ties prefer inner loops: all
+    units are then at the same image or rows at a time, and what reads those next need not wait for the rest."""
+    return _dealt(trips[::-1], units)[::-1]
+
+
+@functools.lru_cache(maxsize=65536)
+def _dealt(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
+    """Units per loop that minimise the iterations of the busiest unit; ties prefer the first loops."""
     best, best_cost = (1,) * len(trips), math.prod(trips)
 
     def search(i: int, left: int, chosen: list[int], cost: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering.body import Chain, op_axes
+from ppuc.compiler.lowering.vector_steps import combined
 from ppuc.ir.graph import Op
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import DType
@@ -54,7 +55,8 @@ class ProgramBuilder:
 
     def finish(self, name: str, results: Sequence[tuple[str, DType]]) -> VectorProgram:
         """The program with the given results."""
-        return VectorProgram(name, tuple(self.params), tuple(results), tuple(self.steps))
+        steps = combined(self.steps, [result for result, _ in results])
+        return VectorProgram(name, tuple(self.params), tuple(results), steps)
 
 
 def emit_op(builder: ProgramBuilder, op: Op, args: Sequence[str], axes: Sequence[int]) -> str:

@@ -130,7 +130,8 @@ def _ints(table: np.ndarray) -> np.ndarray:
     """A copy as int64 [rows, columns]; floats by their bits."""
     if table.dtype == np.int64:
         return table.copy()
-    return np.ascontiguousarray(table).view(np.int64).reshape(*table.shape, -1).copy()
+    columns = table.dtype.itemsize // np.dtype(np.int64).itemsize  # given: a table without rows does not tell
+    return np.ascontiguousarray(table).view(np.int64).reshape(*table.shape, columns).copy()
 
 
 __all__ = ["LEAST", "Repeats", "find_repeats"]
