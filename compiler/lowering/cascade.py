@@ -59,6 +59,8 @@ class CascadeLowering(UnmergedLowering):
         skip = frozenset(op.results[0].name for op in first.ops if op.name != "const") | {product.results[0].name}
         chain = analyse(body, product.results[0], domain, skip | operand_ops(rest, product))
         spatial = len(domain) - 2
+        if not 0 < spatial <= len(SPATIAL):
+            raise NotFusable(f"the product of {list(domain)} is not made of the window's points")
         names = ("n", *SPATIAL[-spatial:], "o")
         super().__init__(name, body, tensors, loc, target, chain, names, outer=1)
         if chain.reduce_axes:

@@ -140,8 +140,9 @@ def _extents(c: Code, st: State, s: int, first: int, n: int, depth: int) -> None
 
 @helper
 def l1_clk(m: Machine, size: float, rate: float, queued: float) -> float:
-    """Cycles until l1 has moved `size` bytes, after what it has been asked for before or beside it at `rate`."""
-    return float(min(queued + size / m.numbers[0].l1_rate, size / rate))
+    """Cycles until l1 has moved `size` bytes, after what it has been asked for before, or beside it at `rate`."""
+    in_order = queued + size / m.numbers[0].l1_rate
+    return float(min(in_order, size / rate) if rate > 0.0 else in_order)
 
 
 @helper
