@@ -247,7 +247,10 @@ def _paired_groups(flat: FlatSegment, before: Stop, here: Stop, kernels: int, ti
     for q in range(4):
         low, high = marks[q, first], marks[q, end]
         move = marks[q, first + kernels] - low
-        pairs.append((c.sync["group"][low:high], c.sync["group"][low + move : high + move]))
+        one, two = c.sync["group"][low:high], c.sync["group"][low + move : high + move]
+        if len(one) != len(two):  # the last kernels have fewer waits than those they would repeat
+            return None
+        pairs.append((one, two))
     for (low, high), old in zip(here.copies.tolist(), before.copies[:, 0].tolist(), strict=True):
         move = low - old
         x, y = c.ins[old : high + (times - 1) * move], c.ins[low : high + times * move]
