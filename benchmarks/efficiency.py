@@ -15,7 +15,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,12 @@ WORST = 5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One network; `goals` are the largest ratios on each of TARGETS."""
+    """One network; `goals` are the largest ratios on each of TARGETS. `aliases` names outputs that grow in the memory
+    of an input, by input."""
 
     build: Callable[[Path], Path]
     goals: tuple[float, float]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 Passes = tuple[Pass, ...]
@@ -75,6 +77,9 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "epilogues": altered("fuse", epilogues=False),
     "merge": without("merge"),
     "split": without("split"),
+    "bands": without("bands"),
+    "panels": without("panels"),
+    "join": without("join"),
     "cascade": without("cascade"),
     "staging": altered("place", stage=False),
     "4 measured tilings": altered("tile", tries=4),
@@ -88,7 +93,9 @@ CASES: dict[str, Case] = {
     "resnet50-b32": Case(lambda folder: networks.resnet50(folder, 32), (1.35, 1.25)),
     "vit-b-b8": Case(lambda folder: networks.vit_b(folder, 8), (1.35, 1.35)),
     "bert-b8x128": Case(lambda folder: networks.bert_base(folder, 8, 128), (1.4, 1.4)),
-    "decoder-decode-4k": Case(lambda folder: networks.decoder(folder, 1, 4096), (1.15, 1.15)),
+    "decoder-decode-4k": Case(
+        lambda folder: networks.decoder(folder, 1, 4096), (1.15, 1.15), networks.decoder_caches()
+    ),
     "decoder-prefill-2k": Case(lambda folder: networks.decoder(folder, 2048, 0), (1.3, 1.3)),
     "mobilenetv2-b32": Case(lambda folder: networks.mobilenet_v2(folder, 32), (3.0, 3.0)),
 }
@@ -163,7 +170,7 @@ def main() -> None:
 def measured(name: str, path: Path, target: Target, precision: str, ablation: bool) -> Measurement:
     """Compile and time one network."""
     begin = time.process_time()
-    module = compiled(path, target, precision, PIPELINE)
+    module = compiled(path, target, precision, PIPELINE, CASES[name].aliases)
     compiled_at = time.process_time()
     profile = timed(module, target)
     seconds = time.process_time() - compiled_at
@@ -182,14 +189,14 @@ def measured(name: str, path: Path, target: Target, precision: str, ablation: bo
         kernels=len(profile.kernels),
         owners=row["waterfall"]["owners"],
         traffic=sorted(traffic(module, profile, target), key=lambda t: -t.ratio),
-        ablation=ablated(path, target, precision, profile.cycles) if ablation else {},
+        ablation=ablated(path, target, precision, profile.cycles, CASES[name].aliases) if ablation else {},
     )
 
 
-def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass]) -> Module:
+def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass], aliases: Mapping[str, str]) -> Module:
     """The module after `passes`."""
     run = Run(target, passes)
-    return run.run(run.imported(path, precision, None, None))
+    return run.run(run.imported(path, precision, None, None, aliases=aliases))
 
 
 def timed(module: Module, target: Target) -> Profile:
@@ -202,7 +209,7 @@ def contractions(graph: Graph) -> Iterator[tuple[Op, Op]]:
     """Every (group, contraction in it)."""
     for group in graph.ops:
         for op in group.body.ops if group.body is not None else ():
-            if op.name in ("matmul", "conv", "attention"):
+            if op.name in ("matmul", "conv", "attention", "attention_parts"):
                 yield group, op
 
 
@@ -222,7 +229,7 @@ def multiplications(graph: Graph) -> Iterator[int]:
 
 def macs(op: Op) -> int:
     """Multiply-accumulates of a contraction as written: of attention, both products whole."""
-    if op.name == "attention":
+    if op.name.startswith("attention"):
         (batch, heads, m, d), k, v = (x.type.dims for x in op.operands[:3])
         return batch * heads * m * k[2] * (d + v[3])
     indexing = OPS[op.name].indexing
@@ -235,7 +242,7 @@ def traffic(module: Module, profile: Profile, target: Target) -> Iterator[Traffi
     stats = {k.name: k for k in profile.kernels}
     for group, op in contractions(module.graph):
         name = group.attrs.kernel  # type: ignore[attr-defined]
-        if op.name != "attention" and name in stats:
+        if not op.name.startswith("attention") and name in stats:
             moved = device_bytes(stats[name])
             if moved:
                 yield Traffic(name, moved, lower_bound(group, op, target))
@@ -263,12 +270,14 @@ def lower_bound(group: Op, op: Op, target: Target) -> float:
     return max(compulsory, (2 * macs(op) / math.sqrt(reuse * size) - (2 * size if reuse > 1 else 0)) * dtype.bytes)
 
 
-def ablated(path: Path, target: Target, precision: str, cycles: float) -> dict[str, float | None]:
+def ablated(
+    path: Path, target: Target, precision: str, cycles: float, aliases: Mapping[str, str]
+) -> dict[str, float | None]:
     """Cycles without each of ABLATIONS over `cycles`; None where the rest of the pipeline cannot do without."""
     found: dict[str, float | None] = {}
     for label, change in ABLATIONS.items():
         try:
-            found[label] = timed(compiled(path, target, precision, change(PIPELINE)), target).cycles / cycles
+            found[label] = timed(compiled(path, target, precision, change(PIPELINE), aliases), target).cycles / cycles
         except (PpucError, InternalError, VerificationError, NotFusable):
             found[label] = None
     return found

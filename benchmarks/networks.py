@@ -62,6 +62,12 @@ class Network:
         self.nodes.append(helper.make_node(op_type, list(inputs), [f"{name}:0"], name=name, **attributes))
         return f"{name}:0"
 
+    def named(self, value: str, part: str, layer: int) -> str:
+        """The output of the last node, `value`, under the name of a layer's cache."""
+        assert self.nodes[-1].output[0] == value
+        self.nodes[-1].output[0] = f"present.{layer}.{part}"
+        return self.nodes[-1].output[0]
+
     def save(self) -> Path:
         """Write the graph and its sparse weight file; returns the path of the .onnx file."""
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, self.weights)
@@ -229,7 +235,7 @@ def decoder(
         q, k = (_rope(n, n.rms_norm(z, width), cos, sin, width) for z in (q, k))
         if past:
             k, v = (
-                n.op("Concat", n.input(f"past.{layer}.{z}", (1, groups, past, width)), new, axis=2)
+                n.named(n.op("Concat", n.input(f"past.{layer}.{z}", (1, groups, past, width)), new, axis=2), z, layer)
                 for z, new in (("k", k), ("v", v))
             )
             for z in (k, v):
@@ -245,6 +251,11 @@ def decoder(
         x = n.op("Add", n.linear(n.op("Mul", gate, up), inner, hidden, bias=False), x)
     n.output(n.rms_norm(x, hidden), (1, tokens, hidden))
     return n.save()
+
+
+def decoder_caches(layers: int = 4) -> dict[str, str]:
+    """Caches of a decode step of `decoder`: input -> the output that is this input and the new token."""
+    return {f"past.{layer}.{z}": f"present.{layer}.{z}" for layer in range(layers) for z in "kv"}
 
 
 def _rope(n: Network, x: str, cos: str, sin: str, width: int) -> str:

@@ -119,6 +119,7 @@ def compile_model(
     keep_layers: bool = False,
     quantization: Quantization | None = None,
     aliases: Mapping[str, str] | None = None,
+    tune: int = 1,
     progress: Progress | None = None,
     values: Mapping[str, np.ndarray] | None = None,
     host: bool = True,
@@ -126,16 +127,20 @@ def compile_model(
 ) -> CompiledModel:
     """Compile an ONNX model. `quantization` says how layers are quantized at precisions fp8, int8 and mixed (None:
     all of them, activation scales computed at run time). `aliases` names, by input, the output that shares its memory.
-    `check_passes` re-executes the module after every pass on `inputs` (by ONNX name; random ones when None).
-    `keep_layers` makes the result of every kernel an output. `values` are those of inputs that may be fixed: the ones
-    that sizes depend on are. What the PPU cannot run goes to the host, with `host`; `host_ops` are Python files with
-    functions for ops that nobody else knows. Raises ModelError, UsageError, TargetError or CapacityError for what the
-    caller can mend, DivergenceError when a pass changed the model's values."""
+    `tune` is how many tilings of each matmul and convolution are measured on the simulator. `check_passes` re-executes
+    the module after every pass on `inputs` (by ONNX name; random ones when None). `keep_layers` makes the result of
+    every kernel an output. `values` are those of inputs that may be fixed: the ones that sizes depend on are. What the
+    PPU cannot run goes to the host, with `host`; `host_ops` are Python files with functions for ops that nobody else
+    knows. Raises ModelError, UsageError, TargetError or CapacityError for what the caller can mend, DivergenceError
+    when a pass changed the model's values."""
+    from ppuc.compiler.passes.tile import Tile
     from ppuc.compiler.pipeline import PIPELINE
 
     machine = resolve_target(target)
     check_precision(precision)
     passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
+    if tune > 1:
+        passes = tuple(replace(step, tries=tune) if isinstance(step, Tile) else step for step in passes)
     run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
     try:
         module = run.imported(source, precision, dims, shapes, values, aliases)

@@ -72,7 +72,7 @@ def kernel_nodes(graph: Graph) -> dict[str, str]:
 
 def _work(op: Op) -> tuple[bool, int]:
     record = OPS[op.name]
-    contracts = record.kind is Kind.CONTRACTION or op.name == "attention"
+    contracts = record.kind is Kind.CONTRACTION or op.name.startswith("attention")
     if record.indexing is None:
         return contracts, sum(math.prod(r.type.dims) for r in op.results)
     return contracts, record.indexing(op.attrs, [v.type for v in op.operands]).points

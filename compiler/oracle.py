@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from ppuc.compiler.frontend.expose import serialised, with_outputs
+from ppuc.compiler.frontend.expose import of_known_version, serialised, with_outputs
 from ppuc.ir.errors import Diagnostic, ModelError
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class Oracle:
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding raises its own unexported kinds
-            raise _refusal(self.where, "ONNX Runtime cannot load the model", error) from error
+            older = of_known_version(source) if "IR version" in str(error) else None
+            if older is None:
+                raise _refusal(self.where, "ONNX Runtime cannot load the model", error) from error
+            self._session = onnxruntime.InferenceSession(older, options, providers=["CPUExecutionProvider"])
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppuc.compiler.passes.allocate import Allocate
+from ppuc.compiler.passes.bands import Bands
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.canonicalise import Canonicalise
 from ppuc.compiler.passes.cascade import Cascade
@@ -40,6 +41,7 @@ PIPELINE: tuple[Pass, ...] = (
     Fuse(),  # groups of ops become kernels
     Precision(),  # storage formats of what crosses kernels; needs to know what does
     Merge(),  # products of one operand: their readers and formats are known now
+    Bands(),  # causal attention over what its rows see
     Split(),  # contractions with few result tiles, at the price of their formats
     Panels(),  # weights that l2 holds only in parts
     Join(),  # concatenations in place, with types final

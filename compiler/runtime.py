@@ -24,6 +24,7 @@ from ppuc.compiler.inputs import (
     generate_all,
     without_fixed,
 )
+from ppuc.compiler.variants import Variants, bundle, unbundle
 from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.resource import Resource
 from ppuc.targets.artifact import Artifact
@@ -54,13 +55,15 @@ class ProgramResult:
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
     """An artifact and the machine it runs on. `source` is the ONNX model it came from, when it was compiled here;
-    `passes` tells what the compiler did."""
+    `passes` tells what the compiler did. With `variants` the artifact is that of the first one, and a run takes the one
+    for its shapes."""
 
     artifact: Artifact
     target: Target
     source: str | Path | onnx.ModelProto | None = None
     passes: tuple[PassRecord, ...] = ()
     host_ops: tuple[str | Path, ...] = ()
+    variants: Variants | None = None
 
     @property
     def plan(self) -> Plan | None:
@@ -92,13 +95,25 @@ class CompiledProgram:
 
     def save(self, path: str | Path) -> None:
         """Write the program as a `.ppu` file; the same program gives the same bytes. Raises ArtifactError."""
-        save_artifact(self.artifact, path)
+        save_artifact(bundle(self.variants) if self.variants is not None else self.artifact, path)
+
+    def variant(self, dims: Mapping[str, int]) -> CompiledProgram:
+        """The program of one variant, by its sizes (all of them, or those that tell it from the others). Raises
+        UsageError when there is none."""
+        every = self.variants.every if self.variants is not None else ()
+        found = [v for v in every if dims.items() <= v.dims.items()]
+        if not found:
+            known = "; ".join(map(str, every)) or "none: the program has fixed sizes"
+            raise UsageError.of(self.name, "has no variant of these sizes", got=dict(dims), expected=known)
+        return replace(self, artifact=found[0].artifact, variants=None)
 
     def run(
         self, inputs: Mapping[str, np.ndarray], *, trace: bool = False, progress: Progress | None = None
     ) -> ProgramResult:
         """Run on the simulator: `inputs` by ONNX name, of exactly the declared dtypes and shapes (InputError
         otherwise)."""
+        if self.variants is not None:
+            return self._run_variant(self.variants, inputs, trace, progress)
         given = without_fixed(self.fixed, inputs, self.name)
         plan = self.plan
         if plan is None:
@@ -120,6 +135,16 @@ class CompiledProgram:
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Seeded random inputs that suit the program: integers within the tables they index, masks of ones."""
         return generate_all(self.inputs, seed=seed)
+
+    def _run_variant(
+        self, variants: Variants, inputs: Mapping[str, Any], trace: bool, progress: Progress | None
+    ) -> ProgramResult:
+        variant, sizes = variants.choose({n: np.shape(a) for n, a in inputs.items()}, self.name)
+        program = replace(self, artifact=variant.artifact, variants=None)
+        if not sizes:
+            return program.run(inputs, trace=trace, progress=progress)
+        result = program.run(variants.padded(inputs, variant), trace=trace, progress=progress)
+        return replace(result, outputs=variants.cut(result.outputs, sizes))
 
     @property
     def _constants(self) -> dict[str, Resource]:
@@ -166,6 +191,9 @@ def load_program(path: str | Path, target: Target | None = None) -> CompiledProg
     """Load a `.ppu` file. `target` replaces the machine it names (the same one with other timing, say); its structure
     must be one that the program was compiled for. Raises ArtifactError, TargetError or UsageError."""
     artifact = load_artifact(path)
+    variants = unbundle(artifact)
+    if variants is not None:
+        artifact = variants.every[0].artifact
     program = artifact.program
     machine = target or load_target(program.target)
     if target is None and machine.hash != program.target_hash:
@@ -176,7 +204,7 @@ def load_program(path: str | Path, target: Target | None = None) -> CompiledProg
             expected=f"{machine.name} {machine.hash}",
             hint="compile it again, or name the target file that it was compiled for with --target",
         )
-    return CompiledProgram(artifact, machine)
+    return CompiledProgram(artifact, machine, variants=variants)
 
 
 def for_target(program: CompiledProgram, target: Target) -> CompiledProgram:

@@ -101,10 +101,11 @@ def save(artifact: Artifact, path: str | Path) -> None:
     target = Path(path)
     encoded = encode(artifact.program, artifact.vectors)
     arrays: dict[str, np.ndarray | Resource] = {_CODE: encoded.code, _DESCRIPTORS: encoded.descriptors}
-    arrays.update({_CONST + name: value for name, value in artifact.constants.items()})
+    stored = _stored(artifact.constants)
+    arrays.update({_CONST + name: artifact.constants[name] for name in stored.values()})
     arrays.update({_HOST + name: np.frombuffer(data, np.uint8) for name, data in artifact.host.items()})
     _check_constants(artifact)
-    header = _header(artifact, encoded, arrays)
+    header = _header(artifact, encoded, arrays, stored)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -129,7 +130,15 @@ def _check_constants(artifact: Artifact) -> None:
             raise InternalError(f"constant '{name}' of {type.bytes} bytes ({type}) for {room} of the program")
 
 
-def _header(artifact: Artifact, encoded: Encoded, arrays: Mapping[str, np.ndarray | Resource]) -> bytes:
+def _stored(constants: Mapping[str, np.ndarray | Resource]) -> dict[str, str]:
+    """Constant -> the name under which its bytes are: those of one object are stored once."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in constants.items()}
+
+
+def _header(
+    artifact: Artifact, encoded: Encoded, arrays: Mapping[str, np.ndarray | Resource], stored: Mapping[str, str]
+) -> bytes:
     table, at = {}, 0
     for name in _file_order(arrays):
         type = _type_of(arrays[name])
@@ -143,6 +152,7 @@ def _header(artifact: Artifact, encoded: Encoded, arrays: Mapping[str, np.ndarra
         "inputs": _json([[io.name, io.tensor, str(io.type)] for io in artifact.inputs]),
         "outputs": _json([[io.name, io.tensor, str(io.type)] for io in artifact.outputs]),
         "constants": _json({name: str(_type_of(value)) for name, value in artifact.constants.items()}),
+        "shared": _json({name: first for name, first in stored.items() if name != first}),
         "symbols": _json(encoded.symbols),
         "meta": _json(dict(artifact.meta)),
         "host": _json({name: hashlib.sha256(data).hexdigest() for name, data in artifact.host.items()}),
@@ -218,8 +228,9 @@ def _artifact(
     try:
         program, vectors = decode(Encoded(code, descriptors, tuple(json.loads(metadata["symbols"]))))
         constants = {}
+        shared = json.loads(metadata["shared"])
         for name, text in json.loads(metadata["constants"]).items():
-            constants[name] = _constant(path, start, table[_CONST + name], name, parse_type(text))
+            constants[name] = _constant(path, start, table[_CONST + shared.get(name, name)], name, parse_type(text))
         inputs, outputs = (
             tuple(IOSpec(name, tensor, parse_type(text)) for name, tensor, text in json.loads(metadata[key]))
             for key in ("inputs", "outputs")
@@ -284,7 +295,7 @@ def _checked_header(path: Path, header: dict[str, Any], available: int) -> tuple
             expected=VERSION,
             hint="compile the model again with this version of ppuc",
         )
-    keys = ("target", "target_hash", "inputs", "outputs", "constants", "symbols", "meta", "host", "checksum")
+    keys = ("target", "target_hash", "inputs", "outputs", "constants", "shared", "symbols", "meta", "host", "checksum")
     if not all(isinstance(metadata.get(key), str) for key in keys) or not {_CODE, _DESCRIPTORS} <= set(table):
         raise _damaged(path, "its header is incomplete")
     end = 0

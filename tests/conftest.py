@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ["PPUC_CACHE_DIR"] = ""  # what earlier runs found must not decide what a test sees
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -21,6 +21,7 @@ HOMES = {
     "numba": ("targets/simulator/",),
     "google": ("compiler/frontend/",),
     "networkx": ("ir/analysis.py", "compiler/passes/"),
+    "platformdirs": ("compiler/lowering/search_store.py",),
     "threadpoolctl": ("targets/simulator/", "ir/interpret_kernel.py"),
     "rich": ("compiler/report/", "compiler/commands/"),
     "PIL": ("compiler/quantization/images.py",),

@@ -274,3 +274,15 @@ def test_every_module_with_importers_is_a_family() -> None:
 def test_double_constants_are_kept_as_they_are() -> None:
     model = load_model(model_of("g (double[2] x) => (double[2] y) { y = Add(x, w) }", {"w": np.array([0.1, 1e-300])}))
     assert run(model, x=np.zeros(2))[0].tolist() == [0.1, 1e-300]
+
+
+def test_slopes_of_prelu_before_opset_7_are_one_for_each_channel() -> None:
+    text = """g (float[2, 3, 4] x, float[3] slope) => (float[2, 3, 4] y) { y = PRelu(x, slope) }"""
+    model = onnx.parser.parse_model(f'<ir_version: 3, opset_import: ["" : 6]>{text}')
+    slope = np.array([0.25, 0.5, 2], np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(slope, "slope"))
+    imported = load_model(model)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
+    (_, param), (_, result) = imported.inputs[0], imported.outputs[0]
+    got = run_graph(imported.graph, {param.name: x})[result.name]
+    np.testing.assert_array_equal(got, np.where(x < 0, x * slope[:, None], x))

@@ -19,6 +19,7 @@ from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance, exact, tolerances
 from ppuc.ir.errors import InputError, ModelError
 from ppuc.ir.types import DType, TensorType
+from tests.onnx_text import model_of
 from tests.small_models import lookup, mlp
 
 LOOSE = Tolerance(1e-3, mismatch_share=0.1)
@@ -244,3 +245,11 @@ def test_layouts_are_matched() -> None:
     assert matching(want, np.zeros((5, 4, 3))) is None
     square = normal(1, 4, 4, 4)
     np.testing.assert_array_equal(matching(square, np.moveaxis(square, 1, -1)), np.moveaxis(square, 1, -1))
+
+
+def test_models_of_newer_ir_versions_are_read() -> None:
+    """What the version adds is beside the graph, so the oracle reads the model as of the newest that it knows."""
+    model = model_of("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    model.ir_version = 14
+    x = np.array([1, -2], np.float32)
+    np.testing.assert_array_equal(Oracle(model).run({"x": x})["y"], -x)

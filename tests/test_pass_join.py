@@ -167,3 +167,15 @@ def test_join_alone_keeps_the_graphs_meaning() -> None:
     before, now = run_graph(module.graph, feeds), run_graph(joined.graph, feeds)
     for (_, a), (_, b) in zip(module.outputs, joined.outputs, strict=True):
         assert np.array_equal(before[a], now[b])
+
+
+def test_of_two_results_of_one_group_one_is_copied() -> None:
+    """A group cannot insert into a whole that holds another of its results before it has run."""
+    s = Sketch()
+    a = s.op("sigmoid", s.matmul(s.param(16, 9, 33), s.weight(33, 1)))
+    b = s.op("div", a, s.op("sqrt", s.op("mul", a, a)))
+    module = checked(s.graph(s.op("reciprocal", s.concat(a, b, axis=0))))
+    assert [op.attrs.kind for op in module.graph.ops if isinstance(op.attrs, GroupAttrs)][:1] == ["matmul"]
+    for op in module.graph.ops:
+        if op.body is not None:
+            assert sum(inner.name == "insert" for inner in op.body.ops) <= 1

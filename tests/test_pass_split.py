@@ -14,6 +14,7 @@ from ppuc.compiler.passes.split import Split
 from ppuc.compiler.pipeline import PIPELINE
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
+from ppuc.ir.ops.movement import InsertAttrs
 from ppuc.ir.ops.view import SliceAttrs
 from ppuc.ir.types import DType
 from ppuc.targets.description import load_target
@@ -45,6 +46,14 @@ def narrow_product(m: int, k: int, n: int, batch: int = 0) -> Graph:
     return s.graph(s.op("add", s.op("relu", s.op("add", y, s.weight(n))), s.param(*lead, m, n)))
 
 
+def grown_cache() -> Graph:
+    """Heads of a product appended to a cache, as the last rows of its memory."""
+    s = Sketch()
+    y = s.matmul(s.param(1, 3, 4096), s.weight(4096, 32, scale=4096**-0.5))
+    rows = s.transpose(s.reshape(y, 1, 3, 4, 8), 0, 2, 1, 3)
+    return s.graph(s.op("insert", s.param(1, 4, 20, 8), rows, attrs=InsertAttrs((0, 0, 17, 0))))
+
+
 def narrow_conv(channels: int, kernel: int, stride: int = 1, groups: int = 1) -> Graph:
     s = Sketch()
     y = s.op("relu", s.conv(s.param(1, channels, 5, 6), 32, kernel, stride, groups))
@@ -57,11 +66,12 @@ def narrow_conv(channels: int, kernel: int, stride: int = 1, groups: int = 1) ->
     [
         narrow_product(7, 4096, 40),
         narrow_product(1, 4096, 65),
-        narrow_product(5, 2048, 33, batch=3),
+        narrow_product(5, 4096, 33, batch=3),
+        grown_cache(),
         narrow_conv(512, 3),
         narrow_conv(256, 3, stride=2),
     ],
-    ids=["rows", "vector", "batch", "conv", "strided conv"],
+    ids=["rows", "vector", "batch", "cache", "conv", "strided conv"],
 )
 def test_cut_contractions_compute_the_same(graph: Graph, precision: str) -> None:
     module = checked(graph, precision)
@@ -98,7 +108,7 @@ def test_contractions_that_stay_whole(graph: Graph) -> None:
 
 
 def test_a_machine_of_few_units_is_busy_without() -> None:
-    module = checked(narrow_product(33, 256, 64), "model", TINY)
+    module = checked(narrow_product(200, 300, 64), "model", TINY)
     assert [op.attrs.kind for op in module.graph.ops if op.name == "group"] == ["matmul"]  # type: ignore[attr-defined]
 
 

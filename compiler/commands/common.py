@@ -115,6 +115,19 @@ def alias_option(function: F) -> F:
     )(function)
 
 
+def tune_option(function: F) -> F:
+    """--tune."""
+    return click.option(
+        "--tune",
+        metavar="N",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Measure the N best tilings of every matmul and convolution on the simulator and take the fastest; 1: the "
+        "cost model decides. What was found is kept, so only the first compilation of a shape takes long.",
+    )(function)
+
+
 def quantization_options(function: F) -> F:
     """--calibrate, --preprocess, --policy, --method."""
     function = click.option(
@@ -282,16 +295,23 @@ def pairs(options: Sequence[str], name: str) -> dict[str, str]:
 
 def dim_sizes(options: Sequence[str]) -> dict[str, int]:
     """--dim options. Raises UsageError when a size is no positive number."""
+    return {key: _size(key, text) for key, text in pairs(options, "--dim").items()}
+
+
+def dim_choices(options: Sequence[str]) -> tuple[dict[str, int], ...]:
+    """Every combination of the sizes in --dim options, which may give several: `batch=1,8`."""
+    from ppuc.compiler.variants import combinations
+
+    given = pairs(options, "--dim")
+    return combinations({key: [_size(key, size) for size in text.split(",")] for key, text in given.items()})
+
+
+def _size(key: str, text: str) -> int:
     from ppuc.ir.errors import UsageError
 
-    sizes = {}
-    for key, text in pairs(options, "--dim").items():
-        if not text.isdecimal():
-            raise UsageError.of(
-                "--dim", f"the size of '{key}' is not a whole number", got=text, hint=f"e.g. --dim {key}=1"
-            )
-        sizes[key] = int(text)
-    return sizes
+    if not text.isdecimal():
+        raise UsageError.of("--dim", f"the size of '{key}' is not a whole number", got=text, hint=f"e.g. --dim {key}=1")
+    return int(text)
 
 
 def chosen_target(name: str, overrides: Sequence[str]) -> Target:
@@ -327,6 +347,8 @@ def complete_inputs(
     were fixed have their value; those that only the host holds must be given."""
     from ppuc.compiler.inputs import checked_inputs, generate, without_fixed
 
+    if program.variants is not None:  # inputs to be padded, whose shapes are nobody's
+        return dict(arrays)
     specs, fixed = program.inputs, program.fixed
     foreign = dict(program.plan.host_inputs) if program.plan is not None else {}
     hosted = {name: arrays[name] for name in foreign if name in arrays}
@@ -357,16 +379,19 @@ def obtain_program(
     alias: Sequence[str] = (),
     host_ops: Sequence[Path] = (),
     no_host: bool = False,
+    tune: int = 1,
 ) -> CompiledProgram:
     """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
     `quantize` says how layers are quantized."""
     if is_artifact(model):
-        if alias:
+        given = next((name for name, is_given in (("--alias", bool(alias)), ("--tune", tune > 1)) if is_given), None)
+        if given is not None:
             from ppuc.ir.errors import UsageError
 
-            raise UsageError.of("--alias", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
+            raise UsageError.of(given, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
         machine = chosen_target(target, overrides) if target or overrides else None
-        return replace(_loaded(model, machine, precision, dims), host_ops=tuple(host_ops))
+        loaded = replace(_loaded(model, machine, precision, dims), host_ops=tuple(host_ops))
+        return _chosen(loaded, dim_sizes(dims), arrays or {})
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.runtime import CompiledProgram
 
@@ -382,6 +407,7 @@ def obtain_program(
             values=arrays,
             quantization=quantize(progress) if quantize is not None else None,
             aliases=pairs(alias, "--alias"),
+            tune=tune,
             progress=progress,
             host=not no_host,
             host_ops=host_ops,
@@ -402,10 +428,24 @@ def note_compromises(program: CompiledProgram) -> None:
         note(f"note: {count} on the host: {names}; `ppuc check` says why")
 
 
+def _chosen(program: CompiledProgram, dims: dict[str, int], arrays: dict[str, np.ndarray]) -> CompiledProgram:
+    """Of a program with variants the one that sizes or input arrays ask for; padded inputs need all of them."""
+    if program.variants is None:
+        return program
+    if dims:
+        return program.variant(dims)
+    if arrays:
+        variant, padded = program.variants.choose({n: a.shape for n, a in arrays.items()}, program.name)
+        return program if padded else program.variant(variant.dims)
+    first = program.variants.every[0]
+    note(f"note: taking the variant {first} of {len(program.variants.every)}; --dim chooses another")
+    return program.variant(first.dims)
+
+
 def program_for(model: Path, machine: Target, precision: str, dims: Sequence[str]) -> CompiledProgram:
     """Compile an .onnx for `machine`, or load a .ppu to run on it."""
     if is_artifact(model):
-        return _loaded(model, machine, precision, dims)
+        return _chosen(_loaded(model, machine, precision, dims), dim_sizes(dims), {})
     from ppuc.compiler.entry import compile
 
     return compile(model, machine, precision, dim_sizes(dims))
@@ -416,7 +456,9 @@ def _loaded(model: Path, machine: Target | None, precision: str, dims: Sequence[
     from ppuc.compiler.runtime import load_program
     from ppuc.ir.errors import UsageError
 
-    if dims or precision != "model":
-        option = "--dim" if dims else "--precision"
-        raise UsageError.of(option, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
-    return load_program(model, machine)
+    if precision != "model":
+        raise UsageError.of("--precision", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
+    program = load_program(model, machine)
+    if dims and program.variants is None:
+        raise UsageError.of("--dim", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
+    return program

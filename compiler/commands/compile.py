@@ -11,7 +11,7 @@ from ppuc.compiler.commands.common import (
     alias_option,
     chosen_target,
     compile_options,
-    dim_sizes,
+    dim_choices,
     emit,
     host_options,
     json_option,
@@ -22,6 +22,7 @@ from ppuc.compiler.commands.common import (
     quantization,
     quantization_options,
     read_inputs,
+    tune_option,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @compile_options
 @quantization_options
 @alias_option
+@tune_option
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -59,6 +61,13 @@ if TYPE_CHECKING:
     help="Inputs for --check-passes (default: random); their shapes bind open sizes, and values that sizes depend on "
     "are fixed.",
 )
+@click.option(
+    "--pad",
+    metavar="NAME",
+    multiple=True,
+    help="With several sizes of dimension NAME: inputs between them may be padded with zeros to the next one, and "
+    "outputs are cut. Safe when results do not depend on what lies behind them. Repeatable.",
+)
 @host_options
 @json_option
 def compile_command(
@@ -73,44 +82,57 @@ def compile_command(
     method: str,
     policy: Path | None,
     alias: tuple[str, ...],
+    tune: int,
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
+    pad: tuple[str, ...],
     host_ops: tuple[Path, ...],
     no_host: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL.onnx for a target and write the program as FILE.ppu.
 
-    Sizes that the model leaves open are given with --dim.
+    Sizes that the model leaves open are given with --dim; several sizes (--dim batch=1,8) give a program for each
+    combination in one file, with the weights they share stored once. `ppuc run` takes the one for its inputs.
     """
     from ppuc.compiler.driver import compile_model
+    from ppuc.compiler.entry import variants_of
     from ppuc.compiler.runtime import CompiledProgram
-    from ppuc.targets.artifact import save
 
     machine = chosen_target(target, overrides)
     arrays, _ = read_inputs(inputs_file, ())
     destination = output or Path(model.with_suffix(".ppu").name)
     keep_input(model, destination)
+    choices = dim_choices(dims)
+    every = []
     with progress_bar("compile") as progress:
-        made = compile_model(
-            model,
-            target=machine,
-            precision=precision,
-            dims=dim_sizes(dims),
-            shapes={name: array.shape for name, array in arrays.items()},
-            dump=dump,
-            check_passes=check_passes,
-            inputs=arrays or None,
-            values=arrays,
-            aliases=pairs(alias, "--alias"),
-            quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
-            progress=progress,
-            host=not no_host,
-            host_ops=host_ops,
-        )
-    save(made.artifact, destination)
-    note_compromises(CompiledProgram(made.artifact, made.target))
+        for sizes in choices:
+            named = ",".join(f"{name}={size}" for name, size in sizes.items())
+            every.append(
+                compile_model(
+                    model,
+                    target=machine,
+                    precision=precision,
+                    dims=sizes,
+                    shapes={name: array.shape for name, array in arrays.items()},
+                    dump=dump / named if dump is not None and len(choices) > 1 else dump,
+                    check_passes=check_passes,
+                    inputs=arrays or None,
+                    values=arrays,
+                    aliases=pairs(alias, "--alias"),
+                    tune=tune,
+                    quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
+                    progress=progress,
+                    host=not no_host,
+                    host_ops=host_ops,
+                )
+            )
+    made = every[0]
+    found = variants_of(model, choices, [m.artifact for m in every], pad)
+    compiled = CompiledProgram(made.artifact, made.target, variants=found)
+    compiled.save(destination)
+    note_compromises(compiled)
     if dump is not None:
         note(f"note: every pass is in {dump}")
     program = made.artifact.program
@@ -122,7 +144,8 @@ def compile_command(
         "target_hash": machine.hash,
         "precision": precision,
         "kernels": sum(len(s.kernels) for s in program.segments),
-        "seconds": made.seconds,
+        "seconds": sum(m.seconds for m in every),
+        "variants": [dict(v.dims) for v in found.every] if found is not None else [],
         "passes": [p.record() for p in made.passes],
         "inputs": {s.name: str(s.type) for s in made.artifact.inputs},
         "outputs": {s.name: str(s.type) for s in made.artifact.outputs},
@@ -137,6 +160,8 @@ def _show(out: Console, record: dict[str, Any]) -> None:
         f"{record['output']}: {record['kernels']} kernels for {record['target']} at precision {record['precision']}, "
         f"{quantity(record['bytes'], 'B')}, compiled in {duration(record['seconds'])}"
     )
+    for sizes in record["variants"]:
+        out.print("  variant " + ", ".join(f"{name}={size}" for name, size in sizes.items()))
     for direction in ("inputs", "outputs"):
         for name, type in record[direction].items():
             out.print(f"  {direction[:-1]} {name}: {type}")

@@ -22,6 +22,7 @@ from ppuc.compiler.commands.common import (
     quantization_options,
     read_inputs,
     simulation_bar,
+    tune_option,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 @compile_options
 @quantization_options
 @alias_option
+@tune_option
 @input_options
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
@@ -83,6 +85,7 @@ def profile_command(
     method: str,
     policy: Path | None,
     alias: tuple[str, ...],
+    tune: int,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -121,6 +124,7 @@ def profile_command(
         alias,
         host_ops,
         no_host,
+        tune,
     )
     feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:

@@ -11,6 +11,20 @@ import onnx
 
 from ppuc.ir.errors import ModelError
 
+NEWEST_IR = 13
+"""IR version that every ONNX Runtime which ppuc supports reads."""
+
+
+def symbols_of(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str | None, ...]]:
+    """Input or output -> the symbol of each axis as the model declares it; None for axes without one."""
+    graph = _model(source).graph
+    found = {}
+    for info in (*graph.input, *graph.output):
+        dims = info.type.tensor_type.shape.dim
+        if any(d.dim_param for d in dims):
+            found[info.name] = tuple(d.dim_param or None for d in dims)
+    return found
+
 
 def node_outputs(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """Node name (`OpType_<index>` for an unnamed one) -> names of the tensors it defines, in the model's order."""
@@ -22,6 +36,7 @@ def with_outputs(source: str | Path | onnx.ModelProto, names: tuple[str, ...]) -
     """The serialised model with tensors `names` appended to its outputs. Raises ModelError for a model too large for
     one message (2 GB of embedded weights)."""
     model = _model(source)
+    model.ir_version = min(model.ir_version, NEWEST_IR)
     present = {o.name for o in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
     try:
@@ -55,3 +70,13 @@ def whole_bytes(source: str | Path | onnx.ModelProto) -> bytes:
 def serialised(model: onnx.ModelProto) -> bytes:
     """A model in memory as the bytes of a file."""
     return bytes(model.SerializeToString())
+
+
+def of_known_version(source: str | Path | onnx.ModelProto) -> bytes | None:
+    """The model marked as of the newest IR version that ONNX Runtime reads; None when it is no newer. Versions differ
+    in what a file may hold beside the graph; what a node means is the opset's."""
+    model = _model(source)
+    if model.ir_version <= NEWEST_IR:
+        return None
+    model.ir_version = NEWEST_IR
+    return serialised(model)

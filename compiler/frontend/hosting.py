@@ -18,6 +18,7 @@ import onnx
 import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
+from ppuc.compiler.frontend.expose import NEWEST_IR
 from ppuc.compiler.frontend.order import captured
 from ppuc.compiler.frontend.source import OLDEST_OPSET, Source
 from ppuc.compiler.frontend.tensors import ONNX_DTYPES, foreign, onnx_dtype, packed_range, proto_type
@@ -222,7 +223,7 @@ def node_model(
 def ir_version(opsets: Mapping[str, int]) -> int:
     """The IR version that models of an opset are written in; ONNX Runtime refuses newer ones than it knows."""
     table: dict[tuple[str, int], int] = helper.OP_SET_ID_VERSION_MAP
-    return max(table.get(("ai.onnx", max(opsets.get("", OLDEST_OPSET), OLDEST_OPSET)), 0), 8)
+    return min(max(table.get(("ai.onnx", max(opsets.get("", OLDEST_OPSET), OLDEST_OPSET)), 0), 8), NEWEST_IR)
 
 
 def _info(operand: HostOperand) -> onnx.ValueInfoProto:

@@ -135,7 +135,8 @@ def _converted(source: Source, version: int) -> Source:
     """The converter reads weights and inner shapes, so it gets the whole file and what shape inference finds."""
     whole = source.model if source.path is None else onnx.load(source.path, load_external_data=False)
     try:
-        model = onnx.version_converter.convert_version(onnx.shape_inference.infer_shapes(whole), OLDEST_OPSET)
+        inferred = _with_slopes_per_channel(onnx.shape_inference.infer_shapes(whole))
+        model = onnx.version_converter.convert_version(inferred, OLDEST_OPSET)
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError, from C++
         raise ModelError.of(
             source.where,
@@ -144,3 +145,19 @@ def _converted(source: Source, version: int) -> Source:
             hint=f"export the model with opset {OLDEST_OPSET} or newer",
         ) from error
     return Source(model, source.where, source.path, source.folder)
+
+
+def _with_slopes_per_channel(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Before opset 7 a vector of slopes of PRelu is one for each channel; since then it broadcasts, which the converter
+    does not mend. Vectors become [C, 1, ...]."""
+    ranks = {i.name: len(i.type.tensor_type.shape.dim) for i in (*model.graph.input, *model.graph.value_info)}
+    slopes = {n.input[1]: ranks.get(n.input[0], 0) for n in model.graph.node if n.op_type == "PRelu"}
+    for tensor in model.graph.initializer:
+        if tensor.name in slopes and len(tensor.dims) == 1 and slopes[tensor.name] > 2:
+            tensor.dims.extend([1] * (slopes[tensor.name] - 2))
+    for info in model.graph.input:
+        dim = info.type.tensor_type.shape.dim
+        if info.name in slopes and len(dim) == 1 and slopes[info.name] > 2:
+            for _ in range(slopes[info.name] - 2):
+                dim.add(dim_value=1)
+    return model

@@ -7,12 +7,13 @@ reads lies where an earlier one wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from ppuc.compiler.host.rename import renamed_segment
 from ppuc.ir.errors import CapacityError
-from ppuc.ir.kernel import Vec
-from ppuc.ir.program import KernelProgram, MemTensor, Program, Segment, StreamLoop, StreamNode
+from ppuc.ir.program import MemTensor, Program, Segment
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.artifact import Artifact
@@ -44,7 +45,7 @@ def join(name: str, parts: Sequence[Artifact], target: Target) -> Joined:
         prefix = f"s{number}." if number else ""
         own, reached = _placed(part, prefix, written, reached)
         tensors += own
-        segments += [_segment(s, prefix) for s in part.program.segments]
+        segments += [renamed_segment(s, partial(str.__add__, prefix)) for s in part.program.segments]
         vectors += [replace(v, name=prefix + v.name) for v in part.vectors]
         constants.update({prefix + n: c for n, c in part.constants.items()})
         named.append({t.name: prefix + t.name for t in part.program.tensors})
@@ -74,33 +75,6 @@ def _placed(part: Artifact, prefix: str, written: dict[str, int], reached: int) 
                 written[taken[tensor.name]] = address
         placed.append(replace(tensor, name=prefix + tensor.name, address=address))
     return placed, -(-end // ALIGNMENT) * ALIGNMENT
-
-
-def _segment(segment: Segment, prefix: str) -> Segment:
-    if not prefix:
-        return segment
-    copies = tuple(replace(c, dst=prefix + c.dst, src=prefix + c.src) for c in segment.copies)
-    counters = tuple(replace(c, tensor=prefix + c.tensor) for c in segment.counters)
-    return Segment(prefix + segment.name, tuple(_kernel(k, prefix) for k in segment.kernels), copies, counters)
-
-
-def _kernel(kernel: KernelProgram, prefix: str) -> KernelProgram:
-    params = tuple(replace(p, tensor=prefix + p.tensor) for p in kernel.params)
-    rings = tuple(replace(r, after=tuple(prefix + a if "/" in a else a for a in r.after)) for r in kernel.rings)
-
-    def rename(node: StreamNode) -> StreamNode:
-        if isinstance(node, StreamLoop):
-            return replace(node, body=_each(node.body, rename))
-        if isinstance(node.stmt, Vec):
-            return replace(node, stmt=replace(node.stmt, program=prefix + node.stmt.program))
-        return node
-
-    streams = tuple((queue, _each(body, rename)) for queue, body in kernel.streams)
-    return replace(kernel, name=prefix + kernel.name, params=params, rings=rings, streams=streams)
-
-
-def _each(body: tuple[StreamNode, ...], rename: Callable[[StreamNode], StreamNode]) -> tuple[StreamNode, ...]:
-    return tuple(rename(node) for node in body)
 
 
 __all__ = ["Joined", "join"]

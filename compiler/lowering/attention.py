@@ -19,20 +19,34 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from ppuc.compiler.lowering.attention_tiles import TiledAttention, epilogue_tiles
+from ppuc.compiler.lowering.attention_tiles import TiledAttention, epilogue_tiles, part_views
 from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.vectorise import ProgramBuilder
 from ppuc.ir.affine import Affine, axis, var
 from ppuc.ir.graph import Graph
-from ppuc.ir.kernel import Bound, Load, Mma, TileRef, Vec
+from ppuc.ir.kernel import Bound, Load, Mma, Store, TileRef, Vec, View
+from ppuc.ir.ops.attention import LOWEST
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
-LOWEST = float(np.finfo(np.float32).min)
-ROW, KEY = 3, 5
-"""Loops of the nest: batch, group, head of the group, query row, value column, key, depth of q . k."""
+ROW = 3
+"""Loops of the nest: batch, group, head of the group, query row, value column, part of the keys (if there are several),
+key, depth of q . k."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartKeys(Tiling):
+    """The keys of part `p`: `size` from `p * size` on, of `limit` in all."""
+
+    limit: int = 0
+
+    @property
+    def offset(self) -> Affine:
+        return var("p", self.size) + (var(self.name) if self.exists else Affine())
+
+    @property
+    def bound(self) -> Bound | None:
+        return Bound(self.offset, self.limit) if self.limit % self.size or self.size % self.tile else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +83,12 @@ class AttentionLowering(TiledAttention):
         self.tiles = epilogue_tiles(shape)
         loops, _, _ = self.loops(shape)
         self.keys, self.depth = Tiling("s", self.s, shape.keys), Tiling("d", self.d, shape.depth)
+        if self.walks > 1:
+            self.keys = PartKeys("s", self.span, shape.keys, limit=self.s)
+            loops.append(Tiling("p", self.walks, 1, self.walk_units))
+        self.key = len(loops)
         nest = Nest([*loops, self.keys, self.depth])
-        self.streaming = self.keys.exists
+        self.streaming = self.keys.exists or self.walks > 1
         lanes = [self._lane(loops, i) for i in range(shape.parts)]
         if self.streaming:
             for lane in lanes:
@@ -122,16 +140,16 @@ class AttentionLowering(TiledAttention):
         builder = ProgramBuilder()
         low, zero = builder.const(LOWEST, DType.F32), builder.const(0.0, DType.F32)
         name = self._vector(builder, "start", [(low, DType.F32), (zero, DType.F32), (zero, DType.F32)])
-        nest.add(KEY, Vec(name, (lane.high, lane.total, lane.result), ()))
+        nest.add(self.key, Vec(name, (lane.high, lane.total, lane.result), ()))
 
     def _load_keys(self, nest: Nest) -> str:
         shape = self.shape
-        return self._load_matrix(nest, "k", (shape.keys, shape.depth), (self.keys, self.depth), KEY + 2)
+        return self._load_matrix(nest, "k", (shape.keys, shape.depth), (self.keys, self.depth), self.key + 2)
 
     def _load_values(self, nest: Nest) -> str:
         shape = self.shape
-        loops = (self.keys, nest.loops[KEY - 1])
-        return self._load_matrix(nest, "v", (shape.keys, shape.columns), loops, KEY + 1, after=True)
+        loops = (self.keys, nest.loops[ROW + 1])
+        return self._load_matrix(nest, "v", (shape.keys, shape.columns), loops, self.key + 1, after=True)
 
     def _load_matrix(
         self,
@@ -177,7 +195,7 @@ class AttentionLowering(TiledAttention):
             transpose_b=not self.sources["k"].swapped,
             valid=self._bounds(lane, "r", "m", "s", "d"),
         )
-        nest.add(KEY + 2, mma)
+        nest.add(self.key + 2, mma)
 
     def _product(self, nest: Nest, lane: Lane, v: str) -> None:
         mma = Mma(
@@ -188,7 +206,7 @@ class AttentionLowering(TiledAttention):
             transpose_b=self.sources["v"].swapped,
             valid=self._bounds(lane, "r", "m", "e", "s"),
         )
-        nest.add(KEY + 1, mma, after=True)
+        nest.add(self.key + 1, mma, after=True)
         if not self.streaming:
             return
         builder = ProgramBuilder()
@@ -196,7 +214,7 @@ class AttentionLowering(TiledAttention):
         total = builder.step("add", builder.step("mul", old, alpha), new)
         name = self._vector(builder, "rescale", [(total, DType.F32)])
         ins = (lane.result, lane.alpha, lane.product)
-        nest.add(KEY + 1, Vec(name, (lane.result,), ins, self._bounds(lane, "r", "m", "e")), after=True)
+        nest.add(self.key + 1, Vec(name, (lane.result,), ins, self._bounds(lane, "r", "m", "e")), after=True)
 
     def _softmax(self, nest: Nest, lane: Lane) -> None:
         """Weights of one tile of keys, and the states after it."""
@@ -219,7 +237,7 @@ class AttentionLowering(TiledAttention):
             outs = [lane.weights]
         name = self._vector(builder, "softmax", results)
         vec = Vec(name, tuple(outs), tuple(ins), self._bounds(lane, "r", "m", "s"), tuple(scalars))
-        nest.add(KEY + 1, vec, after=True)
+        nest.add(self.key + 1, vec, after=True)
 
     def _masked_scores(
         self, nest: Nest, lane: Lane, builder: ProgramBuilder, ins: list[str], scalars: list[Affine]
@@ -250,6 +268,7 @@ class AttentionLowering(TiledAttention):
         assert self.mask is not None
         param = self.kernel.param(self.mask_tensor, self.mask_dtype, self.mask.view)
         names = [n for i, n in enumerate("bgrms") if self.mask.present(i)]
+        names += ["p"] if "s" in names else []
         where = nest.depth_of(names)
         index = []
         for i, n in enumerate("bgrms"):
@@ -262,7 +281,23 @@ class AttentionLowering(TiledAttention):
         nest.add(where, Load(buffer, param, tuple(index)))
         return buffer
 
+    def _store_part(self, nest: Nest, lane: Lane) -> None:
+        """Store the sums, maxima and totals of one part."""
+        (result,) = self.body.results
+        domain = self.chain.domain
+        stride = math.prod(result.type.dims[1:])
+        buffers = (lane.result, lane.high, lane.total)
+        for buffer, view in zip(buffers, part_views(result.type.dims, domain), strict=True):
+            whole = View((self.walks, *view.shape), (stride, *view.strides), view.offset)
+            param = self.kernel.param(self.tensors[result.name], result.type.dtype, whole, written=True)
+            index = [var("p"), nest.loops[0].offset, nest.loops[1].offset]
+            index += [lane.loops[n].offset + axis(i) for i, n in enumerate("rm")]
+            nest.add(self.key, Store(param, buffer, (*index, axis(2))), after=True)
+
     def _finish(self, nest: Nest, lane: Lane) -> None:
+        if self.walks > 1:
+            self._store_part(nest, lane)
+            return
         builder = ProgramBuilder()
         anchor = builder.param(DType.F32)
         ins = [lane.product]
@@ -270,7 +305,7 @@ class AttentionLowering(TiledAttention):
             ins = [lane.result, lane.total]
             total = builder.param(DType.F32)
             anchor = builder.step("mul", anchor, builder.step("reciprocal", total))
-        self.finish_chain(nest, KEY, builder, ins, anchor, lane.loops, after=True)
+        self.finish_chain(nest, self.key, builder, ins, anchor, lane.loops, after=True)
 
 
 def check_attention(body: Graph, target: Target) -> None:

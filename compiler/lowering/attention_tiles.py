@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
-from ppuc.compiler.lowering.body import NotFusable, analyse
+from ppuc.compiler.lowering.body import Chain, NotFusable, analyse
 from ppuc.compiler.lowering.contraction import anchor_of, operand_ops, operand_view, sizes
-from ppuc.compiler.lowering.nest import Tiling
+from ppuc.compiler.lowering.nest import Tiling, deal
 from ppuc.compiler.lowering.space import Access
 from ppuc.compiler.lowering.unmerged import UnmergedLowering, access_of, slot_bytes
 from ppuc.ir import views
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import View
+from ppuc.ir.ops.attention import AttentionPartsAttrs
 from ppuc.targets.schema import Target
 
 
@@ -58,14 +59,22 @@ class TiledAttention(UnmergedLowering):
     def __init__(
         self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
     ) -> None:
-        anchor = anchor_of(body, "attention")
+        anchor = anchor_of(body, "attention", "attention_parts")
         self.batch, heads, self.m, self.d = anchor.operands[0].type.dims
         _, self.g, self.s, self.e = anchor.operands[2].type.dims
         self.r = heads // self.g
         known = [operand_view(body, value) for value in anchor.operands]
         result = anchor.results[0]
         domain = (self.batch, self.g, self.r, self.m, self.e)
-        chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
+        self.span = self.s
+        """Keys that one walk passes: all of them, or those of a part."""
+        if isinstance(anchor.attrs, AttentionPartsAttrs):
+            self.span = anchor.attrs.keys
+            if body.results != (result,):
+                raise NotFusable("parts of attention take no epilogue")
+            chain = Chain(domain, result, outputs={result.name: part_views(result.type.dims, domain)[0]})
+        else:
+            chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
         super().__init__(name, body, tensors, loc, target, chain, "bgrme", outer=2)
         if chain.reduce_axes:
             raise NotFusable("attention takes no reduction as epilogue")
@@ -76,6 +85,7 @@ class TiledAttention(UnmergedLowering):
             raise NotFusable(f"the tensor engine does not take {self.dtype}")
         self.scale: float = anchor.attrs.scale  # type: ignore[attr-defined]
         self.causal: bool = anchor.attrs.causal  # type: ignore[attr-defined]
+        self.space_of_keys = known[1][0].space
         self.sources = {}
         for key, (value, view) in zip("qkv", known[:3], strict=True):
             view = _split_heads(view, self.g, self.r) if key == "q" else view
@@ -88,12 +98,25 @@ class TiledAttention(UnmergedLowering):
             self.mask = access_of(_split_heads(full, self.g, self.r))
             self.mask_tensor, self.mask_dtype = tensors[value.name], value.type.dtype
 
+    @property
+    def walks(self) -> int:
+        """Walks over keys for each tile of rows: one, or one for each part."""
+        return -(-self.s // self.span)
+
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects with the cheapest tiles. Raises NotFusable when none fit."""
+        return self._price(self.choose())
+
     def choose(self) -> Shape:
-        """The cheapest tiles that fit, in half of l1 if any do."""
-        for full in (False, True):
-            shapes = list(self._candidates(full))
-            if shapes:
-                return min(shapes, key=self._price)
+        """The cheapest tiles that fit. Those that leave the next kernel no half of l1 and acc pay for its first loads,
+        which then wait."""
+        prices = {shape: self._price(shape) for shape in self._candidates(False)}
+        alone = cost.memory_latency_clk(self.target) + cost.latency_clk(self.target)
+        for shape in self._candidates(True):
+            prices.setdefault(shape, self._price(shape) + alone)
+        if prices:
+            return min(prices, key=lambda shape: prices[shape])
         raise NotFusable(
             f"no tile of attention with heads of {self.d} and {self.e} elements fits l1 ({self.target.l1.bytes} B) "
             f"and acc ({self.target.acc.bytes} B)"
@@ -101,7 +124,7 @@ class TiledAttention(UnmergedLowering):
 
     def _heads(self) -> list[tuple[int, int]]:
         """(depth of q . k at a time, value columns): whole heads, and parts of them where whole ones crowd l1."""
-        crowded = 64 * (self.d + self.e) * self.dtype.bytes > cost.l1_budget(self.target) // 2
+        crowded = self.walks == 1 and 64 * (self.d + self.e) * self.dtype.bytes > cost.l1_budget(self.target) // 2
         if not crowded:
             return [(self.d, self.e)]
         return list(itertools.product(_halves(self.d), _halves(self.e)))
@@ -110,7 +133,7 @@ class TiledAttention(UnmergedLowering):
         """Tiles that fit, with as many ring slots as do."""
         rows = [(1, t) for t in _tiles(self.m, 256, 4)]
         rows += [(h, self.m) for h in _tiles(self.r, max(256 // max(self.m, 1), 1), 1) if h > 1]
-        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, _tiles(self.s, 1024, 16), (1, 2)):
+        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, _tiles(self.span, 1024, 16), (1, 2)):
             if parts > 1 and m == self.m:
                 continue
             for streams, acc in ((3, 2), (2, 2), (2, 1), (1, 1)):
@@ -122,11 +145,13 @@ class TiledAttention(UnmergedLowering):
     def _fits(self, shape: Shape, full: bool) -> bool:
         p, size = shape.points, self.dtype.bytes
         streams = slot_bytes(shape.keys * shape.depth, size) + slot_bytes(shape.keys * shape.columns, size)
+        masks = 0
         if self.mask is not None:
-            streams += shape.parts * slot_bytes(math.prod(self.mask_tile(shape)), self.mask_dtype.bytes)
+            slots = shape.slots if self.mask.present(4) and shape.keys < self.span else 2
+            masks = slots * slot_bytes(math.prod(self.mask_tile(shape)), self.mask_dtype.bytes)
         q = slot_bytes(p * shape.depth, size) * (2 if shape.depth == self.d else shape.slots)
-        own = q + shape.acc_slots * slot_bytes(p * shape.keys, size)
-        if shape.keys < self.s:
+        own = q + masks + shape.acc_slots * slot_bytes(p * shape.keys, size)
+        if shape.keys < self.span or self.walks > 1:
             own += 4 * slot_bytes(p, 4) + slot_bytes(p * shape.columns, 4)
         own += self.epilogue_bytes(epilogue_tiles(shape))
         l1 = self.target.l1.bytes if full else cost.l1_budget(self.target)
@@ -137,8 +162,14 @@ class TiledAttention(UnmergedLowering):
     def loops(self, shape: Shape) -> tuple[list[Tiling], int, float]:
         """(loops over the domain, units at work, iterations of the busiest unit)."""
         tiles = [1, 1, shape.heads, shape.rows * shape.parts, shape.columns]
-        units, iterations = self.dealt(tiles)
-        loops = [Tiling(a.name, a.size, t, n) for a, t, n in zip(self.space.axes, tiles, units, strict=True)]
+        if self.walks > 1:
+            trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
+            units = deal((*trips, self.walks), self.target.cu)
+            iterations = float(math.prod(-(-n // u) for n, u in zip((*trips, self.walks), units, strict=True)))
+            self.walk_units = units[-1]
+        else:
+            units, iterations = self.dealt(tiles)
+        loops = [Tiling(a.name, a.size, t, n) for a, t, n in zip(self.space.axes, tiles, units, strict=False)]
         return loops, math.prod(units), iterations
 
     def _price(self, shape: Shape) -> float:
@@ -153,11 +184,11 @@ class TiledAttention(UnmergedLowering):
         product = cost.mma_clk(p, shape.columns, shape.keys, dtype, target)
         steps = 7 + lanes // target.vector.sfu_per_clk + (self.mask is not None) + 2 * self.causal
         softmax = cost.vec_clk(p * shape.keys, steps, target)
-        tensor, vector, walks = scores + product, softmax, -(-self.s // shape.keys)
+        tensor, vector, walks = scores + product, softmax, -(-self.span // shape.keys)
         if walks > 1:
             vector += cost.vec_clk(p * shape.columns, 2, target)
         load = self._stream_clk(shape, active)
-        latency = cost.latency_clk(target)
+        latency = cost.latency_clk(target, self.space_of_keys)
         chain = scores + softmax + product
         engines = max(tensor * parts, vector * parts, chain if parts > 1 else max(chain, vector))
         beat = max(engines, load, (latency + load) / shape.slots) if shape.slots > 1 else engines + latency + load
@@ -181,12 +212,22 @@ class TiledAttention(UnmergedLowering):
             q = cost.box_traffic(self.sources["q"].view, [1, 1, shape.heads, shape.rows, self.d], self.dtype)
             total = total + q * shape.parts
             loads += -(-self.d // shape.depth) * (1 + shape.parts)
-        return cost.load_clk(total, self.target, active) + loads * cost.overhead_clk(self.target)
+        return cost.load_clk(total, self.target, active, self.space_of_keys) + loads * cost.overhead_clk(self.target)
 
     def mask_tile(self, shape: Shape) -> list[int]:
         assert self.mask is not None
         extents = (shape.heads, shape.rows, shape.keys)
         return [t if self.mask.present(2 + i) else 1 for i, t in enumerate(extents)]
+
+
+def part_views(dims: tuple[int, ...], domain: tuple[int, ...]) -> tuple[View, View, View]:
+    """Where a result of attention in parts [parts, batch, heads, m, e + 2] holds sums, maxima and totals: views with
+    the axes of `domain` (batch, group, head of the group, m, e), of part 0."""
+    *_, m, e = domain
+    pitch = e + 2
+    strides = (domain[1] * domain[2] * m * pitch, domain[2] * m * pitch, m * pitch, pitch, 1)
+    one = (*domain[:-1], 1)
+    return View(domain, strides), View(one, strides, e), View(one, strides, e + 1)
 
 
 def epilogue_tiles(shape: Shape) -> list[int]:

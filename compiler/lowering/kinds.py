@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
-from ppuc.compiler.lowering.attention import check_attention, lower_attention
+from ppuc.compiler.lowering.attention import AttentionLowering, check_attention, lower_attention
 from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver, stored_part
 from ppuc.compiler.lowering.cascade import CascadeLowering, lower_cascade
 from ppuc.compiler.lowering.contraction import analyse_anchor, operand_view
@@ -50,6 +50,7 @@ ANCHORS = {
     "matmul": "matmul",
     "pool": "window",
     "attention": "attention",
+    "attention_parts": "attention",
     "concat": "concat",
     "gather": "gather",
     "scatter_nd": "scatter",
@@ -94,11 +95,13 @@ def lower_group(
 
 
 def price_group(kind: str, body: Graph, target: Target) -> float:
-    """Cycles that the cost model expects of a kernel of a kind that is priced (matmul, conv, map, window, cascade) with
-    its best tiles. Raises NotFusable when nothing fits."""
+    """Cycles that the cost model expects of a kernel of a kind that is priced (matmul, conv, map, attention, window,
+    cascade) with its best tiles. Raises NotFusable when nothing fits."""
     tensors = {v.name: v.name for v in (*body.params, *body.results)}
     if kind == "map":
         return MapLowering("kernel", body, tensors, (), target).price
+    if kind == "attention":
+        return AttentionLowering("kernel", body, tensors, (), target).price
     if kind == "matmul":
         return MatmulLowering("kernel", body, tensors, (), target).choice.price
     if kind == "cascade":

@@ -8,10 +8,14 @@ group itself would have built, names aside.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar, cast
 
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import lower_group, price_group
+from ppuc.compiler.lowering.records import decoded, encoded
+from ppuc.compiler.lowering.search_store import SearchStore, directory, key_of
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Kernel, Load, Loop, Mma, Param, Stmt, Store, Vec
 from ppuc.ir.types import Space
@@ -20,19 +24,27 @@ from ppuc.targets.schema import Target
 
 PLACEHOLDER = "kernel"
 
+T = TypeVar("T")
+
 
 Settle = Callable[[Kernel, tuple[VectorProgram, ...]], float]
 """Measures a kernel, in cycles."""
 
 
+Outcome = tuple[Kernel, tuple[VectorProgram, ...]]
+
+
 class Lowered:
     """Kernels by the canonical form of their body, for one target. With `settle`, the `tries` candidates that the cost
-    model likes best are built and measured, and the fastest is taken (the first of equals)."""
+    model likes best are built and measured, and the fastest is taken (the first of equals). Outcomes are kept in the
+    store (`lowering.search_store`), failures too."""
 
     def __init__(self, target: Target, settle: Settle | None = None, tries: int = 1) -> None:
         self.target, self.settle, self.tries = target, settle, tries
-        self._known: dict[object, tuple[Kernel, tuple[VectorProgram, ...]] | NotFusable] = {}
+        self._known: dict[object, Outcome | NotFusable] = {}
         self._prices: dict[object, float | NotFusable] = {}
+        self._store = SearchStore(directory())
+        self._context = key_of(target)
 
     def kernel(
         self, kind: str, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...]
@@ -41,10 +53,8 @@ class Lowered:
         canonical, key = canonical_body(body)
         found = self._known.get((kind, key))
         if found is None:
-            try:
-                found = self._fastest(kind, canonical)
-            except NotFusable as error:
-                found = error
+            tries = self.tries if self.settle is not None else 1
+            found = self._kept(("kernel", tries, kind, key), lambda: self._fastest(kind, canonical))
             self._known[kind, key] = found
         if isinstance(found, NotFusable):
             raise found
@@ -57,13 +67,27 @@ class Lowered:
         canonical, key = canonical_body(body)
         found = self._prices.get((kind, key))
         if found is None:
-            try:
-                found = price_group(kind, canonical, self.target)
-            except NotFusable as error:
-                found = error
+            found = self._kept(("price", kind, key), lambda: price_group(kind, canonical, self.target))
             self._prices[kind, key] = found
         if isinstance(found, NotFusable):
             raise found
+        return found
+
+    def _kept(self, asked: tuple[object, ...], search: Callable[[], T]) -> T | NotFusable:
+        """What `search` finds, or why it fails; from the store where it is known."""
+        key = key_of(self._context, asked)
+        text = self._store.get(key)
+        if text is not None:
+            with suppress(ValueError, KeyError, TypeError):  # a damaged record is searched for again
+                outcome, reason = decoded(text)
+                return NotFusable(reason) if reason else cast(T, outcome)
+        found: T | NotFusable
+        try:
+            found = search()
+        except NotFusable as error:
+            found = error
+        failed = isinstance(found, NotFusable)
+        self._store.put(key, encoded((None, str(found)) if failed else (found, "")))
         return found
 
     def _fastest(self, kind: str, body: Graph) -> tuple[Kernel, tuple[VectorProgram, ...]]:

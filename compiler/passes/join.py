@@ -92,14 +92,17 @@ class Joining:
         (concat,) = op.body.ops
         assert isinstance(concat.attrs, ConcatAttrs)
         outer = {p.name: v for p, v in zip(op.body.params, op.operands, strict=True)}
-        axis, at, parts = concat.attrs.axis, 0, []
+        axis, at = concat.attrs.axis, 0
+        parts: list[Part] = []
         for operand in concat.operands:
             value = outer[operand.name]
             starts = tuple(at if a == axis else 0 for a in range(operand.type.rank))
             run = math.prod(value.type.dims[axis:]) * value.type.dtype.bytes
             producer = self._producer(value, i) if run >= SHORTEST_RUN else None
             repeated = sum(v.name == operand.name for v in concat.operands) > 1
-            parts.append(Part(value, starts, None if repeated else producer))
+            # A group cannot insert into a whole that holds another of its results before it has run.
+            taken = producer is not None and producer[0] in {p.producer[0] for p in parts if p.producer is not None}
+            parts.append(Part(value, starts, None if repeated or taken else producer))
             at += operand.type.dims[axis]
         return parts
 

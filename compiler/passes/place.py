@@ -202,7 +202,7 @@ def _reads(op: Op) -> list[float]:
     times = dict.fromkeys((p.name for p in body.params), 1.0)
     resolver = Resolver(body)
     for inner in body.ops:
-        if inner.name not in ("matmul", "conv", "attention"):
+        if inner.name not in ("matmul", "conv", "attention", "attention_parts"):
             continue
         result = inner.results[0].type.dims
         rows, columns = math.prod(result[:-1]) / TILE, result[-1] / TILE

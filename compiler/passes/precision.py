@@ -5,7 +5,8 @@ computed from a contraction's result: activations, residual sums. What does not 
 masks, index arithmetic) keeps its type, because a format with 8 bits of mantissa cannot count to 300. Inside a kernel
 everything is f32; values are rounded once, when they are stored.
 
-Invariant: the operands of a contraction have the format asked for, and its accumulator is f32.
+Invariant: the operands of a contraction have the format asked for, and its accumulator is f32. Only attention of few
+queries over a cache that the model keeps in f32 reads it as it is.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ CONTRACTIONS = ("matmul", "conv", "attention")
 FOLLOWING = ("pad", "concat", "gather", "scatter_nd", "pool")
 """Ops that move elements without arithmetic on them (a sum over a window excepted): their result has the operands'
 dtype."""
+MOST_ROWS = 16
+"""Rows of queries that share keys up to which attention is bound by memory, in any format."""
+
 MOVES = ("concat", "gather", "scatter")
 
 
@@ -65,6 +69,10 @@ class Narrowing:
         self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
         self.fixed |= set(self.constants)
         self.fed = {op.results[0].name: _contraction_params(op.body) for op in graph.ops if op.body is not None}
+        for op in graph.ops:
+            if self._over_caches(op):
+                self.fixed |= {self.roots[op.operands[i].name] for i in self.fed[op.results[0].name]}
+                self.fed[op.results[0].name] = frozenset()
         self.narrowed = self._decide()
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {p.name: p for p in graph.params}
@@ -72,6 +80,21 @@ class Narrowing:
 
     def _wide(self, dtype: DType) -> bool:
         return dtype.is_float and dtype.bits >= 16 and dtype is not self.narrow
+
+    def _over_caches(self, op: Op) -> bool:
+        """Whether `op` is attention of few queries over keys and values that are stored wide whatever happens (a
+        model's inputs or outputs): multiplying them as they are takes less than another pass over memory."""
+        if op.body is None or getattr(op.attrs, "kind", "") != "attention":
+            return False
+        attention = next(inner for inner in op.body.ops if inner.name == "attention")
+        (_, heads, rows, _), (_, groups, *_) = (v.type.dims for v in attention.operands[:2])
+        dtype = attention.operands[0].type.dtype
+        if heads // groups * rows > MOST_ROWS or not self.target.tensor.supports(str(dtype)) or dtype is self.narrow:
+            return False
+        outer = dict(zip((p.name for p in op.body.params), op.operands, strict=True))
+        resolver = Resolver(op.body)
+        keys = [resolver.external(v) for v in attention.operands[1:3]]
+        return all(k is not None and self.roots[outer[k.value.name].name] in self.fixed for k in keys)
 
     def _decide(self) -> set[str]:
         """Storage roots that are stored narrow."""

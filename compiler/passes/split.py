@@ -13,9 +13,12 @@ from typing import ClassVar
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import anchor_in, check_group
+from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
+from ppuc.compiler.passes.graph_bodies import ancestors
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.split_keys import cut_keys, keys_of
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS
@@ -24,10 +27,20 @@ from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs, TransposeAttrs
 from ppuc.ir.resource import Resource
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
+from ppuc.ir.types import Space
 from ppuc.targets.schema import Target
 
 PARTS = (2, 3, 4, 6, 8)
 """Numbers of parts that are tried: more cost as many loads in the kernel that adds them."""
+
+KEY_PARTS = (2, 4, 8, 16, 32)
+"""Numbers of parts of an attention's keys that are tried."""
+
+SHORTEST_KEYS = 64
+"""Least keys of a part."""
+
+FEW_ROWS = 16
+"""Rows of a product up to which its weights are read about once."""
 
 SHORTEST = {"matmul": 64, "conv": 16}
 """Least length of a part along k, or least channels of a part of a convolution."""
@@ -57,6 +70,8 @@ class Splitting:
         self.names = Builder(all_names(graph))
         self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
         self.lowered = Lowered(target)
+        self.roots = storage_roots(graph)
+        self.inputs = {p.name for p in graph.params}
         self.decided: dict[object, int] = {}
 
     def build(self) -> Graph:
@@ -68,13 +83,52 @@ class Splitting:
 
     def _op(self, op: Op) -> list[Op]:
         kind = getattr(op.attrs, "kind", "")
-        if op.body is None or kind not in SHORTEST:
+        if op.body is None or kind not in (*SHORTEST, "attention"):
             return [op]
-        _, key = canonical_body(op.body)
+        _, key = canonical_body(self._in_memory(op))
         if key not in self.decided:
-            self.decided[key] = self._best(kind, op)
+            self.decided[key] = self._best_keys(op) if kind == "attention" else self._best(kind, op)
         parts = self.decided[key]
-        return [op] if parts == 1 else self._cut(op, parts)
+        if parts == 1:
+            return [op]
+        return cut_keys(op, parts, self.names, self.target) if kind == "attention" else self._cut(op, parts)
+
+    def _in_memory(self, op: Op) -> Graph:
+        """The body of a group, its operands in the memory where they will be: the model's inputs and large constants
+        that few rows read in hbm."""
+        body = op.body
+        assert body is not None
+        rows = max(r.type.elements // max(r.type.dims[-1], 1) for r in op.results if r.type.rank)
+        there = set()
+        for p, v in zip(body.params, op.operands, strict=True):
+            streamed = v.name in self.constants and rows <= FEW_ROWS and v.type.bytes > self.target.l2.bytes // 16
+            if streamed or self.roots.get(v.name) in self.inputs:
+                there.add(p.name)
+
+        def put(v: Value) -> Value:
+            return replace(v, space=Space.HBM) if v.name in there else v
+
+        ops = tuple(replace(o, operands=tuple(map(put, o.operands))) for o in body.ops)
+        return Graph(body.name, tuple(map(put, body.params)), body.results, ops)
+
+    def _best_keys(self, op: Op) -> int:
+        """The number of parts of an attention's keys, 1 to leave it whole."""
+        chosen = 1
+        try:
+            least = self.lowered.price("attention", self._in_memory(op))
+        except NotFusable:
+            return 1
+        for parts in KEY_PARTS:
+            if keys_of(op) // parts < SHORTEST_KEYS:
+                break
+            try:
+                first, second, _ = cut_keys(op, parts, self.names, self.target)
+                price = self._price(first) + self._price(second) + self._handover_clk()
+            except NotFusable:
+                continue
+            if price < least:
+                least, chosen = price, parts
+        return chosen
 
     def _best(self, kind: str, op: Op) -> int:
         """The number of parts, 1 to leave the group whole."""
@@ -83,7 +137,7 @@ class Splitting:
         anchor = anchor_in(body)
         if anchor is None or not self._divisible(anchor, op):
             return 1
-        least, chosen = self.lowered.price(kind, body), 1
+        least, chosen = self.lowered.price(kind, self._in_memory(op)), 1
         if least < self._bound(anchor) + 2 * self._handover_clk():
             return 1
         length = _length(anchor)
@@ -101,7 +155,7 @@ class Splitting:
 
     def _price(self, group: Op) -> float:
         assert group.body is not None
-        return self.lowered.price(group.attrs.kind, group.body)  # type: ignore[attr-defined]
+        return self.lowered.price(group.attrs.kind, self._in_memory(group))  # type: ignore[attr-defined]
 
     def _bound(self, anchor: Op) -> float:
         """Cycles of the contraction with every unit at its peak."""
@@ -143,7 +197,7 @@ class Splitting:
         assert body is not None
         anchor = anchor_in(body)
         assert anchor is not None
-        before = _ancestors(body, anchor)
+        before = ancestors(body, anchor)
         outer = dict(zip((p.name for p in body.params), op.operands, strict=True))
         made: list[Op] = []
         self.names.ops = [o for o in body.ops if o.results[0].name in before]
@@ -164,10 +218,12 @@ class Splitting:
         made.append(replace(first, results=(stored,)))
         inner = Value(self.names.fresh(f"{stored.name}.in"), stored.type)
         self.names.ops = []
-        total = self._sum(inner, anchor, parts)
-        rest = [o for o in body.ops if o is not anchor]
-        results = tuple(total if r == anchor.results[0] else r for r in body.results)
-        chain = (*self.names.ops, *_renamed(rest, anchor.results[0], total))
+        views = _views_after(body, anchor)
+        total = self._sum(inner, anchor, parts, views)
+        rest = [o for o in body.ops if o is not anchor and o not in views]
+        viewed = views[-1].results[0] if views else anchor.results[0]
+        results = tuple(total if r == viewed else r for r in body.results)
+        chain = (*self.names.ops, *_renamed(rest, viewed, total))
         ops = without_dead_ops(Graph("body", (), results, chain))
         outer[inner.name] = stored
         locs = tuple(dict.fromkeys(n for o in rest if o.results[0].name not in before for n in o.loc))
@@ -244,12 +300,14 @@ class Splitting:
         inner = Value(self.names.fresh(f"{conv.operands[1].name}.parts"), value.type)
         return Op("const", ConstAttrs(resource), (), (outer,), weights.loc), inner
 
-    def _sum(self, partial: Value, anchor: Op, parts: int) -> Value:
-        """The sum of the parts, in the anchor's shape and type."""
-        result = anchor.results[0].type
+    def _sum(self, partial: Value, anchor: Op, parts: int, views: Sequence[Op]) -> Value:
+        """The sum of the parts, in the anchor's type and the shape that `views` give its result."""
+        result = (views[-1] if views else anchor).results[0].type
         total: Value | None = None
         for i in range(parts):
             part = self._part(partial, i, anchor, parts)
+            for view in views:
+                part = self.names(view.name, part, attrs=view.attrs, hint="part")
             total = part if total is None else self.names("add", total, part, hint="sum")
         assert total is not None
         assert total.type == result
@@ -273,12 +331,16 @@ def _length(anchor: Op) -> int:
     return anchor.operands[0].type.dims[-1]
 
 
-def _ancestors(body: Graph, anchor: Op) -> set[str]:
-    """Names of the ops that the anchor's operands are computed by."""
-    found = {v.name for v in anchor.operands}
-    for op in reversed(body.ops):
-        if op.results[0].name in found:
-            found |= {v.name for v in op.operands}
+def _views_after(body: Graph, anchor: Op) -> list[Op]:
+    """The views that alone read what the anchor gives, first one first: parts are read through them."""
+    found: list[Op] = []
+    value = anchor.results[0]
+    while value not in body.results:
+        readers = [o for o in body.ops if value in o.operands]
+        if len(readers) != 1 or readers[0].name not in ("reshape", "transpose"):
+            break
+        found.append(readers[0])
+        value = readers[0].results[0]
     return found
 
 

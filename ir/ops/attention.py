@@ -33,6 +33,20 @@ class AttentionAttrs(Attrs):
     causal: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionPartsAttrs(Attrs):
+    """As AttentionAttrs; part p has the keys from `p * keys` on, `keys` of them or what is left."""
+
+    scale: float
+    keys: int
+    causal: bool = False
+
+    @property
+    def whole(self) -> AttentionAttrs:
+        """The attributes of the attention that the parts make up."""
+        return AttentionAttrs(self.scale, self.causal)
+
+
 def _infer(attrs: AttentionAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
     if not 3 <= len(types) <= 4:
         raise ValueError(f"attention takes 3 to 4 operands (got {len(types)})")
@@ -105,6 +119,52 @@ def _wider(work: DType, dtype: DType) -> DType | None:
     return None if work is dtype else work
 
 
+LOWEST = float(np.finfo(np.float32).min)
+"""The maximum over no visible key: finite, so that the weight exp(-inf - LOWEST) of a hidden key is 0 and not NaN."""
+
+
+def _infer_parts(attrs: AttentionPartsAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
+    (whole,) = _infer(attrs.whole, types)
+    s = types[1].dims[2]
+    if not 0 < attrs.keys <= s:
+        raise ValueError(f"parts have 1 to {s} keys (got {attrs.keys})")
+    *lead, width = whole.dims
+    return (TensorType(compute_dtype(whole.dtype), (-(-s // attrs.keys), *lead, width + 2)),)
+
+
+def _reference_parts(
+    attrs: AttentionPartsAttrs, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, ...]:
+    dtype = DType.of(q.dtype)
+    work = compute_dtype(dtype).numpy
+    repeat = q.shape[1] // k.shape[1]
+    k, v = (np.repeat(x.astype(work), repeat, axis=1) for x in (k, v))
+    scores = np.matmul(q.astype(work), np.swapaxes(k, 2, 3)) * work.type(attrs.scale)
+    if mask is not None:
+        scores = scores + mask
+    if attrs.causal:
+        scores = np.where(_visible(q.shape[2], k.shape[2]), scores, work.type(-np.inf))
+    found = []
+    for at in range(0, k.shape[2], attrs.keys):
+        part = scores[..., at : at + attrs.keys]
+        high = np.maximum(part.max(3, keepdims=True), work.type(LOWEST))
+        weights = np.exp(part - high)
+        values = np.matmul(convert(weights, dtype).astype(work), v[:, :, at : at + attrs.keys])
+        found.append(np.concatenate([values, high, weights.sum(3, keepdims=True)], axis=3))
+    return (np.stack(found).astype(work),)
+
+
+register(
+    OpDef(
+        name="attention_parts",
+        formula="result[p] = (e . v, max, sum of e) with e = exp(q . k^T * scale + mask - max) over the keys of part p",
+        kind=Kind.COMPOSITE,
+        operands="q, k, v, mask?",
+        attrs=AttentionPartsAttrs,
+        infer=_infer_parts,
+        reference=_reference_parts,
+    )
+)
 register(
     OpDef(
         name="attention",

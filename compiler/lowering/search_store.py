@@ -1,0 +1,112 @@
+"""What tile searches found, on disk: a second compilation of the same shapes does not search again.
+
+One SQLite file in the user's cache directory (`PPUC_CACHE_DIR` names another; empty, nothing is kept). A key is the
+sha256 of everything that an outcome depends on: the target's numbers, the group's canonical body, what was asked, and
+the sources of the compiler, so that a changed search starts afresh.
+
+Invariant: with and without the store, a compilation gives the same bytes. A store that cannot be opened, read or
+written is left out: it saves time and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from functools import cache
+from pathlib import Path
+
+VARIABLE = "PPUC_CACHE_DIR"
+"""Environment variable: where the store lies; "" keeps nothing."""
+
+LARGEST = 256 << 20
+"""Bytes at which a store is emptied: years of use, or a runaway."""
+
+_SOURCES = ("compiler/lowering", "compiler/passes", "targets", "ir")
+
+
+def directory() -> Path | None:
+    """The folder of the store; None when nothing is kept."""
+    named = os.environ.get(VARIABLE)
+    if named is not None:
+        return Path(named) if named else None
+    from platformdirs import user_cache_path
+
+    return user_cache_path("ppuc", appauthor=False)
+
+
+@cache
+def sources_digest() -> str:
+    """sha256 of the sources that decide what a search finds."""
+    root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
+    for folder in _SOURCES:
+        for file in sorted((root / folder).rglob("*.py")):
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class SearchStore:
+    """Texts by key."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._connection = None if folder is None else _opened(folder)
+
+    def get(self, key: str) -> str | None:
+        """What was put under `key`; None when nothing was."""
+        if self._connection is None:
+            return None
+        try:
+            row = self._connection.execute("select text from outcomes where key = ?", (key,)).fetchone()
+        except sqlite3.Error:
+            return None
+        return None if row is None else str(row[0])
+
+    def put(self, key: str, text: str) -> None:
+        """Keep `text` under `key`."""
+        if self._connection is None:
+            return
+        try:
+            with self._connection:
+                self._connection.execute("insert or replace into outcomes values (?, ?)", (key, text))
+        except sqlite3.Error:
+            self._connection = None
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def key_of(*parts: object) -> str:
+    """sha256 of `parts`, by their representations."""
+    digest = hashlib.sha256(sources_digest().encode())
+    for part in parts:
+        digest.update(repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _opened(folder: Path) -> sqlite3.Connection | None:
+    """The store in `folder`, made anew when it is damaged or has grown beyond measure; None when that fails."""
+    path = folder / "tilings.sqlite"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > LARGEST:
+            path.unlink()
+        try:
+            return _connected(path)
+        except sqlite3.DatabaseError:
+            path.unlink(missing_ok=True)
+            return _connected(path)
+    except (OSError, sqlite3.Error):
+        return None
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=2.0)
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = off")
+    connection.execute("create table if not exists outcomes (key text primary key, text text) without rowid")
+    return connection
