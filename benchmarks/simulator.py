@@ -1,71 +1,102 @@
-"""CPU seconds of the simulator on large hand-shaped programs: `python benchmarks/simulator.py`.
+"""CPU seconds of the simulator beside those of others: `python -m benchmarks.simulator [--json] [--short]`.
 
-Timing-only runs of a ResNet-50-like chain of kernels (55 kernels, 64 units, four queues) and of one square GEMM; a
-warm-up run compiles the event loop. Values are measured on a smaller GEMM.
+Networks are compiled for zhenwu-m890, then simulated twice, and the second run counts: the first one compiles the
+event loop on a machine where it never ran. Timing only: ResNet-50 at batch 1, a 4096-cube product and a prefill of
+2,048 tokens through 36 layers of width 4096 (bf16; `--short` leaves it out). Values: ResNet-50 at batch 1 in fp32,
+with and without the hazard checker. Everything runs in one thread.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
+import resource
+import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from ppuc.ir.program import KernelProgram, Program, Segment
-from ppuc.ir.types import DType, Space
+import ppuc
+from benchmarks import models, networks
+from ppuc.ir.resource import Resource
 from ppuc.targets.description import load_target
-from ppuc.targets.simulator.run import simulate
-from tests.simulator_programs import RELU, Gemm, gemm_program, program, tensor
+from ppuc.targets.simulator.run import RawResult, simulate
+
+TARGET = "zhenwu-m890"
 
 
-def resnet_like(kernels: int = 55, tiles: int = 3) -> Program:
-    """A chain of GEMMs whose units each run about 2,300 instructions per kernel queue group."""
-    g = Gemm(
-        64 * 8 * tiles, 64 * 8, 64 * 9, 64, 64, 64, depth=2, grid=(8, 8), a="x", b="w", y="x", b_space=Space.HBM,
-        dtype=DType.F32,
-    )  # fmt: skip
-    made: list[KernelProgram] = []
-    for i in range(kernels):
-        after = tuple(r.name for r in made[-1].rings) if made else ()
-        made.append(replace(g, name=f"k{i}", after=after).kernel())
-    tensors = [
-        tensor("x", g.m * max(g.k, g.n), Space.L2, 0, "input"),
-        tensor("w", g.k * g.n, Space.HBM, 0, "input"),
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement; `goal` and `peers` in CPU seconds."""
+
+    what: str
+    cpu_seconds: float
+    instructions: int
+    cycles: float
+    peak_mb: float
+    goal: str
+    peers: str = ""
+
+
+def timing_only(what: str, path: Path, goal: str, peers: str = "") -> Row:
+    """Time a network in bf16."""
+    program, target = ppuc.compile(path, target=TARGET, precision="bf16").artifact, load_target(TARGET)
+    return measured(what, goal, peers, lambda: simulate(program.program, program.vectors, target, {}, None))
+
+
+def with_values() -> list[Row]:
+    """ResNet-50 with seeded weights, values computed, without and with hazards checked."""
+    program, target = ppuc.compile(models.resnet50(), target=TARGET), load_target(TARGET)
+    artifact = program.artifact
+    constants = {n: c if isinstance(c, Resource) else Resource.of(c, n) for n, c in artifact.constants.items()}
+    feeds = {artifact.inputs[0].tensor: models.image().reshape(-1)}
+
+    def run(check: bool) -> RawResult:
+        return simulate(artifact.program, artifact.vectors, target, constants, feeds, check_hazards=check)
+
+    name = "ResNet-50 b1, values, fp32"
+    return [
+        measured(name, "", "", lambda: run(False)),
+        measured(f"{name}, hazards checked", "5", "tpu-mlir 205", lambda: run(True)),
     ]
-    return program("resnet-like", tensors, Segment("s0", tuple(made), (), ()))
 
 
-def timed(name: str, run_program: Program, feeds: dict[str, np.ndarray] | None = None, **options: bool) -> None:
-    """Print CPU seconds of one run."""
-    target = load_target("zhenwu-m890")
+def measured(what: str, goal: str, peers: str, run: Callable[[], RawResult]) -> Row:
+    """The second of two runs."""
+    run()
     begin = time.process_time()
-    result = simulate(run_program, (RELU,), target, {}, feeds, **options)
+    profile = run().profile
     spent = time.process_time() - begin
-    p = result.profile
-    rate = f"{p.instructions / max(spent, 1e-9) / 1e6:5.2f} M/s"
-    print(f"{name:40s} {spent:7.2f} CPU-s  {p.instructions:8d} instructions  {rate}  {p.cycles:12.0f} cycles")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-3
+    return Row(what, round(spent, 3), profile.instructions, profile.cycles, round(peak), goal, peers)
 
 
 def main() -> None:
-    """Warm up, then measure."""
-    small = Gemm(64, 64, 64)
-    ones = {n: np.ones(64 * 64, np.float32) for n in ("a", "b")}
-    simulate(gemm_program(small), (RELU,), load_target("zhenwu-m890"), {}, ones)
-    timed("resnet-like, timing only", resnet_like())
-    big = Gemm(4096, 4096, 4096, 128, 128, 64, depth=2, grid=(8, 8), b_space=Space.HBM)
-    timed("gemm 4096^3, timing only", gemm_program(big))
-    g = Gemm(2048, 1024, 2048, 64, 64, 64, depth=2, grid=(8, 8))
-    rng = np.random.default_rng(0)
-    feeds = {
-        "a": rng.standard_normal(g.m * g.k).astype(np.float32),
-        "b": rng.standard_normal(g.k * g.n).astype(np.float32),
-    }
-    timed("gemm 2048x1024x2048, values", gemm_program(g), feeds, check_hazards=False)
-    timed("gemm 2048x1024x2048, values and hazards", gemm_program(g), feeds)
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="CPU seconds of the simulator beside those of others.")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--short", action="store_true", help="leave the 36 layers out")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = [timing_only("GEMM 4096^3, timing only", networks.gemm(folder), "0.1")]
+        resnet = networks.resnet50(folder, 1)
+        rows.append(timing_only("ResNet-50 b1, timing only", resnet, "0.3", "ONNXim 7.4, SCALE-Sim 121"))
+        if not options.short:
+            prefill = networks.decoder(folder, 2048, 0, layers=36)
+            rows.append(timing_only("36 layers of 4096, 2,048 tokens, timing only", prefill, "10"))
+        rows += with_values()
+    if options.json:
+        print(json.dumps({"target": TARGET, "measurements": [asdict(r) for r in rows]}, indent=2))
+        return
+    print(f"{TARGET}; CPU seconds of one run, compiled code warm, one thread\n")
+    print(f"{'':46}{'CPU s':>8}{'goal':>6}{'instructions':>14}{'cycles':>14}{'peak MB':>9}  others (CPU s)")
+    for r in rows:
+        counts = f"{r.instructions:14,}{r.cycles:14,.0f}{r.peak_mb:9.0f}"
+        print(f"{r.what:46}{r.cpu_seconds:8.3f}{r.goal:>6}{counts}  {r.peers}")
+    plain, checked = rows[-2].cpu_seconds, rows[-1].cpu_seconds
+    print(f"\nchecking hazards adds {100 * (checked / plain - 1):.0f} % (goal: at most 30 %)")
 
 
 if __name__ == "__main__":

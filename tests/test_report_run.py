@@ -14,7 +14,15 @@ import pytest
 
 from ppuc.compiler.entry import compile
 from ppuc.compiler.report import interval as interval_module
-from ppuc.compiler.report.interval import RELATIVE, deviation, interval, uncertain_numbers, with_number
+from ppuc.compiler.report.interval import (
+    GROUPS,
+    RELATIVE,
+    deviated,
+    groups_of,
+    interval,
+    uncertain_numbers,
+    with_number,
+)
 from ppuc.compiler.report.profile import profile_record
 from ppuc.compiler.report.trace import write_trace
 from ppuc.compiler.report.trace_counters import counters, spread
@@ -24,6 +32,7 @@ from ppuc.ir.types import DType, Space
 from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Leaf
+from ppuc.targets.simulator.retime import Retimer
 from ppuc.targets.simulator.run import RawResult
 from ppuc.targets.simulator.split import PARTS
 from tests.small_models import mlp
@@ -146,16 +155,20 @@ def test_the_interval_contains_the_time_and_names_what_it_depends_on() -> None:
     assert low < profile.seconds < high
     assert found["joules"][0] < sum(profile.energy_joules.values()) < found["joules"][1]
     marks = {leaf.path: leaf.mark for leaf in made.target.leaves()}
-    keys = [n["key"] for n in found["numbers"]]
-    assert all(marks[k] in RELATIVE for k in keys)
-    widths = [n["seconds"][1] - n["seconds"][0] for n in found["numbers"]]
+    numbers = [n["key"] for group in found["groups"] for n in group["numbers"]]
+    assert all(marks[k] in RELATIVE for k in numbers)
+    assert len(numbers) == len(set(numbers))
+    widths = [g["seconds"][1] - g["seconds"][0] for g in found["groups"]]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] <= high - low
-    assert "hbm.latency_ns" in keys
-    assert "tensor.ii_clk.bf16" not in keys
-    longer = dataclasses.replace(made, target=with_number(made.target, "hbm.latency_ns", 560 * 1.2))
-    number = next(n for n in found["numbers"] if n["key"] == "hbm.latency_ns")
-    assert number["seconds"][1] == pytest.approx(longer.time().profile.seconds)
+    assert "hbm.latency_ns" in numbers
+    assert "tensor.ii_clk.bf16" not in numbers
+    target = made.target
+    for leaf in groups_of(uncertain_numbers(made.artifact.program, profile, target))["latency"]:
+        target = with_number(target, leaf.path, leaf.value * 1.2)
+    latency = next(g for g in found["groups"] if g["group"] == "latency")
+    longer = dataclasses.replace(made, target=target).time().profile.seconds
+    assert latency["seconds"][1] == pytest.approx(longer)
 
 
 def test_a_machine_that_is_known_exactly_has_no_interval() -> None:
@@ -175,21 +188,51 @@ def test_long_programs_get_an_interval_only_on_request(monkeypatch: pytest.Monke
     assert "seconds" in interval(made, profile, always=True)
 
 
+@pytest.mark.parametrize("machine", ["zhenwu-m890", "zhenwu-810e"])
+def test_a_retimed_run_takes_the_time_of_a_new_one(machine: str) -> None:
+    made = program(machine)
+    timer = Retimer(made.artifact.program, made.artifact.vectors, made.target)
+    for leaf in uncertain_numbers(made.artifact.program, made.time().profile, made.target):
+        target = with_number(made.target, leaf.path, deviated(leaf, slower=True))
+        assert timer.seconds(target, [leaf.path]) == dataclasses.replace(made, target=target).time().profile.seconds, (
+            leaf
+        )
+
+
+def test_the_interval_is_not_narrower_than_one_number_at_a_time() -> None:
+    made = program("zhenwu-m890")
+    profile = made.time().profile
+    effects = []
+    for leaf in uncertain_numbers(made.artifact.program, profile, made.target):
+        target = with_number(made.target, leaf.path, deviated(leaf, slower=True))
+        effects.append(dataclasses.replace(made, target=target).time().profile.seconds - profile.seconds)
+    high = interval(made, profile)["seconds"][1]
+    assert high - profile.seconds >= 0.99 * np.sqrt(sum(max(e, 0.0) ** 2 for e in effects))
+    assert high - profile.seconds <= 1.01 * sum(abs(e) for e in effects) + 0.01 * profile.seconds
+
+
 @pytest.mark.parametrize(
     ("leaf", "slower", "expected"),
     [
-        (Leaf("hbm.latency_ns", 500.0, "ns", "E", ""), True, (600.0, 1.0)),
-        (Leaf("hbm.gbs", 1000.0, "GB/s", "E-cal", ""), True, (900.0, 1.0)),
-        (Leaf("hbm.efficiency", 0.9, "ratio", "E", ""), False, (1.0, 1.0)),
-        (Leaf("sync.ring_op_clk", 2, "clk", "E", ""), True, (3, 0.4)),
-        (Leaf("load.row_clk", 1, "clk", "E", ""), False, (0, 0.2)),
-        (Leaf("vector.lanes", 128, "lane", "E", ""), True, (102, 0.984615)),
+        (Leaf("hbm.latency_ns", 500.0, "ns", "E", ""), True, 600.0),
+        (Leaf("hbm.gbs", 1000.0, "GB/s", "E-cal", ""), True, 900.0),
+        (Leaf("hbm.efficiency", 0.9, "ratio", "E", ""), False, 1.0),
+        (Leaf("sync.ring_op_clk", 2, "clk", "E", ""), True, 2.4),
+        (Leaf("load.row_clk", 1, "clk", "E", ""), False, 0.8),
+        (Leaf("vector.lanes", 128, "lane", "E", ""), True, 102),
+        (Leaf("tensor.ii_clk.bf16", 1, "clk", "E", ""), True, 2),
+        (Leaf("tensor.ii_clk.bf16", 1, "clk", "E", ""), False, 1),
     ],
 )
-def test_deviations_keep_whole_numbers_whole(leaf: Leaf, slower: bool, expected: tuple[float, float]) -> None:
-    value, factor = deviation(leaf, slower=slower)
-    assert (value, factor) == pytest.approx(expected, rel=1e-4)
-    assert type(value) is type(leaf.value)
+def test_a_number_that_is_off(leaf: Leaf, slower: bool, expected: float) -> None:
+    assert deviated(leaf, slower=slower) == pytest.approx(expected)
+
+
+def test_every_number_belongs_to_a_group() -> None:
+    leaves = program("zhenwu-810e").target.leaves()
+    found = groups_of(leaves)
+    assert sum(map(len, found.values())) == len(leaves)
+    assert list(found) == list(GROUPS)
 
 
 # The trace.

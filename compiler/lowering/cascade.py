@@ -54,9 +54,13 @@ class CascadeLowering(UnmergedLowering):
         product, between = _product(body)
         first, rest = _split(body, between)
         domain = product.results[0].type.dims
+        if len(domain) < 3:
+            raise NotFusable("the product has no axes of points: its operand is the window's results, flattened")
         skip = frozenset(op.results[0].name for op in first.ops if op.name != "const") | {product.results[0].name}
         chain = analyse(body, product.results[0], domain, skip | operand_ops(rest, product))
         spatial = len(domain) - 2
+        if not 0 < spatial <= len(SPATIAL):
+            raise NotFusable(f"the product of {list(domain)} is not made of the window's points")
         names = ("n", *SPATIAL[-spatial:], "o")
         super().__init__(name, body, tensors, loc, target, chain, names, outer=1)
         if chain.reduce_axes:

@@ -1,9 +1,9 @@
 """How far a simulated time may be off, given that many numbers of a target are estimates.
 
-Every estimated number that the program's time can depend on is varied alone, by RELATIVE of its mark, and the same
-program is timed again: to the slower side first, and to the faster one when that mattered (else its effect is taken as
-equal). Deviations to one side are taken as independent and added as squares. Numbers that only take whole values move
-by at least 1, and their effect is scaled to the deviation meant.
+Estimates about one thing come from one reasoning, so they are taken to be off together: all estimated numbers of a
+group (GROUPS) that the program's time can depend on are moved by RELATIVE of their marks to the slower side, and the
+same program is timed again, and to the faster side when that mattered (else its effect is taken as equal). Groups are
+taken as independent: deviations to one side are added as squares.
 
 Invariant: the interval contains the time itself; a target without estimates gives an interval of no width.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.runtime import CompiledProgram, for_target
+from ppuc.compiler.runtime import CompiledProgram
 from ppuc.ir.kernel import Mma
 from ppuc.ir.program import Instr, Program, Queue, StreamNode
 from ppuc.ir.types import DType, Space
@@ -29,7 +29,23 @@ INSTRUCTIONS = 20_000_000
 """Instruction instances that may be simulated for an interval that nobody asked for: less than ten seconds."""
 
 MINOR = 0.003
-"""Relative effect on the time below which a number is varied to one side only."""
+"""Relative effect on the time up to which a group is moved to one side only."""
+
+GROUPS = {
+    "tensor engine": ("tensor.",),
+    "vector engine": ("vector.",),
+    "l1 and acc": ("l1.", "acc."),
+    "device memory": ("hbm.gbs", "hbm.efficiency", "hbm.refresh", "hbm.turnaround", "host."),
+    "latency": ("l2.latency", "hbm.latency", "noc.hop", "load.start", "store.start", "stage.start"),
+    "rows of transfers": ("load.row", "store.row"),
+    "bandwidth on the chip": ("l2.", "noc.", "load.", "store."),
+    "clock": ("clock.",),
+    "issue, launch and synchronisation": ("",),
+}
+"""What the numbers of a target are about: the first group one of whose beginnings a path has."""
+
+_WHOLE = ("tensor.", "vector.")
+"""Numbers of which the simulator takes whole ones only."""
 
 _UNITS = ("clk", "ns", "us", "B/clk", "GB/s", "op/clk", "lane", "ratio", "MHz")
 if TYPE_CHECKING:
@@ -108,17 +124,23 @@ def _replaced(node: Any, path: list[str], value: Any) -> Any:
     return dataclasses.replace(node, **{head: _replaced(getattr(node, head), rest, value) if rest else value})
 
 
-def deviation(leaf: Leaf, *, slower: bool) -> tuple[Any, float]:
-    """The value to try, and the factor that scales its effect to the relative deviation meant."""
-    relative = RELATIVE[leaf.mark]
+def deviated(leaf: Leaf, *, slower: bool) -> float:
+    """The value that a number has when it is off."""
     sign = 1 if slower == (leaf.unit in _COSTS) else -1
-    value = leaf.value * (1 + sign * relative)
+    value = float(leaf.value * (1 + sign * RELATIVE[leaf.mark]))
     if leaf.unit == "ratio":
-        value = min(value, 1.0)
-    if isinstance(leaf.value, int):
-        value = max(leaf.value + sign * max(1, round(leaf.value * relative)), 0 if leaf.unit in _COSTS else 1)
-    actual = abs(value - leaf.value) / leaf.value
-    return value, min(1.0, relative / actual) if actual else 0.0
+        return min(value, 1.0)
+    if leaf.path.startswith(_WHOLE):
+        return int(max(leaf.value + sign * max(1, round(leaf.value * RELATIVE[leaf.mark])), 1))
+    return value
+
+
+def groups_of(numbers: Sequence[Leaf]) -> dict[str, list[Leaf]]:
+    """The numbers by group, in the order of GROUPS; empty groups are left out."""
+    found: dict[str, list[Leaf]] = {name: [] for name in GROUPS}
+    for leaf in numbers:
+        found[next(name for name, heads in GROUPS.items() if leaf.path.startswith(heads))].append(leaf)
+    return {name: group for name, group in found.items() if group}
 
 
 def interval(
@@ -126,37 +148,37 @@ def interval(
 ) -> dict[str, Any]:
     """The interval of a run's time and energy, as JSON-able values. Without `always`, a program whose runs would take
     long gets none, and the record says so."""
-    numbers = uncertain_numbers(program.artifact.program, profile, program.target)
-    if 2 * len(numbers) * profile.instructions > INSTRUCTIONS and not always:
-        runs = f"up to {2 * len(numbers)} runs of {profile.instructions} instructions each"
+    from ppuc.targets.simulator.retime import Retimer
+
+    groups = groups_of(uncertain_numbers(program.artifact.program, profile, program.target))
+    if 2 * len(groups) * profile.instructions > INSTRUCTIONS and not always:
+        runs = f"up to {2 * len(groups)} runs of {profile.instructions} instructions each"
         return {"skipped": f"{runs}; --interval makes them"}
-    base, rows = profile.seconds, []
+    base, rows = profile.seconds, list[dict[str, Any]]()
+    timer = Retimer(program.artifact.program, program.artifact.vectors, program.target)
 
-    def effect(leaf: Leaf, *, slower: bool) -> float:
-        value, factor = deviation(leaf, slower=slower)
-        if not factor:
-            return 0.0
-        return (
-            for_target(program, with_number(program.target, leaf.path, value)).time().profile.seconds - base
-        ) * factor
+    def effect(group: Sequence[Leaf], *, slower: bool) -> float:
+        target = program.target
+        for leaf in group:
+            target = with_number(target, leaf.path, deviated(leaf, slower=slower))
+        return timer.seconds(target, [leaf.path for leaf in group]) - base
 
-    for i, leaf in enumerate(numbers):
-        progress(leaf.path, i, len(numbers))
-        up = effect(leaf, slower=True)
-        down = effect(leaf, slower=False) if abs(up) > MINOR * base else -up
-        relative = RELATIVE[leaf.mark]
-        row = {"key": leaf.path, "value": leaf.value, "unit": leaf.unit, "mark": leaf.mark, "relative": relative}
-        rows.append({**row, "seconds": [base + min(up, down, 0.0), base + max(up, down, 0.0)]})
-    rows = [r for r in rows if r["seconds"] != [base, base]]
+    for i, (name, group) in enumerate(groups.items()):
+        progress(name, i, len(groups))
+        up = effect(group, slower=True)
+        down = effect(group, slower=False) if abs(up) > MINOR * base else -up
+        numbers = [{"key": x.path, "value": x.value, "unit": x.unit, "mark": x.mark} for x in group]
+        rows.append(
+            {"group": name, "numbers": numbers, "seconds": [base + min(up, down, 0.0), base + max(up, down, 0.0)]}
+        )
     rows.sort(key=lambda r: r["seconds"][0] - r["seconds"][1])
-    low = math.sqrt(sum((base - r["seconds"][0]) ** 2 for r in rows))
-    high = math.sqrt(sum((r["seconds"][1] - base) ** 2 for r in rows))
-    seconds = [max(0.0, base - low), base + high]
+    low = math.hypot(*(base - r["seconds"][0] for r in rows))
+    high = math.hypot(*(r["seconds"][1] - base for r in rows))
     return {
-        "seconds": seconds,
+        "seconds": [max(0.0, base - low), base + high],
         "joules": _energy(program, profile, max(low, high) / base if base else 0.0),
         "relative": RELATIVE,
-        "numbers": rows,
+        "groups": rows,
     }
 
 

@@ -51,7 +51,7 @@ def _summary(out: Console, record: dict[str, Any]) -> None:
 
 
 def _interval(out: Console, record: dict[str, Any]) -> None:
-    """The interval, and the numbers that it is widest for."""
+    """The interval, and the groups of numbers that it is widest for."""
     found = record["interval"]
     if "skipped" in found:
         out.print(f"interval: not computed ({found['skipped']})")
@@ -62,10 +62,10 @@ def _interval(out: Console, record: dict[str, Any]) -> None:
     off = ", ".join(f"{mark} by {100 * relative:g}%" for mark, relative in found["relative"].items())
     out.print(f"interval: {duration(low)} to {duration(high)}, {joules} (numbers off: {off}), mostly from")
     rows = []
-    for number in found["numbers"][:3]:
-        below, above = (f"{s / base - 1:+.1%}" for s in number["seconds"])
-        rows.append((f"  {number['key']} = {number['value']:g} {number['unit']}", number["mark"], below, above))
-    table(out, "", ("", "", "", ""), rows, left=(0, 1), header=False)
+    for group in found["groups"][:3]:
+        below, above = (f"{s / base - 1:+.1%}" for s in group["seconds"])
+        rows.append((f"  {group['group']}", below, above, ", ".join(n["key"] for n in group["numbers"])))
+    table(out, "", ("", "", "", ""), rows, left=(0, 3), header=False)
 
 
 def _waterfall(out: Console, record: dict[str, Any]) -> None:

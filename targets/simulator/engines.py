@@ -1,8 +1,8 @@
 """The compute engines, and what every instruction does to its rings when it begins and ends.
 
 An instruction of the tensor or vector engine takes as long as its steps, or as its operands need from l1 and acc. l1 is
-shared by the four engines of a unit: it moves what it is asked for in order, but an instruction never gets less than
-what the other engines leave when it starts, nor than an equal part.
+shared by the four engines of a unit: it moves what it is asked for in order, but an instruction gets no less than what
+the other engines leave when it starts.
 
 Invariant: a log row is written before the state that it describes changes.
 """
@@ -80,20 +80,16 @@ def end_rings(c: Code, st: State, s: int, i: int, last: int) -> None:
 
 @helper
 def _l1_rate(m: Machine, st: State, s: int) -> float:
-    """Bytes a cycle of l1 that an instruction starting on stream s gets at least."""
-    rate, now, used, others = m.numbers[0].l1_rate, st.core[0].now, 0.0, 0
+    """Bytes a cycle of l1 that the other engines leave to an instruction starting on stream s."""
+    rate, now = m.numbers[0].l1_rate, st.core[0].now
     for other in range(s - s % 4, s - s % 4 + 4):
         q: Stream = st.stream[other]
-        taken = 0.0
         if other % 4 < 2:
             if q.flowing:
-                taken = q.rate
+                rate -= q.rate
         elif other != s and q.free_at > now:
-            taken = q.l1
-        if taken > 0.0:
-            used += taken
-            others += 1
-    return float(max(rate - used, rate / (others + 1)))
+            rate -= q.l1
+    return float(max(rate, 0.0))
 
 
 @helper

@@ -39,6 +39,11 @@ def ticks(clk: np.ndarray) -> np.ndarray:
     return np.asarray(np.round(clk * t.TICKS) / t.TICKS)
 
 
+def whole(clk: float) -> float:
+    """The nearest whole number of ticks, in cycles."""
+    return round(clk * t.TICKS) / t.TICKS
+
+
 def _numbers(target: Target) -> np.ndarray:
     numbers = rec.rows(rec.Numbers, 1)
     values: dict[str, float] = {
@@ -61,14 +66,14 @@ def _numbers(target: Target) -> np.ndarray:
         "cached": target.l2.managed == "cache",
         "write_back": target.l2.writes == "back",
         "multicast": target.noc.multicast != "none",
-        "issue": target.issue_clk,
-        "ring_op": target.sync.ring_op_clk,
+        "issue": whole(target.issue_clk),
+        "ring_op": whole(target.sync.ring_op_clk),
         "l1_rate": target.l1.bytes_per_clk,
         "acc_rate": target.acc.bytes_per_clk,
         "turnaround": target.hbm.turnaround,
         "l2_bytes": target.l2.bytes,
-        "dispatch": target.launch.dispatch_clk,
-        "bump": float(ticks(np.array(target.sync.counter_bump_ns / target.clk_ns))),
+        "dispatch": whole(target.launch.dispatch_clk),
+        "bump": whole(target.sync.counter_bump_ns / target.clk_ns),
         "open_rows": stream_rate(target.cu, target.hbm.banks, target.hbm.interleave_bytes, target.hbm.activate_bytes),
     }
     for name, value in values.items():
@@ -79,8 +84,7 @@ def _numbers(target: Target) -> np.ndarray:
 def _movers(target: Target, stage_rate: float) -> np.ndarray:
     """By instruction kind; `room` by queue."""
     movers, load, store = rec.rows(rec.Mover, 5), target.load, target.store
-    stage_start = float(ticks(np.array(target.stage.start_ns / target.clk_ns)))
-    movers["start"] = [load.start_clk, store.start_clk, 0, 0, stage_start]
+    movers["start"] = [whole(x) for x in (load.start_clk, store.start_clk, 0, 0, target.stage.start_ns / target.clk_ns)]
     movers["row"] = [load.row_clk, store.row_clk, 0, 0, 0]
     movers["rate"] = [load.bytes_per_clk, store.bytes_per_clk, 0, 0, stage_rate]
     depth = target.sync.queue_depth

@@ -99,6 +99,17 @@ def simulate(
     return RawResult(outputs, profile, events.table(), tuple(events.names), events.details())
 
 
+def prepare(program: Program, vectors: tuple[VectorProgram, ...], target: Target) -> list[tuple[FlatSegment, bool]]:
+    """What is launched, flattened, and whether it begins a segment."""
+    by_name = {v.name: v for v in vectors}
+    return [(flatten(program, segment, by_name, target), first) for _, segment, first in _launched(program, target)]
+
+
+def run_flat(flat: FlatSegment) -> State:
+    """Run one launch for its time only; the state at its end."""
+    return _run(flat, None, None, None, 0.0, 0, None, True)
+
+
 def compiled() -> bool:
     """Whether the event loop exists as machine code: not yet while the first simulation on a machine compiles it."""
     return is_compiled(time.run)
@@ -144,4 +155,4 @@ def _run(
             raise InternalError(describe_deadlock(flat, state))
 
 
-__all__ = ["Progress", "RawResult", "compiled", "simulate"]
+__all__ = ["Progress", "RawResult", "compiled", "prepare", "run_flat", "simulate"]

@@ -22,7 +22,7 @@ from ppuc.targets.simulator.repeats import Repeats
 _INS, _NODE, _SYNC = (MARKS.index(name) for name in ("ins", "node", "sync"))
 _CORE = ("heap", "flows", "stack", "wakes", "done", "stale", "over", "hbm_rate")
 _STREAM = ("first", "last", "measured", "cause", "waking", "flowing", "l1")
-_BOX = ("moved", "fetched", "run", "low", "high", "pitch")
+_BOX = ("moved", "fetched", "run", "row", "low", "high", "pitch")
 _FLOW = ("memory", "second", "rem", "rate", "cap", "weight")
 _FLIGHT = ("last", "low", "high", "bytes", "l1", "memory", "cap", "weight")
 
@@ -247,7 +247,10 @@ def _paired_groups(flat: FlatSegment, before: Stop, here: Stop, kernels: int, ti
     for q in range(4):
         low, high = marks[q, first], marks[q, end]
         move = marks[q, first + kernels] - low
-        pairs.append((c.sync["group"][low:high], c.sync["group"][low + move : high + move]))
+        one, two = c.sync["group"][low:high], c.sync["group"][low + move : high + move]
+        if len(one) != len(two):  # the last kernels have fewer waits than those they would repeat
+            return None
+        pairs.append((one, two))
     for (low, high), old in zip(here.copies.tolist(), before.copies[:, 0].tolist(), strict=True):
         move = low - old
         x, y = c.ins[old : high + (times - 1) * move], c.ins[low : high + times * move]

@@ -1,0 +1,44 @@
+"""The time of one program on many variants of a machine: what does not depend on the varied numbers is made once.
+
+Invariant: a retimed run takes exactly the time that `simulate` reports for the same target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from ppuc.ir.program import Program
+from ppuc.ir.vector import VectorProgram
+from ppuc.targets.schema import Target
+from ppuc.targets.simulator.flatten import FlatSegment
+from ppuc.targets.simulator.launch import launch_clk
+from ppuc.targets.simulator.machine import machine_of
+from ppuc.targets.simulator.run import prepare, run_flat
+
+_IN_CODE = ("tensor.", "launch.", "cu", "hbm.channels", "hbm.interleave_bytes", "hbm.mapping")
+"""Numbers that a flattened segment contains, by how their paths begin."""
+
+
+class Retimer:
+    """`program` on variants of `target` that differ in numbers only."""
+
+    def __init__(self, program: Program, vectors: tuple[VectorProgram, ...], target: Target) -> None:
+        self._program, self._vectors = program, vectors
+        self._flat = prepare(program, vectors, target)
+
+    def seconds(self, target: Target, changed: Collection[str]) -> float:
+        """Seconds of a run on `target`, in which the numbers of these paths differ."""
+        machine, cycles = machine_of(target), 0.0
+        for flat, first in self._prepared(target, changed):
+            state = run_flat(replace(flat, machine=machine))
+            cycles += launch_clk(target, first) + float(state.core["now"][0])
+        return cycles / (1.0 / target.clk_ns * 1e9)
+
+    def _prepared(self, target: Target, changed: Collection[str]) -> list[tuple[FlatSegment, bool]]:
+        if any(path.startswith(_IN_CODE) for path in changed):
+            return prepare(self._program, self._vectors, target)
+        return self._flat
+
+
+__all__ = ["Retimer"]
