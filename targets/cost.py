@@ -122,6 +122,15 @@ def mma_cycles(m: Number, n: Number, k: Number, dtype: DType, target: Target) ->
     return np.maximum(busy, read / target.l1.bytes_per_clk)
 
 
+def longer_row(row: int, extent: int, stride: int) -> int:
+    """Elements of a row of a transfer, which is contiguous in memory and in the tile, when the tile's next outer axis
+    of this valid extent and stride in memory joins it; 0 when the row ends there. An axis that is cut also ends the
+    row, because the tile has a gap behind it."""
+    if extent == 1:
+        return row
+    return row * extent if stride == row else 0
+
+
 def flow_cap(fetched: Number, moved: Number, rows: Number, row_clk: float, bytes_per_clk: float) -> Number:
     """Largest rate, in bytes of memory per cycle, of a transfer of `fetched` bytes in `rows` contiguous runs that fill
     `moved` bytes of a tile (more than fetched when an axis is broadcast)."""
@@ -235,6 +244,7 @@ __all__ = [
     "hbm_bytes_per_clk",
     "hop_offsets",
     "latency_clk",
+    "longer_row",
     "mixed_rate",
     "mma_cycles",
     "mma_operand_bytes",
