@@ -2,9 +2,9 @@
 
     python -m benchmarks.backend_suite [--target ppu-tiny] [--only PATTERN] [--write docs/backend.md] [--json FILE]
 
-Prints how many tests pass, how many of them without a host step, and every other test with its reason. Tests run in
-worker processes, each under a time limit, so that one which hangs or crashes is one failure. Exit code 1 when a test
-crashed.
+`--write` leaves the shares of single ops beside the report, from where `make docs` takes them. Prints how many tests
+pass, how many of them without a host step, and every other test with its reason. Tests run in worker processes, each
+under a time limit, so that one which hangs or crashes is one failure. Exit code 1 when a test crashed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite_cases import Case, Outcome, cases, run_case
+from benchmarks.suite_cases import EXPLAINED, Case, Outcome, cases, run_case
 
 SECONDS = 120.0
 ROOT = Path(__file__).parent.parent
@@ -111,6 +111,19 @@ def summary(outcomes: list[Outcome], known: dict[str, Case]) -> dict[str, Any]:
     }
 
 
+def by_op(found: dict[str, Any]) -> dict[str, list[int]]:
+    """ONNX op -> tests of this op alone, how many pass, and how many of these without a host step."""
+    ops: dict[str, list[int]] = {}
+    for o in found["outcomes"]:
+        if len(o["ops"]) == 1:
+            row = ops.setdefault(o["ops"][0], [0, 0, 0])
+            passed = o["status"] == "pass"
+            row[0] += 1
+            row[1] += passed
+            row[2] += passed and not o["host"]
+    return ops
+
+
 def report(found: dict[str, Any]) -> str:
     """The summary as Markdown."""
     outcomes = [Outcome(**{**o, "host": tuple(o["host"]), "ops": tuple(o["ops"])}) for o in found["outcomes"]]
@@ -134,8 +147,8 @@ def report(found: dict[str, Any]) -> str:
     ]
     for o in outcomes:
         if o.status != "pass":
-            reason = re.sub(r"\s+", " ", o.reason)[:300].replace("|", "\\|")
-            lines.append(f"| {o.name} | {o.status} | {reason} |")
+            found_reason = re.sub(r"\s+", " ", o.reason)[:300].replace("|", "\\|")
+            lines.append(f"| {o.name} | {o.status} | {EXPLAINED.get(o.name, found_reason)} |")
     lines += ["", "## Tests that need the host", "", "| ops on the host | tests | why |", "|---|---|---|"]
     groups: dict[tuple[str, str], int] = Counter()
     for o in outcomes:
@@ -163,6 +176,8 @@ def main() -> int:
     print(f"{found['status']}, {found['seconds']:.0f} s")
     if arguments.write:
         arguments.write.write_text(text, encoding="utf-8")
+        shares = json.dumps(by_op(found), indent=0, sort_keys=True)
+        arguments.write.with_suffix(".json").write_text(shares + "\n", encoding="utf-8")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return 1 if found["status"].get("crash") else 0

@@ -25,6 +25,31 @@ from onnx.backend.test.runner import Runner
 from ppuc import onnx_backend
 from ppuc.ir.errors import PpucError
 
+EXPLAINED = {
+    "test_attention_4d_causal_fp16": "the expectation rounds to f16 at every step; the engines sum in f32",
+    "test_attention_4d_causal_fp16_expanded": "the expectation rounds to f16 at every step; the engines sum in f32",
+    "test_bernoulli": "random numbers without a seed",
+    "test_bernoulli_double": "random numbers without a seed",
+    "test_bernoulli_double_expanded": "random numbers without a seed",
+    "test_bernoulli_expanded": "random numbers without a seed",
+    "test_bernoulli_seed": "random numbers of another generator than the expectation's",
+    "test_bernoulli_seed_expanded": "random numbers of another generator than the expectation's",
+    "test_dft_inverse": "the expectation has a rounding error of 2e-7 where the transform is zero; allowed are 1e-7",
+    "test_dft_inverse_opset19": "the expectation has a rounding error of 2e-7 where the transform is zero; allowed are "
+    "1e-7",
+    "test_gradient_of_add": "neither ONNX Runtime nor onnx.reference has Gradient",
+    "test_gradient_of_add_and_mul": "neither ONNX Runtime nor onnx.reference has Gradient",
+    "test_loop16_seq_none": "the suite's own comparison fails on scalars in sequences",
+    "test_maxunpool_export_with_output_shape": "onnx.reference counts indices in the shape that the kernel implies, "
+    "ONNX Runtime (and ppuc) in the output's",
+    "test_resize_downsample_scales_cubic_align_corners": "onnx.reference takes the resized length as a fraction, ONNX "
+    "Runtime (and ppuc) as the number of elements",
+    "test_resize_downsample_scales_linear_align_corners": "onnx.reference takes the resized length as a fraction, ONNX "
+    "Runtime (and ppuc) as the number of elements",
+    "test_squeezenet": "its weights are one constant: logits of 9e9 differ by rounding alone, and softmax sees it",
+}
+"""Why tests do not pass that are not expected to."""
+
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
 PLAIN = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL))
 LIGHT = "onnx/backend/test/data/light/"

@@ -21,6 +21,7 @@ from ppuc.compiler.commands.inspect import inspect_command
 from ppuc.compiler.commands.lists import ops_command, passes_command, targets_command
 from ppuc.compiler.commands.opt import opt_command
 from ppuc.compiler.commands.profile import profile_command
+from ppuc.compiler.commands.quantize import quantize_command
 from ppuc.compiler.commands.run import run_command
 from ppuc.compiler.commands.simplify import simplify_command
 from ppuc.compiler.commands.verify import verify_command
@@ -99,6 +100,7 @@ for _command in (
     verify_command,
     profile_command,
     check_command,
+    quantize_command,
     simplify_command,
     opt_command,
     inspect_command,

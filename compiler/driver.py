@@ -133,6 +133,7 @@ def compile_model(
     PPU cannot run goes to the host, with `host`; `host_ops` are Python files with functions for ops that nobody else
     knows. Raises ModelError, UsageError, TargetError or CapacityError for what the caller can mend, DivergenceError
     when a pass changed the model's values."""
+    from ppuc.compiler.frontend.walk import ExpansionError
     from ppuc.compiler.passes.tile import Tile
     from ppuc.compiler.pipeline import PIPELINE
 
@@ -146,10 +147,10 @@ def compile_model(
         module = run.imported(source, precision, dims, shapes, values, aliases)
         return _compiled(run, module, precision, check_passes, inputs)
     except ModelError as error:
-        if not host or keep_layers or aliases or precision in QUANTIZED:
+        if not host or keep_layers or aliases or precision in QUANTIZED or isinstance(error, ExpansionError):
             raise
         request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
-        return _hosted(request, error, host_ops, dump, progress, check_passes)
+        return _hosted(request, error, passes, host_ops, dump, progress, check_passes)
 
 
 def _compiled(
@@ -165,6 +166,7 @@ def _compiled(
 def _hosted(
     request: HostedRequest,
     error: ModelError,
+    passes: Sequence[Pass],
     host_ops: Sequence[str | Path],
     dump: Path | None,
     progress: Progress | None,
@@ -173,23 +175,23 @@ def _hosted(
     """The model with the help of the host; `error` is why it cannot do without."""
     from ppuc.compiler.host.client import worker
     from ppuc.compiler.host.compile import compile_hosted
-    from ppuc.compiler.pipeline import PIPELINE
 
     def compile_part(module: Module, number: int) -> CompiledModel:
         folder = dump if dump is None or number == 0 else dump / f"segment{number}"
-        run = Run(request.target, PIPELINE, DumpFolder(folder) if folder is not None else None, progress)
+        run = Run(request.target, passes, DumpFolder(folder) if folder is not None else None, progress)
         return _compiled(run, run.started(module), request.precision, check_passes, None)
 
     artifact, made = compile_hosted(request, error, worker(host_ops), compile_part)
-    passes = tuple(
+    records = tuple(
         replace(p, name=f"segment {n}: {p.name}" if n else p.name) for n, m in enumerate(made) for p in m.passes
     )
-    return CompiledModel(made[0].module if made else None, artifact, request.target, passes)
+    return CompiledModel(made[0].module if made else None, artifact, request.target, records)
 
 
 def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Examination:
     """What compiling would meet, found by importing and running the passes before placing: everything short of whether
     tiles fit. Raises UsageError when sizes do not suit the model."""
+    from ppuc.compiler.frontend.walk import ExpansionError
     from ppuc.compiler.host.client import worker
     from ppuc.compiler.host.compile import divided
     from ppuc.compiler.host.partition import HostPart
@@ -206,7 +208,7 @@ def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Exam
             first = Run(request.target, PIPELINE[:at])
             return Examination((passed(first.imported(*request.imports)),))
         except ModelError as error:
-            if request.precision in QUANTIZED:
+            if request.precision in QUANTIZED or isinstance(error, ExpansionError):
                 raise
             _, parts, graphs = divided(request, error, worker(host_ops), passed)
             return Examination(tuple(graphs), tuple(n for p in parts if isinstance(p, HostPart) for n in p.nodes))

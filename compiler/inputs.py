@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,22 @@ def read_npy(path: str | Path) -> np.ndarray:
     return loaded
 
 
+def _elements(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """An output's arrays: itself, or those of a sequence."""
+    if isinstance(value, list):
+        for i, element in enumerate(value):
+            yield from _elements(f"{name}[{i}]", element)
+    elif value is not None:
+        yield name, np.asarray(value)
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """As numpy's files can hold it without pickling."""
+    if array.dtype.kind == "O":
+        return array.astype(np.str_)
+    return array.astype(np.float32) if array.dtype.isbuiltin == 2 else array
+
+
 def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError.of(str(path), "no such file" if not path.exists() else "is not a file")
@@ -209,10 +225,10 @@ def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         ) from error
 
 
-def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays; formats that numpy has no name for (bf16, f8) are widened to f32. Raises InputError when
-    `path` cannot be written."""
-    plain = {n: a.astype(np.float32) if a.dtype.isbuiltin == 2 else a for n, a in arrays.items()}
+def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays; formats that numpy has no name for (bf16, f8) are widened to f32, the elements of sequences
+    are called `name[0]` and so on. Raises InputError when `path` cannot be written."""
+    plain = {n: _plain(a) for name, value in arrays.items() for n, a in _elements(name, value)}
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
     try:

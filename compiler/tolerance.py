@@ -195,6 +195,9 @@ def _recurrent_length(op: Op, shapes: Sequence[tuple[int, ...]]) -> int:
     return shapes[0][0] * (shapes[1][1] + shapes[2][1])
 
 
+WEIGHTS = 16
+"""What weights that are computed in f32 too, good to 4 units, add to the variance of a weighted sum, in u_f32^2."""
+
 _LENGTHS: dict[str, Callable[[Op, Sequence[tuple[int, ...]]], int]] = {
     "attention": lambda op, shapes: shapes[0][-1] + shapes[1][-2],
     "batch_norm": lambda op, shapes: 1,
@@ -206,7 +209,7 @@ _LENGTHS: dict[str, Callable[[Op, Sequence[tuple[int, ...]]], int]] = {
     "layer_norm": _axis_length,
     "lstm": _recurrent_length,
     "max_roi_pool": lambda op, shapes: 1,
-    "resize": lambda op, shapes: 4 ** max(len(shapes[0]) - 2, 1),
+    "resize": lambda op, shapes: 4 ** max(len(shapes[0]) - 2, 1) + WEIGHTS,
     "rms_norm": _axis_length,
     "rnn": _recurrent_length,
     "roi_align": lambda op, shapes: 4 * op.attrs.ratio**2,  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 
+from ppuc.ir.encode import ENCODED, LARGE, encode
 from ppuc.ir.types import DType
 from ppuc.ir.vector import compute_dtype
 
@@ -61,12 +62,14 @@ def narrow(values: np.ndarray, dtype: DType) -> np.ndarray:
     """Compute-dtype `values` rounded once to `dtype`, as bits of the same shape."""
     if dtype is DType.F32:
         return np.ascontiguousarray(values, np.float32).view(np.uint32).reshape(values.shape)
+    if dtype in ENCODED and values.size >= LARGE and values.dtype == np.float32:
+        return encode(values, dtype, True)
     if dtype is DType.BF16:
         u = np.ascontiguousarray(values, np.float32).view(np.uint32).reshape(values.shape)
         out = ((u + (((u >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
         nan = (u & 0x7FFFFFFF) > 0x7F800000
         if nan.any():
-            out[nan] = 0x7FC0
+            out[nan] = ((u[nan] >> 16) & 0x8000) | 0x7FC0
         return out
     if dtype.is_float and dtype.bytes == 1:
         limit = float(_table(dtype)[np.isfinite(_table(dtype))].max())

@@ -21,8 +21,8 @@ from ppuc.compiler.version import VERSION
 from tests.small_models import lookup, mlp
 
 COMMANDS = (
-    "compile", "run", "verify", "profile", "check", "simplify", "opt", "inspect", "disasm", "asm", "targets", "ops",
-    "passes",
+    "compile", "run", "verify", "profile", "check", "quantize", "simplify", "opt", "inspect", "disasm", "asm",
+    "targets", "ops", "passes",
 )  # fmt: skip
 TINY = ("--target", "ppu-tiny")
 

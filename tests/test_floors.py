@@ -18,7 +18,7 @@ HOMES = {
     "onnx": ("compiler/frontend/", "compiler/host/worker.py"),
     "onnxruntime": ("compiler/oracle.py", "compiler/host/worker.py"),
     "lark": ("ir/text/",),
-    "numba": ("targets/simulator/",),
+    "numba": ("targets/simulator/", "ir/encode.py"),
     "google": ("compiler/frontend/",),
     "networkx": ("ir/analysis.py", "compiler/passes/"),
     "platformdirs": ("compiler/lowering/search_store.py",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper
 from onnx_text import model_of
 
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.frontend.load_hosted import load_hosted
 from ppuc.compiler.frontend.source import NEWEST_OPSET
 from ppuc.ir.errors import ModelError, UsageError
 
@@ -418,3 +420,47 @@ def test_a_shape_that_depends_on_data() -> None:
         "expected: a value known at compile time",
         "hint: bind dynamic dimensions with --dim, or export the model with fixed shapes",
     )
+
+
+# Files made to do harm.
+
+
+def test_external_data_with_hard_links(tmp_path: Path) -> None:
+    """A hard link is a way out of the folder that a path does not show."""
+    (tmp_path / "elsewhere").write_bytes(bytes(16))
+    (tmp_path / "model").mkdir()
+    os.link(tmp_path / "elsewhere", tmp_path / "model" / "w.bin")
+    external(tmp_path / "model" / "m.onnx", "w.bin")
+    text = text_of(ModelError, tmp_path / "model" / "m.onnx")
+    assert "external data must lie inside the model's folder" in text
+    assert "'w.bin', which has other names elsewhere (hard links)" in text
+    (tmp_path / "elsewhere").unlink()
+    load_model(tmp_path / "model" / "m.onnx")
+
+
+def test_functions_that_expand_without_end() -> None:
+    functions = "".join(
+        f'<opset_import: ["" : 17, "local" : 1], domain: "local"> '
+        f"f{i} (a) => (c) {{ b = local.f{i + 1}(a) c = local.f{i + 1}(b) }}\n"
+        for i in range(40)
+    )
+    last = '<opset_import: ["" : 17], domain: "local"> f40 (a) => (c) { c = Neg(a) }'
+    model = model_of(f"g (float[2] x) => (float[2] y) {{ y = local.f0(x) }}\n{functions}{last}")
+    assert text_of(ModelError, model) == "g: its functions expand to more than 50000 nodes"
+
+
+def test_inputs_declared_twice_and_of_no_type() -> None:
+    model = model_of("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    model.graph.input.append(model.graph.input[0])
+    assert text_of(ModelError, model) == "g: input 'x': it is declared twice"
+    del model.graph.input[1]
+    model.graph.input[0].type.tensor_type.elem_type = 99
+    for importing in (load_model, load_hosted):
+        with pytest.raises(ModelError, match="element type number 99 is not supported"):
+            importing(model)
+
+
+def test_ranges_and_loops_without_end_are_not_computed() -> None:
+    ends = {"zero": np.array(0, np.int64), "far": np.array(10**11, np.int64), "one": np.array(1, np.int64)}
+    with pytest.raises(ModelError, match="the range is too long to be a constant"):
+        load_model(model_of("g (float[2] x) => (y) { y = Range(zero, far, one) }", ends))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,30 @@ def test_profile_and_check_tell_what_the_host_does(tmp_path: Path) -> None:
     result = run("profile", tmp_path / "m.onnx", "-t", TINY, "--timing-only")
     assert result.exit_code == 0
     assert "segments on the host" in result.stdout
+
+
+def test_strings_and_sequences_on_the_command_line(tmp_path: Path) -> None:
+    text = """g (string[2] s, float[2, 6] x) => (string[2] y, q, float[2, 6] z) {
+        y = StringConcat(s, s) q = SplitToSequence<axis = 1>(x) z = Neg(x) }"""
+    source = parser.parse_model('<ir_version: 9, opset_import: ["" : 20]>' + text)
+    onnx.save(source, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", s=np.array(["a", "b"]), x=np.zeros((2, 6), np.float32))
+    arguments = ("--inputs", tmp_path / "x.npz", "-t", TINY)
+    result = run("run", tmp_path / "m.onnx", *arguments, "--output", tmp_path / "y.npz")
+    assert result.exit_code == 0, result.output
+    assert "sequence of 6" in result.stdout
+    written = np.load(tmp_path / "y.npz", allow_pickle=False)
+    assert written["y"].tolist() == ["aa", "bb"]
+    assert written["q[5]"].shape == (2, 1)
+    assert run("verify", tmp_path / "m.onnx", *arguments).exit_code == 0
+    profiled = run("profile", tmp_path / "m.onnx", *arguments, "--json")
+    assert [s["ops"] for s in json.loads(profiled.stdout)["host"]] == [["StringConcat", "SplitToSequence"]]
+
+
+def test_check_counts_work_without_an_access_pattern(tmp_path: Path) -> None:
+    source = model('g (float[4, 6] x) => (float[4, 8] y) { y = Pad<mode = "reflect">(x, pads) }')
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 1, 0, 1], np.int64), "pads"))
+    onnx.save(source, tmp_path / "m.onnx")
+    result = run("check", tmp_path / "m.onnx", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["host_share"] == 0.0

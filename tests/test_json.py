@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
@@ -53,6 +54,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     folder = tmp_path_factory.mktemp("json")
     model, program, dump, text = (folder / name for name in ("m.onnx", "m.ppu", "dump", "m.s"))
     onnx.save(mlp(), model)
+    data, metric = folder / "data.npz", folder / "metric.py"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((320, 20)).astype(np.float32))
+    metric.write_text("def metric(outputs, inputs):\n    return float(sum(abs(o['y']).sum() for o in outputs))\n")
 
     def run(*arguments: object) -> dict[str, Any]:
         result = CliRunner().invoke(cli, [*(str(a) for a in arguments), "--json"])
@@ -68,6 +72,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         "verify": [run("verify", model, *SHAPE, "--layers")],
         "profile": [run("profile", program, "--timing-only")],
         "check": [run("check", model, *SHAPE)],
+        "quantize": [
+            run("quantize", model, *SHAPE, "--calibrate", data, *mixed)
+            for mixed in ((), ("-p", "mixed", "--min-sqnr", "10", "--metric", metric, "--max-drop", "50%"))
+        ],
         "simplify": [run("simplify", model, "-o", folder / "clean.onnx")],
         "inspect": [
             *(run("inspect", path) for path in (model, steps[-1], program)),

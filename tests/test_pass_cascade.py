@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -131,3 +132,13 @@ def test_a_body_that_is_no_cascade_is_refused() -> None:
     names = {v.name: v.name for v in (*graph.params, *graph.results)}
     with pytest.raises(NotFusable, match="does not read what the window computes"):
         lower_group("cascade", "k", graph, names, (), LARGE)
+
+
+@pytest.mark.usefixtures("always")
+def test_windows_whose_flattened_results_are_multiplied_stay_apart() -> None:
+    """What a classifier multiplies has no axes of points left."""
+    s = Sketch()
+    x = s.pool("max", s.op("relu", s.conv(s.param(1, 3, 9, 9), 32, 3)), 3, 2)
+    flat = s.reshape(x, 1, math.prod(x.type.dims))
+    module = checked(s, LARGE, s.matmul(flat, s.weight(math.prod(x.type.dims), 40)))
+    assert "cascade" not in kinds(module)

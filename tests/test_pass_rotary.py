@@ -37,12 +37,17 @@ def rotated(s: Sketch, x: Value, swapped: bool = False) -> Value:
     return s.concat(high, low, axis=len(lead))
 
 
-def embedded(normed: bool = True, order: int = 0, heads: int = 3, tokens: int = 5, width: int = 16) -> Graph:
-    """A rotary embedding of a product's heads; `order` permutes the operands of its sum and products."""
+def embedded(
+    normed: bool = True, order: int = 0, heads: int = 3, tokens: int = 5, width: int = 16, *, first: bool = False
+) -> Graph:
+    """A rotary embedding of a product's heads; `order` permutes the operands of its sum and products. The norm comes
+    `first`, before heads and tokens change places, or after."""
     s = Sketch()
     y = s.matmul(s.param(2, tokens, 24), s.weight(24, heads * width, scale=0.2))
-    x = s.transpose(s.reshape(y, 2, tokens, heads, width), 0, 2, 1, 3)
-    x = rms_norm(s, x) if normed else x
+    x = s.reshape(y, 2, tokens, heads, width)
+    x = rms_norm(s, x) if normed and first else x
+    x = s.transpose(x, 0, 2, 1, 3)
+    x = rms_norm(s, x) if normed and not first else x
     cos, sin = s.param(tokens, width), s.param(1, 1, tokens, width)
     straight = s.op("mul", *((x, cos) if order & 1 else (cos, x)))
     turn = rotated(s, x)
@@ -63,6 +68,15 @@ def test_embedding_and_norm_are_one_kernel(target: Target, precision: str, norme
     kinds = [op.attrs.kind for op in groups(compiled(module_of(graph, precision=precision), target, feeds))]  # type: ignore[attr-defined]
     assert kinds[-2:] == ["matmul", "map"]
     assert "concat" not in kinds
+
+
+@pytest.mark.parametrize("target", [LARGE, TINY], ids=["m890", "tiny"])
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+def test_a_norm_before_the_heads_move_is_in_the_kernel(target: Target, precision: str) -> None:
+    graph = embedded(first=True)
+    feeds = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
+    kinds = [op.attrs.kind for op in groups(compiled(module_of(graph, precision=precision), target, feeds))]  # type: ignore[attr-defined]
+    assert kinds[-2:] == ["matmul", "map"]
 
 
 @pytest.mark.parametrize("order", range(8))

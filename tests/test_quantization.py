@@ -253,9 +253,9 @@ def test_reconstruction_brings_results_nearer(name: str, format: str) -> None:
 def test_compensated_rounding_beats_the_nearest_on_correlated_operands() -> None:
     rng = np.random.default_rng(4)
     x = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 24)) + rng.standard_normal((500, 24)) / 8
-    w, scale = rng.standard_normal((24, 9)), np.full(9, 2.0**-3, np.float32)
+    w, scale = rng.standard_normal((1, 24, 9)), np.full((1, 9), 2.0**-3, np.float32)
     nearest = rounded((w / scale).astype(np.float32), DType.I8).astype(float) * scale
-    better = _compensated(w, x.T @ x / 500, scale, DType.I8).astype(float) * scale
+    better = _compensated(w, (x.T @ x / 500)[None], scale, DType.I8).astype(float) * scale
     assert np.square(x @ (better - w)).sum() < 0.5 * np.square(x @ (nearest - w)).sum()
 
 

@@ -6,6 +6,7 @@ Invariant: a document depends on nothing but the repository, so tests/test_docs.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -85,8 +86,19 @@ def ops_document() -> str:
         "By importer module in `compiler/frontend/`. Any other ONNX op is expanded by its own ONNX definition when it "
         "has one, and a model's own functions always are; `ppuc check MODEL.onnx` says which node is which.",
         table(("importer", "ONNX ops"), _importers()),
+        "## ONNX's own tests, op by op",
+        "Of the tests of the official suite that have a single node: how many pass, and how many of these without a "
+        "host step (`python -m benchmarks.backend_suite --write docs/backend.md`; [backend.md](backend.md) has the "
+        "others, and the reasons).",
+        table(("ONNX op", "tests", "pass", "on the PPU", "share on the PPU"), _suite()),
     ]
     return document("Ops of the graph level", *parts)
+
+
+def _suite() -> list[tuple[object, ...]]:
+    """Rows from the last run of the backend suite."""
+    shares = json.loads((ROOT / "docs" / "backend.json").read_text(encoding="utf-8"))
+    return [(op, tests, passed, own, f"{own / tests:.0%}") for op, (tests, passed, own) in sorted(shares.items())]
 
 
 def _op_row(record: OpDef) -> tuple[str, ...]:

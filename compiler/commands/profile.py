@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ def profile_command(
     engines, bandwidth, latency and waiting. Utilisation is over a kernel's own span, of the whole chip's peak. An ONNX
     node is charged for the kernels that do most of their work for it.
     """
+    from ppuc.compiler.host.transfer import host_rows
     from ppuc.compiler.report.interval import interval as time_interval
     from ppuc.compiler.report.profile import profile_record
     from ppuc.compiler.report.trace import write_trace
@@ -140,12 +142,36 @@ def profile_command(
     if interval is not False:
         with progress_bar("interval") as progress:
             found = time_interval(program, result.profile, always=bool(interval), progress=progress)
-    record = {"model": str(model), **record, "interval": found}
+    host = host_rows(program.plan, program.target, result.host_seconds) if program.plan is not None else []
+    record = {"model": str(model), **record, "host": host, "interval": found}
 
     def show(out: Console, shown: dict[str, Any]) -> None:
         from ppuc.compiler.report.profile_tables import profile_tables
 
         profile_tables(out, shown, top or None)
+        _show_host(out, shown["host"])
 
     emit("profile", record, as_json, show)
     return 1 if result.profile.hazards else 0
+
+
+def _show_host(out: Console, steps: Sequence[dict[str, Any]]) -> None:
+    from ppuc.compiler.report.tables import duration, quantity, table
+
+    if not steps:
+        return
+    rows = [
+        (
+            ", ".join(s["nodes"][:3]) + (", ..." if len(s["nodes"]) > 3 else ""),
+            len(s["nodes"]),
+            quantity(s["from_ppu_bytes"], "B"),
+            quantity(s["to_ppu_bytes"], "B"),
+            duration(s["transfer_seconds"]),
+            duration(s["measured_seconds"]) if s["measured_seconds"] is not None else "-",
+        )
+        for s in steps
+    ]
+    columns = ("on the host", "nodes", "from the PPU", "to the PPU", "transfers", "took here")
+    table(
+        out, "\nhost steps: transfers are simulated; what the host takes itself is not part of the time", columns, rows
+    )

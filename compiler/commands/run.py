@@ -26,7 +26,6 @@ from ppuc.compiler.commands.common import (
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
 
 
@@ -102,12 +101,20 @@ def run_command(
     return 1 if profile.hazards else 0
 
 
-def summary(array: np.ndarray) -> dict[str, Any]:
-    """Type, range and first elements of an array, as JSON-able values (NaN and infinities as text)."""
+def summary(array: Any) -> dict[str, Any]:
+    """Type, range and first elements of an output, as JSON-able values (NaN and infinities as text)."""
     import numpy as np
 
     from ppuc.ir.types import DType
 
+    if not isinstance(array, np.ndarray):
+        kind = f"sequence of {len(array)}" if isinstance(array, list) else "nothing"
+        return {"type": kind, "min": None, "max": None, "mean": None, "first": []}
+    if array.dtype.kind in "OUS" or array.dtype.name not in _known_names():
+        first = [str(x) for x in array.reshape(-1)[:5]]
+        kind = "string" if array.dtype.kind in "OUS" else array.dtype.name
+        shape = ", ".join(map(str, array.shape))
+        return {"type": f"{kind}[{shape}]", "min": None, "max": None, "mean": None, "first": first}
     plain = array.astype(np.float64) if DType.of(array.dtype).is_float else array
     flat = plain.reshape(-1)
     numbers = (flat.min(), flat.max(), flat.mean(dtype=np.float64)) if flat.size else (0, 0, 0)
@@ -119,6 +126,12 @@ def summary(array: np.ndarray) -> dict[str, Any]:
         "mean": mean,
         "first": [_number(x) for x in flat[:5]],
     }
+
+
+def _known_names() -> set[str]:
+    from ppuc.ir.types import DType
+
+    return {d.numpy.name for d in DType}
 
 
 def _number(value: Any) -> float | int | str:
@@ -146,5 +159,7 @@ def _first(elements: Sequence[float | int | str]) -> str:
     return " ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in elements)
 
 
-def _short(value: float | int | str) -> str:
+def _short(value: float | int | str | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.5g}" if isinstance(value, float) else str(value)

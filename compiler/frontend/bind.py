@@ -45,9 +45,11 @@ class InputDecl:
 
 def declared_inputs(infos: Sequence[onnx.ValueInfoProto], where: str) -> tuple[InputDecl, ...]:
     """Read the declarations. Raises ModelError for inputs that are not dense tensors of numbers."""
-    declarations = []
+    declarations: list[InputDecl] = []
     for info in infos:
         place = f"{where}: input '{info.name}'"
+        if any(d.name == info.name for d in declarations):
+            raise ModelError.of(place, "it is declared twice")
         kind = info.type.WhichOneof("value")
         if kind != "tensor_type":
             raise ModelError.of(

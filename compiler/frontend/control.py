@@ -69,6 +69,8 @@ class LoopNode:
         carried = [v for v in self.inputs[2:] if v is not None]
         stacks: list[list[Value]] = [[] for _ in range(len(self.graph.output) - 1 - len(carried))]
         limit = MOST_NODES // max(len(self.graph.node), 1)
+        if trips is not None and condition is None and int(trips) > limit:
+            raise NotUnrolledError(f"it has more than {limit} trips")
         going, trip = condition is None or bool(condition), 0
         while going and (trips is None or trip < int(trips)):
             if trip >= limit:

@@ -24,6 +24,10 @@ LARGEST_FOLD = 65536
 """Elements of the largest result that is computed here; larger ones are left to the folding pass."""
 
 
+KEPT = ("dequantize",)
+"""Ops that are not folded here: 8-bit weights may be multiplied as they are stored."""
+
+
 class FoldingBuilder(Builder):
     """`known` maps the names of constants to their data."""
 
@@ -46,7 +50,7 @@ class FoldingBuilder(Builder):
             results = super().emit(name, operands, attrs, hint=hint, types=types)
             self.known[results[0].name] = attrs.value
             return results
-        if body is None and operands and all(v.name in self.known for v in operands):
+        if body is None and operands and name not in KEPT and all(v.name in self.known for v in operands):
             folded = self._folded(name, operands, attrs, hint or name)
             if folded is not None:
                 return folded

@@ -133,7 +133,9 @@ def type_text(type: onnx.TypeProto | None) -> str:
     if kind == "tensor_type":
         tensor = type.tensor_type
         dtype = ONNX_DTYPES.get(tensor.elem_type)
-        name = str(dtype) if dtype is not None else TensorProto.DataType.Name(tensor.elem_type).lower()
+        known = tensor.elem_type in TensorProto.DataType.values()
+        other = TensorProto.DataType.Name(tensor.elem_type).lower() if known else f"type {tensor.elem_type}"
+        name = str(dtype) if dtype is not None else other
         if not tensor.HasField("shape"):
             return f"{name}[...]"
         dims = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
@@ -153,7 +155,10 @@ def dense_inputs(
     for info in infos:
         kind = info.type.WhichOneof("value")
         element = info.type.tensor_type.elem_type
-        fits = kind is None or (kind == "tensor_type" and not foreign(element) and packed_range(element) is None)
+        known = element in TensorProto.DataType.values()
+        fits = kind is None or (
+            kind == "tensor_type" and not (known and foreign(element)) and not packed_range(element)
+        )
         (dense if fits else other).append(info)
     return dense, other
 

@@ -176,6 +176,10 @@ def constant_of_shape(ctx: NodeContext) -> Sequence[Value]:
     return [expanded(ctx, ctx.b.const(fill.reshape(()), ctx.hint), shape)]
 
 
+LONGEST_RANGE = 1 << 26
+"""Elements of the longest range that is computed while importing."""
+
+
 @importer("Range")
 def range_(ctx: NodeContext) -> Sequence[Value]:
     """delta is added again and again, as ONNX Runtime does: for floats that differs from start + i * delta."""
@@ -183,6 +187,8 @@ def range_(ctx: NodeContext) -> Sequence[Value]:
     if delta == 0:
         ctx.fail("delta is zero")
     count = max(0, math.ceil((float(limit) - float(start)) / float(delta)))
+    if count > LONGEST_RANGE:
+        ctx.fail("the range is too long to be a constant", got=f"{count} elements", expected=f"at most {LONGEST_RANGE}")
     values = np.concatenate([start[None], np.full(max(0, count - 1), delta)])[:count]
     return [ctx.b.const(np.cumsum(values, dtype=start.dtype), ctx.hint)]
 

@@ -199,6 +199,14 @@ def _external_path(location: str, source: Source, where: str) -> Path:
             got=repr(location),
             expected=f"a path below {source.folder}",
         )
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise ModelError.of(
+            where,
+            "external data must lie inside the model's folder",
+            got=f"'{location}', which has other names elsewhere (hard links)",
+            expected="a file of its own",
+            hint=f"replace it by a copy: cp {location} copy && mv copy {location}",
+        )
     if not path.is_file():
         raise ModelError.of(
             where,

@@ -34,6 +34,14 @@ NAMES_SHOWN = 8
 SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function with --host-ops FILE.py"
 
 
+MOST_EXPANDED = 50_000
+"""Nodes that calls of functions and unrolled loops of a model may become."""
+
+
+class ExpansionError(ModelError):
+    """Functions that expand to more nodes than anybody meant."""
+
+
 class UnknownOpsError(ModelError):
     """Ops that cannot be imported; one diagnostic for each, with its nodes."""
 
@@ -85,6 +93,7 @@ class Walk:
         self.unsupported: dict[str, list[str]] = {}
         self.errors: list[ModelError] = []
         self.wanted: set[str] = set()
+        self.expanded = 0
         self.host = Handover(host, source, builder, tuple(source.model.functions)) if host is not None else None
 
     def graph(self, graph: onnx.GraphProto, scope: Scope, prefix: str = "", depth: int = 0) -> list[Tensor]:
@@ -126,6 +135,7 @@ class Walk:
         """The values of the node's outputs, `Unknown` where there was an error."""
         self.builder.loc = (label,)
         site = Site(node, scope, label, depth)
+        self._count(depth > 0)
         operands = [self._read(scope, name) if name else None for name in node.input]
         body = local_body(node, self.functions)
         if body is not None:
@@ -142,6 +152,14 @@ class Walk:
             self.host.rewind(mark)
             return self._hand_over(site, reason)
         return results
+
+    def _count(self, inside: bool) -> None:
+        """One more node, `inside` a function."""
+        self.expanded += inside
+        if self.expanded > MOST_EXPANDED:
+            raise ExpansionError(
+                Diagnostic(self.source.where, f"its functions expand to more than {MOST_EXPANDED} nodes")
+            )
 
     def _standard(self, site: Site, operands: Sequence[Tensor]) -> list[Tensor]:
         """A node that is no call of the model's own functions."""
@@ -207,8 +225,8 @@ class Walk:
             results = list(importer(ctx))
         except ModelError as error:
             return self._failed(site, error)
-        except (ValueError, IndexError) as error:
-            wrapped = ModelError(Diagnostic(place, str(error)))
+        except (ValueError, IndexError, OverflowError, MemoryError) as error:
+            wrapped = ModelError(Diagnostic(place, str(error) or type(error).__name__))
             wrapped.__cause__ = error
             return self._failed(site, wrapped)
         unread = ignored(node, ctx.used, opset)
@@ -288,7 +306,12 @@ class Walk:
         if graph is None:
             raise ModelError(Diagnostic(place, "'body' is missing"))
 
+        before = self.expanded
+
         def body(inputs: Sequence[Value]) -> list[Value]:
+            self.expanded += len(graph.node)
+            if self.expanded > MOST_EXPANDED:
+                raise NotUnrolledError("it expands to too many nodes")
             inner = Scope(site.scope.opsets, outer=site.scope)
             names = [i.name for i in graph.input]
             if len(names) != len(inputs):
@@ -307,6 +330,7 @@ class Walk:
         try:
             results = loop.unrolled()
         except NotUnrolledError as error:
+            self.expanded = before
             for value in error.wanted:
                 self._want(value)
             if self.host is not None and mark is not None:

@@ -9,7 +9,9 @@ Invariant: a function of the plan and the target alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
 from ppuc.ir.types import Space, parse_type
@@ -46,6 +48,28 @@ def crossings(plan: Plan) -> tuple[Crossing, ...]:
                 found.append(Crossing(name, number, on_ppu, parse_type(types[name]).bytes))
         made_by.update(dict.fromkeys(outputs_of(step), on_ppu))
     return tuple(found)
+
+
+def host_rows(plan: Plan, target: Target, measured: Mapping[int, float]) -> list[dict[str, Any]]:
+    """The host's steps as JSON-able values: their nodes, what crosses the link for them, how long that takes, and what
+    they took on this machine (None unless they ran)."""
+    crossing = crossings(plan)
+    makers = {name: number for number, step in enumerate(plan.steps) for name in outputs_of(step)}
+    rows = []
+    for number, step in enumerate(plan.steps):
+        if isinstance(step, HostStep):
+            near = [c for c in crossing if c.step == number or (c.to_ppu and makers.get(c.tensor) == number)]
+            rows.append(
+                {
+                    "nodes": [n.node for n in step.nodes],
+                    "ops": [n.op for n in step.nodes],
+                    "from_ppu_bytes": sum(c.bytes for c in near if not c.to_ppu),
+                    "to_ppu_bytes": sum(c.bytes for c in near if c.to_ppu),
+                    "transfer_seconds": sum(c.seconds(target) for c in near),
+                    "measured_seconds": measured.get(number),
+                }
+            )
+    return rows
 
 
 def inputs_of(step: HostStep | PpuStep) -> tuple[str, ...]:

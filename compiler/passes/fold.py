@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ppuc.compiler.passes.graph_constants import folded
+from ppuc.compiler.passes.graph_quantized import quantized_product
 from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
@@ -42,7 +43,7 @@ def _unpacks_weights(op: Op) -> bool:
 
 @dataclass(frozen=True)
 class Fold:
-    """Compute ops on constants; merge equal ops and constants.
+    """Compute ops on constants; merge equal ops and constants; multiply dequantized operands as they are stored.
 
     %a = const(); %b = reshape(%a); %y = mul(%x, %b)    ->    %b = const(); %y = mul(%x, %b)
     """
@@ -51,4 +52,5 @@ class Fold:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with constant expressions computed."""
-        return with_graph(module, to_fixpoint(module.graph, {"*": (fold_constants,)}))
+        stored = dict.fromkeys(("matmul", "conv"), (quantized_product,))  # before the weights that they read are folded
+        return with_graph(module, to_fixpoint(to_fixpoint(module.graph, stored), {"*": (fold_constants,)}))

@@ -12,14 +12,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ppuc.compiler.passes.graph_views import reshaped
+from ppuc.compiler.passes.graph_views import reshaped, transposed
 from ppuc.compiler.passes.graph_walk import Rules, Walk
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.ops import OPS
 from ppuc.ir.ops.base import Kind
 from ppuc.ir.ops.movement import ConcatAttrs
 from ppuc.ir.ops.reduction import ReduceAttrs
-from ppuc.ir.ops.view import SliceAttrs
+from ppuc.ir.ops.view import SliceAttrs, TransposeAttrs
+
+_READERS = 3
+"""What reads x in a rotary embedding: a product and two slices."""
 
 _DEEPEST = 16
 """Ops of a norm that are followed at the most."""
@@ -43,8 +46,8 @@ def rotary(w: Walk, op: Op) -> Value | None:
             w.absorb(product, scaled)
             halves = Halves(w, x)
             sign = np.array([[-1.0], [1.0]]).astype(x.type.dtype.numpy)
-            left = w.emit("mul", halves.split(x), halves.split(cosine))
-            right = w.emit("mul", w.emit("mul", halves.flip(x), w.const(sign)), halves.split(sine))
+            left = w.emit("mul", halves.split(x), halves.apart(cosine))
+            right = w.emit("mul", w.emit("mul", halves.flip(x), w.const(sign)), halves.apart(sine))
             return reshaped(w, w.emit("add", left, right), op.result.type.dims)
     return None
 
@@ -73,12 +76,21 @@ def _splits(value: Value, x: Value) -> bool:
 
 
 class Halves:
-    """Values in the shape [..., 2, h] of `x` [..., 2 h], as they are or with the two halves exchanged."""
+    """`x` [..., 2 h] in the shape [..., 2, h], as it is or with the two halves exchanged. When x is a norm with its
+    dimensions permuted afterwards (heads before tokens), the norm is computed with them permuted."""
 
     def __init__(self, w: Walk, x: Value) -> None:
-        self.w = w
+        self.w, self.x = w, x
         self.width = x.type.dims[-1]
-        self.root = self._root(x)
+        self.normed, self.perm = x, tuple[int, ...]()
+        turn = w.producer(x, "transpose") if w.uses(x) <= _READERS else None
+        if turn is not None and w.uses(turn.operands[0]) == 1:
+            assert isinstance(turn.attrs, TransposeAttrs)
+            if turn.attrs.perm[-1] == x.type.rank - 1:
+                self.normed, self.perm = turn.operands[0], turn.attrs.perm
+        self.root = self._root(self.normed)
+        if self.root is self.normed:
+            self.root, self.normed, self.perm = x, x, ()
         self._depends: dict[str, bool] = {self.root.name: True}
         self._split: dict[str, Value] = {}
 
@@ -87,7 +99,7 @@ class Halves:
         value, reduced = x, False
         for _ in range(_DEEPEST):
             op = self.w.producer(value, "mul")
-            if op is None or (value is x and self.w.uses(x) > 3):
+            if op is None or (value is self.x and self.w.uses(x) > _READERS):
                 break
             a, b = op.operands
             if b.type == value.type and self._scale(a):
@@ -112,6 +124,8 @@ class Halves:
             seen.add(value.name)
             op = self.w.producer(value)
             if op is None or op.name == "const":
+                if self.perm and value.type.rank not in (0, 1, len(self.perm)):
+                    return False
                 continue
             if len(seen) > 2 * _DEEPEST or not (OPS[op.name].kind is Kind.ELEMENTWISE or self._reduces_rows(op)):
                 return False
@@ -139,7 +153,9 @@ class Halves:
         return value.name == self.root.name or self._follows(value) is not None
 
     def split(self, value: Value) -> Value:
-        """`value` as [..., 2, h]."""
+        """`value` (x, or what it is computed from) as [..., 2, h]."""
+        if value.name == self.x.name:
+            value = self.normed
         if value.name not in self._split:
             self._split[value.name] = self._as(value, self.split)
         return self._split[value.name]
@@ -147,26 +163,35 @@ class Halves:
     def _as(self, value: Value, operand: Callable[[Value], Value]) -> Value:
         op = self._follows(value)
         if op is None:
-            return self._reshaped(value)
+            return self._leaf(value)
         if isinstance(op.attrs, ReduceAttrs):
             x = self.split(op.operands[0])
             rank = x.type.rank
             return self.w.emit("reduce", x, attrs=ReduceAttrs(op.attrs.kind, (rank - 2, rank - 1), True))
         return self.w.emit(op.name, *(operand(v) for v in op.operands), attrs=op.attrs)
 
-    def _reshaped(self, value: Value) -> Value:
+    def _leaf(self, value: Value) -> Value:
+        """A value that the norm starts from, its dimensions where they are in x."""
+        if self.perm and value.type.rank == len(self.perm):
+            value = transposed(self.w, value, self.perm)
+        return self.apart(value)
+
+    def apart(self, value: Value) -> Value:
+        """A value in the shape of x, or broadcast to it, as [..., 2, h] or [..., 1, 1]."""
         if value.type.rank == 0:
             return value
         *lead, last = value.type.dims
         return reshaped(self.w, value, (*lead, 1, 1) if last == 1 else (*lead, 2, last // 2))
 
     def flip(self, value: Value) -> Value:
-        """`value` as [..., 2, h] with its halves exchanged."""
+        """`value` (x, or what it is computed from) as [..., 2, h] with its halves exchanged."""
+        if value.name == self.x.name:
+            value = self.normed
         if value.type.rank == 0 or value.type.dims[-1] == 1:
             return self.split(value)
         if self._follows(value) is not None:
             return self._as(value, self.flip)
-        x = self._reshaped(value)
+        x = self._leaf(value)
         rank, dims = x.type.rank, x.type.dims
         starts = tuple(1 if i == rank - 2 else 0 for i in range(rank))
         steps = tuple(-1 if i == rank - 2 else 1 for i in range(rank))

@@ -42,6 +42,8 @@ class Difference:
     other: float = 0.0
     rows: int = 0
     agreeing: int = 0
+    samples: int = 0
+    logarithms: float = 0.0
 
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
         """Count one sample."""
@@ -50,8 +52,11 @@ class Difference:
         if not finite.all():
             g, w = np.where(finite, g, 0.0), np.where(finite, w, 0.0)
         e = np.nan_to_num(g - w, nan=np.abs(w).max(initial=1.0))
-        self.signal += float(w @ w)
-        self.noise += float(e @ e)
+        signal, noise = float(w @ w), float(e @ e)
+        self.signal += signal
+        self.noise += noise
+        self.samples += 1
+        self.logarithms += decibels(signal, noise)
         self.cross += float(np.nan_to_num(g) @ w)
         self.other += float(np.nan_to_num(g) @ np.nan_to_num(g))
         if want.ndim and want.shape[-1] > 1:
@@ -63,6 +68,11 @@ class Difference:
     def sqnr(self) -> float:
         """In dB."""
         return decibels(self.signal, self.noise)
+
+    @property
+    def typical(self) -> float:
+        """The mean over samples of their SQNR in dB: unlike `sqnr`, not that of the worst few."""
+        return self.logarithms / max(self.samples, 1)
 
     @property
     def cosine(self) -> float:
@@ -89,6 +99,12 @@ class Accuracy:
         """The mean over the outputs of noise over signal, in dB: no output hides behind a louder one."""
         shares = [d.noise / max(d.signal, 1e-300) for d in self.outputs.values()]
         return decibels(1.0, sum(shares) / len(shares)) if shares else EXACT_DB
+
+    @property
+    def typical(self) -> float:
+        """The mean over outputs and samples of the SQNR in dB."""
+        found = [d.typical for d in self.outputs.values()]
+        return sum(found) / len(found) if found else EXACT_DB
 
     @property
     def agreement(self) -> float:

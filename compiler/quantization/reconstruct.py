@@ -17,17 +17,18 @@ Invariant: a layer's plan depends only on the samples and on the plans of layers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppuc.compiler.quantization.apply import largest_scale, quantized_graph, rounded
+from ppuc.compiler.quantization.apply import SMALLEST, quantized_graph, rounded
 from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.layers import Layer
-from ppuc.compiler.quantization.plan import LayerPlan, Plan
+from ppuc.compiler.quantization.measure import Difference
+from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
 from ppuc.compiler.quantization.rows import Rows, as_matrices, from_matrices, sampled_rows
-from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.graph import Graph, Op
 from ppuc.ir.types import DType
 
 RIDGE = 0.02
@@ -76,6 +77,22 @@ def reconstructed(
     return done
 
 
+def differences(
+    graph: Graph, layers: Sequence[Layer], plan: Plan, samples: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Difference]:
+    """Layer name -> how far its result is from the model's, all layers before it being quantized as `plan` says."""
+    walk = _Walk(graph, samples)
+    found: dict[str, Difference] = {}
+    for layer in layers:
+        walk.up_to(layer.op)
+        wanted = walk.wanted_result(layer.op)
+        chosen = Plan({layer.name: plan.layers.get(layer.name, LayerPlan("bf16"))})
+        found[layer.name] = difference = Difference()
+        for got, want in zip(walk.through(layer, chosen), wanted, strict=True):
+            difference.add(got, want)
+    return found
+
+
 class _Walk:
     """The model and its quantized form, run side by side from layer to layer on all samples."""
 
@@ -108,8 +125,8 @@ class _Walk:
         self._run(emulator, part, emulator.outputs, self.exact)
         return self.exact[op.results[0].name]
 
-    def through(self, layer: Layer, plan: Plan) -> None:
-        """Run the layer, which comes next: exactly, and as `plan` has it."""
+    def through(self, layer: Layer, plan: Plan) -> list[np.ndarray]:
+        """Run the layer, which comes next, exactly and as `plan` has it; returns the latter's results."""
         name = layer.op.results[0].name
         if name not in self.exact:
             self.wanted_result(layer.op)
@@ -118,9 +135,11 @@ class _Walk:
         emulator = Emulator(written)
         self._run(emulator, part, [name], self.quantized, dict(zip([name], emulator.outputs, strict=True)))
         self.at += 1
+        results = self.quantized[name]
         for tensors in (self.exact, self.quantized):
             for dead in [n for n in tensors if self.last.get(n, -1) < self.at]:
                 del tensors[dead]
+        return results
 
     def _part(self, ops: Sequence[Op], end: int) -> Graph:
         """`ops` as a graph of what they read, resulting in what is read at or after op `end`."""
@@ -150,78 +169,77 @@ class _Walk:
 def reconstructed_layer(layer: Layer, plan: LayerPlan, rows: Rows, options: Options) -> LayerPlan:
     """The plan of one layer with weights, scales and bias fitted to `rows`."""
     assert layer.weights is not None
-    wide = layer.weights.array().astype(np.float32)
-    matrices = as_matrices(layer, wide)
-    stored = np.zeros(matrices.shape, plan.dtype.numpy)
-    scales = np.ones((matrices.shape[0], matrices.shape[2]), np.float32)
-    bias = np.zeros((matrices.shape[0], matrices.shape[2]), np.float32)
-    for group, x, y in rows.groups(layer, plan):
-        w = matrices[group].astype(np.float64)
-        x_mean, y_mean = x.mean(0), y.mean(0)
-        x, y = x - x_mean, y - y_mean
-        gram = x.T @ x / len(x)
-        fitted = _regressed(w, gram, x.T @ y / len(x), options.ridge) if options.regress else w
-        scales[group] = _channel_scales(fitted, np.diag(gram), plan.dtype)
-        stored[group] = (
-            _compensated(fitted, gram, scales[group], plan.dtype)
-            if options.compensate
-            else rounded((fitted / scales[group]).astype(np.float32), plan.dtype)
-        )
-        bias[group] = y_mean - x_mean @ (stored[group].astype(np.float64) * scales[group])
+    w = as_matrices(layer, layer.weights.array().astype(np.float64))
+    x, y = rows.by_group(plan)
+    x_mean, y_mean = x.mean(1, keepdims=True), y.mean(1, keepdims=True)
+    x, y = x - x_mean, y - y_mean
+    turned = x.swapaxes(1, 2)
+    gram = (turned @ x).astype(np.float64) / x.shape[1]
+    fitted = w
+    if options.regress:
+        fitted = _regressed(w, gram, (turned @ y).astype(np.float64) / x.shape[1], options.ridge)
+    scales = _channel_scales(fitted, np.diagonal(gram, 0, 1, 2), plan.dtype)
+    if options.compensate:
+        stored = _compensated(fitted, gram, scales, plan.dtype)
+    else:
+        stored = rounded((fitted / scales[:, None]).astype(np.float32), plan.dtype)
+    bias = y_mean[:, 0] - (x_mean.astype(np.float64) @ (stored.astype(np.float64) * scales[:, None]))[:, 0]
     return replace(
         plan,
         weights=from_matrices(layer, stored),
         weight_scale=scales.reshape(-1),
-        bias=bias.reshape(-1) if options.bias else None,
+        bias=bias.astype(np.float32).reshape(-1) if options.bias else None,
     )
 
 
+def _trace(gram: np.ndarray) -> np.ndarray:
+    """The mean of the diagonal of each of gram[g, k, k], as [g, 1, 1]; never zero."""
+    mean: np.ndarray = np.diagonal(gram, 0, 1, 2).mean(1)[:, None, None]
+    return mean + 1e-30
+
+
 def _regressed(w: np.ndarray, gram: np.ndarray, moment: np.ndarray, ridge: float) -> np.ndarray:
-    """argmin |y - x v|^2 + r |v - w|^2 for the moments of x and y, w f64[k, n]."""
-    pull = ridge * float(np.trace(gram)) / len(gram) + 1e-30
-    step: np.ndarray = np.linalg.solve(gram + pull * np.eye(len(gram)), moment - gram @ w)
-    fitted: np.ndarray = w + step
+    """argmin |y - x v|^2 + r |v - w|^2 for the moments of x and y, w f64[g, k, n]."""
+    pull = ridge * _trace(gram) * np.eye(gram.shape[1])
+    fitted: np.ndarray = w + np.linalg.solve(gram + pull, moment - gram @ w)
     return fitted
 
 
 def _channel_scales(w: np.ndarray, importance: np.ndarray, dtype: DType) -> np.ndarray:
-    """f32[n]: for each column of w[k, n] the scale of the smallest rounding error, rows weighted."""
-    base = largest_scale(w.astype(np.float32), 1, dtype)
+    """f32[g, n]: for each column of w[g, k, n] the scale of the smallest rounding error, rows weighted by [g, k]."""
+    largest: np.ndarray = np.abs(w).max(1)
+    base = np.maximum(largest / LARGEST[dtype], SMALLEST).astype(np.float32)
     steps = np.arange(PHASES) / PHASES
     factors = np.exp2(steps) if dtype.is_float else 1.0 - 0.5 * steps
     least = np.full(base.shape, np.inf)
     found = base.copy()
     for factor in factors.astype(np.float32):
         scale = base * factor
-        error = rounded((w / scale).astype(np.float32), dtype).astype(np.float64) * scale - w
-        total = importance @ np.square(error)
+        error = rounded((w / scale[:, None]).astype(np.float32), dtype).astype(np.float32) * scale[:, None] - w
+        total = (importance[:, None] @ np.square(error))[:, 0]
         better = total < least
         least[better], found[better] = total[better], scale[better]
     return found
 
 
 def _compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType) -> np.ndarray:
-    """w[k, n] / scale[n] rounded to `dtype` one row after another, largest operands first."""
-    order = np.argsort(-np.diag(gram), kind="stable")
-    k = len(order)
-    damped = gram[np.ix_(order, order)] + (DAMPING * float(np.trace(gram)) / k + 1e-30) * np.eye(k)
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
-    left = w[order].copy()
+    """w[g, k, n] / scale[g, n] rounded to `dtype` one row after another, those of the largest operands first."""
+    groups, k = np.arange(len(w))[:, None], w.shape[1]
+    order = np.argsort(-np.diagonal(gram, 0, 1, 2), axis=1, kind="stable")
+    damped = gram[groups[..., None], order[:, :, None], order[:, None, :]]
+    damped = damped + DAMPING * _trace(gram) * np.eye(k)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).swapaxes(1, 2)
+    left = w[groups, order]
     stored = np.zeros(w.shape, dtype.numpy)
     for start in range(0, k, _BLOCK):
         stop = min(start + _BLOCK, k)
-        errors = np.zeros((stop - start, w.shape[1]))
+        errors = np.zeros((len(w), stop - start, w.shape[2]))
         for i in range(start, stop):
-            stored[order[i]] = rounded((left[i] / scale).astype(np.float32), dtype)
-            errors[i - start] = (left[i] - stored[order[i]].astype(np.float64) * scale) / upper[i, i]
-            left[i + 1 : stop] -= np.outer(upper[i, i + 1 : stop], errors[i - start])
-        left[stop:] -= upper[start:stop, stop:].T @ errors
-    return stored
-
-
-def layers_with_weights(layers: Sequence[Layer]) -> Iterator[Layer]:
-    """Those that can be reconstructed."""
-    return (layer for layer in layers if layer.weights is not None)
-
-
-__all__ = ["Options", "Value", "layers_with_weights", "reconstructed", "reconstructed_layer"]
+            stored[:, i] = rounded((left[:, i] / scale).astype(np.float32), dtype)
+            lost = left[:, i] - stored[:, i].astype(np.float32) * scale
+            errors[:, i - start] = lost / upper[:, i, i, None]
+            left[:, i + 1 : stop] -= upper[:, i, i + 1 : stop, None] * errors[:, None, i - start]
+        left[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
+    result = np.empty_like(stored)
+    result[groups, order] = stored
+    return result

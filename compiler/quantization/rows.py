@@ -6,7 +6,7 @@ same shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from ppuc.compiler.quantization.apply import rounded
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan
 
-MOST = 6144
+MOST = 4096
 """Rows sampled of a layer, over all samples."""
 
 
@@ -29,8 +29,8 @@ class Rows:
     largest: np.ndarray
     results: np.ndarray
 
-    def groups(self, layer: Layer, plan: LayerPlan) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(group, f64 operands as stored, f64 results)."""
+    def by_group(self, plan: LayerPlan) -> tuple[np.ndarray, np.ndarray]:
+        """f32 operands as `plan` stores them, [groups, rows, k], and results, [groups, rows, n]."""
         x = self.operands
         if not plan.weights_only:
             dtype = plan.input_dtype(0)
@@ -39,8 +39,7 @@ class Rows:
             else:
                 scale = np.maximum(self.largest / np.float32(LARGEST[dtype]), 1e-30)[:, None, None]
             x = rounded(x / scale, dtype).astype(np.float32) * scale
-        for group in range(x.shape[1]):
-            yield group, x[:, group].astype(np.float64), self.results[:, group].astype(np.float64)
+        return np.ascontiguousarray(x.swapaxes(0, 1), np.float32), np.ascontiguousarray(self.results.swapaxes(0, 1))
 
 
 def sampled_rows(layer: Layer, tensors: Mapping[str, Sequence[np.ndarray]], results: Sequence[np.ndarray]) -> Rows:

@@ -59,7 +59,7 @@ def artifact_record(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "target": artifact.program.target,
         "target_hash": artifact.program.target_hash,
-        "options": {key: text for key, text in artifact.meta.items() if key != "nodes"},
+        "options": {key: text for key, text in artifact.meta.items() if key not in ("nodes", "plan", "variants")},
         "nodes": json.loads(artifact.meta.get("nodes", "{}")),
         "inputs": {s.name: str(s.type) for s in artifact.inputs},
         "outputs": {s.name: str(s.type) for s in artifact.outputs},

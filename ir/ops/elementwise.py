@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from ppuc.ir.encode import ENCODED, LARGE, encode
 from ppuc.ir.graph import Attrs
 from ppuc.ir.ops.base import Indexing, IterDim, Kind, OpDef, broadcast_access, dim_names, register
 from ppuc.ir.ops.erf import erf
@@ -45,6 +46,8 @@ def convert(array: np.ndarray, to: DType, saturate: bool = True) -> np.ndarray:
         return array
     with np.errstate(all="ignore"):
         work = array.astype(np.float32) if compute_dtype(source) is not source else array
+        if work.dtype == np.float32 and work.size >= LARGE and to in ENCODED:
+            return encode(work, to, saturate).view(to.numpy)
         if to.is_float and to.bits <= 8:
             work = work if work.dtype == np.float64 else work.astype(np.float32)
             if saturate:

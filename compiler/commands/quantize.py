@@ -1,0 +1,222 @@
+"""ppuc quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppuc.compiler.commands.common import (
+    chosen_target,
+    dim_sizes,
+    emit,
+    json_option,
+    note,
+    progress_bar,
+    target_options,
+)
+from ppuc.compiler.commands.outputs import OutputFile, keep_input
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ppuc.compiler.quantization.data import Data
+    from ppuc.compiler.quantization.prepare import Prepared
+
+
+class Share(click.ParamType):  # type: ignore[type-arg]
+    """A part of 1, as `99%` or `0.99`."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        try:
+            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            self.fail(f"{text} is no share: give 99% or 0.99")
+        return number
+
+
+@click.command(
+    "quantize",
+    short_help="8-bit formats for a model's layers: what they cost and bring.",
+    epilog="Examples:\n\n  ppuc quantize net.onnx --calibrate data.npz\n\n"
+    "  ppuc quantize net.onnx --calibrate images --preprocess how.toml -p mixed --min-sqnr 25 -o policy.toml\n\n"
+    "  ppuc compile net.onnx -p mixed --policy policy.toml",
+)
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
+@click.option(
+    "--calibrate",
+    metavar="DATA",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Samples: an .npz, or a folder of .npz, .npy or image files.",
+)
+@click.option(
+    "--evaluate",
+    metavar="DATA",
+    type=click.Path(path_type=Path),
+    help="Samples to report on. Default: a quarter of --calibrate, which nothing else sees.",
+)
+@click.option(
+    "--preprocess",
+    metavar="FILE.toml",
+    type=click.Path(path_type=Path),
+    help="How the model wants the images of a folder.",
+)
+@click.option(
+    "--precision",
+    "-p",
+    type=click.Choice(("fp8", "int8", "mixed")),
+    default="fp8",
+    show_default=True,
+    help="All layers in one format, or as many as the goal allows in the better of both.",
+)
+@click.option("--min-sqnr", type=float, metavar="DB", help="Mixed: least signal-to-noise ratio of the outputs.")
+@click.option("--min-agreement", type=Share(), metavar="SHARE", help="Mixed: least share of equal decisions.")
+@click.option("--min-share", type=Share(), metavar="SHARE", help="Mixed: least share of MACs in 8 bits.")
+@click.option("--max-drop", type=Share(), metavar="SHARE", help="Mixed: largest relative drop of --metric.")
+@click.option(
+    "--metric",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="A file with metric(outputs, inputs) -> float; larger is better.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(("max", "percentile", "mse", "entropy")),
+    default="max",
+    show_default=True,
+    help="How ranges become scales.",
+)
+@click.option("--headroom", type=click.FloatRange(1.0, 64.0), help="Room of f8 scales above the largest number seen.")
+@click.option("--power-of-two", is_flag=True, help="Scales are powers of two.")
+@click.option("--no-repair", is_flag=True, help="Weights are rounded to the nearest, and nothing is fitted.")
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use the first N samples only.")
+@click.option("--state", type=OutputFile(), metavar="FILE", help="Keep what is measured, to resume after interruption.")
+@click.option("-o", "--output", type=OutputFile(), metavar="FILE.toml", help="Write the policy.")
+@click.option("--plot", type=OutputFile(), metavar="FILE.svg", help="Draw accuracy against the share in 8 bits.")
+@click.option("--top", type=click.IntRange(min=0), default=0, metavar="N", help="Show the N noisiest layers (0: all).")
+@click.option("--dim", "dims", metavar="NAME=SIZE", multiple=True, help="Size of a symbolic dimension. Repeatable.")
+@target_options
+@json_option
+def quantize_command(
+    model: Path,
+    calibrate: Path,
+    evaluate: Path | None,
+    preprocess: Path | None,
+    precision: str,
+    min_sqnr: float | None,
+    min_agreement: float | None,
+    min_share: float | None,
+    max_drop: float | None,
+    metric: Path | None,
+    method: str,
+    headroom: float | None,
+    power_of_two: bool,
+    no_repair: bool,
+    samples: int | None,
+    state: Path | None,
+    output: Path | None,
+    plot: Path | None,
+    top: int,
+    dims: tuple[str, ...],
+    target: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Quantize MODEL.onnx on data and report, layer by layer, what it costs in accuracy and brings in simulated time.
+
+    With -p mixed the fewest layers are kept in bf16 with which the goal is met. Exit code 1 when the goal is missed on
+    the samples that the report is made on.
+    """
+    from ppuc.compiler.quantization.calibrate import Calibration
+    from ppuc.compiler.quantization.data import FEW, Data
+    from ppuc.compiler.quantization.images import read_preprocessing
+    from ppuc.compiler.quantization.metric import load_metric
+    from ppuc.compiler.quantization.policy import write_policy
+    from ppuc.compiler.quantization.search import Goal
+    from ppuc.compiler.quantization.study import Request, study
+
+    goal = Goal(min_sqnr, min_agreement, max_drop, min_share)
+    _check_goal(goal, precision, metric)
+    keep_input(model, output)
+    how = read_preprocessing(preprocess) if preprocess is not None else None
+    data = Data(calibrate, how)
+    prepared = _prepared(model, data, precision, target, overrides, dims)
+    given = list(data.samples(prepared.specs))[:samples]
+    _check_samples(given, data.where)
+    if len(given) < FEW:
+        note(f"note: {len(given)} samples say little about ranges; f8 scales get fourfold room")
+    room = headroom if headroom is not None else 4.0 if len(given) < FEW else 1.0
+    evaluation = list(Data(evaluate, how).samples(prepared.specs)) if evaluate is not None else []
+    request = Request(
+        precision,
+        goal,
+        Calibration(method, room, power_of_two),
+        not no_repair,
+        load_metric(metric) if metric is not None else None,
+        state,
+    )
+    with progress_bar("quantize") as progress:
+        made = study(prepared, given, evaluation, request, lambda what: progress(what, 0, 0))
+    record = {"model": str(model), "target": prepared.target.name, **made.record, "policy": str(output or "") or None}
+    if output is not None:
+        write_policy(output, made.plan, {"model": model.name, "target": prepared.target.name, "precision": precision})
+    if plot is not None:
+        from ppuc.compiler.report.quantization import pareto_svg
+
+        plot.write_text(pareto_svg(record), encoding="utf-8")
+
+    def show(out: Console, shown: dict[str, Any]) -> None:
+        from ppuc.compiler.report.quantization import quantization_tables
+
+        quantization_tables(out, shown, top or None)
+
+    emit("quantize", record, as_json, show)
+    return 0 if made.met else 1
+
+
+def _check_goal(goal: Any, precision: str, metric: Path | None) -> None:
+    from ppuc.ir.errors import UsageError
+
+    wanted = [getattr(goal, f) for f in ("min_sqnr", "min_agreement", "max_drop", "min_share")]
+    if precision == "mixed" and all(w is None for w in wanted):
+        raise UsageError.of(
+            "--precision mixed", "needs a goal", expected="--min-sqnr, --min-agreement, --min-share or --max-drop"
+        )
+    if (goal.max_drop is None) != (metric is None) and (goal.max_drop is not None):
+        raise UsageError.of("--max-drop", "needs a task metric", hint="give --metric FILE.py")
+
+
+def _check_samples(samples: Any, where: str) -> None:
+    from ppuc.compiler.quantization.data import check_not_zero
+    from ppuc.ir.errors import InputError
+
+    check_not_zero(samples, where)
+    if len(samples) == 1:
+        raise InputError.of(
+            where,
+            "holds a single sample",
+            expected="eight or more",
+            hint="`ppuc compile --calibrate` takes one",
+        )
+
+
+def _prepared(
+    model: Path, data: Data, precision: str, target: str, overrides: tuple[str, ...], dims: tuple[str, ...]
+) -> Prepared:
+    from ppuc.compiler.driver import initial_module
+    from ppuc.compiler.frontend.load import load_model
+    from ppuc.compiler.quantization.prepare import prepare
+    from ppuc.compiler.quantization.quantize import Quantization
+
+    machine, sizes = chosen_target(target, overrides), dim_sizes(dims)
+    shapes = Quantization(data).shapes(model, sizes)
+    return prepare(initial_module(load_model(model, dims=sizes, shapes=shapes), machine, precision), machine)

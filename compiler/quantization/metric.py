@@ -1,0 +1,58 @@
+"""A task metric in a Python file of the user's: `metric(outputs, inputs) -> float`, larger is better.
+
+`outputs` and `inputs` are lists of dicts of arrays by ONNX name, one a sample, in the order of the data.
+
+Invariant: the metric sees what the emulation computes, and nothing of the quantization.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ppuc.compiler.quantization.emulate import Emulator
+from ppuc.compiler.quantization.prepare import Prepared
+from ppuc.ir.errors import UsageError
+from ppuc.ir.graph import Graph
+
+Sample = Mapping[str, np.ndarray]
+Metric = Callable[[list[Sample], list[Sample]], float]
+
+
+def load_metric(path: Path) -> Metric:
+    """The function `metric` of a file. Raises UsageError when there is none."""
+    spec = importlib.util.spec_from_file_location("ppuc_user_metric", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError.of(str(path), "cannot be read as a Python file", expected="metric(outputs, inputs) -> float")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code
+        raise UsageError.of(str(path), "fails when it is imported", got=f"{type(error).__name__}: {error}") from error
+    found = getattr(module, "metric", None)
+    if not callable(found):
+        raise UsageError.of(str(path), "defines no function 'metric'", expected="metric(outputs, inputs) -> float")
+    function: Metric = found
+    return function
+
+
+def score(prepared: Prepared, graph: Graph, samples: Sequence[Sample], metric: Metric, where: str) -> float:
+    """The metric of `graph`, whose results correspond to the model's, on `samples` by ONNX name. Raises UsageError when
+    the metric fails or gives no number."""
+    emulator = Emulator(graph)
+    positions = {v.name: i for i, v in enumerate(prepared.module.graph.results)}
+    names = [(name, graph.results[positions[value]].name) for name, value in prepared.module.outputs]
+    outputs: list[Sample] = []
+    for feeds in prepared.feeds(samples):
+        run = emulator.run(feeds)
+        outputs.append({name: run[value] for name, value in names})
+    try:
+        number = float(metric(outputs, list(samples)))
+    except Exception as error:  # the user's own code
+        raise UsageError.of(where, "fails", got=f"{type(error).__name__}: {error}") from error
+    if not np.isfinite(number):
+        raise UsageError.of(where, "gives no finite number", got=number)
+    return number

@@ -1,0 +1,77 @@
+"""What a format is expected to do to a layer, from the marginals of its operands alone.
+
+The noise of a product is, summed over input channels: (mean square rounding error of the activation) x (sum of squares
+of the weights it meets) + (mean square of the activation) x (sum of squares of those weights' rounding errors). Errors
+of different elements are taken as independent. Good enough to tell which of two formats suits a layer better; what a
+layer's noise does to the model's outputs is measured.
+
+Invariant: noise is relative to the same sum over the products themselves, so layers compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ppuc.compiler.quantization.apply import by_channel, quantized_weights, rounded
+from ppuc.compiler.quantization.calibrate import Calibration, layer_plan
+from ppuc.compiler.quantization.layers import Layer
+from ppuc.compiler.quantization.observe import Observation
+from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
+
+
+def expected_noise(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]) -> float:
+    """Noise over signal of the layer's result."""
+    x, x_error = _power(seen[layer.inputs[0].name], plan, 0)
+    if layer.weights is None:
+        y, y_error = _power(seen[layer.inputs[1].name], plan, 1)
+        return float((x_error.mean() * y.mean() + x.mean() * y_error.mean()) / max(x.mean() * y.mean(), 1e-300))
+    wide = layer.weights.array().astype(np.float32)
+    stored, scale = quantized_weights(layer, plan)
+    shape = by_channel(scale, layer.channel_axis, wide.ndim)
+    error = stored.astype(np.float32) * shape - wide
+    w, w_error = (_by_input(layer, np.square(a, dtype=np.float64)) for a in (wide, error))
+    if w.shape != x.shape:  # channels of another axis than the sum's
+        w, w_error, x, x_error = (np.array([a.mean()]) for a in (w, w_error, x, x_error))
+    return float((x_error @ w + x @ w_error) / max(float(x @ w), 1e-300))
+
+
+def _power(seen: Observation, plan: LayerPlan, operand: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean squares by channel of an operand and of its rounding errors."""
+    scale = np.float32(plan.scales[operand])
+    error = rounded(seen.kept / scale, plan.input_dtype(operand)).astype(np.float32) * scale - seen.kept
+    power, noise = (np.square(a, dtype=np.float64).mean(1) for a in (seen.kept, error))
+    return power, noise
+
+
+def _by_input(layer: Layer, squares: np.ndarray) -> np.ndarray:
+    """Sums over what an input channel is multiplied with."""
+    if layer.op.name != "conv":
+        total: np.ndarray = squares.sum(layer.channel_axis)
+        return total.reshape(-1)
+    groups, (outputs, inputs) = layer.groups, squares.shape[:2]
+    apart: np.ndarray = squares.reshape(groups, outputs // groups, inputs, -1).sum((1, 3))
+    return apart.reshape(-1)
+
+
+def clipped_share(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]) -> float:
+    """The share of the activations seen that lies beyond the largest number of the format."""
+    if not plan.scales or plan.weights_only:
+        return 0.0
+    shares = []
+    for i, value in enumerate(layer.inputs):
+        kept, top = seen[value.name].kept, LARGEST[plan.input_dtype(i)] * plan.scales[i]
+        shares.append(float((np.abs(kept) > top * (1 + 1e-6)).mean()))
+    return max(shares)
+
+
+def best_formats(
+    layers: Sequence[Layer], seen: Mapping[str, Observation], formats: Sequence[str], how: Calibration
+) -> Plan:
+    """Every layer in that of `formats` which is expected to add least noise."""
+    found = {}
+    for layer in layers:
+        plans = [layer_plan(layer, seen, format, how) for format in formats]
+        found[layer.name] = min(plans, key=lambda plan: expected_noise(layer, plan, seen))
+    return Plan(found)

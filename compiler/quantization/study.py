@@ -1,0 +1,281 @@
+"""`ppuc quantize`: one model, samples and a goal; what was decided, what it costs and what it brings.
+
+Samples are dealt to three uses: half to fit scales and repairs, a quarter to decide, a quarter to report on, unless
+separate samples for the report are given. With fewer than FEW samples all are used for everything, and that is said.
+
+Invariant: accuracy is reported on samples that neither calibration nor search saw, or the report says that it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.quantization.calibrate import Calibration, plan_from
+from ppuc.compiler.quantization.data import FEW
+from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
+from ppuc.compiler.quantization.metric import Metric, Sample, score
+from ppuc.compiler.quantization.noise import best_formats, clipped_share
+from ppuc.compiler.quantization.observe import Observation, observe
+from ppuc.compiler.quantization.plan import Plan
+from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
+from ppuc.compiler.quantization.quantize import FORMAT_OF
+from ppuc.compiler.quantization.reconstruct import differences
+from ppuc.compiler.quantization.repair import CANDIDATES, repaired
+from ppuc.compiler.quantization.search import Found, Goal, Point, Search, isolated_noise, quantized_share
+from ppuc.compiler.quantization.timing import Times, timed
+from ppuc.ir.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asks for. `state` keeps what a search measured, to go on after an interruption."""
+
+    precision: str
+    goal: Goal = field(default_factory=Goal)
+    calibration: Calibration = field(default_factory=Calibration)
+    repair: bool = True
+    metric: Metric | None = None
+    state: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The plan, its record as JSON-able values, and whether the goal was met."""
+
+    plan: Plan
+    record: dict[str, Any]
+    met: bool
+
+
+def study(
+    prepared: Prepared,
+    samples: Sequence[Sample],
+    evaluation: Sequence[Sample],
+    request: Request,
+    each: Callable[[str], None] = lambda what: None,
+) -> Study:
+    """Quantize on `samples` (by ONNX name), report on `evaluation` (none: a part of `samples` kept apart)."""
+    fit, check, report = dealt(samples, evaluation)
+    each("observe")
+    seen = observe(prepared.module.graph, prepared.layers, prepared.feeds(fit))
+    judge = Reference(prepared.module.graph, prepared.feeds(check))
+    start = _starting_plan(prepared, seen, judge, request)
+    each("time: bf16")
+    wide = timed(prepared, Plan())
+    memory = _Memory(request.state, prepared, samples, start)
+    found: Found | None = None
+    if request.precision == "mixed":
+        found = _searched(prepared, fit, check, judge, start, wide, request, memory, each)
+        plan, repair, noise = found.best.plan, found.repair, found.noise
+    else:
+        made = repaired(
+            prepared, start, list(prepared.feeds(fit)), judge, _methods(request), lambda m: each(f"repair: {m}")
+        )
+        plan, repair = made.plan, made.method
+        noise = isolated_noise(prepared, start, judge, memory.known, memory.add, each)
+    each("time: quantized")
+    narrow = timed(prepared, plan)
+    each("report")
+    final = Reference(prepared.module.graph, prepared.feeds(report)).compare(prepared.quantized(plan).graph)
+    accumulated = differences(prepared.module.graph, prepared.layers, plan, list(prepared.feeds(report))[:FEW])
+    goal = request.goal
+    drop, scores = _scores(prepared, plan, report, request)
+    met = goal.met(final, drop) and (goal.min_share is None or quantized_share(prepared, plan) >= goal.min_share - 1e-9)
+    record = {
+        "precision": request.precision,
+        "samples": {
+            "fit": len(fit),
+            "decide": len(check),
+            "report": len(report),
+            "apart": len(samples) >= FEW or bool(evaluation),
+        },
+        "emulated_in": "ONNX Runtime" if judge.in_onnxruntime else "numpy",
+        "repair": repair,
+        "accuracy": _named(final, prepared).record(),
+        "metric": scores,
+        "share": quantized_share(prepared, plan),
+        "time": {
+            "bf16_seconds": wide.seconds,
+            "seconds": narrow.seconds,
+            "speedup": wide.seconds / narrow.seconds,
+        },
+        "layers": _rows(prepared, plan, seen, noise, accumulated, wide, narrow),
+        "pareto": [_point(p) for p in found.points] if found is not None else [],
+        "goal_met": met,
+    }
+    return Study(plan, record, met)
+
+
+def dealt(
+    samples: Sequence[Sample], evaluation: Sequence[Sample]
+) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
+    """Samples to fit, to decide, and to report on."""
+    if len(samples) < FEW:
+        return samples, samples, evaluation or samples
+    check = samples[1::4]
+    if evaluation:
+        return [s for i, s in enumerate(samples) if i % 4 != 1], check, evaluation
+    return samples[::2], check, samples[3::4]
+
+
+def _methods(request: Request) -> tuple[str, ...]:
+    return tuple(CANDIDATES) if request.repair else ("none",)
+
+
+def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: Reference, request: Request) -> Plan:
+    """Mixed: each layer's better format, or one for all where that does better in all."""
+    how = request.calibration
+    if request.precision == "mixed":
+        formats = [f for f in ("e4m3", "int8") if native(prepared.target, f)]
+        plans = [best_formats(prepared.layers, seen, formats, how)]
+        plans += [plan_from(prepared.layers, seen, format, how) for format in formats]
+        return max(plans, key=lambda plan: judge.compare(prepared.quantized(plan).graph).typical)
+    format = FORMAT_OF[request.precision]
+    if not native(prepared.target, format):
+        return storage_plan(prepared, format)
+    return plan_from(prepared.layers, seen, format, how)
+
+
+def _searched(
+    prepared: Prepared,
+    fit: Sequence[Sample],
+    check: Sequence[Sample],
+    judge: Reference,
+    start: Plan,
+    wide: Times,
+    request: Request,
+    memory: _Memory,
+    each: Callable[[str], None],
+) -> Found:
+    each("time: 8 bits")
+    search = Search(
+        prepared,
+        list(prepared.feeds(fit)),
+        judge,
+        start,
+        request.goal,
+        wide,
+        timed(prepared, start),
+        known=memory.known,
+        remember=memory.add,
+        each=each,
+        methods=_methods(request),
+    )
+    metric = request.metric
+    if metric is not None:
+        search.full = score(prepared, prepared.module.graph, check, metric, "--metric")
+        search.score = lambda plan: score(prepared, prepared.quantized(plan).graph, check, metric, "--metric")
+    found = search.run()
+    if not found.best.met:
+        goal = request.goal
+        raise UsageError.of(
+            "goal",
+            "cannot be met by any choice of layers",
+            got=f"at best {found.best.accuracy.sqnr:.1f} dB, agreement {found.best.accuracy.agreement:.2%}",
+            expected=", ".join(f"{k} {v}" for k, v in _given(goal).items()),
+        )
+    return found
+
+
+def _given(goal: Goal) -> dict[str, float]:
+    fields = ("min_sqnr", "min_agreement", "max_drop", "min_share")
+    return {k: v for k in fields if (v := getattr(goal, k)) is not None}
+
+
+def _named(accuracy: Accuracy, prepared: Prepared) -> Accuracy:
+    """The accuracy with outputs by the model's names."""
+    names = {value: name for name, value in prepared.module.outputs}
+    return Accuracy({names[value]: d for value, d in accuracy.outputs.items()})
+
+
+def _scores(prepared: Prepared, plan: Plan, report: Sequence[Sample], request: Request) -> tuple[float, Any]:
+    """The relative drop of the metric, and its values."""
+    if request.metric is None:
+        return 0.0, None
+    full = score(prepared, prepared.module.graph, report, request.metric, "--metric")
+    mine = score(prepared, prepared.quantized(plan).graph, report, request.metric, "--metric")
+    return (full - mine) / max(abs(full), 1e-12), {"fp32": full, "quantized": mine}
+
+
+def _rows(
+    prepared: Prepared,
+    plan: Plan,
+    seen: Mapping[str, Observation],
+    noise: Mapping[str, float],
+    accumulated: Mapping[str, Difference],
+    wide: Times,
+    narrow: Times,
+) -> list[dict[str, Any]]:
+    rows = []
+    hertz = wide.cycles / wide.seconds
+    for layer in prepared.layers:
+        own = plan.layers.get(layer.name)
+        quantized = own is not None and own.quantized
+        saved = (wide.layers.get(layer.name, 0.0) - narrow.layers.get(layer.name, 0.0)) / hertz
+        rows.append(
+            {
+                "layer": layer.name,
+                "kind": layer.kind,
+                "format": own.format if own is not None else "bf16",
+                "scales": _scale_kind(own.scales, own.weights_only) if own is not None and quantized else None,
+                "clipped": clipped_share(layer, own, seen) if own is not None and quantized else 0.0,
+                "isolated_sqnr_db": decibels(1.0, noise[layer.name]) if layer.name in noise else None,
+                "accumulated_sqnr_db": accumulated[layer.name].sqnr,
+                "cosine": accumulated[layer.name].cosine,
+                "macs": layer.macs,
+                "saved_seconds": saved,
+            }
+        )
+    return rows
+
+
+def _scale_kind(scales: Sequence[float], weights_only: bool) -> str:
+    return "weights only" if weights_only else "static" if scales else "dynamic"
+
+
+def _point(point: Point) -> dict[str, Any]:
+    return {
+        "lifted": point.lifted,
+        "share": point.share,
+        "sqnr_db": point.accuracy.sqnr,
+        "agreement": point.accuracy.agreement,
+        "metric_drop": point.drop,
+        "met": point.met,
+    }
+
+
+class _Memory:
+    """Noise of layers measured so far, in a file that belongs to one model, data and starting plan."""
+
+    def __init__(self, path: Path | None, prepared: Prepared, samples: Sequence[Sample], plan: Plan) -> None:
+        self.path, self.known = path, dict[str, float]()
+        if path is None:
+            return
+        digest = hashlib.sha256(prepared.module.option("model_sha256").encode())
+        for sample in samples:
+            for name in sorted(sample):
+                digest.update(np.ascontiguousarray(sample[name]).tobytes())
+        for name, layer in plan.layers.items():
+            digest.update(f"{name}{layer.format}{layer.scales}".encode())
+        self.key = digest.hexdigest()
+        if path.is_file():
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                self.known = dict(stored["noise"]) if stored["key"] == self.key else {}
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError.of(str(path), "is not the state of a search", got=str(error)) from error
+
+    def add(self, name: str, noise: float) -> None:
+        """Remember one layer."""
+        self.known[name] = noise
+        if self.path is not None:
+            partial = self.path.with_name(self.path.name + ".partial")
+            partial.write_text(json.dumps({"key": self.key, "noise": self.known}), encoding="utf-8")
+            partial.replace(self.path)

@@ -1,0 +1,133 @@
+"""Files with QuantizeLinear and DequantizeLinear: their products run on the stored numbers, with their scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from ppuc.compiler.driver import initial_module, input_specs
+from ppuc.compiler.frontend.load import load_model
+from ppuc.ir.module import Module
+from ppuc.ir.types import DType
+from ppuc.targets.description import load_target
+from tests.whole_pipeline import compiled, simulated
+
+F8 = np.dtype(ml_dtypes.float8_e4m3fn)
+PROTO = {np.dtype(np.int8): TensorProto.INT8, np.dtype(np.uint8): TensorProto.UINT8, F8: TensorProto.FLOAT8E4M3FN}
+
+
+def tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
+    if array.dtype in PROTO:
+        return helper.make_tensor(name, PROTO[array.dtype], array.shape, array.tobytes(), raw=True)
+    return onnx.numpy_helper.from_array(array, name)
+
+
+def qdq(product: str, x_shape: tuple[int, ...], y_shape: tuple[int, ...], weights: np.ndarray, scale: np.ndarray,
+        axis: int, x_zero: np.ndarray, **attributes: Any) -> onnx.ModelProto:  # fmt: skip
+    """y = product(dequantize(quantize(x)), dequantize(w)), saturating."""
+    stored = weights.dtype
+    initializers = {
+        "s": np.float32(0.02),
+        "z": x_zero,
+        "w": weights,
+        "t": scale.astype(np.float32),
+        "v": np.zeros(scale.shape, stored),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "t", "v"], ["e"], axis=axis),
+        helper.make_node(product, ["d", "e"], ["y"], name="product", **attributes),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", x_shape), ("y", y_shape))]
+    graph = helper.make_graph(
+        nodes, "qdq", ends[:1], ends[1:], [tensor(n, np.asarray(a)) for n, a in initializers.items()]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def weights(dtype: np.dtype, *shape: int) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    if dtype == F8:
+        return (rng.standard_normal(shape) * 100).astype(F8)
+    return rng.integers(-127, 128, shape).astype(dtype)
+
+
+def expected(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, dict(feeds))[0])
+
+
+def module_of(model: onnx.ModelProto) -> Module:
+    return initial_module(load_model(model), load_target("ppu-tiny"), "model")
+
+
+CASES = {
+    "f8 matmul": (F8, np.zeros((), F8), "MatMul"),
+    "f8 conv": (F8, np.zeros((), F8), "Conv"),
+    "i8 matmul": (np.dtype(np.int8), np.int8(0), "MatMul"),
+    "u8 matmul with a zero point": (np.dtype(np.int8), np.uint8(120), "MatMul"),
+    "i8 conv with a zero point": (np.dtype(np.int8), np.int8(-7), "Conv"),
+}
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_products_run_on_stored_numbers(name: str, per_channel: bool) -> None:
+    """On 8-bit operands, to what ONNX Runtime computes from the file; sums in another order apart."""
+    dtype, zero, product = CASES[name]
+    scale = np.random.default_rng(6).uniform(0.001, 0.01, 9) if per_channel else np.asarray(0.004)
+    if product == "MatMul":
+        model = qdq(product, (5, 21), (5, 9), weights(dtype, 21, 9), scale, 1, np.asarray(zero))
+    else:
+        model = qdq(product, (1, 4, 7, 7), (1, 9, 7, 7), weights(dtype, 9, 4, 3, 3), scale, 0, np.asarray(zero),
+                    pads=[1, 1, 1, 1])  # fmt: skip
+    module = module_of(model)
+    x = np.random.default_rng(7).standard_normal(input_specs(module)[0].type.dims).astype(np.float32)
+    done = compiled(module, load_target("ppu-tiny"), {"x": x})
+    multiplied = [
+        inner.operands[1].type.dtype
+        for op in done.graph.ops
+        if op.body is not None
+        for inner in op.body.ops
+        if inner.name in ("matmul", "conv")
+    ]
+    assert set(multiplied) == {DType.of(dtype)}
+    raw = simulated(done, load_target("ppu-tiny"), {"x": x})
+    (got,) = raw.outputs.values()
+    want = expected(model, {"x": x})
+    assert np.abs(got.view(np.float32).reshape(want.shape) - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_weights_alone_in_f8_are_widened_as_they_are_loaded() -> None:
+    model = qdq("MatMul", (5, 21), (5, 9), weights(F8, 21, 9), np.full(9, 0.01), 1, np.zeros((), F8))
+    del model.graph.node[0]
+    model.graph.node[0].CopyFrom(helper.make_node("Identity", ["x"], ["d"]))
+    module = module_of(model)
+    x = np.random.default_rng(8).standard_normal((5, 21)).astype(np.float32)
+    done = compiled(module, load_target("ppu-tiny"), {"x": x})
+    assert any(b.dtype is DType.F8E4M3 for k in done.kernels for b in k.buffers)
+    (got,) = simulated(done, load_target("ppu-tiny"), {"x": x}).outputs.values()
+    want = expected(model, {"x": x})
+    assert np.abs(got.view(np.float32).reshape(want.shape) - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_scales_within_a_sum_stay_where_they_are() -> None:
+    """Scales along the contracted axis: the product is one of floats, and right."""
+    scale = np.random.default_rng(6).uniform(0.001, 0.01, 21)
+    model = qdq("MatMul", (5, 21), (5, 9), weights(np.dtype(np.int8), 21, 9), scale, 0, np.asarray(np.int8(3)))
+    module = module_of(model)
+    x = np.random.default_rng(9).standard_normal((5, 21)).astype(np.float32)
+    done = compiled(module, load_target("ppu-tiny"), {"x": x})
+    (got,) = simulated(done, load_target("ppu-tiny"), {"x": x}).outputs.values()
+    want = expected(model, {"x": x})
+    assert np.abs(got.view(np.float32).reshape(want.shape) - want).max() <= 1e-5 * np.abs(want).max()
