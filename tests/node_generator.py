@@ -300,7 +300,7 @@ def expand(s: Sample) -> Made:
 
 def matmul(s: Sample) -> Made:
     m, k, n = s.size(), s.size(), s.size()
-    batch = s.shape(0, 2)
+    batch = s.shape(0, 2) if k else ()
     a, b = (*s.broadcast(batch), m, k), (*s.broadcast(batch), k, n)
     if s.flip(0.1):
         a = (k,)

@@ -142,3 +142,12 @@ def test_windows_whose_flattened_results_are_multiplied_stay_apart() -> None:
     flat = s.reshape(x, 1, math.prod(x.type.dims))
     module = checked(s, LARGE, s.matmul(flat, s.weight(math.prod(x.type.dims), 40)))
     assert "cascade" not in kinds(module)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_product_over_another_axis_than_channels_is_none() -> None:
+    """The product reads the window's results turned: each of its points needs all columns of a row."""
+    s = Sketch()
+    x = s.pool("max", s.param(2, 7, 6, 5), 2, 1)
+    module = checked(s, LARGE, s.op("tanh", s.matmul(x, s.weight(4, 16))))
+    assert "cascade" not in kinds(module)
