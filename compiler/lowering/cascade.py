@@ -54,8 +54,6 @@ class CascadeLowering(UnmergedLowering):
         product, between = _product(body)
         first, rest = _split(body, between)
         domain = product.results[0].type.dims
-        if len(domain) < 3:
-            raise NotFusable("the product has no axes of points: its operand is the window's results, flattened")
         if anchor_of(first, "conv", "pool").results[0].type.dims != between.type.dims:
             raise NotFusable("the window's results are reshaped before the product")
         skip = frozenset(op.results[0].name for op in first.ops if op.name != "const") | {product.results[0].name}
