@@ -61,7 +61,7 @@ def engine_clk(
     With weights in place: ceil(k / R) ceil(n / C) folds that stream m rows, behind which the preload of the next block
     hides but for R - m cycles; with results in place: ceil(m / R) ceil(n / C) folds that stream k. Serial arrays
     (gap > 0) add preload, skew and drain to every fold, which is SCALE-Sim's closed form: 2R + C + m - 2 a fold with
-    weights in place, R + C + k - 2 with results in place, and one cycle less in all.
+    weights in place, R + C + k - 2 with results in place; its last result is one cycle early (`drain_clk`).
     """
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
     if engine == LANES:
@@ -72,19 +72,20 @@ def engine_clk(
         stream = -(-m // rows) * ii
         if gap == 0:
             return folds * np.maximum(stream, fk)
-        return folds * (stream + 2 * fk + fn - 2) - np.minimum(folds, 1)
+        return folds * (stream + 2 * fk + fn - 2)
     folds = -(-mf // rows) * -(-nf // cols) * np.minimum(k, 1)
     stream = k * ii
     if gap == 0:
         return folds * stream
-    return folds * (stream + fm + fn - 2) - np.minimum(folds, 1)
+    return folds * (stream + fm + fn - 2)
 
 
 def drain_clk(target: Target, shape: MmaShape) -> int:
     """Cycles from the end of an mma's time on the engine to its last result: the pipeline, and for systolic arrays that
-    do not drain after every fold the first block's preload and the skew over rows and columns."""
+    do not drain after every fold the first block's preload and the skew over rows and columns. The closed form of those
+    that do counts cycles from 0, so their last result is there a cycle before the next fold may begin."""
     if target.tensor.overlap == "serial":
-        return 0 if engine_of(target) == LANES else target.tensor.fill_clk
+        return 0 if engine_of(target) == LANES else target.tensor.fill_clk - 1
     skew = {LANES: 0, WEIGHT_STATIONARY: 2 * shape.k + shape.n - 2, OUTPUT_STATIONARY: shape.m + shape.n - 2}
     return target.tensor.fill_clk + skew[engine_of(target)]
 
@@ -120,6 +121,15 @@ def mma_cycles(m: Number, n: Number, k: Number, dtype: DType, target: Target) ->
     busy = engine_clk(m, n, k, s.m, s.n, s.k, s.ii_clk, rows, cols, engine, gap_clk(target))
     read = mma_operand_bytes(m, n, k, s.m, s.n, s.k, *shared_fragments(target), engine, s.element_bytes)
     return np.maximum(busy, read / target.l1.bytes_per_clk)
+
+
+def longer_row(row: int, extent: int, stride: int) -> int:
+    """Elements of a row of a transfer, which is contiguous in memory and in the tile, when the tile's next outer axis
+    of this valid extent and stride in memory joins it; 0 when the row ends there. An axis that is cut also ends the
+    row, because the tile has a gap behind it."""
+    if extent == 1:
+        return row
+    return row * extent if stride == row else 0
 
 
 def flow_cap(fetched: Number, moved: Number, rows: Number, row_clk: float, bytes_per_clk: float) -> Number:
@@ -235,6 +245,7 @@ __all__ = [
     "hbm_bytes_per_clk",
     "hop_offsets",
     "latency_clk",
+    "longer_row",
     "mixed_rate",
     "mma_cycles",
     "mma_operand_bytes",

@@ -284,3 +284,12 @@ def test_strings_and_sequences_on_the_command_line(tmp_path: Path) -> None:
     assert run("verify", tmp_path / "m.onnx", *arguments).exit_code == 0
     profiled = run("profile", tmp_path / "m.onnx", *arguments, "--json")
     assert [s["ops"] for s in json.loads(profiled.stdout)["host"]] == [["StringConcat", "SplitToSequence"]]
+
+
+def test_check_counts_work_without_an_access_pattern(tmp_path: Path) -> None:
+    source = model('g (float[4, 6] x) => (float[4, 8] y) { y = Pad<mode = "reflect">(x, pads) }')
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 1, 0, 1], np.int64), "pads"))
+    onnx.save(source, tmp_path / "m.onnx")
+    result = run("check", tmp_path / "m.onnx", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["host_share"] == 0.0

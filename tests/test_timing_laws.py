@@ -3,6 +3,7 @@ values do not depend on time."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from ppuc.ir.kernel import View
 from ppuc.ir.program import Program
 from ppuc.ir.types import DType, Space
 from ppuc.targets import cost
@@ -225,6 +227,23 @@ def test_a_cache_writes_back_what_has_to_go() -> None:
     through = timed(program, override(cached, "l2.writes=through"))
     assert through.write_bytes[Space.HBM] == size
     assert through.cycles > timed(program, cached).cycles
+
+
+def test_a_transposing_load_pays_for_every_element() -> None:
+    """Rows are contiguous in memory and in the tile: a box whose tile axes are turned has rows of one element."""
+    slow = override(TINY, "load.row_clk=8")
+    straight = copy_program(16, 16, 16)
+    (kernel,) = straight.segments[0].kernels
+    source = dataclasses.replace(kernel.params[0], view=View((16, 16), (1, 16), 0))
+    turned = dataclasses.replace(kernel, params=(source, kernel.params[1]))
+    segment = dataclasses.replace(straight.segments[0], kernels=(turned,))
+    p, q = timed(straight, slow), timed(dataclasses.replace(straight, segments=(segment,)), slow)
+    assert q.tensor_read == p.tensor_read
+    assert q.cycles - p.cycles > 0.8 * 8 * (256 - 1), "255 rows more, less the time that one row's bytes take anyway"
+    assert cost.longer_row(1, 16, 1) == 16
+    assert cost.longer_row(16, 4, 16) == 64
+    assert cost.longer_row(16, 4, 32) == 0
+    assert cost.longer_row(16, 1, 32) == 16
 
 
 # Values.

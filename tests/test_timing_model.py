@@ -7,11 +7,14 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
-from ppuc.ir.program import Program
+from ppuc.compiler.driver import compile_model
+from ppuc.ir.program import Program, Queue
 from ppuc.ir.types import DType, Space
 from ppuc.targets import cost
 from ppuc.targets.description import Target, load_target, override
@@ -40,6 +43,40 @@ def systolic(rows: int, cols: int, dataflow: str, overlap: str) -> Target:
     )  # fmt: skip
 
 
+def serial_array(dataflow: str) -> Target:
+    """The 128 x 128 validation core without overlap between folds."""
+    target = load_target(VALIDATION / "systolic-128.toml")
+    fragment = [1, 128, 128] if dataflow == "weight" else [128, 128, 1]
+    shapes = [f"tensor.fragment.{d}={fragment}" for d in target.tensor.fragment]
+    return override(target, "tensor.overlap=serial", f"tensor.dataflow={dataflow}", *shapes)
+
+
+def one_op(op: str, x: list[int], w: list[int], y: list[int], **attributes: object) -> onnx.ModelProto:
+    """A model of one product with constant weights."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", x), ("y", y))]
+    weights = numpy_helper.from_array(np.ones(w, np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", "w"], ["y"], **attributes)], op, values[:1], values[1:], [weights]
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def product(m: int, n: int, k: int) -> onnx.ModelProto:
+    return one_op("MatMul", [m, k], [k, n], [m, n])
+
+
+def convolution(channels: int, filters: int, side: int) -> onnx.ModelProto:
+    shapes = [1, channels, side, side], [filters, channels, 3, 3], [1, filters, side, side]
+    return one_op("Conv", *shapes, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+
+
+def engine_cycles(model: onnx.ModelProto, target: Target) -> float:
+    """Cycles that the compiled model keeps the tensor engine."""
+    artifact = compile_model(model, target=target).artifact
+    profile = simulate(artifact.program, artifact.vectors, target, {}, None).profile
+    return sum(kernel.engine.get(Queue.TENSOR, 0.0) for kernel in profile.kernels)
+
+
 # The tensor engine.
 
 
@@ -47,6 +84,7 @@ def systolic(rows: int, cols: int, dataflow: str, overlap: str) -> Target:
 @pytest.mark.parametrize("dataflow", ["weight", "output"])
 def test_a_serial_array_takes_scale_sims_closed_form(rows: int, cols: int, dataflow: str) -> None:
     target = systolic(rows, cols, dataflow, "serial")
+    shape = cost.mma_shape(DType.F32, target)
     for m in (1, rows - 1, rows, rows + 1, 3 * rows + 2):
         for n in (1, cols, cols + 1, 5 * cols):
             for k in (1, rows, rows + 1, 4 * rows - 1):
@@ -54,7 +92,8 @@ def test_a_serial_array_takes_scale_sims_closed_form(rows: int, cols: int, dataf
                     folds, each = -(-k // rows) * -(-n // cols), 2 * rows + cols + m - 2
                 else:
                     folds, each = -(-m // rows) * -(-n // cols), rows + cols + k - 2
-                assert cost.mma_cycles(m, n, k, DType.F32, target) == folds * each - 1, (m, n, k)
+                engine, drain = cost.mma_cycles(m, n, k, DType.F32, target), cost.drain_clk(target, shape)
+                assert engine + drain == folds * each - 1, (m, n, k)
 
 
 @pytest.mark.parametrize("dataflow", ["weight", "output"])
@@ -65,6 +104,26 @@ def test_the_simulator_runs_the_same_closed_form(dataflow: str) -> None:
     assert events is not None
     mma = events[events["queue"] == 2][0]
     assert mma["end"] - mma["start"] == 4 * ((2 * 8 + 8 + 16 - 2) if dataflow == "weight" else (8 + 8 + 16 - 2)) - 1
+
+
+@pytest.mark.parametrize("dataflow", ["weight", "output"])
+@pytest.mark.parametrize(("m", "n", "k"), [(512, 512, 512), (300, 200, 700), (1, 129, 128), (1000, 64, 300)])
+def test_compiled_products_take_the_closed_form_however_they_are_tiled(dataflow: str, m: int, n: int, k: int) -> None:
+    rows = cols = 128
+    target = serial_array(dataflow)
+    folds, each = -(-k // rows) * -(-n // cols), 2 * rows + cols + m - 2
+    if dataflow == "output":
+        folds, each = -(-m // rows) * -(-n // cols), rows + cols + k - 2
+    assert engine_cycles(product(m, n, k), target) - 1 == folds * each - 1
+
+
+@pytest.mark.parametrize(("channels", "filters", "side"), [(128, 256, 14), (256, 128, 7)])
+def test_compiled_convolutions_take_the_closed_form_of_their_products(channels: int, filters: int, side: int) -> None:
+    """Where channels fill the rows of the array, so that no window has to be packed into the sum."""
+    rows = cols = 128
+    folds = -(-channels * 9 // rows) * -(-filters // cols)
+    each = 2 * rows + cols + side * side - 2
+    assert engine_cycles(convolution(channels, filters, side), serial_array("weight")) == folds * each
 
 
 def test_a_pipelined_array_hides_preloads_behind_enough_rows() -> None:

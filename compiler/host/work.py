@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 from ppuc.compiler.frontend.hosting import HostNode
-from ppuc.ir.graph import Graph, Value
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import OPS, Kind
 
 _FREE = (Kind.VIEW, Kind.CONSTANT, Kind.STRUCTURE)
@@ -20,16 +20,17 @@ _FREE = (Kind.VIEW, Kind.CONSTANT, Kind.STRUCTURE)
 
 def ppu_work(graph: Graph) -> int:
     """Points that the ops of `graph` compute."""
-    total = 0
-    for op in graph.ops:
-        record = OPS[op.name]
-        if record.kind in _FREE:
-            continue
-        if record.indexing is not None:
-            total += record.indexing(op.attrs, [v.type for v in op.operands]).points
-        else:
-            total += sum(math.prod(r.type.dims) for r in op.results)
-    return total
+    return sum(_points(op) for op in graph.ops if OPS[op.name].kind not in _FREE)
+
+
+def _points(op: Op) -> int:
+    indexing = OPS[op.name].indexing
+    if indexing is not None:
+        try:
+            return indexing(op.attrs, [v.type for v in op.operands]).points
+        except ValueError:  # no affine pattern: a reflecting pad, say
+            pass
+    return sum(math.prod(r.type.dims) for r in op.results)
 
 
 def host_work(nodes: Sequence[HostNode]) -> int:

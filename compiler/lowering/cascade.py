@@ -54,8 +54,6 @@ class CascadeLowering(UnmergedLowering):
         product, between = _product(body)
         first, rest = _split(body, between)
         domain = product.results[0].type.dims
-        if len(domain) < 3:
-            raise NotFusable("the product has no axes of points: its operand is the window's results, flattened")
         skip = frozenset(op.results[0].name for op in first.ops if op.name != "const") | {product.results[0].name}
         chain = analyse(body, product.results[0], domain, skip | operand_ops(rest, product))
         spatial = len(domain) - 2
@@ -88,17 +86,17 @@ class CascadeLowering(UnmergedLowering):
     # the search
 
     def _choose(self) -> Choice:
-        """The cheapest choice, in half of l1 and acc if one fits."""
-        for whole in (False, True):
-            found = [
-                c
-                for points in self._points()
-                for channels in self._chunks()
-                if (c := self._try(points, channels, whole))
-            ]
-            if found:
-                return min(found, key=lambda c: c.price)
-        raise NotFusable("no tile of the window's results and the product fits l1 and acc")
+        """The cheapest choice, in half of l1 and acc or in all of it, which leaves the next kernel no room to begin."""
+        found = [
+            c
+            for whole in (False, True)
+            for points in self._points()
+            for channels in self._chunks()
+            if (c := self._try(points, channels, whole))
+        ]
+        if not found:
+            raise NotFusable("no tile of the window's results and the product fits l1 and acc")
+        return min(found, key=lambda c: c.price)
 
     def _points(self) -> Iterator[tuple[int, ...]]:
         sizes = [even_tiles(self.space.axes[1 + i].size, 64) for i in range(self.spatial)]
@@ -131,9 +129,9 @@ class CascadeLowering(UnmergedLowering):
             slots += slot_bytes(self.window.window.taps * channels, self.window.w_dtype.bytes)
         slots += slot_bytes(math.prod(self.window.halo_of(tiles)), self.window.dtype.bytes)
         depth = next((d for d in DEPTHS if taken + d * slots <= l1), 0)
-        return self._priced(points, channels, depth) if depth else None
+        return self._priced(points, channels, depth, whole) if depth else None
 
-    def _priced(self, points: tuple[int, ...], channels: int, depth: int) -> Choice:
+    def _priced(self, points: tuple[int, ...], channels: int, depth: int, whole: bool) -> Choice:
         axes, window, target = self.space.axes, self.window, self.target
         results, total = axes[-1].size, self.between.type.dims[-1]
         trips = tuple(-(-axes[i].size // t) for i, t in enumerate((1, *points)))
@@ -155,6 +153,8 @@ class CascadeLowering(UnmergedLowering):
         after, store, extra = self.chain_price([1, *points, results], active)
         tile = max(-(-total // channels) * beat + mma + after, store) + extra
         price = iterations * tile + latency + load + store
+        if whole:
+            price += cost.latency_clk(target) + load
         return Choice(points, channels, depth, units, price)
 
     # building

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ppuc.ir.kernel import View
 from ppuc.ir.types import DType, Space
-from ppuc.targets.cost import mma_cycles
+from ppuc.targets.cost import longer_row, mma_cycles
 from ppuc.targets.schema import Target
 
 
@@ -39,11 +39,10 @@ def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
     maximal runs that are contiguous on both sides."""
     run, elements = 1, math.prod(tile)
     for stride, extent in zip(reversed(view.strides), reversed(tile), strict=True):
-        if extent == 1:
-            continue
-        if stride != run:
+        row = longer_row(run, extent, stride)
+        if row == 0:
             break
-        run *= extent
+        run = row
     return Traffic(elements * dtype.bytes, elements / run)
 
 

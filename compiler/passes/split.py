@@ -39,6 +39,9 @@ KEY_PARTS = (2, 4, 8, 16, 32)
 SHORTEST_KEYS = 64
 """Least keys of a part."""
 
+WORSE = 1.1
+"""Price of a number of parts, over the best so far, from which on no larger one is tried."""
+
 FEW_ROWS = 16
 """Rows of a product up to which its weights are read about once."""
 
@@ -144,6 +147,8 @@ class Splitting:
         for parts in PARTS:
             if length % (parts * 16) or length // parts < SHORTEST[kind]:
                 continue
+            if self._bound(anchor) + self._adding_clk(anchor, parts) > least:
+                break
             try:
                 *_, first, second = self._cut(op, parts)
                 whole = sum(self._price(g) for g in (first, second)) + self._handover_clk()
@@ -151,7 +156,15 @@ class Splitting:
                 continue
             if whole < least:
                 least, chosen = whole, parts
+            elif whole > WORSE * least:  # more parts cost more to add
+                break
         return chosen
+
+    def _adding_clk(self, anchor: Op, parts: int) -> float:
+        """Cycles for writing the parts and adding them at the least."""
+        rate = min(self.target.cu * self.target.load.bytes_per_clk, self.target.l2.bytes_per_clk_total)
+        moved = parts * anchor.results[0].type.elements * 4
+        return 2 * cost.latency_clk(self.target) + moved / rate + self._handover_clk()
 
     def _price(self, group: Op) -> float:
         assert group.body is not None

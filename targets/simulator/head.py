@@ -109,7 +109,7 @@ def _measure(c: Code, st: State, s: int, ins: Instruction) -> None:
         measure_box(c, st, s, ins.desc, ins.depth)
     elif ins.kind == COPY:
         copy: Range = c.copy[ins.desc]
-        q.moved = q.fetched = q.run = copy.count
+        q.moved = q.fetched = q.run = q.row = copy.count
         q.low, q.high, q.pitch = copy.first, copy.first + copy.count - 1, 0
 
 

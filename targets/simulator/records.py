@@ -298,9 +298,11 @@ class Core(Protocol):
 class Stream(Protocol):
     """A queue. `unit` and `ce` (a stage queue: -1 and one beyond the last), `port` and `link` its bandwidth resources;
     `pc` its node, `head` the instruction that tries to issue (-1: to be found) with its masks of loops in their first
-    and last iteration, the next ring use and counter wait to satisfy, and its box once `measured`; `tile` the tile it
-    is at. `cause` (B_*) and `what` block the head. Instructions under way are numbered `oldest`, `data` (in its data
-    phase) to `next`. `mark`: stalls are accounted until then. `l1`: bytes a cycle that a compute engine takes of l1.
+    and last iteration, the next ring use and counter wait to satisfy, and its box once `measured`: elements moved and
+    fetched, in runs of memory and in rows that are runs of the tile too, first and last, from run to run. `tile` is
+    the tile that it is at. `cause` (B_*) and `what` block the head. Instructions under way are numbered `oldest`,
+    `data` (in its data phase) to `next`. `mark`: stalls are accounted until then. `l1`: bytes a cycle that a compute
+    engine takes of l1.
     The rest is the active data phase."""
 
     unit: int
@@ -317,6 +319,7 @@ class Stream(Protocol):
     moved: int
     fetched: int
     run: int
+    row: int
     low: int
     high: int
     pitch: int

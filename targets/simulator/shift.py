@@ -22,7 +22,7 @@ from ppuc.targets.simulator.repeats import Repeats
 _INS, _NODE, _SYNC = (MARKS.index(name) for name in ("ins", "node", "sync"))
 _CORE = ("heap", "flows", "stack", "wakes", "done", "stale", "over", "hbm_rate")
 _STREAM = ("first", "last", "measured", "cause", "waking", "flowing", "l1")
-_BOX = ("moved", "fetched", "run", "low", "high", "pitch")
+_BOX = ("moved", "fetched", "run", "row", "low", "high", "pitch")
 _FLOW = ("memory", "second", "rem", "rate", "cap", "weight")
 _FLIGHT = ("last", "low", "high", "bytes", "l1", "memory", "cap", "weight")
 

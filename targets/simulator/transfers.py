@@ -62,7 +62,7 @@ def queue_transfer(c: Code, m: Machine, st: State, s: int, clk: float) -> None:
     flight: Flight = st.flight[s, q.next % IN_FLIGHT]
     mover: Mover = m.mover[ins.kind]
     size = c.copy[ins.desc].size if ins.kind == COPY else c.box[ins.desc].size
-    moved, fetched, run = q.moved * size, q.fetched * size, q.run * size
+    moved, fetched, run, rows = q.moved * size, q.fetched * size, q.run * size, q.fetched // q.row
     flight.instr, flight.last, flight.low, flight.high, flight.bytes, flight.l1 = (
         q.head,
         q.last,
@@ -71,7 +71,7 @@ def queue_transfer(c: Code, m: Machine, st: State, s: int, clk: float) -> None:
         fetched,
         moved,
     )
-    flight.cap = _flow_cap(float(fetched), float(moved), float(fetched // run), mover.row, mover.rate)
+    flight.cap = _flow_cap(float(fetched), float(moved), float(rows), mover.row, mover.rate)
     flight.weight, flight.land, flight.memory = 1.0, np.inf, ins.memory
     if ins.kind != COPY:
         box: Box = c.box[ins.desc]

@@ -30,6 +30,7 @@ from ppuc.targets.simulator.tables import NO_BOUND, TICKS, Code, Machine, State
 
 _engine_clk = helper(cost.engine_clk)
 _operand_bytes = helper(cost.mma_operand_bytes)
+_longer_row = helper(cost.longer_row)
 _step_clk = helper(vector_cost.step_clk)
 
 
@@ -74,7 +75,7 @@ def _inside(at: int, factor: int, n: int, size: int) -> int:
 @helper
 def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
     """Set the head's box: elements moved and fetched, elements of a contiguous run, first and last element touched
-    (0, -1: none), elements from one run to the next (0: there is one)."""
+    (0, -1: none), elements from one run to the next (0: there is one), elements of a row (cost.longer_row)."""
     box: Box = c.box[b]
     for a in range(box.axes):
         st.valid[a] = c.axis[b, a].size
@@ -98,7 +99,7 @@ def measure_box(c: Code, st: State, s: int, b: int, depth: int) -> None:
     q: Stream = st.stream[s]
     q.low, q.high = first, last
     if empty or q.moved == 0:
-        q.moved, q.fetched, q.run, q.low, q.high = 0, 0, 1, 0, -1
+        q.moved, q.fetched, q.run, q.row, q.low, q.high = 0, 0, 1, 1, 0, -1
 
 
 @helper
@@ -122,6 +123,15 @@ def _measure_runs(c: Code, st: State, s: int, b: int) -> None:
             pitch = stride
     q: Stream = st.stream[s]
     q.moved, q.fetched, q.run, q.pitch = moved, fetched, run, pitch
+    q.row = 1
+    for a in range(box.axes - 1, -1, -1):
+        axis = c.axis[b, a]
+        row = _longer_row(q.row, st.valid[a], axis.stride)
+        if row == 0 or a == box.gather_axis:
+            break
+        q.row = row
+        if st.valid[a] < axis.size:
+            break
 
 
 @helper
