@@ -107,7 +107,7 @@ def row(name: str, folder: Path, share: float, target: str) -> str:
     plain = plan_from(ready.layers, seen, "e4m3", Calibration())
     mended = repaired(ready, plain, fit, check, METHODS)
     best = best_formats(ready.layers, seen, ("e4m3", "int8"), Calibration())
-    start = max((best, plain), key=lambda plan: check.compare(ready.quantized(plan).graph).typical)
+    start = max((best, plain), key=lambda plan: check.compare(ready.quantized(plan).graph).merit)
     known = isolated_noise(ready, start, check)
     found = Search(ready, fit, check, start, Goal(min_share=share), known=known, methods=METHODS).run()
     wide, narrow = timed(ready, Plan()), timed(ready, found.best.plan)

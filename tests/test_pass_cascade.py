@@ -125,6 +125,16 @@ def test_the_fusion_report_says_what_was_chosen_between(tmp_path: Path) -> None:
     assert len(fused) == record["fused"]
 
 
+@pytest.mark.usefixtures("always")
+def test_results_that_are_reshaped_or_turned_first_are_written() -> None:
+    s = Sketch()
+    x = s.op("relu", s.conv(s.param(2, 3, 8, 8), 32, 3))
+    pooled = s.reshape(s.pool("max", x, 8, 8), 2, 32)
+    square = s.transpose(s.op("relu", s.conv(x, 32, 3, groups=32)), 0, 3, 2, 1)
+    module = checked(s, LARGE, s.matmul(pooled, s.weight(32, 5)), s.matmul(square, s.weight(32, 6)))
+    assert "cascade" not in kinds(module)
+
+
 def test_a_body_that_is_no_cascade_is_refused() -> None:
     s = Sketch()
     x = s.param(1, 8, 8, 16)
@@ -132,6 +142,10 @@ def test_a_body_that_is_no_cascade_is_refused() -> None:
     names = {v.name: v.name for v in (*graph.params, *graph.results)}
     with pytest.raises(NotFusable, match="does not read what the window computes"):
         lower_group("cascade", "k", graph, names, (), LARGE)
+    s = Sketch()
+    graph = s.graph(s.matmul(s.op("relu", s.param(1, 8, 8, 16)), s.param(16, 4)))
+    with pytest.raises(NotFusable, match="has one conv or pool"):
+        lower_group("cascade", "k", graph, {v.name: v.name for v in (*graph.params, *graph.results)}, (), LARGE)
 
 
 @pytest.mark.usefixtures("always")

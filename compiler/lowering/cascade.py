@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable, analyse
-from ppuc.compiler.lowering.contraction import operand_ops, operand_view
+from ppuc.compiler.lowering.contraction import anchor_of, operand_ops, operand_view
 from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling, deal
 from ppuc.compiler.lowering.unmerged import UnmergedLowering, slot_bytes
 from ppuc.compiler.lowering.vectorise import ChainEmitter, ProgramBuilder
@@ -55,6 +55,8 @@ class CascadeLowering(UnmergedLowering):
         product, between = _product(body)
         first, rest = _split(body, between)
         domain = product.results[0].type.dims
+        if anchor_of(first, "conv", "pool").results[0].type.dims != between.type.dims:
+            raise NotFusable("the window's results are reshaped before the product")
         skip = frozenset(op.results[0].name for op in first.ops if op.name != "const") | {product.results[0].name}
         chain = analyse(body, product.results[0], domain, skip | operand_ops(rest, product))
         spatial = len(domain) - 2
@@ -66,6 +68,8 @@ class CascadeLowering(UnmergedLowering):
             raise NotFusable("the epilogue reduces")
         self.spatial, self.between = spatial, between
         self.window = WindowLowering(f"{name}.window", first, {**tensors, between.name: between.name}, loc, target)
+        if any(self.window.chain.pulls.values()):
+            raise NotFusable("the window's results are turned before the product")
         if self.window.chain.reduce_axes or len(self.window.space.axes) != spatial + 2:
             raise NotFusable("the window's results are reduced or repeated")
         self.window.kernel = self.kernel

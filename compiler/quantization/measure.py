@@ -107,6 +107,12 @@ class Accuracy:
         return sum(found) / len(found) if found else EXACT_DB
 
     @property
+    def merit(self) -> float:
+        """What repairs are chosen by: the mean of `sqnr`, which the worst samples decide, and `typical`, which the many
+        decide. Either alone follows chance when samples are few."""
+        return (self.sqnr + self.typical) / 2
+
+    @property
     def agreement(self) -> float:
         """The worst of the outputs that have rows."""
         return min((d.agreement for d in self.outputs.values()), default=1.0)

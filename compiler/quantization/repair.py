@@ -3,8 +3,7 @@
 Candidates go from doing nothing to refitting all weights; which is best depends on how much the data say about the
 layers, so each is measured on samples that it was not fitted to.
 
-Invariant: the plan that comes back is the most accurate of those tried, the unrepaired one among them: that of the best
-mean SQNR over samples, which few samples tell more reliably than the SQNR of all together.
+Invariant: the plan that comes back is that of the most merit of those tried, the unrepaired one among them.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ def repaired(
             each(method)
         changed = apply_repair(prepared, plan, fit, method)
         accuracy = check.compare(prepared.quantized(changed).graph)
-        tried[method] = accuracy.typical
-        if best is None or accuracy.typical > best.accuracy.typical:
+        tried[method] = accuracy.merit
+        if best is None or accuracy.merit > best.accuracy.merit:
             best = Repair(changed, method, accuracy, tried)
     assert best is not None
     return best

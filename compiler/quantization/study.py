@@ -136,7 +136,7 @@ def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: R
         formats = [f for f in ("e4m3", "int8") if native(prepared.target, f)]
         plans = [best_formats(prepared.layers, seen, formats, how)]
         plans += [plan_from(prepared.layers, seen, format, how) for format in formats]
-        return max(plans, key=lambda plan: judge.compare(prepared.quantized(plan).graph).typical)
+        return max(plans, key=lambda plan: judge.compare(prepared.quantized(plan).graph).merit)
     format = FORMAT_OF[request.precision]
     if not native(prepared.target, format):
         return storage_plan(prepared, format)

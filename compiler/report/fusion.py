@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.driver import Run
 from ppuc.compiler.passes.cascade import Cascade, Cascading, Decision
-from ppuc.compiler.passes.fuse import Fuse, Grouping, is_view
+from ppuc.compiler.passes.fuse import Fuse, Grouping
+from ppuc.compiler.passes.fuse_graph import is_view
 from ppuc.compiler.pipeline import PIPELINE
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module

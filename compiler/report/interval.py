@@ -44,6 +44,9 @@ GROUPS = {
 }
 """What the numbers of a target are about: the first group one of whose beginnings a path has."""
 
+_UNUSED = ("clock.min_mhz", "clock.base_mhz", "tensor.lanes", "noc.link_bytes_per_clk", "l2.bytes_per_clk_per_slice")
+"""Numbers that no time depends on: those that others follow from, and rates that the simulator has as a total."""
+
 _WHOLE = ("tensor.", "vector.")
 """Numbers of which the simulator takes whole ones only."""
 
@@ -84,7 +87,7 @@ def uncertain_numbers(program: Program, profile: Profile, target: Target) -> lis
         group = leaf.path.partition(".")[0]
         if leaf.mark not in RELATIVE or leaf.unit not in _UNITS or group in _UNTIMED or not used.get(group, True):
             continue
-        if leaf.path in ("clock.min_mhz", "clock.base_mhz", "tensor.lanes") or not leaf.value:
+        if leaf.path in _UNUSED or not leaf.value:
             continue
         if head == "tensor.ii_clk" and last not in dtypes:
             continue
