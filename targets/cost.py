@@ -191,14 +191,37 @@ def stream_rate(streams: int, banks: int, interleave: int, activate: int) -> flo
     return float(1.0 / np.sqrt(1.0 + closed * closed))
 
 
+def mesh_of(target: Target) -> tuple[int, int]:
+    """Columns and rows of the mesh of CEs: as square as their number allows."""
+    ces = target.ces
+    width = next(w for w in range(int(ces**0.5), 0, -1) if ces % w == 0)
+    return width, ces // width
+
+
+def mesh_bytes_per_clk(target: Target) -> float:
+    """What the on-chip network carries to all CEs together when each draws evenly on memories spread over it.
+
+    On a mesh with k routers a side the busiest link of a row carries k / 4 times what one CE draws, (k - 1 / k) / 4 for
+    odd k (uniform traffic under dimension-order routing: Dally and Towles 2004, section 3.3). A crossbar or a single
+    router is as fast as its ports."""
+    if target.noc.kind != "mesh":
+        return float(target.noc.ce_port_bytes_per_clk * target.ces)
+    load = max((k if k % 2 == 0 else k - 1 / k) / 4 for k in mesh_of(target))
+    return target.noc.link_bytes_per_clk * target.ces / load if load else float("inf")
+
+
+def l2_bytes_per_clk(target: Target) -> float:
+    """What l2 delivers to all units together, through the on-chip network."""
+    return min(float(target.l2.bytes_per_clk_total), mesh_bytes_per_clk(target))
+
+
 def hop_offsets(target: Target) -> np.ndarray:
     """Cycles that each CE's round trips to l2 and the memory controllers take beyond the mean, [CEs]. On a mesh slices
     are hashed over all routers, so a CE's distance is its mean over the grid; elsewhere all are equally far."""
     ces = target.ces
     if target.noc.kind != "mesh":
         return np.zeros(ces)
-    width = next(w for w in range(int(ces**0.5), 0, -1) if ces % w == 0)
-    y, x = np.divmod(np.arange(ces), width)
+    y, x = np.divmod(np.arange(ces), mesh_of(target)[0])
     hops = (np.abs(x[:, None] - x) + np.abs(y[:, None] - y)).mean(1)
     return np.asarray(2.0 * target.noc.hop_clk * (hops - hops.mean()))
 
@@ -218,7 +241,7 @@ def transfer_cycles(
     cap = np.minimum(cap, target.l2.bytes_per_clk_per_cu)
     cap = np.minimum(cap, target.noc.ce_port_bytes_per_clk / min(sharers, target.cu_per_ce))
     if space is Space.L2:
-        cap = np.minimum(cap, target.l2.bytes_per_clk_total / sharers)
+        cap = np.minimum(cap, l2_bytes_per_clk(target) / sharers)
     else:
         weight = visit_weight(run_bytes, 1 << 30, False, target.hbm.burst_bytes, target.hbm.activate_bytes)
         cap = np.minimum(cap, hbm_bytes_per_clk(target) / (sharers * weight))

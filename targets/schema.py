@@ -174,8 +174,9 @@ class Hbm:
 @dataclass(frozen=True, slots=True)
 class Noc:
     """The on-chip network between CEs, l2 slices and memory controllers. On a mesh of CEs with slices spread over it, a
-    CE's latency differs from the mean by `hop_clk` for every router more or less, there and back. Multicast within a CE
-    lets units that load the same tile of a cached l2 share one read of it."""
+    CE's latency differs from the mean by `hop_clk` for every router more or less, there and back, and the links of the
+    mesh bound what all CEs draw together. Multicast within a CE lets units that load the same tile of a cached l2 share
+    one read of it."""
 
     kind: str = quantity("mesh|crossbar|point")
     ce_port_bytes_per_clk: int = quantity("B/clk")

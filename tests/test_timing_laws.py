@@ -186,6 +186,24 @@ def test_one_copy_alone_takes_its_closed_form(cols: int, rows: int, space: Space
 # The parts of the model that share.
 
 
+def test_a_meshs_links_bound_what_all_units_draw() -> None:
+    """A 4 x 4 mesh carries 16 times what its centre links do, whose load is one CE's draw: here below what l2 gives."""
+    large = load_target("zhenwu-m890")
+    narrow = override(large, "noc.link_bytes_per_clk=64")
+    assert cost.mesh_of(large) == (4, 4)
+    assert cost.l2_bytes_per_clk(large) == large.l2.bytes_per_clk_total
+    assert cost.l2_bytes_per_clk(narrow) == 16 * 64
+    program = copy_program(64 * 32, 1024, 32, space=Space.L2, units=64)
+    p, free = timed(program, narrow), timed(program, large)
+    moved = p.read_bytes[Space.L2] + p.write_bytes[Space.L2]
+    assert p.cycles >= moved / (16 * 64)
+    assert p.cycles > 2 * free.cycles
+
+
+def test_one_router_has_no_links() -> None:
+    assert cost.mesh_bytes_per_clk(TINY) == TINY.ces * TINY.noc.ce_port_bytes_per_clk
+
+
 def test_l1_is_shared_by_the_engines_of_a_unit() -> None:
     """A product whose operands need all of l1 waits for what the load engine writes there."""
     g = Gemm(16, 16, 512, depth=3)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ppuc.ir.kernel import View
 from ppuc.ir.types import DType, Space
-from ppuc.targets.cost import longer_row, mma_cycles
+from ppuc.targets.cost import l2_bytes_per_clk, longer_row, mma_cycles
 from ppuc.targets.schema import Target
 
 
@@ -50,7 +50,7 @@ def _shared_rate(space: Space | None, target: Target, active: int) -> float:
     """Bytes a cycle that each of `active` units gets from a memory they all use (l2 when it is not known yet)."""
     if space is Space.HBM:
         return target.hbm.gbs * target.hbm.efficiency * target.clk_ns / max(active, 1)
-    return target.l2.bytes_per_clk_total / max(active, 1)
+    return l2_bytes_per_clk(target) / max(active, 1)
 
 
 def _moved(traffic: Traffic, target: Target, space: Space | None) -> float:

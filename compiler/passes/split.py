@@ -28,6 +28,7 @@ from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs, TransposeAttrs
 from ppuc.ir.resource import Resource
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import Space
+from ppuc.targets.cost import l2_bytes_per_clk
 from ppuc.targets.schema import Target
 
 PARTS = (2, 3, 4, 6, 8)
@@ -162,7 +163,7 @@ class Splitting:
 
     def _adding_clk(self, anchor: Op, parts: int) -> float:
         """Cycles for writing the parts and adding them at the least."""
-        rate = min(self.target.cu * self.target.load.bytes_per_clk, self.target.l2.bytes_per_clk_total)
+        rate = min(self.target.cu * self.target.load.bytes_per_clk, l2_bytes_per_clk(self.target))
         moved = parts * anchor.results[0].type.elements * 4
         return 2 * cost.latency_clk(self.target) + moved / rate + self._handover_clk()
 

@@ -44,7 +44,7 @@ GROUPS = {
 }
 """What the numbers of a target are about: the first group one of whose beginnings a path has."""
 
-_UNUSED = ("clock.min_mhz", "clock.base_mhz", "tensor.lanes", "noc.link_bytes_per_clk", "l2.bytes_per_clk_per_slice")
+_UNUSED = ("clock.min_mhz", "clock.base_mhz", "tensor.lanes", "l2.bytes_per_clk_per_slice")
 """Numbers that no time depends on: those that others follow from, and rates that the simulator has as a total."""
 
 _WHOLE = ("tensor.", "vector.")

@@ -25,7 +25,7 @@ from typing import Any
 
 from ppuc.ir.program import Program, Queue
 from ppuc.ir.types import Space
-from ppuc.targets.cost import hbm_bytes_per_clk
+from ppuc.targets.cost import hbm_bytes_per_clk, l2_bytes_per_clk
 from ppuc.targets.description import Target
 from ppuc.targets.simulator.result import KernelStats, Profile
 from ppuc.targets.simulator.split import time_split
@@ -88,7 +88,7 @@ def _bounds(profile: Profile, program: Program, target: Target) -> list[float]:
         max(sum(k.shaped_tensor for k in kernels), vector),
         compulsory_bytes(profile, program) / hbm,
         max(issued),
-        max(moved[Space.HBM] / hbm, moved[Space.L2] / target.l2.bytes_per_clk_total),
+        max(moved[Space.HBM] / hbm, moved[Space.L2] / l2_bytes_per_clk(target)),
     ]
     for i in range(1, len(found)):
         found[i] = max(found[i], found[i - 1])

@@ -10,7 +10,9 @@ from ppuc.targets.cost import (
     gap_clk,
     hbm_bytes_per_clk,
     hop_offsets,
+    l2_bytes_per_clk,
     latency_clk,
+    mesh_bytes_per_clk,
     shared_fragments,
     stream_rate,
 )
@@ -22,7 +24,7 @@ from ppuc.targets.simulator import tables as t
 def machine_of(target: Target) -> t.Machine:
     """The tables of `target`."""
     hbm, host = hbm_bytes_per_clk(target), target.host.gbs_per_dir * target.clk_ns
-    capacity = [hbm, float(target.l2.bytes_per_clk_total), host]
+    capacity = [min(hbm, mesh_bytes_per_clk(target)), l2_bytes_per_clk(target), host]
     capacity += [float(target.noc.ce_port_bytes_per_clk)] * target.ces
     capacity += [float(target.l2.bytes_per_clk_per_cu)] * target.cu
     return t.Machine(
