@@ -36,8 +36,9 @@ from ppuc.targets.description import load_target
 Sample = dict[str, np.ndarray]
 CALIBRATION, EVALUATION, LARGE = 32, 16, 1 << 20
 """Samples on each side; of inputs with LARGE elements or more, a quarter of that."""
-METHODS = ("phase", "compensate", "refit 5", "refit 1")
-"""Repairs that are tried."""
+DEAL = 4
+"""Samples are dealt to fitting and checking in turns of DEAL, to folds of a cross-validation in turns of half of it;
+a copy is dealt as its original is, so that neither judges what was fitted to the other."""
 
 
 def samples_of(folder: Path) -> list[Sample]:
@@ -76,9 +77,10 @@ def grown(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
     """The first `count` samples, filled up with perturbed ones."""
     rng = np.random.default_rng(seed)
     made = list(samples[:count])
+    dealt = len(samples) // DEAL * DEAL or len(samples)
     while len(made) < count:
-        i = len(made) % len(samples)
-        made.append(perturbed(samples[i], samples[(i + 1 + len(made) // len(samples)) % len(samples)], rng))
+        round, i = divmod(len(made), dealt)
+        made.append(perturbed(samples[i], samples[(i + DEAL * round) % dealt], rng))
     return made
 
 
@@ -105,11 +107,11 @@ def row(name: str, folder: Path, share: float, target: str) -> str:
 
     seen = observe(ready.module.graph, ready.layers, fit)
     plain = plan_from(ready.layers, seen, "e4m3", Calibration())
-    mended = repaired(ready, plain, fit, check, METHODS)
+    mended = repaired(ready, plain, feeds)
     best = best_formats(ready.layers, seen, ("e4m3", "int8"), Calibration())
     start = max((best, plain), key=lambda plan: check.compare(ready.quantized(plan).graph).merit)
     known = isolated_noise(ready, start, check)
-    found = Search(ready, fit, check, start, Goal(min_share=share), known=known, methods=METHODS).run()
+    found = Search(ready, fit, check, feeds, start, Goal(min_share=share), known=known).run()
     wide, narrow = timed(ready, Plan()), timed(ready, found.best.plan)
     cells = (
         name,

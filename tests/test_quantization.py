@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,17 +14,19 @@ import pytest
 from ppuc.compiler.driver import initial_module, input_specs
 from ppuc.compiler.entry import compile as compile_program
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.quantization import repair
 from ppuc.compiler.quantization.apply import rounded
 from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
 from ppuc.compiler.quantization.data import Data
 from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.images import Preprocessing, read_image, read_preprocessing
-from ppuc.compiler.quantization.measure import Reference
+from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.policy import read_policy, write_policy
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.quantize import Quantization, chosen_plan
 from ppuc.compiler.quantization.reconstruct import _compensated, reconstructed
+from ppuc.compiler.quantization.repair import best_method, surely_better
 from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.types import DType
@@ -257,6 +259,47 @@ def test_compensated_rounding_beats_the_nearest_on_correlated_operands() -> None
     nearest = rounded((w / scale).astype(np.float32), DType.I8).astype(float) * scale
     better = _compensated(w, (x.T @ x / 500)[None], scale, DType.I8).astype(float) * scale
     assert np.square(x @ (better - w)).sum() < 0.5 * np.square(x @ (nearest - w)).sum()
+
+
+def test_repairs_are_judged_on_samples_that_they_were_not_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = prepared(mlp())
+    samples = samples_of(ready, 5)
+    plan = Plan({layer.name: LayerPlan(scales=(0.05,)) for layer in ready.layers})
+    seen: dict[str, list[list[int]]] = {}
+
+    def fitted(ready: Prepared, plan: Plan, fit: Sequence[Mapping[str, np.ndarray]], method: str) -> Plan:
+        seen.setdefault(method, []).append([next(i for i, s in enumerate(samples) if s is f) for f in fit])
+        return plan.only(set()) if method == "refit 1" else plan
+
+    monkeypatch.setattr(repair, "apply_repair", fitted)
+    choice = best_method(ready, plan, samples, ("phase", "refit 1"))
+    assert seen == {method: [[1, 3], [0, 2, 4]] for method in ("none", "phase", "refit 1")}
+    assert choice.method == "refit 1"  # the stub left it in f32
+    assert choice.tried["phase"].levels == choice.tried["none"].levels
+    assert best_method(ready, plan, samples, ("phase",)).method == "none"  # no gain is no reason
+    seen.clear()
+    best_method(ready, plan, samples[:1], ())
+    assert seen == {"none": [[0]]}
+
+
+def test_gains_within_chance_are_no_gains() -> None:
+    def of(*levels: float) -> Accuracy:
+        return Accuracy({"y": Difference(levels=list(levels))})
+
+    assert surely_better(of(11, 12, 13, 12), of(10, 11, 12, 11))
+    assert not surely_better(of(20, 9, 9, 10), of(10, 10, 10, 10))  # one sample's luck
+    assert not surely_better(of(10, 10), of(10, 10))
+
+
+def test_accuracy_of_parts_is_that_of_the_whole() -> None:
+    ready = prepared(mlp())
+    judge = Reference(ready.module.graph, samples_of(ready, 5))
+    graph = ready.quantized(Plan({layer.name: LayerPlan(scales=(0.05,)) for layer in ready.layers})).graph
+    whole, parts = judge.compare(graph), [judge.compare(graph, only=only) for only in ([0, 1], [2, 3, 4])]
+    joined = Accuracy.joined(parts)
+    assert joined.levels == whole.levels
+    assert joined.sqnr == pytest.approx(whole.sqnr)
+    assert joined.agreement == whole.agreement
 
 
 def test_a_policy_read_back_is_equal(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ class Difference:
     other: float = 0.0
     rows: int = 0
     agreeing: int = 0
-    samples: int = 0
-    logarithms: float = 0.0
+    levels: list[float] = field(default_factory=list)
+    """The SQNR in dB of each sample."""
 
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
         """Count one sample."""
@@ -55,14 +55,19 @@ class Difference:
         signal, noise = float(w @ w), float(e @ e)
         self.signal += signal
         self.noise += noise
-        self.samples += 1
-        self.logarithms += decibels(signal, noise)
+        self.levels.append(decibels(signal, noise))
         self.cross += float(np.nan_to_num(g) @ w)
         self.other += float(np.nan_to_num(g) @ np.nan_to_num(g))
         if want.ndim and want.shape[-1] > 1:
             same = np.asarray(got).argmax(-1) == np.asarray(want).argmax(-1)
             self.rows += same.size
             self.agreeing += int(same.sum())
+
+    def join(self, other: Difference) -> None:
+        """Count the samples of another."""
+        for name in ("signal", "noise", "cross", "other", "rows", "agreeing"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.levels.extend(other.levels)
 
     @property
     def sqnr(self) -> float:
@@ -72,7 +77,7 @@ class Difference:
     @property
     def typical(self) -> float:
         """The mean over samples of their SQNR in dB: unlike `sqnr`, not that of the worst few."""
-        return self.logarithms / max(self.samples, 1)
+        return sum(self.levels) / max(len(self.levels), 1)
 
     @property
     def cosine(self) -> float:
@@ -117,6 +122,21 @@ class Accuracy:
         """The worst of the outputs that have rows."""
         return min((d.agreement for d in self.outputs.values()), default=1.0)
 
+    @property
+    def levels(self) -> list[float]:
+        """The mean over outputs of the SQNR in dB, by sample."""
+        by_sample = zip(*(d.levels for d in self.outputs.values()), strict=True)
+        return [sum(sample) / len(sample) for sample in by_sample]
+
+    @staticmethod
+    def joined(parts: Iterable[Accuracy]) -> Accuracy:
+        """That of all samples of all parts."""
+        found: dict[str, Difference] = {}
+        for part in parts:
+            for name, difference in part.outputs.items():
+                found.setdefault(name, Difference()).join(difference)
+        return Accuracy(found)
+
     def record(self) -> dict[str, Any]:
         """As JSON-able values."""
         return {
@@ -137,13 +157,16 @@ class Reference:
         order = [v.name for v in graph.results]
         self.wanted = [[run[n] for n in order] for run in map(emulator.run, self.samples)]
 
-    def compare(self, graph: Graph, each: Callable[[int], None] | None = None) -> Accuracy:
-        """How far the results of `graph`, which correspond by position, are from the reference's."""
+    def compare(
+        self, graph: Graph, each: Callable[[int], None] | None = None, only: Iterable[int] | None = None
+    ) -> Accuracy:
+        """How far the results of `graph`, which correspond by position, are from the reference's on all samples, or on
+        those of the numbers `only`."""
         emulator = Emulator(graph)
         found: dict[str, Difference] = {}
-        for i, (sample, wanted) in enumerate(zip(self.samples, self.wanted, strict=True)):
-            run = emulator.run(sample)
-            for value, old, want in zip(graph.results, self.graph.results, wanted, strict=True):
+        for i in range(len(self.samples)) if only is None else only:
+            run = emulator.run(self.samples[i])
+            for value, old, want in zip(graph.results, self.graph.results, self.wanted[i], strict=True):
                 if want.dtype.kind == "f" and want.size:
                     found.setdefault(old.name, Difference()).add(run[value.name], want)
             if each is not None:

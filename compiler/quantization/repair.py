@@ -1,13 +1,16 @@
 """Repair of a plan, kept only where the outputs gain.
 
 Candidates go from doing nothing to refitting all weights; which is best depends on how much the data say about the
-layers, so each is measured on samples that it was not fitted to.
+layers, so each is judged by cross-validation: the samples are dealt to FOLDS parts, and the outputs on each part are
+measured with weights fitted to the others. A few samples tell candidates apart by chance, so one that changes the model
+is taken only if what it gains over doing nothing, sample by sample, exceeds the standard error of that gain.
 
-Invariant: the plan that comes back is that of the most merit of those tried, the unrepaired one among them.
+Invariant: no candidate is measured on samples that it was fitted to, unless there is only one sample.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,50 +21,91 @@ from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.quantization.reconstruct import Options, reconstructed
 
+NONE = "none"
 CANDIDATES: Mapping[str, Options | None] = {
-    "none": None,
+    NONE: None,
     "phase": Options(regress=False, compensate=False, bias=False),
     "compensate": Options(regress=False),
     "refit 5": Options(ridge=5.0),
     "refit 1": Options(ridge=1.0),
 }
 """Name -> what is done to the weights: scales from a binade, compensated rounding with a bias, ridge regression."""
+FOLDS = 2
+"""Parts of the samples; more would cost time in proportion, and leave more to fit to."""
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The method, and the accuracy of every one tried on samples that it was not fitted to."""
+
+    method: str
+    tried: Mapping[str, Accuracy]
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """The plan, how it was repaired, and how accurate it is on the samples that decided."""
+    """The plan, how it was repaired, and how accurate that method is on samples it is not fitted to."""
 
     plan: Plan
     method: str
     accuracy: Accuracy
-    tried: Mapping[str, float]
 
 
 def repaired(
     prepared: Prepared,
     plan: Plan,
-    fit: Sequence[Mapping[str, np.ndarray]],
-    check: Reference,
+    samples: Sequence[Feeds],
     methods: Sequence[str] = tuple(CANDIDATES),
     each: Callable[[str], None] | None = None,
 ) -> Repair:
-    """The best of `methods` for `plan`: fitted to `fit` (feeds by parameter name), judged by `check`."""
-    best: Repair | None = None
-    tried: dict[str, float] = {}
-    for method in methods:
+    """`plan` repaired by the best of `methods`, fitted to all `samples` (feeds by parameter name)."""
+    choice = best_method(prepared, plan, samples, methods, each)
+    return Repair(apply_repair(prepared, plan, samples, choice.method), choice.method, choice.tried[choice.method])
+
+
+def best_method(
+    prepared: Prepared,
+    plan: Plan,
+    samples: Sequence[Feeds],
+    methods: Sequence[str] = tuple(CANDIDATES),
+    each: Callable[[str], None] | None = None,
+) -> Choice:
+    """The method of the most merit over all `samples`, of those that gain more than chance would. Doing nothing is
+    always among them."""
+    judge = Reference(prepared.module.graph, samples)
+    tried: dict[str, Accuracy] = {}
+    for method in dict.fromkeys((NONE, *methods)):
         if each is not None:
             each(method)
-        changed = apply_repair(prepared, plan, fit, method)
-        accuracy = check.compare(prepared.quantized(changed).graph)
-        tried[method] = accuracy.merit
-        if best is None or accuracy.merit > best.accuracy.merit:
-            best = Repair(changed, method, accuracy, tried)
-    assert best is not None
-    return best
+        tried[method] = _held_out(prepared, plan, judge, method)
+    sure = [method for method, accuracy in tried.items() if method == NONE or surely_better(accuracy, tried[NONE])]
+    return Choice(max(sure, key=lambda method: tried[method].merit), tried)
 
 
-def apply_repair(prepared: Prepared, plan: Plan, fit: Sequence[Mapping[str, np.ndarray]], method: str) -> Plan:
+def surely_better(one: Accuracy, other: Accuracy) -> bool:
+    """Whether the mean over samples of what `one` gains over `other` in dB exceeds its standard error."""
+    gains = [a - b for a, b in zip(one.levels, other.levels, strict=True)]
+    if not gains:
+        return False
+    mean = sum(gains) / len(gains)
+    spread = sum((gain - mean) ** 2 for gain in gains) / max(len(gains) - 1, 1)
+    return mean > math.sqrt(spread / len(gains))
+
+
+def _held_out(prepared: Prepared, plan: Plan, judge: Reference, method: str) -> Accuracy:
+    """The accuracy on every sample of `plan` repaired without the part that the sample is of."""
+    samples = judge.samples
+    parts = []
+    for held in [range(fold, len(samples), FOLDS) for fold in range(min(FOLDS, len(samples)))]:
+        others = [s for i, s in enumerate(samples) if i not in held] or samples
+        changed = apply_repair(prepared, plan, others, method)
+        parts.append(judge.compare(prepared.quantized(changed).graph, only=held))
+    return Accuracy.joined(parts)
+
+
+def apply_repair(prepared: Prepared, plan: Plan, fit: Sequence[Feeds], method: str) -> Plan:
     """`plan` repaired by one method."""
     options = CANDIDATES[method]
     quantized = any(p.quantized for p in plan.layers.values())

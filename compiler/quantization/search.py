@@ -22,7 +22,7 @@ from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Accuracy, Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared
-from ppuc.compiler.quantization.repair import CANDIDATES, Repair, apply_repair, repaired
+from ppuc.compiler.quantization.repair import CANDIDATES, apply_repair, best_method
 from ppuc.compiler.quantization.timing import Times
 
 Score = Callable[[Plan], float]
@@ -73,13 +73,14 @@ class Found:
 
 @dataclass(slots=True)
 class Search:
-    """One search. `fit` are the samples that repair sees, `check` judges. `known`: noise measured before, by layer;
-    `remember` is called with each new one. `methods` are the repairs that are tried. `score` is the task metric, with
-    its value `full` for the model."""
+    """One search. `fit` are the samples that repair sees, `check` judges; `whole` is both, and decides how to repair.
+    `known`: noise measured before, by layer; `remember` is called with each new one. `methods` are the repairs that are
+    tried. `score` is the task metric, with its value `full` for the model."""
 
     prepared: Prepared
     fit: Sequence[Mapping[str, np.ndarray]]
     check: Reference
+    whole: Sequence[Mapping[str, np.ndarray]]
     plan: Plan
     goal: Goal
     wide: Times | None = None
@@ -144,28 +145,23 @@ class Search:
         if lifted not in self._made:
             self.each(f"{lifted} of {len(self._order)} layers in bf16")
             plan = self.plan.with_layers({n: LayerPlan("bf16") for n in self._order[:lifted]})
-            made = self._repaired(plan)
+            plan = self._repaired(plan)
+            accuracy = self.check.compare(self.prepared.quantized(plan).graph)
             drop = 0.0
             if self.score is not None:
-                drop = (self.full - self.score(made.plan)) / max(abs(self.full), 1e-12)
-            met = self.goal.met(made.accuracy, drop)
-            share = quantized_share(self.prepared, made.plan)
-            self._made[lifted] = Point(lifted, share, made.accuracy, drop, made.plan, met)
+                drop = (self.full - self.score(plan)) / max(abs(self.full), 1e-12)
+            share = quantized_share(self.prepared, plan)
+            self._made[lifted] = Point(lifted, share, accuracy, drop, plan, self.goal.met(accuracy, drop))
         return self._made[lifted]
 
-    def _repaired(self, plan: Plan) -> Repair:
+    def _repaired(self, plan: Plan) -> Plan:
         """The first attempt tries every repair, the others take what was best there."""
-        if self._made:
-            plan = apply_repair(self.prepared, plan, self.fit, self._method)
-            accuracy = self.check.compare(self.prepared.quantized(plan).graph)
-            return Repair(plan, self._method, accuracy, {})
-
-        def trying(method: str) -> None:
-            self.each(f"repair: {method}")
-
-        made = repaired(self.prepared, plan, self.fit, self.check, self.methods, trying)
-        self._method = made.method
-        return made
+        if not self._made:
+            choice = best_method(
+                self.prepared, plan, self.whole, self.methods, lambda method: self.each(f"repair: {method}")
+            )
+            self._method = choice.method
+        return apply_repair(self.prepared, plan, self.fit, self._method)
 
 
 def isolated_noise(

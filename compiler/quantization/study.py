@@ -76,7 +76,7 @@ def study(
         plan, repair, noise = found.best.plan, found.repair, found.noise
     else:
         made = repaired(
-            prepared, start, list(prepared.feeds(fit)), judge, _methods(request), lambda m: each(f"repair: {m}")
+            prepared, start, _whole(prepared, fit, check), _methods(request), lambda m: each(f"repair: {m}")
         )
         plan, repair = made.plan, made.method
         noise = isolated_noise(prepared, start, judge, memory.known, memory.add, each)
@@ -125,6 +125,11 @@ def dealt(
     return samples[::2], check, samples[3::4]
 
 
+def _whole(prepared: Prepared, fit: Sequence[Sample], check: Sequence[Sample]) -> list[Sample]:
+    """The feeds of all samples that are not reported on."""
+    return list(prepared.feeds(fit if check is fit else [*fit, *check]))
+
+
 def _methods(request: Request) -> tuple[str, ...]:
     return tuple(CANDIDATES) if request.repair else ("none",)
 
@@ -159,6 +164,7 @@ def _searched(
         prepared,
         list(prepared.feeds(fit)),
         judge,
+        _whole(prepared, fit, check),
         start,
         request.goal,
         wide,
