@@ -8,8 +8,13 @@ Prints a line for every seed that fails and a summary. Exit code 1 when any fail
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import traceback
+from pathlib import Path
+
+if not __package__:  # run as a file rather than with -m
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ppuc.targets.description import load_target
 from tests.graph_generator import module_of_seed

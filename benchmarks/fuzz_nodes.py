@@ -9,10 +9,15 @@ code 1 when any disagreed or failed.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import traceback
 import warnings
 from collections import Counter
+from pathlib import Path
+
+if not __package__:  # run as a file rather than with -m
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import onnx

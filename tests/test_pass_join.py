@@ -179,3 +179,15 @@ def test_of_two_results_of_one_group_one_is_copied() -> None:
     for op in module.graph.ops:
         if op.body is not None:
             assert sum(inner.name == "insert" for inner in op.body.ops) <= 1
+
+
+def test_a_part_that_was_copied_for_one_whole_stays_where_the_copy_reads_it() -> None:
+    s = Sketch()
+    x, z = s.param(64, 40), s.param(64, 40)
+    short = s.op("relu", s.matmul(x, s.weight(40, 4)))
+    wide = s.op("relu", s.matmul(z, s.weight(40, 64)))
+    other = s.op("tanh", s.matmul(z, s.weight(40, 4)))
+    beside = s.concat(short, wide, axis=1)  # rows of 4 elements: copied
+    below = s.concat(short, other, axis=0)  # one run: could be computed in place
+    module = checked(s.graph(s.softmax(beside), s.softmax(below)))
+    assert "copy" in inserts(module)

@@ -16,7 +16,10 @@ from ppuc.compiler.passes.merge import Merge
 from ppuc.compiler.pipeline import PIPELINE
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
+from ppuc.ir.ops.contraction import MatmulAttrs
+from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.structure import ConstAttrs
+from ppuc.ir.types import DType
 from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
 from tests.group_kernels import data
@@ -121,3 +124,21 @@ def test_the_pass_leaves_a_module_without_candidates_alone() -> None:
     s = Sketch()
     before = after(s.graph(s.matmul(s.param(40, 64), s.weight(64, 64))), UPTO_MERGE[:-1])
     assert Merge().run(before, LARGE) is before
+
+
+def test_weights_of_two_formats_stay_apart() -> None:
+    s = Sketch()
+    x = s.param(8, 64, dtype=DType.U8)
+    rng = np.random.default_rng(0)
+    weights = [s.const(rng.integers(0, 60, (64, 64)).astype(dtype)) for dtype in (np.int8, np.uint8)]
+    sums = [s.op("matmul", x, w, attrs=MatmulAttrs(out=DType.I32)) for w in weights]
+    graph = s.graph(s.op("add", *(s.softmax(s.op("cast", y, attrs=CastAttrs(DType.F32))) for y in sums)))
+    assert len(products(after(graph))) == 2
+
+
+def test_a_bias_that_adds_a_dimension_does_not_merge_wrongly() -> None:
+    s = Sketch()
+    x = s.op("tanh", s.param(40, 64))
+    y = [s.softmax(s.op("add", s.matmul(x, s.weight(64, 64)), s.weight(1, 1, 64))) for _ in range(2)]
+    graph = s.graph(s.op("add", *y))
+    compiled(module_of(graph, precision="bf16"), LARGE, {p.name: data(p.type, i) for i, p in enumerate(graph.params)})

@@ -116,3 +116,10 @@ def test_the_pass_leaves_a_module_without_candidates_alone() -> None:
     module = replace(module_of(narrow_product(4096, 1024, 4096)), target=LARGE.name, target_hash=LARGE.hash)
     before = Run(LARGE, UPTO_SPLIT[:-1]).run(module)
     assert Split().run(before, LARGE) is before
+
+
+@pytest.mark.parametrize("length", [1, 300, 8192])
+def test_a_product_of_two_vectors_has_no_rows(length: int) -> None:
+    s = Sketch()
+    y = s.matmul(s.reshape(s.param(length), 1, length), s.weight(length, 1, scale=length**-0.5))
+    checked(s.graph(s.reshape(y)), "fp32")

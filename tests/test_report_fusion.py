@@ -59,6 +59,35 @@ def test_the_grouping_is_the_one_that_is_compiled(residual: Path) -> None:
     assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments)
 
 
+def test_a_concatenation_computed_in_place_is_fused(tmp_path: Path) -> None:
+    text = """m (float[40, 32] x, float[40, 8] z) => (float[40, 72] y) {
+        p = MatMul(x, a)
+        q = MatMul(p, b)
+        y = Concat <axis = 1> (p, q, z)
+    }"""
+    weights = {name: np.ones((32, 32), np.float32) for name in ("a", "b")}
+    path = tmp_path / "joined.onnx"
+    onnx.save(model_of(text, weights), path)
+    record = fusion_record(path, load_target("ppu-tiny"), "model", {})
+    concats = [e["fused"] for e in record["edges"] if e["to_op"] == "concat"]
+    assert concats == [True, True]
+    made = compile_model(path, target=load_target("ppu-tiny"))
+    assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments)
+
+
+def test_what_later_passes_do_to_kernels_is_listed(tmp_path: Path) -> None:
+    path, target = tmp_path / "long.onnx", load_target("zhenwu-m890")
+    text = "m (float[1, 8192] x) => (float[1, 64] y) { p = MatMul(x, a)  y = Relu(p) }"
+    onnx.save(model_of(text, {"a": np.ones((8192, 64), np.float32)}), path)
+    record = fusion_record(path, target, "bf16", {})
+    changes = {c["name"]: (c["before"], c["after"]) for c in record["after_fusion"]}
+    assert changes == {"precision": (1, 2), "split": (2, 3)}  # the input is rounded, the product is cut
+    made = compile_model(path, target=target, precision="bf16")
+    assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments) == 3
+    shown = CliRunner().invoke(cli, ["inspect", str(path), "--fusion", "--target", target.name, "-p", "bf16"])
+    assert "what later passes change" in shown.stdout
+
+
 def test_the_command_prints_reasons_and_takes_compile_options(tmp_path: Path) -> None:
     path = tmp_path / "mlp.onnx"
     onnx.save(mlp(), path)

@@ -110,3 +110,16 @@ def test_a_folder_that_cannot_be_made_is_left_out(tmp_path: Path) -> None:
 def test_keys_tell_targets_apart() -> None:
     assert key_of(TINY) == key_of(load_target("ppu-tiny"))
     assert key_of(TINY) != key_of(override(TINY, "l2.latency_ns=999"))
+
+
+def test_a_store_that_is_locked_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SearchStore(folder).put("a", "kept")
+    path = folder / "tilings.sqlite"
+    before = path.stat().st_ino
+
+    def locked(_: Path) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(search_store, "_connected", locked)
+    assert SearchStore(folder).get("a") is None
+    assert path.stat().st_ino == before

@@ -97,6 +97,8 @@ def _opened(folder: Path) -> sqlite3.Connection | None:
             path.unlink()
         try:
             return _connected(path)
+        except sqlite3.OperationalError:  # locked by another compilation, or not ours to write: not damaged
+            return None
         except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)
             return _connected(path)
@@ -106,7 +108,7 @@ def _opened(folder: Path) -> sqlite3.Connection | None:
 
 def _connected(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=2.0)
-    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma journal_mode = truncate")  # not wal: its mapped index dies of a file that shrinks
     connection.execute("pragma synchronous = off")
     connection.execute("create table if not exists outcomes (key text primary key, text text) without rowid")
     return connection

@@ -108,7 +108,8 @@ class Joining:
 
     def _producer(self, value: Value, reader: int) -> tuple[int, int] | None:
         """Position and result of the group that computes `value`, if it can be told to store elsewhere."""
-        if value.name in self.outputs:
+        copied = any(v.name == value.name for copies in self.before.values() for op in copies for v in op.operands)
+        if value.name in self.outputs or copied:  # a copy made for an earlier concatenation reads it where it is
             return None
         for i in range(reader - 1, -1, -1):
             names = [r.name for r in self.ops[i].results]

@@ -57,6 +57,12 @@ class Product:
     views: tuple[Op, ...]
     stored: TensorType
 
+    @property
+    def key(self) -> object:
+        """What products that merge have in common: the operand and the formats of everything that is joined."""
+        constants = (None if c is None else c.results[0].type.dtype for c in (self.weights, self.bias))
+        return self.op.operands[0].name, self.anchor.attrs, self.stored.dtype, *constants
+
 
 class Merging:
     """One rewrite of a grouped graph."""
@@ -83,8 +89,7 @@ class Merging:
         for op in self.graph.ops:
             product = self._product(op)
             if product is not None:
-                key = (product.op.operands[0].name, product.anchor.attrs, product.bias is None, product.stored.dtype)
-                candidates.setdefault(key, []).append(product)
+                candidates.setdefault(product.key, []).append(product)
         stale: set[str] = set()
         waiting = False
         for products in candidates.values():

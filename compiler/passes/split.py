@@ -102,7 +102,7 @@ class Splitting:
         that few rows read in hbm."""
         body = op.body
         assert body is not None
-        rows = max(r.type.elements // max(r.type.dims[-1], 1) for r in op.results if r.type.rank)
+        rows = max((r.type.elements // max(r.type.dims[-1], 1) for r in op.results if r.type.rank), default=1)
         there = set()
         for p, v in zip(body.params, op.operands, strict=True):
             streamed = v.name in self.constants and rows <= FEW_ROWS and v.type.bytes > self.target.l2.bytes // 16

@@ -1,7 +1,10 @@
 """Which tensors stay inside a kernel, which are written to memory between two, and why.
 
 An edge leads from the op that computes a tensor to one that reads it, through views that cost nothing; constants and
-the model's inputs have none. Invariant: the grouping reported is the one that the pipeline compiles.
+the model's inputs have none. The edges are those of fusion; what later passes fuse too (a concatenation computed in
+place, a cascade) counts as fused, and what else they change is listed.
+
+Invariant: the kernels counted are those that the pipeline compiles.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.driver import Run
-from ppuc.compiler.passes.cascade import Cascade, Cascading, Decision
+from ppuc.compiler.passes.cascade import Decision
 from ppuc.compiler.passes.fuse import Fuse, Grouping
 from ppuc.compiler.passes.fuse_graph import is_view
 from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.report.regrouping import regrouped
 from ppuc.ir.graph import Op, Value
-from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
 if TYPE_CHECKING:
@@ -32,9 +35,13 @@ def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str
     module = run.run(run.imported(model, precision, dims, None))
     grouping = Grouping(module.graph, target, epilogues=True)
     grouping.build()
-    edges = [_edge(grouping, *ends) for ends in _ends(grouping)]
-    cascades = _cascades(module, target, at)
-    for cascade in cascades:
+    later = regrouped(module, target)
+    ends = _ends(grouping)
+    edges = [_edge(grouping, *end) for end in ends]
+    for edge, (value, _, reader) in zip(edges, ends, strict=True):
+        if (value.name, grouping.graph.ops[reader].results[0].name) in later.joined:
+            edge["fused"], edge["why"] = True, ""
+    for cascade in later.cascades:
         _mark(edges, cascade)
     apart = [e for e in edges if not e["fused"]]
     reasons: dict[str, dict[str, int]] = {}
@@ -46,19 +53,14 @@ def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str
         "kind": "fusion",
         "target": target.name,
         "precision": precision,
-        "kernels": len(grouping.groups) - sum(c.taken for c in cascades),
+        "kernels": later.kernels,
         "fused": len(edges) - len(apart),
         "not_fused": len(apart),
         "reasons": reasons,
         "edges": edges,
-        "cascades": [asdict(cascade) for cascade in cascades],
+        "cascades": [asdict(cascade) for cascade in later.cascades],
+        "after_fusion": [asdict(change) for change in later.passes],
     }
-
-
-def _cascades(module: Module, target: Target, at: int) -> list[Decision]:
-    """What was considered for cascades, when the passes from number `at` have run up to them."""
-    end = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Cascade))
-    return Cascading(Run(target, PIPELINE[at:end]).run(module).graph, target).decisions()
 
 
 def _mark(edges: list[dict[str, Any]], cascade: Decision) -> None:
@@ -157,6 +159,9 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
             for c in record["cascades"]
         ]
         table(out, "", ("window", "product", "as one, clk", "apart, clk"), rows, left=(0, 1))
+    if record["after_fusion"]:
+        rows = [(c["name"], c["before"], c["after"], _changes(c["nodes"])) for c in record["after_fusion"]]
+        table(out, "\nwhat later passes change", ("pass", "kernels", "then", "nodes"), rows, left=(0, 3))
     by_bytes = sorted(record["reasons"].items(), key=lambda r: -r[1]["bytes"])
     number = {why: i + 1 for i, (why, _) in enumerate(by_bytes)}
     rows = [(number[why], r["edges"], quantity(r["bytes"], "B"), why) for why, r in by_bytes]
@@ -168,6 +173,14 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
         for e in apart[:limit]
     ]
     table(out, f"\nedges between kernels{more}", ("from", "to", "bytes", "reason"), lines, left=(0, 1))
+
+
+def _changes(nodes: Mapping[str, int], limit: int = 4) -> str:
+    """The nodes of which there are more or fewer kernels."""
+    from ppuc.compiler.report.tables import shortened
+
+    shown = [f"{shortened(node, 26)} {count:+d}" for node, count in list(nodes.items())[:limit]]
+    return ", ".join(shown) + (f" and {len(nodes) - limit} more" if len(nodes) > limit else "")
 
 
 def _end(edge: dict[str, Any], end: str) -> str:
