@@ -41,8 +41,8 @@ Sample = dict[str, np.ndarray]
 CALIBRATION, EVALUATION, LARGE = 32, 16, 1 << 20
 """Samples on each side; of inputs with LARGE elements or more, a quarter of that."""
 DEAL = 4
-"""Samples are dealt to fitting and checking in turns of DEAL, to folds of a cross-validation in turns of half of it;
-a copy is dealt as its original is, so that neither judges what was fitted to the other."""
+"""Samples are dealt to fitting and checking, and to the folds of a cross-validation, in turns of DEAL or half of it; a
+copy is dealt as its original is, so that neither judges what was fitted to the other."""
 
 
 def samples_of(folder: Path) -> list[Sample]:
@@ -109,11 +109,12 @@ def row(name: str, folder: Path, share: float, target: str) -> str:
     def measured(plan: Plan) -> str:
         return figures(evaluation.compare(ready.quantized(plan).graph))
 
-    seen = observe(ready.module.graph, ready.layers, fit)
-    plain = plan_from(ready.layers, seen, "e4m3", Calibration())
+    plain = plan_from(ready.layers, observe(ready.module.graph, ready.layers, feeds), "e4m3", Calibration())
     mended = repaired(ready, plain, feeds)
+    seen = observe(ready.module.graph, ready.layers, fit)
     best = best_formats(ready.layers, seen, ("e4m3", "int8"), Calibration())
-    start = max((best, plain), key=lambda plan: check.compare(ready.quantized(plan).graph).merit)
+    single = plan_from(ready.layers, seen, "e4m3", Calibration())
+    start = max((best, single), key=lambda plan: check.compare(ready.quantized(plan).graph).merit)
     known = isolated_noise(ready, start, check)
     found = Search(ready, fit, check, feeds, start, Goal(min_share=share), known=known).run()
     wide, narrow = timed(ready, Plan()), timed(ready, found.best.plan)

@@ -25,6 +25,9 @@ from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.quantization.repair import CANDIDATES, apply_repair, best_method
 from ppuc.compiler.quantization.timing import Times
 
+FOLDS = 2
+"""Of the cross-validation that chooses a repair: a search has more to spend its time on."""
+
 Score = Callable[[Plan], float]
 """A task metric of a plan; larger is better."""
 
@@ -157,9 +160,11 @@ class Search:
     def _repaired(self, plan: Plan) -> Plan:
         """The first attempt tries every repair, the others take what was best there."""
         if not self._made:
-            choice = best_method(
-                self.prepared, plan, self.whole, self.methods, lambda method: self.each(f"repair: {method}")
-            )
+
+            def trying(method: str) -> None:
+                self.each(f"repair: {method}")
+
+            choice = best_method(self.prepared, plan, self.whole, self.methods, trying, FOLDS)
             self._method = choice.method
         return apply_repair(self.prepared, plan, self.fit, self._method)
 

@@ -1,7 +1,9 @@
 """`ppuc quantize`: one model, samples and a goal; what was decided, what it costs and what it brings.
 
-Samples are dealt to three uses: half to fit scales and repairs, a quarter to decide, a quarter to report on, unless
-separate samples for the report are given. With fewer than FEW samples all are used for everything, and that is said.
+Samples are dealt to three uses: half to fit scales and repairs, a quarter to decide which layers stay in 8 bits, a
+quarter to report on, unless separate samples for the report are given. Where all layers take one format, three
+quarters are fitted to, and decide on the repair by cross-validation. With fewer than FEW samples all are used for all,
+and that is said.
 
 Invariant: accuracy is reported on samples that neither calibration nor search saw, or the report says that it is not.
 """
@@ -64,7 +66,9 @@ def study(
     """Quantize on `samples` (by ONNX name), report on `evaluation` (none: a part of `samples` kept apart)."""
     fit, check, report = dealt(samples, evaluation)
     each("observe")
-    seen = observe(prepared.module.graph, prepared.layers, prepared.feeds(fit))
+    whole = _whole(prepared, fit, check)
+    ranged = prepared.feeds(fit) if request.precision == "mixed" else whole
+    seen = observe(prepared.module.graph, prepared.layers, ranged)
     judge = Reference(prepared.module.graph, prepared.feeds(check))
     start = _starting_plan(prepared, seen, judge, request)
     each("time: bf16")
@@ -72,7 +76,7 @@ def study(
     memory = _Memory(request.state, prepared, samples, start)
     found: Found | None = None
     if request.precision == "mixed":
-        found = _searched(prepared, fit, check, judge, start, wide, request, memory, each)
+        found = _searched(prepared, fit, check, whole, judge, start, wide, request, memory, each)
         plan, repair, noise = found.best.plan, found.repair, found.noise
     else:
         made = repaired(
@@ -152,6 +156,7 @@ def _searched(
     prepared: Prepared,
     fit: Sequence[Sample],
     check: Sequence[Sample],
+    whole: Sequence[Sample],
     judge: Reference,
     start: Plan,
     wide: Times,
@@ -164,7 +169,7 @@ def _searched(
         prepared,
         list(prepared.feeds(fit)),
         judge,
-        _whole(prepared, fit, check),
+        whole,
         start,
         request.goal,
         wide,
