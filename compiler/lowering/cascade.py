@@ -26,7 +26,6 @@ from ppuc.compiler.lowering.window_steps import emit_pool, emit_taps, work
 from ppuc.ir.affine import axis
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
-from ppuc.ir.ops import OPS, Kind
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
@@ -246,13 +245,6 @@ def _split(body: Graph, between: Value) -> tuple[Graph, Graph]:
     others = tuple(op for op in body.ops if op.results[0].name not in needed)
     if any(v == between for op in others for v in op.operands if op.name != "matmul") or between in body.results:
         raise NotFusable("more than the product reads the window's results")
-    moved: set[str] = set()
-    for op in ops:
-        computed = OPS[op.name].kind in (Kind.WINDOW, Kind.CONTRACTION) or any(v.name in moved for v in op.operands)
-        if computed and OPS[op.name].kind is Kind.VIEW:
-            raise NotFusable(f"a {op.name} turns the window's results before the product reads them")
-        if computed:
-            moved.add(op.results[0].name)
     return Graph("body", _params(body, ops), (between,), ops), Graph(
         "body", _params(body, others), body.results, others
     )
