@@ -62,12 +62,14 @@ def aliased(module: Module, aliases: Mapping[str, str]) -> Module:
     faults += [Diagnostic("--alias", f"output '{o}' would share the memory of several inputs") for o in twice]
     if faults:
         raise UsageError(faults)
-    graph, options = module.graph, dict(module.options)
+    graph, options, values = module.graph, dict(module.options), dict(module.outputs)
     for past, present in aliases.items():
         param = next(p for p in graph.params if p.name == inputs[past])
-        graph = _shared(graph, param, outputs[present], past, present)
+        before, graph = graph, _shared(graph, param, outputs[present], past, present)
+        renamed = {v.name: new.name for v, new in zip(before.results, graph.results, strict=True)}
+        values = {name: renamed[value] for name, value in values.items()}
         options |= {OPTION + past: present, DECLARED + past: str(param.type)}
-    return replace(module, graph=graph, options=tuple(sorted(options.items())))
+    return replace(module, graph=graph, outputs=tuple(values.items()), options=tuple(sorted(options.items())))
 
 
 def _unknown(what: str, names: Iterable[str], known: Mapping[str, str]) -> list[Diagnostic]:
@@ -113,4 +115,5 @@ def _shared(graph: Graph, param: Value, result: str, past: str, present: str) ->
         new = op.operands[1] if len(op.operands) == 2 else builder("concat", *op.operands[1:], attrs=op.attrs)
         ops += [*builder.ops, Op("insert", InsertAttrs(start), (buffer, new), op.results, op.loc)]
     params = tuple(buffer if p == param else p for p in graph.params)
-    return Graph(graph.name, params, graph.results, tuple(ops))
+    results = tuple(old if v == param else v for v in graph.results)
+    return Graph(graph.name, params, results, tuple(ops))

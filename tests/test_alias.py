@@ -116,6 +116,18 @@ def test_a_past_that_others_read_keeps_its_values() -> None:
     assert verify(program).ok
 
 
+def test_a_past_that_is_an_output_too_keeps_its_shape() -> None:
+    text = """m (float[1, 16, 8] past, float[1, 1, 8] new) => (float[1, 17, 8] present, float[1, 16, 8] old) {
+        present = Concat <axis = 1> (past, new)
+        old = Identity(past)
+    }"""
+    program = compile(model_of(text, {}), "ppu-tiny", alias={"past": "present"})
+    past, new = (np.random.default_rng(n).standard_normal((1, n, 8), np.float32) for n in (16, 1))
+    outputs = program.run({"past": past, "new": new}).outputs
+    np.testing.assert_array_equal(outputs["old"], past)
+    np.testing.assert_array_equal(outputs["present"], np.concatenate([past, new], 1))
+
+
 MISTAKES = {
     "past_q=present_k": "no input is called 'past_q'",
     "past_k=presents": "no output is called 'presents'",

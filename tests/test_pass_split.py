@@ -12,12 +12,13 @@ import pytest
 from ppuc.compiler.driver import Run
 from ppuc.compiler.passes.split import Split
 from ppuc.compiler.pipeline import PIPELINE
+from ppuc.ir.errors import CapacityError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
 from ppuc.ir.ops.movement import InsertAttrs
 from ppuc.ir.ops.view import SliceAttrs
 from ppuc.ir.types import DType
-from ppuc.targets.description import load_target
+from ppuc.targets.description import load_target, override
 from tests.group_kernels import data
 from tests.pass_graphs import Sketch, module_of
 from tests.whole_pipeline import compiled
@@ -123,3 +124,10 @@ def test_a_product_of_two_vectors_has_no_rows(length: int) -> None:
     s = Sketch()
     y = s.matmul(s.reshape(s.param(length), 1, length), s.weight(length, 1, scale=length**-0.5))
     checked(s.graph(s.reshape(y)), "fp32")
+
+
+def test_a_product_that_fits_no_tile_is_the_users_to_know() -> None:
+    small = override(LARGE, "l1.bytes=10")
+    module = replace(module_of(narrow_product(7, 512, 40)), target=small.name, target_hash=small.hash)
+    with pytest.raises(CapacityError, match="fits l1"):
+        Run(small, PIPELINE).run(module)

@@ -130,10 +130,13 @@ class Paneling:
 
     def _whole(self, op: Op, size: int) -> float:
         """Cycles of the group as it is: what it takes with weights in l2, or what device memory takes to deliver them
-        once for every tile of rows."""
-        assert op.body is not None
+        once for every tile of rows. Infinite when the whole group makes no kernel."""
         rows = math.prod(op.results[0].type.dims[:-1])
-        return max(self._price(op), size * -(-rows // TILE) / hbm_bytes_per_clk(self.target))
+        try:
+            price = self._price(op)
+        except NotFusable:
+            return math.inf
+        return max(price, size * -(-rows // TILE) / hbm_bytes_per_clk(self.target))
 
     def _price(self, op: Op) -> float:
         assert op.body is not None

@@ -141,7 +141,10 @@ class Splitting:
         anchor = anchor_in(body)
         if anchor is None or not self._divisible(anchor, op):
             return 1
-        least, chosen = self.lowered.price(kind, self._in_memory(op)), 1
+        try:
+            least, chosen = self.lowered.price(kind, self._in_memory(op)), 1
+        except NotFusable:  # no tile fits the machine: said where tiles are chosen
+            return 1
         if least < self._bound(anchor) + 2 * self._handover_clk():
             return 1
         length = _length(anchor)

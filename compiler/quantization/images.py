@@ -42,7 +42,9 @@ def read_preprocessing(path: Path) -> Preprocessing:
     """The declaration in a TOML file. Raises UsageError for what it does not understand."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UsageError.of(str(path), "cannot be read", got=error.strerror) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError.of(str(path), "cannot be read as TOML", got=str(error)) from error
     known = {f.name for f in fields(Preprocessing)}
     if unknown := sorted(set(table) - known):

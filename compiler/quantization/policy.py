@@ -76,7 +76,9 @@ def read_policy(path: Path, layers: Sequence[Layer]) -> Plan:
     """The plan in a file, for a graph with `layers`. Raises UsageError naming the entry that is wrong."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UsageError.of(str(path), "cannot be read", got=error.strerror) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError.of(str(path), "cannot be read as TOML", got=str(error)) from error
     if unknown := sorted(set(table) - {"layer"}):
         raise UsageError.of(str(path), f"unknown key '{unknown[0]}'", expected="[[layer]] entries")
