@@ -525,3 +525,11 @@ def test_the_python_interface_does_the_same(model: Path, program: Path, tmp_path
     with pytest.raises(AttributeError):
         _ = package.nothing
     assert "compile" in dir(package)
+
+
+def test_a_precision_that_is_refused_has_no_note(tmp_path: Path) -> None:
+    path = tmp_path / "mlp.onnx"
+    onnx.save(mlp(), path)
+    result = CliRunner().invoke(cli, ["compile", str(path), "--dim", "N=2", "-p", "mixed"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --precision mixed: needs a policy")

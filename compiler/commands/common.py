@@ -187,7 +187,7 @@ def quantization(
     data = None
     if calibrate is not None:
         data = Data(calibrate, read_preprocessing(preprocess) if preprocess is not None else None)
-    elif policy is None:
+    elif policy is None and precision != "mixed":  # that is refused: there are no scales to speak of
         note(f"note: {DYNAMIC}")
     done = 0
 
