@@ -89,14 +89,22 @@ def _write_slot(k: Checker, m: Machine, s: int, i: int, slot: int, stamp: int) -
 
 @helper
 def _others(k: Checker, m: Machine, s: int, i: int, t: int, write: bool) -> None:
-    """Check against every access of the tensors that share bytes with tensor t."""
+    """Check against every access of the tensors that share bytes with tensor t. What a stream knows never shrinks:
+    accesses that were ordered before an earlier instruction of it are before this one."""
     for j in range(k.ov_ptr[t], k.ov_ptr[t + 1]):
         other = k.ov[j]
+        if k.cleared[s, other, 1] == k.t_n[other] or (not write and k.cleared[s, other, 0] == k.t_n[other]):
+            continue
+        clear = True
         for comp in range(k.t_w.shape[1]):
             if k.t_w[other, comp] != 0 and not _ordered(k, m, s, k.t_w[other, comp], write):
                 report(k, WAW if write else RAW, k.t_w[other, comp], i, t, True)
+                clear = False
             if write and k.t_r[other, comp] != 0 and not _ordered(k, m, s, k.t_r[other, comp], write):
                 report(k, WAR, k.t_r[other, comp], i, t, True)
+                clear = False
+        if clear:
+            k.cleared[s, other, 1 if write else 0] = k.t_n[other]
 
 
 @helper
@@ -110,7 +118,7 @@ def _touch(
     pieces = (first + n - 1) // size - first // size + 1 if stride == 1 else n
     for j in range(pieces):
         g = base + (first // size + j if stride == 1 else (first + j * stride) // size)
-        writer, reader = k.g_w[g], k.g_r[g]
+        writer, reader = k.last[g, 0], k.last[g, 1]
         if writer != fine_w and not soft and not _ordered(k, m, s, writer, write):
             report(k, WAW if write else RAW, writer, i, t, True)
         fine_w = writer
@@ -118,9 +126,9 @@ def _touch(
             if reader != fine_r and not soft and not _ordered(k, m, s, reader, True):
                 report(k, WAR, reader, i, t, True)
             fine_r = reader
-            k.g_w[g] = stamp
+            k.last[g, 0] = stamp
         else:
-            k.g_r[g] = stamp
+            k.last[g, 1] = stamp
 
 
 @helper
@@ -207,6 +215,7 @@ def _access_tensor(
     if log[LOG_TO] < log[LOG_FROM]:  # a box outside its view touches nothing and bumps nothing
         return
     _others(k, m, s, i, t, write)
+    k.t_n[t] += 1
     if write:
         k.t_w[t, stamp >> 52] = stamp
     else:

@@ -57,8 +57,9 @@ class Checker(NamedTuple):
     t_gran: np.ndarray  # [T, 3] elements of a granule, first granule, written by the segment
     t_r: np.ndarray  # [T, C] stamps of the last reads
     t_w: np.ndarray  # [T, C] stamps of the last writes
-    g_w: np.ndarray  # [granules] stamp of the last write
-    g_r: np.ndarray  # [granules] stamp of the last read
+    t_n: np.ndarray  # [T] accesses
+    cleared: np.ndarray  # [S, T, 2] accesses of a tensor that were ordered before a stream's last read, write there
+    last: np.ndarray  # [granules, 2] stamps of the last write and the last read
     ov_ptr: np.ndarray  # [T + 1]
     ov: np.ndarray  # [.] tensors that share bytes
     scratch: np.ndarray  # [3, 16]
