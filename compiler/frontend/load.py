@@ -115,10 +115,21 @@ def fixable(
     wanted: Sequence[str], values: Mapping[str, np.ndarray], fixed: dict[str, np.ndarray], error: ModelError
 ) -> None:
     """Add those of `wanted` that have a value to `fixed`. Raises `error` when there are none."""
-    found = {n: values[n] for n in wanted if n in values and n not in fixed and values[n].size <= LARGEST_FIXED}
+    found = fixing_values(wanted, values, fixed)
     if not found:
         raise error
     fixed.update(found)
+
+
+def fixing_values(
+    wanted: Sequence[str], values: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The values of `wanted` inputs that are not fixed yet and small enough to be: sizes and axes, not data."""
+    return {
+        n: values[n]
+        for n in wanted
+        if n not in fixed and isinstance(values.get(n), np.ndarray) and values[n].size <= LARGEST_FIXED
+    }
 
 
 def _load(

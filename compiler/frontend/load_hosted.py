@@ -17,8 +17,8 @@ from ppuc.compiler.frontend.bind import InputDecl, bind_inputs, declared_inputs
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostSide, HostTensor, bound_type, dense_inputs
 from ppuc.compiler.frontend.load import (
-    LARGEST_FIXED,
     entering,
+    fixing_values,
     graph_name,
     model_digest,
     model_name,
@@ -62,8 +62,7 @@ def load_hosted(
     fixed: dict[str, np.ndarray] = {}
     while True:
         model, wanted = _load(source, dims or {}, shapes or {}, fixed, HostSide(forced or {}, custom))
-        more = {n: a for n in wanted if n not in fixed and (a := (values or {}).get(n)) is not None}
-        more = {n: a for n, a in more.items() if isinstance(a, np.ndarray) and a.size <= LARGEST_FIXED}
+        more = fixing_values(wanted, values or {}, fixed)
         if not more:
             return model
         fixed.update(more)
