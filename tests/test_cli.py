@@ -292,6 +292,16 @@ def test_wrong_inputs(program: Path, tmp_path: Path) -> None:
     assert error_of("run", program, "--input", "x=none.npy") == "error: none.npy: no such file\n"
 
 
+@pytest.mark.parametrize("command", ["run", "profile"])
+@pytest.mark.parametrize(
+    "option", [("--alias", "a=b"), ("--tune", "2"), ("--calibrate", "data.npz"), ("--policy", "p.toml"), ("--no-host",)]
+)
+def test_options_that_come_too_late_are_refused(program: Path, command: str, option: tuple[str, ...]) -> None:
+    assert error_of(command, program, *option) == (
+        f"error: {option[0]}: has no effect on a compiled program\n  got: {program}\n  hint: give the .onnx file\n"
+    )
+
+
 def test_options_of_compiling_do_not_fit_a_program(program: Path) -> None:
     assert error_of("run", program, "--dim", "N=1") == (
         f"error: --dim: has no effect on a compiled program\n  got: {program}\n  hint: give the .onnx file\n"

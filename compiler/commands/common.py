@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ppuc.compiler.driver import Progress
-    from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.compiler.runtime import CompiledProgram
     from ppuc.targets.description import Target
 
@@ -156,48 +154,6 @@ def quantization_options(function: F) -> F:
         help="Samples for precisions fp8 and int8: an .npz, or a folder of .npz, .npy or image files. Without them, "
         "activation scales are computed at run time.",
     )(function)
-
-
-def quantization(
-    precision: str,
-    calibrate: Path | None,
-    preprocess: Path | None,
-    policy: Path | None,
-    method: str = "max",
-    progress: Progress | None = None,
-) -> Quantization | None:
-    """What the quantization options say. Raises UsageError when they do not go with the precision."""
-    from ppuc.compiler.driver import QUANTIZED
-    from ppuc.ir.errors import UsageError
-
-    if precision not in QUANTIZED:
-        for name, given in (("--calibrate", calibrate), ("--policy", policy)):
-            if given is not None:
-                raise UsageError.of(
-                    name, "has no effect at this precision", got=precision, expected=", ".join(QUANTIZED)
-                )
-        return None
-    from ppuc.compiler.quantization.calibrate import Calibration
-    from ppuc.compiler.quantization.data import Data
-    from ppuc.compiler.quantization.images import read_preprocessing
-    from ppuc.compiler.quantization.quantize import DYNAMIC, Quantization
-
-    if calibrate is not None and policy is not None:
-        raise UsageError.of("--policy", "decides the scales, so there is nothing to calibrate", hint="leave out one")
-    data = None
-    if calibrate is not None:
-        data = Data(calibrate, read_preprocessing(preprocess) if preprocess is not None else None)
-    elif policy is None and precision != "mixed":  # that is refused: there are no scales to speak of
-        note(f"note: {DYNAMIC}")
-    done = 0
-
-    def each(number: int) -> None:
-        nonlocal done
-        done = number + 1
-        if progress is not None:
-            progress(f"calibrate: sample {done}", 0, 0)
-
-    return Quantization(data, policy, None, Calibration(method), each)
 
 
 def input_options(function: F) -> F:
@@ -366,99 +322,3 @@ def _nothing() -> np.ndarray:
     import numpy as np
 
     return np.zeros(0)
-
-
-def obtain_program(
-    model: Path,
-    target: str,
-    overrides: Sequence[str],
-    precision: str,
-    dims: Sequence[str],
-    arrays: dict[str, np.ndarray] | None = None,
-    quantize: Callable[[Progress], Quantization | None] | None = None,
-    alias: Sequence[str] = (),
-    host_ops: Sequence[Path] = (),
-    no_host: bool = False,
-    tune: int = 1,
-) -> CompiledProgram:
-    """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
-    `quantize` says how layers are quantized."""
-    if is_artifact(model):
-        given = next((name for name, is_given in (("--alias", bool(alias)), ("--tune", tune > 1)) if is_given), None)
-        if given is not None:
-            from ppuc.ir.errors import UsageError
-
-            raise UsageError.of(given, "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
-        machine = chosen_target(target, overrides) if target or overrides else None
-        loaded = replace(_loaded(model, machine, precision, dims), host_ops=tuple(host_ops))
-        return _chosen(loaded, dim_sizes(dims), arrays or {})
-    from ppuc.compiler.driver import compile_model
-    from ppuc.compiler.runtime import CompiledProgram
-
-    machine = chosen_target(target, overrides)
-    shapes = {name: array.shape for name, array in (arrays or {}).items()}
-    with progress_bar("compile") as progress:
-        made = compile_model(
-            model,
-            target=machine,
-            precision=precision,
-            dims=dim_sizes(dims),
-            shapes=shapes,
-            values=arrays,
-            quantization=quantize(progress) if quantize is not None else None,
-            aliases=pairs(alias, "--alias"),
-            tune=tune,
-            progress=progress,
-            host=not no_host,
-            host_ops=host_ops,
-        )
-    program = CompiledProgram(made.artifact, made.target, model, made.passes, tuple(host_ops))
-    note_compromises(program)
-    return program
-
-
-def note_compromises(program: CompiledProgram) -> None:
-    """Say which inputs were fixed, and what runs on the host."""
-    for name, value in program.fixed.items():
-        note(f"note: input '{name}' is fixed to {' '.join(str(value).split())}, because sizes depend on it")
-    if program.plan is not None:
-        nodes = program.plan.nodes
-        names = ", ".join(f"{n.node} ({n.op})" for n in nodes[:3]) + (", ..." if len(nodes) > 3 else "")
-        count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
-        note(f"note: {count} on the host: {names}; `ppuc check` says why")
-
-
-def _chosen(program: CompiledProgram, dims: dict[str, int], arrays: dict[str, np.ndarray]) -> CompiledProgram:
-    """Of a program with variants the one that sizes or input arrays ask for; padded inputs need all of them."""
-    if program.variants is None:
-        return program
-    if dims:
-        return program.variant(dims)
-    if arrays:
-        variant, padded = program.variants.choose({n: a.shape for n, a in arrays.items()}, program.name)
-        return program if padded else program.variant(variant.dims)
-    first = program.variants.every[0]
-    note(f"note: taking the variant {first} of {len(program.variants.every)}; --dim chooses another")
-    return program.variant(first.dims)
-
-
-def program_for(model: Path, machine: Target, precision: str, dims: Sequence[str]) -> CompiledProgram:
-    """Compile an .onnx for `machine`, or load a .ppu to run on it."""
-    if is_artifact(model):
-        return _chosen(_loaded(model, machine, precision, dims), dim_sizes(dims), {})
-    from ppuc.compiler.entry import compile
-
-    return compile(model, machine, precision, dim_sizes(dims))
-
-
-def _loaded(model: Path, machine: Target | None, precision: str, dims: Sequence[str]) -> CompiledProgram:
-    """A .ppu, for which compile options come too late."""
-    from ppuc.compiler.runtime import load_program
-    from ppuc.ir.errors import UsageError
-
-    if precision != "model":
-        raise UsageError.of("--precision", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
-    program = load_program(model, machine)
-    if dims and program.variants is None:
-        raise UsageError.of("--dim", "has no effect on a compiled program", got=str(model), hint=GIVE_ONNX)
-    return program

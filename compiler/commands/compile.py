@@ -8,23 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
-    alias_option,
     chosen_target,
-    compile_options,
     dim_choices,
     emit,
-    host_options,
     json_option,
     note,
-    note_compromises,
     pairs,
     progress_bar,
-    quantization,
-    quantization_options,
     read_inputs,
-    tune_option,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
+from ppuc.compiler.commands.program import ProgramOptions, note_compromises, program_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,10 +32,7 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
-@compile_options
-@quantization_options
-@alias_option
-@tune_option
+@program_options
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -68,27 +59,15 @@ if TYPE_CHECKING:
     help="With several sizes of dimension NAME: inputs between them may be padded with zeros to the next one, and "
     "outputs are cut. Safe when results do not depend on what lies behind them. Repeatable.",
 )
-@host_options
 @json_option
 def compile_command(
     model: Path,
     output: Path | None,
-    target: str,
-    overrides: tuple[str, ...],
-    precision: str,
-    dims: tuple[str, ...],
-    calibrate: Path | None,
-    preprocess: Path | None,
-    method: str,
-    policy: Path | None,
-    alias: tuple[str, ...],
-    tune: int,
+    options: ProgramOptions,
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
     pad: tuple[str, ...],
-    host_ops: tuple[Path, ...],
-    no_host: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL.onnx for a target and write the program as FILE.ppu.
@@ -100,11 +79,11 @@ def compile_command(
     from ppuc.compiler.entry import variants_of
     from ppuc.compiler.runtime import CompiledProgram
 
-    machine = chosen_target(target, overrides)
+    machine = chosen_target(options.target, options.overrides)
     arrays, _ = read_inputs(inputs_file, ())
     destination = output or Path(model.with_suffix(".ppu").name)
     keep_input(model, destination)
-    choices = dim_choices(dims)
+    choices = dim_choices(options.dims)
     every = []
     with progress_bar("compile") as progress:
         for sizes in choices:
@@ -113,19 +92,19 @@ def compile_command(
                 compile_model(
                     model,
                     target=machine,
-                    precision=precision,
+                    precision=options.precision,
                     dims=sizes,
                     shapes={name: array.shape for name, array in arrays.items()},
                     dump=dump / named if dump is not None and len(choices) > 1 else dump,
                     check_passes=check_passes,
                     inputs=arrays or None,
                     values=arrays,
-                    aliases=pairs(alias, "--alias"),
-                    tune=tune,
-                    quantization=quantization(precision, calibrate, preprocess, policy, method, progress),
+                    aliases=pairs(options.alias, "--alias"),
+                    tune=options.tune,
+                    quantization=options.quantization(progress),
                     progress=progress,
-                    host=not no_host,
-                    host_ops=host_ops,
+                    host=not options.no_host,
+                    host_ops=options.host_ops,
                 )
             )
     made = every[0]
@@ -142,7 +121,7 @@ def compile_command(
         "bytes": destination.stat().st_size,
         "target": machine.name,
         "target_hash": machine.hash,
-        "precision": precision,
+        "precision": options.precision,
         "kernels": sum(len(s.kernels) for s in program.segments),
         "seconds": sum(m.seconds for m in every),
         "variants": [dict(v.dims) for v in found.every] if found is not None else [],

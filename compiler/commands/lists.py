@@ -12,9 +12,9 @@ from ppuc.compiler.commands.common import (
     emit,
     json_option,
     model_options,
-    program_for,
     progress_bar,
 )
+from ppuc.compiler.commands.program import program_for
 
 if TYPE_CHECKING:
     from rich.console import Console

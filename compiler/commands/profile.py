@@ -9,23 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
-    alias_option,
-    compile_options,
     complete_inputs,
     emit,
-    host_options,
     input_options,
     json_option,
     note,
-    obtain_program,
     progress_bar,
-    quantization,
-    quantization_options,
     read_inputs,
     simulation_bar,
-    tune_option,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
+from ppuc.compiler.commands.program import ProgramOptions, program_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,10 +33,7 @@ if TYPE_CHECKING:
     "  ppuc profile net.onnx --timing-only --json | jq .waterfall.parts",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
-@compile_options
-@quantization_options
-@alias_option
-@tune_option
+@program_options
 @input_options
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
@@ -73,20 +64,10 @@ if TYPE_CHECKING:
     help="Time the program again with each estimated number of the target changed, and print how far off the result "
     "may be. Default: when that takes seconds.",
 )
-@host_options
 @json_option
 def profile_command(
     model: Path,
-    target: str,
-    overrides: tuple[str, ...],
-    precision: str,
-    dims: tuple[str, ...],
-    calibrate: Path | None,
-    preprocess: Path | None,
-    method: str,
-    policy: Path | None,
-    alias: tuple[str, ...],
-    tune: int,
+    options: ProgramOptions,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -95,8 +76,6 @@ def profile_command(
     trace_limit: int,
     top: int,
     interval: bool | None,
-    host_ops: tuple[Path, ...],
-    no_host: bool,
     as_json: bool,
 ) -> int:
     """Simulate MODEL (.ppu, or .onnx, which is compiled first) and print where its time goes.
@@ -115,19 +94,7 @@ def profile_command(
 
     keep_input(model, trace)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(
-        model,
-        target,
-        overrides,
-        precision,
-        dims,
-        arrays,
-        lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
-        alias,
-        host_ops,
-        no_host,
-        tune,
-    )
+    program = options.program(model, arrays)
     feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
         if feeds is None:

@@ -9,21 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
-    alias_option,
-    compile_options,
     complete_inputs,
     emit,
-    host_options,
     input_options,
     json_option,
     note,
-    obtain_program,
-    quantization,
-    quantization_options,
     read_inputs,
     simulation_bar,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
+from ppuc.compiler.commands.program import ProgramOptions, program_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,30 +31,17 @@ if TYPE_CHECKING:
     "  ppuc run net.onnx --dim N=1 --input image=random",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
-@compile_options
-@quantization_options
-@alias_option
+@program_options
 @input_options
 @click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
-@host_options
 @json_option
 def run_command(
     model: Path,
-    target: str,
-    overrides: tuple[str, ...],
-    precision: str,
-    dims: tuple[str, ...],
-    calibrate: Path | None,
-    preprocess: Path | None,
-    method: str,
-    policy: Path | None,
-    alias: tuple[str, ...],
+    options: ProgramOptions,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
     output: Path | None,
-    host_ops: tuple[Path, ...],
-    no_host: bool,
     as_json: bool,
 ) -> int:
     """Run MODEL (.ppu, or .onnx, which is compiled first) and print its outputs and the simulated time.
@@ -70,18 +52,7 @@ def run_command(
 
     keep_input(model, output)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(
-        model,
-        target,
-        overrides,
-        precision,
-        dims,
-        arrays,
-        lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
-        alias,
-        host_ops,
-        no_host,
-    )
+    program = options.program(model, arrays)
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)

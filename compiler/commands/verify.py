@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import (
-    alias_option,
-    compile_options,
     complete_inputs,
     emit,
-    host_options,
     input_options,
     is_artifact,
     json_option,
-    obtain_program,
-    quantization,
-    quantization_options,
     read_inputs,
     simulation_bar,
 )
+from ppuc.compiler.commands.program import ProgramOptions, program_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,30 +29,17 @@ if TYPE_CHECKING:
     "  ppuc verify net.onnx --dim N=1 -p bf16 --layers",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@compile_options
-@quantization_options
-@alias_option
+@program_options
 @input_options
 @click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
-@host_options
 @json_option
 def verify_command(
     model: Path,
-    target: str,
-    overrides: tuple[str, ...],
-    precision: str,
-    dims: tuple[str, ...],
-    calibrate: Path | None,
-    preprocess: Path | None,
-    method: str,
-    policy: Path | None,
-    alias: tuple[str, ...],
+    options: ProgramOptions,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
     layers: bool,
-    host_ops: tuple[Path, ...],
-    no_host: bool,
     as_json: bool,
 ) -> int:
     """Compile MODEL.onnx, run it on the simulator, and compare its outputs with ONNX Runtime's.
@@ -71,25 +53,14 @@ def verify_command(
     if is_artifact(model):
         raise UsageError.of(str(model), "is a compiled program", expected="its .onnx model, for ONNX Runtime to run")
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = obtain_program(
-        model,
-        target,
-        overrides,
-        precision,
-        dims,
-        arrays,
-        lambda progress: quantization(precision, calibrate, preprocess, policy, method, progress),
-        alias,
-        host_ops,
-        no_host,
-    )
+    program = options.program(model, arrays)
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)
     record = {
         "model": str(model),
         "target": program.target.name,
-        "precision": precision,
+        "precision": options.precision,
         **verification.record(),
     }
     emit("verify", record, as_json, _show)
