@@ -66,6 +66,8 @@ def test_a_metric_sees_labels(folder: Path) -> None:
     given = ("--calibrate", folder / "labelled.npz")
     assert run(folder, *given, "--metric", folder / "m.py")["metric"] == {"fp32": 8.0, "quantized": 8.0}
     assert "no input is called 'mark'" in refusal(folder, *given)
+    np.savez(folder / "scaled.npz", x=x, scale=np.float32(2))
+    assert "no input is called 'scale'" in refusal(folder, "--calibrate", folder / "scaled.npz")
 
 
 def test_mixed_lifts_as_little_as_the_goal_allows(folder: Path) -> None:

@@ -156,7 +156,9 @@ def quantize_command(
     if len(given) < FEW:
         note(f"note: {len(given)} samples say little about ranges; f8 scales get fourfold room")
     room = headroom if headroom is not None else 4.0 if len(given) < FEW else 1.0
-    evaluation = list(Data(evaluate, how, labels=metric is not None).samples(prepared.specs)) if evaluate is not None else []
+    evaluation: list[Any] = []
+    if evaluate is not None:
+        evaluation = list(Data(evaluate, how, labels=metric is not None).samples(prepared.specs))
     request = Request(
         precision,
         goal,

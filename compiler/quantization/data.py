@@ -116,7 +116,11 @@ def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str
     shapes = {s.name: s.type.dims for s in specs}
     arrays = {n: np.asarray(a) for n, a in stack.items()}
     whole = {n for n, a in arrays.items() if a.shape == shapes.get(n)}
-    stacked = [n for n in arrays if n in shapes and n not in whole]
+    stacked = [n for n in arrays if shapes.get(n) and n not in whole]
+    if arrays.keys() != shapes.keys():
+        checked_inputs(
+            specs, {n: a[: shapes[n][0]] if n in stacked and a.ndim else a for n, a in arrays.items()}, where
+        )
     if not stacked:
         yield {**checked_inputs(specs, arrays, where), **labels}
         return
