@@ -37,9 +37,9 @@ from ppuc.targets.simulator.result import Profile
 if TYPE_CHECKING:
     import onnx
 
-    from ppuc.compiler.driver import PassRecord
     from ppuc.compiler.host.later import LaterRun
     from ppuc.compiler.host.transfer import Crossing
+    from ppuc.compiler.run import PassRecord
     from ppuc.targets.simulator.run import Progress, RawResult
 
 
