@@ -249,3 +249,13 @@ def test_commands_tell_what_is_compiled_later(tmp_path: Path) -> None:
     assert {"MatMul_5", "ReduceSum_0"} <= {n["node"] for n in ran["nodes"]}
     total = sum(p["cycles"] for p in ran["waterfall"]["parts"])
     assert total == pytest.approx(ran["waterfall"]["total_cycles"])
+
+
+def test_the_scan_of_opset_8_is_the_hosts() -> None:
+    text = """g (float[2, 4, 6] h, float[2, 7, 4, 6] x) => (float[2, 4, 6] y) {
+        y = Scan <num_scan_inputs = 1, body = l (float[4, 6] s, float[4, 6] e) => (t) {
+            u = MatMul(s, V) t = Add(u, e) }> (, h, x)
+    }"""
+    program, result = agrees(model_of(text, {"V": V}, opset=8), h=x(2, 4, 6), x=x(2, 7, 4, 6))
+    assert [type(s) for s in plan_of(program).steps] == [HostStep]
+    assert not result.later

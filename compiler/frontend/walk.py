@@ -24,7 +24,7 @@ from ppuc.compiler.frontend.functions import FunctionBody, has_schema_body, loca
 from ppuc.compiler.frontend.handover import Handover, RefusedError
 from ppuc.compiler.frontend.hosting import HostSide, HostTensor, may_be_dense
 from ppuc.compiler.frontend.order import ordered
-from ppuc.compiler.frontend.products import is_control
+from ppuc.compiler.frontend.products import CONTROL, is_control
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import foreign, packed_range, read_tensor
 from ppuc.ir.errors import Diagnostic, InternalError, ModelError
@@ -158,7 +158,7 @@ class Walk:
         reason = self.host.objection(mark, label)
         if reason and wrong == (len(self.errors), len(self.unsupported)):
             self.host.rewind(mark)
-            return self._hand_over(site, reason, later=is_control(node))
+            return self._hand_over(site, reason, later=is_control(node, site.scope.opsets))
         return results
 
     def _awaits_sizes(self, site: Site, hosted: Sequence[HostTensor]) -> bool:
@@ -167,7 +167,7 @@ class Walk:
         node, domain = site.node, normal_domain(site.node.domain)
         if self.host.chosen(node, site.label) or not all(may_be_dense(t.type) for t in hosted):
             return False
-        known = (domain, node.op_type) in IMPORTERS or is_control(node)
+        known = (domain, node.op_type) in IMPORTERS or is_control(node, site.scope.opsets)
         return known or has_schema_body(node, site.scope.opsets.get(domain, 1))
 
     def _count(self, inside: bool) -> None:
@@ -183,7 +183,7 @@ class Walk:
         node, domain = site.node, normal_domain(site.node.domain)
         if domain == "" and node.op_type == "If":
             return self._branch(site, operands)
-        if is_control(node):
+        if domain == "" and node.op_type in CONTROL:
             return self._unrolled(site, operands)
         importer = IMPORTERS.get((domain, node.op_type))
         opset = site.scope.opsets.get(domain, 1)
@@ -368,7 +368,8 @@ class Walk:
                 self._want(value)
             if self.host is not None and mark is not None:
                 self.host.rewind(mark)
-            return self._refuse(site, f"{node.op_type} ({error.reason})", later=True)
+            later = is_control(node, site.scope.opsets)
+            return self._refuse(site, f"{node.op_type} ({error.reason})", later=later)
         return self._with_missing(results, site)
 
     def _refuse(self, site: Site, op: str = "", later: bool = False) -> list[Tensor]:

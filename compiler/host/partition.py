@@ -181,7 +181,7 @@ def _ppu_part(
 def _runs(nodes: Sequence[HostNode]) -> Iterable[tuple[HostNode, ...]]:
     """Neighbours that one model can hold: of the same opsets, all or none for Python functions, or refused. What is
     repeated or chosen at run time is by itself."""
-    alone = {id(n): i for i, n in enumerate(nodes, 1) if n.later and is_control(n.proto)}
+    alone = {id(n): i for i, n in enumerate(nodes, 1) if n.later and is_control(n.proto, n.opsets)}
     for _, run in groupby(nodes, lambda n: (n.custom, bool(n.refused), alone.get(id(n)), sorted(n.opsets.items()))):
         yield tuple(run)
 
@@ -194,7 +194,9 @@ def _host_part(nodes: tuple[HostNode, ...], model: HostedModel, read: Mapping[st
     functions = model.functions if any(True for n in nodes for _ in subgraphs(n.proto)) else ()
     data = node_model(nodes, outputs, functions).SerializeToString(deterministic=True)
     if nodes[0].later:
-        return LaterPart(nodes, tuple(inputs.values()), tuple(outputs), data, is_control(nodes[0].proto))
+        return LaterPart(
+            nodes, tuple(inputs.values()), tuple(outputs), data, is_control(nodes[0].proto, nodes[0].opsets)
+        )
     return HostPart(nodes, tuple(inputs.values()), tuple(outputs), data)
 
 
