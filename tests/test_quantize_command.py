@@ -54,6 +54,22 @@ def test_the_report_is_what_the_policy_gives(folder: Path) -> None:
     assert reference.compare(ready.quantized(plan).graph).sqnr == pytest.approx(record["accuracy"]["sqnr_db"], abs=1e-3)
 
 
+def test_a_metric_sees_labels(folder: Path) -> None:
+    """Each sample's own rows of what has rows for them, all of what has not; without a metric a label is a mistake."""
+    x = np.load(folder / "data.npz")["x"]
+    np.savez(folder / "labelled.npz", x=x, mark=x[:, 0, 0, 0], names=np.array(["a", "b", "c"]))
+    (folder / "m.py").write_text(
+        "def metric(outputs, inputs):\n"
+        "    assert all(i['mark'][0] == i['x'][0, 0, 0, 0] and list(i['names']) == ['a', 'b', 'c'] for i in inputs)\n"
+        "    return float(len(inputs))\n"
+    )
+    given = ("--calibrate", folder / "labelled.npz")
+    assert run(folder, *given, "--metric", folder / "m.py")["metric"] == {"fp32": 8.0, "quantized": 8.0}
+    assert "no input is called 'mark'" in refusal(folder, *given)
+    np.savez(folder / "scaled.npz", x=x, scale=np.float32(2))
+    assert "no input is called 'scale'" in refusal(folder, "--calibrate", folder / "scaled.npz")
+
+
 def test_mixed_lifts_as_little_as_the_goal_allows(folder: Path) -> None:
     """The state holds the noise of every layer, so the second search measures none again and finds the same."""
     goal = ("-p", "mixed", "--min-sqnr", "52", "--state", folder / "s.json", "--evaluate", folder / "data.npz")

@@ -86,7 +86,8 @@ class Share(click.ParamType):  # type: ignore[type-arg]
     "--metric",
     type=click.Path(path_type=Path),
     metavar="FILE.py",
-    help="A file with metric(outputs, inputs) -> float; larger is better.",
+    help="A file with metric(outputs, inputs) -> float; larger is better. Lists of dicts, one a sample; arrays in the "
+    "data that are no inputs (labels) come with the inputs.",
 )
 @click.option(
     "--method",
@@ -152,7 +153,7 @@ def quantize_command(
     _check_goal(goal, precision, metric)
     keep_input(model, output)
     how = read_preprocessing(preprocess) if preprocess is not None else None
-    data = Data(calibrate, how)
+    data = Data(calibrate, how, labels=metric is not None)
     prepared = _prepared(model, data, precision, target, overrides, dims)
     prepared = prepared.with_attention() if attention else prepared
     given = list(data.samples(prepared.specs))[:samples]
@@ -160,7 +161,9 @@ def quantize_command(
     if len(given) < FEW:
         note(f"note: {len(given)} samples say little about ranges; f8 scales get fourfold room")
     room = headroom if headroom is not None else 4.0 if len(given) < FEW else 1.0
-    evaluation = list(Data(evaluate, how).samples(prepared.specs)) if evaluate is not None else []
+    evaluation: list[Any] = []
+    if evaluate is not None:
+        evaluation = list(Data(evaluate, how, labels=metric is not None).samples(prepared.specs))
     request = Request(
         precision,
         goal,

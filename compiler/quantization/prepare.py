@@ -47,9 +47,9 @@ class Prepared:
         return input_specs(self.module)
 
     def feeds(self, samples: Iterable[Mapping[str, np.ndarray]]) -> Iterable[dict[str, np.ndarray]]:
-        """Samples by ONNX name as feeds by the graph's names."""
+        """Samples by ONNX name as feeds by the graph's names; labels, which are no inputs, stay behind."""
         values = dict(self.module.inputs)
-        return ({values[name]: array for name, array in sample.items()} for sample in samples)
+        return ({values[name]: array for name, array in s.items() if name in values} for s in samples)
 
     def quantized(self, plan: Plan) -> Module:
         """The module with `plan` written into its graph."""
