@@ -24,7 +24,6 @@ if not __package__:  # run as a file rather than with -m
 import numpy as np
 
 from benchmarks import networks
-from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.quantization.calibrate import Calibration, plan_from
 from ppuc.compiler.quantization.measure import Accuracy, Reference
@@ -35,6 +34,7 @@ from ppuc.compiler.quantization.prepare import Prepared, prepare
 from ppuc.compiler.quantization.repair import repaired
 from ppuc.compiler.quantization.search import Goal, Search, isolated_noise, quantized_share
 from ppuc.compiler.quantization.timing import timed
+from ppuc.compiler.run import initial_module
 from ppuc.targets.description import load_target
 
 Sample = dict[str, np.ndarray]

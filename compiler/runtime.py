@@ -36,7 +36,7 @@ from ppuc.targets.simulator.result import Profile
 if TYPE_CHECKING:
     import onnx
 
-    from ppuc.compiler.driver import PassRecord
+    from ppuc.compiler.run import PassRecord
     from ppuc.targets.simulator.run import Progress, RawResult
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from ppuc.compiler.driver import initial_module, input_specs
 from ppuc.compiler.entry import compile as compile_program
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.inputs import input_specs
 from ppuc.compiler.quantization import repair
 from ppuc.compiler.quantization.apply import rounded
 from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
@@ -28,6 +28,7 @@ from ppuc.compiler.quantization.quantize import Quantization, chosen_plan
 from ppuc.compiler.quantization.reconstruct import _compensated, reconstructed
 from ppuc.compiler.quantization.repair import best_method, surely_better
 from ppuc.compiler.quantization.search import isolated_noise, quantized_share
+from ppuc.compiler.run import initial_module
 from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.types import DType

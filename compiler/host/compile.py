@@ -32,7 +32,7 @@ from ppuc.targets.artifact import Artifact, IOSpec
 from ppuc.targets.schema import Target
 
 if TYPE_CHECKING:
-    from ppuc.compiler.driver import CompiledModel
+    from ppuc.compiler.run import CompiledModel
 
 T = TypeVar("T")
 
