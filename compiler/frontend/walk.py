@@ -34,6 +34,7 @@ NAMES_SHOWN = 8
 SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function with --host-ops FILE.py"
 
 
+TRANSFORMS = ("DFT", "STFT")
 MOST_EXPANDED = 50_000
 """Nodes that calls of functions and unrolled loops of a model may become."""
 
@@ -84,7 +85,7 @@ class Site:
 
 class Walk:
     """Imports into `builder`. Errors are collected; `finish` raises them. `wanted` are the model's inputs whose values
-    importers asked for in vain."""
+    importers asked for in vain, `transforms` the nodes that are discrete Fourier transforms."""
 
     def __init__(self, source: Source, builder: FoldingBuilder, host: HostSide | None = None) -> None:
         self.source = source
@@ -93,6 +94,7 @@ class Walk:
         self.unsupported: dict[str, list[str]] = {}
         self.errors: list[ModelError] = []
         self.wanted: set[str] = set()
+        self.transforms: set[str] = set()
         self.expanded = 0
         self.host = Handover(host, source, builder, tuple(source.model.functions)) if host is not None else None
 
@@ -134,6 +136,8 @@ class Walk:
     def _node(self, node: onnx.NodeProto, scope: Scope, label: str, depth: int) -> list[Tensor]:
         """The values of the node's outputs, `Unknown` where there was an error."""
         self.builder.loc = (label,)
+        if node.op_type in TRANSFORMS:
+            self.transforms.add(label)
         site = Site(node, scope, label, depth)
         self._count(depth > 0)
         operands = [self._read(scope, name) if name else None for name in node.input]
