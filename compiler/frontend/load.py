@@ -90,7 +90,7 @@ class ValuesNeededError(ModelError):
         self.inputs = tuple(inputs)
 
 
-LARGEST_FIXED = 4096
+LARGEST_FIXED, LARGEST_FIXED_FLOATS = 4096, 16
 """Elements of an input whose value is worth a program of its own."""
 
 
@@ -125,12 +125,15 @@ def fixable(
 def fixing_values(
     wanted: Sequence[str], values: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The values of `wanted` inputs that are not fixed yet and small enough to be: sizes and axes, not data."""
-    return {
-        n: values[n]
-        for n in wanted
-        if n not in fixed and isinstance(values.get(n), np.ndarray) and values[n].size <= LARGEST_FIXED
-    }
+    """The values of `wanted` inputs that are not fixed yet and may be: sizes, axes, flags and factors, not data."""
+    return {n: values[n] for n in wanted if n not in fixed and _parameter(values.get(n))}
+
+
+def _parameter(value: object) -> bool:
+    """Whether a value looks like what steers a computation, rather than like what it is about."""
+    if not isinstance(value, np.ndarray):
+        return False
+    return value.size <= (LARGEST_FIXED if value.dtype.kind in "iub" else LARGEST_FIXED_FLOATS)
 
 
 def _load(
