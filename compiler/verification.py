@@ -81,7 +81,7 @@ def verify_program(
         if layers:
             raise UsageError.of(program.name, "cannot be compared layer by layer: a part of it runs on the host")
         result = program.run(arrays, progress=progress)
-        compared = verify_hosted(program, program.plan, arrays, result.outputs)
+        compared = verify_hosted(program, program.plan, arrays, result)
         return Verification(compared, (), tuple(map(str, result.profile.hazards)), result.profile)
     shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
     imported = load_model(program.source, shapes=shapes, values=fixed)
