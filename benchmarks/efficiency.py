@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import networks
-from ppuc.compiler.driver import Run, resolve_target
+from ppuc.compiler.driver import resolve_target
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline import PIPELINE
 from ppuc.compiler.report.profile import profile_record
 from ppuc.compiler.report.waterfall import compulsory_bytes
+from ppuc.compiler.run import Run
 from ppuc.ir.errors import InternalError, PpucError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module

@@ -213,7 +213,7 @@ def test_check_names_dimensions_and_unsupported_nodes(model: Path, tmp_path: Pat
     result = ppuc("check", path)
     assert result.exit_code == 1
     assert "neither the PPU nor the host knows it: bias" in result.stdout
-    assert "supply it as a Python function with --host-ops FILE.py" in result.stdout
+    assert "supply it with --host-ops FILE.py: a Python function marked @ppuc.host_op('::Swirl')" in result.stdout
     assert "1 nodes cannot be compiled" in result.stdout
     assert [n["node"] for n in json_of("check", path)["nodes"] if n["where"] != "ppu"] == ["bias"]
 
@@ -481,7 +481,7 @@ def test_inspect_a_program(program: Path) -> None:
 
 
 def test_a_program_runs_without_the_compiler(program: Path) -> None:
-    heavy = "[m for m in ('onnx', 'onnxruntime', 'ppuc.compiler.driver') if m in sys.modules]"
+    heavy = "[m for m in ('onnx', 'onnxruntime', 'ppuc.compiler.run') if m in sys.modules]"
     code = f"import sys, ppuc; ppuc.load({str(program)!r}).time(); print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

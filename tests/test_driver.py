@@ -11,10 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from ppuc.compiler.driver import Run, check_target, input_specs, op_counts, read_module
 from ppuc.compiler.dump import DumpFolder, write_ppir
 from ppuc.compiler.execute import run_module
-from ppuc.compiler.inputs import generate_all
+from ppuc.compiler.inputs import generate_all, input_specs
 from ppuc.compiler.layers import KeepLayers, kept_layers
 from ppuc.compiler.passes.canonicalise import Canonicalise
 from ppuc.compiler.passes.decompose import Decompose
@@ -22,6 +21,8 @@ from ppuc.compiler.passes.fold import Fold
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.legalise import Legalise
 from ppuc.compiler.recheck import DivergenceError, Recheck
+from ppuc.compiler.resume import check_target, read_module
+from ppuc.compiler.run import Run, op_counts
 from ppuc.ir.errors import TextError, UsageError
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module

@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ppuc.compiler.driver import Run
 from ppuc.compiler.lowering.kinds import lower_group
 from ppuc.compiler.lowering.memory import Range, assign, live_ranges, storage_roots, updated_operand
 from ppuc.compiler.passes.allocate import Allocate
@@ -24,6 +23,7 @@ from ppuc.compiler.passes.precision import Precision
 from ppuc.compiler.passes.prepare import MOST_JOINED, Prepare
 from ppuc.compiler.passes.tile import Tile
 from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.run import Run
 from ppuc.ir.errors import CapacityError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Kernel, Load

@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from ppuc.compiler.cli import cli
-from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import prepare
+from ppuc.compiler.run import initial_module
 from ppuc.targets.description import load_target
 from tests.test_quantization import convnet
 
@@ -52,6 +52,22 @@ def test_the_report_is_what_the_policy_gives(folder: Path) -> None:
     reference = Reference(ready.module.graph, ready.feeds({"x": row[None]} for row in data))
     plan = read_policy(folder / "p.toml", ready.layers)
     assert reference.compare(ready.quantized(plan).graph).sqnr == pytest.approx(record["accuracy"]["sqnr_db"], abs=1e-3)
+
+
+def test_a_metric_sees_labels(folder: Path) -> None:
+    """Each sample's own rows of what has rows for them, all of what has not; without a metric a label is a mistake."""
+    x = np.load(folder / "data.npz")["x"]
+    np.savez(folder / "labelled.npz", x=x, mark=x[:, 0, 0, 0], names=np.array(["a", "b", "c"]))
+    (folder / "m.py").write_text(
+        "def metric(outputs, inputs):\n"
+        "    assert all(i['mark'][0] == i['x'][0, 0, 0, 0] and list(i['names']) == ['a', 'b', 'c'] for i in inputs)\n"
+        "    return float(len(inputs))\n"
+    )
+    given = ("--calibrate", folder / "labelled.npz")
+    assert run(folder, *given, "--metric", folder / "m.py")["metric"] == {"fp32": 8.0, "quantized": 8.0}
+    assert "no input is called 'mark'" in refusal(folder, *given)
+    np.savez(folder / "scaled.npz", x=x, scale=np.float32(2))
+    assert "no input is called 'scale'" in refusal(folder, "--calibrate", folder / "scaled.npz")
 
 
 def test_mixed_lifts_as_little_as_the_goal_allows(folder: Path) -> None:

@@ -13,7 +13,7 @@ from ppuc.compiler.commands.outputs import OutputFile
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ppuc.compiler.driver import Run
+    from ppuc.compiler.run import Run
     from ppuc.ir.module import Module
     from ppuc.targets.description import Target
 
@@ -50,7 +50,8 @@ def opt_command(
     Going on from any dump with --to-end gives the same bytes as the compilation that was dumped. Without -p and
     --to-end the file is parsed, verified and printed again.
     """
-    from ppuc.compiler.driver import Run, check_target, named_passes, read_module, remaining_passes
+    from ppuc.compiler.resume import check_target, named_passes, read_module, remaining_passes
+    from ppuc.compiler.run import Run
     from ppuc.ir.errors import TextError, UsageError
     from ppuc.ir.verify import VerificationError
 

@@ -86,7 +86,8 @@ class Share(click.ParamType):  # type: ignore[type-arg]
     "--metric",
     type=click.Path(path_type=Path),
     metavar="FILE.py",
-    help="A file with metric(outputs, inputs) -> float; larger is better.",
+    help="A file with metric(outputs, inputs) -> float; larger is better. Lists of dicts, one a sample; arrays in the "
+    "data that are no inputs (labels) come with the inputs.",
 )
 @click.option(
     "--method",
@@ -97,6 +98,9 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--headroom", type=click.FloatRange(1.0, 64.0), help="Room of f8 scales above the largest number seen.")
 @click.option("--power-of-two", is_flag=True, help="Scales are powers of two.")
+@click.option(
+    "--attention", is_flag=True, help="Recognised attention in f8 too: pays where sequences are long and heads wide."
+)
 @click.option("--no-repair", is_flag=True, help="Weights are rounded to the nearest, and nothing is fitted.")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use the first N samples only.")
 @click.option("--state", type=OutputFile(), metavar="FILE", help="Keep what is measured, to resume after interruption.")
@@ -120,6 +124,7 @@ def quantize_command(
     method: str,
     headroom: float | None,
     power_of_two: bool,
+    attention: bool,
     no_repair: bool,
     samples: int | None,
     state: Path | None,
@@ -148,14 +153,17 @@ def quantize_command(
     _check_goal(goal, precision, metric)
     keep_input(model, output)
     how = read_preprocessing(preprocess) if preprocess is not None else None
-    data = Data(calibrate, how)
+    data = Data(calibrate, how, labels=metric is not None)
     prepared = _prepared(model, data, precision, target, overrides, dims)
+    prepared = prepared.with_attention() if attention else prepared
     given = list(data.samples(prepared.specs))[:samples]
     _check_samples(given, data.where)
     if len(given) < FEW:
         note(f"note: {len(given)} samples say little about ranges; f8 scales get fourfold room")
     room = headroom if headroom is not None else 4.0 if len(given) < FEW else 1.0
-    evaluation = list(Data(evaluate, how).samples(prepared.specs)) if evaluate is not None else []
+    evaluation: list[Any] = []
+    if evaluate is not None:
+        evaluation = list(Data(evaluate, how, labels=metric is not None).samples(prepared.specs))
     request = Request(
         precision,
         goal,
@@ -212,10 +220,10 @@ def _check_samples(samples: Any, where: str) -> None:
 def _prepared(
     model: Path, data: Data, precision: str, target: str, overrides: tuple[str, ...], dims: tuple[str, ...]
 ) -> Prepared:
-    from ppuc.compiler.driver import initial_module
     from ppuc.compiler.frontend.load import load_model
     from ppuc.compiler.quantization.prepare import prepare
     from ppuc.compiler.quantization.quantize import Quantization
+    from ppuc.compiler.run import initial_module
 
     machine, sizes = chosen_target(target, overrides), dim_sizes(dims)
     shapes = Quantization(data).shapes(model, sizes)

@@ -3,8 +3,11 @@
 A source is an .npz (arrays by input name, samples stacked along the first axis), a folder of .npz files, a folder of
 .npy files or of images (one sample each, for a model of one input), or any Python iterable of dicts of arrays.
 
-Invariant: what `samples` yields has exactly the names, types and shapes that the program declares, and no NaN or
-infinity; anything else is an InputError that says which sample of which input is wrong.
+A task metric may need more than the inputs: with `labels`, arrays of other names come along.
+
+Invariant: what `samples` yields has exactly the names, types and shapes that the program declares (and the labels, if
+they are asked for), and no NaN or infinity; anything else is an InputError that says which sample of which input is
+wrong.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ FEW = 8
 
 
 class Data:
-    """A source of samples; `preprocessing` is for folders of images. Iterating yields stacks as the source holds
-    them. Iterables are read once and kept; files are read at every pass."""
+    """A source of samples; `preprocessing` is for folders of images, `labels` says that arrays which are no inputs
+    belong to the samples too. Iterating yields stacks as the source holds them. Iterables are read once and kept; files
+    are read at every pass."""
 
-    def __init__(self, source: Source, preprocessing: Preprocessing | None = None) -> None:
+    def __init__(self, source: Source, preprocessing: Preprocessing | None = None, *, labels: bool = False) -> None:
         self.where = str(source) if isinstance(source, str | Path) else "calibration data"
-        self._preprocessing = preprocessing
+        self._preprocessing, self._labels = preprocessing, labels
         self._path = Path(source) if isinstance(source, str | Path) else None
         self._stacks: list[Stack] = []
         if self._path is None:
@@ -93,21 +97,32 @@ class Data:
         """Feeds by ONNX name, each one batch. The last batch is filled up with the first samples of its stack."""
         count = 0
         for stack in self.stacks([s.name for s in specs]):
-            for sample in _batches(stack, specs, self.where):
-                _check_numbers(sample, f"{self.where}: sample {count}")
+            for sample in _batches(*self._parted(stack, specs), specs, self.where):
+                _check_numbers({s.name: sample[s.name] for s in specs}, f"{self.where}: sample {count}")
                 yield sample
                 count += 1
         if not count:
             raise InputError.of(self.where, "holds no samples")
 
+    def _parted(self, stack: Stack, specs: Sequence[InputSpec]) -> tuple[Stack, Stack]:
+        """A stack's inputs and its labels; what is not asked for stays an input, and is refused as one."""
+        names = {s.name for s in specs} if self._labels else set(stack)
+        return {n: a for n, a in stack.items() if n in names}, {n: a for n, a in stack.items() if n not in names}
 
-def _batches(stack: Stack, specs: Sequence[InputSpec], where: str) -> Iterator[dict[str, np.ndarray]]:
+
+def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str) -> Iterator[dict[str, np.ndarray]]:
+    """Samples with their labels: of those that have as many rows as there are samples, the rows of the sample, and all
+    of those that have not (an alphabet, names of classes)."""
     shapes = {s.name: s.type.dims for s in specs}
     arrays = {n: np.asarray(a) for n, a in stack.items()}
     whole = {n for n, a in arrays.items() if a.shape == shapes.get(n)}
-    stacked = [n for n in arrays if n in shapes and n not in whole]
+    stacked = [n for n in arrays if shapes.get(n) and n not in whole]
+    if arrays.keys() != shapes.keys():
+        checked_inputs(
+            specs, {n: a[: shapes[n][0]] if n in stacked and a.ndim else a for n, a in arrays.items()}, where
+        )
     if not stacked:
-        yield checked_inputs(specs, arrays, where)
+        yield {**checked_inputs(specs, arrays, where), **labels}
         return
     counts = {n: len(arrays[n]) if arrays[n].ndim else 0 for n in stacked}
     if len(set(counts.values())) > 1:
@@ -119,7 +134,8 @@ def _batches(stack: Stack, specs: Sequence[InputSpec], where: str) -> Iterator[d
         raise InputError.of(where, "holds no samples")
     for start in range(0, total, batch):
         rows = np.arange(start, start + batch) % total
-        yield checked_inputs(specs, {n: a if n in whole else a[rows] for n, a in arrays.items()}, where)
+        sample = checked_inputs(specs, {n: a if n in whole else a[rows] for n, a in arrays.items()}, where)
+        yield {**sample, **{n: a[rows] if a.shape[:1] == (total,) else a for n, a in labels.items()}}
 
 
 def _check_numbers(sample: Mapping[str, np.ndarray], where: str) -> None:

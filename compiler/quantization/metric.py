@@ -1,6 +1,8 @@
 """A task metric in a Python file of the user's: `metric(outputs, inputs) -> float`, larger is better.
 
-`outputs` and `inputs` are lists of dicts of arrays by ONNX name, one a sample, in the order of the data.
+`outputs` and `inputs` are lists of dicts of arrays by ONNX name, one a sample, in the order of the data. Arrays of the
+data that are no inputs are labels, and among the inputs: the rows of the sample, or all of an array that has not a row
+to each sample.
 
 Invariant: the metric sees what the emulation computes, and nothing of the quantization.
 """

@@ -15,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.driver import Run
 from ppuc.compiler.passes.cascade import Decision
 from ppuc.compiler.passes.fuse import Fuse, Grouping
 from ppuc.compiler.passes.fuse_graph import is_view
 from ppuc.compiler.pipeline import PIPELINE
 from ppuc.compiler.report.regrouping import regrouped
+from ppuc.compiler.run import Run
 from ppuc.ir.graph import Op, Value
 from ppuc.targets.description import Target
 

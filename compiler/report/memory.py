@@ -12,7 +12,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.driver import Run, read_module
 from ppuc.compiler.lowering.capacity import holdings
 from ppuc.compiler.lowering.l2_plan import overwritten
 from ppuc.compiler.lowering.memory import Range
@@ -20,6 +19,8 @@ from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.passes.allocate import Allocate
 from ppuc.compiler.passes.place import Place
 from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.resume import read_module
+from ppuc.compiler.run import Run
 from ppuc.ir.errors import UsageError
 from ppuc.ir.module import Module
 from ppuc.ir.program import Program
