@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ppuc.compiler.run import CompiledModel
 
 T = TypeVar("T")
+Change = Callable[[HostedModel, Sequence[Part], Sequence[Module]], list[Module]]
+"""Makes other modules of those of a model's PPU parts, all at once."""
 
 
 def compile_hosted(
@@ -42,10 +44,11 @@ def compile_hosted(
     error: ModelError,
     worker: HostWorker,
     compile_part: Callable[[Module, int], CompiledModel],
+    change: Change | None = None,
 ) -> tuple[Artifact, tuple[CompiledModel, ...]]:
     """The artifact and what was compiled for each segment; `error` is why the PPU alone cannot do it. Raises ModelError
     for what neither side can do (`error` when the host changes nothing), CapacityError when the parts do not fit."""
-    hosted, parts, made = divided(request, error, worker, compile_part)
+    hosted, parts, made = divided(request, error, worker, compile_part, change)
     return _artifact(hosted, parts, made, request), tuple(made)
 
 
@@ -54,10 +57,12 @@ def divided(
     error: ModelError,
     worker: HostWorker,
     each_part: Callable[[Module, int], T],
+    change: Change | None = None,
     examining: bool = False,
 ) -> tuple[HostedModel, tuple[Part, ...], list[T]]:
-    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment.
-    When `examining`, nodes that nobody can run are among the parts, marked as refused."""
+    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment
+    and after `change` has had them all. When `examining`, nodes that nobody can run are among the parts, marked as
+    refused."""
     if worker.files:
         worker.start()
     forced: dict[str, str] = {}
@@ -68,15 +73,16 @@ def divided(
             parts = _with_unknown_marked(hosted, parts, worker)
         else:
             _check_host_parts(hosted, parts, worker)
-        made: list[T] = []
-        for number, graph in enumerate(p.graph for p in parts if isinstance(p, PpuPart)):
-            try:
-                made.append(each_part(part_module(graph, hosted, request.target, request.precision), number))
-            except ModelError as refused:
-                forced |= _blamed(refused, graph, forced)
-                break
-        else:
-            return hosted, parts, made
+        graphs = [p.graph for p in parts if isinstance(p, PpuPart)]
+        modules = [part_module(g, hosted, request.target, request.precision) for g in graphs]
+        try:
+            if change is not None:
+                modules = change(hosted, parts, modules)
+            return hosted, parts, [each_part(module, number) for number, module in enumerate(modules)]
+        except HostError:
+            raise
+        except ModelError as refused:
+            forced |= _blamed(refused, graphs, forced)
 
 
 def _imported(
@@ -105,12 +111,12 @@ def part_module(graph: Graph, hosted: HostedModel, target: Target, precision: st
     )
 
 
-def _blamed(error: ModelError, graph: Graph, forced: Mapping[str, str]) -> dict[str, str]:
-    """The nodes of `graph` that an error of the pipeline names, with its reason. Raises the error when it names none
+def _blamed(error: ModelError, graphs: Sequence[Graph], forced: Mapping[str, str]) -> dict[str, str]:
+    """The nodes of `graphs` that an error of the pipeline names, with its reason. Raises the error when it names none
     that is still on the PPU."""
     text = " ".join(f"{d.where} {d.got or ''}" for d in error.diagnostics)
     words = set(re.split(r"[,\s]+", text))
-    labels = {name for op in graph.ops if op.name != "const" for name in op.loc}
+    labels = {name for graph in graphs for op in graph.ops if op.name != "const" for name in op.loc}
     named = {name for name in labels if name in words} or {name for name in labels if f"{name} " in f"{text} "}
     reason = error.diagnostics[0].what
     found = dict.fromkeys(sorted(named - forced.keys()), reason)

@@ -71,7 +71,8 @@ class LaterSteps:
     are how often each step told the host its condition."""
 
     def __init__(self, artifact: Artifact, target: Target, worker: HostWorker, precision: str) -> None:
-        self.artifact, self.target, self.worker, self.precision = artifact, target, worker, precision
+        self.artifact, self.target, self.worker = artifact, target, worker
+        self.precision = "model" if precision == "mixed" else precision  # a policy cannot know these layers
         self.runs: dict[str, LaterRun] = {}
         self.asked: dict[int, int] = {}
         self._taken = device_bytes(artifact.program)
