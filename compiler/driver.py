@@ -90,11 +90,11 @@ def compile_model(
         module = run.imported(source, precision, dims, shapes, values, aliases)
         return _compiled(run, module, precision, check_passes, inputs)
     except ModelError as error:
-        if not host or keep_layers or aliases or isinstance(error, ExpansionError):
+        if not host or keep_layers or isinstance(error, ExpansionError):
             raise
         if quantization is not None:
             shapes = {**quantization.shapes(source, dims or {}), **(shapes or {})}
-        request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
+        request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {}, aliases or {})
         return _hosted(request, error, passes, host_ops, dump, progress, check_passes, quantization)
 
 

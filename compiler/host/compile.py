@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from ppuc.compiler.alias import DECLARED, OPTION, aliased, check_names
 from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.walk import UnknownOpsError
@@ -25,7 +26,7 @@ from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
 from ppuc.compiler.link import NODES
 from ppuc.compiler.version import VERSION
-from ppuc.ir.errors import Diagnostic, ModelError
+from ppuc.ir.errors import Diagnostic, ModelError, UsageError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
 from ppuc.targets.artifact import Artifact, IOSpec
@@ -78,6 +79,7 @@ def divided(
         try:
             if change is not None:
                 modules = change(hosted, parts, modules)
+            modules = _aliased(hosted, modules, request.aliases)
             return hosted, parts, [each_part(module, number) for number, module in enumerate(modules)]
         except HostError:
             raise
@@ -109,6 +111,22 @@ def part_module(graph: Graph, hosted: HostedModel, target: Target, precision: st
         outputs=tuple((r.name, r.name) for r in graph.results),
         graph=graph,
     )
+
+
+def _aliased(hosted: HostedModel, modules: list[Module], aliases: Mapping[str, str]) -> list[Module]:
+    """The modules with outputs in the memory of inputs. Raises UsageError, also for two that are in no module
+    together."""
+    if not aliases:
+        return modules
+    inputs, outputs = ({name: o.name for name, o in pairs} for pairs in (hosted.inputs, hosted.outputs))
+    check_names(aliases, inputs, outputs)
+    pairs = {inputs[past]: outputs[present] for past, present in aliases.items()}
+    homes = [{i: o for i, o in pairs.items() if i in dict(m.inputs) and o in dict(m.outputs)} for m in modules]
+    for past, present in aliases.items():
+        if not any(inputs[past] in home for home in homes):
+            what = f"'{past}={present}' joins tensors that no part of the model on the PPU has together"
+            raise UsageError.of("--alias", what, hint="`ppuc check` says what lies between them on the host")
+    return [aliased(module, home) for module, home in zip(modules, homes, strict=True)]
 
 
 def _blamed(error: ModelError, graphs: Sequence[Graph], forced: Mapping[str, str]) -> dict[str, str]:
@@ -210,6 +228,8 @@ def _artifact(
         booked.update({names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()})
     about = {"model": hosted.name, "model_sha256": hosted.digest, "precision": request.precision}
     meta = dict(artifacts[0].meta) if artifacts else about
+    meta = {k: v for k, v in meta.items() if not k.startswith((OPTION, DECLARED))}
+    meta |= {OPTION + past: present for past, present in request.aliases.items()}
     meta |= {"compiler": VERSION, NODES: json.dumps(booked, sort_keys=True), PLAN: plan.to_json()}
     ranges = input_ranges(hosted.graph)
     meta |= {RANGE_OPTION + n: str(ranges[v.name]) for n, v in hosted.inputs if v.name in ranges}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ class HostedRequest:
     dims: Mapping[str, int]
     shapes: Mapping[str, Sequence[int]]
     values: Mapping[str, np.ndarray]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def imports(
