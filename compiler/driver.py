@@ -90,11 +90,13 @@ def compile_model(
         module = run.imported(source, precision, dims, shapes, values, aliases)
         return _compiled(run, module, precision, check_passes, inputs)
     except ModelError as error:
-        if not host or keep_layers or isinstance(error, ExpansionError):
+        if not host or isinstance(error, ExpansionError):
             raise
         if quantization is not None:
             shapes = {**quantization.shapes(source, dims or {}), **(shapes or {})}
-        request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {}, aliases or {})
+        request = HostedRequest(
+            source, machine, precision, dims or {}, shapes or {}, values or {}, aliases or {}, keep_layers
+        )
         return _hosted(request, error, passes, host_ops, dump, progress, check_passes, quantization)
 
 
@@ -132,7 +134,8 @@ def _hosted(
     records = tuple(
         replace(p, name=f"segment {n}: {p.name}" if n else p.name) for n, m in enumerate(made) for p in m.passes
     )
-    return CompiledModel(made[0].module if made else None, artifact, request.target, records)
+    modules = tuple(m.module for m in made if m.module is not None)
+    return CompiledModel(modules[0] if modules else None, artifact, request.target, records, modules)
 
 
 def _quantizer(request: HostedRequest, how: Quantization | None, hosts: HostWorker) -> PartsQuantizer | None:

@@ -24,6 +24,8 @@ from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, par
 from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, LaterStep, Plan, PpuStep, Step
 from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
+from ppuc.compiler.layers import PREFIX as LAYER
+from ppuc.compiler.layers import kept_name
 from ppuc.compiler.link import NODES
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import Diagnostic, ModelError, UsageError
@@ -198,6 +200,8 @@ def _artifact(
     artifacts = [m.artifact for m in made]
     joined = join(hosted.graph.name, artifacts, request.target)
     steps: list[Step] = []
+    layers: list[tuple[str, str]] = []
+    types = _types(hosted, parts)
     host: dict[str, bytes] = {}
     for part in parts:
         if isinstance(part, HostPart):
@@ -213,14 +217,18 @@ def _artifact(
             number = sum(isinstance(s, PpuStep) for s in steps)
             own, place = artifacts[number], joined.tensors[number]
             inputs = tuple((i.name, place[i.tensor]) for i in own.inputs)
-            steps.append(PpuStep(number, inputs, tuple((o.name, place[o.tensor]) for o in own.outputs)))
+            kept = {o.name: kept_name(number, o.name.removeprefix(LAYER)) for o in own.outputs}
+            names = {n: k if n.startswith(LAYER) else n for n, k in kept.items()}
+            steps.append(PpuStep(number, inputs, tuple((names[o.name], place[o.tensor]) for o in own.outputs)))
+            types |= {names[o.name]: str(o.type) for o in own.outputs if o.name.startswith(LAYER)}
+            layers += [(k, names[n]) for n, k in kept.items()] if request.keep_layers else []
     plan = Plan(
         steps=tuple(steps),
         inputs=tuple((name, operand.name) for name, operand in hosted.inputs),
-        outputs=tuple((name, operand.name) for name, operand in hosted.outputs),
+        outputs=(*((name, operand.name) for name, operand in hosted.outputs), *layers),
         host_inputs=_foreign(hosted.inputs),
         host_outputs=_foreign(hosted.outputs),
-        types=tuple(sorted(_types(hosted, parts).items())),
+        types=tuple(sorted(types.items())),
     )
     booked: dict[str, str] = {}
     for number, artifact in enumerate(artifacts):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HostedRequest:
-    """What is to be compiled, and for whom."""
+    """What is to be compiled, and for whom. `keep_layers`: everything that the PPU's parts give is an output too."""
 
     source: str | Path | onnx.ModelProto
     target: Target
@@ -26,6 +26,7 @@ class HostedRequest:
     shapes: Mapping[str, Sequence[int]]
     values: Mapping[str, np.ndarray]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    keep_layers: bool = False
 
     @property
     def imports(
