@@ -134,10 +134,11 @@ COLUMNS = ("model", "plain E4M3", "all FP8, repaired", "mixed", "MACs in 8 bits"
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
-def speed(path: Path, target: str, *, weights_only: bool = False) -> float:
-    """Simulated time in bf16 over that with 8-bit products, or weights stored in 8 bits."""
+def speed(path: Path, target: str, *, weights_only: bool = False, attention: bool = False) -> float:
+    """Simulated time in bf16 over that with 8-bit products (of attention too), or weights stored in 8 bits."""
     machine = load_target(target)
     ready = prepare(initial_module(load_model(path), machine, "fp8"), machine)
+    ready = ready.with_attention() if attention else ready
 
     def narrow(ready: Prepared) -> Plan:
         chosen = [layer for layer in ready.layers if layer.weights is not None or not weights_only]
@@ -152,15 +153,23 @@ def speeds() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         decoder = networks.decoder(folder, 1, 512, layers=2)
-        rows = (
-            ("GEMM 4096^3", networks.gemm(folder), "zhenwu-m890", False),
-            ("ViT-B, batch 8", networks.vit_b(folder, 8), "zhenwu-m890", False),
-            ("decoder, 4096 wide, 512 tokens past", decoder, "zhenwu-m890", False),
-            ("the same, weights stored in f8", decoder, "zhenwu-810e", True),
+        encoder, bert = networks.vit_b(folder, 8), networks.bert_base(folder, 8, 128)
+        prefill = networks.decoder(folder, 2048, 0, layers=1)
+        stored, attention = {"weights_only": True}, {"attention": True}
+        rows: tuple[tuple[str, Path, str, dict[str, bool]], ...] = (
+            ("GEMM 4096^3", networks.gemm(folder), "zhenwu-m890", {}),
+            ("ViT-B, batch 8", encoder, "zhenwu-m890", {}),
+            ("ViT-B, batch 8, attention in f8 too", encoder, "zhenwu-m890", attention),
+            ("BERT-base, 8 x 128", bert, "zhenwu-m890", {}),
+            ("BERT-base, 8 x 128, attention in f8 too", bert, "zhenwu-m890", attention),
+            ("decoder, 4096 wide, prefill of 2048 tokens", prefill, "zhenwu-m890", {}),
+            ("the same, attention in f8 too", prefill, "zhenwu-m890", attention),
+            ("decoder, 4096 wide, 512 tokens past", decoder, "zhenwu-m890", {}),
+            ("the same, weights stored in f8", decoder, "zhenwu-810e", stored),
         )
         print("| network | target | speed-up over bf16 |\n|---|---|---|")
-        for label, path, target, stored in rows:
-            print(f"| {label} | {target} | {speed(path, target, weights_only=stored):.2f} |", flush=True)
+        for label, path, target, how in rows:
+            print(f"| {label} | {target} | {speed(path, target, **how):.2f} |", flush=True)
 
 
 def main() -> None:

@@ -84,7 +84,8 @@ def verify_program(
     shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
     imported = load_model(program.source, shapes=shapes, values=fixed)
     precision = program.artifact.meta.get("precision", "model")
-    judge = Judge(imported.graph, precision, {value.name: arrays[name] for name, value in imported.inputs})
+    feeds = {value.name: arrays[name] for name, value in imported.inputs}
+    judge = Judge(imported.graph, precision, feeds, imported.transforms)
     result = program.run(arrays, progress=progress)
     want = Oracle(program.source).run(arrays)
     outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n]) for n, v in imported.outputs)

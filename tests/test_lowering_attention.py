@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
 
 TARGETS = ("ppu-tiny", "zhenwu-m890")
-UNIT = {DType.F32: 2.0**-24, DType.BF16: 2.0**-8, DType.F16: 2.0**-11}
+UNIT = {DType.F32: 2.0**-24, DType.BF16: 2.0**-8, DType.F16: 2.0**-11, DType.F8E4M3: 2.0**-4, DType.F8E5M2: 2.0**-3}
 
 
 @functools.cache
@@ -51,6 +51,7 @@ class Case:
     dtype: DType = DType.F32
     memory: str = "heads"
     merged: bool = False
+    out: DType | None = None
 
 
 def body_of(case: Case) -> Graph:
@@ -71,7 +72,7 @@ def body_of(case: Case) -> Graph:
     if case.mask is not None:
         params.append(Value("mask", TensorType(DType.F32, case.mask)))
         operands.append(params[-1])
-    y = b("attention", *operands, attrs=AttentionAttrs(case.d**-0.5, case.causal))
+    y = b("attention", *operands, attrs=AttentionAttrs(case.d**-0.5, case.causal, case.out))
     if case.merged:
         rows = b("transpose", y, attrs=TransposeAttrs((0, 2, 1, 3)))
         flat = b("reshape", rows, attrs=ReshapeAttrs((case.batch, case.m, case.heads * case.e)))
@@ -138,6 +139,18 @@ def check(case: Case, target: str, hidden: float | None = None, shape: Shape | N
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention(target: str, dtype: DType, causal: bool) -> None:
     check(Case(batch=2, heads=3, groups=3, m=37, s=70, d=16, e=24, dtype=dtype, causal=causal), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [DType.F8E4M3, DType.F8E5M2], ids=str)
+@pytest.mark.parametrize("keys", [16, 70])
+def test_attention_on_8_bit_floats(target: str, dtype: DType, keys: int) -> None:
+    """Sums in f32 of weights that are rounded in the middle of the format's range, in one tile of keys and in several:
+    the smallest weights, 2^-9 of the largest, are not lost. Both round weights once, at different multiples."""
+    case = Case(batch=2, heads=3, groups=3, m=37, s=70, d=16, e=24, dtype=dtype, out=DType.F32)
+    check(case, target, shape=Shape(1, 8, 1, keys, 16, 24, 2, 1))
+    check(Case(heads=6, groups=2, m=5, s=70, mask=(5, 70), dtype=dtype, causal=True, out=DType.F32), target, hidden=-9)
+    check(replace(case, out=None), target)
 
 
 @pytest.mark.parametrize("target", TARGETS)

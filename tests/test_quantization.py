@@ -27,6 +27,7 @@ from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.quantize import Quantization, chosen_plan
 from ppuc.compiler.quantization.reconstruct import _compensated, reconstructed
 from ppuc.compiler.quantization.repair import best_method, surely_better
+from ppuc.compiler.quantization.search import isolated_noise, quantized_share
 from ppuc.compiler.run import initial_module
 from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.interpret import run_graph
@@ -83,6 +84,35 @@ def attention() -> onnx.ModelProto:
     return model
 
 
+def transformer() -> onnx.ModelProto:
+    """Two heads of attention as exporters write it, with a mask: x[2, 9, 16] -> y[2, 9, 16]."""
+    rng = np.random.default_rng(13)
+    weights: dict[str, np.ndarray] = {f"w{i}": rng.standard_normal((16, 16), np.float32) / 4 for i in range(4)}
+    weights |= {"split": np.array([2, 9, 2, 8]), "whole": np.array([2, 9, 16]), "root": np.float32(8**-0.5)}
+    weights["mask"] = np.where(rng.random((9, 9)) < 0.2, -9.0, 0.0).astype(np.float32)
+    heads = "".join(
+        f"""{n} = MatMul(x, w{i})
+        {n}r = Reshape({n}, split)
+        {n}h = Transpose<perm = [0, 2, {"3, 1" if n == "k" else "1, 3"}]>({n}r)
+        """
+        for i, n in enumerate("qkv")
+    )
+    text = f"""net (float[2, 9, 16] x) => (float[2, 9, 16] y) {{
+        {heads}s = MatMul(qh, kh)
+        t = Mul(s, root)
+        m = Add(t, mask)
+        p = Softmax(m)
+        a = MatMul(p, vh)
+        b = Transpose<perm = [0, 2, 1, 3]>(a)
+        c = Reshape(b, whole)
+        y = MatMul(c, w3)
+    }}"""
+    model = model_of(text, weights)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
 def prepared(model: onnx.ModelProto, target: str = "ppu-tiny", precision: str = "fp8") -> Prepared:
     machine = load_target(target)
     imported = load_model(model, dims={"N": 2} if model.graph.input[0].type.tensor_type.shape.dim[0].dim_param else {})
@@ -94,7 +124,7 @@ def samples_of(ready: Prepared, count: int = SAMPLES, seed: int = 0) -> list[dic
     return [{s.name: rng.standard_normal(s.type.dims).astype(np.float32) for s in ready.specs} for _ in range(count)]
 
 
-MODELS = {"mlp": mlp, "convnet": convnet, "attention": attention}
+MODELS = {"mlp": mlp, "convnet": convnet, "attention": attention, "transformer": transformer}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -103,6 +133,7 @@ def test_layers_are_the_products_of_the_model(name: str) -> None:
         "mlp": [("first", "matmul"), ("second", "matmul")],
         "convnet": [("c", "conv"), ("d", "depthwise"), ("p", "conv"), ("y", "matmul")],
         "attention": [("q", "matmul"), ("k", "matmul"), ("v", "matmul"), ("s", "product"), ("y", "product")],
+        "transformer": [("q", "matmul"), ("k", "matmul"), ("v", "matmul"), ("y", "matmul")],
     }
     assert [(layer.name, layer.kind) for layer in prepared(MODELS[name]()).layers] == found[name]
 
@@ -145,6 +176,57 @@ def test_emulation_in_onnxruntime_is_what_the_graph_means(name: str) -> None:
         for value in graph.results:
             error = np.abs(got[value.name] - want[value.name])
             assert np.quantile(error, 0.9) <= 1e-5 * np.abs(want[value.name]).max()
+
+
+@pytest.mark.parametrize("format", ["e4m3", "e5m2"])
+@pytest.mark.parametrize("target", ["ppu-tiny", "zhenwu-m890"])
+def test_attention_on_8_bit_operands(target: str, format: str) -> None:
+    """On request: q, k and v are stored in the format and meet in one kernel, equal to the interpreter's to the bit;
+    ONNX Runtime's emulation is what the graph means."""
+    ready = prepared(transformer(), target)
+    assert [layer.name for layer in ready.attentions] == ["s"]
+    assert "s" not in calibrated_plan(ready, format, samples_of(ready)).layers
+    ready = ready.with_attention()
+    assert [layer.name for layer in ready.layers] == ["q", "k", "v", "s", "y"]
+    samples = samples_of(ready)
+    plan = calibrated_plan(ready, format, samples)
+    assert len(plan.layers["s"].scales) == 3
+    judge = Reference(ready.module.graph, ready.feeds(samples))
+    alone = ready.quantized(plan.only({"s"}))
+    assert {"e4m3": 24.0, "e5m2": 18.0}[format] < judge.compare(alone.graph).sqnr < 50.0
+    (sample,) = list(ready.feeds(samples[:1]))
+    got, want = Emulator(alone.graph).run(sample), run_graph(alone.graph, sample)
+    for value in alone.graph.results:
+        error = np.abs(got[value.name] - want[value.name])
+        assert np.quantile(error, 0.9) <= 1e-5 * np.abs(want[value.name]).max()
+    module = compiled(ready.quantized(plan), ready.target, samples[0])
+    (kernel,) = [k for k in module.kernels if any(b.name == "scores" for b in k.buffers)]
+    assert {b.dtype for b in kernel.buffers if b.name in ("q", "k", "v", "weights")} == {ready_dtype(format)}
+
+
+def ready_dtype(format: str) -> DType:
+    return {"e4m3": DType.F8E4M3, "e5m2": DType.F8E5M2}[format]
+
+
+def test_attention_is_lifted_like_other_layers(tmp_path: Path) -> None:
+    """It has a name, noise of its own, and an entry in the policy; patterns leave it alone."""
+    ready = prepared(transformer()).with_attention()
+    samples = samples_of(ready)
+    plan = calibrated_plan(ready, "e4m3", samples)
+    noise = isolated_noise(ready, plan, Reference(ready.module.graph, ready.feeds(samples)))
+    assert 1e-6 < noise["s"] < 1e-2
+    assert quantized_share(ready, plan) == 1.0
+    assert quantized_share(ready, plan.with_layers({"s": LayerPlan("bf16")})) < 1.0
+    write_policy(tmp_path / "p.toml", plan, {})
+    plain = prepared(transformer())
+    back = read_policy(tmp_path / "p.toml", plain.all_layers)
+    assert plain.quantized(back).graph == ready.quantized(plan).graph
+    (tmp_path / "all.toml").write_text('[[layer]]\nname = "*"\nformat = "int8"\n')
+    assert set(read_policy(tmp_path / "all.toml", plain.all_layers)) == {"q", "k", "v", "y"}
+    for entry, message in (('format = "e4m3"', "needs scales of q, k and v"), ('format = "int8"', "has no int8 form")):
+        (tmp_path / "bad.toml").write_text(f'[[layer]]\nname = "s"\n{entry}\n')
+        with pytest.raises(UsageError, match=message):
+            read_policy(tmp_path / "bad.toml", plain.all_layers)
 
 
 def test_operands_travel_in_the_format() -> None:

@@ -159,7 +159,7 @@ def quantization(
 def note_compromises(program: CompiledProgram) -> None:
     """Say which inputs were fixed, and what runs on the host."""
     for name, value in program.fixed.items():
-        note(f"note: input '{name}' is fixed to {' '.join(str(value).split())}, because sizes depend on it")
+        note(f"note: input '{name}' is fixed to {' '.join(str(value).split())}, because sizes or branches depend on it")
     if program.plan is not None:
         nodes = program.plan.nodes
         names = ", ".join(f"{n.node} ({n.op})" for n in nodes[:3]) + (", ..." if len(nodes) > 3 else "")

@@ -98,6 +98,9 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--headroom", type=click.FloatRange(1.0, 64.0), help="Room of f8 scales above the largest number seen.")
 @click.option("--power-of-two", is_flag=True, help="Scales are powers of two.")
+@click.option(
+    "--attention", is_flag=True, help="Recognised attention in f8 too: pays where sequences are long and heads wide."
+)
 @click.option("--no-repair", is_flag=True, help="Weights are rounded to the nearest, and nothing is fitted.")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use the first N samples only.")
 @click.option("--state", type=OutputFile(), metavar="FILE", help="Keep what is measured, to resume after interruption.")
@@ -121,6 +124,7 @@ def quantize_command(
     method: str,
     headroom: float | None,
     power_of_two: bool,
+    attention: bool,
     no_repair: bool,
     samples: int | None,
     state: Path | None,
@@ -151,6 +155,7 @@ def quantize_command(
     how = read_preprocessing(preprocess) if preprocess is not None else None
     data = Data(calibrate, how, labels=metric is not None)
     prepared = _prepared(model, data, precision, target, overrides, dims)
+    prepared = prepared.with_attention() if attention else prepared
     given = list(data.samples(prepared.specs))[:samples]
     _check_samples(given, data.where)
     if len(given) < FEW:

@@ -37,7 +37,7 @@ SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function 
 
 LARGEST_FACTORS = 8
 """Elements of a floating-point input that sizes are computed from: the factors of a resize."""
-
+TRANSFORMS = ("DFT", "STFT")
 MOST_EXPANDED = 50_000
 """Nodes that calls of functions and unrolled loops of a model may become."""
 
@@ -88,7 +88,7 @@ class Site:
 
 class Walk:
     """Imports into `builder`. Errors are collected; `finish` raises them. `wanted` are the model's inputs whose values
-    importers asked for in vain."""
+    importers asked for in vain, `transforms` the nodes that are discrete Fourier transforms."""
 
     def __init__(self, source: Source, builder: FoldingBuilder, host: HostSide | None = None) -> None:
         self.source = source
@@ -98,6 +98,7 @@ class Walk:
         self.errors: list[ModelError] = []
         self.wanted: set[str] = set()
         self.asked: Value | None = None
+        self.transforms: set[str] = set()
         self.expanded = 0
         self.host = Handover(host, source, builder, tuple(source.model.functions)) if host is not None else None
 
@@ -141,6 +142,8 @@ class Walk:
     def _node(self, node: onnx.NodeProto, scope: Scope, label: str, depth: int) -> list[Tensor]:
         """The values of the node's outputs, `Unknown` where there was an error."""
         self.builder.loc = (label,)
+        if node.op_type in TRANSFORMS:
+            self.transforms.add(label)
         site = Site(node, scope, label, depth)
         self._count(depth > 0)
         operands = [self._read(scope, name) if name else None for name in node.input]

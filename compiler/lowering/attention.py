@@ -3,7 +3,8 @@
 For a tile of query rows the kernel walks the keys once: scores on the tensor engine, then on the vector engine the
 running maximum and sum of each row and the weights relative to that maximum, then weights times values, added to what
 earlier keys gave after that is rescaled by exp(old maximum - new maximum). When all keys fit one tile there is nothing
-to carry and the weights are normalised at once.
+to carry. What is divided by the total of the weights is the sum of values, not each weight: it has fewer elements. So
+PEAK, by which weights of 8-bit floats are multiplied, needs no division: the total is PEAK-fold too.
 
 Rows are (head within its key/value group, query): heads that share keys share the loaded tiles. Where it pays, a loop
 iteration holds two parts of rows whose statements alternate, so that the tensor engine computes one part's scores while
@@ -25,7 +26,7 @@ from ppuc.compiler.lowering.vectorise import ProgramBuilder
 from ppuc.ir.affine import Affine, axis, var
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Bound, Load, Mma, Store, TileRef, Vec, View
-from ppuc.ir.ops.attention import LOWEST
+from ppuc.ir.ops.attention import LOWEST, PEAK
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
@@ -121,6 +122,8 @@ class AttentionLowering(TiledAttention):
             lane.total = kernel.buffer("total", DType.F32, (h, m, 1), depth=1)
             lane.alpha = kernel.buffer("alpha", DType.F32, (h, m, 1), depth=1)
             lane.result = kernel.buffer("sum", DType.F32, (h, m, e), depth=1)
+        else:
+            lane.total = kernel.buffer("total", DType.F32, (h, m, 1), depth=shape.acc_slots)
         return lane
 
     def _bounds(self, lane: Lane, *names: str) -> tuple[Bound | None, ...]:
@@ -219,33 +222,36 @@ class AttentionLowering(TiledAttention):
     def _softmax(self, nest: Nest, lane: Lane) -> None:
         """Weights of one tile of keys, and the states after it."""
         builder, ins, scalars = ProgramBuilder(), [lane.scores], list[Affine]()
-        x = self._masked_scores(nest, lane, builder, ins, scalars)
+        x, factor = self._masked_scores(nest, lane, builder, ins, scalars)
         high = builder.step("reduce_max", x, ints=(2,))
+        if factor != 1:
+            scale = builder.const(factor, DType.F32)
+            x, high = builder.step("mul", x, scale), builder.step("mul", high, scale)
         if self.streaming:
             old, total = builder.param(DType.F32), builder.param(DType.F32)
             ins += [lane.high, lane.total]
             high = builder.step("max", old, high)
-        weights = builder.step("exp", builder.step("sub", x, high))
+        shift = builder.step("sub", builder.const(math.log(PEAK.get(self.dtype, 1.0)), DType.F32), high)
+        weights = builder.step("exp", builder.step("add", x, shift))
         here = builder.step("reduce_sum", weights, ints=(2,))
+        results, outs = [(weights, self.dtype), (here, DType.F32)], [lane.weights, lane.total]
         if self.streaming:
             alpha = builder.step("exp", builder.step("sub", old, high))
             total = builder.step("add", builder.step("mul", total, alpha), here)
-            results = [(weights, self.dtype), (high, DType.F32), (total, DType.F32), (alpha, DType.F32)]
-            outs = [lane.weights, lane.high, lane.total, lane.alpha]
-        else:
-            results = [(builder.step("mul", weights, builder.step("reciprocal", here)), self.dtype)]
-            outs = [lane.weights]
+            results = [(weights, self.dtype), (total, DType.F32), (high, DType.F32), (alpha, DType.F32)]
+            outs += [lane.high, lane.alpha]
         name = self._vector(builder, "softmax", results)
         vec = Vec(name, tuple(outs), tuple(ins), self._bounds(lane, "r", "m", "s"), tuple(scalars))
         nest.add(self.key + 1, vec, after=True)
 
     def _masked_scores(
         self, nest: Nest, lane: Lane, builder: ProgramBuilder, ins: list[str], scalars: list[Affine]
-    ) -> str:
-        """Steps from the accumulator to what the softmax sees."""
-        x = builder.param(DType.F32)
-        if self.scale != 1:
-            x = builder.step("mul", x, builder.const(self.scale, DType.F32))
+    ) -> tuple[str, float]:
+        """Steps from the accumulator to the scores, and the positive factor that they are still to be multiplied with:
+        of the product and the maximum's share the engine makes one step."""
+        x, factor = builder.param(DType.F32), self.scale
+        if self.mask is not None or factor <= 0:
+            x, factor = builder.step("mul", x, builder.const(factor, DType.F32)), 1.0
         if self.mask is not None:
             ins.append(self._load_mask(nest, lane))
             x = builder.step("add", x, builder.param(self.mask_dtype))
@@ -254,7 +260,7 @@ class AttentionLowering(TiledAttention):
             key = self._position(builder, x, 2, self.keys.offset, scalars)
             visible = builder.step("le", key, row)
             x = builder.step("select", visible, x, builder.const(-math.inf, DType.F32))
-        return x
+        return x, factor
 
     def _position(self, builder: ProgramBuilder, like: str, along: int, offset: Affine, scalars: list[Affine]) -> str:
         """Positions along a tile axis, from `offset` on; in i32, because comparing a whole tile in i64 costs twice."""
@@ -300,11 +306,9 @@ class AttentionLowering(TiledAttention):
             return
         builder = ProgramBuilder()
         anchor = builder.param(DType.F32)
-        ins = [lane.product]
-        if self.streaming:
-            ins = [lane.result, lane.total]
-            total = builder.param(DType.F32)
-            anchor = builder.step("mul", anchor, builder.step("reciprocal", total))
+        ins = [lane.result if self.streaming else lane.product, lane.total]
+        total = builder.param(DType.F32)
+        anchor = builder.step("mul", anchor, builder.step("reciprocal", total))
         self.finish_chain(nest, self.key, builder, ins, anchor, lane.loops, after=True)
 
 

@@ -153,6 +153,8 @@ class TiledAttention(UnmergedLowering):
         own = q + masks + shape.acc_slots * slot_bytes(p * shape.keys, size)
         if shape.keys < self.span or self.walks > 1:
             own += 4 * slot_bytes(p, 4) + slot_bytes(p * shape.columns, 4)
+        else:
+            own += shape.acc_slots * slot_bytes(p, 4)
         own += self.epilogue_bytes(epilogue_tiles(shape))
         l1 = self.target.l1.bytes if full else cost.l1_budget(self.target)
         acc = self.target.acc.bytes if full else cost.acc_budget(self.target)
@@ -182,7 +184,7 @@ class TiledAttention(UnmergedLowering):
         chunks = -(-self.d // shape.depth)
         scores = chunks * cost.mma_clk(p, shape.keys, shape.depth, dtype, target)
         product = cost.mma_clk(p, shape.columns, shape.keys, dtype, target)
-        steps = 7 + lanes // target.vector.sfu_per_clk + (self.mask is not None) + 2 * self.causal
+        steps = 5 + lanes // target.vector.sfu_per_clk + (self.mask is not None) + 2 * self.causal
         softmax = cost.vec_clk(p * shape.keys, steps, target)
         tensor, vector, walks = scores + product, softmax, -(-self.span // shape.keys)
         if walks > 1:

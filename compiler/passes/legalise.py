@@ -106,7 +106,7 @@ def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:
     """Integers, 8-bit floats (whoever made them chose their scales) and contractions that are in the format already
     are left alone."""
     given = op.operands[0].type.dtype
-    if not given.is_float or (given.bits == 8 and op.name != "attention"):
+    if not given.is_float or given.bits == 8:
         return None
     if op.name == "attention":
         if given is wanted:

@@ -6,7 +6,7 @@ once)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -92,7 +92,7 @@ def constant_mask(w: Walk, op: Op) -> Value | None:
     visible = np.tri(m, s, s - m, dtype=np.bool_)
     if (mask[..., visible] != 0).any() or (mask[..., ~visible] > MASKED).any():
         return None
-    return w.emit("attention", *op.operands[:3], attrs=AttentionAttrs(attrs.scale, causal=True))
+    return w.emit("attention", *op.operands[:3], attrs=replace(attrs, causal=True))
 
 
 RULES: Rules = {"matmul": (attention,), "attention": (constant_mask,), "*": (fold_constants,)}

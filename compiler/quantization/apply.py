@@ -43,7 +43,7 @@ def quantized_graph(graph: Graph, plan: Plan, found: Iterable[Layer]) -> Graph:
     chosen = {layers[n].op.results[0].name: (layers[n], p) for n, p in plan.layers.items() if p.quantized}
     if not chosen:
         return graph
-    writer = _Writer(graph, chosen)
+    writer = _Writer(chosen)
     return without_dead_ops(rewrite(graph, writer.rule))
 
 
@@ -81,9 +81,8 @@ def rounded(numbers: np.ndarray, dtype: DType) -> np.ndarray:
 class _Writer:
     """The rewriting of one graph."""
 
-    def __init__(self, graph: Graph, chosen: Mapping[str, tuple[Layer, LayerPlan]]) -> None:
+    def __init__(self, chosen: Mapping[str, tuple[Layer, LayerPlan]]) -> None:
         self.chosen = chosen
-        self.producers = {r.name: op for op in graph.ops for r in op.results}
         self.made: dict[tuple[str, float, DType], Value] = {}
 
     def rule(self, b: Builder, op: Op) -> Sequence[Value] | None:
@@ -114,14 +113,18 @@ class _Writer:
             stored = b.const(np.ascontiguousarray(weights), f"{op.operands[1].name}.{plan.dtype}")
             operands.append(c.cast(b, stored, DType.F32) if plan.weights_only else stored)
             factors.append(scale)
-        out = None if plan.weights_only else DType.I32 if plan.dtype.is_integer else DType.F32
         attrs: Any = op.attrs
+        if op.name == "attention":
+            scale = attrs.scale * plan.scales[0] * plan.scales[1]
+            attrs = replace(attrs, scale=float(np.float32(scale)), out=DType.F32)
+            return b(op.name, *operands, *op.operands[3:], attrs=attrs, hint=op.results[0].name), factors[2:]
+        out = None if plan.weights_only else DType.I32 if plan.dtype.is_integer else DType.F32
         return b(op.name, *operands, attrs=replace(attrs, out=out), hint=op.results[0].name), factors
 
     def _static(self, b: Builder, x: Value, scale: float, dtype: DType) -> Value:
         """`x` / `scale` in `dtype`, made before the views that lead to `x`."""
         views: list[Op] = []
-        while (op := self.producers.get(x.name) or _emitted(b, x)) is not None and op.name in _COMMUTING:
+        while (op := _emitted(b, x)) is not None and op.name in _COMMUTING:
             views.append(op)
             x = op.operands[0]
         key = (x.name, scale, dtype)

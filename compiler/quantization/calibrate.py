@@ -49,7 +49,7 @@ def plan_from(layers: Iterable[Layer], seen: Mapping[str, Observation], format: 
 
 def layer_plan(layer: Layer, seen: Mapping[str, Observation], format: str, how: Calibration) -> LayerPlan:
     """One layer in `format`."""
-    if format == "bf16":
+    if format == "bf16" or (format == "int8" and layer.kind == "attention"):  # scores of bytes are too coarse
         return LayerPlan("bf16")
     operands = [seen[v.name] for v in layer.inputs]
     unsigned = tuple(format == "int8" and o.low >= 0 for o in operands)

@@ -1,13 +1,14 @@
 """The layers of a graph that can be computed in a low precision: its float matmuls, convolutions and attentions.
 
 A layer is named by the ONNX node it came from (`#2`, `#3`, .. when several layers came from that node). One of its
-operands is constant weights, or both are activations.
+operands is constant weights, or all that are multiplied are activations.
 
 Invariant: layers are listed in the order of the graph, and names are unique in it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,13 @@ from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops.base import OPS
 from ppuc.ir.resource import Resource
 
-CONTRACTIONS = ("matmul", "conv")
+CONTRACTIONS = ("matmul", "conv", "attention")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One contraction. `inputs` are the activations that it multiplies; `weights` the constant that it multiplies them
-    with (None: two activations); `macs` multiply-accumulates; `depth` terms of each sum."""
+    with (None: two activations, three in attention); `macs` multiply-accumulates; `depth` terms of each sum."""
 
     name: str
     op: Op
@@ -33,9 +34,11 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """conv, depthwise, matmul or product (of two activations)."""
+        """conv, depthwise, matmul, product (of two activations) or attention."""
         if self.op.name == "conv":
             return "depthwise" if self.groups > 1 and self.groups == self.inputs[0].type.dims[1] else "conv"
+        if self.op.name == "attention":
+            return "attention"
         return "matmul" if self.weights is not None else "product"
 
     @property
@@ -57,6 +60,8 @@ class Layer:
         if self.op.name == "conv":
             return 1
         rank = self.inputs[0].type.rank
+        if self.op.name == "attention":
+            return rank - 1
         return rank - (2 if self.op.attrs.transpose_a else 1)  # type: ignore[attr-defined]
 
 
@@ -74,20 +79,24 @@ def find_layers(graph: Graph, nodes: frozenset[str] = frozenset()) -> tuple[Laye
     for op in graph.ops:
         if op.name not in CONTRACTIONS or not op.operands[0].type.dtype.is_float or op.operands[0].type.dtype.bits < 16:
             continue
-        a, b = op.operands
-        if a.name in constants and b.name in constants:
+        multiplied = op.operands[:3]
+        if all(v.name in constants for v in multiplied):
             continue
-        weights = constants.get(b.name)
+        weights = constants.get(multiplied[1].name) if op.name != "attention" else None
         first = next((n for n in op.loc if n in nodes), op.loc[0] if op.loc else op.results[0].name)
         seen[first] += 1
         name = first if seen[first] == 1 else f"{first}#{seen[first]}"
-        record = OPS[op.name]
-        assert record.indexing is not None
-        dims = record.indexing(op.attrs, [v.type for v in op.operands]).dims
-        macs = depth = 1
-        for d in dims:
-            macs *= d.size
-            depth *= d.size if d.reduced else 1
-        inputs = (a,) if weights is not None else (a, b)
-        found.append(Layer(name, op, inputs, weights, macs, depth))
+        inputs = multiplied if weights is None else multiplied[:1]
+        found.append(Layer(name, op, inputs, weights, *_work(op)))
     return tuple(found)
+
+
+def _work(op: Op) -> tuple[int, int]:
+    """(multiply-accumulates, terms of the longest sum)"""
+    if op.name == "attention":
+        (batch, heads, m, d), s, e = op.operands[0].type.dims, op.operands[1].type.dims[2], op.results[0].type.dims[3]
+        return batch * heads * m * s * (d + e), max(s, d)
+    record = OPS[op.name]
+    assert record.indexing is not None
+    dims = record.indexing(op.attrs, [v.type for v in op.operands]).dims
+    return math.prod(d.size for d in dims), math.prod(d.size for d in dims if d.reduced)

@@ -73,5 +73,6 @@ def best_formats(
     found = {}
     for layer in layers:
         plans = [layer_plan(layer, seen, format, how) for format in formats]
+        plans = [plan for plan in plans if plan.quantized]
         found[layer.name] = min(plans, key=lambda plan: expected_noise(layer, plan, seen))
     return Plan(found)

@@ -1,13 +1,13 @@
 """A plan as a TOML file that can be read, edited and given back.
 
     [[layer]]
-    name = "Conv_0"          # a layer, or a pattern: "encoder*" (later entries win)
+    name = "Conv_0"          # a layer, or a pattern: "encoder*" (later entries win; not for attention)
     format = "bf16"
 
     [[layer]]
     name = "Conv_1"
     format = "e4m3"          # e4m3, e5m2, int8 or bf16
-    scales = [0.0123]        # one for each activation operand; none: computed at run time
+    scales = [0.0123]        # one for each activation operand; none: computed at run time (not in attention)
     unsigned = [true]        # int8: this operand is stored as u8
     weights_only = false     # true: only weights are stored in the format
     repaired = "9f2c..."     # weight scales, weights and bias in the .npz beside the file, under this layer's name
@@ -116,7 +116,8 @@ def _entry(entry: Any, where: str) -> tuple[LayerPlan, str]:
 
 def _matching(pattern: str, layers: Sequence[Layer], where: str) -> list[Layer]:
     found = [layer for layer in layers if layer.name == pattern]
-    found = found or [layer for layer in layers if fnmatch.fnmatchcase(layer.name, pattern)]
+    if not found:  # attention, which needs scales of its own, is meant by its name alone
+        found = [n for n in layers if n.kind != "attention" and fnmatch.fnmatchcase(n.name, pattern)]
     if not found:
         close = difflib.get_close_matches(pattern, [layer.name for layer in layers], 1)
         hint = f"did you mean '{close[0]}'?" if close else "`ppuc quantize MODEL` lists the layers"
@@ -130,6 +131,15 @@ def _check_scales(plan: LayerPlan, layer: Layer, where: str) -> None:
         raise UsageError.of(
             where, f"layer '{layer.name}' multiplies {wanted} activations", got=f"{len(plan.scales)} scales"
         )
+    if layer.kind == "attention" and plan.quantized and not plan.weights_only:
+        if plan.format == "int8":
+            raise UsageError.of(where, f"attention '{layer.name}' has no int8 form", expected="e4m3, e5m2 or bf16")
+        if not plan.scales:
+            raise UsageError.of(
+                where,
+                f"attention '{layer.name}' needs scales of q, k and v",
+                hint="`ppuc quantize --attention` finds them",
+            )
     if plan.weights_only and layer.weights is None:
         raise UsageError.of(where, f"layer '{layer.name}' has no weights", hint="leave out weights_only")
 

@@ -6,7 +6,7 @@ Invariant: it is what the first passes of the pipeline make of the model, so its
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,11 +23,23 @@ from ppuc.targets.description import Target
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model ready to be quantized for `target`."""
+    """A model ready to be quantized for `target`. `layers` are those that plans are made of; `attentions` stay as they
+    are unless a policy names them."""
 
     module: Module
     target: Target
     layers: tuple[Layer, ...]
+    attentions: tuple[Layer, ...] = ()
+
+    @property
+    def all_layers(self) -> tuple[Layer, ...]:
+        """Whatever a policy can name, in the order of the graph."""
+        order = {op.results[0].name: i for i, op in enumerate(self.module.graph.ops)}
+        return tuple(sorted((*self.layers, *self.attentions), key=lambda layer: order[layer.op.results[0].name]))
+
+    def with_attention(self) -> Prepared:
+        """The same model with attention among the layers that plans are made of."""
+        return replace(self, layers=self.all_layers, attentions=())
 
     @property
     def specs(self) -> tuple[InputSpec, ...]:
@@ -41,7 +53,7 @@ class Prepared:
 
     def quantized(self, plan: Plan) -> Module:
         """The module with `plan` written into its graph."""
-        return with_graph(self.module, quantized_graph(self.module.graph, plan, self.layers))
+        return with_graph(self.module, quantized_graph(self.module.graph, plan, self.all_layers))
 
 
 def prepare(module: Module, target: Target) -> Prepared:
@@ -50,7 +62,13 @@ def prepare(module: Module, target: Target) -> Prepared:
     nodes = product_nodes(module.graph)
     for step in PIPELINE[:at]:
         module = step.run(module, target)
-    return Prepared(module, target, find_layers(module.graph, nodes))
+    found = find_layers(module.graph, nodes)
+    return Prepared(
+        module,
+        target,
+        tuple(layer for layer in found if layer.kind != "attention"),
+        tuple(layer for layer in found if layer.kind == "attention"),
+    )
 
 
 def native(target: Target, format: str) -> bool:
@@ -61,7 +79,7 @@ def native(target: Target, format: str) -> bool:
 def dynamic_plan(prepared: Prepared, format: str) -> Plan:
     """Every layer in `format`, activation scales computed at run time: what can be done without data."""
     if native(prepared.target, format):
-        return Plan({layer.name: LayerPlan(format) for layer in prepared.layers})
+        return Plan({n.name: LayerPlan(format) for n in prepared.layers if n.kind != "attention"})
     return storage_plan(prepared, format)
 
 

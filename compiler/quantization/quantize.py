@@ -62,7 +62,7 @@ def chosen_plan(prepared: Prepared, precision: str, how: Quantization) -> Plan:
     if how.plan is not None:
         return how.plan
     if how.policy is not None:
-        return read_policy(how.policy, prepared.layers)
+        return read_policy(how.policy, prepared.all_layers)
     if precision == "mixed":
         raise UsageError.of(
             "--precision mixed",

@@ -192,23 +192,9 @@ def isolated_noise(
     return found
 
 
-def attention_macs(prepared: Prepared) -> int:
-    """Multiply-accumulates of recognised attention, whose products stay in bf16."""
-    total = 0
-    for op in prepared.module.graph.ops:
-        if op.name == "attention":
-            (batch, heads, m, d), s, e = (
-                op.operands[0].type.dims,
-                op.operands[1].type.dims[2],
-                op.operands[2].type.dims[3],
-            )
-            total += batch * heads * m * s * (d + e)
-    return total
-
-
 def total_macs(prepared: Prepared) -> int:
     """Multiply-accumulates of the model's products."""
-    return sum(layer.macs for layer in prepared.layers) + attention_macs(prepared)
+    return sum(layer.macs for layer in prepared.all_layers)
 
 
 def quantized_share(prepared: Prepared, plan: Plan) -> float:
@@ -218,4 +204,4 @@ def quantized_share(prepared: Prepared, plan: Plan) -> float:
     def counts(layer: Layer) -> bool:
         return layer.name in narrow
 
-    return sum(layer.macs for layer in prepared.layers if counts(layer)) / max(total_macs(prepared), 1)
+    return sum(layer.macs for layer in prepared.all_layers if counts(layer)) / max(total_macs(prepared), 1)

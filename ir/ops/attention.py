@@ -1,7 +1,8 @@
 """Scaled dot-product attention: what importers and fusion make of the pattern, and its decomposition.
 
 Invariants: scores, mask and softmax are f32 (f64 for f64 operands) whatever the operands' dtype is; the weights are
-rounded to the operands' dtype before they meet v. Grouped heads: query head h reads key/value head h // (H / G).
+rounded to the operands' dtype before they meet v, those of 8-bit floats as multiples of 1 / PEAK, so that they lie in
+the middle of the format's range. Grouped heads: query head h reads key/value head h // (H / G).
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ if TYPE_CHECKING:
     from ppuc.ir.rewrite import Builder
 
 
+PEAK = {DType.F8E4M3: 256.0, DType.F8E5M2: 32768.0}
+"""What a weight of 1 is stored as: the largest power of two of the format, below which it has most numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionAttrs(Attrs):
     """Scores are multiplied by `scale`. With `causal`, query m of M sees the keys up to m + S - M of S: the last query
-    sees all of them."""
+    sees all of them. `out` is the result's type when it is not that of q, k and v."""
 
     scale: float
     causal: bool = False
+    out: DType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,9 @@ def _infer(attrs: AttentionAttrs, types: Sequence[TensorType]) -> tuple[TensorTy
         scores = TensorType(compute_dtype(q.dtype), (batch, heads, m, s))
         if types[3].dtype is not scores.dtype or broadcast_shapes(scores.dims, types[3].dims) != scores.dims:
             raise ValueError(f"the mask of attention must broadcast to {scores} (got {types[3]})")
-    return (TensorType(q.dtype, (batch, heads, m, width)),)
+    if attrs.out not in (None, compute_dtype(q.dtype)):
+        raise ValueError(f"attention on {q.dtype} gives that or {compute_dtype(q.dtype)} (got {attrs.out})")
+    return (TensorType(attrs.out or q.dtype, (batch, heads, m, width)),)
 
 
 def _reference(
@@ -80,8 +88,9 @@ def _reference(
             scores = scores + mask
         if attrs.causal:
             scores = np.where(_visible(q.shape[2], k.shape[2]), scores, work.type(-np.inf))
-        weights = convert(c.softmax_array(scores, 3), dtype).astype(work)
-        return (convert(np.matmul(weights, v), dtype),)
+        peak = work.type(PEAK.get(dtype, 1.0))
+        weights = convert(c.softmax_array(scores, 3) * peak, dtype).astype(work)
+        return (convert(np.matmul(weights, v) / peak, attrs.out or dtype),)
 
 
 def _visible(m: int, s: int) -> np.ndarray:
@@ -111,8 +120,12 @@ def _decompose(b: Builder, op: Op) -> Sequence[Value]:
     if attrs.causal:
         visible = b.const(_visible(q.type.dims[2], k.type.dims[2]), "causal")
         scores = b("select", visible, scores, b.scalar(-np.inf, work))
-    weights = c.cast(b, c.softmax(b, scores, 3), dtype)
-    return (b("matmul", weights, _repeat_heads(b, v, repeat)),)
+    weights, v = c.softmax(b, scores, 3), _repeat_heads(b, v, repeat)
+    if dtype not in PEAK:
+        return (b("matmul", c.cast(b, weights, dtype), v, attrs=MatmulAttrs(out=attrs.out)),)
+    weights = c.cast(b, b("mul", weights, b.scalar(PEAK[dtype], work)), dtype)
+    total = b("matmul", weights, v, attrs=MatmulAttrs(out=work))
+    return (c.cast(b, b("mul", total, b.scalar(1 / PEAK[dtype], work)), attrs.out or dtype),)
 
 
 def _wider(work: DType, dtype: DType) -> DType | None:
@@ -148,7 +161,7 @@ def _reference_parts(
     for at in range(0, k.shape[2], attrs.keys):
         part = scores[..., at : at + attrs.keys]
         high = np.maximum(part.max(3, keepdims=True), work.type(LOWEST))
-        weights = np.exp(part - high)
+        weights = np.exp(part - high) * work.type(PEAK.get(dtype, 1.0))
         values = np.matmul(convert(weights, dtype).astype(work), v[:, :, at : at + attrs.keys])
         found.append(np.concatenate([values, high, weights.sum(3, keepdims=True)], axis=3))
     return (np.stack(found).astype(work),)
@@ -157,7 +170,7 @@ def _reference_parts(
 register(
     OpDef(
         name="attention_parts",
-        formula="result[p] = (e . v, max, sum of e) with e = exp(q . k^T * scale + mask - max) over the keys of part p",
+        formula="result[p] = (e . v, max, sum of e), e = exp(q . k^T * scale + mask - max) * peak, over keys of part p",
         kind=Kind.COMPOSITE,
         operands="q, k, v, mask?",
         attrs=AttentionPartsAttrs,
