@@ -218,10 +218,10 @@ def _artifact(
             own, place = artifacts[number], joined.tensors[number]
             inputs = tuple((i.name, place[i.tensor]) for i in own.inputs)
             kept = {o.name: kept_name(number, o.name.removeprefix(LAYER)) for o in own.outputs}
-            names = {n: k if n.startswith(LAYER) else n for n, k in kept.items()}
-            steps.append(PpuStep(number, inputs, tuple((names[o.name], place[o.tensor]) for o in own.outputs)))
-            types |= {names[o.name]: str(o.type) for o in own.outputs if o.name.startswith(LAYER)}
-            layers += [(k, names[n]) for n, k in kept.items()] if request.keep_layers else []
+            own_names = {n: k if n.startswith(LAYER) else n for n, k in kept.items()}
+            steps.append(PpuStep(number, inputs, tuple((own_names[o.name], place[o.tensor]) for o in own.outputs)))
+            types |= {own_names[o.name]: str(o.type) for o in own.outputs if o.name.startswith(LAYER)}
+            layers += [(k, own_names[n]) for n, k in kept.items()] if request.keep_layers else []
     plan = Plan(
         steps=tuple(steps),
         inputs=tuple((name, operand.name) for name, operand in hosted.inputs),
