@@ -12,6 +12,7 @@ from dataclasses import replace
 import onnx
 import onnx.shape_inference
 
+from ppuc.compiler.engines import objection as engine_objection
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.hosting import (
     HostNode,
@@ -24,6 +25,7 @@ from ppuc.compiler.frontend.hosting import (
     renamed_node,
     static_type,
     stored_proto,
+    subgraphs,
     tensor_proto,
     type_text,
 )
@@ -31,7 +33,6 @@ from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range
 from ppuc.ir.errors import ModelError, PpucError
 from ppuc.ir.graph import Value
-from ppuc.ir.types import DType
 
 Reader = Callable[[str], tuple[HostOperand, onnx.TensorProto | None]]
 """A name's tensor, and the constant of the file that it names."""
@@ -87,8 +88,8 @@ class Handover:
         """Why what was imported since `mark` for the standard op `label` cannot run on the PPU; "" when it can. An op
         of which a part is the host's is the host's as a whole, unless it is that part."""
         for op in self.builder.ops[mark[0] :]:
-            if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results)):
-                return "it computes in double precision, which no engine of the machine has"
+            if why := engine_objection(op):
+                return f"it {why}"
         inner = self.side.nodes[mark[1] :]
         split = [n for n in inner if n.label != label]
         return f"its part {split[0].op} cannot run on the PPU: {split[0].reason}" if split else ""
@@ -158,19 +159,23 @@ class Handover:
             if output is None:
                 found.append(None)
                 continue
-            type = types.get(host_name(output.name))
-            claimed = declared.get(original)
+            type = (types or {}).get(host_name(output.name))
+            claimed = declared.get(original) if types is not None else None
             if claimed is not None and (type is None or static_type(type) is None):
                 type = claimed if type is None or static_type(claimed) is not None else type
             static = static_type(type)
             found.append(Value(output.name, static) if static is not None else HostTensor(output.name, type))
         return tuple(found)
 
-    def _inferred(self, made: HostNode) -> dict[str, onnx.TypeProto]:
+    def _inferred(self, made: HostNode) -> dict[str, onnx.TypeProto] | None:
+        """Types of the outputs by their names in the proto; None when what the file says of them contradicts itself."""
         known = all(isinstance(i, Value) or i.type is not None for i in made.inputs)
+        has_bodies = any(True for _ in subgraphs(made.proto))
         try:
             return inferred_types(made, self.functions, strict=known)
         except onnx.shape_inference.InferenceError as error:
+            if has_bodies and _breaks_rules(str(error)):  # what is declared in there, nobody else looks at
+                return None
             if known and _breaks_rules(str(error)):
                 where = f"{self.source.where}: node '{made.label}' ({made.proto.op_type})"
                 found = ModelError.of(where, "breaks the rules of its op", got=_first_line(error))
