@@ -14,6 +14,7 @@ from ppuc.compiler.judge import Judge
 from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.quantization.expected import allowed_errors
 from ppuc.compiler.tolerance import tolerances
+from tests.onnx_text import model_of
 from tests.test_quantization import convnet, transformer
 
 INPUTS = {"convnet": (1, 3, 9, 9), "transformer": (2, 9, 16)}
@@ -43,6 +44,22 @@ def test_right_programs_agree_and_wrong_ones_do_not(name: str, format: str) -> N
     for wrong in (want / 2, off, np.zeros_like(want)):
         assert not judge.compare(label, value.name, wrong, want, allowed).ok
     assert allowed.relative < tolerances(imported.graph, format)[value.name].relative
+
+
+def test_a_state_that_begins_with_zeros_gets_scales_at_run_time() -> None:
+    """Its samples say nothing about what it will hold; with a scale for zeros it would stay zero for ever."""
+    text = """net (float[8, 16] x, float[8, 16] h) => (float[8, 12] y, float[8, 16] n) {
+        y = MatMul(h, wh)
+        n = MatMul(x, wn)
+    }"""
+    rng = np.random.default_rng(5)
+    shapes = {"wh": (16, 12), "wn": (16, 16)}
+    model = model_of(text, {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()})
+    sample = {n: rng.standard_normal((8, 16)).astype(np.float32) for n in ("x", "h")}
+    program = compile_program(model, "ppu-tiny", "fp8", calibrate=[{**sample, "h": np.zeros((8, 16), np.float32)}] * 2)
+    found = ppuc.verify(program, sample)
+    assert found.ok
+    assert all(20 < c.sqnr_db < 60 for c in found.outputs)
 
 
 def test_layers_are_those_of_the_program_that_is_verified() -> None:
