@@ -107,3 +107,18 @@ def test_agrees_with_onnxruntime(name: str) -> None:
     model, feeds = CASES[name]
     verification = verify(compile(model, target="ppu-tiny"), feeds)
     assert verification.ok, verification.record()
+
+
+@pytest.mark.parametrize("count", [70, 30_000])
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("op_type", ["ArgMax", "ArgMin"])
+def test_arg_finds_nan_and_ties_in_tiles_and_in_chunks(op_type: str, last: int, count: int) -> None:
+    """As numpy does; ONNX Runtime overlooks some NaN."""
+    x = np.random.default_rng(0).standard_normal((3, count)).astype(np.float32)
+    x[0, [count // 3, count - 5]] = np.nan
+    x[1, [7, count - 20]] = 9 if op_type == "ArgMax" else -9
+    model, feeds = onnx_node(op_type, x, axis=1, keepdims=0, select_last_index=last)
+    (got,) = compile(model, target="ppu-tiny").run(feeds).outputs.values()
+    find = np.argmax if op_type == "ArgMax" else np.argmin
+    want = count - 1 - find(x[:, ::-1], 1) if last else find(x, 1)
+    np.testing.assert_array_equal(got, want)
