@@ -43,6 +43,10 @@ RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml", "ai.onn
 """Domains whose ops are ONNX Runtime's or onnx.reference's to know."""
 
 
+LARGEST_BYTES = 1 << 36
+"""Bytes of a result that a host could hold."""
+
+
 class RefusedError(Exception):
     """The host cannot take a node either. `unknown`: nobody knows the op. `error`: what the user is told; None when it
     has been reported already."""
@@ -164,6 +168,9 @@ class Handover:
             if claimed is not None and (type is None or static_type(type) is None):
                 type = claimed if type is None or static_type(claimed) is not None else type
             static = static_type(type)
+            if static is not None and static.bytes > LARGEST_BYTES:
+                where = f"{self.source.where}: node '{made.label}' ({made.proto.op_type})"
+                raise RefusedError(ModelError.of(where, "its result does not fit any memory", got=static))
             found.append(Value(output.name, static) if static is not None else HostTensor(output.name, type))
         return tuple(found)
 

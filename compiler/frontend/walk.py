@@ -17,21 +17,29 @@ from typing import Any
 import onnx
 
 from ppuc.compiler.frontend.attributes import ignored
-from ppuc.compiler.frontend.context import IMPORTERS, Importer, NodeContext
+from ppuc.compiler.frontend.context import IMPORTERS, BrokenRuleError, Importer, NodeContext
 from ppuc.compiler.frontend.control import LoopNode, NotUnrolledError
 from ppuc.compiler.frontend.folding import FoldingBuilder
-from ppuc.compiler.frontend.functions import FunctionBody, has_schema_body, local_body, local_functions, schema_body
+from ppuc.compiler.frontend.functions import (
+    DEEPEST_CALL,
+    FunctionBody,
+    expanded_nodes,
+    has_schema_body,
+    local_body,
+    local_functions,
+    schema_body,
+)
 from ppuc.compiler.frontend.handover import Handover, RefusedError
 from ppuc.compiler.frontend.hosting import HostSide, HostTensor, may_be_dense
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.products import CONTROL, is_control
+from ppuc.compiler.frontend.rules import broken_rule
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import foreign, packed_range, read_tensor
 from ppuc.ir.errors import Diagnostic, InternalError, ModelError
 from ppuc.ir.graph import Value
 from ppuc.ir.types import DType
 
-DEEPEST_CALL = 64
 NAMES_SHOWN = 8
 SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function with --host-ops FILE.py"
 
@@ -103,6 +111,8 @@ class Walk:
         self.asked: Value | None = None
         self.transforms: set[str] = set()
         self.expanded = 0
+        if expanded_nodes(source.model.graph.node, self.functions, MOST_EXPANDED) > MOST_EXPANDED:
+            raise self._too_many()
         self.host = Handover(host, source, builder, tuple(source.model.functions)) if host is not None else None
 
     def graph(self, graph: onnx.GraphProto, scope: Scope, prefix: str = "", depth: int = 0) -> list[Tensor]:
@@ -153,6 +163,8 @@ class Walk:
         body = local_body(node, self.functions)
         if body is not None:
             return self._call(body, site, operands)
+        if (rule := broken_rule(node, scope.opsets)) is not None:
+            return self._broken(site, ModelError(Diagnostic(self._place(site), *rule)))
         if self.host is None:
             return self._standard(site, operands)
         hosted = [v for v in operands if isinstance(v, HostTensor)]
@@ -180,9 +192,11 @@ class Walk:
         """One more node, `inside` a function."""
         self.expanded += inside
         if self.expanded > MOST_EXPANDED:
-            raise ExpansionError(
-                Diagnostic(self.source.where, f"its functions expand to more than {MOST_EXPANDED} nodes")
-            )
+            raise self._too_many()
+
+    def _too_many(self) -> ExpansionError:
+        what = f"its functions expand to more than {MOST_EXPANDED} nodes"
+        return ExpansionError(Diagnostic(self.source.where, what))
 
     def _standard(self, site: Site, operands: Sequence[Tensor]) -> list[Tensor]:
         """A node that is no call of the model's own functions."""
@@ -211,13 +225,11 @@ class Walk:
         try:
             return list(self.host.node(*place, reason, declared, later))
         except RefusedError as refused:
-            told = error or refused.error
+            told = None if refused.unknown else error or refused.error
             if self.host.side.examining and (refused.unknown or told is not None):
-                why = SUPPLY if refused.unknown or told is None else told.diagnostics[0].what
-                try:
-                    return list(self.host.node(*place, reason, declared, refused=why))
-                except RefusedError:  # what it reads is unknown as well
-                    pass
+                noted = self._noted(site, SUPPLY if told is None else told.diagnostics[0].what, reason)
+                if noted is not None:
+                    return noted
             if refused.unknown:
                 return self._unsupported_op(site)
             self.errors += [e for e in (told,) if e is not None]
@@ -254,6 +266,8 @@ class Walk:
                 wanted=self._want,
             )
             results = list(importer(ctx))
+        except BrokenRuleError as error:
+            return self._broken(site, error)
         except ModelError as error:
             later = node.op_type in SIZED and self._asked_for_sizes(operands)
             return self._failed(site, error, later=later)
@@ -266,6 +280,23 @@ class Walk:
             got = f"{unread[0]} = {ctx.attributes[unread[0]]}"
             return self._failed(site, ModelError(Diagnostic(place, f"attribute '{unread[0]}' is not supported", got)))
         return self._with_missing(results, site)
+
+    def _broken(self, site: Site, error: ModelError) -> list[Tensor]:
+        """A node that breaks the rules of its op: nobody's, whatever stands for the op."""
+        if self.host is None or not self.host.side.examining:
+            self.errors.append(error)
+            return self._unknown(site.node)
+        return self._noted(site, error.diagnostics[0].what) or self._unknown(site.node)
+
+    def _noted(self, site: Site, why: str, reason: str = "") -> list[Tensor] | None:
+        """A node noted as refused in a model that is examined; None when what it reads is unknown as well."""
+        assert self.host is not None
+        declared = self.host.side.declared if site.scope.outer is None and site.depth == 0 else {}
+        place = (site.node, site.label, site.scope.opsets, self._reader(site.scope))
+        try:
+            return list(self.host.node(*place, reason, declared, refused=why))
+        except RefusedError:
+            return None
 
     def _failed(self, site: Site, error: ModelError, later: bool = False) -> list[Tensor]:
         """A node that its importer refused; `later` when it asked for values that nobody knows yet."""
