@@ -3,7 +3,10 @@
 Every float weight and input is multiplied by `1 + h g`, g normal, and the graph interpreter computes the outputs again.
 That is what rounding the operands of every contraction with a mean error of h does, at every layer at once. So an
 output's relative change over h is its sensitivity S, and S times the mean error of a single op is to be expected of any
-correct program. For f32, whose h the interpreter could not represent, h is larger and the change scaled.
+correct program. For f32, whose h the interpreter could not represent, h is larger and the change scaled: in proportion
+where the model is smooth. Where it rounds to whole numbers in between (dynamic quantization), a change of h moves a
+share of the numbers that is proportional to h over an edge, each by a whole step, so that the root mean square of what
+comes out follows the root of h.
 
 Invariant: the measurement depends on the imported graph, the inputs and a fixed seed, never on what a program computed.
 """
@@ -11,18 +14,24 @@ Invariant: the measurement depends on the imported graph, the inputs and a fixed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.tolerance import SAFETY, Tolerance, typical_step
+from ppuc.compiler.tolerance import SAFETY, Tolerance
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.ops.structure import ConstAttrs
 from ppuc.ir.resource import Resource
+from ppuc.ir.types import DType
 
+Move = Callable[[np.ndarray], np.ndarray]
+"""An array with every float changed a little; others as they are."""
 DRAWS = 2
+ROUNDING = ("quantize", "round", "floor", "ceil")
 SMALLEST_CHANGE = 2.0**-14
 """Ten bits above f32's own roundoff: far enough that the interpreter's rounding does not show."""
 
@@ -30,7 +39,7 @@ SMALLEST_CHANGE = 2.0**-14
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
     """`relative` is rms(change) / rms(output), `largest` the largest change of an element, both for one unit of
-    relative change of weights and inputs."""
+    relative change of weights and inputs, at changes as small as rounding errors."""
 
     relative: float
     largest: float
@@ -44,9 +53,10 @@ class Sensitivity:
         )
 
 
-def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], precision: str) -> dict[str, Sensitivity]:
-    """The sensitivity of every computed value of `graph`, by name, at the inputs `feeds` (by parameter name)."""
-    change = max(typical_step(graph, precision), SMALLEST_CHANGE)
+def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) -> dict[str, Sensitivity]:
+    """The sensitivity of every computed value of `graph`, by name, at the inputs `feeds` (by parameter name), to errors
+    of a size of `step`."""
+    change, unit = _sizes(step, rounds(graph))
     base: dict[str, np.ndarray] = {}
     run_graph(graph, feeds, lambda op, arrays: base.update(_named(op, arrays)))
     found = dict.fromkeys(base, Sensitivity(0.0, 0.0))
@@ -55,14 +65,47 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], precision: str)
 
         def compare(op: Op, arrays: Sequence[np.ndarray]) -> None:
             for name, array in _named(op, arrays):
-                found[name] = _larger(found[name], _change(base[name], array, change))
+                found[name] = _larger(found[name], _change(base[name], array, unit))
 
         run_graph(_perturbed(graph, change, rng), {n: _moved(a, change, rng) for n, a in feeds.items()}, compare)
     return found
 
 
+def sensitivities_of_outputs(
+    run: Callable[[Move], Mapping[str, Any]], base: Mapping[str, Any], step: float, whole_numbers: bool
+) -> dict[str, Sensitivity]:
+    """The same for a model that is a function: `run` gives the outputs of a model whose weights and inputs went through
+    a Move, `base` are those of the model itself. `whole_numbers` says whether it rounds to them."""
+    change, unit = _sizes(step, whole_numbers)
+    found: dict[str, Sensitivity] = {}
+    for draw in range(DRAWS):
+        for name, array in run(partial(_moved, change=change, rng=np.random.default_rng(draw))).items():
+            want = base[name]
+            if isinstance(array, np.ndarray) and isinstance(want, np.ndarray) and array.shape == want.shape:
+                before = found.get(name, Sensitivity(0.0, 0.0))
+                found[name] = _larger(before, _change(want, array, unit))
+    return found
+
+
+def rounds(graph: Graph) -> bool:
+    """Whether `graph` makes whole numbers of others."""
+    return any(map(_rounds, graph.ops))
+
+
+def _sizes(step: float, whole_numbers: bool) -> tuple[float, float]:
+    """The relative change that is applied, and what its effect is divided by so that times `step` it is that of
+    errors."""
+    change = max(step, SMALLEST_CHANGE)
+    return change, math.sqrt(change * step) if whole_numbers else change
+
+
 def _named(op: Op, arrays: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
     return [(value.name, array) for value, array in zip(op.results, arrays, strict=True)]
+
+
+def _rounds(op: Op) -> bool:
+    numbers = op.operands[0].type.dtype if op.operands else DType.I32
+    return op.name in ROUNDING or (op.name == "cast" and numbers.is_float and op.results[0].type.dtype.is_integer)
 
 
 def _perturbed(graph: Graph, change: float, rng: np.random.Generator) -> Graph:
@@ -84,7 +127,7 @@ def _moved(array: np.ndarray, change: float, rng: np.random.Generator) -> np.nda
     return np.asarray(array * factor, array.dtype)
 
 
-def _change(base: np.ndarray, moved: np.ndarray, change: float) -> Sensitivity:
+def _change(base: np.ndarray, moved: np.ndarray, unit: float) -> Sensitivity:
     if base.dtype.kind != "f" or not base.size:
         return Sensitivity(0.0, 0.0)
     both = np.isfinite(base) & np.isfinite(moved)
@@ -92,7 +135,7 @@ def _change(base: np.ndarray, moved: np.ndarray, change: float) -> Sensitivity:
     difference = np.abs(np.where(both, moved, 0).astype(np.float64) - a)
     scale = math.sqrt(float(np.mean(a**2)))
     relative = math.sqrt(float(np.mean(difference**2))) / scale if scale else 0.0
-    return Sensitivity(relative / change, float(difference.max()) / change)
+    return Sensitivity(relative / unit, float(difference.max()) / unit)
 
 
 def _larger(a: Sensitivity, b: Sensitivity) -> Sensitivity:

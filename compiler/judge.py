@@ -28,7 +28,7 @@ class Judge:
         feeds: Mapping[str, np.ndarray],
         transforms: Collection[str] = (),
     ) -> None:
-        self._graph, self._precision, self._feeds = graph, precision, feeds
+        self._graph, self._feeds = graph, feeds
         self._tolerances = tolerances(graph, precision, transforms)
         self._step = typical_step(graph, precision, transforms)
         self._sensitivities: dict[str, Sensitivity] | None = None
@@ -48,5 +48,5 @@ class Judge:
 
     def _sensitivity(self, value: str) -> Sensitivity | None:
         if self._sensitivities is None:
-            self._sensitivities = sensitivities(self._graph, self._feeds, self._precision)
+            self._sensitivities = sensitivities(self._graph, self._feeds, self._step)
         return self._sensitivities.get(value)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import onnx
 import onnx.shape_inference
 
+from ppuc.compiler.engines import objection as engine_objection
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.hosting import (
     HostNode,
@@ -32,7 +33,6 @@ from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range
 from ppuc.ir.errors import ModelError, PpucError
 from ppuc.ir.graph import Value
-from ppuc.ir.types import DType
 
 Reader = Callable[[str], tuple[HostOperand, onnx.TensorProto | None]]
 """A name's tensor, and the constant of the file that it names."""
@@ -92,8 +92,8 @@ class Handover:
         """Why what was imported since `mark` for the standard op `label` cannot run on the PPU; "" when it can. An op
         of which a part is the host's is the host's as a whole, unless it is that part."""
         for op in self.builder.ops[mark[0] :]:
-            if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results)):
-                return "it computes in double precision, which no engine of the machine has"
+            if why := engine_objection(op):
+                return f"it {why}"
         inner = self.side.nodes[mark[1] :]
         split = [n for n in inner if n.label != label]
         return f"its part {split[0].op} cannot run on the PPU: {split[0].reason}" if split else ""
