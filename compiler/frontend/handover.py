@@ -13,6 +13,7 @@ import onnx
 import onnx.shape_inference
 
 from ppuc.compiler.engines import objection as engine_objection
+from ppuc.compiler.frontend.carried import carried_types
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.hosting import (
     HostNode,
@@ -158,13 +159,16 @@ class Handover:
     ) -> tuple[HostOperand | None, ...]:
         """The outputs with their types; Values where the machine can hold them."""
         types = {} if made.custom or made.refused else self._inferred(made)
+        contradictory = types is None
+        if made.later and made.op == "Loop":
+            types = {**(types or {}), **carried_types(made, list(self.functions))}
         found: list[HostOperand | None] = []
         for output, original in zip(made.outputs, node.output, strict=True):
             if output is None:
                 found.append(None)
                 continue
             type = (types or {}).get(host_name(output.name))
-            claimed = declared.get(original) if types is not None else None
+            claimed = declared.get(original) if not contradictory else None
             if claimed is not None and (type is None or static_type(type) is None):
                 type = claimed if type is None or static_type(claimed) is not None else type
             static = static_type(type)
