@@ -10,13 +10,11 @@ arises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import onnx
 
-from ppuc.compiler.frontend.attributes import ignored
+from ppuc.compiler.frontend.attributes import ignored, plain_value
 from ppuc.compiler.frontend.context import IMPORTERS, BrokenRuleError, Importer, NodeContext
 from ppuc.compiler.frontend.control import LoopNode, NotUnrolledError
 from ppuc.compiler.frontend.folding import FoldingBuilder
@@ -34,8 +32,9 @@ from ppuc.compiler.frontend.hosting import HostSide, HostTensor, may_be_dense
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.products import CONTROL, is_control
 from ppuc.compiler.frontend.rules import broken_rule
+from ppuc.compiler.frontend.scope import ExpansionError, Scope, Site, Tensor, Unknown, UnknownOpsError
 from ppuc.compiler.frontend.source import Source, normal_domain
-from ppuc.compiler.frontend.tensors import foreign, packed_range, read_tensor
+from ppuc.compiler.frontend.tensors import foreign, read_tensor
 from ppuc.ir.errors import Diagnostic, InternalError, ModelError
 from ppuc.ir.graph import Value
 from ppuc.ir.types import DType
@@ -51,50 +50,6 @@ compiled anew for each of its values, for results of the same sizes."""
 TRANSFORMS = ("DFT", "STFT")
 MOST_EXPANDED = 50_000
 """Nodes that calls of functions and unrolled loops of a model may become."""
-
-
-class ExpansionError(ModelError):
-    """Functions that expand to more nodes than anybody meant."""
-
-
-class UnknownOpsError(ModelError):
-    """Ops that cannot be imported; one diagnostic for each, with its nodes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A tensor that could not be computed. `error` is raised at its first use; None when it is reported already."""
-
-    error: ModelError | None = None
-
-
-Tensor = Value | HostTensor | Unknown | None
-"""What a name stands for; None is an optional input that the caller of a function left out."""
-
-
-@dataclass(slots=True)
-class Scope:
-    """Names visible in one graph, branch or function body. Initializers become constants when they are first read."""
-
-    opsets: Mapping[str, int]
-    values: dict[str, Tensor] = field(default_factory=dict)
-    tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)
-    outer: Scope | None = None
-
-    def names(self) -> set[str]:
-        """Everything visible, outer scopes included."""
-        own = self.values.keys() | self.tensors.keys()
-        return own | self.outer.names() if self.outer is not None else own
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A node where it stands: `label` is its path through functions and branches, `depth` that of function calls."""
-
-    node: onnx.NodeProto
-    scope: Scope
-    label: str
-    depth: int
 
 
 class Walk:
@@ -260,7 +215,7 @@ class Walk:
                 opset=opset,
                 inputs=operands,
                 outputs=list(node.output),
-                attributes={a.name: self._attribute(a, place) for a in node.attribute},
+                attributes={a.name: plain_value(a, self.source, place) for a in node.attribute},
                 constants=self.builder.array,
                 where=self.source.where,
                 wanted=self._want,
@@ -449,23 +404,3 @@ class Walk:
         except ModelError as error:
             self.errors.append(error)
             return Unknown()
-
-    def _attribute(self, attribute: onnx.AttributeProto, place: str) -> Any:
-        """Plain Python values; arrays for tensors."""
-        kinds = onnx.AttributeProto
-        if attribute.type == kinds.TENSOR and packed_range(attribute.t.data_type) is not None:
-            raise ModelError.of(
-                place, f"attribute '{attribute.name}' has elements below a byte", expected="an initializer"
-            )
-        if attribute.type == kinds.TENSOR:
-            return read_tensor(attribute.t, self.source).array()
-        if attribute.type == kinds.STRING:
-            return attribute.s.decode(errors="replace")
-        if attribute.type == kinds.STRINGS:
-            return [s.decode(errors="replace") for s in attribute.strings]
-        if attribute.type in (kinds.FLOAT, kinds.INT, kinds.GRAPH):
-            return onnx.helper.get_attribute_value(attribute)
-        if attribute.type in (kinds.FLOATS, kinds.INTS):
-            return list(onnx.helper.get_attribute_value(attribute))
-        kind = kinds.AttributeType.Name(attribute.type).lower().replace("_", " ")
-        raise ModelError.of(place, f"attribute '{attribute.name}' is of a kind that is not supported", got=kind)
