@@ -20,6 +20,9 @@ FORMATS: Mapping[str, tuple[DType, ...]] = {
 }
 """Name in policies and reports -> types that the operands take (int8: u8 for activations that are never negative)."""
 
+FORMAT_OF = {"fp8": "e4m3", "int8": "int8", "mixed": "e4m3"}
+"""`--precision` -> format of the layers that no policy names."""
+
 LARGEST = {DType.F8E4M3: 448.0, DType.F8E5M2: 57344.0, DType.I8: 127.0, DType.U8: 255.0}
 """The largest number of each type; i8 leaves out -128, so that its range is symmetric."""
 
