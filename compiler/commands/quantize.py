@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from ppuc.compiler.quantization.data import Data
     from ppuc.compiler.quantization.prepare import Prepared
+    from ppuc.ir.errors import ModelError
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]
@@ -223,7 +225,26 @@ def _prepared(
     from ppuc.compiler.quantization.prepare import prepare
     from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.compiler.run import initial_module
+    from ppuc.ir.errors import ModelError
 
     machine, sizes = chosen_target(target, overrides), dim_sizes(dims)
     shapes = Quantization(data).shapes(model, sizes)
-    return prepare(initial_module(load_model(model, dims=sizes, shapes=shapes), machine, precision), machine)
+    try:
+        return prepare(initial_module(load_model(model, dims=sizes, shapes=shapes), machine, precision), machine)
+    except ModelError as error:
+        raise _with_host_in_mind(error, model, sizes, shapes) from error
+
+
+def _with_host_in_mind(
+    error: ModelError, model: Path, dims: dict[str, int], shapes: dict[str, tuple[int, ...]]
+) -> ModelError:
+    """`error`, with what can be done when it is the host that the model lacks here."""
+    from ppuc.compiler.frontend.load_hosted import load_hosted
+    from ppuc.ir.errors import ModelError, PpucError
+
+    try:
+        load_hosted(model, dims, shapes)
+    except PpucError:
+        return error
+    hint = "the host would run this; `ppuc compile -p fp8 --calibrate DATA` quantizes the rest of such a model"
+    return ModelError([replace(d, hint=hint) for d in error.diagnostics])
