@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,7 @@ def quantize_command(
     from ppuc.compiler.quantization.policy import write_policy
     from ppuc.compiler.quantization.search import Goal
     from ppuc.compiler.quantization.study import Request, study
+    from ppuc.ir.errors import ModelError
 
     goal = Goal(min_sqnr, min_agreement, max_drop, min_share)
     _check_goal(goal, precision, metric)
@@ -173,8 +175,13 @@ def quantize_command(
         load_metric(metric) if metric is not None else None,
         state,
     )
-    with progress_bar("quantize") as progress:
-        made = study(prepared, given, evaluation, request, lambda what: progress(what, 0, 0))
+    try:
+        with progress_bar("quantize") as progress:
+            made = study(prepared, given, evaluation, request, lambda what: progress(what, 0, 0))
+    except ModelError as error:
+        raise _with_host_in_mind(
+            error, model, dim_sizes(dims), {s.name: s.type.dims for s in prepared.specs}
+        ) from error
     record = {"model": str(model), "target": prepared.target.name, **made.record, "policy": str(output or "") or None}
     if output is not None:
         write_policy(output, made.plan, {"model": model.name, "target": prepared.target.name, "precision": precision})
@@ -236,7 +243,7 @@ def _prepared(
 
 
 def _with_host_in_mind(
-    error: ModelError, model: Path, dims: dict[str, int], shapes: dict[str, tuple[int, ...]]
+    error: ModelError, model: Path, dims: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
 ) -> ModelError:
     """`error`, with what can be done when it is the host that the model lacks here."""
     from ppuc.compiler.frontend.load_hosted import load_hosted
