@@ -334,3 +334,20 @@ def test_without_the_host_nothing_is_compiled_later(tmp_path: Path) -> None:
     result = run("compile", tmp_path / "m.onnx", "--no-host", "-o", tmp_path / "m.ppu")
     assert result.exit_code == 2
     assert "its trip count is computed at run time" in result.stderr
+
+
+def test_a_branch_inside_a_loop_is_all_of_its_body() -> None:
+    """One node that a run decides, in a body of nothing else."""
+    text = """g (float[4, 6] x, int64 n, bool c) => (float[4, 6] y) {
+        y = Loop (n, , x) <body = b (int64 i, bool k, float[4, 6] v) => (bool more, float[4, 6] w) {
+            w, more = If (c) <then_branch = t () => (p, a) { p = MatMul(v, V) a = Identity(c) },
+                              else_branch = e () => (q, d) { q = MatMul(v, U) d = Identity(c) }>
+        }>
+    }"""
+    weights = {"V": V, "U": -V}
+    for c in (True, False):
+        _, result = agrees(model_of(text, weights), x=x(4, 6), n=np.array(3 if c else 1), c=np.array(c))
+        (body,) = result.later
+        assert (body.reason, body.calls) == ("", 3 if c else 1)
+        assert body.result is not None
+        assert [r.name for r in body.result.later] == [f"If_0/{'then' if c else 'else'}_branch"]
