@@ -67,8 +67,8 @@ _FORMS: dict[tuple[str, ...], _Forms] = {}
 
 
 class LaterSteps:
-    """The later steps of one run of `artifact`. `runs` tells what ran, by name, in the order of first calls; `asked` how
-    often each If was decided, `trips` how often a body of each Loop and Scan ran."""
+    """The later steps of one run of `artifact`. `runs` tells what ran, by name, in the order of first calls; `asked`
+    how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
 
     def __init__(self, artifact: Artifact, target: Target, worker: HostWorker, precision: str) -> None:
         self.artifact, self.target, self.worker = artifact, target, worker
