@@ -95,7 +95,8 @@ def check_command(
     problems = [str(d) for d in examination.problems] if examination is not None else []
     counts = {where: sum(n["where"] == where for n in nodes) for where in ("ppu", "host", "refused")}
     share = _host_share(examination)
-    stopped = counts["refused"] + (counts["host"] if no_host else 0)
+    later = len(examination.later) if examination is not None else 0
+    stopped = counts["refused"] + (counts["host"] + later if no_host else 0)
     record = {
         **found.record(),
         "model": str(model),
@@ -103,7 +104,7 @@ def check_command(
         "ok": not stopped and not problems,
         "nodes": nodes,
         **counts,
-        "later": len(examination.later) if examination is not None else 0,
+        "later": later,
         "host_share": share,
         "ppu_share": None if share is None else 1.0 - share,
         "unbound": unbound,
