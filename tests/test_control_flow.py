@@ -103,6 +103,19 @@ def test_loops_that_are_not_unrolled(call: str, reason: str) -> None:
         load_model(model_of(text, {"many": np.array(10**6, np.int64)}))
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_loop_without_condition_does_not_ask_its_body(known: bool) -> None:
+    """As the specification has it, whether it is unrolled or the host's."""
+    text = f"""g (float[2] x{"" if known else ", int64 n"}) => (float[2] y) {{
+      y = Loop ({"six" if known else "n"}, , x) <body = l (int64 i, bool k, float[2] v) => (more, w) {{
+        more = Less(i, i)
+        w = Add(v, v)
+      }}> }}"""
+    made = compile_model(model_of(text, {"six": np.array(6)}), target="ppu-tiny")
+    feeds = {"x": np.ones(2, np.float32)} | ({} if known else {"n": np.array(6)})
+    assert CompiledProgram(made.artifact, made.target).run(feeds).outputs["y"].tolist() == [64, 64]
+
+
 def test_a_loop_that_only_data_can_end_runs_on_the_host() -> None:
     text = """g (float[2] x) => (float[2] y) {
       h = Neg(x)
@@ -117,7 +130,7 @@ def test_a_loop_that_only_data_can_end_runs_on_the_host() -> None:
     made = compile_model(model, target="ppu-tiny")
     program = CompiledProgram(made.artifact, made.target, model)
     assert program.plan is not None
-    assert [n.node for n in program.plan.nodes] == ["Loop_1", "Add_2"]
+    assert [n.node for n in program.plan.nodes] == ["Loop_1"]
     assert program.plan.nodes[0].reason.startswith("Loop (its condition is computed at run time); without products")
     x = np.array([-2.5, 0.25], np.float32)
     np.testing.assert_array_equal(program.run({"x": x}).outputs["y"], -2 * x - 3)
