@@ -24,8 +24,8 @@ LARGEST_FOLD = 65536
 """Elements of the largest result that is computed here; larger ones are left to the folding pass."""
 
 
-KEPT = ("dequantize",)
-"""Ops that are not folded here: 8-bit weights may be multiplied as they are stored."""
+KEPT = ("dequantize", "unblock")
+"""Ops that are not folded here: weights of 8 bits or less may be multiplied as they are stored."""
 
 
 class FoldingBuilder(Builder):

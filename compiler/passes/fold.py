@@ -35,7 +35,10 @@ def fold_constants(w: Walk, op: Op) -> Value | Sequence[Value] | None:
 
 
 def _unpacks_weights(op: Op) -> bool:
-    """Weights in an 8-bit float format stay in it until they are multiplied: that is what it is for."""
+    """Weights in blocks, or in an 8-bit float format, stay as they are until they are multiplied: that is what it is
+    for."""
+    if op.name == "unblock":
+        return True
     source, result = op.operands[0].type, op.results[0].type
     narrow = source.dtype.is_float and source.dtype.bits <= 8 and result.dtype.bits > source.dtype.bits
     return op.name == "cast" and narrow and source.rank > 1
