@@ -3,7 +3,10 @@
 Every float weight and input is multiplied by `1 + h g`, g normal, and the graph interpreter computes the outputs again.
 That is what rounding the operands of every contraction with a mean error of h does, at every layer at once. So an
 output's relative change over h is its sensitivity S, and S times the mean error of a single op is to be expected of any
-correct program. For f32, whose h the interpreter could not represent, h is larger and the change scaled.
+correct program. For f32, whose h the interpreter could not represent, h is larger and the change scaled: in proportion
+where the model is smooth. Where it rounds to whole numbers in between (dynamic quantization), a change of h moves a
+share of the numbers that is proportional to h over an edge, each by a whole step, so that the root mean square of what
+comes out follows the root of h.
 
 Invariant: the measurement depends on the imported graph, the inputs and a fixed seed, never on what a program computed.
 """
@@ -16,13 +19,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppuc.compiler.tolerance import SAFETY, Tolerance, typical_step
+from ppuc.compiler.tolerance import SAFETY, Tolerance
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.ops.structure import ConstAttrs
 from ppuc.ir.resource import Resource
+from ppuc.ir.types import DType
 
 DRAWS = 2
+ROUNDING = ("quantize", "round", "floor", "ceil")
 SMALLEST_CHANGE = 2.0**-14
 """Ten bits above f32's own roundoff: far enough that the interpreter's rounding does not show."""
 
@@ -30,7 +35,7 @@ SMALLEST_CHANGE = 2.0**-14
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
     """`relative` is rms(change) / rms(output), `largest` the largest change of an element, both for one unit of
-    relative change of weights and inputs."""
+    relative change of weights and inputs, at changes as small as rounding errors."""
 
     relative: float
     largest: float
@@ -44,9 +49,11 @@ class Sensitivity:
         )
 
 
-def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], precision: str) -> dict[str, Sensitivity]:
-    """The sensitivity of every computed value of `graph`, by name, at the inputs `feeds` (by parameter name)."""
-    change = max(typical_step(graph, precision), SMALLEST_CHANGE)
+def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) -> dict[str, Sensitivity]:
+    """The sensitivity of every computed value of `graph`, by name, at the inputs `feeds` (by parameter name), to errors
+    of a size of `step`."""
+    change = max(step, SMALLEST_CHANGE)
+    unit = math.sqrt(change * step) if any(map(_rounds, graph.ops)) else change
     base: dict[str, np.ndarray] = {}
     run_graph(graph, feeds, lambda op, arrays: base.update(_named(op, arrays)))
     found = dict.fromkeys(base, Sensitivity(0.0, 0.0))
@@ -55,7 +62,7 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], precision: str)
 
         def compare(op: Op, arrays: Sequence[np.ndarray]) -> None:
             for name, array in _named(op, arrays):
-                found[name] = _larger(found[name], _change(base[name], array, change))
+                found[name] = _larger(found[name], _change(base[name], array, unit))
 
         run_graph(_perturbed(graph, change, rng), {n: _moved(a, change, rng) for n, a in feeds.items()}, compare)
     return found
@@ -63,6 +70,12 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], precision: str)
 
 def _named(op: Op, arrays: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
     return [(value.name, array) for value, array in zip(op.results, arrays, strict=True)]
+
+
+def _rounds(op: Op) -> bool:
+    """Whether `op` makes whole numbers of others."""
+    numbers = op.operands[0].type.dtype if op.operands else DType.I32
+    return op.name in ROUNDING or (op.name == "cast" and numbers.is_float and op.results[0].type.dtype.is_integer)
 
 
 def _perturbed(graph: Graph, change: float, rng: np.random.Generator) -> Graph:
@@ -84,7 +97,7 @@ def _moved(array: np.ndarray, change: float, rng: np.random.Generator) -> np.nda
     return np.asarray(array * factor, array.dtype)
 
 
-def _change(base: np.ndarray, moved: np.ndarray, change: float) -> Sensitivity:
+def _change(base: np.ndarray, moved: np.ndarray, unit: float) -> Sensitivity:
     if base.dtype.kind != "f" or not base.size:
         return Sensitivity(0.0, 0.0)
     both = np.isfinite(base) & np.isfinite(moved)
@@ -92,7 +105,7 @@ def _change(base: np.ndarray, moved: np.ndarray, change: float) -> Sensitivity:
     difference = np.abs(np.where(both, moved, 0).astype(np.float64) - a)
     scale = math.sqrt(float(np.mean(a**2)))
     relative = math.sqrt(float(np.mean(difference**2))) / scale if scale else 0.0
-    return Sensitivity(relative / change, float(difference.max()) / change)
+    return Sensitivity(relative / unit, float(difference.max()) / unit)
 
 
 def _larger(a: Sensitivity, b: Sensitivity) -> Sensitivity:

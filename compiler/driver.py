@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """The graphs that the PPU would run, the host's nodes, and what stands in the way."""
+    """The graphs that the PPU would run, the host's nodes, those that are compiled when the program runs, those that
+    nobody can run, and what else stands in the way."""
 
     graphs: tuple[Graph, ...] = ()
     host: tuple[HostNode, ...] = ()
+    later: tuple[HostNode, ...] = ()
+    refused: tuple[HostNode, ...] = ()
     problems: tuple[Diagnostic, ...] = ()
 
 
@@ -148,8 +151,11 @@ def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Exam
         except ModelError as error:
             if request.precision in QUANTIZED or isinstance(error, ExpansionError):
                 raise
-            _, parts, graphs = divided(request, error, worker(host_ops), passed)
-            return Examination(tuple(graphs), tuple(n for p in parts if isinstance(p, HostPart) for n in p.nodes))
+            _, parts, graphs = divided(request, error, worker(host_ops), passed, examining=True)
+            nodes = [n for p in parts if isinstance(p, HostPart) for n in p.nodes]
+            host = tuple(n for n in nodes if not n.later and not n.refused)
+            later, refused = (tuple(n for n in nodes if getattr(n, kind)) for kind in ("later", "refused"))
+            return Examination(tuple(graphs), host, later, refused)
     except PpucError as error:
         if isinstance(error, UsageError):
             raise

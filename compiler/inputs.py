@@ -54,7 +54,7 @@ def without_fixed(fixed: Mapping[str, np.ndarray], given: Mapping[str, Any], whe
         if name in given and not _same(np.asarray(given[name]), value):
             raise InputError.of(
                 where,
-                f"input '{name}' was fixed when the program was compiled, because sizes depend on it",
+                f"input '{name}' was fixed when the program was compiled, because sizes or branches depend on it",
                 got=_shown(np.asarray(given[name])),
                 expected=_shown(value),
                 hint="compile again with this value",

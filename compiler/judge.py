@@ -6,7 +6,7 @@ model itself makes of rounding, and its comparison then carries the sensitivity 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +18,19 @@ from ppuc.ir.graph import Graph
 
 
 class Judge:
-    """Judges values of `graph` (the imported model) computed at `precision` from `feeds` (by parameter name)."""
+    """Judges values of `graph` (the imported model) computed at `precision` from `feeds` (by parameter name), against a
+    reference that computes the ONNX nodes `transforms` as Fourier transforms."""
 
-    def __init__(self, graph: Graph, precision: str, feeds: Mapping[str, np.ndarray]) -> None:
-        self._graph, self._precision, self._feeds = graph, precision, feeds
-        self._tolerances = tolerances(graph, precision)
+    def __init__(
+        self,
+        graph: Graph,
+        precision: str,
+        feeds: Mapping[str, np.ndarray],
+        transforms: Collection[str] = (),
+    ) -> None:
+        self._graph, self._feeds = graph, feeds
+        self._tolerances = tolerances(graph, precision, transforms)
+        self._step = typical_step(graph, precision, transforms)
         self._sensitivities: dict[str, Sensitivity] | None = None
 
     def compare(self, label: str, value: str, got: np.ndarray, want: np.ndarray) -> Comparison:
@@ -33,12 +41,12 @@ class Judge:
         sensitivity = None if result.ok else self._sensitivity(value)
         if sensitivity is None:
             return result
-        widened = sensitivity.widened(tolerance, typical_step(self._graph, self._precision))
+        widened = sensitivity.widened(tolerance, self._step)
         if widened == tolerance:
             return result
         return replace(compare(label, got, want, widened), sensitivity=sensitivity.relative)
 
     def _sensitivity(self, value: str) -> Sensitivity | None:
         if self._sensitivities is None:
-            self._sensitivities = sensitivities(self._graph, self._feeds, self._precision)
+            self._sensitivities = sensitivities(self._graph, self._feeds, self._step)
         return self._sensitivities.get(value)

@@ -26,6 +26,7 @@ from ppuc.compiler.inputs import (
 )
 from ppuc.compiler.variants import Variants, bundle, unbundle
 from ppuc.ir.errors import InputError, UsageError
+from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.targets.artifact import Artifact
 from ppuc.targets.artifact import load as load_artifact
@@ -36,8 +37,13 @@ from ppuc.targets.simulator.result import Profile
 if TYPE_CHECKING:
     import onnx
 
+    from ppuc.compiler.host.later import LaterRun
+    from ppuc.compiler.host.transfer import Crossing
     from ppuc.compiler.run import PassRecord
     from ppuc.targets.simulator.run import Progress, RawResult
+
+
+EMPTY = Program("", "", "", (), (), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,16 @@ class ProgramResult:
     trace: RawResult | None = None
     host_seconds: Mapping[int, float] = field(default_factory=dict)
     """Wall time of each host step on this machine, by its number in the plan; never part of the profile."""
+    later: tuple[LaterRun, ...] = ()
+    """What was compiled while the program ran, and part of the profile; or why it was not."""
+    moves: tuple[Crossing, ...] = ()
+    """What crossed the link to the host between steps."""
+    program: Program = EMPTY
+    """Everything that ran and is in the profile."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Kernel -> the ONNX node that its time is booked on, of everything that ran."""
+    launches: Mapping[str, int] = field(default_factory=dict)
+    """How often segments were launched that were launched several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +171,7 @@ class CompiledProgram:
     ) -> ProgramResult:
         from ppuc.compiler.host.client import worker
         from ppuc.compiler.host.execute import run_hosted
+        from ppuc.compiler.host.merge import launches, merged_nodes, merged_program
 
         found = run_hosted(
             self.artifact,
@@ -166,7 +183,17 @@ class CompiledProgram:
             trace=trace,
             progress=progress,
         )
-        return ProgramResult(found.outputs, found.raw.profile, found.raw if trace else None, found.host_seconds)
+        return ProgramResult(
+            found.outputs,
+            found.raw.profile,
+            found.raw if trace else None,
+            found.host_seconds,
+            found.later,
+            found.moves,
+            merged_program(self.artifact.program, found.later),
+            merged_nodes(self.nodes, found.later),
+            launches(found.later),
+        )
 
     def _simulate(
         self, inputs: Mapping[str, np.ndarray] | None, trace: bool, progress: Progress | None
@@ -184,7 +211,7 @@ class CompiledProgram:
         outputs: dict[str, np.ndarray] = {}
         if inputs is not None:
             outputs = {s.name: raw.outputs[s.tensor].reshape(s.type.dims) for s in artifact.outputs}
-        return ProgramResult(outputs, raw.profile, raw if trace else None)
+        return ProgramResult(outputs, raw.profile, raw if trace else None, program=artifact.program, nodes=self.nodes)
 
 
 def load_program(path: str | Path, target: Target | None = None) -> CompiledProgram:

@@ -18,6 +18,11 @@ s being the expected largest of n normal draws plus one: a single wrong element 
 hardly moves the rms. With all arithmetic in f32, r is capped at 90 dB. Integers must be equal when all arithmetic is
 f32; with narrower formats a share r of them may differ (a comparison or an argmax may flip).
 
+The reference errs too. ONNX Runtime computes the logistic function to u_f32 of one, not of its value: that much is
+tolerated of its results, and of what only moves, adds up or scales them. Its Fourier transforms of N points, N not a
+power of two, go by way of a chirp (Bluestein, "A linear filtering approach to the computation of the discrete Fourier
+transform", 1970) of phases pi k^2 / N, k = 0 .. N, in f32: three factors of mean square error (pi N u_f32)^2 / 15.
+
 What the rule leaves out is conditioning: a model that amplifies a change of its weights amplifies rounding as well.
 That is measured (ppuc.compiler.conditioning) when a tensor breaks the rule.
 """
@@ -25,13 +30,15 @@ That is measured (ppuc.compiler.conditioning) when a tensor breaks the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops import OPS, Kind
+from ppuc.ir.ops.reduction import ReduceAttrs
+from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType
 
 UNIT_ROUNDOFF: dict[DType, float] = {
@@ -79,35 +86,66 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedError:
-    """Variance of the relative error, and whether a format narrower than f32 contributed to it."""
+    """Variance of the relative error, whether a format narrower than f32 contributed to it, and an error that does not
+    shrink with the value."""
 
     variance: float = 0.0
     narrow: bool = False
+    absolute: float = 0.0
 
 
 NO_ERROR = ExpectedError()
 
 
-def tolerances(graph: Graph, precision: str) -> dict[str, Tolerance]:
-    """The tolerance of every value of `graph` (parameters and constants: none but storage) computed at `precision`."""
-    return {name: tolerance_of(e) for name, e in expected_errors(graph, precision, {}).items()}
+def tolerances(graph: Graph, precision: str, transforms: Collection[str] = ()) -> dict[str, Tolerance]:
+    """The tolerance of every value of `graph` (parameters and constants: none but storage) computed at `precision`.
+    `transforms` are the ONNX nodes that the reference computes as Fourier transforms."""
+    return {name: tolerance_of(e) for name, e in expected_errors(graph, precision, {}, transforms).items()}
 
 
-def expected_errors(graph: Graph, precision: str, given: Mapping[str, ExpectedError]) -> dict[str, ExpectedError]:
+def expected_errors(
+    graph: Graph, precision: str, given: Mapping[str, ExpectedError], transforms: Collection[str] = ()
+) -> dict[str, ExpectedError]:
     """The expected error of every value that `graph` computes at `precision`; `given` are those of its parameters."""
-    errors = dict(given)
+    errors, constants = dict(given), graph.constants()
     tensor_format = PRECISIONS[precision]
     for op in graph.ops:
         inherited = inherited_error([errors.get(v.name, NO_ERROR) for v in op.operands])
         added, is_narrow = _added(op, tensor_format)
+        added += _of_reference(op, transforms)
+        absolute = UNIT_ROUNDOFF[DType.F32] if op.name == "sigmoid" else inherited.absolute * _gain(op, constants)
         for result in op.results:
-            errors[result.name] = ExpectedError(inherited.variance + added, inherited.narrow or is_narrow)
+            errors[result.name] = ExpectedError(inherited.variance + added, inherited.narrow or is_narrow, absolute)
     return errors
+
+
+def _gain(op: Op, constants: Mapping[str, Resource]) -> float:
+    """How much an absolute error grows in ops that move, add up or scale; 0 for others, which pass on relative ones."""
+    if OPS[op.name].kind in (Kind.VIEW, Kind.MOVE):
+        return 1.0
+    if isinstance(op.attrs, ReduceAttrs):
+        return {"sum": float(reduction_length(op)), "max": 1.0, "min": 1.0}.get(op.attrs.kind, 0.0)
+    known = [constants[v.name] for v in op.operands if v.name in constants]
+    if op.name == "mul" and known and known[0].type.elements == 1:
+        return float(np.abs(known[0].array()).reshape(()))
+    return 0.0
+
+
+def _of_reference(op: Op, transforms: Collection[str]) -> float:
+    """Variance of the error of ONNX Runtime's Fourier transforms, which are matmuls and convolutions here."""
+    if OPS[op.name].kind is not Kind.CONTRACTION or not any(node in transforms for node in op.loc):
+        return 0.0
+    points = reduction_length(op)
+    return 0.0 if points & (points - 1) == 0 else (math.pi * points * UNIT_ROUNDOFF[DType.F32]) ** 2 / 5
 
 
 def inherited_error(operands: Sequence[ExpectedError]) -> ExpectedError:
     """What an op's operands contribute to the error of its results."""
-    return ExpectedError(max((e.variance for e in operands), default=0.0), any(e.narrow for e in operands))
+    return ExpectedError(
+        max((e.variance for e in operands), default=0.0),
+        any(e.narrow for e in operands),
+        max((e.absolute for e in operands), default=0.0),
+    )
 
 
 def host_error(operands: Sequence[ExpectedError], elements: int) -> ExpectedError:
@@ -120,16 +158,18 @@ def host_error(operands: Sequence[ExpectedError], elements: int) -> ExpectedErro
 
 def tolerance_of(error: ExpectedError) -> Tolerance:
     """The tolerance that an expected error makes."""
-    return _tolerance(error.variance, error.narrow)
+    tolerance = _tolerance(error.variance, error.narrow)
+    return replace(tolerance, absolute=max(tolerance.absolute, SAFETY * error.absolute))
 
 
-def typical_step(graph: Graph, precision: str) -> float:
+def typical_step(graph: Graph, precision: str, transforms: Collection[str] = ()) -> float:
     """The root mean square of the relative errors that contractions and reductions of `graph` add at `precision`.
 
     Rounding to unit roundoff u errs by u at most and by u / sqrt(6) in the mean: the error is uniform within u of the
     mantissa's scale (mean square u^2 / 3), the mantissa uniform in [1, 2) (mean inverse square 1 / 2)."""
     tensor_format = PRECISIONS[precision]
-    added = [_added(op, tensor_format)[0] for op in graph.ops if OPS[op.name].kind in _SUMMING]
+    summing = [op for op in graph.ops if OPS[op.name].kind in _SUMMING]
+    added = [_added(op, tensor_format)[0] + _of_reference(op, transforms) for op in summing]
     rounding = [variance for variance in added if variance > 0] or [UNIT_ROUNDOFF[DType.F32] ** 2]
     return math.sqrt(sum(rounding) / len(rounding) / 6)
 

@@ -81,12 +81,13 @@ def verify_program(
         if layers:
             raise UsageError.of(program.name, "cannot be compared layer by layer: a part of it runs on the host")
         result = program.run(arrays, progress=progress)
-        compared = verify_hosted(program, program.plan, arrays, result.outputs)
+        compared = verify_hosted(program, program.plan, arrays, result)
         return Verification(compared, (), tuple(map(str, result.profile.hazards)), result.profile)
     shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
     imported = load_model(program.source, shapes=shapes, values=fixed)
     precision = program.artifact.meta.get("precision", "model")
-    judge = Judge(imported.graph, precision, {value.name: arrays[name] for name, value in imported.inputs})
+    feeds = {value.name: arrays[name] for name, value in imported.inputs}
+    judge = Judge(imported.graph, precision, feeds, imported.transforms)
     result = program.run(arrays, progress=progress)
     want = Oracle(program.source).run(arrays)
     outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n]) for n, v in imported.outputs)

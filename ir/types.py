@@ -69,6 +69,11 @@ class DType(enum.Enum):
     def is_integer(self) -> bool:
         return self.value[0] in "iu"
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether it holds numbers below zero."""
+        return self.is_float or self.value[0] == "i"
+
     @staticmethod
     def of(dtype: DTypeLike) -> DType:
         """The DType of a numpy dtype. Raises KeyError for one that ppuc does not know."""

@@ -51,7 +51,9 @@ def both(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> tuple[list[np.
     """(what ppuc's importer and references compute, what ONNX Runtime computes), one array for each output."""
     imported = load_model(model)
     results = run_graph(imported.graph, {value.name: feeds[name] for name, value in imported.inputs})
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # DynamicQuantizeLSTM gives every thread scales of its own
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [results[value.name] for _, value in imported.outputs], session.run(None, feeds)
 
 

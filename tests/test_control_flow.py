@@ -118,6 +118,25 @@ def test_a_loop_that_only_data_can_end_runs_on_the_host() -> None:
     program = CompiledProgram(made.artifact, made.target, model)
     assert program.plan is not None
     assert [n.node for n in program.plan.nodes] == ["Loop_1", "Add_2"]
-    assert program.plan.nodes[0].reason == "Loop (its condition is computed at run time)"
+    assert program.plan.nodes[0].reason.startswith("Loop (its condition is computed at run time); without products")
     x = np.array([-2.5, 0.25], np.float32)
     np.testing.assert_array_equal(program.run({"x": x}).outputs["y"], -2 * x - 3)
+
+
+def test_data_that_a_branch_depends_on_is_not_fixed() -> None:
+    """A program made for one picture is of no use: the branch goes to the host instead."""
+    text = """g (float[32] x) => (float[32] y) {
+        sum = ReduceSum<keepdims = 0>(x)
+        zero = Constant<value_float = 0.0>()
+        positive = Greater(sum, zero)
+        y = If(positive) <then_branch = t () => (float[32] a) { a = Neg(x) },
+                         else_branch = e () => (float[32] b) { b = Abs(x) }>
+    }"""
+    x = np.linspace(-1, 2, 32, dtype=np.float32)
+    model = model_of(text)
+    made = compile_model(model, values={"x": x})
+    program = CompiledProgram(made.artifact, made.target, model)
+    assert not program.fixed
+    assert program.plan is not None
+    np.testing.assert_array_equal(program.run({"x": x}).outputs["y"], -x)
+    np.testing.assert_array_equal(program.run({"x": -x}).outputs["y"], np.abs(x))

@@ -293,3 +293,37 @@ def test_check_counts_work_without_an_access_pattern(tmp_path: Path) -> None:
     result = run("check", tmp_path / "m.onnx", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["host_share"] == 0.0
+
+
+def test_check_judges_what_it_can_beside_nodes_that_nobody_runs(tmp_path: Path) -> None:
+    text = """g (float[4, 6] x, float[6, 6] W) => (float[a, b] y, int64[q, r] i, float[4, 6] e) {
+        a = Relu(x) b = com.example.Swirl<angle = 2>(a) c = MatMul(b, W) d = com.example.Twist(c)
+        e = MatMul(a, W) y = com.example.Shout(e, d) i = NonZero(e) }"""
+    onnx.save(model(text), tmp_path / "m.onnx")
+    result = run("check", tmp_path / "m.onnx", "--json")
+    assert result.exit_code == 1
+    record = json.loads(result.stdout)
+    assert {n["node"]: n["where"] for n in record["nodes"]} == {
+        "Relu_0": "ppu", "Swirl_1": "refused", "MatMul_2": "ppu", "Twist_3": "refused", "MatMul_4": "ppu",
+        "Shout_5": "refused", "NonZero_6": "host",
+    }  # fmt: skip
+    hints = [n["suggestion"] for n in record["nodes"] if n["where"] == "refused"]
+    assert [h.partition("@ppuc.")[2] for h in hints] == [
+        f"host_op('com.example::{op}')" for op in ("Swirl", "Twist", "Shout")
+    ]
+    assert 0 < record["host_share"] < record["ppu_share"] < 1
+    shown = run("check", tmp_path / "m.onnx").stdout
+    assert all(name in shown for name in ("Swirl_1", "Twist_3", "Shout_5", "3 nodes cannot be compiled"))
+
+
+def test_check_names_nodes_whose_op_exists_but_has_no_code(tmp_path: Path) -> None:
+    text = """g (float[4] x, float[4] w) => (float[4] z, float[4] e) { c = Mul(x, w)
+        z = ai.onnx.preview.training.Gradient<xs = ["x"], y = "c">(x)
+        d = Cast<to = 11>(x) f = Exp(d) e = Cast<to = 1>(f) }"""
+    header = '<ir_version: 8, opset_import: ["" : 17, "ai.onnx.preview.training" : 1]>'
+    onnx.save(parser.parse_model(header + text), tmp_path / "m.onnx")
+    record = json.loads(run("check", tmp_path / "m.onnx", "--json").stdout)
+    assert {n["node"]: n["where"] for n in record["nodes"] if n["where"] != "ppu"} == {
+        "Gradient_1": "refused", "Cast_2": "host", "Exp_3": "host", "Cast_4": "host",
+    }  # fmt: skip
+    assert "No registered implementation" in next(n["why"] for n in record["nodes"] if n["node"] == "Gradient_1")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ppuc.compiler.compare import MAX_SQNR_DB, compare
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import InputSpec, checked_inputs, generate, input_ranges, read_npy, read_npz, write_npz
+from ppuc.compiler.judge import Judge
 from ppuc.compiler.layers import final_node, layer_candidates, matching, node_values
 from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance, exact, tolerances
@@ -253,3 +254,38 @@ def test_models_of_newer_ir_versions_are_read() -> None:
     model.ir_version = 14
     x = np.array([1, -2], np.float32)
     np.testing.assert_array_equal(Oracle(model).run({"x": x})["y"], -x)
+
+
+def test_small_probabilities_are_compared_with_what_the_reference_can_know() -> None:
+    """The exact result is right although it is not ONNX Runtime's; a millionth beside it is wrong."""
+    model = model_of(
+        "g (float[1, 5] x) => (float[1] y) { s = Sigmoid(x) y = ReduceMean<axes = [1], keepdims = 0>(s) }", opset=13
+    )
+    x = np.linspace(-11, -9, 5, dtype=np.float32)[None]
+    want = Oracle(model).run({"x": x})["y"]
+    exactly = np.mean(1 / (1 + np.exp(-x.astype(np.float64))), 1)
+    imported = load_model(model)
+    tolerance = tolerances(imported.graph, "model")[imported.graph.results[0].name]
+    assert tolerance.absolute == pytest.approx(2.0**-23)
+    assert compare("y", exactly.astype(np.float32), want, tolerance).ok
+    assert not compare("y", (exactly + 1e-6).astype(np.float32), want, tolerance).ok
+
+
+@pytest.mark.parametrize(("points", "precise"), [(400, False), (512, True)])
+def test_transforms_are_compared_with_what_the_reference_can_know(points: int, precise: bool) -> None:
+    """Only lengths that are no power of two are given the error of ONNX Runtime's chirp."""
+    types = f"(float[8, {points}, 1] x) => (float[8, {points}, 2] y)"
+    model = model_of(f"g {types} {{ axis = Constant<value_int = 1>() y = DFT(x, , axis) }}", opset=20)
+    x = normal(8, points, 1)
+    spectrum = np.fft.fft(x[..., 0].astype(np.float64))
+    exactly = np.stack([spectrum.real, spectrum.imag], -1)
+    want = Oracle(model).run({"x": x})["y"]
+    imported = load_model(model)
+    assert imported.transforms
+    with_chirp = Judge(imported.graph, "model", {"x": x}, imported.transforms)
+    without = Judge(imported.graph, "model", {"x": x})
+    name = imported.graph.results[0].name
+    assert with_chirp.compare("y", name, exactly.astype(np.float32), want).ok
+    assert without.compare("y", name, exactly.astype(np.float32), want).ok == precise
+    wrong = (exactly * (1 + 1e-3 * normal(8, points, 2))).astype(np.float32)
+    assert not with_chirp.compare("y", name, wrong, want).ok

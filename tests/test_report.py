@@ -20,6 +20,7 @@ from ppuc.compiler.report.tables import capacity, comparison_table, duration, qu
 from ppuc.compiler.report.trace import write_trace
 from ppuc.compiler.tolerance import UNIT_ROUNDOFF, tolerances, typical_step
 from ppuc.ir.errors import UsageError
+from ppuc.ir.interpret import run_graph
 from ppuc.ir.program import Queue
 from ppuc.ir.types import DType, Space
 from ppuc.targets.description import load_target
@@ -177,9 +178,24 @@ def test_a_model_that_cancels_is_sensitive_and_one_that_adds_is_not() -> None:
     """y = (x + 1000) - 1000 multiplies a relative change of either constant by about 1000."""
     cancelling, adding = (load_model(shifted(op)).graph for op in ("Sub", "Add"))
     x = np.random.default_rng(0).standard_normal(50).astype(np.float32)
-    strong, weak = (sensitivities(g, {"x": x}, "model")[g.results[0].name].relative for g in (cancelling, adding))
+    strong, weak = (sensitivities(g, {"x": x}, 1e-6)[g.results[0].name].relative for g in (cancelling, adding))
     assert 300 < strong < 3000
     assert weak < 2
+
+
+@pytest.mark.parametrize("function", ["Identity", "Round"])
+def test_a_model_that_rounds_is_sensitive_to_the_root_of_a_change(function: str) -> None:
+    """What is predicted for errors of a size that was not measured is what they do, whether the model is smooth or
+    jumps: a whole step for the few numbers that lie at an edge."""
+    text = f"m (float[200000] x) => (float[200000] y) {{ a = Mul(x, up) b = {function}(a) y = Mul(b, down) }}"
+    graph = load_model(model_of(text, {n: np.float32(v).reshape(1) for n, v in (("up", 16), ("down", 1 / 16))})).graph
+    rng, step = np.random.default_rng(0), 1e-6
+    x = rng.standard_normal(200000).astype(np.float32)
+    moved = (x * (1 + step * rng.standard_normal(x.shape))).astype(np.float32)
+    results = [run_graph(graph, {"x": a}) for a in (x, moved)]
+    before, after = (r[graph.results[0].name].astype(np.float64) for r in results)
+    found = sensitivities(graph, {"x": x}, step)[graph.results[0].name].relative * step
+    assert found == pytest.approx(np.sqrt(np.mean((after - before) ** 2) / np.mean(before**2)), rel=0.5)
 
 
 def test_the_rule_alone_judges_what_keeps_it() -> None:

@@ -29,9 +29,13 @@ SUGGESTIONS = (
     ("depends on the model's inputs", "give the values with --inputs, or export with constant sizes"),
     ("computed at run time", "give the values with --inputs, or export with constant sizes"),
     ("only the host holds", "what it reads comes from the host; mend that node first"),
-    ("nor the host knows", "supply it as a Python function with --host-ops FILE.py"),
+    ("nor the host", "supply it with --host-ops FILE.py: a Python function marked @ppuc.host_op('DOMAIN::OP')"),
 )
 """What helps, by a part of the reason."""
+
+WORST = ("ppu", "host", "refused")
+LATER = "compiled when it runs and its sizes are known"
+FOLDED = "known when compiling, or no output needs it"
 
 
 @click.command(
@@ -84,12 +88,13 @@ def check_command(
     unbound = [key for key in found.open_dims if key not in sizes and key.rpartition(":")[0] not in shapes]
     nodes = [_node(n.node, n.op, n.where, n.how) for n in found.nodes]
     examination = None
-    if not (unbound and not shapes) and all(n.where != "refused" for n in found.nodes):
+    if not (unbound and not shapes):
         examination = examine(HostedRequest(model, machine, precision, sizes, shapes, arrays), host_ops)
         nodes = _placed(nodes, examination)
         unbound = []
     problems = [str(d) for d in examination.problems] if examination is not None else []
     counts = {where: sum(n["where"] == where for n in nodes) for where in ("ppu", "host", "refused")}
+    share = _host_share(examination)
     stopped = counts["refused"] + (counts["host"] if no_host else 0)
     record = {
         **found.record(),
@@ -98,7 +103,9 @@ def check_command(
         "ok": not stopped and not problems,
         "nodes": nodes,
         **counts,
-        "host_share": _host_share(examination),
+        "later": len(examination.later) if examination is not None else 0,
+        "host_share": share,
+        "ppu_share": None if share is None else 1.0 - share,
         "unbound": unbound,
         "problems": problems,
     }
@@ -108,23 +115,29 @@ def check_command(
 
 def _node(node: str, op: str, where: str, why: str) -> dict[str, str | None]:
     hint = next((hint for part, hint in SUGGESTIONS if part in why), None) if where != "ppu" else None
+    domain, _, op_type = op.rpartition(":")
+    hint = hint.replace("DOMAIN::OP", f"{domain}::{op_type}") if hint else None
     return {"node": node, "op": op, "where": where, "why": why, "suggestion": hint}
 
 
 def _placed(nodes: Sequence[Mapping[str, Any]], examination: Examination) -> list[dict[str, str | None]]:
     """The nodes with what importing found. A call of which a part is the host's is the host's, and says which part."""
-    hosted = {n.label: n for n in examination.host}
+    fates = {n.label: ("ppu", f"{LATER}: {n.reason}") for n in examination.later}
+    fates |= {n.label: ("host", n.reason) for n in examination.host}
+    fates |= {n.label: ("refused", n.refused) for n in examination.refused}
     placed = []
     for node in nodes:
         name = node["node"]
-        inner = [h for label, h in hosted.items() if label.startswith(f"{name}/")]
-        if name in hosted:
-            placed.append(_node(name, node["op"], "host", hosted[name].reason))
+        inner = [(label, *fate) for label, fate in fates.items() if label.startswith(f"{name}/")]
+        if name in fates:
+            placed.append(_node(name, node["op"], *fates[name]))
         elif inner:
-            placed.append(_node(name, node["op"], "host", f"its part {inner[0].label}: {inner[0].reason}"))
+            part, where, why = max(inner, key=lambda i: WORST.index(i[1]))
+            placed.append(_node(name, node["op"], where, f"its part {part}: {why}"))
+        elif examination.problems or node["where"] == "ppu":
+            placed.append(_node(name, node["op"], node["where"], node["why"]))
         else:
-            where = "ppu" if node["where"] == "host" and not examination.problems else node["where"]
-            placed.append(_node(name, node["op"], where, node["why"]))
+            placed.append(_node(name, node["op"], "ppu", FOLDED))
     return placed
 
 
@@ -157,9 +170,12 @@ def _show(out: Console, record: dict[str, Any]) -> None:
         out.print(problem)
     if record["refused"]:
         out.print(f"{record['refused']} nodes cannot be compiled")
-    elif record["host"]:
+    if record["later"]:
+        out.print(f"{record['later']} nodes are compiled when the program runs; their arithmetic is not counted here")
+    if record["host"]:
         share = f", {record['host_share']:.1%} of the arithmetic" if record["host_share"] is not None else ""
-        out.print(f"{record['host']} nodes run on the host{share}; everything else runs on the PPU")
+        rest = "" if record["refused"] else "; everything else runs on the PPU"
+        out.print(f"{record['host']} nodes run on the host{share}{rest}")
     elif record["ok"]:
         out.print("everything runs on the PPU" + (", once sizes are given" if record["unbound"] else ""))
 

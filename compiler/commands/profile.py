@@ -89,6 +89,7 @@ def profile_command(
     """
     from ppuc.compiler.host.transfer import host_rows
     from ppuc.compiler.report.interval import interval as time_interval
+    from ppuc.compiler.report.later import later_rows, show_later
     from ppuc.compiler.report.profile import profile_record
     from ppuc.compiler.report.trace import write_trace
 
@@ -104,19 +105,23 @@ def profile_command(
     if trace is not None and result.trace is not None:
         summary = write_trace(trace, result.trace, program.nodes, trace_limit)
         note(f"note: {trace} shows {summary}; open it at ui.perfetto.dev")
-    record = profile_record(result.profile, program.target, program.nodes, program.artifact.program)
+    record = profile_record(result.profile, program.target, result.nodes, result.program, result.launches)
     found = None
-    if interval is not False:
+    later = later_rows(program.plan, result.later) if program.plan is not None else []
+    if interval is not False and not later:
         with progress_bar("interval") as progress:
             found = time_interval(program, result.profile, always=bool(interval), progress=progress)
-    host = host_rows(program.plan, program.target, result.host_seconds) if program.plan is not None else []
-    record = {"model": str(model), **record, "host": host, "interval": found}
+    host = []
+    if program.plan is not None:
+        host = host_rows(program.plan, program.target, result.host_seconds, result.moves)
+    record = {"model": str(model), **record, "host": host, "later": later, "interval": found}
 
     def show(out: Console, shown: dict[str, Any]) -> None:
         from ppuc.compiler.report.profile_tables import profile_tables
 
         profile_tables(out, shown, top or None)
         _show_host(out, shown["host"])
+        show_later(out, shown["later"])
 
     emit("profile", record, as_json, show)
     return 1 if result.profile.hazards else 0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.compiler.run import Progress
-    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
     from ppuc.targets.description import Target
 
 
@@ -159,12 +159,23 @@ def quantization(
 def note_compromises(program: CompiledProgram) -> None:
     """Say which inputs were fixed, and what runs on the host."""
     for name, value in program.fixed.items():
-        note(f"note: input '{name}' is fixed to {' '.join(str(value).split())}, because sizes depend on it")
+        note(f"note: input '{name}' is fixed to {' '.join(str(value).split())}, because sizes or branches depend on it")
     if program.plan is not None:
         nodes = program.plan.nodes
         names = ", ".join(f"{n.node} ({n.op})" for n in nodes[:3]) + (", ..." if len(nodes) > 3 else "")
         count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
-        note(f"note: {count} on the host: {names}; `ppuc check` says why")
+        if nodes:
+            note(f"note: {count} on the host: {names}; `ppuc check` says why")
+        if program.plan.later:
+            waiting = len(program.plan.later)
+            note(f"note: {waiting} node{'s are' if waiting > 1 else ' is'} compiled when the program runs on inputs")
+
+
+def note_later(result: ProgramResult) -> None:
+    """Say what the host computed although it was to be compiled."""
+    for run in result.later:
+        if run.reason:
+            note(f"note: {run.name} ran on the host: {run.reason}")
 
 
 def _chosen(program: CompiledProgram, dims: dict[str, int], arrays: dict[str, np.ndarray]) -> CompiledProgram:

@@ -18,7 +18,7 @@ from ppuc.compiler.commands.common import (
     simulation_bar,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
-from ppuc.compiler.commands.program import ProgramOptions, program_options
+from ppuc.compiler.commands.program import ProgramOptions, note_later, program_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +56,7 @@ def run_command(
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)
+    note_later(result)
     if output is not None:
         write_npz(output, result.outputs)
         note(f"note: outputs are in {output}")

@@ -12,6 +12,7 @@ from dataclasses import replace
 import onnx
 import onnx.shape_inference
 
+from ppuc.compiler.engines import objection as engine_objection
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.hosting import (
     HostNode,
@@ -31,7 +32,6 @@ from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range
 from ppuc.ir.errors import ModelError, PpucError
 from ppuc.ir.graph import Value
-from ppuc.ir.types import DType
 
 Reader = Callable[[str], tuple[HostOperand, onnx.TensorProto | None]]
 """A name's tensor, and the constant of the file that it names."""
@@ -70,6 +70,10 @@ class Handover:
             return f"it reads {type_text(hosted[0].type)}, which only the host holds"
         return ""
 
+    def chosen(self, node: onnx.NodeProto, label: str) -> bool:
+        """Whether somebody decided that a node is the host's."""
+        return label in self.side.forced or (normal_domain(node.domain), node.op_type) in self.side.custom
+
     def mark(self) -> Mark:
         """Where the walk is."""
         return len(self.builder.ops), len(self.side.nodes)
@@ -83,8 +87,8 @@ class Handover:
         """Why what was imported since `mark` for the standard op `label` cannot run on the PPU; "" when it can. An op
         of which a part is the host's is the host's as a whole, unless it is that part."""
         for op in self.builder.ops[mark[0] :]:
-            if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results)):
-                return "it computes in double precision, which no engine of the machine has"
+            if why := engine_objection(op):
+                return f"it {why}"
         inner = self.side.nodes[mark[1] :]
         split = [n for n in inner if n.label != label]
         return f"its part {split[0].op} cannot run on the PPU: {split[0].reason}" if split else ""
@@ -102,13 +106,15 @@ class Handover:
         read: Reader,
         reason: str,
         declared: Mapping[str, onnx.TypeProto],
+        later: bool = False,
+        refused: str = "",
     ) -> tuple[HostOperand | None, ...]:
-        """Hand a node over; what stands for its outputs. `declared` are types that the file claims for tensors. Raises
-        RefusedError."""
+        """Hand a node over; what stands for its outputs. `declared` are types that the file claims for tensors. A node
+        that is `refused` is noted as such, and its outputs are what the file says. Raises RefusedError."""
         domain = normal_domain(node.domain)
         key = (domain, node.op_type)
         custom = key in self.side.custom
-        if not custom and not is_hostable(node, opsets):
+        if not refused and not custom and not is_hostable(node, opsets):
             raise RefusedError(unknown=True)
         operands = {name: read(name) for name in read_names(node)}
         inputs = {o.name: o for o, _ in operands.values()}
@@ -120,7 +126,9 @@ class Handover:
         for constant in constants.items():
             constant[1].name = host_name(constant[0])
         op = f"{domain}.{node.op_type}" if domain else node.op_type
-        made = HostNode(proto, label, op, reason, opsets, tuple(inputs.values()), constants, tuple(outputs), custom)
+        made = HostNode(
+            proto, label, op, reason, opsets, tuple(inputs.values()), constants, tuple(outputs), custom, later, refused
+        )
         made = replace(made, outputs=self._typed(made, node, declared))
         self.side.nodes.append(made)
         return tuple(self._without_elements(o) for o in made.outputs)
@@ -144,7 +152,7 @@ class Handover:
         self, made: HostNode, node: onnx.NodeProto, declared: Mapping[str, onnx.TypeProto]
     ) -> tuple[HostOperand | None, ...]:
         """The outputs with their types; Values where the machine can hold them."""
-        types = {} if made.custom else self._inferred(made)
+        types = {} if made.custom or made.refused else self._inferred(made)
         found: list[HostOperand | None] = []
         for output, original in zip(made.outputs, node.output, strict=True):
             if output is None:

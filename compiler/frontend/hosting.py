@@ -11,7 +11,7 @@ Invariant: names of Values and HostTensors are unique in a hosted model; a host 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -49,7 +49,9 @@ HostOperand = Value | HostTensor
 @dataclass(frozen=True, slots=True)
 class HostNode:
     """A node for the host. `proto` names tensors by `host_name`; `inputs` are the tensors it reads (subgraphs
-    included), `constants` those of them that are known. `opsets` is what it is to be read by."""
+    included), `constants` those of them that are known. `opsets` is what it is to be read by. `later`: the PPU has the
+    op, and can compile it once a run has decided its sizes. `refused` is why nobody can run it ("" except in a model
+    that is only examined)."""
 
     proto: onnx.NodeProto
     label: str
@@ -60,17 +62,21 @@ class HostNode:
     constants: Mapping[str, onnx.TensorProto]
     outputs: tuple[HostOperand | None, ...]
     custom: bool = False
+    later: bool = False
+    refused: str = ""
 
 
 @dataclass(slots=True)
 class HostSide:
     """What a walk collects for the host. `forced` are nodes that must go there, with the reason; `custom` are ops that
-    Python functions stand for; `declared` are types that the file claims for tensors of the main graph."""
+    Python functions stand for; `declared` are types that the file claims for tensors of the main graph. `examining`:
+    nodes that nobody can run do not end the walk, but stand in the list as refused."""
 
     forced: Mapping[str, str] = field(default_factory=dict)
     custom: frozenset[tuple[str, str]] = frozenset()
     declared: Mapping[str, onnx.TypeProto] = field(default_factory=dict)
     nodes: list[HostNode] = field(default_factory=list)
+    examining: bool = False
 
 
 def host_name(name: str) -> str:
@@ -176,6 +182,14 @@ def static_type(type: onnx.TypeProto | None) -> TensorType | None:
     return TensorType(dtype, tuple(int(d.dim_value) for d in tensor.shape.dim))
 
 
+def may_be_dense(type: onnx.TypeProto | None) -> bool:
+    """Whether a tensor of this type may turn out, at run time, to be one that the machine can hold."""
+    if type is None or type.WhichOneof("value") is None:
+        return True
+    dtype = ONNX_DTYPES.get(type.tensor_type.elem_type) if type.HasField("tensor_type") else None
+    return dtype is not None and dtype is not DType.F64
+
+
 def bound_type(type: onnx.TypeProto, symbols: Mapping[str, int]) -> onnx.TypeProto:
     """`type` with the sizes that its symbols were given."""
     copy = onnx.TypeProto()
@@ -255,9 +269,7 @@ def _with_constants(node: HostNode, constants: Mapping[str, onnx.TensorProto]) -
     """`node` with the other constants as plain inputs of the same type."""
     large = {n: HostTensor(n, _constant_type(t)) for n, t in node.constants.items() if n not in constants}
     inputs = tuple(large.get(i.name, i) for i in node.inputs)
-    return HostNode(
-        node.proto, node.label, node.op, node.reason, node.opsets, inputs, constants, node.outputs, node.custom
-    )
+    return replace(node, inputs=inputs, constants=constants)
 
 
 def _constant_type(tensor: onnx.TensorProto) -> onnx.TypeProto:

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ FAMILIES = (
 class ImportedModel:
     """A model as a graph. `inputs` and `outputs` pair ONNX names with values of the graph, in the model's order; `dims`
     are the sizes that its symbols were given; `fixed` are inputs that became constants; `opset` is that of the standard
-    domain, after conversion."""
+    domain, after conversion; `transforms` names the nodes that are discrete Fourier transforms."""
 
     graph: Graph
     name: str
@@ -64,6 +64,7 @@ class ImportedModel:
     dims: Mapping[str, int]
     path: Path | None = None
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    transforms: frozenset[str] = frozenset()
     _proto: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
 
     def digest(self) -> str:
@@ -89,7 +90,7 @@ class ValuesNeededError(ModelError):
         self.inputs = tuple(inputs)
 
 
-LARGEST_FIXED = 4096
+LARGEST_FIXED, LARGEST_FIXED_FLOATS = 4096, 16
 """Elements of an input whose value is worth a program of its own."""
 
 
@@ -124,12 +125,15 @@ def fixable(
 def fixing_values(
     wanted: Sequence[str], values: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The values of `wanted` inputs that are not fixed yet and small enough to be: sizes and axes, not data."""
-    return {
-        n: values[n]
-        for n in wanted
-        if n not in fixed and isinstance(values.get(n), np.ndarray) and values[n].size <= LARGEST_FIXED
-    }
+    """The values of `wanted` inputs that are not fixed yet and may be: sizes, axes, flags and factors, not data."""
+    return {n: values[n] for n in wanted if n not in fixed and _parameter(values.get(n))}
+
+
+def _parameter(value: object) -> bool:
+    """Whether a value looks like what steers a computation, rather than like what it is about."""
+    if not isinstance(value, np.ndarray):
+        return False
+    return value.size <= (LARGEST_FIXED if value.dtype.kind in "iub" else LARGEST_FIXED_FLOATS)
 
 
 def _load(
@@ -165,7 +169,8 @@ def _load(
         raise ValuesNeededError(error, wanted) if wanted else error from error.__cause__
     if unbound is not None:
         raise unbound
-    return _imported(read, builder, params, [_known(v) for v in results], symbols, fixed)
+    made = _imported(read, builder, params, [_known(v) for v in results], symbols, fixed)
+    return replace(made, transforms=frozenset(walk.transforms))
 
 
 def entering(builder: FoldingBuilder, param: Value, value: np.ndarray | None) -> Value:

@@ -55,13 +55,16 @@ def load_hosted(
     *,
     forced: Mapping[str, str] | None = None,
     custom: frozenset[tuple[str, str]] = frozenset(),
+    examining: bool = False,
 ) -> HostedModel:
     """As load_model, with the host taking what cannot be imported. `forced` are nodes that must be the host's, with the
     reason; `custom` are (domain, op) that Python functions stand for. Raises ModelError for what is wrong, or unknown
-    to the host as well."""
+    to the host as well; when `examining`, such nodes are among the host's, marked as refused."""
     fixed: dict[str, np.ndarray] = {}
     while True:
-        model, wanted = _load(source, dims or {}, shapes or {}, fixed, HostSide(forced or {}, custom))
+        model, wanted = _load(
+            source, dims or {}, shapes or {}, fixed, HostSide(forced or {}, custom, examining=examining)
+        )
         more = fixing_values(wanted, values or {}, fixed)
         if not more:
             return model

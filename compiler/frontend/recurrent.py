@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM: one record a direction.
+"""RNN, GRU and LSTM: one record a direction; DynamicQuantizeLSTM: the same steps around integer products.
 
 Invariant: records see steps first and one direction; `layout` = 1 and the axis of directions are transposes, slices and
 concatenations around them.
@@ -6,22 +6,28 @@ concatenations around them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ppuc.compiler.frontend.context import NodeContext, importer
-from ppuc.compiler.frontend.shape import reshaped, sliced, transposed
+from ppuc.compiler.frontend.quantized import as_parameter, dynamically_quantized, integer_matmul, zero_point
+from ppuc.compiler.frontend.shape import cast_to, reshaped, sliced, transposed
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.composite import cast
 from ppuc.ir.ops.gates import GATES
 from ppuc.ir.ops.movement import ConcatAttrs
-from ppuc.ir.ops.recurrent import GruAttrs, LstmAttrs, RnnAttrs
+from ppuc.ir.ops.recurrent import GruAttrs, LstmAttrs, RnnAttrs, ValueMachine, unrolled
 from ppuc.ir.types import DType
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _ACTIVATIONS = {"RNN": ("tanh",), "GRU": ("sigmoid", "tanh"), "LSTM": ("sigmoid", "tanh", "tanh")}
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+
+
+def _cell(ctx: NodeContext) -> str:
+    """RNN, GRU or LSTM."""
+    return ctx.op_type.removeprefix("DynamicQuantize")
 
 
 def _directions(ctx: NodeContext) -> tuple[bool, ...]:
@@ -35,7 +41,7 @@ def _directions(ctx: NodeContext) -> tuple[bool, ...]:
 def _functions(ctx: NodeContext, directions: int) -> list[tuple[str, float, float]]:
     """(activation, alpha, beta), those of the first direction first. Parameters are listed only for the functions that
     have them."""
-    plain = list(_ACTIVATIONS[ctx.op_type]) * directions
+    plain = list(_ACTIVATIONS[_cell(ctx)]) * directions
     names = [str(n).lower() for n in ctx.attr("activations") or ()] or plain
     if len(names) != len(plain):
         ctx.fail("activations needs a function for each gate and direction", got=names, expected=f"{len(plain)} names")
@@ -54,9 +60,9 @@ def _functions(ctx: NodeContext, directions: int) -> list[tuple[str, float, floa
 def _attrs(ctx: NodeContext, functions: Sequence[tuple[str, float, float]], reverse: bool, lengths: bool) -> RnnAttrs:
     names, alphas, betas = zip(*functions, strict=True)
     common = (names, alphas, betas, reverse, float(ctx.attr("clip", 0.0)), lengths)
-    if ctx.op_type == "LSTM":
+    if _cell(ctx) == "LSTM":
         return LstmAttrs(*common, bool(ctx.attr("input_forget", 0)), ctx.has(7))
-    return GruAttrs(*common, bool(ctx.attr("linear_before_reset", 0))) if ctx.op_type == "GRU" else RnnAttrs(*common)
+    return GruAttrs(*common, bool(ctx.attr("linear_before_reset", 0))) if _cell(ctx) == "GRU" else RnnAttrs(*common)
 
 
 def _lengths(ctx: NodeContext, steps: int) -> Value | None:
@@ -70,20 +76,20 @@ def _lengths(ctx: NodeContext, steps: int) -> Value | None:
 
 
 class _Operands:
-    """The inputs of one node, direction by direction."""
+    """The inputs of one node, direction by direction. Quantized weights are stored with their gates last."""
 
-    def __init__(self, ctx: NodeContext) -> None:
+    def __init__(self, ctx: NodeContext, quantized: bool = False) -> None:
         self.ctx = ctx
         self.batch_first = bool(ctx.attr("layout", 0))
         x = ctx.operand(0)
         if x.type.rank != 3 or ctx.type(2).rank != 3:
             ctx.fail("X and R need three dimensions", got=f"{x.type} and {ctx.type(2)}")
         self.x = transposed(ctx, x, (1, 0, 2)) if self.batch_first else x
-        self.batch, self.hidden = self.x.type.dims[1], ctx.shape(2)[2]
+        self.batch, self.hidden = self.x.type.dims[1], ctx.shape(2)[1 if quantized else 2]
         if int(ctx.attr("hidden_size", self.hidden)) != self.hidden:
             ctx.fail("hidden_size contradicts R", got=ctx.attr("hidden_size"), expected=self.hidden)
 
-    def _of(self, index: int, direction: int, axis: int = 0) -> Value:
+    def of(self, index: int, direction: int, axis: int = 0) -> Value:
         """Input `index` without its axis of directions."""
         whole = self.ctx.operand(index)
         shape = (*whole.type.dims[:axis], *whole.type.dims[axis + 1 :])
@@ -94,22 +100,76 @@ class _Operands:
 
     def of_direction(self, direction: int, lengths: Value | None) -> list[Value]:
         """The record's operands."""
-        ctx, rows = self.ctx, _GATES[self.ctx.op_type] * self.hidden
-        operands = [self.x, self._of(1, direction), self._of(2, direction)]
-        operands.append(self._of(3, direction) if ctx.has(3) else self._zeros(2 * rows))
-        for index in (5, 6) if ctx.op_type == "LSTM" else (5,):
+        ctx, rows = self.ctx, _GATES[_cell(self.ctx)] * self.hidden
+        operands = [self.x, self.of(1, direction), self.of(2, direction)]
+        operands.append(self.of(3, direction) if ctx.has(3) else self._zeros(2 * rows))
+        for index in (5, 6) if _cell(ctx) == "LSTM" else (5,):
             state_axis = 1 if self.batch_first else 0
-            given = self._of(index, direction, state_axis) if ctx.has(index) else None
+            given = self.of(index, direction, state_axis) if ctx.has(index) else None
             operands.append(self._zeros(self.batch, self.hidden) if given is None else given)
-        if ctx.op_type == "LSTM" and ctx.has(7):
-            operands.append(self._of(7, direction))
+        if _cell(ctx) == "LSTM" and ctx.has(7):
+            operands.append(self.of(7, direction))
         return [*operands, *([lengths] if lengths is not None else [])]
 
 
 @importer("RNN", "GRU", "LSTM")
 def recurrent(ctx: NodeContext) -> Sequence[Value]:
     """Y, Y_h and, for LSTM, Y_c."""
-    operands, directions = _Operands(ctx), _directions(ctx)
+
+    def record(attrs: RnnAttrs, given: list[Value], direction: int) -> Sequence[Value]:
+        return ctx.b.emit(ctx.op_type.lower(), given, attrs, hint=ctx.hint)
+
+    return _all_directions(ctx, _Operands(ctx), record)
+
+
+@importer("DynamicQuantizeLSTM", domain="com.microsoft")
+def dynamic_quantize_lstm(ctx: NodeContext) -> Sequence[Value]:
+    """Weights W[D, I, 4 H] and R[D, H, 4 H] in 8 bits; the whole input is quantized at once, the state a step."""
+    operands = _Operands(ctx, quantized=True)
+
+    def steps(attrs: RnnAttrs, given: list[Value], direction: int) -> Sequence[Value]:
+        lengths = reshaped(ctx, given.pop(), (operands.batch, 1)) if attrs.lengths else None
+        given[1:3] = [transposed(ctx, w, (1, 0)) for w in given[1:3]]
+        scales = [_of_direction(ctx, operands, direction, i) for i in (8, 10)]
+        zeros = [_of_direction(ctx, operands, direction, i) if zero_point(ctx, i) else None for i in (9, 11)]
+        stored = {w.name: pair for w, pair in zip(given[1:3], zip(scales, zeros, strict=True), strict=True)}
+        machine = _QuantizedMachine(ctx, attrs, given, stored)
+        return unrolled("lstm", machine, operands.x.type.dims[0], given[4:6], lengths, DType.F32)
+
+    return _all_directions(ctx, operands, steps)
+
+
+def _of_direction(ctx: NodeContext, operands: _Operands, direction: int, index: int) -> Value:
+    """A scale or zero point of one direction: one number, or one for each column."""
+    return as_parameter(ctx, operands.of(index, direction))
+
+
+class _QuantizedMachine(ValueMachine):
+    """Steps whose products are of integers. `stored`: scale and zero point by name of the weights, whose gates come
+    first as in the record."""
+
+    def __init__(
+        self,
+        ctx: NodeContext,
+        attrs: RnnAttrs,
+        operands: Sequence[Value],
+        stored: Mapping[str, tuple[Value, Value | None]],
+    ) -> None:
+        self._ctx, self._stored = ctx, stored
+        super().__init__(attrs, ctx.b, operands)
+
+    def product(self, x: Value, rows: Value) -> Value:
+        ctx, (scale, zero) = self._ctx, self._stored[rows.name]
+        numbers, x_scale, x_zero = dynamically_quantized(ctx, x)
+        total = integer_matmul(ctx, numbers, transposed(ctx, rows, (1, 0)), x_zero, zero)
+        return ctx.op("mul", cast_to(ctx, total, DType.F32), ctx.op("mul", x_scale, scale))
+
+
+def _all_directions(
+    ctx: NodeContext, operands: _Operands, run: Callable[[RnnAttrs, list[Value], int], Sequence[Value]]
+) -> Sequence[Value]:
+    """The node's results, of what `run` makes of each direction's attributes and operands."""
+    directions = _directions(ctx)
     functions = _functions(ctx, len(directions))
     per = len(functions) // len(directions)
     if any(len(directions) != ctx.shape(i)[0] for i in (1, 2)):
@@ -118,8 +178,7 @@ def recurrent(ctx: NodeContext) -> Sequence[Value]:
     results = []
     for i, reverse in enumerate(directions):
         attrs = _attrs(ctx, functions[i * per : (i + 1) * per], reverse, lengths is not None)
-        given = operands.of_direction(i, lengths)
-        results.append(ctx.b.emit(ctx.op_type.lower(), given, attrs, hint=ctx.hint))
+        results.append(run(attrs, operands.of_direction(i, lengths), i))
     y, *states = (_joined(ctx, [r[k] for r in results], k == 0) for k in range(len(results[0])))
     if operands.batch_first:
         y, states = transposed(ctx, y, (2, 0, 1, 3)), [transposed(ctx, s, (1, 0, 2)) for s in states]

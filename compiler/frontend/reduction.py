@@ -34,9 +34,9 @@ def _axes(ctx: NodeContext) -> tuple[int, ...]:
 
 
 def _reduce(ctx: NodeContext, kind: str, x: Value, axes: Sequence[int], keepdims: bool | None = None) -> Value:
+    keep = bool(ctx.attr("keepdims", 1)) if keepdims is None else keepdims
     if not axes:
         return x
-    keep = bool(ctx.attr("keepdims", 1)) if keepdims is None else keepdims
     return ctx.op("reduce", x, attrs=ReduceAttrs(kind, tuple(axes), keep))
 
 
@@ -77,7 +77,7 @@ def _log_sum(ctx: NodeContext, x: Value, axes: Sequence[int]) -> Value:
 def _log_sum_exp(ctx: NodeContext, x: Value, axes: Sequence[int]) -> Value:
     """top + ln(sum of e**(x - top)), where top is the maximum, kept finite so that inf - inf never happens."""
     if not axes:
-        return x
+        return _reduce(ctx, "max", x, axes)
     limits = np.finfo(x.type.dtype.numpy)
 
     def top(keepdims: bool | None) -> Value:

@@ -50,6 +50,8 @@ def resize(ctx: NodeContext) -> Sequence[Value]:
         antialias=bool(ctx.attr("antialias", 0)),
         roi=_roi(ctx, axes, rank) if coordinates == "tf_crop_and_resize" else (),
     )
+    if not ctx.dtype(0).is_float and (attrs.mode == "cubic" or (attrs.antialias and attrs.mode != "nearest")):
+        ctx.fail("how integers are rounded is not defined here", got=f"{ctx.type(0)}, {attrs.mode}", expected="floats")
     return (_emit(ctx, attrs, _by_scales(ctx, scales, axes) if scales.size else _by_sizes(ctx, sizes, axes)),)
 
 

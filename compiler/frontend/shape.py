@@ -218,8 +218,8 @@ def trilu(ctx: NodeContext) -> Sequence[Value]:
 @importer("NonZero")
 def non_zero(ctx: NodeContext) -> Sequence[Value]:
     """How many there are must be known now."""
-    found = np.nonzero(ctx.need_constant(0, "the number of nonzero elements"))
-    return [ctx.b.const(np.array(found, np.int64).reshape(ctx.type(0).rank, -1), ctx.hint)]
+    found = np.argwhere(ctx.need_constant(0, "the number of nonzero elements"))
+    return [ctx.b.const(np.ascontiguousarray(found.T, np.int64), ctx.hint)]
 
 
 @importer("OneHot")

@@ -22,18 +22,22 @@ from ppuc.compiler.frontend.control import LoopNode, NotUnrolledError
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.functions import FunctionBody, has_schema_body, local_body, local_functions, schema_body
 from ppuc.compiler.frontend.handover import Handover, RefusedError
-from ppuc.compiler.frontend.hosting import HostSide, HostTensor
+from ppuc.compiler.frontend.hosting import HostSide, HostTensor, may_be_dense
 from ppuc.compiler.frontend.order import ordered
+from ppuc.compiler.frontend.products import CONTROL, is_control
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import foreign, packed_range, read_tensor
 from ppuc.ir.errors import Diagnostic, InternalError, ModelError
 from ppuc.ir.graph import Value
+from ppuc.ir.types import DType
 
 DEEPEST_CALL = 64
 NAMES_SHOWN = 8
 SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function with --host-ops FILE.py"
 
-
+LARGEST_FACTORS = 8
+"""Elements of a floating-point input that sizes are computed from: the factors of a resize."""
+TRANSFORMS = ("DFT", "STFT")
 MOST_EXPANDED = 50_000
 """Nodes that calls of functions and unrolled loops of a model may become."""
 
@@ -84,7 +88,7 @@ class Site:
 
 class Walk:
     """Imports into `builder`. Errors are collected; `finish` raises them. `wanted` are the model's inputs whose values
-    importers asked for in vain."""
+    importers asked for in vain, `transforms` the nodes that are discrete Fourier transforms."""
 
     def __init__(self, source: Source, builder: FoldingBuilder, host: HostSide | None = None) -> None:
         self.source = source
@@ -93,6 +97,8 @@ class Walk:
         self.unsupported: dict[str, list[str]] = {}
         self.errors: list[ModelError] = []
         self.wanted: set[str] = set()
+        self.asked: Value | None = None
+        self.transforms: set[str] = set()
         self.expanded = 0
         self.host = Handover(host, source, builder, tuple(source.model.functions)) if host is not None else None
 
@@ -121,6 +127,8 @@ class Walk:
         """Raise what was collected: all unsupported ops together, else the first error."""
         if self.unsupported:
             raise UnknownOpsError([self._unsupported(op, nodes) for op, nodes in self.unsupported.items()])
+        if self.errors and self.host is not None and self.host.side.examining:
+            raise ModelError([d for error in self.errors for d in error.diagnostics])
         if self.errors:
             raise self.errors[0]
 
@@ -134,6 +142,8 @@ class Walk:
     def _node(self, node: onnx.NodeProto, scope: Scope, label: str, depth: int) -> list[Tensor]:
         """The values of the node's outputs, `Unknown` where there was an error."""
         self.builder.loc = (label,)
+        if node.op_type in TRANSFORMS:
+            self.transforms.add(label)
         site = Site(node, scope, label, depth)
         self._count(depth > 0)
         operands = [self._read(scope, name) if name else None for name in node.input]
@@ -142,16 +152,26 @@ class Walk:
             return self._call(body, site, operands)
         if self.host is None:
             return self._standard(site, operands)
-        reason = self.host.reason(node, label, [v for v in operands if isinstance(v, HostTensor)])
+        hosted = [v for v in operands if isinstance(v, HostTensor)]
+        reason = self.host.reason(node, label, hosted)
         if reason:
-            return self._hand_over(site, reason)
+            return self._hand_over(site, reason, later=self._awaits_sizes(site, hosted))
         mark, wrong = self.host.mark(), (len(self.errors), len(self.unsupported))
         results = self._standard(site, operands)
         reason = self.host.objection(mark, label)
         if reason and wrong == (len(self.errors), len(self.unsupported)):
             self.host.rewind(mark)
-            return self._hand_over(site, reason)
+            return self._hand_over(site, reason, later=is_control(node, site.scope.opsets))
         return results
+
+    def _awaits_sizes(self, site: Site, hosted: Sequence[HostTensor]) -> bool:
+        """Whether a node is the host's only because the sizes of what it reads are not known yet."""
+        assert self.host is not None
+        node, domain = site.node, normal_domain(site.node.domain)
+        if self.host.chosen(node, site.label) or not all(may_be_dense(t.type) for t in hosted):
+            return False
+        known = (domain, node.op_type) in IMPORTERS or is_control(node, site.scope.opsets)
+        return known or has_schema_body(node, site.scope.opsets.get(domain, 1))
 
     def _count(self, inside: bool) -> None:
         """One more node, `inside` a function."""
@@ -166,7 +186,7 @@ class Walk:
         node, domain = site.node, normal_domain(site.node.domain)
         if domain == "" and node.op_type == "If":
             return self._branch(site, operands)
-        if domain == "" and node.op_type in ("Loop", "Scan"):
+        if domain == "" and node.op_type in CONTROL:
             return self._unrolled(site, operands)
         importer = IMPORTERS.get((domain, node.op_type))
         opset = site.scope.opsets.get(domain, 1)
@@ -180,17 +200,24 @@ class Walk:
         body = schema_body(node, opset, known)
         return self._call(body, site, operands) if body is not None else self._refuse(site)
 
-    def _hand_over(self, site: Site, reason: str, error: ModelError | None = None) -> list[Tensor]:
-        """A node for the host; `error` is what its importer said."""
+    def _hand_over(self, site: Site, reason: str, error: ModelError | None = None, later: bool = False) -> list[Tensor]:
+        """A node for the host; `error` is what its importer said, `later` as in HostNode."""
         assert self.host is not None
+        declared = self.host.side.declared if site.scope.outer is None and site.depth == 0 else {}
+        place = (site.node, site.label, site.scope.opsets, self._reader(site.scope))
         try:
-            declared = self.host.side.declared if site.scope.outer is None and site.depth == 0 else {}
-            read = self._reader(site.scope)
-            return list(self.host.node(site.node, site.label, site.scope.opsets, read, reason, declared))
+            return list(self.host.node(*place, reason, declared, later))
         except RefusedError as refused:
+            told = error or refused.error
+            if self.host.side.examining and (refused.unknown or told is not None):
+                why = SUPPLY if refused.unknown or told is None else told.diagnostics[0].what
+                try:
+                    return list(self.host.node(*place, reason, declared, refused=why))
+                except RefusedError:  # what it reads is unknown as well
+                    pass
             if refused.unknown:
                 return self._unsupported_op(site)
-            self.errors += [e for e in (error or refused.error,) if e is not None]
+            self.errors += [e for e in (told,) if e is not None]
             return self._unknown(site.node)
 
     def _reader(self, scope: Scope) -> Callable[[str], tuple[Value | HostTensor, onnx.TensorProto | None]]:
@@ -209,6 +236,7 @@ class Walk:
 
     def _import(self, importer: Importer, site: Site, operands: Sequence[Value | None], opset: int) -> list[Tensor]:
         node, label, place = site.node, site.label, self._place(site)
+        self.asked = None
         try:
             ctx = NodeContext(
                 b=self.builder,
@@ -224,7 +252,7 @@ class Walk:
             )
             results = list(importer(ctx))
         except ModelError as error:
-            return self._failed(site, error)
+            return self._failed(site, error, later=self._asked_for_sizes(operands))
         except (ValueError, IndexError, OverflowError, MemoryError) as error:
             wrapped = ModelError(Diagnostic(place, str(error) or type(error).__name__))
             wrapped.__cause__ = error
@@ -235,21 +263,29 @@ class Walk:
             return self._failed(site, ModelError(Diagnostic(place, f"attribute '{unread[0]}' is not supported", got)))
         return self._with_missing(results, site)
 
-    def _failed(self, site: Site, error: ModelError) -> list[Tensor]:
-        """A node that its importer refused."""
+    def _failed(self, site: Site, error: ModelError, later: bool = False) -> list[Tensor]:
+        """A node that its importer refused; `later` when it asked for values that nobody knows yet."""
         if self.host is not None:
-            return self._hand_over(site, error.diagnostics[0].what, error)
+            return self._hand_over(site, error.diagnostics[0].what, error, later)
         self.errors.append(error)
         return self._unknown(site.node)
 
+    def _asked_for_sizes(self, operands: Sequence[Value | None]) -> bool:
+        """Whether an importer failed for want of sizes or axes, rather than of the data that it computes with."""
+        asked = self.asked
+        return asked is not None and asked is not operands[0] and asked.type.dtype is not DType.BOOL
+
     def _want(self, value: Value) -> None:
-        """Note the parameters that `value` depends on: some importer needs to know its elements."""
+        """Note the parameters that `value` depends on: some importer needs to know its elements. Those that are data
+        behind it are not asked for: fixing them would compute the model while compiling."""
+        self.asked = value
         producers = {r.name: op for op in self.builder.ops for r in op.results}
         todo, seen = [value], {value.name}
         while todo:
             at = todo.pop()
             op = producers.get(at.name)
-            if op is None:
+            is_data = at is not value and at.type.dtype.is_float and at.type.elements > LARGEST_FACTORS
+            if op is None and not is_data:
                 self.wanted.add(at.name)
             for operand in op.operands if op is not None else ():
                 if operand.name not in seen:
@@ -289,7 +325,7 @@ class Walk:
         chosen = self.builder.array(condition)
         if chosen is None or chosen.size != 1:
             self._want(condition)
-            return self._refuse(site, "If with a condition computed at run time")
+            return self._refuse(site, "If with a condition computed at run time", later=True)
         wanted = "then_branch" if bool(chosen.reshape(-1)[0]) else "else_branch"
         branch = next((a.g for a in node.attribute if a.name == wanted), None)
         if branch is None:
@@ -335,13 +371,14 @@ class Walk:
                 self._want(value)
             if self.host is not None and mark is not None:
                 self.host.rewind(mark)
-            return self._refuse(site, f"{node.op_type} ({error.reason})")
+            later = is_control(node, site.scope.opsets)
+            return self._refuse(site, f"{node.op_type} ({error.reason})", later=later)
         return self._with_missing(results, site)
 
-    def _refuse(self, site: Site, op: str = "") -> list[Tensor]:
+    def _refuse(self, site: Site, op: str = "", later: bool = False) -> list[Tensor]:
         """An op without importer: the host's when there is one."""
         if self.host is not None:
-            return self._hand_over(site, op or "the PPU has no such op")
+            return self._hand_over(site, op or "the PPU has no such op", later=later)
         return self._unsupported_op(site, op)
 
     def _unsupported_op(self, site: Site, op: str = "") -> list[Tensor]:

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from ppuc.compiler.frontend.hosting import HostOperand, HostTensor, type_text
+from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.walk import UnknownOpsError
 from ppuc.compiler.host.client import HostError, HostWorker
 from ppuc.compiler.host.join import join
-from ppuc.compiler.host.partition import HostPart, PpuPart, partition
-from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, Plan, PpuStep
+from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, partition
+from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, LaterStep, Plan, PpuStep, Step
 from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
 from ppuc.compiler.link import NODES
@@ -46,20 +46,28 @@ def compile_hosted(
     """The artifact and what was compiled for each segment; `error` is why the PPU alone cannot do it. Raises ModelError
     for what neither side can do (`error` when the host changes nothing), CapacityError when the parts do not fit."""
     hosted, parts, made = divided(request, error, worker, compile_part)
-    return _artifact(hosted, parts, made, request.target), tuple(made)
+    return _artifact(hosted, parts, made, request), tuple(made)
 
 
 def divided(
-    request: HostedRequest, error: ModelError, worker: HostWorker, each_part: Callable[[Module, int], T]
-) -> tuple[HostedModel, tuple[PpuPart | HostPart, ...], list[T]]:
-    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment."""
+    request: HostedRequest,
+    error: ModelError,
+    worker: HostWorker,
+    each_part: Callable[[Module, int], T],
+    examining: bool = False,
+) -> tuple[HostedModel, tuple[Part, ...], list[T]]:
+    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment.
+    When `examining`, nodes that nobody can run are among the parts, marked as refused."""
     if worker.files:
         worker.start()
     forced: dict[str, str] = {}
     while True:
-        hosted = _imported(request, error, forced, worker)
+        hosted = _imported(request, error, forced, worker, examining)
         parts = partition(hosted)
-        _check_host_parts(hosted, parts, worker)
+        if examining:
+            parts = _with_unknown_marked(hosted, parts, worker)
+        else:
+            _check_host_parts(hosted, parts, worker)
         made: list[T] = []
         for number, graph in enumerate(p.graph for p in parts if isinstance(p, PpuPart)):
             try:
@@ -71,12 +79,13 @@ def divided(
             return hosted, parts, made
 
 
-def _imported(request: HostedRequest, error: ModelError, forced: Mapping[str, str], worker: HostWorker) -> HostedModel:
+def _imported(
+    request: HostedRequest, error: ModelError, forced: Mapping[str, str], worker: HostWorker, examining: bool
+) -> HostedModel:
     """The model with its host nodes. What is wrong with it besides ops nobody knows, the first import told better."""
+    what = (request.source, request.dims, request.shapes, request.values)
     try:
-        return load_hosted(
-            request.source, request.dims, request.shapes, request.values, forced=forced, custom=worker.custom
-        )
+        return load_hosted(*what, forced=forced, custom=worker.custom, examining=examining)
     except ModelError as refused:
         if isinstance(refused, UnknownOpsError) or isinstance(error, UnknownOpsError):
             raise
@@ -110,17 +119,41 @@ def _blamed(error: ModelError, graph: Graph, forced: Mapping[str, str]) -> dict[
     return found
 
 
-def _check_host_parts(hosted: HostedModel, parts: Sequence[PpuPart | HostPart], worker: HostWorker) -> None:
+def _check_host_parts(hosted: HostedModel, parts: Sequence[Part], worker: HostWorker) -> None:
     """Raise ModelError naming every node that the host does not know either."""
     faults = []
     for part in parts:
-        if isinstance(part, HostPart):
+        if isinstance(part, HostPart) and not isinstance(part, LaterPart):
             try:
                 worker.load(part.model, hosted.name)
             except HostError as error:
                 faults.append(_unknown(hosted, part, error))
     if faults:
         raise ModelError(faults)
+
+
+def _with_unknown_marked(hosted: HostedModel, parts: Sequence[Part], worker: HostWorker) -> tuple[Part, ...]:
+    """`parts`; nodes that the host does not know when it is asked are refused, with what it said."""
+    found = []
+    for part in parts:
+        if isinstance(part, HostPart) and not isinstance(part, LaterPart) and not part.nodes[0].refused:
+            try:
+                worker.load(part.model, hosted.name)
+            except HostError:
+                part = replace(part, nodes=tuple(_asked(n, hosted, worker) for n in part.nodes))
+        found.append(part)
+    return tuple(found)
+
+
+def _asked(node: HostNode, hosted: HostedModel, worker: HostWorker) -> HostNode:
+    """`node`, refused if the host does not load it by itself."""
+    outputs = [o for o in node.outputs if o is not None]
+    model = node_model([node], outputs, hosted.functions).SerializeToString(deterministic=True)
+    try:
+        worker.load(model, hosted.name)
+    except HostError as error:
+        return replace(node, refused=f"neither the PPU nor the host can run it: {error.diagnostics[0].got}")
+    return node
 
 
 def _unknown(hosted: HostedModel, part: HostPart, error: HostError) -> Diagnostic:
@@ -135,19 +168,23 @@ def _unknown(hosted: HostedModel, part: HostPart, error: HostError) -> Diagnosti
 
 
 def _artifact(
-    hosted: HostedModel, parts: Sequence[PpuPart | HostPart], made: Sequence[CompiledModel], target: Target
+    hosted: HostedModel, parts: Sequence[Part], made: Sequence[CompiledModel], request: HostedRequest
 ) -> Artifact:
     """One artifact with the plan in its metadata."""
     artifacts = [m.artifact for m in made]
-    joined = join(hosted.graph.name, artifacts, target)
-    steps: list[HostStep | PpuStep] = []
+    joined = join(hosted.graph.name, artifacts, request.target)
+    steps: list[Step] = []
     host: dict[str, bytes] = {}
     for part in parts:
         if isinstance(part, HostPart):
             name = str(len(host))
             host[name] = part.model
             nodes = tuple(HostedNode(n.label, n.op, n.reason) for n in part.nodes)
-            steps.append(HostStep(name, _names(part.inputs), _names(part.outputs), nodes, part.nodes[0].custom))
+            takes, gives = _names(part.inputs), _names(part.outputs)
+            if isinstance(part, LaterPart):
+                steps.append(LaterStep(name, takes, gives, nodes, part.control))
+            else:
+                steps.append(HostStep(name, takes, gives, nodes, part.nodes[0].custom))
         else:
             number = sum(isinstance(s, PpuStep) for s in steps)
             own, place = artifacts[number], joined.tensors[number]
@@ -165,7 +202,8 @@ def _artifact(
     for number, artifact in enumerate(artifacts):
         names = joined.kernels[number]
         booked.update({names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()})
-    meta = dict(artifacts[0].meta) if artifacts else {"model": hosted.name, "model_sha256": hosted.digest}
+    about = {"model": hosted.name, "model_sha256": hosted.digest, "precision": request.precision}
+    meta = dict(artifacts[0].meta) if artifacts else about
     meta |= {"compiler": VERSION, NODES: json.dumps(booked, sort_keys=True), PLAN: plan.to_json()}
     ranges = input_ranges(hosted.graph)
     meta |= {RANGE_OPTION + n: str(ranges[v.name]) for n, v in hosted.inputs if v.name in ranges}
@@ -186,7 +224,7 @@ def _foreign(pairs: Sequence[tuple[str, HostOperand]]) -> tuple[tuple[str, str],
     return tuple((name, type_text(operand.type)) for name, operand in pairs if isinstance(operand, HostTensor))
 
 
-def _types(hosted: HostedModel, parts: Sequence[PpuPart | HostPart]) -> dict[str, str]:
+def _types(hosted: HostedModel, parts: Sequence[Part]) -> dict[str, str]:
     values = [v for p in parts if isinstance(p, PpuPart) for v in (*p.graph.params, *p.graph.results)]
     values += [o for p in parts if isinstance(p, HostPart) for o in (*p.inputs, *p.outputs) if isinstance(o, Value)]
     values += [o for _, o in (*hosted.inputs, *hosted.outputs) if isinstance(o, Value)]

@@ -1,20 +1,24 @@
-"""Running a program with host steps: the simulator runs the PPU's segments, the worker what lies between them.
+"""Running a program with host steps: the simulator runs the PPU's segments, the worker and programs compiled on the way
+what lies between them.
 
 Invariant: a tensor that the host gives to the PPU has exactly the type it was compiled for, or the run fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.frontend.later import machine_type
 from ppuc.compiler.host.client import HostError, HostWorker
-from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
-from ppuc.compiler.host.transfer import crossings
+from ppuc.compiler.host.later import PREFIX, LaterRun, LaterSteps
+from ppuc.compiler.host.merge import merged_profile
+from ppuc.compiler.host.plan import HostStep, LaterStep, Plan, PpuStep
+from ppuc.compiler.host.transfer import Crossing, crossings, trips
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType, TensorType, parse_type
@@ -29,18 +33,23 @@ from ppuc.targets.simulator.run import Progress, RawResult, simulate
 @dataclass(frozen=True, slots=True)
 class HostedRun:
     """`outputs` by ONNX name: arrays, or what else the host gives. `host_seconds` is the wall time of each host step on
-    this machine, by its number in the plan."""
+    this machine, by its number in the plan; `later` what was compiled on the way; `moves` what crossed the link."""
 
     outputs: Mapping[str, Any]
     raw: RawResult
     host_seconds: Mapping[int, float]
+    later: tuple[LaterRun, ...] = ()
+    moves: tuple[Crossing, ...] = ()
 
 
 class Execution:
     """One run of `plan` on inputs by ONNX name."""
 
-    def __init__(self, artifact: Artifact, plan: Plan, worker: HostWorker, inputs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, artifact: Artifact, plan: Plan, target: Target, worker: HostWorker, inputs: Mapping[str, Any]
+    ) -> None:
         self.artifact, self.plan, self.worker = artifact, plan, worker
+        self.later = LaterSteps(artifact, target, worker, artifact.meta.get("precision", "model"))
         self.types = {name: parse_type(text) for name, text in plan.types}
         self.held: dict[str, Any] = {value: inputs[name] for name, value in plan.inputs}
         self.seconds: dict[int, float] = {}
@@ -48,9 +57,9 @@ class Execution:
         self._last: PpuStep | None = None
 
     def before(self, segment: int, chip: ChipMemory) -> None:
-        """Run the host steps before a segment and give it its inputs."""
+        """Run the steps before a segment and give it its inputs."""
         self._fetch(chip)
-        self._host_steps()
+        self._between()
         step = self.plan.steps[self._next]
         assert isinstance(step, PpuStep)
         assert step.segment == segment
@@ -62,41 +71,58 @@ class Execution:
         """The model's outputs, given those of the last segment by tensor name."""
         if self._last is not None:
             self.held |= {n: outputs[t].reshape(self.types[n].dims) for n, t in self._last.outputs}
-        self._host_steps()
+        self._between()
         return {name: self.held[value] for name, value in self.plan.outputs}
 
     def _fetch(self, chip: ChipMemory) -> None:
         for name, tensor in self._last.outputs if self._last is not None else ():
             self.held[name] = chip.values_of(tensor).reshape(self.types[name].dims)
 
-    def _host_steps(self) -> None:
+    def _between(self) -> None:
         while self._next < len(self.plan.steps):
             step = self.plan.steps[self._next]
             if isinstance(step, PpuStep):
                 return
             started = perf_counter()
-            self.held |= host_step(step, self.artifact, self.worker, self.held, self.types)
-            self.seconds[self._next] = perf_counter() - started
+            if isinstance(step, LaterStep):
+                self.held |= checked(
+                    self.later.run(self._next, step, self.held), self.types, _where(step, self.artifact)
+                )
+            else:
+                self.held |= host_step(step, self.artifact, self.worker, self.held, self.types)
+                self.seconds[self._next] = perf_counter() - started
             self._next += 1
+
+    def moves(self) -> tuple[Crossing, ...]:
+        """What crossed the link, given what ran where."""
+        sizes = {name: int(value.nbytes) for name, value in self.held.items() if machine_type(value) is not None}
+        runs = self.later.runs.values()
+        steps = {n for n, s in enumerate(self.plan.steps) if isinstance(s, LaterStep)}
+        on_ppu = {r.step for r in runs if r.program is not None} | self.later.asked.keys()
+        return (*crossings(self.plan, sizes, steps - on_ppu), *trips(self.later.asked))
 
 
 def host_step(
     step: HostStep, artifact: Artifact, worker: HostWorker, held: Mapping[str, Any], types: Mapping[str, TensorType]
 ) -> dict[str, Any]:
     """What a host step gives, by names of the plan. Raises HostError."""
-    where = f"{artifact.program.name}: nodes {', '.join(n.node for n in step.nodes[:4])}"
+    where = _where(step, artifact)
     feeds = {PREFIX + name: held[name] for name in step.inputs}
     values = worker.run(artifact.host[step.model], feeds, where)
-    given = dict(zip(step.outputs, values, strict=True))
+    return checked(dict(zip(step.outputs, values, strict=True)), types, where)
+
+
+def _where(step: HostStep | LaterStep, artifact: Artifact) -> str:
+    return f"{artifact.program.name}: nodes {', '.join(n.node for n in step.nodes[:4])}"
+
+
+def checked(given: dict[str, Any], types: Mapping[str, TensorType], where: str) -> dict[str, Any]:
+    """`given`, if its tensors have the types that the PPU was compiled for. Raises HostError."""
     for name, value in given.items():
         if name in types and _type(value) != types[name]:
             what = "the host gave another type than the model says"
             raise HostError.of(where, what, got=_type(value), expected=types[name])
     return given
-
-
-PREFIX = "ppuc:"
-"""Before names of the plan in host models; that of `ppuc.compiler.frontend.hosting`."""
 
 
 def _type(value: Any) -> TensorType | str:
@@ -124,11 +150,14 @@ def run_hosted(
     vectors: tuple[VectorProgram, ...] = artifact.vectors
     if inputs is None:
         raw = simulate(program, vectors, target, constants, None, trace=trace, progress=progress)
-        return HostedRun({}, replace(raw, profile=with_host(raw.profile, plan, target)), {})
-    execution = Execution(artifact, plan, worker, inputs)
+        moves = crossings(plan)
+        return HostedRun({}, replace(raw, profile=with_link(raw.profile, moves, target)), {}, moves=moves)
+    execution = Execution(artifact, plan, target, worker, inputs)
     raw = simulate(program, vectors, target, constants, {}, trace=trace, progress=progress, before=execution.before)
     outputs = execution.finish(raw.outputs)
-    return HostedRun(outputs, replace(raw, profile=with_host(raw.profile, plan, target)), execution.seconds)
+    runs, moves = tuple(execution.later.runs.values()), execution.moves()
+    profile = merged_profile(with_link(raw.profile, moves, target), runs, target)
+    return HostedRun(outputs, replace(raw, profile=profile), execution.seconds, runs, moves)
 
 
 def _exposed(program: Program, plan: Plan) -> Program:
@@ -137,9 +166,8 @@ def _exposed(program: Program, plan: Plan) -> Program:
     return replace(program, outputs=tuple(pair for step in last for pair in step.outputs))
 
 
-def with_host(profile: Profile, plan: Plan, target: Target) -> Profile:
+def with_link(profile: Profile, found: Sequence[Crossing], target: Target) -> Profile:
     """The profile with the time and energy of the link to the host."""
-    found = crossings(plan)
     joules = dict(profile.energy_joules)
     joules["host"] = joules.get("host", 0.0) + sum(c.bytes for c in found) * target.energy.link_pj_per_byte * 1e-12
     return replace(profile, host_seconds=sum(c.seconds(target) for c in found), energy_joules=joules)

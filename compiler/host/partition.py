@@ -1,8 +1,11 @@
 """Cutting a hosted model into steps that alternate between PPU and host.
 
-Every op and node gets a time: even ones are the PPU's, odd ones the host's, -1 is before the PPU's first. A time is the
-smallest of its side that is not before what it reads; so each side works as early, and the two change as rarely, as
-the dependencies allow.
+There are three sides: the PPU, the host, and what is compiled for the PPU later, when a run has decided its sizes.
+Every op and node gets a time whose remainder by three is its side. A time is the smallest of its side that is not
+before what it reads; so each side works as early, and they change as rarely, as the dependencies allow.
+
+Nodes that could be compiled later are the host's after all where they come without a product or convolution among
+them: compiling, and a trip over the link, pay for arithmetic only.
 
 Invariant: a part reads only inputs and earlier parts; constants belong to every part that reads them; nothing dead is
 in any part.
@@ -11,14 +14,17 @@ in any part.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from ppuc.compiler.frontend.hosting import HostNode, HostOperand, node_model, subgraphs
 from ppuc.compiler.frontend.load_hosted import HostedModel
+from ppuc.compiler.frontend.products import has_products, is_control
 from ppuc.ir.graph import Graph, Op
 
-START = -1
+SIDES = PPU, HOST, LATER = range(3)
+START = HOST - len(SIDES)
+"""The host may begin before the PPU's first part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +44,63 @@ class HostPart:
     model: bytes
 
 
-def partition(model: HostedModel) -> tuple[PpuPart | HostPart, ...]:
+@dataclass(frozen=True, slots=True)
+class LaterPart(HostPart):
+    """Nodes for the PPU once their sizes are known: one If, Loop or Scan (`control`), of which bodies are compiled, or
+    nodes that become one program."""
+
+    control: bool
+
+
+Part = PpuPart | HostPart
+
+
+def partition(model: HostedModel) -> tuple[Part, ...]:
     """The parts of `model` in the order in which they run."""
-    constants = {op.results[0].name: op for op in model.graph.ops if op.name == "const"}
+    model = replace(model, nodes=_with_sides(model))
+    constants = _constants(model)
     times = _times(model, constants)
     ops = _live_ops(model)
     read = _readers(model, ops, constants)
-    parts: list[PpuPart | HostPart] = []
-    for time in sorted(set(times.values()) | {0}):
-        if time % 2:
-            for nodes in _runs([n for n in model.nodes if times[_key(n)] == time]):
-                parts.append(_host_part(nodes, model, read))
-        else:
+    parts: list[Part] = []
+    for time in sorted(set(times.values()) | {PPU}):
+        if time % len(SIDES) == PPU:
             part = _ppu_part(model, [op for op in ops if times.get(_key(op)) == time], constants, read, time)
             parts += [PpuPart(part)] if part is not None else []
+        else:
+            parts += [_host_part(nodes, model, read) for nodes in _runs(_at(time, model, times))]
     return tuple(parts)
+
+
+def _with_sides(model: HostedModel) -> tuple[HostNode, ...]:
+    """The nodes; those that would be compiled later without a product among them are the host's."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    constants = _constants(model)
+    while True:
+        times = _times(model, constants)
+        runs = [r for t in set(times.values()) if t % len(SIDES) == LATER for r in _runs(_at(t, model, times))]
+        light = {id(n) for run in runs if not has_products([n.proto for n in run], functions) for n in run}
+        if not light:
+            return model.nodes
+        model = replace(model, nodes=tuple(_for_host(n) if id(n) in light else n for n in model.nodes))
+
+
+def _for_host(node: HostNode) -> HostNode:
+    return replace(node, later=False, reason=f"{node.reason}; without products it is not worth a program of its own")
+
+
+def _constants(model: HostedModel) -> dict[str, Op]:
+    return {op.results[0].name: op for op in model.graph.ops if op.name == "const"}
+
+
+def _at(time: int, model: HostedModel, times: Mapping[str, int]) -> list[HostNode]:
+    return [n for n in model.nodes if times[_key(n)] == time]
+
+
+def _side(maker: Op | HostNode) -> int:
+    if isinstance(maker, Op):
+        return PPU
+    return LATER if maker.later else HOST
 
 
 def _key(maker: Op | HostNode) -> str:
@@ -79,7 +127,7 @@ def _times(model: HostedModel, constants: Mapping[str, Op]) -> dict[str, int]:
             todo += missing
             continue
         latest = max((times[_key(s)] for s in sources), default=START)
-        times[key] = latest if latest % 2 == isinstance(maker, HostNode) else latest + 1
+        times[key] = latest + (_side(maker) - latest) % len(SIDES)
         todo.pop()
     return times
 
@@ -126,13 +174,15 @@ def _ppu_part(
     used = dict.fromkeys(v.name for op in ops for v in op.operands if v.name in constants)
     used |= dict.fromkeys(v.name for v in known)
     outer = {v.name: v for op in ops for v in op.operands if v.name not in defined and v.name not in constants}
-    name = f"{model.graph.name}.{time // 2}" if time else model.graph.name
+    name = f"{model.graph.name}.{time // len(SIDES)}" if time else model.graph.name
     return Graph(name, tuple(outer.values()), (*results, *known), (*(constants[n] for n in used), *ops))
 
 
 def _runs(nodes: Sequence[HostNode]) -> Iterable[tuple[HostNode, ...]]:
-    """Neighbours that one model can hold: of the same opsets, and all or none for Python functions."""
-    for _, run in groupby(nodes, lambda n: (n.custom, sorted(n.opsets.items()))):
+    """Neighbours that one model can hold: of the same opsets, all or none for Python functions, or refused. What is
+    repeated or chosen at run time is by itself."""
+    alone = {id(n): i for i, n in enumerate(nodes, 1) if n.later and is_control(n.proto, n.opsets)}
+    for _, run in groupby(nodes, lambda n: (n.custom, bool(n.refused), alone.get(id(n)), sorted(n.opsets.items()))):
         yield tuple(run)
 
 
@@ -142,8 +192,12 @@ def _host_part(nodes: tuple[HostNode, ...], model: HostedModel, read: Mapping[st
     inputs = {i.name: i for n in nodes for i in n.inputs if i.name not in n.constants and i.name not in defined}
     outputs = [o for n in nodes for o in n.outputs if o is not None and read.get(o.name, set()) - inside]
     functions = model.functions if any(True for n in nodes for _ in subgraphs(n.proto)) else ()
-    proto = node_model(nodes, outputs, functions)
-    return HostPart(nodes, tuple(inputs.values()), tuple(outputs), proto.SerializeToString(deterministic=True))
+    data = node_model(nodes, outputs, functions).SerializeToString(deterministic=True)
+    if nodes[0].later:
+        return LaterPart(
+            nodes, tuple(inputs.values()), tuple(outputs), data, is_control(nodes[0].proto, nodes[0].opsets)
+        )
+    return HostPart(nodes, tuple(inputs.values()), tuple(outputs), data)
 
 
-__all__ = ["HostPart", "PpuPart", "partition"]
+__all__ = ["HostPart", "LaterPart", "Part", "PpuPart", "partition"]

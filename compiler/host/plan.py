@@ -46,12 +46,27 @@ class PpuStep:
 
 
 @dataclass(frozen=True, slots=True)
+class LaterStep:
+    """Nodes that are compiled for the PPU when a run has decided their sizes: `model` is their ONNX in the artifact.
+    `control`: it is one If, Loop or Scan, whose bodies are compiled and whose trips the host counts."""
+
+    model: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[HostedNode, ...]
+    control: bool = False
+
+
+Step = HostStep | PpuStep | LaterStep
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """`inputs` and `outputs` pair ONNX names with names of the plan; `host_inputs` and `host_outputs` are the types, as
     text, of inputs and outputs (by ONNX name) that only the host can hold; `types` those of tensors that the PPU
     touches."""
 
-    steps: tuple[HostStep | PpuStep, ...]
+    steps: tuple[Step, ...]
     inputs: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str], ...]
     host_inputs: tuple[tuple[str, str], ...] = ()
@@ -64,12 +79,17 @@ class Plan:
         return tuple(n for s in self.steps if isinstance(s, HostStep) for n in s.nodes)
 
     @property
+    def later(self) -> tuple[HostedNode, ...]:
+        """Everything that is compiled when the program runs, in order."""
+        return tuple(n for s in self.steps if isinstance(s, LaterStep) for n in s.nodes)
+
+    @property
     def ppu_steps(self) -> tuple[PpuStep, ...]:
         return tuple(s for s in self.steps if isinstance(s, PpuStep))
 
     def to_json(self) -> str:
         """As the artifact keeps it."""
-        steps = [{"kind": "host" if isinstance(s, HostStep) else "ppu", **asdict(s)} for s in self.steps]
+        steps = [{"kind": _KINDS[type(s)], **asdict(s)} for s in self.steps]
         return json.dumps({**asdict(self), "steps": steps}, sort_keys=True)
 
     @staticmethod
@@ -80,11 +100,17 @@ class Plan:
         return Plan(tuple(map(_step, data["steps"])), **{key: _pairs(data[key]) for key in pairs})
 
 
-def _step(data: dict[str, Any]) -> HostStep | PpuStep:
+_KINDS: dict[type, str] = {HostStep: "host", PpuStep: "ppu", LaterStep: "later"}
+
+
+def _step(data: dict[str, Any]) -> Step:
     if data["kind"] == "ppu":
         return PpuStep(int(data["segment"]), _pairs(data["inputs"]), _pairs(data["outputs"]))
     nodes = tuple(HostedNode(**n) for n in data["nodes"])
-    return HostStep(data["model"], tuple(data["inputs"]), tuple(data["outputs"]), nodes, bool(data["custom"]))
+    place = (data["model"], tuple(data["inputs"]), tuple(data["outputs"]), nodes)
+    return (
+        LaterStep(*place, bool(data["control"])) if data["kind"] == "later" else HostStep(*place, bool(data["custom"]))
+    )
 
 
 def _pairs(data: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:

@@ -2,18 +2,19 @@
 
 A tensor crosses once in each direction, when the step that reads it first begins; a crossing pays the link's bytes a
 second and the start and latency of one copy. Model inputs and outputs are where they are needed, as in programs without
-host steps. The host's own computing is not modelled.
+host steps. What is compiled while the program runs counts as the PPU's; each trip of a loop that the host counts sends
+a number there and a condition back. The host's own computing is not modelled.
 
 Invariant: a function of the plan and the target alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
+from ppuc.compiler.host.plan import HostStep, Plan, PpuStep, Step
 from ppuc.ir.types import Space, parse_type
 from ppuc.targets.cost import latency_clk
 from ppuc.targets.schema import Target
@@ -34,26 +35,44 @@ class Crossing:
         return self.bytes / (target.host.gbs_per_dir * 1e9) + wait * 1e-9
 
 
-def crossings(plan: Plan) -> tuple[Crossing, ...]:
-    """Every crossing, in the order of the steps."""
-    types = dict(plan.types)
+def crossings(
+    plan: Plan, sizes: Mapping[str, int] | None = None, on_host: Collection[int] = ()
+) -> tuple[Crossing, ...]:
+    """Every crossing, in the order of the steps; of tensors whose bytes a run decides only when they are among `sizes`.
+    `on_host` are later steps that the host computed after all."""
+    known = {name: parse_type(text).bytes for name, text in plan.types} | dict(sizes or {})
     made_by: dict[str, bool] = {}
     seen: set[tuple[str, bool]] = set()
     found = []
     for number, step in enumerate(plan.steps):
-        on_ppu = isinstance(step, PpuStep)
+        on_ppu = not isinstance(step, HostStep) and number not in on_host
         for name in inputs_of(step):
             if made_by.get(name, on_ppu) != on_ppu and (name, on_ppu) not in seen:
                 seen.add((name, on_ppu))
-                found.append(Crossing(name, number, on_ppu, parse_type(types[name]).bytes))
+                found += [Crossing(name, number, on_ppu, known[name])] if name in known else []
         made_by.update(dict.fromkeys(outputs_of(step), on_ppu))
     return tuple(found)
 
 
-def host_rows(plan: Plan, target: Target, measured: Mapping[int, float]) -> list[dict[str, Any]]:
+NUMBER_BYTES, CONDITION_BYTES = 8, 1
+
+
+def trips(asked: Mapping[int, int]) -> tuple[Crossing, ...]:
+    """What a trip takes to be decided on the host: `asked` is how often each step was."""
+    there_and_back = (("number of the trip", True, NUMBER_BYTES), ("condition", False, CONDITION_BYTES))
+    return tuple(
+        Crossing(name, step, to_ppu, size)
+        for step, count in sorted(asked.items())
+        for _ in range(count)
+        for name, to_ppu, size in there_and_back
+    )
+
+
+def host_rows(
+    plan: Plan, target: Target, measured: Mapping[int, float], crossing: Sequence[Crossing]
+) -> list[dict[str, Any]]:
     """The host's steps as JSON-able values: their nodes, what crosses the link for them, how long that takes, and what
     they took on this machine (None unless they ran)."""
-    crossing = crossings(plan)
     makers = {name: number for number, step in enumerate(plan.steps) for name in outputs_of(step)}
     rows = []
     for number, step in enumerate(plan.steps):
@@ -72,11 +91,11 @@ def host_rows(plan: Plan, target: Target, measured: Mapping[int, float]) -> list
     return rows
 
 
-def inputs_of(step: HostStep | PpuStep) -> tuple[str, ...]:
+def inputs_of(step: Step) -> tuple[str, ...]:
     """Names of the plan that a step reads."""
-    return step.inputs if isinstance(step, HostStep) else tuple(name for name, _ in step.inputs)
+    return tuple(name for name, _ in step.inputs) if isinstance(step, PpuStep) else step.inputs
 
 
-def outputs_of(step: HostStep | PpuStep) -> tuple[str, ...]:
+def outputs_of(step: Step) -> tuple[str, ...]:
     """Names of the plan that a step gives."""
-    return step.outputs if isinstance(step, HostStep) else tuple(name for name, _ in step.outputs)
+    return tuple(name for name, _ in step.outputs) if isinstance(step, PpuStep) else step.outputs

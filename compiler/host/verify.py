@@ -4,7 +4,7 @@ The oracle is ONNX Runtime on the file; for a model that it cannot load (ops of 
 knows), what the host worker makes of the whole file.
 
 Invariant: errors are bounded by the same rule as those of models without host steps; host nodes count as f32
-arithmetic.
+arithmetic, what was compiled on the way as often as it ran.
 """
 
 from __future__ import annotations
@@ -17,40 +17,54 @@ import numpy as np
 from ppuc.compiler.compare import Comparison, compare
 from ppuc.compiler.frontend.expose import whole_bytes
 from ppuc.compiler.frontend.hosting import HostOperand
+from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.host.client import worker
+from ppuc.compiler.host.later import LaterRun
 from ppuc.compiler.host.partition import PpuPart, partition
-from ppuc.compiler.host.plan import Plan
+from ppuc.compiler.host.plan import Plan, PpuStep
 from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.runtime import CompiledProgram
-from ppuc.compiler.tolerance import NO_ERROR, ExpectedError, expected_errors, host_error, stored_as, tolerance_of
+from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+from ppuc.compiler.tolerance import (
+    NO_ERROR,
+    ExpectedError,
+    expected_errors,
+    host_error,
+    inherited_error,
+    stored_as,
+    tolerance_of,
+)
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Value
 from ppuc.ir.types import DType
 
 
 def verify_hosted(
-    program: CompiledProgram, plan: Plan, inputs: Mapping[str, Any], got: Mapping[str, Any]
+    program: CompiledProgram, plan: Plan, inputs: Mapping[str, Any], result: ProgramResult
 ) -> tuple[Comparison, ...]:
-    """`got`, the outputs of `program` on `inputs`, against the oracle's. Raises ModelError when there is no oracle."""
+    """The outputs of `program` on `inputs` against the oracle's. Raises ModelError when there is no oracle."""
+    dense = {n: a for n, a in inputs.items() if n not in dict(plan.host_inputs)}
+    hosted = _imported(program, plan, {n: a.shape for n, a in dense.items()})
+    errors = _errors(hosted, plan, _precision(program), result.later)
+    want = _oracle(program, hosted, inputs)
+    found: list[Comparison] = []
+    for name, operand in hosted.outputs:
+        found += _compared(name, result.outputs[name], want[name], errors.get(operand.name, NO_ERROR))
+    return tuple(found)
+
+
+def _imported(program: CompiledProgram, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> HostedModel:
+    """The model behind a program, cut as the plan says."""
     assert program.source is not None
     hosts = worker(program.host_ops)
     if hosts.files:
         hosts.start()
-    dense = {n: a for n, a in inputs.items() if n not in dict(plan.host_inputs)}
-    hosted = load_hosted(
-        program.source,
-        shapes={n: a.shape for n, a in dense.items()},
-        values=program.fixed,
-        forced={n.node: n.reason for n in plan.nodes},
-        custom=hosts.custom,
-    )
-    errors = _errors(hosted, program.artifact.meta.get("precision", "model"))
-    want = _oracle(program, hosted, inputs)
-    found: list[Comparison] = []
-    for name, operand in hosted.outputs:
-        found += _compared(name, got[name], want[name], errors.get(operand.name, NO_ERROR))
-    return tuple(found)
+    forced = {n.node: n.reason for n in plan.nodes}
+    return load_hosted(program.source, shapes=shapes, values=program.fixed, forced=forced, custom=hosts.custom)
+
+
+def _precision(program: CompiledProgram) -> str:
+    return program.artifact.meta.get("precision", "model")
 
 
 def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,17 +77,49 @@ def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, 
         return dict(zip((name for name, _ in hosted.outputs), values, strict=True))
 
 
-def _errors(hosted: HostedModel, precision: str) -> dict[str, ExpectedError]:
+def _errors(hosted: HostedModel, plan: Plan, precision: str, runs: Sequence[LaterRun]) -> dict[str, ExpectedError]:
     """Expected errors of everything that the parts give each other."""
     errors: dict[str, ExpectedError] = {}
     for part in partition(hosted):
         if isinstance(part, PpuPart):
             errors |= expected_errors(part.graph, precision, errors)
             continue
+        own = [r for r in runs if r.program is not None and _first_node(plan, r.step) == part.nodes[0].label]
+        if own:
+            given = inherited_error([errors.get(i.name, NO_ERROR) for i in part.inputs])
+            added = [_added(run) for run in own]
+            narrow = given.narrow or any(e.narrow for e in added)
+            error = ExpectedError(given.variance + sum(e.variance for e in added), narrow)
+            errors |= {o.name: error for o in part.outputs}
+            continue
         for node in part.nodes:
             error = host_error([errors.get(i.name, NO_ERROR) for i in node.inputs], _largest(node.inputs))
             errors |= {o.name: error for o in node.outputs if o is not None}
     return errors
+
+
+def _first_node(plan: Plan, step: int) -> str:
+    found = plan.steps[step]
+    return "" if isinstance(found, PpuStep) else found.nodes[0].node
+
+
+def _added(run: LaterRun) -> ExpectedError:
+    """What all calls of a program together add to the error of what they are given."""
+    program, result = run.program, run.result
+    assert program is not None
+    assert program.source is not None
+    assert result is not None
+    shapes = {s.name: s.type.dims for s in program.inputs}
+    if program.plan is not None:
+        hosted = _imported(program, program.plan, shapes)
+        errors = _errors(hosted, program.plan, _precision(program), result.later)
+        names = [operand.name for _, operand in hosted.outputs]
+    else:
+        imported = load_model(program.source, shapes=shapes, values=program.fixed)
+        errors = expected_errors(imported.graph, _precision(program), {})
+        names = [value.name for _, value in imported.outputs]
+    once = inherited_error([errors.get(name, NO_ERROR) for name in names])
+    return ExpectedError(run.calls * once.variance, once.narrow)
 
 
 def _largest(operands: Sequence[HostOperand]) -> int:

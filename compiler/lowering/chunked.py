@@ -208,7 +208,7 @@ class _Program:
                 op = owner.by_result[name]
                 buffer = owner.states[name][-1]
                 dtype = DType.I64 if op.name == "argreduce" else compute_dtype(op.operands[0].type.dtype)
-                self.emitter.names[name] = self.state(buffer, dtype)
+                self.emitter.names[name] = self.builder.wrapped(op, self.state(buffer, dtype))
             else:
                 op = owner.by_result[name]
                 for i in range(len(op.operands)):

@@ -2,12 +2,13 @@
 
 Tiles have one axis per merged axis that is tiled (size 1 where an operand is broadcast), so numpy broadcasting of the
 graph carries over unchanged; reductions keep their axes. Invariant: the steps compute on each point of the domain what
-the body computes, except that intermediate values stay in f32 (or i32, i64, bool) and are not rounded between ops of
-one group.
+the body computes, except that intermediate floats stay in f32 and are not rounded between ops of one group; integers
+narrower than what the engine computes in wrap around wherever an op may have left their range.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering.body import Chain, op_axes
@@ -16,6 +17,16 @@ from ppuc.ir.graph import Op
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import DType
 from ppuc.ir.vector import Step, VecParam, VectorProgram, compute_dtype
+
+WRAPPING = frozenset({"abs", "add", "bitnot", "cumsum", "div", "mul", "neg", "pow", "reduce", "shl", "sub"})
+"""Ops on integers whose results may lie outside their type."""
+
+
+def _holds(to: DType, source: DType) -> bool:
+    """Whether a step on `source` already computes what a cast to `to` gives: same compute type, every number kept."""
+    if compute_dtype(source) is not compute_dtype(to) or to.is_float != source.is_float or to.bits < source.bits:
+        return False
+    return to.is_float or to.is_signed == source.is_signed or (to.is_signed and to.bits > source.bits)
 
 
 class ProgramBuilder:
@@ -26,6 +37,7 @@ class ProgramBuilder:
         self.steps: list[Step] = []
         self._count = 0
         self._constants: dict[tuple[float, DType], str] = {}
+        self._wraps: set[str] = set()
 
     def _fresh(self) -> str:
         self._count += 1
@@ -53,10 +65,25 @@ class ProgramBuilder:
             self._constants[key] = self.step("const", number=number, dtype=dtype)
         return self._constants[key]
 
+    def wrapped(self, op: Op, name: str) -> str:
+        """The step `name`, which computes `op`, brought back into the range of the op's integer type."""
+        dtype = op.results[0].type.dtype
+        if op.name not in WRAPPING or not dtype.is_integer or compute_dtype(dtype) is dtype:
+            return name
+        step = self.step("cast", name, dtype=dtype)
+        self._wraps.add(step)
+        return step
+
     def finish(self, name: str, results: Sequence[tuple[str, DType]]) -> VectorProgram:
-        """The program with the given results."""
-        steps = combined(self.steps, [result for result, _ in results])
-        return VectorProgram(name, tuple(self.params), tuple(results), steps)
+        """The program with the given results. Integers that are only stored wrap when they are."""
+        made = {step.result: step for step in self.steps}
+        read = Counter((*(arg for step in self.steps for arg in step.args), *(result for result, _ in results)))
+        kept = list(results)
+        for i, (result, dtype) in enumerate(results):
+            if result in self._wraps and read[result] == 1 and made[result].dtype is dtype:
+                kept[i] = (made.pop(result).args[0], dtype)
+        steps = combined(list(made.values()), [result for result, _ in kept])
+        return VectorProgram(name, tuple(self.params), tuple(kept), steps)
 
 
 def emit_op(builder: ProgramBuilder, op: Op, args: Sequence[str], axes: Sequence[int]) -> str:
@@ -64,10 +91,7 @@ def emit_op(builder: ProgramBuilder, op: Op, args: Sequence[str], axes: Sequence
     attrs = op.attrs
     if op.name == "cast":
         to: DType = attrs.to  # type: ignore[attr-defined]
-        source = op.operands[0].type.dtype
-        if compute_dtype(source) is compute_dtype(to) and to.bits >= source.bits and to.is_float == source.is_float:
-            return args[0]
-        return builder.step("cast", args[0], dtype=to)
+        return args[0] if _holds(to, op.operands[0].type.dtype) else builder.step("cast", args[0], dtype=to)
     if op.name == "reduce":
         return builder.step(f"reduce_{attrs.kind}", args[0], ints=axes) if axes else args[0]  # type: ignore[attr-defined]
     if op.name == "argreduce":
@@ -134,4 +158,4 @@ class ChainEmitter:
             self.names[op.results[0].name] = args[0]
             return
         axes = sorted({self.axis_of[a] for a in op_axes(op) if a in self.axis_of})
-        self.names[op.results[0].name] = emit_op(self.builder, op, args, axes)
+        self.names[op.results[0].name] = self.builder.wrapped(op, emit_op(self.builder, op, args, axes))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NoReturn
 
+from ppuc.compiler.engines import DOUBLE, UNSIGNED, objection
 from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
 from ppuc.ir.errors import Diagnostic, ModelError, UsageError
 from ppuc.ir.graph import Graph, Op, Value
@@ -40,15 +41,14 @@ def _cast(w: Walk, value: Value, to: DType) -> Value:
     return value if value.type.dtype is to else w.emit("cast", value, attrs=CastAttrs(to))
 
 
-def _refuse_f64(graph: Graph) -> None:
-    """Raises ModelError naming the nodes that compute in f64."""
-    wide = [
-        op
-        for op in graph.ops
-        if op.name != "const" and any(v.type.dtype is DType.F64 for v in (*op.operands, *op.results))
-    ]
-    what = "the model computes in double precision, which no engine of the machine has"
-    _refuse(graph, wide, what, "f32 or narrower", "convert these nodes to float32 before exporting the model")
+def _refuse_unknown(graph: Graph) -> None:
+    """Raises ModelError naming the nodes that compute what no engine does."""
+    objections = [(op, objection(op)) for op in graph.ops]
+    for what, expected, hint in (
+        (DOUBLE, "f32 or narrower", "convert these nodes to float32 before exporting the model"),
+        (UNSIGNED, "i64 or narrower", "convert these nodes to int64 before exporting the model"),
+    ):
+        _refuse(graph, [op for op, why in objections if why == what], f"the model {what}", expected, hint)
 
 
 def _refuse_overflow(graph: Graph) -> None:
@@ -81,7 +81,7 @@ class Legalise:
     def run(self, module: Module, target: Target) -> Module:
         """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for
         f64 and for casts that overflow."""
-        _refuse_f64(module.graph)
+        _refuse_unknown(module.graph)
         _refuse_overflow(module.graph)
         wanted = self._format(module, target)
 

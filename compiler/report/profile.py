@@ -21,11 +21,16 @@ from ppuc.targets.simulator.split import PARTS, bound_by, time_split
 
 
 def profile_record(
-    profile: Profile, target: Target, nodes: Mapping[str, str], program: Program | None = None
+    profile: Profile,
+    target: Target,
+    nodes: Mapping[str, str],
+    program: Program | None = None,
+    launched: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The run as JSON-able values; `nodes` books each kernel on an ONNX node. Cycles of the chip's clock, bytes, and
-    shares of 1. With the `program` that ran there is a waterfall too."""
-    kernels = _kernels(profile, target, nodes, _launches(profile, target, program))
+    shares of 1. With the `program` that ran there is a waterfall too; `launched` is how often segments of it were that
+    were launched several times."""
+    kernels = _kernels(profile, target, nodes, _launches(profile, target, program, launched or {}))
     charged = {row["kernel"]: row["cycles"] for row in kernels}
     energy = dict(profile.energy_joules)
     return {
@@ -63,7 +68,9 @@ def _kernels(
     return rows
 
 
-def _launches(profile: Profile, target: Target, program: Program | None) -> dict[str, float]:
+def _launches(
+    profile: Profile, target: Target, program: Program | None, launched: Mapping[str, int]
+) -> dict[str, float]:
     """Cycles of the launch before a kernel: before the first one to end of each segment, or before each kernel on a
     machine that launches kernels. Without the program, all launches come before the first one to end."""
     end = {k.name: (k.end, k.start) for k in profile.kernels}
@@ -72,9 +79,10 @@ def _launches(profile: Profile, target: Target, program: Program | None) -> dict
     found: dict[str, float] = {}
     for segment in program.segments:
         names = sorted((k.name for k in segment.kernels if k.name in end), key=lambda name: end[name])
-        found |= {name: launch_clk(target, first=True) for name in names[:1]}
+        times = launched.get(segment.name, 1)
+        found |= {name: times * launch_clk(target, first=True) for name in names[:1]}
         if target.launch.granularity == "kernel":
-            found |= {name: launch_clk(target, first=False) for name in names[1:]}
+            found |= {name: times * launch_clk(target, first=False) for name in names[1:]}
     return found
 
 

@@ -245,8 +245,9 @@ def _reference(name: str) -> Callable[..., tuple[np.ndarray, ...]]:
     return reference
 
 
-class _ValueMachine(_Machine):
-    """Appends to a Builder. Cuts of weights and biases fold when these are constants."""
+class ValueMachine(_Machine):
+    """Appends to a Builder. Cuts of weights and biases fold when these are constants. `operands` are x, w, r and b of a
+    record, and p last if there are peepholes."""
 
     def __init__(self, attrs: RnnAttrs, b: Builder, operands: Sequence[Value]) -> None:
         super().__init__(attrs, OnValues(b))
@@ -255,7 +256,7 @@ class _ValueMachine(_Machine):
         (steps, self.batch, inputs), (self.rows, self.hidden) = x.type.dims, self.r.type.dims
         self.of_w, self.of_r = (self._cut(bias, i * self.rows, self.rows) for i in range(2))
         flat = c.reshape(b, x, (steps * self.batch, inputs))
-        self.x = b("add", b("matmul", flat, w, attrs=MatmulAttrs(transpose_b=True)), self._input_bias())
+        self.x = b("add", self.product(flat, w), self._input_bias())
         self.p = operands[-1] if _extras(attrs)[0] else None
 
     def _input_bias(self) -> Value:
@@ -275,25 +276,47 @@ class _ValueMachine(_Machine):
         sizes = tuple(size if i == axis else d for i, d in enumerate(dims))
         return self.b("slice", x, attrs=SliceAttrs(starts, sizes, (1,) * len(dims)))
 
-    def _product(self, h: Value, first: int, count: int) -> Value:
-        rows = self._cut(self.r, first * self.hidden, count * self.hidden)
-        return self.b("matmul", h, rows, attrs=MatmulAttrs(transpose_b=True))
+    def product(self, x: Value, rows: Value) -> Value:
+        """x rows', of inputs or states with weights."""
+        return self.b("matmul", x, rows, attrs=MatmulAttrs(transpose_b=True))
+
+    def _of_state(self, h: Value, first: int, count: int) -> Value:
+        return self.product(h, self._cut(self.r, first * self.hidden, count * self.hidden))
 
     def projected(self, t: int, first: int, count: int) -> Value:
         step = self._cut(self.x, t * self.batch, self.batch)
         return self._cut(step, first * self.hidden, count * self.hidden, axis=1)
 
     def gates(self, t: int, first: int, count: int, h: Any) -> Sequence[Value]:
-        all_of_them = self.b("add", self._product(h, first, count), self.projected(t, first, count))
+        all_of_them = self.b("add", self._of_state(h, first, count), self.projected(t, first, count))
         return [self._cut(all_of_them, g * self.hidden, self.hidden, axis=1) for g in range(count)]
 
     def hidden_gate(self, h: Any) -> Value:
         start = 2 * self.hidden
-        return self.b("add", self._product(h, 2, 1), self._cut(self.of_r, start, self.hidden))
+        return self.b("add", self._of_state(h, 2, 1), self._cut(self.of_r, start, self.hidden))
 
     def peephole(self, index: int) -> Value:
         assert self.p is not None
         return self._cut(self.p, index * self.hidden, self.hidden)
+
+
+def unrolled(
+    name: str, machine: ValueMachine, steps: int, states: Sequence[Value], lengths: Value | None, dtype: DType
+) -> list[Value]:
+    """y[T, B, H] and the last states [B, H] in `dtype`, all steps of cell `name` one after the other. `states` are the
+    initial ones, `lengths` i32[B, 1]."""
+    b, states = machine.b, list(states)
+    zero, outputs = b.scalar(0, states[0].type.dtype), [b.scalar(0, dtype)] * steps
+    for t in reversed(range(steps)) if machine.attrs.reverse else range(steps):
+        after = list(_CELLS[name].step(machine, t, states))
+        out = after[0]
+        if lengths is not None:
+            live = b("gt", lengths, b.scalar(t, DType.I32))
+            out = b("select", live, after[0], zero)
+            after = [b("select", live, new, old) for new, old in zip(after, states, strict=True)]
+        outputs[t], states = c.cast(b, out, dtype), after
+    whole = b.emit("concat", outputs, ConcatAttrs(0))[0] if steps > 1 else outputs[0]
+    return [c.reshape(b, whole, (steps, machine.batch, machine.hidden)), *(c.cast(b, s, dtype) for s in states)]
 
 
 def _decompose(name: str) -> Callable[[Builder, Op], Sequence[Value]]:
@@ -302,22 +325,11 @@ def _decompose(name: str) -> Callable[[Builder, Op], Sequence[Value]]:
     def decompose(b: Builder, op: Op) -> Sequence[Value]:
         attrs = op.attrs
         assert isinstance(attrs, RnnAttrs)
-        steps, batch, hidden = op.results[0].type.dims
-        dtype = op.results[0].type.dtype
+        steps, batch, _ = op.results[0].type.dims
         wide = [c.widen(b, v) for v in op.operands[: len(op.operands) - attrs.lengths]]
         lengths = c.reshape(b, op.operands[-1], (batch, 1)) if attrs.lengths else None
-        machine, states = _ValueMachine(attrs, b, wide), list(wide[4 : 4 + cell.states])
-        zero, outputs = b.scalar(0, wide[0].type.dtype), [b.scalar(0, dtype)] * steps
-        for t in reversed(range(steps)) if attrs.reverse else range(steps):
-            after = list(cell.step(machine, t, states))
-            out = after[0]
-            if lengths is not None:
-                live = b("gt", lengths, b.scalar(t, DType.I32))
-                out = b("select", live, after[0], zero)
-                after = [b("select", live, new, old) for new, old in zip(after, states, strict=True)]
-            outputs[t], states = c.cast(b, out, dtype), after
-        whole = b.emit("concat", outputs, ConcatAttrs(0))[0] if steps > 1 else outputs[0]
-        return (c.reshape(b, whole, (steps, batch, hidden)), *(c.cast(b, s, dtype) for s in states))
+        machine, dtype = ValueMachine(attrs, b, wide), op.results[0].type.dtype
+        return unrolled(name, machine, steps, wide[4 : 4 + cell.states], lengths, dtype)
 
     return decompose
 

@@ -108,7 +108,7 @@ def rows_of(
         weights = [w for taps, k in zip(axes, combination, strict=True) if (w := taps[k].weight) is not None]
         if weights:
             weight = functools.reduce(lambda x, y: b("mul", x, y), weights)
-            rows = b("mul", rows, c.reshape(b, weight, (weight.type.elements, 1)))
+            rows = b("mul", rows, c.cast(b, c.reshape(b, weight, (weight.type.elements, 1)), rows.type.dtype))
         yield rows
 
 

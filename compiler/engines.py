@@ -1,0 +1,38 @@
+"""Arithmetic that no engine of the machine has, whatever the target.
+
+Invariant: what is not objected to here is computed exactly as the op records say, up to the rounding of floats.
+"""
+
+from __future__ import annotations
+
+from ppuc.ir.graph import Op
+from ppuc.ir.ops import OPS, Kind
+from ppuc.ir.ops.elementwise import CastAttrs
+from ppuc.ir.types import DType
+
+DOUBLE = "computes in double precision, which no engine of the machine has"
+UNSIGNED = "computes on unsigned 64-bit integers, of which the engines know the lower half only"
+
+_MODULAR = frozenset({"add", "bitand", "bitnot", "bitor", "bitxor", "eq", "mul", "ne", "select", "shl", "sub"})
+"""Elementwise ops whose results, modulo 2**64, do not depend on whether integers are signed."""
+_MOVING = (Kind.VIEW, Kind.MOVE, Kind.CONSTANT, Kind.STRUCTURE)
+
+
+def objection(op: Op) -> str:
+    """Why no engine can compute `op`, as what the op does; "" when one can."""
+    if op.name == "const":
+        return ""
+    types = {v.type.dtype for v in (*op.operands, *op.results)}
+    if DType.F64 in types:
+        return DOUBLE
+    return UNSIGNED if DType.U64 in types and _reads_sign(op) else ""
+
+
+def _reads_sign(op: Op) -> bool:
+    """Whether the result of an op on u64 would be another for i64 of the same bits."""
+    if isinstance(op.attrs, CastAttrs):
+        return op.operands[0].type.dtype.is_float or op.attrs.to.is_float
+    combines = getattr(op.attrs, "reduction", getattr(op.attrs, "kind", ""))
+    if op.name in ("reduce", "cumsum") or OPS[op.name].kind in _MOVING:
+        return combines in ("max", "min")
+    return op.name not in _MODULAR

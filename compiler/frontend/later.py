@@ -1,0 +1,99 @@
+"""ONNX that is compiled while a program runs: models whose inputs get the types that a run gave them, and the bodies of
+control flow as models of their own.
+
+Invariant: a body computes what it computes inside its node; outer tensors that it reads are inputs, known ones
+constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ppuc.compiler.frontend.order import captured
+from ppuc.compiler.frontend.tensors import proto_type
+from ppuc.ir.types import DType, TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A subgraph: `inputs` and `outputs` are its own, in order; `outer` are tensors that it reads from outside."""
+
+    model: bytes
+    inputs: tuple[str, ...]
+    outer: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNode:
+    """An If, Loop or Scan. `inputs` are names, "" for an omitted one; `constants` those of them that are known;
+    `bodies` by attribute; `attributes` are the lists of ints of a Scan."""
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, np.ndarray]
+    bodies: Mapping[str, Body]
+    attributes: Mapping[str, Sequence[int]]
+
+
+def machine_type(value: object) -> TensorType | None:
+    """The type of an array that the machine can hold; None for anything else."""
+    if not isinstance(value, np.ndarray):
+        return None
+    try:
+        dtype = DType.of(value.dtype)
+    except KeyError:
+        return None
+    return TensorType(dtype, value.shape) if dtype is not DType.F64 else None
+
+
+def typed(data: bytes, types: Mapping[str, TensorType]) -> onnx.ModelProto:
+    """A model whose inputs have these types."""
+    model: onnx.ModelProto = onnx.ModelProto.FromString(data)
+    for info in model.graph.input:
+        info.type.CopyFrom(proto_type(types[info.name]))
+    return model
+
+
+def control_node(data: bytes) -> ControlNode:
+    """The one node of a model."""
+    model = onnx.ModelProto.FromString(data)
+    (node,) = model.graph.node
+    known = {t.name: t for t in model.graph.initializer}
+    attributes = {a.name: list(a.ints) or [a.i] for a in node.attribute if not a.HasField("g")}
+    return ControlNode(
+        kind=node.op_type,
+        name=node.name,
+        inputs=tuple(node.input),
+        outputs=tuple(node.output),
+        constants={n: numpy_helper.to_array(known[n]) for n in node.input if n in known},
+        bodies={a.name: _body(a.g, known, model) for a in node.attribute if a.HasField("g")},
+        attributes=attributes,
+    )
+
+
+def _body(graph: onnx.GraphProto, known: Mapping[str, onnx.TensorProto], model: onnx.ModelProto) -> Body:
+    reads = sorted(captured(graph))
+    outer = tuple(n for n in reads if n not in known)
+    inputs = tuple(i.name for i in graph.input)
+    outputs = tuple(o.name for o in graph.output)
+    inner = helper.make_graph(
+        list(graph.node),
+        graph.name or "body",
+        [onnx.ValueInfoProto(name=name) for name in (*inputs, *outer)],
+        [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs)],
+        [*graph.initializer, *(known[n] for n in reads if n in known)],
+    )
+    made = helper.make_model(inner, opset_imports=model.opset_import, ir_version=model.ir_version)
+    made.functions.extend(model.functions)
+    return Body(made.SerializeToString(deterministic=True), inputs, outer, outputs)
+
+
+__all__ = ["Body", "ControlNode", "control_node", "machine_type", "typed"]

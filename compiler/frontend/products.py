@@ -1,0 +1,68 @@
+"""Which nodes bring enough arithmetic to be worth a program of their own: products, convolutions and what is made of
+them.
+
+Invariant: a function of the nodes alone; no size is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+
+from ppuc.compiler.frontend.hosting import subgraphs
+from ppuc.compiler.frontend.source import normal_domain
+
+PRODUCTS = frozenset(
+    {
+        "Attention",
+        "BifurcatedAttention",
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "DeformConv",
+        "Einsum",
+        "FusedConv",
+        "FusedGemm",
+        "FusedMatMul",
+        "GRU",
+        "Gemm",
+        "GroupQueryAttention",
+        "LSTM",
+        "MatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "MultiHeadAttention",
+        "QAttention",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RNN",
+    }
+)
+"""Ops of the standard and of com.microsoft that sum products."""
+
+CONTROL = ("If", "Loop", "Scan")
+
+
+def is_control(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether a node repeats a body or chooses one, of a kind that can be taken apart: the Scan of opset 8 scans
+    batches."""
+    old = node.op_type == "Scan" and opsets.get("", 1) < 9
+    return normal_domain(node.domain) == "" and node.op_type in CONTROL and not old
+
+
+def has_products(nodes: Sequence[onnx.NodeProto], functions: Mapping[tuple[str, str], onnx.FunctionProto]) -> bool:
+    """Whether one of the nodes sums products, in its bodies or in the model's functions that it calls."""
+    todo, seen = list(nodes), set[tuple[str, str]]()
+    while todo:
+        node = todo.pop()
+        key = (node.domain, node.op_type)
+        if key in functions:
+            todo += list(functions[key].node) if key not in seen else []
+            seen.add(key)
+        elif node.op_type in PRODUCTS:
+            return True
+        for graph in subgraphs(node):
+            todo += graph.node
+    return False

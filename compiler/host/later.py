@@ -1,0 +1,193 @@
+"""What is compiled while a program runs: nodes whose sizes the run decides, bodies that the host repeats.
+
+A model becomes a program for each combination of sizes (and of small values that sizes depend on) that it meets; the
+programs are kept as long as the process lives. What cannot be compiled, and sizes beyond the MOST_FORMS first ones, are
+the host's, with the reason.
+
+Invariant: which side computes a step depends on the model, the sizes and the order in which they were met, never on
+timing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ppuc.compiler.frontend.later import Body, control_node, machine_type, typed
+from ppuc.compiler.host.client import HostWorker
+from ppuc.compiler.host.control import OnHostError, run_control
+from ppuc.compiler.host.plan import LaterStep, Plan
+from ppuc.ir.errors import PpucError
+from ppuc.ir.program import Program
+from ppuc.ir.types import DType, Space, TensorType
+from ppuc.targets.artifact import Artifact
+from ppuc.targets.schema import Target
+
+if TYPE_CHECKING:
+    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+
+MOST_FORMS = 16
+"""Programs that one model may become in one process."""
+LARGEST_SHAPE, LARGEST_FACTORS = 64, 8
+"""Elements of integers and floats that sizes are taken from."""
+PREFIX = "ppuc:"
+"""Before names of the plan in models of the artifact; that of `ppuc.compiler.frontend.hosting`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaterRun:
+    """What ran for a step: a program, `calls` times, with the result of its first call; or the host, for a reason.
+    `name` is unique among the runs of a program and leads the names of its kernels."""
+
+    step: int
+    name: str
+    calls: int
+    program: CompiledProgram | None = None
+    result: ProgramResult | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Forms:
+    """The programs of one model by the types of its inputs."""
+
+    programs: dict[object, list[CompiledProgram]] = field(default_factory=dict)
+    refused: dict[object, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.programs.values())) + len(self.refused)
+
+
+_FORMS: dict[tuple[str, ...], _Forms] = {}
+
+
+class LaterSteps:
+    """The later steps of one run of `artifact`. `runs` tells what ran, by name, in the order of first calls; `asked`
+    are how often each step told the host its condition."""
+
+    def __init__(self, artifact: Artifact, target: Target, worker: HostWorker, precision: str) -> None:
+        self.artifact, self.target, self.worker, self.precision = artifact, target, worker, precision
+        self.runs: dict[str, LaterRun] = {}
+        self.asked: dict[int, int] = {}
+        self._taken = device_bytes(artifact.program)
+        self._names: dict[tuple[int, int], str] = {}
+
+    def run(self, number: int, step: LaterStep, held: Mapping[str, Any]) -> dict[str, Any]:
+        """What step `number` gives, by names of the plan. Raises HostError."""
+        model = self.artifact.host[step.model]
+        feeds = {PREFIX + name: held[name] for name in step.inputs}
+        outputs = [PREFIX + name for name in step.outputs]
+        try:
+            if step.control:
+                found = self._control(number, step, model, feeds)
+            else:
+                found = self._computed(number, step.nodes[0].node, model, feeds)
+        except OnHostError as reason:
+            self._note_host(number, step.nodes[0].node, str(reason))
+            found = self._on_host(model, feeds, step.nodes[0].node, outputs)
+        return {name: found[PREFIX + name] for name in step.outputs}
+
+    def _control(self, number: int, step: LaterStep, model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        node, label = control_node(model), step.nodes[0].node
+        self.asked[number] = 0
+
+        def call(attribute: str, body: Body, arrays: Mapping[str, Any]) -> list[Any]:
+            self.asked[number] += 1
+            name = f"{label}/{attribute}"
+            try:
+                found = self._computed(number, name, body.model, arrays)
+            except OnHostError as reason:
+                self._note_host(number, name, str(reason))
+                found = self._on_host(body.model, arrays, name, list(dict.fromkeys(body.outputs)))
+            return [found[output] for output in body.outputs]
+
+        return dict(zip(node.outputs, run_control(node, feeds, call), strict=False))
+
+    def _on_host(self, model: bytes, feeds: Mapping[str, Any], where: str, outputs: list[str]) -> dict[str, Any]:
+        return dict(zip(outputs, self.worker.run(model, feeds, where), strict=True))
+
+    def _note_host(self, number: int, name: str, reason: str) -> None:
+        known = self.runs.get(f"{name}~host")
+        self.runs[f"{name}~host"] = LaterRun(number, name, known.calls + 1 if known else 1, reason=reason)
+
+    def _computed(self, number: int, name: str, model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs of a program for `model` by name. Raises OnHostError."""
+        program = self._program(model, feeds)
+        result = program.run(feeds)
+        key = (number, id(program))
+        if key not in self._names:
+            same = sum(n.partition("~")[0] == name for n in self._names.values())
+            self._names[key] = f"{name}~{same + 1}" if same else name
+        known = self.runs.get(self._names[key])
+        run = LaterRun(number, self._names[key], 1, program, result) if known is None else known
+        self.runs[run.name] = replace(run, calls=run.calls + (known is not None))
+        return dict(result.outputs)
+
+    def _program(self, model: bytes, feeds: Mapping[str, Any]) -> CompiledProgram:
+        types = {name: machine_type(value) for name, value in feeds.items()}
+        foreign = [name for name, type in types.items() if type is None]
+        if foreign:
+            raise OnHostError("it reads what only the host holds")
+        place = (hashlib.sha256(model).hexdigest(), self.target.hash, self.precision, *self.worker.files)
+        forms = _FORMS.setdefault(place, _Forms())
+        key = tuple((name, str(type)) for name, type in sorted(types.items()))
+        for program in forms.programs.get(key, ()):
+            if all(np.array_equal(feeds[n], v, equal_nan=v.dtype.kind == "f") for n, v in program.fixed.items()):
+                return self._fitting(program)
+        if key in forms.refused:
+            raise OnHostError(forms.refused[key])
+        if forms.count >= MOST_FORMS:
+            raise OnHostError(f"it was compiled for {MOST_FORMS} other sizes already")
+        try:
+            program = self._compiled(model, {n: t for n, t in types.items() if t is not None}, feeds)
+        except OnHostError as reason:
+            forms.refused[key] = str(reason)
+            raise
+        forms.programs.setdefault(key, []).append(program)
+        return self._fitting(program)
+
+    def _compiled(self, model: bytes, types: Mapping[str, TensorType], feeds: Mapping[str, Any]) -> CompiledProgram:
+        from ppuc.compiler.driver import compile_model
+        from ppuc.compiler.runtime import CompiledProgram
+
+        source = typed(model, types)
+        sizes = {name: feeds[name] for name, type in types.items() if _may_be_sizes(type)}
+        try:
+            made = compile_model(
+                source, target=self.target, precision=self.precision, values=sizes, host_ops=self.worker.files
+            )
+        except PpucError as error:
+            raise OnHostError(error.diagnostics[0].what) from error
+        program = CompiledProgram(made.artifact, made.target, source, made.passes, self.worker.files)
+        if program.plan is not None and _waits_again(program.plan, len(source.graph.node)):
+            raise OnHostError("its sizes depend on values that are too large to be fixed")
+        return program
+
+    def _fitting(self, program: CompiledProgram) -> CompiledProgram:
+        """`program` if it fits the device memory beside what it is called from."""
+        if self._taken + device_bytes(program.artifact.program) > self.target.hbm.bytes:
+            raise OnHostError("it does not fit the device memory beside the rest of the model")
+        return program
+
+
+def _may_be_sizes(type: TensorType) -> bool:
+    """Whether an input may be fixed to its value: shapes and axes, or the factors of a resize."""
+    most = LARGEST_FACTORS if type.dtype.is_float else LARGEST_SHAPE
+    return type.elements <= most and type.dtype is not DType.BOOL
+
+
+def _waits_again(plan: Plan, nodes: int) -> bool:
+    return any(isinstance(s, LaterStep) and len(s.nodes) >= nodes for s in plan.steps)
+
+
+def device_bytes(program: Program) -> int:
+    """Where the tensors of a program end in device memory."""
+    return max((t.address + t.bytes for t in program.tensors if t.space is Space.HBM), default=0)
+
+
+__all__ = ["LaterRun", "LaterSteps"]

@@ -1,0 +1,57 @@
+"""What was compiled while a program ran, as rows and as a table.
+
+Invariant: every later step of the plan has a row, whether it ran or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ppuc.compiler.host.later import LaterRun
+from ppuc.compiler.host.plan import LaterStep, Plan
+from ppuc.compiler.report.tables import table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNTIMED = "not timed: its sizes are known when the program runs on --inputs"
+
+
+def later_rows(plan: Plan, runs: Sequence[LaterRun]) -> list[dict[str, Any]]:
+    """One row for each program or host run of a later step, in the order of the steps; JSON-able."""
+    rows = []
+    for number, step in enumerate(plan.steps):
+        if isinstance(step, LaterStep):
+            nodes = [n.node for n in step.nodes]
+            own = [r for r in runs if r.step == number]
+            rows += [_row(run, nodes) for run in own] or [
+                {"name": nodes[0], "nodes": nodes, "on": None, "calls": 0, "cycles": 0.0, "inputs": [], "why": UNTIMED}
+            ]
+    return rows
+
+
+def _row(run: LaterRun, nodes: Sequence[str]) -> dict[str, Any]:
+    inputs = [f"{s.type}" for s in run.program.inputs] if run.program is not None else []
+    return {
+        "name": run.name,
+        "nodes": list(nodes),
+        "on": "host" if run.result is None else "ppu",
+        "calls": run.calls,
+        "cycles": run.calls * run.result.profile.cycles if run.result is not None else 0.0,
+        "inputs": inputs,
+        "why": run.reason,
+    }
+
+
+def show_later(out: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows as a table."""
+    if not rows:
+        return
+    shown = [
+        (r["name"], r["on"] or "-", r["calls"], f"{r['cycles']:,.0f}", r["why"] or ", ".join(r["inputs"])) for r in rows
+    ]
+    table(out, "\ncompiled when it ran", ("step", "on", "calls", "cycles", "sizes"), shown, left=(0, 1, 4))
+
+
+__all__ = ["later_rows", "show_later"]
