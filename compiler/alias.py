@@ -57,11 +57,7 @@ def aliased(module: Module, aliases: Mapping[str, str]) -> Module:
     if not aliases:
         return module
     inputs, outputs = dict(module.inputs), dict(module.outputs)
-    faults = [*_unknown("input", aliases, inputs), *_unknown("output", aliases.values(), outputs)]
-    twice = sorted({o for o in aliases.values() if list(aliases.values()).count(o) > 1})
-    faults += [Diagnostic("--alias", f"output '{o}' would share the memory of several inputs") for o in twice]
-    if faults:
-        raise UsageError(faults)
+    check_names(aliases, inputs, outputs)
     graph, options, values = module.graph, dict(module.options), dict(module.outputs)
     for past, present in aliases.items():
         param = next(p for p in graph.params if p.name == inputs[past])
@@ -72,8 +68,17 @@ def aliased(module: Module, aliases: Mapping[str, str]) -> Module:
     return replace(module, graph=graph, outputs=tuple(values.items()), options=tuple(sorted(options.items())))
 
 
-def _unknown(what: str, names: Iterable[str], known: Mapping[str, str]) -> list[Diagnostic]:
-    found = []
+def check_names(aliases: Mapping[str, str], inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Raise UsageError for names that a model with these inputs and outputs does not have, or that are used twice."""
+    faults = [*_unknown("input", aliases, inputs), *_unknown("output", aliases.values(), outputs)]
+    twice = sorted({o for o in aliases.values() if list(aliases.values()).count(o) > 1})
+    faults += [Diagnostic("--alias", f"output '{o}' would share the memory of several inputs") for o in twice]
+    if faults:
+        raise UsageError(faults)
+
+
+def _unknown(what: str, names: Iterable[str], having: Iterable[str]) -> list[Diagnostic]:
+    known, found = list(having), []
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx
 
     from ppuc.compiler.frontend.hosting import HostNode
+    from ppuc.compiler.host.client import HostWorker
+    from ppuc.compiler.host.quantize import PartsQuantizer
     from ppuc.compiler.quantization.quantize import Quantization
 
 
@@ -88,10 +90,14 @@ def compile_model(
         module = run.imported(source, precision, dims, shapes, values, aliases)
         return _compiled(run, module, precision, check_passes, inputs)
     except ModelError as error:
-        if not host or keep_layers or aliases or precision in QUANTIZED or isinstance(error, ExpansionError):
+        if not host or isinstance(error, ExpansionError):
             raise
-        request = HostedRequest(source, machine, precision, dims or {}, shapes or {}, values or {})
-        return _hosted(request, error, passes, host_ops, dump, progress, check_passes)
+        if quantization is not None:
+            shapes = {**quantization.shapes(source, dims or {}), **(shapes or {})}
+        request = HostedRequest(
+            source, machine, precision, dims or {}, shapes or {}, values or {}, aliases or {}, keep_layers
+        )
+        return _hosted(request, error, passes, host_ops, dump, progress, check_passes, quantization)
 
 
 def _compiled(
@@ -112,6 +118,7 @@ def _hosted(
     dump: Path | None,
     progress: Progress | None,
     check_passes: bool,
+    quantization: Quantization | None,
 ) -> CompiledModel:
     """The model with the help of the host; `error` is why it cannot do without."""
     from ppuc.compiler.host.client import worker
@@ -122,11 +129,23 @@ def _hosted(
         run = Run(request.target, passes, DumpFolder(folder) if folder is not None else None, progress)
         return _compiled(run, run.started(module), request.precision, check_passes, None)
 
-    artifact, made = compile_hosted(request, error, worker(host_ops), compile_part)
+    hosts = worker(host_ops)
+    artifact, made = compile_hosted(request, error, hosts, compile_part, _quantizer(request, quantization, hosts))
     records = tuple(
         replace(p, name=f"segment {n}: {p.name}" if n else p.name) for n, m in enumerate(made) for p in m.passes
     )
-    return CompiledModel(made[0].module if made else None, artifact, request.target, records)
+    modules = tuple(m.module for m in made if m.module is not None)
+    return CompiledModel(modules[0] if modules else None, artifact, request.target, records, modules)
+
+
+def _quantizer(request: HostedRequest, how: Quantization | None, hosts: HostWorker) -> PartsQuantizer | None:
+    """What quantizes the parts of a model with host steps; None when nothing is quantized."""
+    if request.precision not in QUANTIZED:
+        return None
+    from ppuc.compiler.host.quantize import PartsQuantizer
+    from ppuc.compiler.quantization.quantize import Quantization
+
+    return PartsQuantizer(request.target, request.precision, how or Quantization(), hosts)
 
 
 def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Examination:
@@ -149,9 +168,11 @@ def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Exam
             first = Run(request.target, PIPELINE[:at])
             return Examination((passed(first.imported(*request.imports)),))
         except ModelError as error:
-            if request.precision in QUANTIZED or isinstance(error, ExpansionError):
+            if isinstance(error, ExpansionError):
                 raise
-            _, parts, graphs = divided(request, error, worker(host_ops), passed, examining=True)
+            hosts = worker(host_ops)
+            change = _quantizer(request, None, hosts)
+            _, parts, graphs = divided(request, error, hosts, passed, change, examining=True)
             nodes = [n for p in parts if isinstance(p, HostPart) for n in p.nodes]
             host = tuple(n for n in nodes if not n.later and not n.refused)
             later, refused = (tuple(n for n in nodes if getattr(n, kind)) for kind in ("later", "refused"))

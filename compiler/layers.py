@@ -86,6 +86,11 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.nan_to_num(error).sum())
 
 
+def kept_name(part: int, value: str) -> str:
+    """The output that keeps `value` of one of several graphs."""
+    return f"{PREFIX}{part}:{value}"
+
+
 def kept_layers(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The kept layers among a program's outputs, by value name."""
     return {name.removeprefix(PREFIX): array for name, array in outputs.items() if name.startswith(PREFIX)}

@@ -68,12 +68,13 @@ class PassRecord:
 @dataclass(frozen=True, slots=True)
 class CompiledModel:
     """The outcome of a compilation: the module at its last level (of the first segment when there are several, None
-    when all is the host's), the artifact, and what each pass did."""
+    when all is the host's; `modules` has all), the artifact, and what each pass did."""
 
     module: Module | None
     artifact: Artifact
     target: Target
     passes: tuple[PassRecord, ...] = field(default=())
+    modules: tuple[Module, ...] = ()
 
     @property
     def seconds(self) -> float:

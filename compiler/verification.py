@@ -78,11 +78,9 @@ def verify_program(
     if program.plan is not None:
         from ppuc.compiler.host.verify import verify_hosted
 
-        if layers:
-            raise UsageError.of(program.name, "cannot be compared layer by layer: a part of it runs on the host")
         result = program.run(arrays, progress=progress)
-        compared = verify_hosted(program, program.plan, arrays, result)
-        return Verification(compared, (), tuple(map(str, result.profile.hazards)), result.profile)
+        outputs, inner = verify_hosted(program, program.plan, arrays, result, layers)
+        return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile)
     shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
     imported = load_model(program.source, shapes=shapes, values=fixed)
     precision = program.artifact.meta.get("precision", "model")

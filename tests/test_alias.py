@@ -167,3 +167,37 @@ def test_commands_take_the_option(tmp_path: Path) -> None:
 
 def ppuc(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+HOSTED = """g (float[1, 4, 6] x, float[1, 4, 5] past) => (float[1, 4, 6] present, float[1, 4, 6] y, float[1, 4, 6] z) {
+    d = Cast<to = 11>(x)
+    e = Exp(d)
+    f = Cast<to = 1>(e)
+    new = ReduceMax<axes = [2], keepdims = 1>(f)
+    present = Concat<axis = 2>(past, new)
+    y = Mul(present, f)
+    g = Cast<to = 11>(y)
+    h = Exp(g)
+    z = Cast<to = 1>(h)
+}"""
+
+
+def test_caches_of_models_with_host_steps() -> None:
+    model = model_of(HOSTED)
+    program = compile(model, "ppu-tiny", alias={"past": "present"})
+    assert program.plan is not None
+    (step,) = program.plan.ppu_steps
+    assert dict(step.inputs)["past"] == dict(step.outputs)["present"]
+    rng = np.random.default_rng(2)
+    feeds = {"x": rng.random((1, 4, 6), np.float32), "past": rng.random((1, 4, 5), np.float32)}
+    assert verify(program, feeds).ok
+    np.testing.assert_array_equal(program.run(feeds).outputs["present"][:, :, :5], feeds["past"])
+
+
+def test_caches_that_a_host_step_parts() -> None:
+    text = """g (float[4, 6] x, int64[2, 5] past) => (int64[2, n] present, float[4, 6] y) {
+        new = NonZero(x) present = Concat<axis = 1>(past, new) y = Relu(x) }"""
+    with pytest.raises(UsageError, match="'past=present' joins tensors that no part of the model on the PPU has"):
+        compile(model_of(text), "ppu-tiny", alias={"past": "present"})
+    with pytest.raises(UsageError, match="no output is called 'presents'"):
+        compile(model_of(HOSTED), "ppu-tiny", alias={"past": "presents"})

@@ -244,7 +244,14 @@ def test_unknown_rank() -> None:
         ({"dims": {"w:4": 1}}, ["g: the model has no open dimension 'w:4'", "expected: one of N, n rows, x:3"]),
         ({"dims": {"N": -1}}, ["g: the size of dimension 'N' must be a whole number", "got: -1"]),
         ({"dims": {"N": 2.0}}, ["g: the size of dimension 'N' must be a whole number", "got: 2.0"]),
-        ({"dims": {"N": 2, "z:0": 3}}, ["g: dimension 'N' has two sizes", "got: 2, and 3 from axis 0 of input 'z'"]),
+        (
+            {"dims": {"N": 2}, "shapes": {"z": [3]}},
+            [
+                "g: dimension 'N' has two sizes",
+                "got: 2, and 3 from axis 0 of input 'z'",
+                "hint: where 'N' means different things, add --dim z:0=3",
+            ],
+        ),
         (
             {"dims": {"w:0": 9}},
             ["g: the size does not fit input 'w'", "got: 9 for axis 0", "expected: w: f32[4]"],
@@ -256,6 +263,22 @@ def test_unknown_rank() -> None:
 )
 def test_dimensions_that_do_not_suit_the_model(options: Mapping[str, object], expected: Sequence[str]) -> None:
     assert text_of(UsageError, open_model(), **options) == lines(*expected)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"dims": {"N": 2, "n rows": 4, "x:3": 5, "z:0": 3}},
+        {"dims": {"N": 2, "z:0": 3}, "shapes": {"x": [2, 3, 4, 5], "z": [3]}},
+        {"shapes": {"x": [2, 3, 4, 5], "z": [3]}},
+    ],
+    ids=str,
+)
+def test_a_symbol_may_mean_different_things(given: Mapping[str, Any]) -> None:
+    """Exporters name axes alike that have nothing to do with each other; sizes given for an axis itself count."""
+    assert {n: v.type.dims for n, v in load_model(open_model(), **given).inputs} == {
+        "x": (2, 3, 4, 5), "z": (3,), "w": (4,),
+    }  # fmt: skip
 
 
 def test_a_dimension_of_a_fixed_model() -> None:

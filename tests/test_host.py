@@ -327,3 +327,19 @@ def test_check_names_nodes_whose_op_exists_but_has_no_code(tmp_path: Path) -> No
         "Gradient_1": "refused", "Cast_2": "host", "Exp_3": "host", "Cast_4": "host",
     }  # fmt: skip
     assert "No registered implementation" in next(n["why"] for n in record["nodes"] if n["node"] == "Gradient_1")
+
+
+def test_layers_on_both_sides_of_the_host_are_compared() -> None:
+    source = model(MIXED)
+    for text in ("t = MatMul(z, w)", "u = MatMul(t, w)"):
+        node = parser.parse_node(text)
+        source.graph.node.append(node)
+    source.graph.output.append(helper.make_tensor_value_info("u", TensorProto.FLOAT, [4, 6]))
+    weights = np.random.default_rng(0).standard_normal((6, 6), np.float32)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    program = compiled(source)
+    found = ppuc.verify(program, {"x": x46()}, layers=True)
+    assert found.ok
+    assert [c.name for c in found.layers] == ["Relu_0", "MatMul_8"]
+    assert all(0 < c.tolerance < 1e-4 for c in found.layers)
+    assert {c.name for c in found.outputs} == {"y", "z", "u"}

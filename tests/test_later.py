@@ -259,3 +259,27 @@ def test_the_scan_of_opset_8_is_the_hosts() -> None:
     program, result = agrees(model_of(text, {"V": V}, opset=8), h=x(2, 4, 6), x=x(2, 7, 4, 6))
     assert [type(s) for s in plan_of(program).steps] == [HostStep]
     assert not result.later
+
+
+def test_branches_whose_declared_ranks_contradict_each_other() -> None:
+    """An exporter's If: one branch gives what the file declares, the other another rank; ONNX Runtime runs it."""
+    text = """g (float[4, 6] x, int64 n) => (float[4, 6] y) {
+        y = Loop (n, yes, x) <body = b (int64 i, bool k, float[4, 6] v) => (more, w) {
+            u = MatMul(v, V)
+            w = Tanh(u)
+            q = ReduceMax<keepdims = 0>(w)
+            c = Greater(q, limit)
+            f = If (c) <then_branch = t () => (bool[] a) { a = Constant<value = bool {1}>() },
+                        else_branch = e () => (bool[] b2) { z = Constant<value = bool[1] {1}>() b2 = Not(z) }>
+            g = Reshape(f, none)
+            more = Or(k, g)
+        }>
+    }"""
+    weights = {
+        "V": V,
+        "yes": np.array(True),
+        "limit": np.array(9, np.float32),
+        "none": np.array([], np.int64),
+    }
+    _, result = agrees(model_of(text, weights), x=x(4, 6), n=np.array(3))
+    assert [(r.name, r.calls, r.reason) for r in result.later] == [("Loop_0/body", 3, "")]

@@ -19,13 +19,15 @@ from ppuc.compiler.quantization.apply import rounded
 from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
 from ppuc.compiler.quantization.data import Data
 from ppuc.compiler.quantization.emulate import Emulator
+from ppuc.compiler.quantization.fit import compensated
 from ppuc.compiler.quantization.images import Preprocessing, read_image, read_preprocessing
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference
+from ppuc.compiler.quantization.offsets import best_offset, takes_offsets
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.policy import read_policy, write_policy
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.quantize import Quantization, chosen_plan
-from ppuc.compiler.quantization.reconstruct import _compensated, reconstructed
+from ppuc.compiler.quantization.reconstruct import reconstructed
 from ppuc.compiler.quantization.repair import best_method, surely_better
 from ppuc.compiler.quantization.search import isolated_noise, quantized_share
 from ppuc.compiler.run import initial_module
@@ -335,12 +337,47 @@ def test_reconstruction_brings_results_nearer(name: str, format: str) -> None:
     compiled(ready.quantized(fitted), ready.target, samples_of(ready, 1)[0])
 
 
+@pytest.mark.parametrize("name", ["d", "p", "y"])
+def test_what_offsets_take_away_comes_back(name: str) -> None:
+    """In a convolution that pads, one that does not, and a matmul."""
+    ready = prepared(convnet())
+    judge = Reference(ready.module.graph, ready.feeds(samples_of(ready)))
+    plan = calibrated_plan(ready, "e4m3", samples_of(ready)).only({name})
+    size = np.float32(64 * plan.layers[name].scales[0])
+    moved = Plan({name: replace(plan.layers[name], offset=size * (1 + np.arange(17, dtype=np.float32) % 3))})
+    assert judge.compare(ready.quantized(moved).graph).sqnr > 25
+    assert judge.compare(ready.quantized(plan).graph).sqnr > 25
+
+
+def test_offsets_lie_where_the_numbers_are() -> None:
+    """Rectified numbers lose less around the middle of those that are not zero, and no zero is moved."""
+    ready = prepared(convnet())
+    layer = next(layer for layer in ready.layers if layer.name == "p")
+    numbers = np.random.default_rng(5).normal(0.5, 1, (4, 1, 17, 9, 9)).clip(0, None).astype(np.float32)
+    scale = float(numbers.max() / 448)
+    plan = LayerPlan(scales=(scale,))
+    offset = best_offset(layer, plan, list(numbers))
+    assert offset is not None
+    assert (offset > 0.5).all()
+
+    def stored(of: np.ndarray) -> np.ndarray:
+        return rounded((numbers - of[:, None, None]) / np.float32(scale), DType.F8E4M3).astype(np.float32) * scale
+
+    moved = stored(offset) + offset[:, None, None]
+    plain = stored(np.zeros_like(offset))
+    assert np.square(moved - numbers).mean() < 0.6 * np.square(plain - numbers).mean()
+    assert np.abs(moved[numbers == 0]).max() < 1e-6
+    assert best_offset(layer, plan, [np.zeros_like(n) for n in numbers]) is None  # nothing to gain
+    assert not takes_offsets(layer, replace(plan, format="int8"))
+    assert not takes_offsets(layer, replace(plan, scales=()))
+
+
 def test_compensated_rounding_beats_the_nearest_on_correlated_operands() -> None:
     rng = np.random.default_rng(4)
     x = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 24)) + rng.standard_normal((500, 24)) / 8
     w, scale = rng.standard_normal((1, 24, 9)), np.full((1, 9), 2.0**-3, np.float32)
     nearest = rounded((w / scale).astype(np.float32), DType.I8).astype(float) * scale
-    better = _compensated(w, (x.T @ x / 500)[None], scale, DType.I8).astype(float) * scale
+    better = compensated(w, (x.T @ x / 500)[None], scale, DType.I8, 0.01).astype(float) * scale
     assert np.square(x @ (better - w)).sum() < 0.5 * np.square(x @ (nearest - w)).sum()
 
 
@@ -352,14 +389,14 @@ def test_repairs_are_judged_on_samples_that_they_were_not_fitted_to(monkeypatch:
 
     def fitted(ready: Prepared, plan: Plan, fit: Sequence[Mapping[str, np.ndarray]], method: str) -> Plan:
         seen.setdefault(method, []).append([next(i for i, s in enumerate(samples) if s is f) for f in fit])
-        return plan.only(set()) if method == "refit 1" else plan
+        return plan.only(set()) if method == "offsets, fit" else plan
 
     monkeypatch.setattr(repair, "apply_repair", fitted)
-    choice = best_method(ready, plan, samples, ("phase", "refit 1"), folds=2)
-    assert seen == {method: [[1, 3], [0, 2, 4]] for method in ("none", "phase", "refit 1")}
-    assert choice.method == "refit 1"  # the stub left it in f32
-    assert choice.tried["phase"].levels == choice.tried["none"].levels
-    assert best_method(ready, plan, samples, ("phase",), folds=2).method == "none"  # no gain is no reason
+    choice = best_method(ready, plan, samples, ("fit", "offsets, fit"), folds=2)
+    assert seen == {method: [[1, 3], [0, 2, 4]] for method in ("none", "fit", "offsets, fit")}
+    assert choice.method == "offsets, fit"  # the stub left it in f32
+    assert choice.tried["fit"].levels == choice.tried["none"].levels
+    assert best_method(ready, plan, samples, ("fit",), folds=2).method == "none"  # no gain is no reason
     seen.clear()
     best_method(ready, plan, samples[:1], ())
     assert seen == {"none": [[0]]}
@@ -390,6 +427,7 @@ def test_a_policy_read_back_is_equal(tmp_path: Path) -> None:
     plan = calibrated_plan(ready, "int8", samples_of(ready))
     changed = {
         "c": LayerPlan("bf16"),
+        "p": replace(plan.layers["p"], format="e4m3", unsigned=(), offset=np.arange(17, dtype=np.float32)),
         "y": replace(plan.layers["y"], bias=np.arange(5, dtype=np.float32), weight_scale=np.full(5, 0.5, np.float32)),
     }
     plan = plan.with_layers(changed)

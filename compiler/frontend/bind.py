@@ -4,7 +4,11 @@ A dimension is a number, a symbol (`batch`, bound everywhere at once), an expres
 A single one is addressed as `input:axis`. Sizes come from `dims` (the command line's `--dim`) and from `shapes` (those
 of arrays at hand).
 
-Invariant: after `bind_inputs` all shapes are numbers, and one symbol has one size.
+Exporters give one symbol to axes that have nothing to do with each other. So an axis whose size is given for itself
+takes that; the symbol speaks for the others.
+
+Invariant: after `bind_inputs` all shapes are numbers; a symbol that `dims` bind has that size wherever `dims` do not
+give an axis another one.
 """
 
 from __future__ import annotations
@@ -89,6 +93,8 @@ class _Binding:
         self.where = where
         self.symbols: dict[str, int] = {}
         self.axes: dict[tuple[str, int], int] = {}
+        self.decided: set[str] = set()
+        self.decided_axes: set[tuple[str, int]] = set()
 
     def bind_key(self, key: str, size: int) -> None:
         """`N`, `input:axis`, or `input` when exactly one of its dimensions is unnamed."""
@@ -96,10 +102,12 @@ class _Binding:
             raise UsageError.of(self.where, f"the size of dimension '{key}' must be a whole number", got=size)
         declared = [d for i in self.inputs.values() for d in i.shape or ()]
         if key in declared:
-            self._bind_symbol(key, size, f"--dim {key}={size}")
+            self.symbols[key] = size
+            self.decided.add(key)
             return
         name, _, axis = key.rpartition(":")
         if name in self.inputs and axis.isdigit():
+            self.decided_axes.add((name, int(axis)))
             self._bind_axis(name, int(axis), size)
             return
         unnamed = [n for n, d in enumerate(self._shape(key)) if d is None]
@@ -145,28 +153,29 @@ class _Binding:
         declared = declaration.shape[axis] if declaration.shape is not None else None
         if isinstance(declared, int):
             return declared
-        if isinstance(declared, str):
-            size = self.symbols.get(declared, _evaluate(declared, self.symbols))
-            if size is not None:
-                return size
-        return self.axes.get((declaration.name, axis))
+        if (declaration.name, axis) in self.axes or declared is None:
+            return self.axes.get((declaration.name, axis))
+        return self.symbols.get(declared, _evaluate(declared, self.symbols))
 
     def _bind_axis(self, name: str, axis: int, size: int) -> None:
         shape = self.inputs[name].shape
         if shape is not None and axis >= len(shape):
             self._unknown_dim(f"{name}:{axis}")
         declared = shape[axis] if shape is not None else None
-        if isinstance(declared, str):
-            self._bind_symbol(declared, size, f"axis {axis} of input '{name}'")
+        if isinstance(declared, str) and self.symbols.setdefault(declared, size) != size:
+            self._check_decided(declared, name, axis, size)
         if (isinstance(declared, int) and declared != size) or self.axes.get((name, axis), size) != size:
             self._misfit(name, f"{size} for axis {axis}")
         self.axes[name, axis] = size
 
-    def _bind_symbol(self, symbol: str, size: int, origin: str) -> None:
-        before = self.symbols.setdefault(symbol, size)
-        if before != size:
+    def _check_decided(self, symbol: str, name: str, axis: int, size: int) -> None:
+        """Raise UsageError when `size`, that of an array, contradicts what was asked for by name."""
+        if symbol in self.decided and (name, axis) not in self.decided_axes:
             raise UsageError.of(
-                self.where, f"dimension '{symbol}' has two sizes", got=f"{before}, and {size} from {origin}"
+                self.where,
+                f"dimension '{symbol}' has two sizes",
+                got=f"{self.symbols[symbol]}, and {size} from axis {axis} of input '{name}'",
+                hint=f"where '{symbol}' means different things, add --dim {name}:{axis}={size}",
             )
 
     def _options(self, declaration: InputDecl) -> list[str]:

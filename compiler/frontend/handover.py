@@ -25,6 +25,7 @@ from ppuc.compiler.frontend.hosting import (
     renamed_node,
     static_type,
     stored_proto,
+    subgraphs,
     tensor_proto,
     type_text,
 )
@@ -158,19 +159,23 @@ class Handover:
             if output is None:
                 found.append(None)
                 continue
-            type = types.get(host_name(output.name))
-            claimed = declared.get(original)
+            type = (types or {}).get(host_name(output.name))
+            claimed = declared.get(original) if types is not None else None
             if claimed is not None and (type is None or static_type(type) is None):
                 type = claimed if type is None or static_type(claimed) is not None else type
             static = static_type(type)
             found.append(Value(output.name, static) if static is not None else HostTensor(output.name, type))
         return tuple(found)
 
-    def _inferred(self, made: HostNode) -> dict[str, onnx.TypeProto]:
+    def _inferred(self, made: HostNode) -> dict[str, onnx.TypeProto] | None:
+        """Types of the outputs by their names in the proto; None when what the file says of them contradicts itself."""
         known = all(isinstance(i, Value) or i.type is not None for i in made.inputs)
+        has_bodies = any(True for _ in subgraphs(made.proto))
         try:
             return inferred_types(made, self.functions, strict=known)
         except onnx.shape_inference.InferenceError as error:
+            if has_bodies and _breaks_rules(str(error)):  # what is declared in there, nobody else looks at
+                return None
             if known and _breaks_rules(str(error)):
                 where = f"{self.source.where}: node '{made.label}' ({made.proto.op_type})"
                 found = ModelError.of(where, "breaks the rules of its op", got=_first_line(error))

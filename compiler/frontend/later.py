@@ -18,6 +18,8 @@ from ppuc.compiler.frontend.order import captured
 from ppuc.compiler.frontend.tensors import proto_type
 from ppuc.ir.types import DType, TensorType
 
+STRING = onnx.TensorProto.STRING
+
 
 @dataclass(frozen=True, slots=True)
 class Body:
@@ -62,6 +64,17 @@ def typed(data: bytes, types: Mapping[str, TensorType]) -> onnx.ModelProto:
     return model
 
 
+def of_elements(data: bytes, arrays: Mapping[str, object]) -> bytes:
+    """A model that says of each input which elements `arrays` have, for a host that asks for it."""
+    model: onnx.ModelProto = onnx.ModelProto.FromString(data)
+    for info in model.graph.input:
+        array = arrays[info.name]
+        if not info.type.WhichOneof("value") and isinstance(array, np.ndarray):
+            text = array.dtype.kind in "OUS"
+            info.type.tensor_type.elem_type = STRING if text else helper.np_dtype_to_tensor_dtype(array.dtype)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 def control_node(data: bytes) -> ControlNode:
     """The one node of a model."""
     model = onnx.ModelProto.FromString(data)
@@ -96,4 +109,4 @@ def _body(graph: onnx.GraphProto, known: Mapping[str, onnx.TensorProto], model: 
     return Body(made.SerializeToString(deterministic=True), inputs, outer, outputs)
 
 
-__all__ = ["Body", "ControlNode", "control_node", "machine_type", "typed"]
+__all__ = ["Body", "ControlNode", "control_node", "machine_type", "of_elements", "typed"]

@@ -20,6 +20,7 @@ from ppuc.compiler.frontend.functions import has_schema_body, local_functions
 from ppuc.compiler.frontend.handover import is_hostable
 from ppuc.compiler.frontend.hosting import dense_inputs, type_text
 from ppuc.compiler.frontend.load import FAMILIES
+from ppuc.compiler.frontend.products import is_control
 from ppuc.compiler.frontend.source import normal_domain, read_source
 
 
@@ -125,8 +126,8 @@ def _node(
         how = "expanded: a function of the model"
     elif (domain, node.op_type) in IMPORTERS:
         how = "imported"
-    elif domain == "" and node.op_type == "If":
-        how = "expanded when its condition is known at compile time"
+    elif is_control(node, opsets):
+        how = "expanded when its condition or trips are known at compile time, else its bodies are compiled"
     elif has_schema_body(node, opsets.get(domain, 1)):
         how = "expanded: ONNX's own definition"
     elif (domain, node.op_type) in custom:

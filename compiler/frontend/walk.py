@@ -37,6 +37,9 @@ SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function 
 
 LARGEST_FACTORS = 8
 """Elements of a floating-point input that sizes are computed from: the factors of a resize."""
+SIZED = ("Expand", "Pad", "Reshape", "Resize", "Tile", "TopK", "Upsample")
+"""Ops whose results have the sizes that an operand says. Others that must know an operand, a Slice say, would be
+compiled anew for each of its values, for results of the same sizes."""
 TRANSFORMS = ("DFT", "STFT")
 MOST_EXPANDED = 50_000
 """Nodes that calls of functions and unrolled loops of a model may become."""
@@ -252,7 +255,8 @@ class Walk:
             )
             results = list(importer(ctx))
         except ModelError as error:
-            return self._failed(site, error, later=self._asked_for_sizes(operands))
+            later = node.op_type in SIZED and self._asked_for_sizes(operands)
+            return self._failed(site, error, later=later)
         except (ValueError, IndexError, OverflowError, MemoryError) as error:
             wrapped = ModelError(Diagnostic(place, str(error) or type(error).__name__))
             wrapped.__cause__ = error
@@ -361,6 +365,7 @@ class Walk:
             return results
 
         mark = self.host.mark() if self.host is not None else None
+        wrong, unsupported = len(self.errors), {op: list(nodes) for op, nodes in self.unsupported.items()}
         known = [v for v in operands if isinstance(v, Value) or v is None]
         loop = LoopNode(node, site.scope.opsets.get("", 1), known, self.builder, body, graph)
         try:
@@ -369,8 +374,10 @@ class Walk:
             self.expanded = before
             for value in error.wanted:
                 self._want(value)
-            if self.host is not None and mark is not None:
+            if self.host is not None and mark is not None:  # what is wrong inside is now between it and the host
                 self.host.rewind(mark)
+                del self.errors[wrong:]
+                self.unsupported = unsupported
             later = is_control(node, site.scope.opsets)
             return self._refuse(site, f"{node.op_type} ({error.reason})", later=later)
         return self._with_missing(results, site)

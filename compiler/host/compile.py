@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from ppuc.compiler.alias import DECLARED, OPTION, aliased, check_names
 from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.walk import UnknownOpsError
@@ -23,9 +24,11 @@ from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, par
 from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, LaterStep, Plan, PpuStep, Step
 from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
+from ppuc.compiler.layers import PREFIX as LAYER
+from ppuc.compiler.layers import kept_name
 from ppuc.compiler.link import NODES
 from ppuc.compiler.version import VERSION
-from ppuc.ir.errors import Diagnostic, ModelError
+from ppuc.ir.errors import Diagnostic, ModelError, UsageError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
 from ppuc.targets.artifact import Artifact, IOSpec
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from ppuc.compiler.run import CompiledModel
 
 T = TypeVar("T")
+Change = Callable[[HostedModel, Sequence[Part], Sequence[Module]], list[Module]]
+"""Makes other modules of those of a model's PPU parts, all at once."""
 
 
 def compile_hosted(
@@ -42,10 +47,11 @@ def compile_hosted(
     error: ModelError,
     worker: HostWorker,
     compile_part: Callable[[Module, int], CompiledModel],
+    change: Change | None = None,
 ) -> tuple[Artifact, tuple[CompiledModel, ...]]:
     """The artifact and what was compiled for each segment; `error` is why the PPU alone cannot do it. Raises ModelError
     for what neither side can do (`error` when the host changes nothing), CapacityError when the parts do not fit."""
-    hosted, parts, made = divided(request, error, worker, compile_part)
+    hosted, parts, made = divided(request, error, worker, compile_part, change)
     return _artifact(hosted, parts, made, request), tuple(made)
 
 
@@ -54,10 +60,12 @@ def divided(
     error: ModelError,
     worker: HostWorker,
     each_part: Callable[[Module, int], T],
+    change: Change | None = None,
     examining: bool = False,
 ) -> tuple[HostedModel, tuple[Part, ...], list[T]]:
-    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment.
-    When `examining`, nodes that nobody can run are among the parts, marked as refused."""
+    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment
+    and after `change` has had them all. When `examining`, nodes that nobody can run are among the parts, marked as
+    refused."""
     if worker.files:
         worker.start()
     forced: dict[str, str] = {}
@@ -68,15 +76,17 @@ def divided(
             parts = _with_unknown_marked(hosted, parts, worker)
         else:
             _check_host_parts(hosted, parts, worker)
-        made: list[T] = []
-        for number, graph in enumerate(p.graph for p in parts if isinstance(p, PpuPart)):
-            try:
-                made.append(each_part(part_module(graph, hosted, request.target, request.precision), number))
-            except ModelError as refused:
-                forced |= _blamed(refused, graph, forced)
-                break
-        else:
-            return hosted, parts, made
+        graphs = [p.graph for p in parts if isinstance(p, PpuPart)]
+        modules = [part_module(g, hosted, request.target, request.precision) for g in graphs]
+        try:
+            if change is not None:
+                modules = change(hosted, parts, modules)
+            modules = _aliased(hosted, modules, request.aliases)
+            return hosted, parts, [each_part(module, number) for number, module in enumerate(modules)]
+        except HostError:
+            raise
+        except ModelError as refused:
+            forced |= _blamed(refused, graphs, forced)
 
 
 def _imported(
@@ -105,12 +115,28 @@ def part_module(graph: Graph, hosted: HostedModel, target: Target, precision: st
     )
 
 
-def _blamed(error: ModelError, graph: Graph, forced: Mapping[str, str]) -> dict[str, str]:
-    """The nodes of `graph` that an error of the pipeline names, with its reason. Raises the error when it names none
+def _aliased(hosted: HostedModel, modules: list[Module], aliases: Mapping[str, str]) -> list[Module]:
+    """The modules with outputs in the memory of inputs. Raises UsageError, also for two that are in no module
+    together."""
+    if not aliases:
+        return modules
+    inputs, outputs = ({name: o.name for name, o in pairs} for pairs in (hosted.inputs, hosted.outputs))
+    check_names(aliases, inputs, outputs)
+    pairs = {inputs[past]: outputs[present] for past, present in aliases.items()}
+    homes = [{i: o for i, o in pairs.items() if i in dict(m.inputs) and o in dict(m.outputs)} for m in modules]
+    for past, present in aliases.items():
+        if not any(inputs[past] in home for home in homes):
+            what = f"'{past}={present}' joins tensors that no part of the model on the PPU has together"
+            raise UsageError.of("--alias", what, hint="`ppuc check` says what lies between them on the host")
+    return [aliased(module, home) for module, home in zip(modules, homes, strict=True)]
+
+
+def _blamed(error: ModelError, graphs: Sequence[Graph], forced: Mapping[str, str]) -> dict[str, str]:
+    """The nodes of `graphs` that an error of the pipeline names, with its reason. Raises the error when it names none
     that is still on the PPU."""
     text = " ".join(f"{d.where} {d.got or ''}" for d in error.diagnostics)
     words = set(re.split(r"[,\s]+", text))
-    labels = {name for op in graph.ops if op.name != "const" for name in op.loc}
+    labels = {name for graph in graphs for op in graph.ops if op.name != "const" for name in op.loc}
     named = {name for name in labels if name in words} or {name for name in labels if f"{name} " in f"{text} "}
     reason = error.diagnostics[0].what
     found = dict.fromkeys(sorted(named - forced.keys()), reason)
@@ -174,6 +200,8 @@ def _artifact(
     artifacts = [m.artifact for m in made]
     joined = join(hosted.graph.name, artifacts, request.target)
     steps: list[Step] = []
+    layers: list[tuple[str, str]] = []
+    types = _types(hosted, parts)
     host: dict[str, bytes] = {}
     for part in parts:
         if isinstance(part, HostPart):
@@ -189,14 +217,18 @@ def _artifact(
             number = sum(isinstance(s, PpuStep) for s in steps)
             own, place = artifacts[number], joined.tensors[number]
             inputs = tuple((i.name, place[i.tensor]) for i in own.inputs)
-            steps.append(PpuStep(number, inputs, tuple((o.name, place[o.tensor]) for o in own.outputs)))
+            kept = {o.name: kept_name(number, o.name.removeprefix(LAYER)) for o in own.outputs}
+            own_names = {n: k if n.startswith(LAYER) else n for n, k in kept.items()}
+            steps.append(PpuStep(number, inputs, tuple((own_names[o.name], place[o.tensor]) for o in own.outputs)))
+            types |= {own_names[o.name]: str(o.type) for o in own.outputs if o.name.startswith(LAYER)}
+            layers += [(k, own_names[n]) for n, k in kept.items()] if request.keep_layers else []
     plan = Plan(
         steps=tuple(steps),
         inputs=tuple((name, operand.name) for name, operand in hosted.inputs),
-        outputs=tuple((name, operand.name) for name, operand in hosted.outputs),
+        outputs=(*((name, operand.name) for name, operand in hosted.outputs), *layers),
         host_inputs=_foreign(hosted.inputs),
         host_outputs=_foreign(hosted.outputs),
-        types=tuple(sorted(_types(hosted, parts).items())),
+        types=tuple(sorted(types.items())),
     )
     booked: dict[str, str] = {}
     for number, artifact in enumerate(artifacts):
@@ -204,6 +236,8 @@ def _artifact(
         booked.update({names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()})
     about = {"model": hosted.name, "model_sha256": hosted.digest, "precision": request.precision}
     meta = dict(artifacts[0].meta) if artifacts else about
+    meta = {k: v for k, v in meta.items() if not k.startswith((OPTION, DECLARED))}
+    meta |= {OPTION + past: present for past, present in request.aliases.items()}
     meta |= {"compiler": VERSION, NODES: json.dumps(booked, sort_keys=True), PLAN: plan.to_json()}
     ranges = input_ranges(hosted.graph)
     meta |= {RANGE_OPTION + n: str(ranges[v.name]) for n, v in hosted.inputs if v.name in ranges}

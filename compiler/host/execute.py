@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.alias import grown
 from ppuc.compiler.frontend.later import machine_type
 from ppuc.compiler.host.client import HostError, HostWorker
 from ppuc.compiler.host.later import PREFIX, LaterRun, LaterSteps
@@ -63,8 +64,10 @@ class Execution:
         step = self.plan.steps[self._next]
         assert isinstance(step, PpuStep)
         assert step.segment == segment
+        buffers = {tensor: self.types[name].dims for name, tensor in step.outputs}
         for name, tensor in step.inputs:
-            chip.write(tensor, np.ascontiguousarray(self.held[name]))
+            array = np.ascontiguousarray(self.held[name])
+            chip.write(tensor, grown(array, buffers.get(tensor, array.shape)))
         self._last, self._next = step, self._next + 1
 
     def finish(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:

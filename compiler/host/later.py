@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppuc.compiler.frontend.later import Body, control_node, machine_type, typed
+from ppuc.compiler.frontend.later import Body, control_node, machine_type, of_elements, typed
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.control import OnHostError, run_control
 from ppuc.compiler.host.plan import LaterStep, Plan
@@ -71,7 +71,8 @@ class LaterSteps:
     are how often each step told the host its condition."""
 
     def __init__(self, artifact: Artifact, target: Target, worker: HostWorker, precision: str) -> None:
-        self.artifact, self.target, self.worker, self.precision = artifact, target, worker, precision
+        self.artifact, self.target, self.worker = artifact, target, worker
+        self.precision = "model" if precision == "mixed" else precision  # a policy cannot know these layers
         self.runs: dict[str, LaterRun] = {}
         self.asked: dict[int, int] = {}
         self._taken = device_bytes(artifact.program)
@@ -86,7 +87,7 @@ class LaterSteps:
             if step.control:
                 found = self._control(number, step, model, feeds)
             else:
-                found = self._computed(number, step.nodes[0].node, model, feeds)
+                found = self._computed(number, step.nodes[0].node, model, feeds, feeds)
         except OnHostError as reason:
             self._note_host(number, step.nodes[0].node, str(reason))
             found = self._on_host(model, feeds, step.nodes[0].node, outputs)
@@ -100,7 +101,7 @@ class LaterSteps:
             self.asked[number] += 1
             name = f"{label}/{attribute}"
             try:
-                found = self._computed(number, name, body.model, arrays)
+                found = self._computed(number, name, body.model, arrays, {n: arrays[n] for n in body.outer})
             except OnHostError as reason:
                 self._note_host(number, name, str(reason))
                 found = self._on_host(body.model, arrays, name, list(dict.fromkeys(body.outputs)))
@@ -109,15 +110,18 @@ class LaterSteps:
         return dict(zip(node.outputs, run_control(node, feeds, call), strict=False))
 
     def _on_host(self, model: bytes, feeds: Mapping[str, Any], where: str, outputs: list[str]) -> dict[str, Any]:
-        return dict(zip(outputs, self.worker.run(model, feeds, where), strict=True))
+        return dict(zip(outputs, self.worker.run(of_elements(model, feeds), feeds, where), strict=True))
 
     def _note_host(self, number: int, name: str, reason: str) -> None:
         known = self.runs.get(f"{name}~host")
         self.runs[f"{name}~host"] = LaterRun(number, name, known.calls + 1 if known else 1, reason=reason)
 
-    def _computed(self, number: int, name: str, model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs of a program for `model` by name. Raises OnHostError."""
-        program = self._program(model, feeds)
+    def _computed(
+        self, number: int, name: str, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The outputs of a program for `model` by name. `settled` are the inputs that sizes may be taken from: not
+        those that change from trip to trip. Raises OnHostError."""
+        program = self._program(model, feeds, settled)
         result = program.run(feeds)
         key = (number, id(program))
         if key not in self._names:
@@ -128,7 +132,7 @@ class LaterSteps:
         self.runs[run.name] = replace(run, calls=run.calls + (known is not None))
         return dict(result.outputs)
 
-    def _program(self, model: bytes, feeds: Mapping[str, Any]) -> CompiledProgram:
+    def _program(self, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]) -> CompiledProgram:
         types = {name: machine_type(value) for name, value in feeds.items()}
         foreign = [name for name, type in types.items() if type is None]
         if foreign:
@@ -144,19 +148,19 @@ class LaterSteps:
         if forms.count >= MOST_FORMS:
             raise OnHostError(f"it was compiled for {MOST_FORMS} other sizes already")
         try:
-            program = self._compiled(model, {n: t for n, t in types.items() if t is not None}, feeds)
+            program = self._compiled(model, {n: t for n, t in types.items() if t is not None}, settled)
         except OnHostError as reason:
             forms.refused[key] = str(reason)
             raise
         forms.programs.setdefault(key, []).append(program)
         return self._fitting(program)
 
-    def _compiled(self, model: bytes, types: Mapping[str, TensorType], feeds: Mapping[str, Any]) -> CompiledProgram:
+    def _compiled(self, model: bytes, types: Mapping[str, TensorType], settled: Mapping[str, Any]) -> CompiledProgram:
         from ppuc.compiler.driver import compile_model
         from ppuc.compiler.runtime import CompiledProgram
 
         source = typed(model, types)
-        sizes = {name: feeds[name] for name, type in types.items() if _may_be_sizes(type)}
+        sizes = {name: value for name, value in settled.items() if _may_be_sizes(types[name])}
         try:
             made = compile_model(
                 source, target=self.target, precision=self.precision, values=sizes, host_ops=self.worker.files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HostedRequest:
-    """What is to be compiled, and for whom."""
+    """What is to be compiled, and for whom. `keep_layers`: everything that the PPU's parts give is an output too."""
 
     source: str | Path | onnx.ModelProto
     target: Target
@@ -25,6 +25,8 @@ class HostedRequest:
     dims: Mapping[str, int]
     shapes: Mapping[str, Sequence[int]]
     values: Mapping[str, np.ndarray]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    keep_layers: bool = False
 
     @property
     def imports(

@@ -10,12 +10,15 @@ arithmetic, what was compiled on the way as often as it ran.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.alias import aliases_of
 from ppuc.compiler.compare import Comparison, compare
-from ppuc.compiler.frontend.expose import whole_bytes
+from ppuc.compiler.driver import compile_model
+from ppuc.compiler.frontend.expose import node_outputs, whole_bytes
 from ppuc.compiler.frontend.hosting import HostOperand
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
@@ -23,6 +26,7 @@ from ppuc.compiler.host.client import worker
 from ppuc.compiler.host.later import LaterRun
 from ppuc.compiler.host.partition import PpuPart, partition
 from ppuc.compiler.host.plan import Plan, PpuStep
+from ppuc.compiler.layers import PREFIX, final_node, kept_name, layer_candidates, matching, node_values
 from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.runtime import CompiledProgram, ProgramResult
 from ppuc.compiler.tolerance import (
@@ -40,9 +44,10 @@ from ppuc.ir.types import DType
 
 
 def verify_hosted(
-    program: CompiledProgram, plan: Plan, inputs: Mapping[str, Any], result: ProgramResult
-) -> tuple[Comparison, ...]:
-    """The outputs of `program` on `inputs` against the oracle's. Raises ModelError when there is no oracle."""
+    program: CompiledProgram, plan: Plan, inputs: Mapping[str, Any], result: ProgramResult, layers: bool = False
+) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
+    """The outputs of `program` on `inputs` against the oracle's, and with `layers` what the kernels of its segments
+    give against ONNX Runtime's. Raises ModelError when there is no oracle."""
     dense = {n: a for n, a in inputs.items() if n not in dict(plan.host_inputs)}
     hosted = _imported(program, plan, {n: a.shape for n, a in dense.items()})
     errors = _errors(hosted, plan, _precision(program), result.later)
@@ -50,6 +55,42 @@ def verify_hosted(
     found: list[Comparison] = []
     for name, operand in hosted.outputs:
         found += _compared(name, result.outputs[name], want[name], errors.get(operand.name, NO_ERROR))
+    return tuple(found), _layers(program, hosted, errors, inputs) if layers else ()
+
+
+def _layers(
+    program: CompiledProgram, hosted: HostedModel, errors: Mapping[str, ExpectedError], inputs: Mapping[str, Any]
+) -> tuple[Comparison, ...]:
+    """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
+    assert program.source is not None
+    model = compile_model(
+        program.source,
+        target=program.target,
+        precision=_precision(program),
+        shapes={s.name: s.type.dims for s in program.inputs} | {n: a.shape for n, a in program.fixed.items()},
+        values=program.fixed,
+        keep_layers=True,
+        aliases=aliases_of(program.artifact.meta),
+        host_ops=program.host_ops,
+    )
+    got = replace(program, artifact=model.artifact).run(inputs).outputs
+    tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
+    whole = {operand.name for _, operand in hosted.outputs}
+    chosen: dict[str, str] = {}
+    for number, module in enumerate(model.modules):
+        given = {value: name for name, value in module.outputs if not name.startswith(PREFIX)}
+        for value, candidates in layer_candidates(module.graph).items():
+            node, name = final_node(candidates, tuple(tensors)), kept_name(number, given.get(value, value))
+            chosen |= {name: node} if node is not None and name in got and given.get(value) not in whole else {}
+    want = Oracle(program.source, tuple(tensors[node] for node in chosen.values())).run(inputs)
+    values: dict[str, str] = {}
+    for part in partition(hosted):
+        values |= node_values(part.graph) if isinstance(part, PpuPart) else {}
+    found: list[Comparison] = []
+    for name, node in chosen.items():
+        reference = matching(want[tensors[node]], got[name]) if tensors[node] in want else None
+        if reference is not None:
+            found += _compared(node, got[name], reference, errors.get(values.get(node, ""), NO_ERROR))
     return tuple(found)
 
 

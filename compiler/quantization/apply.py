@@ -4,6 +4,9 @@
                                %a: f32 = matmul(%q, %v) {out = f32}
                                %y = %a * (s_x * s_w)
 
+With an offset o for each channel of %x, %q = cast((%x - o) * (1 / s_x)), and o . (%v * s_w) is added to %y: a number
+for each channel, or, for a convolution that pads, a constant tensor, as there is no padding in what the offset adds.
+
 Fusion then puts the cast into the epilogue of whatever computes %x, so that the f8 tensor is what travels, and the
 scale into the epilogue of the product. A cast is made before the views that lead to the layer, once for each tensor,
 scale and format.
@@ -13,6 +16,7 @@ Invariant: a sum is rounded from its accumulator once, after scales and bias; sc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +27,7 @@ from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import composite as c
+from ppuc.ir.ops.base import OPS
 from ppuc.ir.ops.elementwise import CastAttrs, convert
 from ppuc.ir.ops.reduction import ReduceAttrs
 from ppuc.ir.ops.view import TransposeAttrs
@@ -83,7 +88,7 @@ class _Writer:
 
     def __init__(self, chosen: Mapping[str, tuple[Layer, LayerPlan]]) -> None:
         self.chosen = chosen
-        self.made: dict[tuple[str, float, DType], Value] = {}
+        self.made: dict[tuple[str, float, DType, bytes], Value] = {}
 
     def rule(self, b: Builder, op: Op) -> Sequence[Value] | None:
         """The ops that stand for `op`, whose operands are renamed already."""
@@ -102,7 +107,8 @@ class _Writer:
             if plan.weights_only:
                 operands.append(x)
             elif plan.scales:
-                operands.append(self._static(b, x, plan.scales[i], plan.input_dtype(i)))
+                offset = plan.offset if i == 0 else None
+                operands.append(self._static(b, x, plan.scales[i], plan.input_dtype(i), offset, layer.input_axis))
                 factors.append(np.asarray(plan.scales[i], np.float32))
             else:
                 stored, factor = _dynamic(b, x, layer, i, plan)
@@ -121,20 +127,37 @@ class _Writer:
         out = None if plan.weights_only else DType.I32 if plan.dtype.is_integer else DType.F32
         return b(op.name, *operands, attrs=replace(attrs, out=out), hint=op.results[0].name), factors
 
-    def _static(self, b: Builder, x: Value, scale: float, dtype: DType) -> Value:
-        """`x` / `scale` in `dtype`, made before the views that lead to `x`."""
+    def _static(self, b: Builder, x: Value, scale: float, dtype: DType, offset: np.ndarray | None, axis: int) -> Value:
+        """(`x` - `offset`) / `scale` in `dtype`, made before the views that lead to `x`; `offset` f32[channels] lies
+        along `axis`."""
         views: list[Op] = []
         while (op := _emitted(b, x)) is not None and op.name in _COMMUTING:
+            if offset is not None:
+                before = axis_before(op, axis)
+                if before is None:
+                    break
+                axis = before
             views.append(op)
             x = op.operands[0]
-        key = (x.name, scale, dtype)
+        key = (x.name, scale, dtype, offset.tobytes() if offset is not None else b"")
         if key not in self.made:
+            if offset is not None:
+                x = b("sub", x, b.const(by_channel(offset, axis, x.type.rank), "offset"))
             number = b("mul", x, b.scalar(float(np.float32(1.0) / np.float32(scale)), DType.F32))
             self.made[key] = stored_as(b, number, dtype)
         value = self.made[key]
         for view in reversed(views):
             value = b(view.name, value, attrs=view.attrs)
         return value
+
+
+def axis_before(view: Op, axis: int) -> int | None:
+    """The axis of a view's operand that is `axis` of its result; None if there is no such one."""
+    before, after = view.operands[0].type.dims, view.results[0].type.dims
+    if view.name == "transpose":
+        return int(view.attrs.perm[axis])  # type: ignore[attr-defined]
+    outer, size = math.prod(after[:axis]), after[axis]
+    return next((a for a, d in enumerate(before) if d == size and math.prod(before[:a]) == outer), None)
 
 
 def _emitted(b: Builder, value: Value) -> Op | None:
@@ -182,9 +205,40 @@ def _dequantized(
     axis = 1 if op.name == "conv" else rank - 1
     if np.any(constant != 1.0):
         y = b("mul", y, _channels(b, constant, axis, rank))
-    if plan.bias is not None:
-        y = b("add", y, _channels(b, plan.bias.astype(np.float32), axis, rank))
+    bias = plan.bias
+    if plan.offset is not None:
+        share = offset_share(layer, plan)
+        if share.ndim == 1:
+            bias = share if bias is None else share + bias
+        else:
+            y = b("add", y, b.const(share, "offset"))
+    if bias is not None:
+        y = b("add", y, _channels(b, bias.astype(np.float32), axis, rank))
     return c.cast(b, y, op.results[0].type.dtype)
+
+
+def offset_share(layer: Layer, plan: LayerPlan) -> np.ndarray:
+    """What the offset adds to each result: f32[channels], or f32[1, channels, *space] where zeros around the operand
+    make it depend on the place."""
+    assert plan.offset is not None
+    stored, scale = quantized_weights(layer, plan)
+    weights = stored.astype(np.float32) * by_channel(scale, layer.channel_axis, stored.ndim)
+    attrs: Any = layer.op.attrs
+    if layer.op.name == "matmul":
+        matrix = weights.reshape(weights.shape[-2:])
+        product: np.ndarray = plan.offset @ (matrix.T if attrs.transpose_b else matrix)
+        return product
+    space = layer.inputs[0].type.dims[2:] if any((*attrs.low, *attrs.high)) else _field(attrs, weights)
+    image = np.broadcast_to(by_channel(plan.offset, 1, weights.ndim), (1, plan.offset.size, *space))
+    reference = OPS["conv"].reference
+    assert reference is not None
+    (result,) = reference(attrs, np.ascontiguousarray(image), weights)
+    return np.asarray(result if any((*attrs.low, *attrs.high)) else result.reshape(-1))
+
+
+def _field(attrs: Any, weights: np.ndarray) -> tuple[int, ...]:
+    """The points that one result of a convolution reads."""
+    return tuple((k - 1) * d + 1 for k, d in zip(weights.shape[2:], attrs.dilations, strict=True))
 
 
 def _channels(b: Builder, numbers: np.ndarray, axis: int, rank: int) -> Value:

@@ -29,7 +29,8 @@ class LayerPlan:
     """`scales`: one number for each activation operand, what a stored 1 stands for (empty: computed at run time, for
     matmuls one a row, else one a sample). `unsigned`: per activation operand, whether it is stored as u8 (int8 only).
     `weight_scale` f32[channels] or f32[1], `weights` the stored weights if they are not simply the nearest, `bias`
-    f32[channels] added to the result. Only the weights are stored in the format when `weights_only`."""
+    f32[channels] added to the result, `offset` f32[channels] subtracted from the first activation before it is stored.
+    Only the weights are stored in the format when `weights_only`."""
 
     format: str = "e4m3"
     scales: tuple[float, ...] = ()
@@ -38,6 +39,7 @@ class LayerPlan:
     weight_scale: np.ndarray | None = None
     weights: np.ndarray | None = None
     bias: np.ndarray | None = None
+    offset: np.ndarray | None = None
 
     @property
     def dtype(self) -> DType:

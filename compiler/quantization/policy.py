@@ -10,7 +10,7 @@
     scales = [0.0123]        # one for each activation operand; none: computed at run time (not in attention)
     unsigned = [true]        # int8: this operand is stored as u8
     weights_only = false     # true: only weights are stored in the format
-    repaired = "9f2c..."     # weight scales, weights and bias in the .npz beside the file, under this layer's name
+    repaired = "9f2c..."     # the layer's arrays (weight scales, weights, bias, offset) in the .npz beside the file
 
 Invariant: a policy read back gives an equal plan; a name that matches no layer is an error.
 """
@@ -35,7 +35,7 @@ from ppuc.compiler.quantization.plan import FORMATS, LayerPlan, Plan
 from ppuc.ir.errors import UsageError
 
 _KEYS = {"name": str, "format": str, "scales": list, "unsigned": list, "weights_only": bool, "repaired": str}
-_ARRAYS = ("weight_scale", "weights", "bias")
+_ARRAYS = ("weight_scale", "weights", "bias", "offset")
 
 
 def write_policy(path: Path, plan: Plan, about: Mapping[str, str]) -> None:
@@ -148,6 +148,8 @@ def _with_arrays(plan: LayerPlan, name: str, arrays: Mapping[str, np.ndarray], d
     own = {key: arrays[f"{name}/{key}"] for key in _ARRAYS if f"{name}/{key}" in arrays}
     if _digest({f"{name}/{key}": a for key, a in own.items()}) != digest:
         raise UsageError.of(where, "the arrays beside the policy are not this layer's", hint="quantize again")
+    if "offset" in own and not plan.scales:
+        raise UsageError.of(where, f"layer '{name}' has offsets, which need scales", hint="quantize again")
     if "weights" in own:
         own["weights"] = own["weights"].view(plan.dtype.numpy)
     return replace(plan, **own)  # type: ignore[arg-type]

@@ -1,13 +1,8 @@
-"""Weights that make up for the rounding of activations, of weights, and of all layers before.
+"""Layers that make up for the rounding of activations, of weights, and of all layers before.
 
-Layers are taken in the graph's order. Of each, the operands x as the quantized graph computes them and the result y
-that the model has are sampled on data, as rows of a product. The weights w and a bias then become what brings the
-product of *quantized* operands nearest to y, in three steps:
-
-1. ridge regression, w' = argmin |y - x w'|^2 + r |w' - w|^2, with x and y centred: the bias takes the means;
-2. a scale for each output channel, out of a binade (phases of the mantissa), of the smallest weighted rounding error;
-3. rounding one input after another, what a rounding loses being spread over the inputs still to be rounded, by the
-   inverse of x' x (Frantar et al., "GPTQ: accurate post-training quantization", 2022).
+Layers are taken in the graph's order. Of each, the operands as the quantized graph computes them and the result that
+the model has are sampled on data; offsets of the operands (offsets.py), then weights and a bias (fit.py), become those
+that bring the quantized product nearest to that result.
 
 The graph is cut at its layers and the tensors that are alive there are kept for all samples, so that everything runs
 once, whatever the number of layers.
@@ -22,33 +17,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppuc.compiler.quantization.apply import SMALLEST, quantized_graph, rounded
+from ppuc.compiler.quantization.apply import quantized_graph
 from ppuc.compiler.quantization.emulate import Emulator
+from ppuc.compiler.quantization.fit import fitted_layer
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Difference
-from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
-from ppuc.compiler.quantization.rows import Rows, as_matrices, from_matrices, sampled_rows
+from ppuc.compiler.quantization.offsets import best_offset, padded, takes_offsets
+from ppuc.compiler.quantization.plan import LayerPlan, Plan
+from ppuc.compiler.quantization.rows import sampled_rows
 from ppuc.ir.graph import Graph, Op
-from ppuc.ir.types import DType
-
-RIDGE = 0.02
-"""Strength of the pull towards the model's weights, as a share of the mean square of an operand's channel."""
-DAMPING = 0.01
-"""Share of the mean diagonal added to x' x before it is inverted."""
-PHASES = 16
-_BLOCK = 64
 
 Tensors = dict[str, list[np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`regress`: step 1, with a pull of `ridge`; `compensate`: step 3; `bias`: the bias takes what means differ."""
+    """`offsets` for activations; weights, scales and biases `fit`."""
 
-    regress: bool = True
-    compensate: bool = True
-    bias: bool = True
-    ridge: float = RIDGE
+    offsets: bool = True
+    fit: bool = True
 
 
 def reconstructed(
@@ -63,13 +50,21 @@ def reconstructed(
     parameter name)."""
     options = options or Options()
     walk = _Walk(graph, samples)
+    offsets: dict[tuple[str, str, float, bool], np.ndarray | None] = {}
     done = plan
     for number, layer in enumerate(layers):
         chosen = plan.layers.get(layer.name, LayerPlan("bf16"))
         walk.up_to(layer.op)
         if chosen.quantized and layer.weights is not None:
-            rows = sampled_rows(layer, walk.quantized, walk.wanted_result(layer.op))
-            chosen = reconstructed_layer(layer, chosen, rows, options)
+            name = layer.inputs[0].name
+            if options.offsets and takes_offsets(layer, chosen):
+                key = (name, chosen.format, chosen.scales[0], padded(layer))  # one for all that read a tensor
+                if key not in offsets:
+                    offsets[key] = best_offset(layer, chosen, walk.quantized[name])
+                chosen = replace(chosen, offset=offsets[key])
+            if options.fit:
+                rows = sampled_rows(layer, walk.quantized, walk.wanted_result(layer.op))
+                chosen = fitted_layer(layer, chosen, rows)
             done = done.with_layers({layer.name: chosen})
         walk.through(layer, Plan({layer.name: chosen}))
         if each is not None:
@@ -164,82 +159,3 @@ class _Walk:
             for name in outputs:
                 found[name].append(run[names[name] if names is not None else name])
         tensors.update(found)
-
-
-def reconstructed_layer(layer: Layer, plan: LayerPlan, rows: Rows, options: Options) -> LayerPlan:
-    """The plan of one layer with weights, scales and bias fitted to `rows`."""
-    assert layer.weights is not None
-    w = as_matrices(layer, layer.weights.array().astype(np.float64))
-    x, y = rows.by_group(plan)
-    x_mean, y_mean = x.mean(1, keepdims=True), y.mean(1, keepdims=True)
-    x, y = x - x_mean, y - y_mean
-    turned = x.swapaxes(1, 2)
-    gram = (turned @ x).astype(np.float64) / x.shape[1]
-    fitted = w
-    if options.regress:
-        fitted = _regressed(w, gram, (turned @ y).astype(np.float64) / x.shape[1], options.ridge)
-    scales = _channel_scales(fitted, np.diagonal(gram, 0, 1, 2), plan.dtype)
-    if options.compensate:
-        stored = _compensated(fitted, gram, scales, plan.dtype)
-    else:
-        stored = rounded((fitted / scales[:, None]).astype(np.float32), plan.dtype)
-    bias = y_mean[:, 0] - (x_mean.astype(np.float64) @ (stored.astype(np.float64) * scales[:, None]))[:, 0]
-    return replace(
-        plan,
-        weights=from_matrices(layer, stored),
-        weight_scale=scales.reshape(-1),
-        bias=bias.astype(np.float32).reshape(-1) if options.bias else None,
-    )
-
-
-def _trace(gram: np.ndarray) -> np.ndarray:
-    """The mean of the diagonal of each of gram[g, k, k], as [g, 1, 1]; never zero."""
-    mean: np.ndarray = np.diagonal(gram, 0, 1, 2).mean(1)[:, None, None]
-    return mean + 1e-30
-
-
-def _regressed(w: np.ndarray, gram: np.ndarray, moment: np.ndarray, ridge: float) -> np.ndarray:
-    """argmin |y - x v|^2 + r |v - w|^2 for the moments of x and y, w f64[g, k, n]."""
-    pull = ridge * _trace(gram) * np.eye(gram.shape[1])
-    fitted: np.ndarray = w + np.linalg.solve(gram + pull, moment - gram @ w)
-    return fitted
-
-
-def _channel_scales(w: np.ndarray, importance: np.ndarray, dtype: DType) -> np.ndarray:
-    """f32[g, n]: for each column of w[g, k, n] the scale of the smallest rounding error, rows weighted by [g, k]."""
-    largest: np.ndarray = np.abs(w).max(1)
-    base = np.maximum(largest / LARGEST[dtype], SMALLEST).astype(np.float32)
-    steps = np.arange(PHASES) / PHASES
-    factors = np.exp2(steps) if dtype.is_float else 1.0 - 0.5 * steps
-    least = np.full(base.shape, np.inf)
-    found = base.copy()
-    for factor in factors.astype(np.float32):
-        scale = base * factor
-        error = rounded((w / scale[:, None]).astype(np.float32), dtype).astype(np.float32) * scale[:, None] - w
-        total = (importance[:, None] @ np.square(error))[:, 0]
-        better = total < least
-        least[better], found[better] = total[better], scale[better]
-    return found
-
-
-def _compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType) -> np.ndarray:
-    """w[g, k, n] / scale[g, n] rounded to `dtype` one row after another, those of the largest operands first."""
-    groups, k = np.arange(len(w))[:, None], w.shape[1]
-    order = np.argsort(-np.diagonal(gram, 0, 1, 2), axis=1, kind="stable")
-    damped = gram[groups[..., None], order[:, :, None], order[:, None, :]]
-    damped = damped + DAMPING * _trace(gram) * np.eye(k)
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).swapaxes(1, 2)
-    left = w[groups, order]
-    stored = np.zeros(w.shape, dtype.numpy)
-    for start in range(0, k, _BLOCK):
-        stop = min(start + _BLOCK, k)
-        errors = np.zeros((len(w), stop - start, w.shape[2]))
-        for i in range(start, stop):
-            stored[:, i] = rounded((left[:, i] / scale).astype(np.float32), dtype)
-            lost = left[:, i] - stored[:, i].astype(np.float32) * scale
-            errors[:, i - start] = lost / upper[:, i, i, None]
-            left[:, i + 1 : stop] -= upper[:, i, i + 1 : stop, None] * errors[:, None, i - start]
-        left[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
-    result = np.empty_like(stored)
-    result[groups, order] = stored
-    return result

@@ -24,12 +24,10 @@ from ppuc.compiler.quantization.reconstruct import Options, reconstructed
 NONE = "none"
 CANDIDATES: Mapping[str, Options | None] = {
     NONE: None,
-    "phase": Options(regress=False, compensate=False, bias=False),
-    "compensate": Options(regress=False),
-    "refit 5": Options(ridge=5.0),
-    "refit 1": Options(ridge=1.0),
+    "fit": Options(offsets=False),
+    "offsets, fit": Options(),
 }
-"""Name -> what is done to the weights: scales from a binade, compensated rounding with a bias, ridge regression."""
+"""Name -> what is done to the layers."""
 FOLDS = 4
 """Parts of the samples. Two, which leave half of the samples to fit to, take a third of the time, but undervalue the
 methods that fit most."""

@@ -23,11 +23,13 @@ MOST = 4096
 @dataclass(frozen=True, slots=True)
 class Rows:
     """`operands` f32[rows, groups, k] as they are before they are quantized, `largest` f32[rows] of what shares a
-    run-time scale with them, `results` f32[rows, groups, n]."""
+    run-time scale with them, `results` f32[rows, groups, n], `sample` i64[rows] the number
+    of the sample that they are of."""
 
     operands: np.ndarray
     largest: np.ndarray
     results: np.ndarray
+    sample: np.ndarray
 
     def by_group(self, plan: LayerPlan) -> tuple[np.ndarray, np.ndarray]:
         """f32 operands as `plan` stores them, [groups, rows, k], and results, [groups, rows, n]."""
@@ -38,7 +40,11 @@ class Rows:
                 scale: Any = np.float32(plan.scales[0])
             else:
                 scale = np.maximum(self.largest / np.float32(LARGEST[dtype]), 1e-30)[:, None, None]
-            x = rounded(x / scale, dtype).astype(np.float32) * scale
+            offset: Any = 0.0
+            if plan.offset is not None:
+                groups = x.shape[1]
+                offset = np.repeat(plan.offset.reshape(groups, -1), x.shape[2] * groups // plan.offset.size, 1)
+            x = rounded((x - offset) / scale, dtype).astype(np.float32) * scale + offset
         return np.ascontiguousarray(x.swapaxes(0, 1), np.float32), np.ascontiguousarray(self.results.swapaxes(0, 1))
 
 
@@ -49,7 +55,7 @@ def sampled_rows(layer: Layer, tensors: Mapping[str, Sequence[np.ndarray]], resu
     share = max(1, MOST // len(inputs))
     parts = [take(layer, x, y, share, i) for i, (x, y) in enumerate(zip(inputs, results, strict=True))]
     operands, largest, wanted = (np.concatenate([p[j] for p in parts]) for j in range(3))
-    return Rows(operands, largest, wanted)
+    return Rows(operands, largest, wanted, np.repeat(np.arange(len(parts)), [len(p[0]) for p in parts]))
 
 
 def _places(count: int, share: int, seed: int) -> np.ndarray:

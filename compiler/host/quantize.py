@@ -1,0 +1,114 @@
+"""The PPU's parts of a hosted model in 8-bit formats.
+
+Scales from samples need what each part is given: the whole model runs on every sample, parts in f32 as the graph says,
+host steps by the worker, and what arrives at each part is its calibration data.
+
+Invariant: a part is quantized as a model of its own would be from the same samples; a policy decides over the layers of
+all parts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.frontend.hosting import PREFIX, HostTensor
+from ppuc.compiler.frontend.load_hosted import HostedModel
+from ppuc.compiler.host.client import HostWorker
+from ppuc.compiler.host.partition import HostPart, Part, PpuPart
+from ppuc.compiler.inputs import InputSpec, input_ranges
+from ppuc.compiler.quantization.calibrate import calibrated_plan
+from ppuc.compiler.quantization.data import Data, check_not_zero
+from ppuc.compiler.quantization.plan import Plan
+from ppuc.compiler.quantization.policy import read_policy
+from ppuc.compiler.quantization.prepare import Prepared, prepare
+from ppuc.compiler.quantization.quantize import FORMAT_OF, Quantization, chosen_plan
+from ppuc.ir.errors import UsageError
+from ppuc.ir.interpret import run_graph
+from ppuc.ir.module import Module
+from ppuc.targets.schema import Target
+
+Feeds = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class PartsQuantizer:
+    """Quantizes the modules of a division's PPU parts as `how` says (None: scales computed at run time)."""
+
+    target: Target
+    precision: str
+    how: Quantization
+    worker: HostWorker
+
+    def __call__(self, hosted: HostedModel, parts: Sequence[Part], modules: Sequence[Module]) -> list[Module]:
+        """The quantized modules. Raises UsageError and InputError for what `how` asks in vain, HostError."""
+        prepared = [prepare(module, self.target) for module in modules]
+        return [p.quantized(plan) for p, plan in zip(prepared, self._plans(hosted, parts, prepared), strict=True)]
+
+    def _plans(self, hosted: HostedModel, parts: Sequence[Part], prepared: Sequence[Prepared]) -> list[Plan]:
+        if self.how.policy is not None and self.how.plan is None:
+            whole = read_policy(self.how.policy, [layer for p in prepared for layer in p.layers])
+            return [_of_layers(whole, p) for p in prepared]
+        if self.how.plan is not None:
+            return [_of_layers(self.how.plan, p) for p in prepared]
+        if self.how.data is None or self.precision == "mixed":
+            return [chosen_plan(p, self.precision, self.how) for p in prepared]
+        given = self._given(hosted, parts, self.how.data)
+        return [
+            calibrated_plan(p, FORMAT_OF[self.precision], samples, self.how.calibration)
+            for p, samples in zip(prepared, given, strict=True)
+        ]
+
+    def _given(self, hosted: HostedModel, parts: Sequence[Part], data: Data) -> list[list[Feeds]]:
+        """For each PPU part, what it is given on every sample, by its inputs' names."""
+        samples = list(data.samples(_specs(hosted)))
+        check_not_zero(samples, data.where)
+        found: list[list[Feeds]] = [[] for p in parts if isinstance(p, PpuPart)]
+        for number, sample in enumerate(samples):
+            for own, feeds in zip(found, self._one(hosted, parts, sample), strict=True):
+                own.append(feeds)
+            if self.how.each is not None:
+                self.how.each(number)
+        return found
+
+    def _one(self, hosted: HostedModel, parts: Sequence[Part], sample: Feeds) -> list[Feeds]:
+        held: dict[str, Any] = {operand.name: sample[name] for name, operand in hosted.inputs}
+        given = []
+        for part in parts:
+            if isinstance(part, HostPart):
+                where = f"{hosted.name}: calibrating: nodes {', '.join(n.label for n in part.nodes[:4])}"
+                values = self.worker.run(part.model, {PREFIX + i.name: held[i.name] for i in part.inputs}, where)
+                held |= dict(zip((o.name for o in part.outputs), values, strict=True))
+                continue
+            feeds = {p.name: held[p.name] for p in part.graph.params}
+            given.append(feeds)
+            held |= run_graph(part.graph, feeds)
+        return given
+
+
+def _of_layers(plan: Plan, prepared: Prepared) -> Plan:
+    names = {layer.name for layer in prepared.layers}
+    return Plan({name: layer for name, layer in plan.layers.items() if name in names})
+
+
+def _specs(hosted: HostedModel) -> list[InputSpec]:
+    foreign = [name for name, operand in hosted.inputs if isinstance(operand, HostTensor)]
+    if foreign:
+        raise UsageError.of(
+            "--calibrate",
+            f"input '{foreign[0]}' is of a type that samples cannot hold",
+            got=dict(hosted.inputs)[foreign[0]],
+            hint="leave it out: the scales of activations are then computed at run time",
+        )
+    ranges = input_ranges(hosted.graph)
+    return [
+        InputSpec(name, operand.type, ranges.get(operand.name, 2))
+        for name, operand in hosted.inputs
+        if not isinstance(operand, HostTensor)
+    ]
+
+
+__all__ = ["PartsQuantizer"]

@@ -1,0 +1,196 @@
+"""The weights of one layer that make up best for what is lost in its operands and in rounding.
+
+Of a layer, the operands x as the quantized graph computes them and the result y that the model has are known as rows.
+The weights w and a bias become what brings the product of *quantized* operands nearest to y, in three steps:
+
+1. ridge regression, w' = argmin |y - x w'|^2 + r |w' - w|^2, with x and y centred: the bias takes the means;
+2. a scale for each output channel, out of a binade (phases of the mantissa), of the smallest weighted rounding error;
+3. rounding one input after another, what a rounding loses being spread over the inputs still to be rounded, by the
+   inverse of x' x + d (Frantar et al., "GPTQ: accurate post-training quantization", 2022).
+
+How much the rows say decides how strongly r pulls towards the model's weights, and d towards rounding to the nearest:
+both are those of the smallest error on rows of samples that were kept apart.
+
+Invariant: strengths are chosen on samples that the candidates were not fitted to; with one sample, none is fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ppuc.compiler.quantization.apply import SMALLEST, rounded
+from ppuc.compiler.quantization.layers import Layer
+from ppuc.compiler.quantization.plan import LARGEST, LayerPlan
+from ppuc.compiler.quantization.rows import Rows, as_matrices, from_matrices
+from ppuc.ir.types import DType
+
+RIDGES = (np.inf, 20.0, 5.0, 1.0, 0.2)
+"""Strengths of the pull towards the model's weights, as shares of the mean square of an operand's channel."""
+DAMPINGS = (np.inf, 1.0, 0.1, 0.01)
+"""Shares of the mean diagonal added to x' x before it is inverted; infinite: every weight to its nearest."""
+PHASES = 16
+HELD = 4
+"""Every HELD-th sample is kept apart."""
+_BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over `rows` of operands x[g, k] and results y[g, n], and of their products."""
+
+    rows: int
+    x: np.ndarray
+    y: np.ndarray
+    xx: np.ndarray
+    xy: np.ndarray
+
+    @staticmethod
+    def of(x: np.ndarray, y: np.ndarray) -> Moments:
+        """Those of f32 x[g, rows, k] and y[g, rows, n]."""
+        if x.shape[2] <= _BLOCK:  # many groups of few operands each, some of which may hardly vary
+            x, y = x.astype(np.float64), y.astype(np.float64)
+        turned = x.swapaxes(1, 2)
+        return Moments(
+            x.shape[1],
+            x.sum(1, dtype=np.float64),
+            y.sum(1, dtype=np.float64),
+            (turned @ x).astype(np.float64),
+            (turned @ y).astype(np.float64),
+        )
+
+    def plus(self, other: Moments) -> Moments:
+        """Those of both."""
+        return Moments(
+            self.rows + other.rows, self.x + other.x, self.y + other.y, self.xx + other.xx, self.xy + other.xy
+        )
+
+    def gram(self) -> np.ndarray:
+        """f64[g, k, k]: the covariance of the operands."""
+        mean = self.x / self.rows
+        covariance: np.ndarray = self.xx / self.rows - mean[:, :, None] * mean[:, None]
+        return covariance
+
+    def moment(self) -> np.ndarray:
+        """f64[g, k, n]: the covariance of operands and results."""
+        covariance: np.ndarray = self.xy / self.rows - (self.x / self.rows)[:, :, None] * (self.y / self.rows)[:, None]
+        return covariance
+
+    def bias(self, w: np.ndarray) -> np.ndarray:
+        """f64[g, n]: what the mean result is above that of w[g, k, n]."""
+        bias: np.ndarray = (self.y - (self.x[:, None] @ w)[:, 0]) / self.rows
+        return bias
+
+    def error(self, w: np.ndarray, bias: np.ndarray) -> float:
+        """Sum of |y - x w - bias|^2, less that of |y|^2."""
+        total = (w * (self.xx @ w - 2 * self.xy)).sum()
+        total += (bias * (self.rows * bias + 2 * ((self.x[:, None] @ w)[:, 0] - self.y))).sum()
+        return float(total)
+
+
+def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
+    """The plan of one layer with weights, scales and bias fitted to `rows`."""
+    assert layer.weights is not None
+    w = as_matrices(layer, layer.weights.array().astype(np.float64))
+    x, y = rows.by_group(plan)
+    x_mean, y_mean = x.mean(1, keepdims=True), y.mean(1, keepdims=True)
+    x, y = x - x_mean, y - y_mean  # so that sums of f32 products lose nothing
+    held = rows.sample % HELD == HELD - 1
+    if not held.any():
+        held = rows.sample == rows.sample.max(initial=0)
+    apart = everything = Moments.of(x[:, held], y[:, held])
+    ridge, damping = np.inf, np.inf
+    if not held.all():
+        rest = Moments.of(x[:, ~held], y[:, ~held])
+        ridge, damping = _strengths(w, rest, apart, plan.dtype)
+        everything = rest.plus(apart)
+    fitted = _regressed(w, everything, ridge)
+    scales = channel_scales(fitted, np.diagonal(everything.gram(), 0, 1, 2), plan.dtype)
+    stored = compensated(fitted, everything.gram(), scales, plan.dtype, damping)
+    wide = _widened(stored, scales)
+    bias = everything.bias(wide) + y_mean[:, 0] - (x_mean.astype(np.float64) @ wide)[:, 0]
+    return replace(
+        plan,
+        weights=from_matrices(layer, stored),
+        weight_scale=scales.reshape(-1),
+        bias=bias.astype(np.float32).reshape(-1),
+    )
+
+
+def _strengths(w: np.ndarray, rest: Moments, apart: Moments, dtype: DType) -> tuple[float, float]:
+    """The ridge and the damping of the smallest error on rows apart, fitted to the rest."""
+
+    def error(candidate: np.ndarray) -> float:
+        return apart.error(candidate, rest.bias(candidate))
+
+    candidates = [_regressed(w, rest, ridge) for ridge in RIDGES]
+    best = int(np.argmin([error(candidate) for candidate in candidates]))
+    fitted, gram = candidates[best], rest.gram()
+    scales = channel_scales(fitted, np.diagonal(gram, 0, 1, 2), dtype)
+    errors = [error(_widened(compensated(fitted, gram, scales, dtype, d), scales)) for d in DAMPINGS]
+    return RIDGES[best], DAMPINGS[int(np.argmin(errors))]
+
+
+def _widened(stored: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    wide: np.ndarray = stored.astype(np.float64) * scales[:, None]
+    return wide
+
+
+def _trace(gram: np.ndarray) -> np.ndarray:
+    """The mean of the diagonal of each of gram[g, k, k], as [g, 1, 1]; never zero, even where operands do not vary."""
+    mean: np.ndarray = np.diagonal(gram, 0, 1, 2).mean(1)[:, None, None]
+    never_zero: np.ndarray = mean + (1e-4 * mean.max() + 1e-30)
+    return never_zero
+
+
+def _regressed(w: np.ndarray, seen: Moments, ridge: float) -> np.ndarray:
+    """argmin |y - x v|^2 + r |v - w|^2 for the moments of x and y, w f64[g, k, n]."""
+    if np.isinf(ridge):
+        return w
+    gram = seen.gram()
+    pull = ridge * _trace(gram) * np.eye(gram.shape[1])
+    fitted: np.ndarray = w + np.linalg.solve(gram + pull, seen.moment() - gram @ w)
+    return fitted
+
+
+def channel_scales(w: np.ndarray, importance: np.ndarray, dtype: DType) -> np.ndarray:
+    """f32[g, n]: for each column of w[g, k, n] the scale of the smallest rounding error, rows weighted by [g, k]."""
+    largest: np.ndarray = np.abs(w).max(1)
+    base = np.maximum(largest / LARGEST[dtype], SMALLEST).astype(np.float32)
+    steps = np.arange(PHASES) / PHASES
+    factors = np.exp2(steps) if dtype.is_float else 1.0 - 0.5 * steps
+    least = np.full(base.shape, np.inf)
+    found = base.copy()
+    for factor in factors.astype(np.float32):
+        scale = base * factor
+        error = rounded((w / scale[:, None]).astype(np.float32), dtype).astype(np.float32) * scale[:, None] - w
+        total = (importance[:, None] @ np.square(error))[:, 0]
+        better = total < least
+        least[better], found[better] = total[better], scale[better]
+    return found
+
+
+def compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType, damping: float) -> np.ndarray:
+    """w[g, k, n] / scale[g, n] rounded to `dtype` one row after another, those of the largest operands first."""
+    if np.isinf(damping):
+        return rounded((w / scale[:, None]).astype(np.float32), dtype)
+    groups, k = np.arange(len(w))[:, None], w.shape[1]
+    order = np.argsort(-np.diagonal(gram, 0, 1, 2), axis=1, kind="stable")
+    damped = gram[groups[..., None], order[:, :, None], order[:, None, :]]
+    damped = damped + damping * _trace(gram) * np.eye(k)
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).swapaxes(1, 2)
+    left = w[groups, order]
+    stored = np.zeros(w.shape, dtype.numpy)
+    for start in range(0, k, _BLOCK):
+        stop = min(start + _BLOCK, k)
+        errors = np.zeros((len(w), stop - start, w.shape[2]))
+        for i in range(start, stop):
+            stored[:, i] = rounded((left[:, i] / scale).astype(np.float32), dtype)
+            lost = left[:, i] - stored[:, i].astype(np.float32) * scale
+            errors[:, i - start] = lost / upper[:, i, i, None]
+            left[:, i + 1 : stop] -= upper[:, i, i + 1 : stop, None] * errors[:, None, i - start]
+        left[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
+    result = np.empty_like(stored)
+    result[groups, order] = stored
+    return result
