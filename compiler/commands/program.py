@@ -136,14 +136,17 @@ def quantization(
     from ppuc.compiler.quantization.calibrate import Calibration
     from ppuc.compiler.quantization.data import Data
     from ppuc.compiler.quantization.images import read_preprocessing
+    from ppuc.compiler.quantization.plan import BLOCKS
     from ppuc.compiler.quantization.quantize import DYNAMIC, Quantization
 
+    if calibrate is not None and precision in BLOCKS:
+        raise UsageError.of("--calibrate", "has no effect where only weights are quantized", got=precision)
     if calibrate is not None and policy is not None:
         raise UsageError.of("--policy", "decides the scales, so there is nothing to calibrate", hint="leave out one")
     data = None
     if calibrate is not None:
         data = Data(calibrate, read_preprocessing(preprocess) if preprocess is not None else None)
-    elif policy is None and precision != "mixed":  # that is refused: there are no scales to speak of
+    elif policy is None and precision in ("fp8", "int8"):  # without a policy, others need no scales or are refused
         note(f"note: {DYNAMIC}")
     done = 0
 

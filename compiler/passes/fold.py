@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_quantized import quantized_product
-from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
+from ppuc.compiler.passes.graph_stored import stored_weights
+from ppuc.compiler.passes.graph_walk import Rules, Walk, to_fixpoint, with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops import OPS
@@ -55,5 +56,6 @@ class Fold:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with constant expressions computed."""
-        stored = dict.fromkeys(("matmul", "conv"), (quantized_product,))  # before the weights that they read are folded
+        # before the weights that they read are folded
+        stored: Rules = {"matmul": (quantized_product, stored_weights), "conv": (quantized_product,)}
         return with_graph(module, to_fixpoint(to_fixpoint(module.graph, stored), {"*": (fold_constants,)}))

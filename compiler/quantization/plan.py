@@ -10,15 +10,22 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ppuc.ir.microscaling import MXFP4, MXFP8_E4M3, NVFP4, BlockFormat
 from ppuc.ir.types import DType
 
 FORMATS: Mapping[str, tuple[DType, ...]] = {
     "e4m3": (DType.F8E4M3,),
     "e5m2": (DType.F8E5M2,),
     "int8": (DType.I8, DType.U8),
+    "mxfp8": (DType.F8E4M3,),
+    "mxfp4": (DType.F4E2M1,),
+    "nvfp4": (DType.F4E2M1,),
     "bf16": (),
 }
 """Name in policies and reports -> types that the operands take (int8: u8 for activations that are never negative)."""
+
+BLOCKS: Mapping[str, BlockFormat] = {"mxfp8": MXFP8_E4M3, "mxfp4": MXFP4, "nvfp4": NVFP4}
+"""Formats that only weights are stored in: blocks with a scale each."""
 
 LARGEST = {DType.F8E4M3: 448.0, DType.F8E5M2: 57344.0, DType.I8: 127.0, DType.U8: 255.0}
 """The largest number of each type; i8 leaves out -128, so that its range is symmetric."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
 from ppuc.compiler.quantization.data import Data, check_not_zero
-from ppuc.compiler.quantization.plan import Plan
+from ppuc.compiler.quantization.plan import BLOCKS, Plan
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.ir.errors import UsageError
@@ -22,7 +22,7 @@ from ppuc.targets.description import Target
 if TYPE_CHECKING:
     import onnx
 
-FORMAT_OF = {"fp8": "e4m3", "int8": "int8", "mixed": "e4m3"}
+FORMAT_OF = {"fp8": "e4m3", "int8": "int8", "mixed": "e4m3", **{name: name for name in BLOCKS}}
 """`--precision` -> format of the layers that no policy names."""
 
 DYNAMIC = (
