@@ -14,8 +14,10 @@ Invariant: the measurement depends on the imported graph, the inputs and a fixed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,8 @@ from ppuc.ir.ops.structure import ConstAttrs
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType
 
+Move = Callable[[np.ndarray], np.ndarray]
+"""An array with every float changed a little; others as they are."""
 DRAWS = 2
 ROUNDING = ("quantize", "round", "floor", "ceil")
 SMALLEST_CHANGE = 2.0**-14
@@ -52,8 +56,7 @@ class Sensitivity:
 def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) -> dict[str, Sensitivity]:
     """The sensitivity of every computed value of `graph`, by name, at the inputs `feeds` (by parameter name), to errors
     of a size of `step`."""
-    change = max(step, SMALLEST_CHANGE)
-    unit = math.sqrt(change * step) if any(map(_rounds, graph.ops)) else change
+    change, unit = _sizes(step, rounds(graph))
     base: dict[str, np.ndarray] = {}
     run_graph(graph, feeds, lambda op, arrays: base.update(_named(op, arrays)))
     found = dict.fromkeys(base, Sensitivity(0.0, 0.0))
@@ -68,12 +71,39 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) ->
     return found
 
 
+def sensitivities_of_outputs(
+    run: Callable[[Move], Mapping[str, Any]], base: Mapping[str, Any], step: float, whole_numbers: bool
+) -> dict[str, Sensitivity]:
+    """The same for a model that is a function: `run` gives the outputs of a model whose weights and inputs went through
+    a Move, `base` are those of the model itself. `whole_numbers` says whether it rounds to them."""
+    change, unit = _sizes(step, whole_numbers)
+    found: dict[str, Sensitivity] = {}
+    for draw in range(DRAWS):
+        for name, array in run(partial(_moved, change=change, rng=np.random.default_rng(draw))).items():
+            want = base[name]
+            if isinstance(array, np.ndarray) and isinstance(want, np.ndarray) and array.shape == want.shape:
+                before = found.get(name, Sensitivity(0.0, 0.0))
+                found[name] = _larger(before, _change(want, array, unit))
+    return found
+
+
+def rounds(graph: Graph) -> bool:
+    """Whether `graph` makes whole numbers of others."""
+    return any(map(_rounds, graph.ops))
+
+
+def _sizes(step: float, whole_numbers: bool) -> tuple[float, float]:
+    """The relative change that is applied, and what its effect is divided by so that times `step` it is that of
+    errors."""
+    change = max(step, SMALLEST_CHANGE)
+    return change, math.sqrt(change * step) if whole_numbers else change
+
+
 def _named(op: Op, arrays: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:
     return [(value.name, array) for value, array in zip(op.results, arrays, strict=True)]
 
 
 def _rounds(op: Op) -> bool:
-    """Whether `op` makes whole numbers of others."""
     numbers = op.operands[0].type.dtype if op.operands else DType.I32
     return op.name in ROUNDING or (op.name == "cast" and numbers.is_float and op.results[0].type.dtype.is_integer)
 

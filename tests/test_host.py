@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from onnx import TensorProto, helper, parser
 
 import ppuc
 from ppuc.compiler.cli import cli
+from ppuc.compiler.compare import Comparison
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.host.client import HostError, HostLimits, HostWorker
 from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
 from ppuc.compiler.host.transfer import crossings
+from ppuc.compiler.host.verify import verify_hosted
 from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.runtime import CompiledProgram, load_program
 from ppuc.ir.errors import InputError, ModelError, UsageError
@@ -343,3 +346,33 @@ def test_layers_on_both_sides_of_the_host_are_compared() -> None:
     assert [c.name for c in found.layers] == ["Relu_0", "MatMul_8"]
     assert all(0 < c.tolerance < 1e-4 for c in found.layers)
     assert {c.name for c in found.outputs} == {"y", "z", "u"}
+
+
+def test_a_model_with_host_steps_carries_the_blame_for_its_own_conditioning_and_no_more() -> None:
+    """(e^x + 1000) - 1000 loses three digits of e^x, whoever computes it."""
+    text = """g (float[4, 6] x) => (float[4, 6] y) {
+        wide = Cast<to = 11>(x)
+        e = Exp(wide)
+        narrow = Cast<to = 1>(e)
+        a = Add(narrow, up)
+        y = Sub(a, down)
+    }"""
+    source = model(text)
+    for name in ("up", "down"):
+        source.graph.initializer.append(onnx.numpy_helper.from_array(np.full((4, 6), 1000, np.float32), name))
+    program = compiled(source)
+    assert program.plan is not None
+    x = x46()
+    result = program.run({"x": x})
+
+    def judged(y: np.ndarray) -> Comparison:
+        assert program.plan is not None
+        outputs, _ = verify_hosted(program, program.plan, {"x": x}, replace(result, outputs={"y": y}))
+        return outputs[0]
+
+    y = result.outputs["y"]
+    assert judged(y).sensitivity is None
+    excused = judged(y * np.float32(1 + 3e-5))
+    assert excused.ok
+    assert excused.sensitivity is not None
+    assert not judged(y * np.float32(1.01)).ok

@@ -5,8 +5,11 @@ Invariant: only the list of graph outputs changes, and external data are still f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from ppuc.ir.errors import ModelError
@@ -80,3 +83,23 @@ def of_known_version(source: str | Path | onnx.ModelProto) -> bytes | None:
         return None
     model.ir_version = NEWEST_IR
     return serialised(model)
+
+
+def moved_model(source: str | Path | onnx.ModelProto, move: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
+    """A copy of the model with all its weights in it, those of more than one element through `move`."""
+    model = onnx.load(source) if isinstance(source, str | Path) else _model(source)
+    model.ir_version = min(model.ir_version, NEWEST_IR)
+    _move(model.graph, move)
+    return model
+
+
+def _move(graph: onnx.GraphProto, move: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensors = list(graph.initializer)
+    for attribute in (a for node in graph.node for a in node.attribute):
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            tensors.append(attribute.t)
+        for inner in (attribute.g,) if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+            _move(inner, move)
+    for tensor in tensors:
+        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) > 1:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(move(onnx.numpy_helper.to_array(tensor)), tensor.name))
