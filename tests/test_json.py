@@ -64,7 +64,12 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         record: dict[str, Any] = json.loads(result.stdout)
         return record
 
-    found = {"compile": [run("compile", model, *SHAPE, "-o", program, "--dump", dump, "--check-passes")]}
+    found = {
+        "compile": [
+            run("compile", model, *SHAPE, "-o", folder / "narrow.ppu", "-p", "fp8", "--calibrate", data),
+            run("compile", model, *SHAPE, "-o", program, "--dump", dump, "--check-passes"),
+        ]
+    }
     text.write_text(CliRunner().invoke(cli, ["disasm", str(program)]).stdout)
     steps = sorted(dump.glob("*.ppir"))
     return found | {

@@ -54,6 +54,24 @@ def test_the_report_is_what_the_policy_gives(folder: Path) -> None:
     assert reference.compare(ready.quantized(plan).graph).sqnr == pytest.approx(record["accuracy"]["sqnr_db"], abs=1e-3)
 
 
+def test_compile_says_the_same_as_quantize(folder: Path) -> None:
+    """The summary, and the program: that of the policy."""
+    whole = run(folder, "-o", folder / "p.toml")
+    words = [str(w) for w in ("compile", folder / "net.onnx", "-t", "ppu-tiny", "-p", "fp8", "--json", "-o")]
+    calibrated = [*words, str(folder / "a.ppu"), "--calibrate", str(folder / "data.npz")]
+    made = json.loads(CliRunner().invoke(cli, calibrated).stdout)["quantization"]
+    for key in ("samples", "repair", "share", "time"):
+        assert made[key] == whole[key]
+    assert made["sqnr_db"] == whole["accuracy"]["sqnr_db"]
+    order = sorted(whole["layers"], key=lambda row: row["isolated_sqnr_db"])
+    assert [row["layer"] for row in made["noisiest"]] == [row["layer"] for row in order[:3]]
+    CliRunner().invoke(cli, [*words, str(folder / "b.ppu"), "--policy", str(folder / "p.toml"), "--dim", "N=1"])
+    assert (folder / "a.ppu").read_bytes() == (folder / "b.ppu").read_bytes()
+    plain = json.loads(CliRunner().invoke(cli, [*calibrated, "--no-repair"]).stdout)["quantization"]
+    assert plain["repair"] == "none"
+    assert plain["sqnr_db"] < made["sqnr_db"]
+
+
 def test_a_metric_sees_labels(folder: Path) -> None:
     """Each sample's own rows of what has rows for them, all of what has not; without a metric a label is a mistake."""
     x = np.load(folder / "data.npz")["x"]

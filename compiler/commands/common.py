@@ -127,7 +127,10 @@ def tune_option(function: F) -> F:
 
 
 def quantization_options(function: F) -> F:
-    """--calibrate, --preprocess, --policy, --method."""
+    """--calibrate, --preprocess, --policy, --method, --no-repair."""
+    function = click.option(
+        "--no-repair", is_flag=True, help="Calibrated weights are rounded to the nearest, and nothing is fitted."
+    )(function)
     function = click.option(
         "--policy",
         metavar="FILE.toml",

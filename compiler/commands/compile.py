@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+NOISIEST = 3
+"""Layers named in the summary of what 8 bits cost."""
+
+
 @click.command(
     "compile",
     short_help="Compile an ONNX model into a .ppu program.",
@@ -85,6 +89,7 @@ def compile_command(
     keep_input(model, destination)
     choices = dim_choices(options.dims)
     every = []
+    studies: list[dict[str, Any]] = []
     with progress_bar("compile") as progress:
         for sizes in choices:
             named = ",".join(f"{name}={size}" for name, size in sizes.items())
@@ -101,7 +106,7 @@ def compile_command(
                     values=arrays,
                     aliases=pairs(options.alias, "--alias"),
                     tune=options.tune,
-                    quantization=options.quantization(progress),
+                    quantization=options.quantization(progress, studies.append),
                     progress=progress,
                     host=not options.no_host,
                     host_ops=options.host_ops,
@@ -124,6 +129,7 @@ def compile_command(
         "precision": options.precision,
         "kernels": sum(len(s.kernels) for s in program.segments),
         "seconds": sum(m.seconds for m in every),
+        "quantization": _cost(studies[0]) if studies else None,
         "variants": [dict(v.dims) for v in found.every] if found is not None else [],
         "passes": [p.record() for p in made.passes],
         "inputs": {s.name: str(s.type) for s in made.artifact.inputs},
@@ -132,8 +138,30 @@ def compile_command(
     emit("compile", record, as_json, _show)
 
 
+def _cost(study: dict[str, Any]) -> dict[str, Any]:
+    """What 8 bits cost and bring, of the record of a study."""
+    measured = [row for row in study["layers"] if row["isolated_sqnr_db"] is not None]
+    noisiest = sorted(measured, key=lambda row: row["isolated_sqnr_db"])[:NOISIEST]
+    return {
+        **{key: study[key] for key in ("samples", "repair", "share", "time")},
+        **{key: study["accuracy"][key] for key in ("sqnr_db", "agreement")},
+        "noisiest": [{key: row[key] for key in ("layer", "isolated_sqnr_db")} for row in noisiest],
+    }
+
+
 def _show(out: Console, record: dict[str, Any]) -> None:
     from ppuc.compiler.report.tables import duration, quantity
+
+    if record["quantization"] is not None:
+        cost = record["quantization"]
+        apart = "kept apart" if cost["samples"]["apart"] else "that it was calibrated on"
+        out.print(
+            f"{cost['share']:.1%} of the multiply-accumulates in 8 bits: {cost['sqnr_db']:.1f} dB and agreement "
+            f"{cost['agreement']:.2%} on {cost['samples']['report']} samples {apart} (repair: {cost['repair']}); "
+            f"{cost['time']['speedup']:.2f} x the speed of bf16, {duration(cost['time']['seconds'])} simulated"
+        )
+        names = ", ".join(f"{row['layer']} ({row['isolated_sqnr_db']:.1f} dB alone)" for row in cost["noisiest"])
+        out.print(f"noisiest: {names}; `ppuc quantize` lists all, and keeps layers in bf16 with -p mixed")
 
     out.print(
         f"{record['output']}: {record['kernels']} kernels for {record['target']} at precision {record['precision']}, "

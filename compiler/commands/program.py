@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from ppuc.compiler.runtime import CompiledProgram, ProgramResult
     from ppuc.targets.description import Target
 
+Studied = Callable[[dict[str, Any]], None]
+"""Called with the record of what a quantization costs and brings."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProgramOptions:
@@ -47,14 +50,16 @@ class ProgramOptions:
     preprocess: Path | None
     method: str
     policy: Path | None
+    no_repair: bool
     alias: tuple[str, ...]
     tune: int
     host_ops: tuple[Path, ...]
     no_host: bool
 
-    def quantization(self, progress: Progress | None = None) -> Quantization | None:
+    def quantization(self, progress: Progress | None = None, studied: Studied | None = None) -> Quantization | None:
         """What the quantization options say. Raises UsageError when they do not go with the precision."""
-        return quantization(self.precision, self.calibrate, self.preprocess, self.policy, self.method, progress)
+        how = quantization(self.precision, self.calibrate, self.preprocess, self.policy, self.method, progress)
+        return how and replace(how, repair=not self.no_repair, studied=studied)
 
     def program(self, model: Path, arrays: dict[str, np.ndarray]) -> CompiledProgram:
         """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
@@ -136,11 +141,8 @@ def quantization(
     from ppuc.compiler.quantization.calibrate import Calibration
     from ppuc.compiler.quantization.data import Data
     from ppuc.compiler.quantization.images import read_preprocessing
-    from ppuc.compiler.quantization.plan import BLOCKS
     from ppuc.compiler.quantization.quantize import DYNAMIC, Quantization
 
-    if calibrate is not None and precision in BLOCKS:
-        raise UsageError.of("--calibrate", "has no effect where only weights are quantized", got=precision)
     if calibrate is not None and policy is not None:
         raise UsageError.of("--policy", "decides the scales, so there is nothing to calibrate", hint="leave out one")
     data = None
@@ -148,13 +150,10 @@ def quantization(
         data = Data(calibrate, read_preprocessing(preprocess) if preprocess is not None else None)
     elif policy is None and precision in ("fp8", "int8"):  # without a policy, others need no scales or are refused
         note(f"note: {DYNAMIC}")
-    done = 0
 
-    def each(number: int) -> None:
-        nonlocal done
-        done = number + 1
+    def each(what: str) -> None:
         if progress is not None:
-            progress(f"calibrate: sample {done}", 0, 0)
+            progress(f"quantize: {what}", 0, 0)
 
     return Quantization(data, policy, None, Calibration(method), each)
 

@@ -158,16 +158,15 @@ def quantize_command(
     prepared = prepared.with_attention() if attention else prepared
     given = list(data.samples(prepared.specs))[:samples]
     _check_samples(given, data.where)
-    if len(given) < FEW:
+    if len(given) < FEW and headroom is None:
         note(f"note: {len(given)} samples say little about ranges; f8 scales get fourfold room")
-    room = headroom if headroom is not None else 4.0 if len(given) < FEW else 1.0
     evaluation: list[Any] = []
     if evaluate is not None:
         evaluation = list(Data(evaluate, how, labels=metric is not None).samples(prepared.specs))
     request = Request(
         precision,
         goal,
-        Calibration(method, room, power_of_two),
+        Calibration(method, headroom, power_of_two).for_samples(len(given)),
         not no_repair,
         load_metric(metric) if metric is not None else None,
         state,

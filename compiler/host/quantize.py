@@ -20,12 +20,11 @@ from ppuc.compiler.frontend.load_hosted import HostedModel
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.partition import HostPart, Part, PpuPart
 from ppuc.compiler.inputs import InputSpec, input_ranges
-from ppuc.compiler.quantization.calibrate import calibrated_plan
 from ppuc.compiler.quantization.data import Data, check_not_zero
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import Prepared, prepare
-from ppuc.compiler.quantization.quantize import FORMAT_OF, Quantization, chosen_plan
+from ppuc.compiler.quantization.quantize import Quantization, chosen_plan, sampled_plan
 from ppuc.ir.errors import UsageError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module
@@ -57,10 +56,7 @@ class PartsQuantizer:
         if self.how.data is None or self.precision == "mixed":
             return [chosen_plan(p, self.precision, self.how) for p in prepared]
         given = self._given(hosted, parts, self.how.data)
-        return [
-            calibrated_plan(p, FORMAT_OF[self.precision], samples, self.how.calibration)
-            for p, samples in zip(prepared, given, strict=True)
-        ]
+        return [sampled_plan(p, self.precision, samples, self.how) for p, samples in zip(prepared, given, strict=True)]
 
     def _given(self, hosted: HostedModel, parts: Sequence[Part], data: Data) -> list[list[Feeds]]:
         """For each PPU part, what it is given on every sample, by its inputs' names."""
@@ -70,8 +66,7 @@ class PartsQuantizer:
         for number, sample in enumerate(samples):
             for own, feeds in zip(found, self._one(hosted, parts, sample), strict=True):
                 own.append(feeds)
-            if self.how.each is not None:
-                self.how.each(number)
+            self.how.each(f"sample {number + 1}")
         return found
 
     def _one(self, hosted: HostedModel, parts: Sequence[Part], sample: Feeds) -> list[Feeds]:

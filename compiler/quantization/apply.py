@@ -16,6 +16,7 @@ Invariant: a sum is rounded from its accumulator once, after scales and bias; sc
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from ppuc.compiler.blocks import emit_weights
 from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import BLOCKS, LARGEST, LayerPlan, Plan
+from ppuc.ir.encode import ENCODED, encode
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import composite as c
 from ppuc.ir.ops.base import OPS
@@ -83,6 +85,28 @@ def rounded(numbers: np.ndarray, dtype: DType) -> np.ndarray:
         whole: np.ndarray = np.clip(np.rint(numbers), low, LARGEST[dtype])
         return whole.astype(dtype.numpy)
     return convert(np.asarray(numbers, np.float32), dtype)
+
+
+def nearest(numbers: np.ndarray, dtype: DType) -> np.ndarray:
+    """What f32 `numbers` are once stored as `dtype`, as f32."""
+    if dtype in ENCODED:
+        codes = encode(numbers, dtype, True)
+        return codes_table(dtype)[codes] if codes.dtype == np.uint8 else codes.view(dtype.numpy).astype(np.float32)
+    return rounded(numbers, dtype).astype(np.float32)
+
+
+def widened(stored: np.ndarray) -> np.ndarray:
+    """Stored numbers as f32."""
+    dtype = DType.of(stored.dtype)
+    if dtype.is_float and dtype.bits == 8:
+        return codes_table(dtype)[stored.view(np.uint8)]
+    return stored.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def codes_table(dtype: DType) -> np.ndarray:
+    """f32[256]: what the codes of an 8-bit float stand for. Looking up is many times faster than converting."""
+    return np.arange(256, dtype=np.uint8).view(dtype.numpy).astype(np.float32)
 
 
 class _Writer:
@@ -238,7 +262,7 @@ def offset_share(layer: Layer, plan: LayerPlan) -> np.ndarray:
     make it depend on the place."""
     assert plan.offset is not None
     stored, scale = quantized_weights(layer, plan)
-    weights = stored.astype(np.float32) * by_channel(scale, layer.channel_axis, stored.ndim)
+    weights = widened(stored) * by_channel(scale, layer.channel_axis, stored.ndim)
     attrs: Any = layer.op.attrs
     if layer.op.name == "matmul":
         matrix = weights.reshape(weights.shape[-2:])

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppuc.compiler.quantization.apply import SMALLEST, rounded
+from ppuc.compiler.quantization.apply import SMALLEST, nearest, rounded, widened
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan
 from ppuc.compiler.quantization.rows import Rows, as_matrices, from_matrices
@@ -133,7 +133,7 @@ def _strengths(w: np.ndarray, rest: Moments, apart: Moments, dtype: DType) -> tu
 
 
 def _widened(stored: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    wide: np.ndarray = stored.astype(np.float64) * scales[:, None]
+    wide: np.ndarray = widened(stored).astype(np.float64) * scales[:, None]
     return wide
 
 
@@ -162,9 +162,10 @@ def channel_scales(w: np.ndarray, importance: np.ndarray, dtype: DType) -> np.nd
     factors = np.exp2(steps) if dtype.is_float else 1.0 - 0.5 * steps
     least = np.full(base.shape, np.inf)
     found = base.copy()
+    w = w.astype(np.float32)
     for factor in factors.astype(np.float32):
         scale = base * factor
-        error = rounded((w / scale[:, None]).astype(np.float32), dtype).astype(np.float32) * scale[:, None] - w
+        error = nearest(w / scale[:, None], dtype) * scale[:, None] - w
         total = (importance[:, None] @ np.square(error))[:, 0]
         better = total < least
         least[better], found[better] = total[better], scale[better]
@@ -181,16 +182,16 @@ def compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType
     damped = damped + damping * _trace(gram) * np.eye(k)
     upper = np.linalg.cholesky(np.linalg.inv(damped)).swapaxes(1, 2)
     left = w[groups, order]
-    stored = np.zeros(w.shape, dtype.numpy)
+    stored = np.zeros(w.shape, np.float32)
     for start in range(0, k, _BLOCK):
         stop = min(start + _BLOCK, k)
         errors = np.zeros((len(w), stop - start, w.shape[2]))
         for i in range(start, stop):
-            stored[:, i] = rounded((left[:, i] / scale).astype(np.float32), dtype)
-            lost = left[:, i] - stored[:, i].astype(np.float32) * scale
+            stored[:, i] = nearest(left[:, i] / scale, dtype)
+            lost = left[:, i] - stored[:, i] * scale
             errors[:, i - start] = lost / upper[:, i, i, None]
             left[:, i + 1 : stop] -= upper[:, i, i + 1 : stop, None] * errors[:, None, i - start]
         left[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
     result = np.empty_like(stored)
     result[groups, order] = stored
-    return result
+    return rounded(result, dtype)

@@ -8,6 +8,7 @@ Invariant: both graphs run on the same samples, and every figure is a sum over s
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,6 +157,12 @@ class Reference:
         self.in_onnxruntime = emulator.in_onnxruntime
         order = [v.name for v in graph.results]
         self.wanted = [[run[n] for n in order] for run in map(emulator.run, self.samples)]
+
+    def first(self, count: int) -> Reference:
+        """That of the first samples only."""
+        part = copy.copy(self)
+        part.samples, part.wanted = self.samples[:count], self.wanted[:count]
+        return part
 
     def compare(
         self, graph: Graph, each: Callable[[int], None] | None = None, only: Iterable[int] | None = None

@@ -11,13 +11,15 @@ Invariant: noise is relative to the same sum over the products themselves, so la
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ppuc.compiler.quantization.apply import by_channel, quantized_weights, rounded
+from ppuc.compiler.quantization.apply import by_channel, nearest, quantized_weights, widened
 from ppuc.compiler.quantization.calibrate import Calibration, layer_plan
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.observe import Observation
+from ppuc.compiler.quantization.offsets import best_offset, takes_offsets
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
 
 
@@ -30,7 +32,7 @@ def expected_noise(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation
     wide = layer.weights.array().astype(np.float32)
     stored, scale = quantized_weights(layer, plan)
     shape = by_channel(scale, layer.channel_axis, wide.ndim)
-    error = stored.astype(np.float32) * shape - wide
+    error = widened(stored) * shape - wide
     w, w_error = (_by_input(layer, np.square(a, dtype=np.float64)) for a in (wide, error))
     if w.shape != x.shape:  # channels of another axis than the sum's
         w, w_error, x, x_error = (np.array([a.mean()]) for a in (w, w_error, x, x_error))
@@ -38,11 +40,13 @@ def expected_noise(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation
 
 
 def _power(seen: Observation, plan: LayerPlan, operand: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean squares by channel of an operand and of its rounding errors."""
-    scale = np.float32(plan.scales[operand])
-    error = rounded(seen.kept / scale, plan.input_dtype(operand)).astype(np.float32) * scale - seen.kept
-    power, noise = (np.square(a, dtype=np.float64).mean(1) for a in (seen.kept, error))
-    return power, noise
+    """Mean squares by channel of an operand and of its rounding errors, whose mean a bias can take."""
+    scale, kept = np.float32(plan.scales[operand]), seen.kept
+    if plan.offset is not None and operand == 0:
+        kept = kept - plan.offset[:, None]
+    error = nearest(kept / scale, plan.input_dtype(operand)) * scale - kept
+    power = np.square(seen.kept, dtype=np.float64).mean(1)
+    return power, error.var(1, dtype=np.float64)
 
 
 def _by_input(layer: Layer, squares: np.ndarray) -> np.ndarray:
@@ -69,10 +73,17 @@ def clipped_share(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]
 def best_formats(
     layers: Sequence[Layer], seen: Mapping[str, Observation], formats: Sequence[str], how: Calibration
 ) -> Plan:
-    """Every layer in that of `formats` which is expected to add least noise."""
+    """Every layer in that of `formats` which is expected to add least noise, with offsets where they pay."""
     found = {}
     for layer in layers:
-        plans = [layer_plan(layer, seen, format, how) for format in formats]
+        plans = [with_offset(layer, layer_plan(layer, seen, format, how), seen) for format in formats]
         plans = [plan for plan in plans if plan.quantized]
         found[layer.name] = min(plans, key=lambda plan: expected_noise(layer, plan, seen))
     return Plan(found)
+
+
+def with_offset(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]) -> LayerPlan:
+    """`plan` with the offset that its activation is best stored with."""
+    if not takes_offsets(layer, plan):
+        return plan
+    return replace(plan, offset=best_offset(layer, plan, seen[layer.inputs[0].name].kept))

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppuc.compiler.quantization.apply import rounded
+from ppuc.compiler.quantization.apply import nearest
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan
 from ppuc.ir.types import DType
 
-KEPT = 1 << 17
+KEPT = 1 << 16
 """Numbers of a tensor that decide."""
 QUANTILES = 17
 SHARES = (0.125, 0.25, 0.375, 0.5)
@@ -43,16 +43,15 @@ def padded(layer: Layer) -> bool:
     return layer.op.name == "conv" and any((*layer.op.attrs.low, *layer.op.attrs.high))  # type: ignore[attr-defined]
 
 
-def best_offset(layer: Layer, plan: LayerPlan, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    """f32[channels] of the first operand's samples, each of the least variance of rounding errors; None where they do
-    not pay."""
-    kept = _kept(arrays, layer.input_axis)
+def best_offset(layer: Layer, plan: LayerPlan, kept: np.ndarray) -> np.ndarray | None:
+    """f32[channels] for the first operand, of which `kept` f32[channels, n] are numbers: of each channel that with the
+    least variance of rounding errors; None where they do not pay."""
     scale, dtype = np.float32(plan.scales[0]), plan.input_dtype(0)
     nothing = np.zeros(len(kept), np.float32)
     least = none = _variance(kept, nothing, scale, dtype)
     found = nothing
     for candidate in _candidates(kept):
-        offset = rounded(candidate / scale, dtype).astype(np.float32) * scale
+        offset = nearest(candidate / scale, dtype) * scale
         variance = _variance(kept, offset, scale, dtype)
         better = variance < least
         least, found = np.where(better, variance, least), np.where(better, offset, found)
@@ -60,8 +59,8 @@ def best_offset(layer: Layer, plan: LayerPlan, arrays: Sequence[np.ndarray]) -> 
     return found.astype(np.float32) if pays else None
 
 
-def _kept(arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
-    """f32[channels, n]: numbers of all samples, at even strides."""
+def some_numbers(arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """f32[channels, n]: numbers of all samples at even strides, channels along `axis`."""
     rows = [np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in arrays]
     step = max(1, sum(r.size for r in rows) // KEPT) | 1  # odd: it does not fall in with the width of an image
     return np.concatenate([r[:, i % step :: step] for i, r in enumerate(rows)], 1).astype(np.float32)
@@ -76,7 +75,7 @@ def _candidates(kept: np.ndarray) -> list[np.ndarray]:
 def _variance(kept: np.ndarray, offset: np.ndarray, scale: np.float32, dtype: DType) -> np.ndarray:
     """f64[channels] of what storing `kept` relative to `offset` loses; infinite where it leaves the range."""
     stored = (kept - offset[:, None]) / scale
-    error = rounded(stored, dtype).astype(np.float32) - stored
+    error = nearest(stored, dtype) - stored
     inside = np.abs(stored).max(1) <= LARGEST[dtype] * (1 + 1e-6)
     variance: np.ndarray = np.where(inside, error.var(1, dtype=np.float64), np.inf)
     return variance

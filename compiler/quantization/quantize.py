@@ -5,25 +5,25 @@ Invariant: without data and without a policy nothing is guessed: activation scal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
+import numpy as np
+
+from ppuc.compiler.quantization.calibrate import Calibration
 from ppuc.compiler.quantization.data import Data, check_not_zero
-from ppuc.compiler.quantization.plan import BLOCKS, Plan
+from ppuc.compiler.quantization.plan import FORMAT_OF, Plan
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
+from ppuc.compiler.quantization.study import Request, repaired_plan, study
 from ppuc.ir.errors import UsageError
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
 if TYPE_CHECKING:
     import onnx
-
-FORMAT_OF = {"fp8": "e4m3", "int8": "int8", "mixed": "e4m3", **{name: name for name in BLOCKS}}
-"""`--precision` -> format of the layers that no policy names."""
 
 DYNAMIC = (
     "no calibration data: the scales of activations are computed at run time, one a row of a matmul and one a sample "
@@ -34,13 +34,16 @@ DYNAMIC = (
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """`policy` or `plan` decides all layers; else `data` gives scales; else they are computed at run time. `each` is
-    called with the number of every calibration sample that is done."""
+    told what is being done. `repair`: layers are repaired where the outputs gain. `studied` is called with what `study`
+    says that the plan costs and brings; without it nobody looks."""
 
     data: Data | None = None
     policy: Path | None = None
     plan: Plan | None = None
     calibration: Calibration = field(default_factory=Calibration)
-    each: Callable[[int], None] | None = None
+    each: Callable[[str], None] = lambda what: None
+    repair: bool = True
+    studied: Callable[[dict[str, Any]], None] | None = None
 
     def shapes(self, source: str | Path | onnx.ModelProto, dims: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Sizes that the model leaves open and the data tell."""
@@ -69,9 +72,23 @@ def chosen_plan(prepared: Prepared, precision: str, how: Quantization) -> Plan:
             "needs a policy that says which layer takes which format",
             hint="`ppuc quantize MODEL --calibrate DATA -o policy.toml` finds one; give it with --policy",
         )
-    format = FORMAT_OF[precision]
     if how.data is None:
-        return dynamic_plan(prepared, format)
+        return dynamic_plan(prepared, FORMAT_OF[precision])
     samples = list(how.data.samples(prepared.specs))
     check_not_zero(samples, how.data.where)
-    return calibrated_plan(prepared, format, samples, how.calibration, how.each)
+    if how.studied is None:
+        return sampled_plan(prepared, precision, samples, how)
+    made = study(prepared, samples, (), _request(precision, samples, how), how.each)
+    how.studied(made.record)
+    return made.plan
+
+
+def sampled_plan(
+    prepared: Prepared, precision: str, samples: Sequence[Mapping[str, np.ndarray]], how: Quantization
+) -> Plan:
+    """The plan from samples by ONNX name, without a study of it."""
+    return repaired_plan(prepared, samples, _request(precision, samples, how), how.each)
+
+
+def _request(precision: str, samples: Sequence[Mapping[str, np.ndarray]], how: Quantization) -> Request:
+    return Request(precision, calibration=how.calibration.for_samples(len(samples)), repair=how.repair)

@@ -22,7 +22,7 @@ from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.fit import fitted_layer
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Difference
-from ppuc.compiler.quantization.offsets import best_offset, padded, takes_offsets
+from ppuc.compiler.quantization.offsets import best_offset, padded, some_numbers, takes_offsets
 from ppuc.compiler.quantization.plan import BLOCKS, LayerPlan, Plan
 from ppuc.compiler.quantization.rows import sampled_rows
 from ppuc.ir.graph import Graph, Op
@@ -32,7 +32,7 @@ Tensors = dict[str, list[np.ndarray]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`offsets` for activations; weights, scales and biases `fit`."""
+    """`offsets` of activations are chosen, else those of the plan stay; weights, their scales and biases are `fit`."""
 
     offsets: bool = True
     fit: bool = True
@@ -60,7 +60,7 @@ def reconstructed(
             if options.offsets and takes_offsets(layer, chosen):
                 key = (name, chosen.format, chosen.scales[0], padded(layer))  # one for all that read a tensor
                 if key not in offsets:
-                    offsets[key] = best_offset(layer, chosen, walk.quantized[name])
+                    offsets[key] = best_offset(layer, chosen, some_numbers(walk.quantized[name], layer.input_axis))
                 chosen = replace(chosen, offset=offsets[key])
             if options.fit:
                 rows = sampled_rows(layer, walk.quantized, walk.wanted_result(layer.op))

@@ -28,9 +28,8 @@ CANDIDATES: Mapping[str, Options | None] = {
     "offsets, fit": Options(),
 }
 """Name -> what is done to the layers."""
-FOLDS = 4
-"""Parts of the samples. Two, which leave half of the samples to fit to, take a third of the time, but undervalue the
-methods that fit most."""
+FOLDS = 2
+"""Parts of the samples."""
 
 Feeds = Mapping[str, np.ndarray]
 

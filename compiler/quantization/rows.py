@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.quantization.apply import rounded
+from ppuc.compiler.quantization.apply import nearest
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan
 
@@ -44,7 +44,7 @@ class Rows:
             if plan.offset is not None:
                 groups = x.shape[1]
                 offset = np.repeat(plan.offset.reshape(groups, -1), x.shape[2] * groups // plan.offset.size, 1)
-            x = rounded((x - offset) / scale, dtype).astype(np.float32) * scale + offset
+            x = nearest((x - offset) / scale, dtype) * scale + offset
         return np.ascontiguousarray(x.swapaxes(0, 1), np.float32), np.ascontiguousarray(self.results.swapaxes(0, 1))
 
 

@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from ppuc.compiler.quantization.apply import SMALLEST, rounded
+from ppuc.compiler.quantization.apply import SMALLEST, nearest
 from ppuc.compiler.quantization.observe import Observation
 from ppuc.compiler.quantization.plan import LARGEST
 from ppuc.ir.types import DType
@@ -58,7 +58,7 @@ def best_scale(seen: Observation, dtype: DType, candidates: np.ndarray, weights:
 
 def rounding_error(kept: np.ndarray, scale: float, dtype: DType, weights: np.ndarray | None = None) -> float:
     """Sum over channels of the mean square error of storing `kept` f32[c, n] as `dtype`, channels weighted."""
-    error = rounded(kept * np.float32(1 / scale), dtype).astype(np.float32) * np.float32(scale) - kept
+    error = nearest(kept * np.float32(1 / scale), dtype) * np.float32(scale) - kept
     per_channel = np.square(error, dtype=np.float64).mean(1)
     return float(per_channel.sum() if weights is None else per_channel @ weights)
 

@@ -25,14 +25,16 @@ from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, 
 from ppuc.compiler.quantization.metric import Metric, Sample, score
 from ppuc.compiler.quantization.noise import best_formats, clipped_share
 from ppuc.compiler.quantization.observe import Observation, observe
-from ppuc.compiler.quantization.plan import Plan
+from ppuc.compiler.quantization.plan import FORMAT_OF, Plan
 from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
-from ppuc.compiler.quantization.quantize import FORMAT_OF
 from ppuc.compiler.quantization.reconstruct import differences
 from ppuc.compiler.quantization.repair import CANDIDATES, repaired
 from ppuc.compiler.quantization.search import Found, Goal, Point, Search, isolated_noise, quantized_share
 from ppuc.compiler.quantization.timing import Times, timed
 from ppuc.ir.errors import UsageError
+
+REPORTED = 4
+"""Samples on which the noise of single layers is measured where nothing depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,9 @@ def study(
         found = _searched(prepared, fit, check, whole, judge, start, wide, request, memory, each)
         plan, repair, noise = found.best.plan, found.repair, found.noise
     else:
-        made = repaired(
-            prepared, start, _whole(prepared, fit, check), _methods(request), lambda m: each(f"repair: {m}")
-        )
+        made = repaired(prepared, start, whole, _methods(request), lambda m: each(f"repair: {m}"))
         plan, repair = made.plan, made.method
-        noise = isolated_noise(prepared, start, judge, memory.known, memory.add, each)
+        noise = isolated_noise(prepared, start, judge.first(REPORTED), memory.known, memory.add, each)
     each("time: quantized")
     narrow = timed(prepared, plan)
     each("report")
@@ -117,6 +117,17 @@ def study(
     return Study(plan, record, met)
 
 
+def repaired_plan(
+    prepared: Prepared, samples: Sequence[Sample], request: Request, each: Callable[[str], None] = lambda what: None
+) -> Plan:
+    """The plan that `study` finds for all layers in one format, without what it measures for the report."""
+    fit, check, _ = dealt(samples, ())
+    whole = _whole(prepared, fit, check)
+    each("observe")
+    start = _one_format(prepared, observe(prepared.module.graph, prepared.layers, whole), request)
+    return repaired(prepared, start, whole, _methods(request), lambda m: each(f"repair: {m}")).plan
+
+
 def dealt(
     samples: Sequence[Sample], evaluation: Sequence[Sample]
 ) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
@@ -146,10 +157,14 @@ def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: R
         plans = [best_formats(prepared.layers, seen, formats, how)]
         plans += [plan_from(prepared.layers, seen, format, how) for format in formats]
         return max(plans, key=lambda plan: judge.compare(prepared.quantized(plan).graph).merit)
+    return _one_format(prepared, seen, request)
+
+
+def _one_format(prepared: Prepared, seen: Mapping[str, Observation], request: Request) -> Plan:
     format = FORMAT_OF[request.precision]
     if not native(prepared.target, format):
         return storage_plan(prepared, format)
-    return plan_from(prepared.layers, seen, format, how)
+    return plan_from(prepared.layers, seen, format, request.calibration)
 
 
 def _searched(
