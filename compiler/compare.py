@@ -109,6 +109,8 @@ def _compare_float(name: str, got: np.ndarray, want: np.ndarray, tolerance: Tole
     rms = _ratio(_rms(error), scale)
     spread = tolerance.spread(got.size)
     limit = spread * tolerance.relative * (np.abs(b) + scale) + tolerance.absolute
+    if tolerance.largest is not None:
+        limit = np.full_like(limit, tolerance.largest)
     worst = _index(int(np.argmax(error)), got.shape) if got.size else ()
     reason = ""
     if rms > tolerance.relative and _rms(error) > tolerance.absolute:

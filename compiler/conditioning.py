@@ -67,7 +67,7 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) ->
             for name, array in _named(op, arrays):
                 found[name] = _larger(found[name], _change(base[name], array, unit))
 
-        run_graph(_perturbed(graph, change, rng), {n: _moved(a, change, rng) for n, a in feeds.items()}, compare)
+        run_graph(perturbed(graph, change, rng), {n: moved(a, change, rng) for n, a in feeds.items()}, compare)
     return found
 
 
@@ -79,7 +79,7 @@ def sensitivities_of_outputs(
     change, unit = _sizes(step, whole_numbers)
     found: dict[str, Sensitivity] = {}
     for draw in range(DRAWS):
-        for name, array in run(partial(_moved, change=change, rng=np.random.default_rng(draw))).items():
+        for name, array in run(partial(moved, change=change, rng=np.random.default_rng(draw))).items():
             want = base[name]
             if isinstance(array, np.ndarray) and isinstance(want, np.ndarray) and array.shape == want.shape:
                 before = found.get(name, Sensitivity(0.0, 0.0))
@@ -108,19 +108,20 @@ def _rounds(op: Op) -> bool:
     return op.name in ROUNDING or (op.name == "cast" and numbers.is_float and op.results[0].type.dtype.is_integer)
 
 
-def _perturbed(graph: Graph, change: float, rng: np.random.Generator) -> Graph:
+def perturbed(graph: Graph, change: float, rng: np.random.Generator) -> Graph:
     """`graph` with every float constant of more than one element changed."""
     ops = []
     for op in graph.ops:
         if isinstance(op.attrs, ConstAttrs) and op.attrs.value.type.elements > 1:
             array = op.attrs.value.array()
-            moved = _moved(array, change, rng)
-            op = op if moved is array else replace(op, attrs=ConstAttrs(Resource.of(moved)))
+            changed = moved(array, change, rng)
+            op = op if changed is array else replace(op, attrs=ConstAttrs(Resource.of(changed)))
         ops.append(op)
     return graph.with_ops(ops)
 
 
-def _moved(array: np.ndarray, change: float, rng: np.random.Generator) -> np.ndarray:
+def moved(array: np.ndarray, change: float, rng: np.random.Generator) -> np.ndarray:
+    """`array` with every float changed by a relative `change` in the mean."""
     if array.dtype.kind != "f":
         return array
     factor = 1 + change * rng.standard_normal(array.shape, np.float32)

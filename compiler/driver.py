@@ -15,6 +15,7 @@ import numpy as np
 from ppuc.compiler.dump import DumpFolder
 from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import checked_inputs, generate_all, input_specs
+from ppuc.compiler.layers import PLACE, keeping_layers
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.recheck import Recheck
 from ppuc.compiler.run import QUANTIZED, CompiledModel, Progress, Run
@@ -43,10 +44,6 @@ class Examination:
     later: tuple[HostNode, ...] = ()
     refused: tuple[HostNode, ...] = ()
     problems: tuple[Diagnostic, ...] = ()
-
-
-PLACE = "place"
-"""The pass before which the graph's fused groups are final and its outputs not yet given memory."""
 
 
 def compile_model(
@@ -82,7 +79,7 @@ def compile_model(
 
     machine = resolve_target(target)
     check_precision(precision)
-    passes = _with_layers_kept(PIPELINE) if keep_layers else PIPELINE
+    passes = keeping_layers(PIPELINE) if keep_layers else PIPELINE
     if tune > 1:
         passes = tuple(replace(step, tries=tune) if isinstance(step, Tile) else step for step in passes)
     run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
@@ -181,14 +178,6 @@ def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Exam
         if isinstance(error, UsageError):
             raise
         return Examination(problems=error.diagnostics)
-
-
-def _with_layers_kept(pipeline: Sequence[Pass]) -> tuple[Pass, ...]:
-    """The pipeline with KeepLayers between fusing and placing."""
-    from ppuc.compiler.layers import KeepLayers
-
-    at = next(i for i, step in enumerate(pipeline) if step.name == PLACE)
-    return (*pipeline[:at], KeepLayers(), *pipeline[at:])
 
 
 def resolve_target(target: str | Target) -> Target:

@@ -75,7 +75,7 @@ def compile(
     ]
     found = variants_of(source, choices, [m.artifact for m in every], pad)
     made = every[0]
-    return CompiledProgram(made.artifact, made.target, source, made.passes, tuple(host_ops), found)
+    return CompiledProgram(made.artifact, made.target, source, made.passes, tuple(host_ops), found, made.quantized)
 
 
 def variants_of(

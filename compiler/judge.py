@@ -13,6 +13,7 @@ import numpy as np
 
 from ppuc.compiler.compare import Comparison, compare
 from ppuc.compiler.conditioning import Sensitivity, sensitivities
+from ppuc.compiler.quantization.expected import Allowed
 from ppuc.compiler.tolerance import exact, stored_as, tolerances, typical_step
 from ppuc.ir.graph import Graph
 
@@ -33,10 +34,15 @@ class Judge:
         self._step = typical_step(graph, precision, transforms)
         self._sensitivities: dict[str, Sensitivity] | None = None
 
-    def compare(self, label: str, value: str, got: np.ndarray, want: np.ndarray) -> Comparison:
-        """`got` against the reference `want` for the graph's value of that name ("" for one that is not in the
-        graph)."""
+    def compare(
+        self, label: str, value: str, got: np.ndarray, want: np.ndarray, allowed: Allowed | None = None
+    ) -> Comparison:
+        """`got` against the reference `want` for the graph's value of that name ("" for one that is not in the graph).
+        `allowed` was measured and takes the place of the rule where it is smaller."""
         tolerance = stored_as(got, self._tolerances.get(value, exact()))
+        if allowed is not None:
+            relative = min(tolerance.relative, allowed.relative)
+            return compare(label, got, want, replace(tolerance, relative=relative, largest=allowed.largest))
         result = compare(label, got, want, tolerance)
         sensitivity = None if result.ok else self._sensitivity(value)
         if sensitivity is None:

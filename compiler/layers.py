@@ -16,9 +16,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from ppuc.compiler.passes.base import Pass
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
+
+PLACE = "place"
+"""The pass before which the graph's fused groups are final and its outputs not yet given memory."""
 
 PREFIX = "layer."
 """Output names of kept layers are this and the value's name."""
@@ -43,6 +47,12 @@ class KeepLayers:
         graph = replace(module.graph, results=(*module.graph.results, *values))
         outputs = tuple((PREFIX + v.name, v.name) for v in values)
         return replace(module, graph=graph, outputs=(*module.outputs, *outputs))
+
+
+def keeping_layers(pipeline: Sequence[Pass]) -> tuple[Pass, ...]:
+    """The pipeline with KeepLayers between fusing and placing."""
+    at = next(i for i, step in enumerate(pipeline) if step.name == PLACE)
+    return (*pipeline[:at], KeepLayers(), *pipeline[at:])
 
 
 def layer_candidates(graph: Graph) -> dict[str, tuple[str, ...]]:

@@ -68,13 +68,15 @@ class PassRecord:
 @dataclass(frozen=True, slots=True)
 class CompiledModel:
     """The outcome of a compilation: the module at its last level (of the first segment when there are several, None
-    when all is the host's; `modules` has all), the artifact, and what each pass did."""
+    when all is the host's; `modules` has all), the artifact, and what each pass did. `quantized` is the first module
+    when its layers are quantized and the host does nothing."""
 
     module: Module | None
     artifact: Artifact
     target: Target
     passes: tuple[PassRecord, ...] = field(default=())
     modules: tuple[Module, ...] = ()
+    quantized: Module | None = None
 
     @property
     def seconds(self) -> float:
@@ -138,6 +140,7 @@ class Run:
         self.progress = progress or (lambda what, number, total: None)
         self.recheck: Recheck | None = None
         self.records: list[PassRecord] = []
+        self.quantized: Module | None = None
         self._about: dict[str, Any] = {}
 
     def imported(
@@ -179,7 +182,8 @@ class Run:
 
         started = time.perf_counter()
         self.progress("quantize", 0, self._total)
-        module = aliased(quantized_module(module, self.target, self.quantization), aliases)
+        self.quantized = quantized_module(module, self.target, self.quantization)
+        module = aliased(self.quantized, aliases)
         verify_module(module)
         self._record("quantize", "", time.perf_counter() - started, True, module)
         return module
@@ -202,7 +206,8 @@ class Run:
 
         module = self.run(module)
         self.progress("link", self._total - 1, self._total)
-        return CompiledModel(module, link(module, self.target), self.target, tuple(self.records))
+        artifact = link(module, self.target)
+        return CompiledModel(module, artifact, self.target, tuple(self.records), quantized=self.quantized)
 
     @property
     def _total(self) -> int:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ppuc.compiler.host.later import LaterRun
     from ppuc.compiler.host.transfer import Crossing
     from ppuc.compiler.run import PassRecord
+    from ppuc.ir.module import Module
     from ppuc.targets.simulator.run import Progress, RawResult
 
 
@@ -71,8 +72,8 @@ class ProgramResult:
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
     """An artifact and the machine it runs on. `source` is the ONNX model it came from, when it was compiled here;
-    `passes` tells what the compiler did. With `variants` the artifact is that of the first one, and a run takes the one
-    for its shapes."""
+    `passes` tells what the compiler did, `quantized` what it began with if layers are quantized. With `variants` the
+    artifact is that of the first one, and a run takes the one for its shapes."""
 
     artifact: Artifact
     target: Target
@@ -80,6 +81,7 @@ class CompiledProgram:
     passes: tuple[PassRecord, ...] = ()
     host_ops: tuple[str | Path, ...] = ()
     variants: Variants | None = None
+    quantized: Module | None = None
 
     @property
     def plan(self) -> Plan | None:

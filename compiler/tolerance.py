@@ -76,11 +76,13 @@ _CONTRACTING_COMPOSITES = ("attention", "conv_transpose", "deform_conv", "gru", 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """`relative` bounds rms(error) / rms(reference); `absolute` is an error that is always tolerated (denormals);
-    `mismatch_share` is the part of an integer tensor that may differ."""
+    `mismatch_share` is the part of an integer tensor that may differ; `largest` the error that an
+    element may have, where that is known."""
 
     relative: float
     mismatch_share: float = 0.0
     absolute: float = 1e-30
+    largest: float | None = None
 
     def spread(self, elements: int) -> float:
         """How far the largest of `elements` errors may lie above the rms bound."""

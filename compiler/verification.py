@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppuc.compiler.alias import aliases_of
+from ppuc.compiler.alias import aliased, aliases_of
 from ppuc.compiler.compare import Comparison
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import node_outputs
 from ppuc.compiler.frontend.load import ImportedModel, load_model
 from ppuc.compiler.judge import Judge
-from ppuc.compiler.layers import final_node, kept_layers, layer_candidates, matching, node_values
+from ppuc.compiler.layers import final_node, keeping_layers, kept_layers, layer_candidates, matching, node_values
 from ppuc.compiler.oracle import Oracle
+from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.quantization.expected import Allowed, allowed_errors
+from ppuc.compiler.run import CompiledModel, Run
 from ppuc.compiler.runtime import CompiledProgram
 from ppuc.ir.errors import UsageError
+from ppuc.ir.types import DType
 from ppuc.targets.simulator.result import Profile
 
 if TYPE_CHECKING:
@@ -85,12 +89,33 @@ def verify_program(
     imported = load_model(program.source, shapes=shapes, values=fixed)
     precision = program.artifact.meta.get("precision", "model")
     feeds = {value.name: arrays[name] for name, value in imported.inputs}
+    allowed: dict[str, Allowed] = {}
+    if program.quantized is not None:
+        named = {name: value.name for name, value in imported.outputs}
+        allowed = allowed_errors(imported.graph, named, program.quantized, feeds)
     judge = Judge(imported.graph, precision, feeds, imported.transforms)
     result = program.run(arrays, progress=progress)
     want = Oracle(program.source).run(arrays)
-    outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n]) for n, v in imported.outputs)
+    outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n], allowed.get(n)) for n, v in imported.outputs)
     inner = _compared_layers(program, imported, judge, arrays, progress) if layers else ()
     return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile)
+
+
+def _with_layers(program: CompiledProgram) -> CompiledModel:
+    """The program compiled again, from the same layers in the same formats, with every kernel's results kept."""
+    assert program.source is not None
+    meta, fixed = program.artifact.meta, program.fixed
+    if program.quantized is not None:
+        return Run(program.target, keeping_layers(PIPELINE)).to_end(aliased(program.quantized, aliases_of(meta)))
+    return compile_model(
+        program.source,
+        target=program.target,
+        precision=meta.get("precision", "model"),
+        shapes={s.name: s.type.dims for s in program.inputs} | _shapes(fixed),
+        values=fixed,
+        keep_layers=True,
+        aliases=aliases_of(meta),
+    )
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
@@ -106,22 +131,14 @@ def _compared_layers(
 ) -> tuple[Comparison, ...]:
     """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
     assert program.source is not None
-    precision = program.artifact.meta.get("precision", "model")
-    fixed = program.fixed
-    model = compile_model(
-        program.source,
-        target=program.target,
-        precision=precision,
-        shapes={s.name: s.type.dims for s in program.inputs} | _shapes(fixed),
-        values=fixed,
-        keep_layers=True,
-        aliases=aliases_of(program.artifact.meta),
-    )
+    model = _with_layers(program)
     got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
     assert model.module is not None
     nodes = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
-    chosen = {value: node for value in got if (node := nodes.get(value)) is not None}
+    # Codes of 8 bits stand for numbers that only their reader's scale tells.
+    numbers = [value for value, array in got.items() if program.quantized is None or DType.of(array.dtype).bits > 8]
+    chosen = {value: node for value in numbers if (node := nodes.get(value)) is not None}
     want = Oracle(program.source, tuple(tensors[node] for node in chosen.values())).run(arrays)
     values = node_values(imported.graph)
     compared = []

@@ -85,7 +85,9 @@ class ProgramOptions:
                 host=not self.no_host,
                 host_ops=self.host_ops,
             )
-        program = CompiledProgram(made.artifact, made.target, model, made.passes, self.host_ops)
+        program = CompiledProgram(
+            made.artifact, made.target, model, made.passes, self.host_ops, quantized=made.quantized
+        )
         note_compromises(program)
         return program
 

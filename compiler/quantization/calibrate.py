@@ -58,10 +58,13 @@ def plan_from(layers: Iterable[Layer], seen: Mapping[str, Observation], format: 
 
 
 def layer_plan(layer: Layer, seen: Mapping[str, Observation], format: str, how: Calibration) -> LayerPlan:
-    """One layer in `format`."""
+    """One layer in `format`. An operand that was zero throughout (the state that a sequence begins with) says nothing
+    about its range: the layer gets scales at run time."""
     if format == "bf16" or (format == "int8" and layer.kind == "attention"):  # scores of bytes are too coarse
         return LayerPlan("bf16")
     operands = [seen[v.name] for v in layer.inputs]
+    if not all(o.largest for o in operands):
+        return LayerPlan(format if layer.kind != "attention" else "bf16")
     unsigned = tuple(format == "int8" and o.low >= 0 for o in operands)
     dtypes = [DType.U8 if u else FORMATS[format][0] for u in unsigned]
     scales = tuple(

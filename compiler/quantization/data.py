@@ -146,9 +146,8 @@ def _check_numbers(sample: Mapping[str, np.ndarray], where: str) -> None:
 
 
 def check_not_zero(samples: Sequence[Mapping[str, np.ndarray]], where: str) -> None:
-    """Raise InputError when some floating-point input is zero in every sample: its ranges say nothing."""
-    for name, array in samples[0].items():
-        if array.dtype.kind in "fV" and array.size and not any(np.any(s[name]) for s in samples):
-            raise InputError.of(
-                where, f"input '{name}' is zero in every sample", hint="calibrate with data that the model will see"
-            )
+    """Raise InputError when all floating-point inputs are zero in every sample: ranges say nothing then."""
+    names = [n for n, array in samples[0].items() if array.dtype.kind in "fV" and array.size]
+    if names and not any(np.any(s[n]) for s in samples for n in names):
+        which = f"input '{names[0]}' is" if len(names) == 1 else f"inputs {', '.join(names)} are"
+        raise InputError.of(where, f"{which} zero in every sample", hint="calibrate with data that the model will see")
