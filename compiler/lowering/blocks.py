@@ -116,8 +116,8 @@ class BlockMatmulLowering(MatmulLowering):
         nest = Nest([*loops, Tiling("k", stored.blocks, blocks)])
         m_tile, n_tile = ([i for i in axes if i in self.tile_axes()] for axes in (self.m_axes, self.n_axes))
         inner = (*stored.lead, blocks, stored.attrs.block)
-        a, a_k_first = self._load_left(nest, m_tile, inner)
         wide = self._load_right(nest, n_tile, inner)
+        a, a_k_first = self._load_left(nest, m_tile, inner)
         shape = [self.tiles[i] for i in self.tile_axes()]
         acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.rings.acc)
         k_loop = nest.loops[-1]

@@ -242,8 +242,9 @@ class MatmulLowering(ContractionLowering):
         loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         k_loop = Tiling("k", self.k, choice.k)
         nest = Nest([*loops, k_loop])
-        a, a_k_first, m_tile = self._load(nest, "a", choice.k, k_loop)
+        # weights first: they never wait for another kernel
         b, b_k_first, n_tile = self._load(nest, "b", choice.k, k_loop)
+        a, a_k_first, m_tile = self._load(nest, "a", choice.k, k_loop)
         shape = [self.tiles[i] for i in self.tile_axes()]
         acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.rings.acc)
         valid = (*(loops[i].bound for i in (*m_tile, *n_tile)), k_loop.bound)
