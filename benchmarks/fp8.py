@@ -1,12 +1,13 @@
-"""8-bit formats on trained models: accuracy plain, repaired and mixed, and simulated speed against bf16. One table.
+"""8-bit formats on trained models: accuracy plain, repaired and mixed, tasks, and simulated speed. One table.
 
     python -m benchmarks.fp8 --models FOLDER [NAME ...] [--share 0.9]
     python -m benchmarks.fp8 --speed
 
-FOLDER holds NAME/model.onnx, NAME/sample.npz (one sample of each input) and NAME/eval.npz (samples stacked, under the
-inputs' names). Every second sample of eval.npz is for calibration, the others are for the figures; where there are few,
-both sides are filled up with perturbed copies of their own samples: images with another contrast, brightness, noise and
-position, rows of token ids spliced from two rows. So no figure is measured on anything that calibration or search saw.
+FOLDER holds a folder for each model (tasks.py says what is in it). The samples for calibration and those for the
+figures have nothing in common; where there are few, both sides are filled up with perturbed copies of their own
+samples: images with another contrast, brightness, noise and position, rows of token ids spliced from two rows. The
+task's figure is of all real samples that calibration and search did not see. Repair and search are those of `ppuc
+quantize`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +27,25 @@ if not __package__:  # run as a file rather than with -m
 import numpy as np
 
 from benchmarks import networks
+from benchmarks.tasks import Sample, Task, task_of
 from ppuc.compiler.frontend.load import load_model
-from ppuc.compiler.quantization.calibrate import Calibration, plan_from
-from ppuc.compiler.quantization.measure import Accuracy, Reference
-from ppuc.compiler.quantization.noise import best_formats
-from ppuc.compiler.quantization.observe import observe
+from ppuc.compiler.quantization.emulate import Emulator
+from ppuc.compiler.quantization.measure import Reference
+from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, prepare, storage_plan
-from ppuc.compiler.quantization.repair import repaired
-from ppuc.compiler.quantization.search import Goal, Search, isolated_noise, quantized_share
+from ppuc.compiler.quantization.search import Goal
+from ppuc.compiler.quantization.study import Request, repaired_plan, study
 from ppuc.compiler.quantization.timing import timed
 from ppuc.compiler.run import initial_module
+from ppuc.ir.graph import Graph
 from ppuc.targets.description import load_target
 
-Sample = dict[str, np.ndarray]
 CALIBRATION, EVALUATION, LARGE = 32, 16, 1 << 20
 """Samples on each side; of inputs with LARGE elements or more, a quarter of that."""
 DEAL = 4
 """Samples are dealt to fitting and checking, and to the folds of a cross-validation, in turns of DEAL or half of it; a
 copy is dealt as its original is, so that neither judges what was fitted to the other."""
-
-
-def samples_of(folder: Path) -> list[Sample]:
-    """What eval.npz holds, one sample at a time; inputs that it lacks are those of sample.npz."""
-    stacked, single = (dict(np.load(folder / f"{name}.npz")) for name in ("eval", "sample"))
-    names = [name for name in single if name in stacked]
-    found = []
-    for i in range(min(len(stacked[name]) for name in names)):
-        sample = dict(single)
-        for name in names:
-            row, dtype = stacked[name][i : i + 1], single[name].dtype
-            if row.dtype == np.uint8 and dtype.kind == "f":
-                row = row * np.float32(stacked.get("scale", 1.0))
-            sample[name] = row.astype(dtype)
-        found.append(sample)
-    return found
 
 
 def perturbed(sample: Sample, other: Sample, rng: np.random.Generator) -> Sample:
@@ -89,49 +75,64 @@ def grown(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
     return made
 
 
-def figures(accuracy: Accuracy) -> str:
-    """SQNR and agreement."""
-    return f"{accuracy.sqnr:6.2f} dB {accuracy.agreement:7.2%}"
+@dataclass(slots=True)
+class Judge:
+    """Measures quantized graphs: SQNR and agreement on `samples`, the figure of the task on its held samples."""
+
+    ready: Prepared
+    reference: Reference
+    task: Task
+    wanted: list[dict[str, np.ndarray]]
+
+    @staticmethod
+    def of(ready: Prepared, task: Task, samples: Sequence[Sample]) -> Judge:
+        judge = Judge(ready, Reference(ready.module.graph, ready.feeds(samples)), task, [])
+        judge.wanted = judge.outputs(ready.module.graph) if task.type is not None else []
+        return judge
+
+    def outputs(self, graph: Graph) -> list[dict[str, np.ndarray]]:
+        emulator = Emulator(graph)
+        positions = {v.name: i for i, v in enumerate(self.ready.module.graph.results)}
+        names = [(name, graph.results[positions[value]].name) for name, value in self.ready.module.outputs]
+        runs = map(emulator.run, self.ready.feeds(self.task.held))
+        return [{name: run[value] for name, value in names} for run in runs]
+
+    def cells(self, plan: Plan | None) -> tuple[str, str]:
+        """SQNR with agreement, and the figure (None: of the model in f32)."""
+        graph = self.ready.module.graph if plan is None else self.ready.quantized(plan).graph
+        accuracy = self.reference.compare(graph)
+        outputs = self.wanted if plan is None else self.outputs(graph) if self.wanted else []
+        figure = f"{self.task.figure(outputs, self.wanted):.1%}" if self.wanted else "-"
+        return f"{accuracy.sqnr:.1f} dB {accuracy.agreement:.1%}", figure
 
 
 def row(name: str, folder: Path, share: float, target: str) -> str:
     """One model's line."""
     started = time.process_time()
-    samples = samples_of(folder)
-    part = 4 if max(a.size for a in samples[0].values()) >= LARGE else 1
-    calibration = grown(samples[::2], CALIBRATION // part, 1)
-    machine = load_target(target)
-    imported = load_model(folder / "model.onnx", shapes={n: a.shape for n, a in samples[0].items()})
-    ready = prepare(initial_module(imported, machine, "mixed"), machine)
-    feeds = list(ready.feeds(calibration))
-    fit, check = [f for i, f in enumerate(feeds) if i % 4 != 1], Reference(ready.module.graph, feeds[1::4])
-    evaluation = Reference(ready.module.graph, ready.feeds(grown(samples[1::2], EVALUATION // part, 2)))
-
-    def measured(plan: Plan) -> str:
-        return figures(evaluation.compare(ready.quantized(plan).graph))
-
-    plain = plan_from(ready.layers, observe(ready.module.graph, ready.layers, feeds), "e4m3", Calibration())
-    mended = repaired(ready, plain, feeds)
-    seen = observe(ready.module.graph, ready.layers, fit)
-    best = best_formats(ready.layers, seen, ("e4m3", "int8"), Calibration())
-    single = plan_from(ready.layers, seen, "e4m3", Calibration())
-    start = max((best, single), key=lambda plan: check.compare(ready.quantized(plan).graph).merit)
-    known = isolated_noise(ready, start, check)
-    found = Search(ready, fit, check, feeds, start, Goal(min_share=share), known=known).run()
-    wide, narrow = timed(ready, Plan()), timed(ready, found.best.plan)
-    cells = (
-        name,
-        measured(plain),
-        f"{measured(mended.plan)} ({mended.method}, {quantized_share(ready, plain):.1%})",
-        f"{measured(found.best.plan)} ({found.repair})",
-        f"{quantized_share(ready, found.best.plan):.1%}",
-        f"{wide.seconds / narrow.seconds:.2f}",
-        f"{time.process_time() - started:.0f}",
+    task = task_of(folder)
+    part = 4 if max(a.size for a in task.seen[0].values()) >= LARGE else 1
+    calibration, evaluation = (
+        grown(samples, count // part, seed)
+        for samples, count, seed in ((task.seen, CALIBRATION, 1), (task.held, EVALUATION, 2))
     )
-    return f"| {' | '.join(cells)} |"
+    machine = load_target(target)
+    imported = load_model(folder / "model.onnx", shapes={n: a.shape for n, a in calibration[0].items()})
+    ready = prepare(initial_module(imported, machine, "mixed"), machine)
+    judge = Judge.of(ready, task, evaluation)
+    plain = repaired_plan(ready, calibration, Request("fp8", repair=False))
+    mended = study(ready, calibration, evaluation, Request("fp8"))
+    mixed = study(ready, calibration, evaluation, Request("mixed", Goal(min_share=share)))
+    cells = [name, judge.cells(None)[1]]
+    for plan in (plain, mended.plan, mixed.plan):
+        cells += judge.cells(plan)
+    cells += [f"{mixed.record['share']:.1%}", *(f"{s.record['time']['speedup']:.2f}" for s in (mended, mixed))]
+    return f"| {' | '.join((*cells, f'{time.process_time() - started:.0f}'))} |"
 
 
-COLUMNS = ("model", "plain E4M3", "all FP8, repaired", "mixed", "MACs in 8 bits", "speed-up", "CPU-s")
+COLUMNS = (
+    *("model", "task, fp32", "plain E4M3", "task", "all FP8, repaired", "task", "mixed", "task"),
+    *("MACs in 8 bits", "speed-up all FP8", "speed-up mixed", "CPU-s"),
+)
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 

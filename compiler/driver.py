@@ -73,7 +73,7 @@ def compile_model(
     PPU cannot run goes to the host, with `host`; `host_ops` are Python files with functions for ops that nobody else
     knows. Raises ModelError, UsageError, TargetError or CapacityError for what the caller can mend, DivergenceError
     when a pass changed the model's values."""
-    from ppuc.compiler.frontend.walk import ExpansionError
+    from ppuc.compiler.frontend.scope import ExpansionError
     from ppuc.compiler.passes.tile import Tile
     from ppuc.compiler.pipeline import PIPELINE
 
@@ -148,7 +148,7 @@ def _quantizer(request: HostedRequest, how: Quantization | None, hosts: HostWork
 def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Examination:
     """What compiling would meet, found by importing and running the passes before placing: everything short of whether
     tiles fit. Raises UsageError when sizes do not suit the model."""
-    from ppuc.compiler.frontend.walk import ExpansionError
+    from ppuc.compiler.frontend.scope import ExpansionError
     from ppuc.compiler.host.client import worker
     from ppuc.compiler.host.compile import divided
     from ppuc.compiler.host.partition import HostPart

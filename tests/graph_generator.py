@@ -10,6 +10,7 @@ import numpy as np
 
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
+from tests import graph_layers_integer  # noqa: F401 - registers its layers
 from tests.graph_layers import LAYERS
 from tests.growing_graph import RandomGraph
 from tests.pass_graphs import module_of

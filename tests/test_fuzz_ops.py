@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
+from benchmarks import fuzz_models
 from tests.fuzz.judging import Fate, by_onnxruntime, judged, outcome_of
+from tests.fuzz.models import model_of_seed
 from tests.fuzz.registry import Key, claimed_ops, load_strategies, node_of, node_of_seed, opsets_of
 from tests.fuzz.sample import Node, UnsuitedError
 
@@ -43,12 +45,21 @@ def test_nodes_of_any_draw_agree(key: Key, source: random.Random) -> None:
     assert not outcome.is_wrong, f"{node}\n{outcome.why}"
 
 
+@pytest.mark.parametrize("first", range(0, 12 * EXAMPLES, 6))
+def test_models_of_several_nodes_agree(first: int) -> None:
+    """Host nodes among them; ONNX Runtime refuses some."""
+    found = [fuzz_models.outcome(model_of_seed(seed), TARGET) for seed in range(first, first + 6)]
+    assert not [why for what, why in found if what in ("differs", "fault")]
+    assert sum(what in ("agrees", "with host") for what, _ in found) >= 2
+
+
 def test_a_seed_is_one_node() -> None:
     for key in (("", "Conv"), ("", "Cast"), ("com.microsoft", "QGemm")):
         first, second = node_of_seed(key, 3), node_of_seed(key, 3)
         assert first.model == second.model
         assert all(np.array_equal(a, second.feeds[n], equal_nan=a.dtype.kind == "f") for n, a in first.feeds.items())
         assert node_of_seed(key, 4).model != first.model
+    assert model_of_seed(5).model == model_of_seed(5).model != model_of_seed(6).model
 
 
 def test_nodes_of_every_version_are_made() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,6 +248,44 @@ def test_what_goes_wrong_on_the_host_is_one_error(body: str, what: str, tmp_path
     with pytest.raises(HostError, match=what):
         worker.run(proto.SerializeToString(), {"x": x46()}, "here")
     worker.stop()
+
+
+@pytest.mark.parametrize(("body", "what"), [("import os; os._exit(7)", "process died"), ("bytearray(1 << 40)", "Mem")])
+def test_a_crash_of_the_host_is_one_error_on_the_command_line(body: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / "ops.py").write_text(OPS.replace("return np.roll(x, angle)", body))
+    onnx.save(model(CUSTOM), tmp_path / "m.onnx")
+    options = ("--host-ops", tmp_path / "ops.py", "-t", TINY)
+    result = run("run", tmp_path / "m.onnx", *options, "--output", tmp_path / "y.npz")
+    assert result.exit_code == 2
+    assert what in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "y.npz").exists()
+
+
+def test_no_worker_outlives_the_compiler(tmp_path: Path) -> None:
+    """Killed in the middle of a request that never ends, the compiler leaves nothing behind."""
+    noted = tmp_path / "pid"
+    endless = f"pathlib.Path({str(noted)!r}).write_text(str(os.getpid()))\n    while True: pass"
+    (tmp_path / "ops.py").write_text("import os, pathlib\n" + OPS.replace("return np.roll(x, angle)", endless))
+    onnx.save(model(CUSTOM), tmp_path / "m.onnx")
+    arguments = ["run", tmp_path / "m.onnx", "-t", TINY, "--host-ops", tmp_path / "ops.py"]
+    command = [sys.executable, "-c", "from ppuc.compiler.cli import main; main()", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert within(60, lambda: noted.exists() and bool(noted.read_text()))
+    process.kill()
+    process.wait()
+    state = Path("/proc", noted.read_text(), "stat")
+    assert within(10, lambda: not state.exists() or state.read_text().split()[2] == "Z")
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def test_files_of_ops_that_are_none(tmp_path: Path) -> None:

@@ -283,3 +283,25 @@ def test_branches_whose_declared_ranks_contradict_each_other() -> None:
     }
     _, result = agrees(model_of(text, weights), x=x(4, 6), n=np.array(3))
     assert [(r.name, r.calls, r.reason) for r in result.later] == [("Loop_0/body", 3, "")]
+
+
+CARRIED = """g (float[4, 6] x, float[2, 3] a, int64 n) => (float[4, 6] y, float[p, q] c) {
+    v, b = Loop (n, , x, a) <body = l (int64 i, bool k, float[r, s] u, float[t, w] d) => (more, z, e) {
+        more = Identity(k)
+        m = MatMul(u, V)
+        z = Tanh(m)
+        e = Concat<axis = 0>(d, d)
+    }>
+    y = Softmax(v)
+    c = Exp(b)
+}"""
+
+
+def test_what_a_loop_leaves_of_the_same_type_goes_back_to_the_program() -> None:
+    """`u` keeps its shape in every trip, `d` grows: what reads the first is compiled at once."""
+    program, result = agrees(model_of(CARRIED, {"V": V}), x=x(4, 6), a=x(2, 3), n=np.array(2))
+    plan = plan_of(program)
+    assert [type(s) for s in plan.steps if not isinstance(s, HostStep)] == [LaterStep, PpuStep]
+    assert [n.op for n in plan.nodes] == ["Exp"]
+    assert result.outputs["c"].shape == (8, 3)
+    assert [r.calls for r in result.later] == [1, 1]

@@ -361,3 +361,10 @@ def test_swish_equals_its_formula() -> None:
 def test_a_wrong_node_is_explained(case: tuple[onnx.ModelProto, dict[str, np.ndarray]], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load_model(case[0])
+
+
+def test_clip_by_attributes_bounds_infinities() -> None:
+    """Before opset 11 a bound that is not given is the largest finite number; later it is none."""
+    x = np.array([-np.inf, -1, 2, np.inf], np.float32)
+    for bounds in ({}, {"min": 0.0}, {"max": 1.0}):
+        assert_agrees(*onnx_node("Clip", x, opset=10, **bounds))

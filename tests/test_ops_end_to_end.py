@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from against_onnxruntime import floats, onnx_node
+from onnx import helper
 from test_ops_attention import ai_onnx, grouped, tensors
 from test_ops_quantized import integers
 from test_ops_recurrent import case as recurrent
@@ -107,3 +108,36 @@ def test_agrees_with_onnxruntime(name: str) -> None:
     model, feeds = CASES[name]
     verification = verify(compile(model, target="ppu-tiny"), feeds)
     assert verification.ok, verification.record()
+
+
+@pytest.mark.parametrize("count", [70, 30_000])
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("op_type", ["ArgMax", "ArgMin"])
+def test_arg_finds_nan_and_ties_in_tiles_and_in_chunks(op_type: str, last: int, count: int) -> None:
+    """As numpy does; ONNX Runtime overlooks some NaN."""
+    x = np.random.default_rng(0).standard_normal((3, count)).astype(np.float32)
+    x[0, [count // 3, count - 5]] = np.nan
+    x[1, [7, count - 20]] = 9 if op_type == "ArgMax" else -9
+    model, feeds = onnx_node(op_type, x, axis=1, keepdims=0, select_last_index=last)
+    (got,) = compile(model, target="ppu-tiny").run(feeds).outputs.values()
+    find = np.argmax if op_type == "ArgMax" else np.argmin
+    want = count - 1 - find(x[:, ::-1], 1) if last else find(x, 1)
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("op_type", ["ArgMax", "CumSum"])
+def test_positions_along_an_axis_of_one_element_may_be_turned(op_type: str) -> None:
+    """Nothing but zeros is left to transpose."""
+    x = floats(7, 3, 1)
+    first = helper.make_node(op_type, ["x", *(["axis"] if op_type == "CumSum" else [])], ["p"])
+    first.attribute.append(helper.make_attribute(*(("exclusive", 1) if op_type == "CumSum" else ("axis", 2))))
+    rest = [
+        helper.make_node("Transpose", ["p"], ["t"], perm=[1, 2, 0]),
+        helper.make_node("Cast", ["t"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    infos = [helper.make_tensor_value_info("x", 1, x.shape), helper.make_empty_tensor_value_info("y")]
+    axis = onnx.numpy_helper.from_array(np.array(2), "axis")
+    graph = helper.make_graph([first, *rest], "g", infos[:1], infos[1:], [axis])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (y,) = compile(model, target="ppu-tiny").run({"x": x}).outputs.values()
+    np.testing.assert_array_equal(y, np.zeros((3, 1, 7), np.float32))

@@ -14,7 +14,7 @@ import pytest
 from ppuc.compiler.entry import compile as compile_program
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import input_specs
-from ppuc.compiler.quantization import repair
+from ppuc.compiler.quantization import fit, repair
 from ppuc.compiler.quantization.apply import rounded
 from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
 from ppuc.compiler.quantization.data import Data
@@ -567,3 +567,36 @@ def test_preprocessing_that_makes_no_sense(tmp_path: Path, text: str, message: s
 
 def test_input_specs_are_the_model_s() -> None:
     assert prepared(mlp()).specs == input_specs(prepared(mlp()).module)
+
+
+def test_many_operands_are_fitted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly as well as all at once, and better than rounding to the nearest."""
+    rng = np.random.default_rng(6)
+    x = (rng.standard_normal((600, 8)) @ rng.standard_normal((8, 48)) + rng.standard_normal((600, 48)) / 4)[None]
+    w = rng.standard_normal((1, 48, 5))
+    seen = (x.swapaxes(1, 2) @ x / 600, x.swapaxes(1, 2) @ (x @ w * 1.1) / 600)
+    scale = np.full((1, 5), 2.0**-3, np.float32)
+
+    def lost() -> float:
+        fitted = fit.regressed(w, *seen, 0.2)
+        stored = compensated(fitted, seen[0], scale, DType.I8, 0.01).astype(float) * scale
+        return float(np.square(x @ (stored - 1.1 * w)).sum())
+
+    whole = lost()
+    monkeypatch.setattr(fit, "LARGEST_SYSTEM", 16)
+    parts = lost()
+    nearest = rounded((w / scale).astype(np.float32), DType.I8).astype(float) * scale
+    assert whole < parts < 0.5 * np.square(x @ (nearest - 1.1 * w)).sum()
+
+
+def test_repairs_take_the_samples_that_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = prepared(convnet())
+    samples = list(ready.feeds(samples_of(ready, 40)))
+    assert repair.affordable(ready, samples) is samples
+    image = 2 * 9 * 9 * 4  # a channel of a batch of two, in bytes
+    assert repair.live_bytes(ready.module.graph) == (17 + 17 + 17) * image  # r, p and their sum
+    monkeypatch.setattr(repair, "MOST_BYTES", 10 * 2 * 51 * image)
+    chosen = repair.affordable(ready, samples)
+    assert [next(i for i, s in enumerate(samples) if s is c) for c in chosen] == list(range(0, 40, 4))
+    monkeypatch.setattr(repair, "MOST_BYTES", 1)
+    assert len(repair.affordable(ready, samples)) == repair.FEWEST

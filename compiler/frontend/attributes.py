@@ -1,4 +1,5 @@
-"""Attributes that an importer did not look at: a newer opset's, a vendor's, a misspelt one.
+"""Attributes of nodes: their values, and those that an importer did not look at (a newer opset's, a vendor's, a
+misspelt one).
 
 Invariant: an attribute that could change the result of a node is read by its importer, or the node is refused.
 """
@@ -6,10 +7,33 @@ Invariant: an attribute that could change the result of a node is read by its im
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import onnx
 
-from ppuc.compiler.frontend.source import normal_domain
+from ppuc.compiler.frontend.source import Source, normal_domain
+from ppuc.compiler.frontend.tensors import packed_range, read_tensor
+from ppuc.ir.errors import ModelError
+
+
+def plain_value(attribute: onnx.AttributeProto, source: Source, place: str) -> Any:
+    """The value of an attribute as plain Python; an array for a tensor. Raises ModelError for kinds that no op of ours
+    has."""
+    kinds = onnx.AttributeProto
+    if attribute.type == kinds.TENSOR and packed_range(attribute.t.data_type) is not None:
+        raise ModelError.of(place, f"attribute '{attribute.name}' has elements below a byte", expected="an initializer")
+    if attribute.type == kinds.TENSOR:
+        return read_tensor(attribute.t, source).array()
+    if attribute.type == kinds.STRING:
+        return attribute.s.decode(errors="replace")
+    if attribute.type == kinds.STRINGS:
+        return [s.decode(errors="replace") for s in attribute.strings]
+    if attribute.type in (kinds.FLOAT, kinds.INT, kinds.GRAPH):
+        return onnx.helper.get_attribute_value(attribute)
+    if attribute.type in (kinds.FLOATS, kinds.INTS):
+        return list(onnx.helper.get_attribute_value(attribute))
+    kind = kinds.AttributeType.Name(attribute.type).lower().replace("_", " ")
+    raise ModelError.of(place, f"attribute '{attribute.name}' is of a kind that is not supported", got=kind)
 
 
 def ignored(node: onnx.NodeProto, used: Collection[str], opset: int) -> list[str]:

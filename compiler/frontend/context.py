@@ -40,6 +40,10 @@ def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]
     return add
 
 
+class BrokenRuleError(ModelError):
+    """A node that breaks the rules of its op, whoever runs it."""
+
+
 @dataclass(slots=True)
 class NodeContext:
     """One ONNX node being imported. `inputs` holds None for an omitted optional input; attributes are plain Python
@@ -134,8 +138,13 @@ class NodeContext:
         """Attribute `name` as an axis in [0, rank); an error when it is out of range."""
         axis = int(self.attr(name, default))
         if not -rank <= axis < max(rank, 1):
-            self.fail(f"{name} is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
+            self.breaks(f"{name} is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
         return axis % rank if rank else 0
+
+    def breaks(self, what: str, *, got: object, expected: object) -> NoReturn:
+        """Raise BrokenRuleError at this node: no machine can run it."""
+        place = f"{self.where}: node '{self.name}' ({self.op_type})"
+        raise BrokenRuleError(Diagnostic(place, what, str(got), str(expected)))
 
     def fail(self, what: str, *, got: object = None, expected: object = None, hint: str | None = None) -> NoReturn:
         """Raise ModelError at this node."""

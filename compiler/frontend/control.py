@@ -19,6 +19,8 @@ from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs
 
 MOST_NODES = 20_000
 """Nodes that a loop may become."""
+MOST_OPS = 10_000
+"""Ops that a loop may become: compiling these takes a minute."""
 
 
 class NotUnrolledError(Exception):
@@ -72,6 +74,7 @@ class LoopNode:
         if trips is not None and condition is None and int(trips) > limit:
             raise NotUnrolledError(f"it has more than {limit} trips")
         going, trip = condition is None or bool(condition), 0
+        before = len(self.builder.ops)
         while going and (trips is None or trip < int(trips)):
             if trip >= limit:
                 raise NotUnrolledError(f"it has more than {limit} trips")
@@ -83,7 +86,14 @@ class LoopNode:
             if condition is not None:
                 going = self._goes_on(more)
             trip += 1
+            self._check_growth(before, trip, int(trips) if trips is not None else trip)
         return [*carried, *(self._stacked(stack, 0) for stack in stacks)]
+
+    def _check_growth(self, before: int, done: int, trips: int) -> None:
+        """Refuse to go on when all trips would take too many ops, given what those that are done took."""
+        expected = (len(self.builder.ops) - before) * trips // max(done, 1)
+        if expected > MOST_OPS:
+            raise NotUnrolledError(f"it would become {expected} ops")
 
     def _goes_on(self, more: Value) -> bool:
         array = self.builder.array(more)
@@ -107,6 +117,7 @@ class LoopNode:
         if length * max(len(self.graph.node), 1) > MOST_NODES:
             raise NotUnrolledError(f"it has {length} trips")
         stacks: list[list[Value]] = [[] for _ in range(len(self.graph.output) - len(states))]
+        before = len(self.builder.ops)
         for trip in range(length):
             elements = [
                 self._element(s, a, length - 1 - trip if b else trip)
@@ -114,6 +125,7 @@ class LoopNode:
             ]
             results = self.body([*states, *elements])
             states = results[: len(states)]
+            self._check_growth(before, trip + 1, length)
             for stack, element in zip(stacks, results[len(states) :], strict=True):
                 stack.append(element)
         prepended = self._attr("scan_output_directions", zeros)

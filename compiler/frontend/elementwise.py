@@ -137,12 +137,16 @@ def _known_power(ctx: NodeContext, base: Value, exponent: float) -> Value | None
     return None
 
 
+_LARGEST_F32 = 3.4028234663852886e38
+
+
 @importer("Clip")
 def import_clip(ctx: NodeContext) -> Sequence[Value]:
+    """Before opset 11 bounds are attributes, and the largest finite numbers when they are not given."""
     x = ctx.operand(0)
-    for index, name, op in ((1, "min", "max"), (2, "max", "min")):
-        if name in ctx.attributes:
-            x = ctx.op(op, x, ctx.scalar_like(ctx.attr(name), x))
+    for index, name, op, default in ((1, "min", "max", -_LARGEST_F32), (2, "max", "min", _LARGEST_F32)):
+        if name in ctx.attributes or (ctx.opset < 11 and x.type.dtype in (DType.F32, DType.BF16)):
+            x = ctx.op(op, x, ctx.scalar_like(ctx.attr(name, default), x))
         elif ctx.has(index):
             x = ctx.op(op, x, _bound(ctx, index))
     return (x,)

@@ -23,6 +23,8 @@ from ppuc.ir.types import TensorType
 LARGEST_FOLD = 65536
 """Elements of the largest result that is computed here; larger ones are left to the folding pass."""
 
+LARGEST_TENSOR = 1 << 40
+"""Elements of a tensor that somebody could mean, even if it is only a view of a smaller one."""
 
 KEPT = ("dequantize", "unblock")
 """Ops that are not folded here: weights of 8 bits or less may be multiplied as they are stored."""
@@ -56,6 +58,9 @@ class FoldingBuilder(Builder):
                 return folded
         if types is None:
             types = OPS[name].infer(attrs if attrs is not None else OPS[name].attrs(), [v.type for v in operands])
+        largest = max(types, key=lambda t: t.elements)
+        if largest.elements > LARGEST_TENSOR:
+            raise ValueError(f"the result would have {largest.elements} elements")
         if all(t.elements == 0 for t in types):
             return tuple(self.empty(t, hint or name) for t in types)
         return super().emit(name, operands, attrs, hint=hint, types=types, body=body)

@@ -18,6 +18,7 @@ from ppuc.compiler.frontend.source import normal_domain, opset_versions
 from ppuc.compiler.frontend.tensors import proto_type
 from ppuc.ir.graph import Value
 
+DEEPEST_CALL = 64
 FunctionKey = tuple[str, str, str]
 """Domain, name, overload."""
 
@@ -35,6 +36,24 @@ class FunctionBody:
 def local_functions(model: onnx.ModelProto) -> dict[FunctionKey, onnx.FunctionProto]:
     """The functions that a model brings along."""
     return {(normal_domain(f.domain), f.name, f.overload): f for f in model.functions}
+
+
+def expanded_nodes(
+    nodes: Iterable[onnx.NodeProto], functions: Mapping[FunctionKey, onnx.FunctionProto], most: int
+) -> int:
+    """Nodes that calls of functions become, counted no further than `most` + 1. Functions that call each other in
+    circles or deeper than DEEPEST_CALL count no further there: walking refuses them."""
+    known: dict[FunctionKey, int] = {}
+
+    def of(node: onnx.NodeProto, depth: int) -> int:
+        key = (normal_domain(node.domain), node.op_type, node.overload)
+        if key in functions and key not in known and depth < DEEPEST_CALL:
+            known[key] = 0
+            body = functions[key].node
+            known[key] = min(len(body) + sum(of(inner, depth + 1) for inner in body), most + 1)
+        return known.get(key, 0)
+
+    return min(sum(of(node, 0) for node in nodes), most + 1)
 
 
 def local_body(node: onnx.NodeProto, functions: Mapping[FunctionKey, onnx.FunctionProto]) -> FunctionBody | None:

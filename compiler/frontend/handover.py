@@ -13,6 +13,7 @@ import onnx
 import onnx.shape_inference
 
 from ppuc.compiler.engines import objection as engine_objection
+from ppuc.compiler.frontend.carried import carried_types
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.hosting import (
     HostNode,
@@ -41,6 +42,10 @@ Mark = tuple[int, int]
 
 RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
 """Domains whose ops are ONNX Runtime's or onnx.reference's to know."""
+
+
+LARGEST_BYTES = 1 << 36
+"""Bytes of a result that a host could hold."""
 
 
 class RefusedError(Exception):
@@ -154,16 +159,22 @@ class Handover:
     ) -> tuple[HostOperand | None, ...]:
         """The outputs with their types; Values where the machine can hold them."""
         types = {} if made.custom or made.refused else self._inferred(made)
+        contradictory = types is None
+        if made.later and made.op == "Loop":
+            types = {**(types or {}), **carried_types(made, list(self.functions))}
         found: list[HostOperand | None] = []
         for output, original in zip(made.outputs, node.output, strict=True):
             if output is None:
                 found.append(None)
                 continue
             type = (types or {}).get(host_name(output.name))
-            claimed = declared.get(original) if types is not None else None
+            claimed = declared.get(original) if not contradictory else None
             if claimed is not None and (type is None or static_type(type) is None):
                 type = claimed if type is None or static_type(claimed) is not None else type
             static = static_type(type)
+            if static is not None and static.bytes > LARGEST_BYTES:
+                where = f"{self.source.where}: node '{made.label}' ({made.proto.op_type})"
+                raise RefusedError(ModelError.of(where, "its result does not fit any memory", got=static))
             found.append(Value(output.name, static) if static is not None else HostTensor(output.name, type))
         return tuple(found)
 

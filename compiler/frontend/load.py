@@ -18,8 +18,9 @@ import onnx
 
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
 from ppuc.compiler.frontend.folding import FoldingBuilder
+from ppuc.compiler.frontend.scope import Scope, Tensor, Unknown
 from ppuc.compiler.frontend.source import Source, read_source
-from ppuc.compiler.frontend.walk import Scope, Tensor, Unknown, Walk
+from ppuc.compiler.frontend.walk import Walk
 from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.rewrite import without_dead_ops

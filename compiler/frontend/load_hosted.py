@@ -24,8 +24,9 @@ from ppuc.compiler.frontend.load import (
     model_name,
     register_importers,
 )
+from ppuc.compiler.frontend.scope import Scope, Unknown
 from ppuc.compiler.frontend.source import Source, read_source
-from ppuc.compiler.frontend.walk import Scope, Unknown, Walk
+from ppuc.compiler.frontend.walk import Walk
 from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.graph import Graph, Op, Value
 

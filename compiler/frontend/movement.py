@@ -189,6 +189,41 @@ def scatter_elements(ctx: NodeContext) -> Sequence[Value]:
     return [ctx.op("scatter_elements", ctx.operand(0), ctx.operand(1), ctx.operand(2), attrs=attrs)]
 
 
+@importer("TensorScatter")
+def tensor_scatter(ctx: NodeContext) -> Sequence[Value]:
+    """Rows of a cache at each sample's own place: a scatter into the cache with the axes up to the row's as one."""
+    cache, update = ctx.operand(0), ctx.operand(1)
+    axis = ctx.axis(-2, cache.type.rank)
+    mode = str(ctx.attr("mode", "linear"))
+    if axis == 0 or mode not in ("linear", "circular"):
+        ctx.fail("axis 0 holds the samples" if axis == 0 else "the mode is unknown", got=axis or mode)
+    lead, (length, *rest) = cache.type.dims[:axis], cache.type.dims[axis:]
+    rows = update.type.dims[axis] if update.type.rank == cache.type.rank else -1
+    if update.type.dims != (*lead, rows, *rest) or rows > length:
+        ctx.fail("the update does not fit the cache", got=update.type, expected=f"{cache.type} with fewer rows")
+    steps = ctx.b.const(np.arange(rows, dtype=np.int64).reshape((1, rows)), "rows")
+    place = steps
+    if ctx.has(2):
+        if ctx.shape(2) != lead[:1]:
+            ctx.fail("there is no place for each sample", got=ctx.type(2), expected=f"{lead[0]} numbers")
+        place = ctx.op("add", reshaped(ctx, ctx.operand(2), (lead[0], 1)), steps)
+    if mode == "circular":
+        place = ctx.op("mod", place, ctx.b.const(np.array(length, np.int64), "length"))
+    count = int(np.prod(lead, dtype=np.int64))
+    own = (lead[0], count // max(lead[0], 1), rows)
+    place = expanded(ctx, reshaped(ctx, place, (place.type.dims[0], 1, rows)), own)
+    start = np.arange(count, dtype=np.int64).reshape(own[0], own[1], 1) * length
+    place = ctx.op("add", place, ctx.b.const(start, "start"))
+    joined = ctx.op(
+        "scatter_nd",
+        reshaped(ctx, cache, (count * length, *rest)),
+        reshaped(ctx, place, (count * rows, 1)),
+        reshaped(ctx, update, (count * rows, *rest)),
+        attrs=ScatterNdAttrs("none"),
+    )
+    return [reshaped(ctx, joined, cache.type.dims)]
+
+
 @importer("Compress")
 def compress(ctx: NodeContext) -> Sequence[Value]:
     """A gather of what the condition, which must be known now, selects; without an axis, of the flattened input."""

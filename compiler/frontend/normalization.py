@@ -149,7 +149,7 @@ def import_mean_variance_normalization(ctx: NodeContext) -> Sequence[Value]:
         ctx.fail("needs a floating-point input", got=x.type)
     axes = ctx.attr("axes", [0, 2, 3])
     if any(not -rank <= a < rank for a in axes):
-        ctx.fail("axis is out of range", got=list(axes), expected=f"between {-rank} and {rank - 1}")
+        ctx.breaks("axis is out of range", got=list(axes), expected=f"between {-rank} and {rank - 1}")
     over = sorted({a % rank for a in axes})
     wide = c.widen(ctx.b, x)
     centered = ctx.op("sub", wide, c.mean(ctx.b, wide, over))

@@ -41,7 +41,7 @@ def _axis(ctx: NodeContext, scale: Value) -> tuple[int, int]:
     if not scale.type.rank:
         return 0, 0
     if not -rank <= axis < rank:
-        ctx.fail("axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
+        ctx.breaks("axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
     if scale.type.rank == 1 and not (block and rank == 1):
         return axis % rank, 0
     size, blocks = ctx.shape(0)[axis % rank], scale.type.dims[axis % rank] if scale.type.rank == rank else 0

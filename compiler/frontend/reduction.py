@@ -29,7 +29,7 @@ def _axes(ctx: NodeContext) -> tuple[int, ...]:
         return () if noop else tuple(range(rank))
     for axis in axes:
         if not -rank <= axis < rank:
-            ctx.fail("axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
+            ctx.breaks("axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
     return tuple(sorted({a % rank for a in axes}))
 
 
@@ -119,7 +119,7 @@ def _scan_axis(ctx: NodeContext) -> int:
     rank = ctx.type(0).rank
     axis = int(ctx.need_constant(1, "axis").reshape(-1)[0])
     if not -rank <= axis < rank:
-        ctx.fail("axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
+        ctx.breaks("axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
     return axis % rank
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ppuc.compiler.frontend.context import NodeContext, importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.resize import ResizeAttrs
+from ppuc.ir.types import DType
 
 _F32 = np.float32
 
@@ -50,9 +51,17 @@ def resize(ctx: NodeContext) -> Sequence[Value]:
         antialias=bool(ctx.attr("antialias", 0)),
         roi=_roi(ctx, axes, rank) if coordinates == "tf_crop_and_resize" else (),
     )
-    if not ctx.dtype(0).is_float and (attrs.mode == "cubic" or (attrs.antialias and attrs.mode != "nearest")):
-        ctx.fail("how integers are rounded is not defined here", got=f"{ctx.type(0)}, {attrs.mode}", expected="floats")
+    _check_rounding(ctx, attrs)
     return (_emit(ctx, attrs, _by_scales(ctx, scales, axes) if scales.size else _by_sizes(ctx, sizes, axes)),)
+
+
+def _check_rounding(ctx: NodeContext, attrs: ResizeAttrs) -> None:
+    """ONNX does not say how interpolated integers are rounded; what ONNX Runtime interpolates is cut off."""
+    dtype = ctx.dtype(0)
+    if dtype.is_float or attrs.mode == "nearest":
+        return
+    if attrs.mode == "cubic" or attrs.antialias or dtype not in (DType.I8, DType.U8, DType.I32):
+        ctx.fail("how integers are rounded is not defined here", got=f"{ctx.type(0)}, {attrs.mode}", expected="floats")
 
 
 def _old_resize(ctx: NodeContext, scales: np.ndarray) -> Value:

@@ -49,7 +49,7 @@ def normal_axes(ctx: NodeContext, axes: Sequence[int], rank: int) -> tuple[int, 
     """`axes` in [0, rank); an error when one is out of range or named twice."""
     for axis in axes:
         if not -rank <= axis < rank:
-            ctx.fail("an axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
+            ctx.breaks("an axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
     normal = tuple(axis % rank for axis in axes)
     if len(set(normal)) != len(normal):
         ctx.fail("an axis is named twice", got=list(axes))
@@ -94,7 +94,7 @@ def flatten(ctx: NodeContext) -> Sequence[Value]:
     dims = ctx.shape(0)
     axis = int(ctx.attr("axis", 1))
     if not -len(dims) <= axis <= len(dims):
-        ctx.fail("axis is out of range", got=axis, expected=f"between {-len(dims)} and {len(dims)}")
+        ctx.breaks("axis is out of range", got=axis, expected=f"between {-len(dims)} and {len(dims)}")
     axis += len(dims) if axis < 0 else 0
     return [reshaped(ctx, ctx.operand(0), (math.prod(dims[:axis]), math.prod(dims[axis:])))]
 

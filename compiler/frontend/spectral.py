@@ -97,7 +97,7 @@ def _dft_axis(ctx: NodeContext, rank: int) -> int:
     if ctx.has(2):
         axis = int(ctx.need_constant(2, "axis").reshape(-1)[0])
     if not -rank <= axis < rank or axis % rank == rank - 1:
-        ctx.fail("axis is out of range", got=axis, expected=f"between {-rank} and {rank - 2}")
+        ctx.breaks("axis is out of range", got=axis, expected=f"between {-rank} and {rank - 2}")
     return axis % rank
 
 

@@ -10,28 +10,35 @@ arises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import onnx
 
-from ppuc.compiler.frontend.attributes import ignored
-from ppuc.compiler.frontend.context import IMPORTERS, Importer, NodeContext
+from ppuc.compiler.frontend.attributes import ignored, plain_value
+from ppuc.compiler.frontend.context import IMPORTERS, BrokenRuleError, Importer, NodeContext
 from ppuc.compiler.frontend.control import LoopNode, NotUnrolledError
 from ppuc.compiler.frontend.folding import FoldingBuilder
-from ppuc.compiler.frontend.functions import FunctionBody, has_schema_body, local_body, local_functions, schema_body
+from ppuc.compiler.frontend.functions import (
+    DEEPEST_CALL,
+    FunctionBody,
+    expanded_nodes,
+    has_schema_body,
+    local_body,
+    local_functions,
+    schema_body,
+)
 from ppuc.compiler.frontend.handover import Handover, RefusedError
 from ppuc.compiler.frontend.hosting import HostSide, HostTensor, may_be_dense
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.products import CONTROL, is_control
+from ppuc.compiler.frontend.rules import broken_rule
+from ppuc.compiler.frontend.scope import ExpansionError, Scope, Site, Tensor, Unknown, UnknownOpsError
 from ppuc.compiler.frontend.source import Source, normal_domain
-from ppuc.compiler.frontend.tensors import foreign, packed_range, read_tensor
+from ppuc.compiler.frontend.tensors import foreign, read_tensor
 from ppuc.ir.errors import Diagnostic, InternalError, ModelError
 from ppuc.ir.graph import Value
 from ppuc.ir.types import DType
 
-DEEPEST_CALL = 64
 NAMES_SHOWN = 8
 SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function with --host-ops FILE.py"
 
@@ -43,50 +50,6 @@ compiled anew for each of its values, for results of the same sizes."""
 TRANSFORMS = ("DFT", "STFT")
 MOST_EXPANDED = 50_000
 """Nodes that calls of functions and unrolled loops of a model may become."""
-
-
-class ExpansionError(ModelError):
-    """Functions that expand to more nodes than anybody meant."""
-
-
-class UnknownOpsError(ModelError):
-    """Ops that cannot be imported; one diagnostic for each, with its nodes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A tensor that could not be computed. `error` is raised at its first use; None when it is reported already."""
-
-    error: ModelError | None = None
-
-
-Tensor = Value | HostTensor | Unknown | None
-"""What a name stands for; None is an optional input that the caller of a function left out."""
-
-
-@dataclass(slots=True)
-class Scope:
-    """Names visible in one graph, branch or function body. Initializers become constants when they are first read."""
-
-    opsets: Mapping[str, int]
-    values: dict[str, Tensor] = field(default_factory=dict)
-    tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)
-    outer: Scope | None = None
-
-    def names(self) -> set[str]:
-        """Everything visible, outer scopes included."""
-        own = self.values.keys() | self.tensors.keys()
-        return own | self.outer.names() if self.outer is not None else own
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A node where it stands: `label` is its path through functions and branches, `depth` that of function calls."""
-
-    node: onnx.NodeProto
-    scope: Scope
-    label: str
-    depth: int
 
 
 class Walk:
@@ -103,6 +66,8 @@ class Walk:
         self.asked: Value | None = None
         self.transforms: set[str] = set()
         self.expanded = 0
+        if expanded_nodes(source.model.graph.node, self.functions, MOST_EXPANDED) > MOST_EXPANDED:
+            raise self._too_many()
         self.host = Handover(host, source, builder, tuple(source.model.functions)) if host is not None else None
 
     def graph(self, graph: onnx.GraphProto, scope: Scope, prefix: str = "", depth: int = 0) -> list[Tensor]:
@@ -153,6 +118,8 @@ class Walk:
         body = local_body(node, self.functions)
         if body is not None:
             return self._call(body, site, operands)
+        if (rule := broken_rule(node, scope.opsets)) is not None:
+            return self._broken(site, ModelError(Diagnostic(self._place(site), *rule)))
         if self.host is None:
             return self._standard(site, operands)
         hosted = [v for v in operands if isinstance(v, HostTensor)]
@@ -180,9 +147,11 @@ class Walk:
         """One more node, `inside` a function."""
         self.expanded += inside
         if self.expanded > MOST_EXPANDED:
-            raise ExpansionError(
-                Diagnostic(self.source.where, f"its functions expand to more than {MOST_EXPANDED} nodes")
-            )
+            raise self._too_many()
+
+    def _too_many(self) -> ExpansionError:
+        what = f"its functions expand to more than {MOST_EXPANDED} nodes"
+        return ExpansionError(Diagnostic(self.source.where, what))
 
     def _standard(self, site: Site, operands: Sequence[Tensor]) -> list[Tensor]:
         """A node that is no call of the model's own functions."""
@@ -211,13 +180,11 @@ class Walk:
         try:
             return list(self.host.node(*place, reason, declared, later))
         except RefusedError as refused:
-            told = error or refused.error
+            told = None if refused.unknown else error or refused.error
             if self.host.side.examining and (refused.unknown or told is not None):
-                why = SUPPLY if refused.unknown or told is None else told.diagnostics[0].what
-                try:
-                    return list(self.host.node(*place, reason, declared, refused=why))
-                except RefusedError:  # what it reads is unknown as well
-                    pass
+                noted = self._noted(site, SUPPLY if told is None else told.diagnostics[0].what, reason)
+                if noted is not None:
+                    return noted
             if refused.unknown:
                 return self._unsupported_op(site)
             self.errors += [e for e in (told,) if e is not None]
@@ -248,12 +215,14 @@ class Walk:
                 opset=opset,
                 inputs=operands,
                 outputs=list(node.output),
-                attributes={a.name: self._attribute(a, place) for a in node.attribute},
+                attributes={a.name: plain_value(a, self.source, place) for a in node.attribute},
                 constants=self.builder.array,
                 where=self.source.where,
                 wanted=self._want,
             )
             results = list(importer(ctx))
+        except BrokenRuleError as error:
+            return self._broken(site, error)
         except ModelError as error:
             later = node.op_type in SIZED and self._asked_for_sizes(operands)
             return self._failed(site, error, later=later)
@@ -266,6 +235,23 @@ class Walk:
             got = f"{unread[0]} = {ctx.attributes[unread[0]]}"
             return self._failed(site, ModelError(Diagnostic(place, f"attribute '{unread[0]}' is not supported", got)))
         return self._with_missing(results, site)
+
+    def _broken(self, site: Site, error: ModelError) -> list[Tensor]:
+        """A node that breaks the rules of its op: nobody's, whatever stands for the op."""
+        if self.host is None or not self.host.side.examining:
+            self.errors.append(error)
+            return self._unknown(site.node)
+        return self._noted(site, error.diagnostics[0].what) or self._unknown(site.node)
+
+    def _noted(self, site: Site, why: str, reason: str = "") -> list[Tensor] | None:
+        """A node noted as refused in a model that is examined; None when what it reads is unknown as well."""
+        assert self.host is not None
+        declared = self.host.side.declared if site.scope.outer is None and site.depth == 0 else {}
+        place = (site.node, site.label, site.scope.opsets, self._reader(site.scope))
+        try:
+            return list(self.host.node(*place, reason, declared, refused=why))
+        except RefusedError:
+            return None
 
     def _failed(self, site: Site, error: ModelError, later: bool = False) -> list[Tensor]:
         """A node that its importer refused; `later` when it asked for values that nobody knows yet."""
@@ -418,23 +404,3 @@ class Walk:
         except ModelError as error:
             self.errors.append(error)
             return Unknown()
-
-    def _attribute(self, attribute: onnx.AttributeProto, place: str) -> Any:
-        """Plain Python values; arrays for tensors."""
-        kinds = onnx.AttributeProto
-        if attribute.type == kinds.TENSOR and packed_range(attribute.t.data_type) is not None:
-            raise ModelError.of(
-                place, f"attribute '{attribute.name}' has elements below a byte", expected="an initializer"
-            )
-        if attribute.type == kinds.TENSOR:
-            return read_tensor(attribute.t, self.source).array()
-        if attribute.type == kinds.STRING:
-            return attribute.s.decode(errors="replace")
-        if attribute.type == kinds.STRINGS:
-            return [s.decode(errors="replace") for s in attribute.strings]
-        if attribute.type in (kinds.FLOAT, kinds.INT, kinds.GRAPH):
-            return onnx.helper.get_attribute_value(attribute)
-        if attribute.type in (kinds.FLOATS, kinds.INTS):
-            return list(onnx.helper.get_attribute_value(attribute))
-        kind = kinds.AttributeType.Name(attribute.type).lower().replace("_", " ")
-        raise ModelError.of(place, f"attribute '{attribute.name}' is of a kind that is not supported", got=kind)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,17 @@ from ppuc.ir.errors import ModelError, UsageError
 START_SECONDS = 60.0
 
 
+def physical_bytes() -> int:
+    """The memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @dataclass(frozen=True, slots=True)
 class HostLimits:
     """What one request may take: wall time, and the worker's address space."""
 
     seconds: float = 120.0
-    bytes: int = 16 << 30
+    bytes: int = field(default_factory=lambda: min(16 << 30, physical_bytes() * 3 // 4))
 
 
 class HostError(ModelError):

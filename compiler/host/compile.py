@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ppuc.compiler.alias import DECLARED, OPTION, aliased, check_names
 from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
-from ppuc.compiler.frontend.walk import UnknownOpsError
+from ppuc.compiler.frontend.scope import UnknownOpsError
 from ppuc.compiler.host.client import HostError, HostWorker
 from ppuc.compiler.host.join import join
 from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, partition

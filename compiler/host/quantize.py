@@ -49,7 +49,7 @@ class PartsQuantizer:
 
     def _plans(self, hosted: HostedModel, parts: Sequence[Part], prepared: Sequence[Prepared]) -> list[Plan]:
         if self.how.policy is not None and self.how.plan is None:
-            whole = read_policy(self.how.policy, [layer for p in prepared for layer in p.layers])
+            whole = read_policy(self.how.policy, [layer for p in prepared for layer in p.all_layers])
             return [_of_layers(whole, p) for p in prepared]
         if self.how.plan is not None:
             return [_of_layers(self.how.plan, p) for p in prepared]
@@ -85,7 +85,7 @@ class PartsQuantizer:
 
 
 def _of_layers(plan: Plan, prepared: Prepared) -> Plan:
-    names = {layer.name for layer in prepared.layers}
+    names = {layer.name for layer in prepared.all_layers}
     return Plan({name: layer for name, layer in plan.layers.items() if name in names})
 
 

@@ -8,8 +8,10 @@ Invariant: one answer for each request, `("ok", result)` or `("error", one line)
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import runpy
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +27,7 @@ from onnx.reference.op_run import OpRun
 from ppuc.compiler.host.registry import registered
 
 FATAL_ONLY = 4
+PR_SET_PDEATHSIG = 1
 RANDOM = ("Bernoulli", "Dropout", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 """Ops whose results follow a seed: onnx.reference gives the numbers that ONNX's tests expect."""
 NAMELESS = ("bfloat16", "float8", "float4", "int4", "int2")
@@ -120,8 +123,16 @@ def serve(connection: Connection) -> None:
             connection.send(("error", line_of(error)))
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when the compiler is gone, even one that was killed in the middle of a request.
+    Only Linux can; elsewhere the process ends when it next looks at its socket."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """`worker FD BYTES [FILE.py ...]`: serve on a socket, within an address space, with the ops of Python files."""
+    end_with_parent()
     descriptor, limit, *files = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ppuc.compiler.lowering.body import op_axes
 from ppuc.compiler.lowering.nest import Nest, Tiling
-from ppuc.compiler.lowering.vectorise import ChainEmitter, ProgramBuilder
+from ppuc.compiler.lowering.vectorise import ChainEmitter, ProgramBuilder, last_position
 from ppuc.ir.affine import Affine
 from ppuc.ir.graph import Op
 from ppuc.ir.kernel import Load, Stmt, Store, Vec
@@ -138,16 +138,11 @@ class ChunkedReduction:
         partial = builder.step(f"reduce_{kind}", value, ints=axes)
         last: bool = op.attrs.last  # type: ignore[attr-defined]
         if last:
-            size = op.operands[0].type.dims[op.attrs.axis]  # type: ignore[attr-defined]
-            hit = builder.step("eq", value, partial)
-            where = builder.step("iota", value, ints=(axes[0], size))
-            where = builder.step("select", hit, where, builder.const(-1, DType.I64))
-            where = builder.step("reduce_max", where, ints=axes)
+            where = last_position(builder, op, value, partial, axes)
         else:
             where = builder.step(f"arg{kind}", value, ints=axes)
         position = builder.step("add", where, body.scalar(self._chunk_offset(op, body)))
-        compare = {("max", False): "gt", ("max", True): "ge", ("min", False): "lt", ("min", True): "le"}[kind, last]
-        better = builder.step(compare, partial, old)
+        better = _better(builder, kind, last, partial, old, dtype.is_float)
         index = body.state(buffers[1], DType.I64)
         return [
             (builder.step("select", better, partial, old), dtype),
@@ -176,6 +171,17 @@ class ChunkedReduction:
             param = kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
             nest.add(depth, Store(param, buffer, self.low.index(operand.access, loops)))
         return list(nest.build())
+
+
+def _better(builder: ProgramBuilder, kind: str, last: bool, new: str, old: str, is_float: bool) -> str:
+    """Whether the extreme of a chunk takes the place of that of the chunks before it. A NaN is beyond every number, and
+    the first one counts, or the last."""
+    compare = {("max", False): "gt", ("max", True): "ge", ("min", False): "lt", ("min", True): "le"}[kind, last]
+    better = builder.step(compare, new, old)
+    if not is_float:
+        return better
+    better = builder.step("or", better, builder.step("isnan", new))
+    return better if last else builder.step("and", better, builder.step("eq", old, old))
 
 
 class _Program:

@@ -121,11 +121,17 @@ def _argreduce(builder: ProgramBuilder, op: Op, x: str, axes: Sequence[int]) -> 
     kind: str = attrs.kind  # type: ignore[attr-defined]
     if not attrs.last:  # type: ignore[attr-defined]
         return builder.step(f"arg{kind}", x, ints=axes)
-    extreme = builder.step(f"reduce_{kind}", x, ints=axes)
-    size = op.operands[0].type.dims[attrs.axis]  # type: ignore[attr-defined]
-    where = builder.step("eq", x, extreme)
-    position = builder.step("iota", x, ints=(axes[0], size))
-    masked = builder.step("select", where, position, builder.const(-1, DType.I64))
+    return last_position(builder, op, x, builder.step(f"reduce_{kind}", x, ints=axes), axes)
+
+
+def last_position(builder: ProgramBuilder, op: Op, x: str, extreme: str, axes: Sequence[int]) -> str:
+    """Where `x` equals its `extreme` along the axis for the last time; a NaN counts as one, as it does in `reduce`."""
+    source, axis = op.operands[0].type, op.attrs.axis  # type: ignore[attr-defined]
+    hit = builder.step("eq", x, extreme)
+    if source.dtype.is_float:
+        hit = builder.step("or", hit, builder.step("isnan", x))
+    position = builder.step("iota", x, ints=(axes[0], source.dims[axis]))
+    masked = builder.step("select", hit, position, builder.const(-1, DType.I64))
     return builder.step("reduce_max", masked, ints=axes)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ppuc.compiler.passes.graph_walk import Rules, Walk
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.ops.movement import ConcatAttrs, GatherAttrs, PadAttrs
-from ppuc.ir.ops.reduction import ReduceAttrs
+from ppuc.ir.ops.reduction import CumsumAttrs, ReduceAttrs
 from ppuc.ir.ops.view import ExpandAttrs, ReshapeAttrs, SliceAttrs, TransposeAttrs
 from ppuc.ir.types import broadcast_shapes
 
@@ -291,7 +291,19 @@ def crop_as_slice(w: Walk, op: Op) -> Value | None:
     return w.emit("slice", op.operands[0], attrs=SliceAttrs(starts, op.result.type.dims, (1,) * len(starts)))
 
 
+def scan_of_one(w: Walk, op: Op) -> Value | None:
+    """argreduce or exclusive cumsum along a dimension of size one -> zeros; inclusive cumsum -> its operand."""
+    x, axis = op.operands[0], op.attrs.axis  # type: ignore[attr-defined]
+    if x.type.dims[axis] != 1:
+        return None
+    if isinstance(op.attrs, CumsumAttrs) and not op.attrs.exclusive:
+        return x
+    return w.const(np.zeros(op.result.type.dims, op.result.type.dtype.numpy))
+
+
 VIEW_RULES: Rules = {
+    "argreduce": (scan_of_one,),
+    "cumsum": (scan_of_one,),
     "reshape": (identity_view, merge_reshapes, reshape_before_swap, reshape_into_reduce),
     "transpose": (identity_view, merge_transposes, transpose_as_reshape),
     "slice": (identity_view, merge_slices, slice_of_concat),

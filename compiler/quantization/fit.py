@@ -28,12 +28,14 @@ from ppuc.ir.types import DType
 
 RIDGES = (np.inf, 20.0, 5.0, 1.0, 0.2)
 """Strengths of the pull towards the model's weights, as shares of the mean square of an operand's channel."""
-DAMPINGS = (np.inf, 1.0, 0.1, 0.01)
+DAMPINGS = (np.inf, 0.3, 0.02)
 """Shares of the mean diagonal added to x' x before it is inverted; infinite: every weight to its nearest."""
 PHASES = 16
 HELD = 4
 """Every HELD-th sample is kept apart."""
-_BLOCK = 64
+LARGEST_SYSTEM = 1024
+"""Operands solved for at once: the work grows with their cube."""
+_STEPS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +50,13 @@ class Moments:
 
     @staticmethod
     def of(x: np.ndarray, y: np.ndarray) -> Moments:
-        """Those of f32 x[g, rows, k] and y[g, rows, n]."""
-        if x.shape[2] <= _BLOCK:  # many groups of few operands each, some of which may hardly vary
+        """Those of f32 x[g, rows, k] and y[g, rows, n]; in f64, unless operands are very many."""
+        if x.shape[2] <= _STEPS:  # many groups of few operands each, some of which may hardly vary
             x, y = x.astype(np.float64), y.astype(np.float64)
         turned = x.swapaxes(1, 2)
-        return Moments(
-            x.shape[1],
-            x.sum(1, dtype=np.float64),
-            y.sum(1, dtype=np.float64),
-            (turned @ x).astype(np.float64),
-            (turned @ y).astype(np.float64),
-        )
+        kept = np.float64 if x.shape[2] <= LARGEST_SYSTEM else np.float32
+        xx, xy = ((turned @ other).astype(kept, copy=False) for other in (x, y))
+        return Moments(x.shape[1], x.sum(1, dtype=np.float64), y.sum(1, dtype=np.float64), xx, xy)
 
     def plus(self, other: Moments) -> Moments:
         """Those of both."""
@@ -66,27 +64,15 @@ class Moments:
             self.rows + other.rows, self.x + other.x, self.y + other.y, self.xx + other.xx, self.xy + other.xy
         )
 
-    def gram(self) -> np.ndarray:
-        """f64[g, k, k]: the covariance of the operands."""
-        mean = self.x / self.rows
-        covariance: np.ndarray = self.xx / self.rows - mean[:, :, None] * mean[:, None]
-        return covariance
-
-    def moment(self) -> np.ndarray:
-        """f64[g, k, n]: the covariance of operands and results."""
-        covariance: np.ndarray = self.xy / self.rows - (self.x / self.rows)[:, :, None] * (self.y / self.rows)[:, None]
-        return covariance
+    def covariances(self) -> tuple[np.ndarray, np.ndarray]:
+        """[g, k, k] of the operands and [g, k, n] of operands and results."""
+        x, y = ((a / self.rows).astype(self.xx.dtype) for a in (self.x, self.y))
+        return self.xx / self.rows - x[:, :, None] * x[:, None], self.xy / self.rows - x[:, :, None] * y[:, None]
 
     def bias(self, w: np.ndarray) -> np.ndarray:
         """f64[g, n]: what the mean result is above that of w[g, k, n]."""
         bias: np.ndarray = (self.y - (self.x[:, None] @ w)[:, 0]) / self.rows
         return bias
-
-    def error(self, w: np.ndarray, bias: np.ndarray) -> float:
-        """Sum of |y - x w - bias|^2, less that of |y|^2."""
-        total = (w * (self.xx @ w - 2 * self.xy)).sum()
-        total += (bias * (self.rows * bias + 2 * ((self.x[:, None] @ w)[:, 0] - self.y))).sum()
-        return float(total)
 
 
 def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
@@ -99,15 +85,17 @@ def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
     held = rows.sample % HELD == HELD - 1
     if not held.any():
         held = rows.sample == rows.sample.max(initial=0)
-    apart = everything = Moments.of(x[:, held], y[:, held])
+    x_apart, y_apart = x[:, held], y[:, held]
+    everything = Moments.of(x_apart, y_apart)
     ridge, damping = np.inf, np.inf
     if not held.all():
         rest = Moments.of(x[:, ~held], y[:, ~held])
-        ridge, damping = _strengths(w, rest, apart, plan.dtype)
-        everything = rest.plus(apart)
-    fitted = _regressed(w, everything, ridge)
-    scales = channel_scales(fitted, np.diagonal(everything.gram(), 0, 1, 2), plan.dtype)
-    stored = compensated(fitted, everything.gram(), scales, plan.dtype, damping)
+        ridge, damping = _strengths(w, rest, x_apart, y_apart, plan.dtype)
+        everything = rest.plus(everything)
+    gram, moment = everything.covariances()
+    fitted = regressed(w, gram, moment, ridge)
+    scales = channel_scales(fitted, np.diagonal(gram, 0, 1, 2), plan.dtype)
+    stored = compensated(fitted, gram, scales, plan.dtype, damping)
     wide = _widened(stored, scales)
     bias = everything.bias(wide) + y_mean[:, 0] - (x_mean.astype(np.float64) @ wide)[:, 0]
     return replace(
@@ -118,15 +106,17 @@ def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
     )
 
 
-def _strengths(w: np.ndarray, rest: Moments, apart: Moments, dtype: DType) -> tuple[float, float]:
-    """The ridge and the damping of the smallest error on rows apart, fitted to the rest."""
+def _strengths(w: np.ndarray, rest: Moments, x: np.ndarray, y: np.ndarray, dtype: DType) -> tuple[float, float]:
+    """The ridge and the damping of the smallest error on the rows x and y, fitted to the rest."""
+    gram, moment = rest.covariances()
 
     def error(candidate: np.ndarray) -> float:
-        return apart.error(candidate, rest.bias(candidate))
+        found = x @ candidate.astype(np.float32) + rest.bias(candidate)[:, None].astype(np.float32)
+        return float(np.square(found - y).sum(dtype=np.float64))
 
-    candidates = [_regressed(w, rest, ridge) for ridge in RIDGES]
+    candidates = [regressed(w, gram, moment, ridge) for ridge in RIDGES]
     best = int(np.argmin([error(candidate) for candidate in candidates]))
-    fitted, gram = candidates[best], rest.gram()
+    fitted = candidates[best]
     scales = channel_scales(fitted, np.diagonal(gram, 0, 1, 2), dtype)
     errors = [error(_widened(compensated(fitted, gram, scales, dtype, d), scales)) for d in DAMPINGS]
     return RIDGES[best], DAMPINGS[int(np.argmin(errors))]
@@ -144,13 +134,21 @@ def _trace(gram: np.ndarray) -> np.ndarray:
     return never_zero
 
 
-def _regressed(w: np.ndarray, seen: Moments, ridge: float) -> np.ndarray:
-    """argmin |y - x v|^2 + r |v - w|^2 for the moments of x and y, w f64[g, k, n]."""
+def _blocks(k: int) -> list[slice]:
+    """Parts of the operands that are solved for at once."""
+    return [slice(start, min(start + LARGEST_SYSTEM, k)) for start in range(0, k, LARGEST_SYSTEM)]
+
+
+def regressed(w: np.ndarray, gram: np.ndarray, moment: np.ndarray, ridge: float) -> np.ndarray:
+    """argmin |y - x v|^2 + r |v - w|^2 for the covariances of x and y, w f64[g, k, n]; many operands one block after
+    another (a sweep of Gauss and Seidel)."""
     if np.isinf(ridge):
         return w
-    gram = seen.gram()
-    pull = ridge * _trace(gram) * np.eye(gram.shape[1])
-    fitted: np.ndarray = w + np.linalg.solve(gram + pull, seen.moment() - gram @ w)
+    pull = ridge * _trace(gram)
+    fitted = w.copy()
+    for part in _blocks(w.shape[1]):
+        left = moment[:, part] - gram[:, part] @ fitted.astype(gram.dtype, copy=False)
+        fitted[:, part] += np.linalg.solve(gram[:, part, part] + pull * np.eye(left.shape[1]), left)
     return fitted
 
 
@@ -173,18 +171,28 @@ def channel_scales(w: np.ndarray, importance: np.ndarray, dtype: DType) -> np.nd
 
 
 def compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType, damping: float) -> np.ndarray:
-    """w[g, k, n] / scale[g, n] rounded to `dtype` one row after another, those of the largest operands first."""
+    """w[g, k, n] / scale[g, n] rounded to `dtype` one row after another, those of the largest operands first; of many
+    operands, each block makes up for its own roundings."""
     if np.isinf(damping):
         return rounded((w / scale[:, None]).astype(np.float32), dtype)
+    added = damping * _trace(gram)
+    parts = [
+        _compensated(w[:, p], gram[:, p, p] + added * np.eye(w[:, p].shape[1]), scale, dtype)
+        for p in _blocks(w.shape[1])
+    ]
+    return rounded(np.concatenate(parts, 1), dtype)
+
+
+def _compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType) -> np.ndarray:
+    """f32: the stored numbers of one block."""
     groups, k = np.arange(len(w))[:, None], w.shape[1]
     order = np.argsort(-np.diagonal(gram, 0, 1, 2), axis=1, kind="stable")
-    damped = gram[groups[..., None], order[:, :, None], order[:, None, :]]
-    damped = damped + damping * _trace(gram) * np.eye(k)
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).swapaxes(1, 2)
+    ordered = gram[groups[..., None], order[:, :, None], order[:, None, :]]
+    upper = np.linalg.cholesky(np.linalg.inv(ordered)).swapaxes(1, 2)
     left = w[groups, order]
     stored = np.zeros(w.shape, np.float32)
-    for start in range(0, k, _BLOCK):
-        stop = min(start + _BLOCK, k)
+    for start in range(0, k, _STEPS):
+        stop = min(start + _STEPS, k)
         errors = np.zeros((len(w), stop - start, w.shape[2]))
         for i in range(start, stop):
             stored[:, i] = nearest(left[:, i] / scale, dtype)
@@ -194,4 +202,4 @@ def compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType
         left[:, stop:] -= upper[:, start:stop, stop:].swapaxes(1, 2) @ errors
     result = np.empty_like(stored)
     result[groups, order] = stored
-    return rounded(result, dtype)
+    return result

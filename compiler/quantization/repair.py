@@ -20,6 +20,7 @@ from ppuc.compiler.quantization.measure import Accuracy, Reference
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.quantization.reconstruct import Options, reconstructed
+from ppuc.ir.graph import Graph
 
 NONE = "none"
 CANDIDATES: Mapping[str, Options | None] = {
@@ -30,6 +31,11 @@ CANDIDATES: Mapping[str, Options | None] = {
 """Name -> what is done to the layers."""
 FOLDS = 2
 """Parts of the samples."""
+
+FEWEST, MOST = 4, 64
+"""Samples that a repair is fitted to."""
+MOST_BYTES, MOST_MACS = 1 << 30, 1 << 37
+"""Of all samples together, unless there are fewest."""
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -73,6 +79,7 @@ def best_method(
 ) -> Choice:
     """The method of the most merit over all `samples`, of those that gain more than chance would. Doing nothing is
     always among them."""
+    samples = affordable(prepared, samples)
     judge = Reference(prepared.module.graph, samples)
     tried: dict[str, Accuracy] = {}
     for method in dict.fromkeys((NONE, *methods)):
@@ -81,6 +88,34 @@ def best_method(
         tried[method] = _held_out(prepared, plan, judge, method, folds)
     sure = [method for method, accuracy in tried.items() if method == NONE or surely_better(accuracy, tried[NONE])]
     return Choice(max(sure, key=lambda method: tried[method].merit), tried)
+
+
+def affordable(prepared: Prepared, samples: Sequence[Feeds]) -> Sequence[Feeds]:
+    """As many of `samples`, evenly chosen, as time and memory allow: the model and its quantized form are run on all of
+    them side by side, and what is alive between two layers is kept."""
+    each = 2 * live_bytes(prepared.module.graph)
+    macs = sum(layer.macs for layer in prepared.layers)
+    count = max(FEWEST, min(MOST, MOST_BYTES // max(each, 1), MOST_MACS // max(macs, 1)))
+    if count >= len(samples):
+        return samples
+    return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def live_bytes(graph: Graph) -> int:
+    """The most bytes of activations that are needed at one place of `graph`."""
+    constants = graph.constants()
+    last = {v.name: i for i, op in enumerate(graph.ops) for v in op.operands}
+    sizes = {v.name: v.type.bytes for v in (*graph.params, *(r for op in graph.ops for r in op.results))}
+    ending: dict[int, int] = {}
+    for name, i in last.items():
+        if name not in constants:
+            ending[i] = ending.get(i, 0) + sizes[name]
+    alive = most = sum(v.type.bytes for v in graph.params)
+    for i, op in enumerate(graph.ops):
+        alive += sum(r.type.bytes for r in op.results if r.name in last and r.name not in constants)
+        most = max(most, alive)
+        alive -= ending.get(i, 0)
+    return most
 
 
 def surely_better(one: Accuracy, other: Accuracy) -> bool:
@@ -107,6 +142,7 @@ def _held_out(prepared: Prepared, plan: Plan, judge: Reference, method: str, fol
 def apply_repair(prepared: Prepared, plan: Plan, fit: Sequence[Feeds], method: str) -> Plan:
     """`plan` repaired by one method."""
     options = CANDIDATES[method]
+    fit = affordable(prepared, fit)
     quantized = any(p.quantized for p in plan.layers.values())
     if options is None or not quantized:
         return plan

@@ -193,6 +193,21 @@ def scatter_nd(s: Sample) -> None:
     s.add(s.array(dtype, (*lead, *shape[depth:])))
 
 
+@strategy("TensorScatter")
+def tensor_scatter(s: Sample) -> None:
+    """Rows that fit behind their place, or anywhere around the ring."""
+    shape, dtype = s.shape(2, 4, least=1), s.dtype()
+    axis = s.between(1, len(shape) - 1)
+    rows = s.between(1, shape[axis])
+    circular = s.flip()
+    s.attributes = {"axis": axis - len(shape) if s.flip() else axis, "mode": "circular" if circular else "linear"}
+    s.add(s.array(dtype, shape, SPECIAL), s.flip(0.2))
+    s.add(s.array(dtype, [rows if a == axis else n for a, n in enumerate(shape)], SPECIAL))
+    if s.flip(0.8):
+        most = shape[axis] if circular else shape[axis] - rows + 1
+        s.add(s.numbers.integers(0, most, shape[:1]).astype(np.int64), s.flip(0.3))
+
+
 @strategy("Compress")
 def compress(s: Sample) -> None:
     shape = s.shape(1, 3, least=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.fuzz.registry import strategy
-from tests.fuzz.sample import F32, Sample
+from tests.fuzz.sample import F32, I8, U8, Sample
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 PLAIN = {"RNN": 1, "GRU": 2, "LSTM": 3}
@@ -51,3 +51,23 @@ def recurrent(s: Sample) -> None:
     if s.op == "LSTM" and s.flip(0.2):
         s.attributes["input_forget"] = 1
     s.results(3 if s.op == "LSTM" else 2, 0.7)
+
+
+@strategy("DynamicQuantizeLSTM", domain="com.microsoft")
+def dynamic_quantize_lstm(s: Sample) -> None:
+    steps, batch, width, hidden = s.between(1, 4), s.between(1, 3), s.between(1, 9), s.between(1, 5)
+    direction = s.pick(("forward", "reverse", "bidirectional"))
+    ways, dtype = 2 if direction == "bidirectional" else 1, s.pick((I8, U8))
+    s.add(s.array(F32, (steps, batch, width)))
+    for rows in (width, hidden):
+        s.add(s.array(dtype, (ways, rows, 4 * hidden)), True)
+    s.add(s.array(F32, (ways, 8 * hidden), scale=0.5) if s.flip(0.7) else None, True)
+    s.add(s.numbers.integers(1, steps + 1, batch).astype(np.int32) if s.flip(0.3) else None, s.flip())
+    for _ in range(2):
+        s.add(s.array(F32, (ways, batch, hidden), scale=0.5) if s.flip() else None)
+    s.add(None)
+    for _ in range(2):
+        s.add(s.numbers.uniform(0.01, 0.05, ways).astype(np.float32), True)
+        s.add(s.numbers.integers(0, 5, ways).astype(dtype), True)
+    s.attributes = {"hidden_size": hidden, "direction": direction}
+    s.results(3, 0.7)

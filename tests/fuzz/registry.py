@@ -106,11 +106,12 @@ def _known(allowed: list[str]) -> tuple[np.dtype, ...]:
     return tuple(TYPES[n] for n in names if n in TYPES)
 
 
-def node_of(key: Key, source: random.Random) -> Node:
-    """A node of the op. Raises UnsuitedError when the draws make none."""
+def node_of(key: Key, source: random.Random, opset: int = 0, calm: bool = False) -> Node:
+    """A node of the op, of any of its versions (0) or of the one in `opset`, and without extreme values when `calm`.
+    Raises UnsuitedError when the draws make none."""
     domain, op = key
-    opset = opsets_of(key)[source.randrange(len(opsets_of(key)))]
-    sample = Sample(source, op, domain, opset, _types(key, opset))
+    opset = opset or opsets_of(key)[source.randrange(len(opsets_of(key)))]
+    sample = Sample(source, op, domain, opset, _types(key, opset), calm)
     load_strategies()[key](sample)
     return sample.node()
 

@@ -149,7 +149,8 @@ def pool(s: Sample) -> None:
         s.attributes["p"] = s.pick((1, 2, 3))
     shape = (s.between(0 if s.flip(0.1) else 1, 2), s.between(1, 4), *sizes)
     dtype = s.dtype()
-    s.add(s.array(dtype, shape, 0.03 if s.op == "MaxPool" and s.flip(0.3) else 0.0))
+    x = s.array(dtype, shape, 0.03 if s.op == "MaxPool" and s.flip(0.3) else 0.0)
+    s.add(x if dtype.kind in "iu" else np.where(np.isnan(x), np.zeros((), dtype), x))  # NaN: docs/disagreements.md
     if s.op == "MaxPool" and s.opset >= 8 and s.flip(0.3):
         s.arrays["x0"] = s.distinct(dtype, shape) if dtype.itemsize > 1 else s.arrays["x0"]
         s.outputs = ["y0", "y1"]
