@@ -32,7 +32,6 @@ from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
-from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, prepare, storage_plan
 from ppuc.compiler.quantization.search import Goal
 from ppuc.compiler.quantization.study import Request, repaired_plan, study
