@@ -30,18 +30,21 @@ from ppuc.ir.types import DType
 from ppuc.targets.simulator.result import Profile
 
 if TYPE_CHECKING:
+    from ppuc.compiler.host.later import LaterRun
     from ppuc.targets.simulator.run import Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
     """`outputs` in the model's order; `layers` in execution order (empty unless asked for), named by ONNX node;
-    `hazards` as text. `ok` when all outputs and layers agree and there are no hazards."""
+    `hazards` as text; `later` is what was compiled while the program ran. `ok` when all outputs and layers agree and
+    there are no hazards."""
 
     outputs: tuple[Comparison, ...]
     layers: tuple[Comparison, ...]
     hazards: tuple[str, ...]
     profile: Profile
+    later: tuple[LaterRun, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -84,7 +87,7 @@ def verify_program(
 
         result = program.run(arrays, progress=progress)
         outputs, inner = verify_hosted(program, program.plan, arrays, result, layers)
-        return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile)
+        return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile, result.later)
     shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
     imported = load_model(program.source, shapes=shapes, values=fixed)
     precision = program.artifact.meta.get("precision", "model")

@@ -103,6 +103,19 @@ def test_loops_that_are_not_unrolled(call: str, reason: str) -> None:
         load_model(model_of(text, {"many": np.array(10**6, np.int64)}))
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_loop_without_condition_does_not_ask_its_body(known: bool) -> None:
+    """As the specification has it, whether it is unrolled or the host's."""
+    text = f"""g (float[2] x{"" if known else ", int64 n"}) => (float[2] y) {{
+      y = Loop ({"six" if known else "n"}, , x) <body = l (int64 i, bool k, float[2] v) => (more, w) {{
+        more = Less(i, i)
+        w = Add(v, v)
+      }}> }}"""
+    made = compile_model(model_of(text, {"six": np.array(6)}), target="ppu-tiny")
+    feeds = {"x": np.ones(2, np.float32)} | ({} if known else {"n": np.array(6)})
+    assert CompiledProgram(made.artifact, made.target).run(feeds).outputs["y"].tolist() == [64, 64]
+
+
 def test_a_loop_that_only_data_can_end_runs_on_the_host() -> None:
     text = """g (float[2] x) => (float[2] y) {
       h = Neg(x)

@@ -141,3 +141,13 @@ def test_positions_along_an_axis_of_one_element_may_be_turned(op_type: str) -> N
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (y,) = compile(model, target="ppu-tiny").run({"x": x}).outputs.values()
     np.testing.assert_array_equal(y, np.zeros((3, 1, 7), np.float32))
+
+
+def test_groups_that_would_wait_for_each_other_are_taken_apart() -> None:
+    """Single samples of both axes: what both coordinates become is used in both kernels of indices."""
+    rois = np.array([[2.2, 0.1, 4.8, 3.0], [1.3, 6.5, 5.4, 8.1]], np.float32)
+    size = {"output_height": 1, "output_width": 1, "sampling_ratio": 1, "spatial_scale": 0.5}
+    model, feeds = onnx_node(
+        "RoiAlign", floats(2, 1, 3, 9), rois, np.array([0, 1]), constant=(2,), opset=16, mode="max", **size
+    )
+    assert verify(compile(model, target="ppu-tiny"), feeds).ok

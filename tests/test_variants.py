@@ -114,3 +114,18 @@ def test_variants_with_host_steps(tmp_path: Path) -> None:
         array = x(rows)[:, :6]
         want = np.exp(np.maximum(array, 0).astype(np.float64)).astype(np.float32) + array
         np.testing.assert_allclose(loaded.run({"x": array}).outputs["y"], want, rtol=1e-6)
+
+
+def test_variants_with_steps_compiled_later(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 6] x) => (float[k, 9] y) {
+        i = NonZero(x) j = Slice(i, zero, one, zero) k = Squeeze(j, zero) r = Gather(x, k) y = MatMul(r, W) }"""
+    model = onnx.parser.parse_model(text)
+    weights = {"W": np.random.default_rng(1).standard_normal((6, 9), np.float32), "zero": [0], "one": [1]}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(w), n) for n, w in weights.items())
+    ppuc.compile(model, TINY, dims={"N": (2, 3)}).save(tmp_path / "m.ppu")
+    loaded = ppuc.load(tmp_path / "m.ppu")
+    for rows in (2, 3):
+        array = np.maximum(x(rows)[:, :6], 0)
+        result = loaded.run({"x": array})
+        np.testing.assert_allclose(result.outputs["y"], Oracle(model).run({"x": array})["y"], rtol=1e-5, atol=1e-6)
+        assert [(r.calls, r.reason) for r in result.later] == [(1, "")]

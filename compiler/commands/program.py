@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.compiler.run import Progress
-    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+    from ppuc.compiler.runtime import CompiledProgram
     from ppuc.targets.description import Target
 
 Studied = Callable[[dict[str, Any]], None]
@@ -173,13 +173,6 @@ def note_compromises(program: CompiledProgram) -> None:
         if program.plan.later:
             waiting = len(program.plan.later)
             note(f"note: {waiting} node{'s are' if waiting > 1 else ' is'} compiled when the program runs on inputs")
-
-
-def note_later(result: ProgramResult) -> None:
-    """Say what the host computed although it was to be compiled."""
-    for run in result.later:
-        if run.reason:
-            note(f"note: {run.name} ran on the host: {run.reason}")
 
 
 def _chosen(program: CompiledProgram, dims: dict[str, int], arrays: dict[str, np.ndarray]) -> CompiledProgram:

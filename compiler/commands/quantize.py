@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from ppuc.compiler.quantization.data import Data
     from ppuc.compiler.quantization.prepare import Prepared
+    from ppuc.ir.errors import ModelError
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]
@@ -148,6 +151,7 @@ def quantize_command(
     from ppuc.compiler.quantization.policy import write_policy
     from ppuc.compiler.quantization.search import Goal
     from ppuc.compiler.quantization.study import Request, study
+    from ppuc.ir.errors import ModelError
 
     goal = Goal(min_sqnr, min_agreement, max_drop, min_share)
     _check_goal(goal, precision, metric)
@@ -171,8 +175,13 @@ def quantize_command(
         load_metric(metric) if metric is not None else None,
         state,
     )
-    with progress_bar("quantize") as progress:
-        made = study(prepared, given, evaluation, request, lambda what: progress(what, 0, 0))
+    try:
+        with progress_bar("quantize") as progress:
+            made = study(prepared, given, evaluation, request, lambda what: progress(what, 0, 0))
+    except ModelError as error:
+        raise _with_host_in_mind(
+            error, model, dim_sizes(dims), {s.name: s.type.dims for s in prepared.specs}
+        ) from error
     record = {"model": str(model), "target": prepared.target.name, **made.record, "policy": str(output or "") or None}
     if output is not None:
         write_policy(output, made.plan, {"model": model.name, "target": prepared.target.name, "precision": precision})
@@ -223,7 +232,26 @@ def _prepared(
     from ppuc.compiler.quantization.prepare import prepare
     from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.compiler.run import initial_module
+    from ppuc.ir.errors import ModelError
 
     machine, sizes = chosen_target(target, overrides), dim_sizes(dims)
     shapes = Quantization(data).shapes(model, sizes)
-    return prepare(initial_module(load_model(model, dims=sizes, shapes=shapes), machine, precision), machine)
+    try:
+        return prepare(initial_module(load_model(model, dims=sizes, shapes=shapes), machine, precision), machine)
+    except ModelError as error:
+        raise _with_host_in_mind(error, model, sizes, shapes) from error
+
+
+def _with_host_in_mind(
+    error: ModelError, model: Path, dims: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+) -> ModelError:
+    """`error`, with what can be done when it is the host that the model lacks here."""
+    from ppuc.compiler.frontend.load_hosted import load_hosted
+    from ppuc.ir.errors import ModelError, PpucError
+
+    try:
+        load_hosted(model, dims, shapes)
+    except PpucError:
+        return error
+    hint = "the host would run this; `ppuc compile -p fp8 --calibrate DATA` quantizes the rest of such a model"
+    return ModelError([replace(d, hint=hint) for d in error.diagnostics])

@@ -18,7 +18,7 @@ from ppuc.compiler.commands.common import (
     simulation_bar,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
-from ppuc.compiler.commands.program import ProgramOptions, note_later, program_options
+from ppuc.compiler.commands.program import ProgramOptions, program_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +49,7 @@ def run_command(
     Without --inputs and --input, inputs are random. Exit code 1 when the run shows a hazard.
     """
     from ppuc.compiler.inputs import write_npz
+    from ppuc.compiler.report.later import later_rows
 
     keep_input(model, output)
     arrays, fills = read_inputs(inputs_file, single_inputs)
@@ -56,7 +57,6 @@ def run_command(
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)
-    note_later(result)
     if output is not None:
         write_npz(output, result.outputs)
         note(f"note: outputs are in {output}")
@@ -68,6 +68,7 @@ def run_command(
         "seconds": profile.seconds,
         "outputs": {name: summary(array) for name, array in result.outputs.items()},
         "hazards": [str(h) for h in profile.hazards],
+        "later": later_rows(program.plan, result.later) if program.plan is not None else [],
     }
     emit("run", record, as_json, _show)
     return 1 if profile.hazards else 0
@@ -114,6 +115,7 @@ def _number(value: Any) -> float | int | str:
 
 
 def _show(out: Console, record: dict[str, Any]) -> None:
+    from ppuc.compiler.report.later import show_later
     from ppuc.compiler.report.tables import duration, table
 
     out.print(f"{record['target']}: {duration(record['seconds'])} simulated ({record['cycles']:,.0f} cycles)")
@@ -122,6 +124,7 @@ def _show(out: Console, record: dict[str, Any]) -> None:
         for name, r in record["outputs"].items()
     ]
     table(out, "", ("output", "type", "min", "max", "mean", "first elements"), rows, left=(0, 1, 5))
+    show_later(out, record["later"])
     for hazard in record["hazards"]:
         out.print(hazard)
 

@@ -91,7 +91,17 @@ def renamed_node(node: onnx.NodeProto, names: Mapping[str, str], outputs: Sequen
     _rename_inputs(copy, names)
     del copy.output[:]
     copy.output.extend(outputs)
+    if copy.op_type == "Loop" and (len(copy.input) < 2 or not copy.input[1]):
+        _ignore_condition(next(subgraphs(copy)))
     return copy
+
+
+def _ignore_condition(body: onnx.GraphProto) -> None:
+    """Let the body of a Loop without a condition always go on, as the specification has it: ONNX Runtime looks at what
+    the body says all the same."""
+    always = f"{PREFIX}always"
+    body.node.append(helper.make_node("Constant", [], [always], value=numpy_helper.from_array(np.array(True))))
+    body.output[0].name = always
 
 
 def _rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:

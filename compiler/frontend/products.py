@@ -11,36 +11,8 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from ppuc.compiler.frontend.hosting import subgraphs
+from ppuc.compiler.frontend.product_ops import PRODUCTS
 from ppuc.compiler.frontend.source import normal_domain
-
-PRODUCTS = frozenset(
-    {
-        "Attention",
-        "BifurcatedAttention",
-        "Conv",
-        "ConvInteger",
-        "ConvTranspose",
-        "DeformConv",
-        "Einsum",
-        "FusedConv",
-        "FusedGemm",
-        "FusedMatMul",
-        "GRU",
-        "Gemm",
-        "GroupQueryAttention",
-        "LSTM",
-        "MatMul",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "MatMulNBits",
-        "MultiHeadAttention",
-        "QAttention",
-        "QLinearConv",
-        "QLinearMatMul",
-        "RNN",
-    }
-)
-"""Ops of the standard and of com.microsoft that sum products."""
 
 CONTROL = ("If", "Loop", "Scan")
 

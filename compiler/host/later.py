@@ -87,14 +87,14 @@ class LaterSteps:
             if step.control:
                 found = self._control(number, step, model, feeds)
             else:
-                found = self._computed(number, step.nodes[0].node, model, feeds, feeds)
+                found = self._computed(number, step.name, model, feeds, feeds)
         except OnHostError as reason:
-            self._note_host(number, step.nodes[0].node, str(reason))
-            found = self._on_host(model, feeds, step.nodes[0].node, outputs)
+            self._note_host(number, step.name, str(reason))
+            found = self._on_host(model, feeds, step.name, outputs)
         return {name: found[PREFIX + name] for name in step.outputs}
 
     def _control(self, number: int, step: LaterStep, model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        node, label = control_node(model), step.nodes[0].node
+        node, label = control_node(model), step.name
         self.asked[number] = 0
 
         def call(attribute: str, body: Body, arrays: Mapping[str, Any]) -> list[Any]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ppuc.compiler.frontend.product_ops import PRODUCTS
+
 PLAN = "plan"
 """Metadata key of the artifact."""
 
@@ -55,6 +57,11 @@ class LaterStep:
     outputs: tuple[str, ...]
     nodes: tuple[HostedNode, ...]
     control: bool = False
+
+    @property
+    def name(self) -> str:
+        """The node that most of the arithmetic is likely to be in."""
+        return next((n.node for n in self.nodes if n.op.rpartition(".")[2] in PRODUCTS), self.nodes[0].node)
 
 
 Step = HostStep | PpuStep | LaterStep

@@ -65,6 +65,7 @@ class Grouping(GroupedGraph):
         for i, op in enumerate(self.graph.ops):
             if kind_of(op) == "map" and i not in self.group_of and not self._read_through(i):
                 self._grow(i)
+        self._untangle()
         for i, op in enumerate(self.graph.ops):
             if op.name == "insert" and i not in self.group_of:
                 self.group_of[i] = len(self.groups)
@@ -83,13 +84,34 @@ class Grouping(GroupedGraph):
             self._extend(members, number)
         self._shed(members)
         while len(members) > 1 and (why_not := self._misfit(members)):
-            dropped = members.pop()  # no other member reads what the last op computes
-            self.refused[self.group_of.pop(dropped), dropped] = why_not
-            for i in self.brought.pop(dropped, ()):
-                members.remove(i)
-                del self.group_of[i]
+            self._drop_last(number, why_not)
         if len(members) == 1 and len(self._needed(members)) > 1:
             self._read_apart(seed, self._misfit)
+
+    def _untangle(self) -> None:
+        """Take ops out of groups that wait for each other: no path leaves a group and comes back, but one may leave it
+        for another group and come back from what that computes besides."""
+        while knot := self.knot():
+            number = max((n for n in knot if len(self.groups[n]) > 1), key=lambda n: self.groups[n][-1])
+            alone = self._drop_last(number, "the kernel and another one would wait for each other")
+            alone += self.groups[number] if len(self.groups[number]) == 1 else []
+            for i in alone:
+                if i in self.group_of:
+                    self._read_apart(i, self._misfit)
+                elif kind_of(self.graph.ops[i]) == "map":
+                    self.group_of[i] = len(self.groups)
+                    self.groups.append([i])
+                    self._read_apart(i, self._misfit)
+
+    def _drop_last(self, number: int, why_not: str) -> list[int]:
+        """Take the last op out of a group, which no other member reads, and the producers that joined because of it."""
+        members = self.groups[number]
+        dropped = [members[-1], *self.brought.pop(members[-1], ())]
+        self.refused[number, members[-1]] = why_not
+        for i in dropped:
+            members.remove(i)
+            del self.group_of[i]
+        return dropped
 
     def _read_apart(self, seed: int, obstacle: Callable[[Sequence[int]], str]) -> None:
         """Take pads, then views as well, out of what the group reads through, until nothing is in the way of a group of

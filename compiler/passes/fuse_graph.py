@@ -107,6 +107,16 @@ class GroupedGraph:
         constant = source >= 0 and self.graph.ops[source].name == "const"
         return reader.name == "matmul" and constant and unpacks(op) and op.results[0] == reader.operands[1]
 
+    def knot(self) -> list[int]:
+        """Numbers of groups that wait for each other; [] when none do."""
+        order = nx.DiGraph()
+        nodes = [self.group_of.get(i, -1 - i) for i in range(len(self.graph.ops))]  # ops without a group are negative
+        for i, op in enumerate(self.graph.ops):
+            sources = [nodes[self.position[v.name]] for v in op.operands if v.name in self.position]
+            order.add_edges_from((source, nodes[i]) for source in sources if source != nodes[i])
+        knots = (found for found in nx.strongly_connected_components(order) if len(found) > 1)
+        return sorted(n for n in next(knots, ()) if n >= 0)
+
     # -- views that need a copy ----------------------------------------------------------------------------------
 
     def _copies(self) -> None:

@@ -26,7 +26,7 @@ def later_rows(plan: Plan, runs: Sequence[LaterRun]) -> list[dict[str, Any]]:
             nodes = [n.node for n in step.nodes]
             own = [r for r in runs if r.step == number]
             rows += [_row(run, nodes) for run in own] or [
-                {"name": nodes[0], "nodes": nodes, "on": None, "calls": 0, "cycles": 0.0, "inputs": [], "why": UNTIMED}
+                {"name": step.name, "nodes": nodes, "on": None, "calls": 0, "cycles": 0.0, "inputs": [], "why": UNTIMED}
             ]
     return rows
 

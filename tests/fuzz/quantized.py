@@ -273,14 +273,15 @@ def matmul_n_bits(s: Sample) -> None:
     bits, block = s.pick((4, 4, 8, 2)), s.pick((16, 32))
     rows, columns, m = s.size(1, 17), s.pick((16, 32, 40, 64)), s.size(1, 9)
     blocks = -(-columns // block)
-    s.add(s.array(F32, (*s.shape(0, 2, least=1, most=4), m, columns)))
+    dtype = s.dtype("T1", (F32, F16))
+    s.add(s.array(dtype, (*s.shape(0, 2, least=1, most=4), m, columns)))
     s.add(s.numbers.integers(0, 256, (rows, blocks, block * bits // 8)).astype(np.uint8), True)
-    s.add(scale(s, (rows * blocks,) if s.flip() else (rows, blocks)), True)
+    s.add(scale(s, (rows * blocks,) if s.flip() else (rows, blocks), dtype), True)
     if s.flip(0.4):
         s.add(s.numbers.integers(0, 256, (rows, -(-blocks * bits // 8))).astype(np.uint8), True)
     elif s.flip(0.3):
         s.add(None)
     if len(s.inputs) == 4 and s.flip(0.4):
         s.add(None)
-        s.add(s.array(F32, (rows,)), True)
+        s.add(s.array(dtype, (rows,)), True)
     s.attributes = {"N": rows, "K": columns, "bits": bits, "block_size": block}

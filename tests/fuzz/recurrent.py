@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.fuzz.registry import strategy
-from tests.fuzz.sample import F32, I8, U8, Sample
+from tests.fuzz.sample import F16, F32, I8, U8, Sample
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 PLAIN = {"RNN": 1, "GRU": 2, "LSTM": 3}
@@ -19,7 +19,7 @@ def recurrent(s: Sample) -> None:
     steps, batch, width, hidden = s.between(1, 5), s.between(1, 3), s.between(1, 5), s.between(1, 5)
     direction = s.pick(("forward", "reverse", "bidirectional"))
     ways, rows = 2 if direction == "bidirectional" else 1, GATES[s.op] * hidden
-    dtype = s.dtype("T", (F32,))
+    dtype = s.dtype("T", (F32, F16))
     batch_first = s.opset >= 14 and s.flip(0.2)
     s.add(s.array(dtype, (batch, steps, width) if batch_first else (steps, batch, width)))
     s.add(s.array(dtype, (ways, rows, width), scale=0.5), s.flip(0.8))

@@ -53,10 +53,12 @@ class UnsuitedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A model of one node and the arrays that its inputs are fed with."""
+    """A model of one node and the arrays that its inputs are fed with; what `undefined` outputs hold is nobody's
+    promise."""
 
     model: onnx.ModelProto
     feeds: dict[str, np.ndarray]
+    undefined: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         graph = self.model.graph
@@ -85,6 +87,7 @@ class Sample:
     inputs: list[str] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=lambda: ["y0"])
+    undefined: frozenset[str] = frozenset()
     numbers: np.random.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -217,7 +220,7 @@ class Sample:
         opsets = [helper.make_opsetid("", self.opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
         version = 8 if self.opset <= 18 else 10 if self.opset <= 23 else 11
         model = helper.make_model(graph, opset_imports=opsets, ir_version=version)
-        return Node(model, {n: x for n, x in self.arrays.items() if n not in self.fixed})
+        return Node(model, {n: x for n, x in self.arrays.items() if n not in self.fixed}, self.undefined)
 
 
 def _info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:

@@ -239,7 +239,15 @@ def resize(s: Sample) -> None:
         s.add(np.array([1, 1, *scales], np.float32), fixed=True)
     else:
         s.add(None if s.opset >= 13 else empty, fixed=True)
-        s.ints([*shape[:2], *(s.size(1, 9) for _ in sizes)])
+        wanted = [s.size(1, 9) for _ in sizes]
+        if s.opset >= 18 and roi is None and s.flip(0.4):
+            axes = list(range(2, len(shape)))
+            s.attributes["axes"] = [a - len(shape) for a in axes] if s.flip() else axes
+            if s.flip():
+                s.attributes["keep_aspect_ratio_policy"] = s.pick(("stretch", "not_larger", "not_smaller"))
+            s.ints(wanted)
+        else:
+            s.ints([*shape[:2], *wanted])
 
 
 @strategy("Upsample")
