@@ -28,6 +28,7 @@ from ppuc.ir.errors import PpucError
 EXPLAINED = {
     "test_attention_4d_causal_fp16": "the expectation rounds to f16 at every step; the engines sum in f32",
     "test_attention_4d_causal_fp16_expanded": "the expectation rounds to f16 at every step; the engines sum in f32",
+    "test_attention_4d_fp16": "the expectation rounds to f16 at every step; the engines sum in f32",
     "test_bernoulli": "random numbers without a seed",
     "test_bernoulli_double": "random numbers without a seed",
     "test_bernoulli_double_expanded": "random numbers without a seed",

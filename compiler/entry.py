@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+    from ppuc.compiler.run import CompiledModel
     from ppuc.compiler.runtime import CompiledProgram
     from ppuc.compiler.variants import Variants
     from ppuc.compiler.verification import Verification
-    from ppuc.targets.artifact import Artifact
     from ppuc.targets.description import Target
 
 
@@ -73,7 +73,7 @@ def compile(
         )
         for sizes in choices
     ]
-    found = variants_of(source, choices, [m.artifact for m in every], pad)
+    found = variants_of(source, choices, every, pad)
     made = every[0]
     return CompiledProgram(made.artifact, made.target, source, made.passes, tuple(host_ops), found, made.quantized)
 
@@ -81,7 +81,7 @@ def compile(
 def variants_of(
     source: str | Path | onnx.ModelProto,
     choices: Sequence[Mapping[str, int]],
-    artifacts: Sequence[Artifact],
+    made: Sequence[CompiledModel],
     pad: Sequence[str],
 ) -> Variants | None:
     """What one model compiled for several choices of sizes makes; None for a single one. Raises UsageError when `pad`
@@ -95,7 +95,7 @@ def variants_of(
             raise UsageError.of("--pad", f"dimension '{name}' has not several sizes", hint=f"as in --dim {name}=1,8")
     if len(choices) == 1:
         return None
-    every = tuple(Variant(dict(s), a) for s, a in zip(choices, artifacts, strict=True))
+    every = tuple(Variant(dict(s), m.artifact, m.quantized) for s, m in zip(choices, made, strict=True))
     return Variants(every, tuple(pad), symbols_of(source))
 
 

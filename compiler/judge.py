@@ -38,7 +38,7 @@ class Judge:
         self, label: str, value: str, got: np.ndarray, want: np.ndarray, allowed: Allowed | None = None
     ) -> Comparison:
         """`got` against the reference `want` for the graph's value of that name ("" for one that is not in the graph).
-        `allowed` was measured and takes the place of the rule where it is smaller."""
+        `allowed` was measured: it bounds elements in place of the rule, and the whole where it is smaller."""
         tolerance = stored_as(got, self._tolerances.get(value, exact()))
         if allowed is not None:
             relative = min(tolerance.relative, allowed.relative)

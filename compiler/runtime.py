@@ -24,7 +24,7 @@ from ppuc.compiler.inputs import (
     generate_all,
     without_fixed,
 )
-from ppuc.compiler.variants import Variants, bundle, unbundle
+from ppuc.compiler.variants import Variant, Variants, bundle, unbundle
 from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
@@ -123,7 +123,17 @@ class CompiledProgram:
         if not found:
             known = "; ".join(map(str, every)) or "none: the program has fixed sizes"
             raise UsageError.of(self.name, "has no variant of these sizes", got=dict(dims), expected=known)
-        return replace(self, artifact=found[0].artifact, variants=None)
+        return self._of(found[0])
+
+    def variant_for(self, inputs: Mapping[str, np.ndarray]) -> CompiledProgram:
+        """The program that a run with `inputs` takes. Raises InputError when there is none."""
+        if self.variants is None:
+            return self
+        chosen, _ = self.variants.choose({n: np.shape(a) for n, a in inputs.items()}, self.name)
+        return self._of(chosen)
+
+    def _of(self, variant: Variant) -> CompiledProgram:
+        return replace(self, artifact=variant.artifact, quantized=variant.quantized, variants=None)
 
     def run(
         self, inputs: Mapping[str, np.ndarray], *, trace: bool = False, progress: Progress | None = None
@@ -158,7 +168,7 @@ class CompiledProgram:
         self, variants: Variants, inputs: Mapping[str, Any], trace: bool, progress: Progress | None
     ) -> ProgramResult:
         variant, sizes = variants.choose({n: np.shape(a) for n, a in inputs.items()}, self.name)
-        program = replace(self, artifact=variant.artifact, variants=None)
+        program = self._of(variant)
         if not sizes:
             return program.run(inputs, trace=trace, progress=progress)
         result = program.run(variants.padded(inputs, variant), trace=trace, progress=progress)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ppuc.compiler.host.rename import renamed_segment
 from ppuc.ir.errors import InputError, UsageError
+from ppuc.ir.module import Module
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import parse_type
@@ -37,10 +38,12 @@ Axes = Mapping[str, tuple[str | None, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A program and the sizes that it was compiled for."""
+    """A program and the sizes that it was compiled for; `quantized` is what it began with if layers are quantized and
+    it was compiled here."""
 
     dims: Mapping[str, int]
     artifact: Artifact
+    quantized: Module | None = None
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={size}" for name, size in self.dims.items())

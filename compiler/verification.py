@@ -76,6 +76,7 @@ def verify_program(
 ) -> Verification:
     """Run `program` on the simulator and its source model on ONNX Runtime with the same `inputs` (seeded random ones
     when None) and compare. Raises UsageError when the program was loaded from a .ppu and its model is not at hand."""
+    program = program.variant_for(inputs) if inputs is not None else program
     if program.source is None:
         raise UsageError.of(
             program.name, "cannot be verified without the ONNX model it came from", hint="compile it here"

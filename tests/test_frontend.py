@@ -14,7 +14,9 @@ from onnx import TensorProto, helper
 from onnx_text import model_of
 
 from ppuc.compiler.frontend import load
-from ppuc.compiler.frontend.load import ImportedModel, load_model
+from ppuc.compiler.frontend.context import IMPORTERS
+from ppuc.compiler.frontend.host_ops import WHY_HOST
+from ppuc.compiler.frontend.load import ImportedModel, load_model, register_importers
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.wire import LARGE_BYTES, WireError, split
 from ppuc.ir.interpret import run_graph
@@ -286,3 +288,13 @@ def test_slopes_of_prelu_before_opset_7_are_one_for_each_channel() -> None:
     (_, param), (_, result) = imported.inputs[0], imported.outputs[0]
     got = run_graph(imported.graph, {param.name: x})[result.name]
     np.testing.assert_array_equal(got, np.where(x < 0, x * slope[:, None], x))
+
+
+def test_ops_that_are_always_the_hosts_say_why() -> None:
+    """Every op of the standard is imported, expanded, or the host's for a reason."""
+    register_importers()
+    schemas = [s for s in onnx.defs.get_all_schemas() if not s.domain and not s.deprecated]
+    expanded = {s.name for s in schemas if s.has_function or s.has_context_dependent_function}
+    imported = {op for domain, op in IMPORTERS if not domain}
+    assert not imported & WHY_HOST.keys()
+    assert {s.name for s in schemas} - imported - expanded - WHY_HOST.keys() == {"If", "Loop", "Scan"}

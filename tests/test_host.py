@@ -306,7 +306,7 @@ def test_profile_and_check_tell_what_the_host_does(tmp_path: Path) -> None:
     onnx.save(model(MIXED), tmp_path / "m.onnx")
     shown = run("check", tmp_path / "m.onnx")
     assert shown.exit_code == 0
-    assert "6 nodes run on the host" in shown.stdout
+    assert "6 nodes for the host" in shown.stdout
     assert "convert it to float32 before exporting" in shown.stdout
     result = run("profile", tmp_path / "m.onnx", "-t", TINY, "--timing-only")
     assert result.exit_code == 0

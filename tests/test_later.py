@@ -305,3 +305,49 @@ def test_what_a_loop_leaves_of_the_same_type_goes_back_to_the_program() -> None:
     assert [n.op for n in plan.nodes] == ["Exp"]
     assert result.outputs["c"].shape == (8, 3)
     assert [r.calls for r in result.later] == [1, 1]
+
+
+@pytest.mark.parametrize("backward", [0, 1])
+@pytest.mark.parametrize("prepend", [0, 1])
+@pytest.mark.parametrize("axes", [(0, 0), (1, 1), (-1, -1)])
+def test_scans_that_the_host_counts(backward: int, prepend: int, axes: tuple[int, int]) -> None:
+    """Not unrolled, because a part of the body is the host's."""
+    text = f"""g (float[6] h, float[6, 6] x) => (float[6] y, float[a, b] z) {{
+        y, z = Scan <num_scan_inputs = 1, scan_input_axes = [{axes[0]}], scan_output_axes = [{axes[1]}],
+                     scan_input_directions = [{backward}], scan_output_directions = [{prepend}],
+                     body = l (float[6] s, float[6] e) => (float[6] t, float[6] o) {{
+            u = MatMul(s, V)
+            t = Add(u, e)
+            n = NonZero(t)
+            f = Cast<to = 1>(n)
+            w = ReduceMax<keepdims = 0>(f)
+            o = Add(t, w)
+        }}> (h, x)
+    }}"""
+    _, result = agrees(model_of(text, {"V": V}), h=x(6), x=x(6, 6, seed=2))
+    assert [(r.calls, r.reason) for r in result.later] == [(6, "")]
+
+
+def test_without_the_host_nothing_is_compiled_later(tmp_path: Path) -> None:
+    onnx.save(model_of(LOOP, {"V": V}), tmp_path / "m.onnx")
+    assert run("check", tmp_path / "m.onnx", "--no-host").exit_code == 1
+    result = run("compile", tmp_path / "m.onnx", "--no-host", "-o", tmp_path / "m.ppu")
+    assert result.exit_code == 2
+    assert "its trip count is computed at run time" in result.stderr
+
+
+def test_a_branch_inside_a_loop_is_all_of_its_body() -> None:
+    """One node that a run decides, in a body of nothing else."""
+    text = """g (float[4, 6] x, int64 n, bool c) => (float[4, 6] y) {
+        y = Loop (n, , x) <body = b (int64 i, bool k, float[4, 6] v) => (bool more, float[4, 6] w) {
+            w, more = If (c) <then_branch = t () => (p, a) { p = MatMul(v, V) a = Identity(c) },
+                              else_branch = e () => (q, d) { q = MatMul(v, U) d = Identity(c) }>
+        }>
+    }"""
+    weights = {"V": V, "U": -V}
+    for c in (True, False):
+        _, result = agrees(model_of(text, weights), x=x(4, 6), n=np.array(3 if c else 1), c=np.array(c))
+        (body,) = result.later
+        assert (body.reason, body.calls) == ("", 3 if c else 1)
+        assert body.result is not None
+        assert [r.name for r in body.result.later] == [f"If_0/{'then' if c else 'else'}_branch"]

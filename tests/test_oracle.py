@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppuc.compiler.compare import MAX_SQNR_DB, compare
+from ppuc.compiler.frontend.expose import moved_model
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import InputSpec, checked_inputs, generate, input_ranges, read_npy, read_npz, write_npz
 from ppuc.compiler.judge import Judge
@@ -289,3 +290,17 @@ def test_transforms_are_compared_with_what_the_reference_can_know(points: int, p
     assert without.compare("y", name, exactly.astype(np.float32), want).ok == precise
     wrong = (exactly * (1 + 1e-3 * normal(8, points, 2))).astype(np.float32)
     assert not with_chirp.compare("y", name, wrong, want).ok
+
+
+def test_moved_models_keep_their_sizes() -> None:
+    """Weights of every float type move; what sizes are computed from does not."""
+    text = """g (float[1, 1, 3, 3] x) => (float[1, 1, 6, 6] y, float16[4] h) {
+        y = Resize(x, , scales)
+        k = Identity(half)
+        h = Add(k, k)
+    }"""
+    model = model_of(text, {"scales": np.float32([1, 1, 2, 2]), "half": np.float16([1, 2, 3, 4])})
+    moved = moved_model(model, lambda a: a * np.float32(1.5))
+    changed = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in moved.graph.initializer}
+    assert changed == {"scales": [1, 1, 2, 2], "half": [1.5, 3, 4.5, 6]}
+    assert onnx.numpy_helper.to_array(model.graph.initializer[1]).tolist() == [1, 2, 3, 4]

@@ -70,3 +70,13 @@ def test_layers_are_those_of_the_program_that_is_verified() -> None:
     clipped = ppuc.verify(program, sample, layers=True)
     dynamic = ppuc.verify(replace(program, quantized=None), sample, layers=True)
     assert max(c.rms_rel for c in clipped.layers) > 3 * max(c.rms_rel for c in dynamic.layers)
+
+
+def test_every_variant_is_verified_with_its_own_layers() -> None:
+    rng = np.random.default_rng(6)
+    samples = [{"x": rng.standard_normal((1, 3, 9, 9)).astype(np.float32)} for _ in range(8)]
+    program = compile_program(convnet(), "ppu-tiny", "int8", {"N": (1, 4)}, calibrate=samples)
+    for size in (1, 4):
+        inputs = {"x": rng.standard_normal((size, 3, 9, 9)).astype(np.float32)}
+        assert ppuc.verify(program, inputs, layers=True).ok
+        assert ppuc.verify(program.variant({"N": size}), inputs).ok

@@ -95,7 +95,8 @@ def check_command(
     problems = [str(d) for d in examination.problems] if examination is not None else []
     counts = {where: sum(n["where"] == where for n in nodes) for where in ("ppu", "host", "refused")}
     share = _host_share(examination)
-    stopped = counts["refused"] + (counts["host"] if no_host else 0)
+    later = len(examination.later) if examination is not None else 0
+    stopped = counts["refused"] + (counts["host"] + later if no_host else 0)
     record = {
         **found.record(),
         "model": str(model),
@@ -103,7 +104,7 @@ def check_command(
         "ok": not stopped and not problems,
         "nodes": nodes,
         **counts,
-        "later": len(examination.later) if examination is not None else 0,
+        "later": later,
         "host_share": share,
         "ppu_share": None if share is None else 1.0 - share,
         "unbound": unbound,
@@ -169,15 +170,21 @@ def _show(out: Console, record: dict[str, Any]) -> None:
     for problem in record["problems"]:
         out.print(problem)
     if record["refused"]:
-        out.print(f"{record['refused']} nodes cannot be compiled")
+        out.print(f"{_nodes(record['refused'])} cannot be compiled")
     if record["later"]:
-        out.print(f"{record['later']} nodes are compiled when the program runs; their arithmetic is not counted here")
+        out.print(
+            f"{_nodes(record['later'])} to be compiled when the program runs; that arithmetic is not counted here"
+        )
     if record["host"]:
         share = f", {record['host_share']:.1%} of the arithmetic" if record["host_share"] is not None else ""
         rest = "" if record["refused"] else "; everything else runs on the PPU"
-        out.print(f"{record['host']} nodes run on the host{share}{rest}")
+        out.print(f"{_nodes(record['host'])} for the host{share}{rest}")
     elif record["ok"]:
         out.print("everything runs on the PPU" + (", once sizes are given" if record["unbound"] else ""))
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' if count > 1 else ''}"
 
 
 def _by_op(nodes: Sequence[dict[str, str]]) -> list[tuple[object, ...]]:

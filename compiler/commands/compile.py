@@ -113,7 +113,7 @@ def compile_command(
                 )
             )
     made = every[0]
-    found = variants_of(model, choices, [m.artifact for m in every], pad)
+    found = variants_of(model, choices, every, pad)
     compiled = CompiledProgram(made.artifact, made.target, variants=found)
     compiled.save(destination)
     note_compromises(compiled)

@@ -75,14 +75,15 @@ def _declared(dim: onnx.TensorShapeProto.Dimension) -> Declared:
 def bind_inputs(
     inputs: Sequence[InputDecl], dims: Mapping[str, int], shapes: Mapping[str, Sequence[int]], where: str
 ) -> tuple[tuple[TensorType, ...], dict[str, int]]:
-    """Types of the inputs with all dimensions bound, and the size of each symbol. Raises UsageError when `dims` or
-    `shapes` name something unknown or contradict the model, ModelError when dimensions remain unbound."""
+    """Types of the inputs with all dimensions bound, and the size of each symbol that has one. Raises UsageError when
+    `dims` or `shapes` name something unknown or contradict the model, ModelError when dimensions remain unbound."""
     binding = _Binding(inputs, where)
     for key, size in dims.items():
         binding.bind_key(key, size)
     for name, shape in shapes.items():
         binding.bind_shape(name, shape)
-    return binding.types(), binding.symbols
+    types = binding.types()
+    return types, {symbol: size for symbol, size in binding.symbols.items() if symbol not in binding.ambiguous}
 
 
 class _Binding:
@@ -93,6 +94,7 @@ class _Binding:
         self.where = where
         self.symbols: dict[str, int] = {}
         self.axes: dict[tuple[str, int], int] = {}
+        self.ambiguous: set[str] = set()
         self.decided: set[str] = set()
         self.decided_axes: set[tuple[str, int]] = set()
 
@@ -164,6 +166,7 @@ class _Binding:
         declared = shape[axis] if shape is not None else None
         if isinstance(declared, str) and self.symbols.setdefault(declared, size) != size:
             self._check_decided(declared, name, axis, size)
+            self.ambiguous.add(declared)
         if (isinstance(declared, int) and declared != size) or self.axes.get((name, axis), size) != size:
             self._misfit(name, f"{size} for axis {axis}")
         self.axes[name, axis] = size

@@ -6,7 +6,7 @@ Invariant: only the list of graph outputs changes, and external data are still f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ import onnx
 
 from ppuc.ir.errors import ModelError
 
+RESIZING = ("Resize", "Upsample")
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 NEWEST_IR = 13
 """IR version that every ONNX Runtime which ppuc supports reads."""
 
@@ -86,20 +88,32 @@ def of_known_version(source: str | Path | onnx.ModelProto) -> bytes | None:
 
 
 def moved_model(source: str | Path | onnx.ModelProto, move: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
-    """A copy of the model with all its weights in it, those of more than one element through `move`."""
+    """A copy of the model with all its weights in it, floats of more than one element through `move`, but for the
+    scales that sizes are computed from."""
     model = onnx.load(source) if isinstance(source, str | Path) else _model(source)
     model.ir_version = min(model.ir_version, NEWEST_IR)
-    _move(model.graph, move)
+    _move(model.graph.node, model.graph.initializer, move)
+    for function in model.functions:
+        _move(function.node, (), move)
     return model
 
 
-def _move(graph: onnx.GraphProto, move: Callable[[np.ndarray], np.ndarray]) -> None:
-    tensors = list(graph.initializer)
-    for attribute in (a for node in graph.node for a in node.attribute):
-        if attribute.type == onnx.AttributeProto.TENSOR:
-            tensors.append(attribute.t)
-        for inner in (attribute.g,) if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-            _move(inner, move)
+def _move(
+    nodes: Iterable[onnx.NodeProto],
+    initializers: Iterable[onnx.TensorProto],
+    move: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    sizes = {name for node in nodes if node.op_type in RESIZING for name in node.input[1:]}
+    tensors = [t for t in initializers if t.name not in sizes]
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR and sizes.isdisjoint(node.output):
+                tensors.append(attribute.t)
+            for inner in (attribute.g,) if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+                _move(inner.node, inner.initializer, move)
     for tensor in tensors:
-        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) > 1:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(move(onnx.numpy_helper.to_array(tensor)), tensor.name))
+        if tensor.data_type in FLOATS and math.prod(tensor.dims) > 1:
+            array = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(move(array.astype(np.float32)).astype(array.dtype), tensor.name)
+            )

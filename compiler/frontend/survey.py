@@ -18,6 +18,7 @@ from ppuc.compiler.frontend.bind import InputDecl, declared_inputs
 from ppuc.compiler.frontend.context import IMPORTERS
 from ppuc.compiler.frontend.functions import has_schema_body, local_functions
 from ppuc.compiler.frontend.handover import is_hostable
+from ppuc.compiler.frontend.host_ops import why_host
 from ppuc.compiler.frontend.hosting import dense_inputs, type_text
 from ppuc.compiler.frontend.load import FAMILIES
 from ppuc.compiler.frontend.products import is_control
@@ -133,7 +134,7 @@ def _node(
     elif (domain, node.op_type) in custom:
         where, how = "host", "a Python function stands for it"
     elif is_hostable(node, opsets):
-        where, how = "host", "the PPU has no such op"
+        where, how = "host", why_host(node)
     else:
         where, how = "refused", "neither the PPU nor the host knows it"
     return NodeSurvey(node.name or f"{node.op_type}_{index}", op, where, how)

@@ -28,6 +28,7 @@ from ppuc.compiler.frontend.functions import (
     schema_body,
 )
 from ppuc.compiler.frontend.handover import Handover, RefusedError
+from ppuc.compiler.frontend.host_ops import why_host
 from ppuc.compiler.frontend.hosting import HostSide, HostTensor, may_be_dense
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.products import CONTROL, is_control
@@ -371,7 +372,7 @@ class Walk:
     def _refuse(self, site: Site, op: str = "", later: bool = False) -> list[Tensor]:
         """An op without importer: the host's when there is one."""
         if self.host is not None:
-            return self._hand_over(site, op or "the PPU has no such op", later=later)
+            return self._hand_over(site, op or why_host(site.node), later=later)
         return self._unsupported_op(site, op)
 
     def _unsupported_op(self, site: Site, op: str = "") -> list[Tensor]:

@@ -19,7 +19,7 @@ from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostTensor, no
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.scope import UnknownOpsError
 from ppuc.compiler.host.client import HostError, HostWorker
-from ppuc.compiler.host.join import join
+from ppuc.compiler.host.join import Joined, join
 from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, partition
 from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, LaterStep, Plan, PpuStep, Step
 from ppuc.compiler.host.request import HostedRequest
@@ -197,31 +197,33 @@ def _artifact(
     hosted: HostedModel, parts: Sequence[Part], made: Sequence[CompiledModel], request: HostedRequest
 ) -> Artifact:
     """One artifact with the plan in its metadata."""
-    artifacts = [m.artifact for m in made]
-    joined = join(hosted.graph.name, artifacts, request.target)
+    joined = join(hosted.graph.name, [m.artifact for m in made], request.target)
+    plan, host = _plan(hosted, parts, [m.artifact for m in made], joined, request.keep_layers)
+    artifact = replace(joined.artifact, inputs=_specs(hosted.inputs), outputs=_specs(hosted.outputs), host=host)
+    return replace(artifact, meta=_meta(hosted, plan, [m.artifact for m in made], joined, request))
+
+
+def _plan(
+    hosted: HostedModel, parts: Sequence[Part], artifacts: Sequence[Artifact], joined: Joined, keep_layers: bool
+) -> tuple[Plan, dict[str, bytes]]:
+    """The plan, and the host models that it names."""
     steps: list[Step] = []
     layers: list[tuple[str, str]] = []
     types = _types(hosted, parts)
     host: dict[str, bytes] = {}
     for part in parts:
         if isinstance(part, HostPart):
-            name = str(len(host))
-            host[name] = part.model
-            nodes = tuple(HostedNode(n.label, n.op, n.reason) for n in part.nodes)
-            takes, gives = _names(part.inputs), _names(part.outputs)
-            if isinstance(part, LaterPart):
-                steps.append(LaterStep(name, takes, gives, nodes, part.control))
-            else:
-                steps.append(HostStep(name, takes, gives, nodes, part.nodes[0].custom))
-        else:
-            number = sum(isinstance(s, PpuStep) for s in steps)
-            own, place = artifacts[number], joined.tensors[number]
-            inputs = tuple((i.name, place[i.tensor]) for i in own.inputs)
-            kept = {o.name: kept_name(number, o.name.removeprefix(LAYER)) for o in own.outputs}
-            own_names = {n: k if n.startswith(LAYER) else n for n, k in kept.items()}
-            steps.append(PpuStep(number, inputs, tuple((own_names[o.name], place[o.tensor]) for o in own.outputs)))
-            types |= {own_names[o.name]: str(o.type) for o in own.outputs if o.name.startswith(LAYER)}
-            layers += [(k, own_names[n]) for n, k in kept.items()] if request.keep_layers else []
+            steps.append(_host_step(part, str(len(host))))
+            host[str(len(host))] = part.model
+            continue
+        number = sum(isinstance(s, PpuStep) for s in steps)
+        own, place = artifacts[number], joined.tensors[number]
+        kept = {o.name: kept_name(number, o.name.removeprefix(LAYER)) for o in own.outputs}
+        names = {n: k if n.startswith(LAYER) else n for n, k in kept.items()}
+        inputs = tuple((i.name, place[i.tensor]) for i in own.inputs)
+        steps.append(PpuStep(number, inputs, tuple((names[o.name], place[o.tensor]) for o in own.outputs)))
+        types |= {names[o.name]: str(o.type) for o in own.outputs if o.name.startswith(LAYER)}
+        layers += [(k, names[n]) for n, k in kept.items()] if keep_layers else []
     plan = Plan(
         steps=tuple(steps),
         inputs=tuple((name, operand.name) for name, operand in hosted.inputs),
@@ -230,10 +232,25 @@ def _artifact(
         host_outputs=_foreign(hosted.outputs),
         types=tuple(sorted(types.items())),
     )
+    return plan, host
+
+
+def _host_step(part: HostPart, name: str) -> HostStep | LaterStep:
+    """The step of a part whose model is called `name`."""
+    nodes = tuple(HostedNode(n.label, n.op, n.reason) for n in part.nodes)
+    takes, gives = _names(part.inputs), _names(part.outputs)
+    if isinstance(part, LaterPart):
+        return LaterStep(name, takes, gives, nodes, part.control)
+    return HostStep(name, takes, gives, nodes, part.nodes[0].custom)
+
+
+def _meta(
+    hosted: HostedModel, plan: Plan, artifacts: Sequence[Artifact], joined: Joined, request: HostedRequest
+) -> dict[str, str]:
+    """The metadata of the whole: those of the first part, but for what is about its inputs and kernels."""
     booked: dict[str, str] = {}
-    for number, artifact in enumerate(artifacts):
-        names = joined.kernels[number]
-        booked.update({names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()})
+    for names, artifact in zip(joined.kernels, artifacts, strict=True):
+        booked |= {names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()}
     about = {"model": hosted.name, "model_sha256": hosted.digest, "precision": request.precision}
     meta = dict(artifacts[0].meta) if artifacts else about
     meta = {k: v for k, v in meta.items() if not k.startswith((OPTION, DECLARED))}
@@ -242,7 +259,7 @@ def _artifact(
     ranges = input_ranges(hosted.graph)
     meta |= {RANGE_OPTION + n: str(ranges[v.name]) for n, v in hosted.inputs if v.name in ranges}
     meta |= {FIXED + name: fixed_text(array) for name, array in hosted.fixed.items()}
-    return replace(joined.artifact, inputs=_specs(hosted.inputs), outputs=_specs(hosted.outputs), meta=meta, host=host)
+    return meta
 
 
 def _names(operands: Sequence[HostOperand]) -> tuple[str, ...]:

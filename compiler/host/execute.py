@@ -19,7 +19,7 @@ from ppuc.compiler.host.client import HostError, HostWorker
 from ppuc.compiler.host.later import PREFIX, LaterRun, LaterSteps
 from ppuc.compiler.host.merge import merged_profile
 from ppuc.compiler.host.plan import HostStep, LaterStep, Plan, PpuStep
-from ppuc.compiler.host.transfer import Crossing, crossings, trips
+from ppuc.compiler.host.transfer import Crossing, crossings, decisions
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType, TensorType, parse_type
@@ -101,8 +101,9 @@ class Execution:
         sizes = {name: int(value.nbytes) for name, value in self.held.items() if machine_type(value) is not None}
         runs = self.later.runs.values()
         steps = {n for n, s in enumerate(self.plan.steps) if isinstance(s, LaterStep)}
-        on_ppu = {r.step for r in runs if r.program is not None} | self.later.asked.keys()
-        return (*crossings(self.plan, sizes, steps - on_ppu), *trips(self.later.asked))
+        asked, made = self.later.asked, self.later.trips
+        on_ppu = {r.step for r in runs if r.program is not None}
+        return (*crossings(self.plan, sizes, steps - on_ppu), *decisions(asked, made))
 
 
 def host_step(

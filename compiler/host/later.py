@@ -68,13 +68,14 @@ _FORMS: dict[tuple[str, ...], _Forms] = {}
 
 class LaterSteps:
     """The later steps of one run of `artifact`. `runs` tells what ran, by name, in the order of first calls; `asked`
-    are how often each step told the host its condition."""
+    how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
 
     def __init__(self, artifact: Artifact, target: Target, worker: HostWorker, precision: str) -> None:
         self.artifact, self.target, self.worker = artifact, target, worker
         self.precision = "model" if precision == "mixed" else precision  # a policy cannot know these layers
         self.runs: dict[str, LaterRun] = {}
         self.asked: dict[int, int] = {}
+        self.trips: dict[int, int] = {}
         self._taken = device_bytes(artifact.program)
         self._names: dict[tuple[int, int], str] = {}
 
@@ -95,10 +96,11 @@ class LaterSteps:
 
     def _control(self, number: int, step: LaterStep, model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
         node, label = control_node(model), step.name
-        self.asked[number] = 0
+        count = self.asked if node.kind == "If" else self.trips
+        count[number] = 0
 
         def call(attribute: str, body: Body, arrays: Mapping[str, Any]) -> list[Any]:
-            self.asked[number] += 1
+            count[number] += 1
             name = f"{label}/{attribute}"
             try:
                 found = self._computed(number, name, body.model, arrays, {n: arrays[n] for n in body.outer})
@@ -168,7 +170,8 @@ class LaterSteps:
         except PpucError as error:
             raise OnHostError(error.diagnostics[0].what) from error
         program = CompiledProgram(made.artifact, made.target, source, made.passes, self.worker.files)
-        if program.plan is not None and _waits_again(program.plan, len(source.graph.node)):
+        everything = settled.keys() == types.keys()
+        if everything and program.plan is not None and _waits_again(program.plan, len(source.graph.node)):
             raise OnHostError("its sizes depend on values that are too large to be fixed")
         return program
 
@@ -186,7 +189,8 @@ def _may_be_sizes(type: TensorType) -> bool:
 
 
 def _waits_again(plan: Plan, nodes: int) -> bool:
-    return any(isinstance(s, LaterStep) and len(s.nodes) >= nodes for s in plan.steps)
+    """Whether a program leaves all its nodes to be compiled later, which its own run would do again."""
+    return any(isinstance(s, LaterStep) and not s.control and len(s.nodes) >= nodes for s in plan.steps)
 
 
 def device_bytes(program: Program) -> int:

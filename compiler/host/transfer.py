@@ -57,15 +57,13 @@ def crossings(
 NUMBER_BYTES, CONDITION_BYTES = 8, 1
 
 
-def trips(asked: Mapping[int, int]) -> tuple[Crossing, ...]:
-    """What a trip takes to be decided on the host: `asked` is how often each step was."""
-    there_and_back = (("number of the trip", True, NUMBER_BYTES), ("condition", False, CONDITION_BYTES))
-    return tuple(
-        Crossing(name, step, to_ppu, size)
-        for step, count in sorted(asked.items())
-        for _ in range(count)
-        for name, to_ppu, size in there_and_back
-    )
+def decisions(asked: Mapping[int, int], trips: Mapping[int, int]) -> tuple[Crossing, ...]:
+    """What it takes the host to decide: a condition each time that a step was `asked` for a branch; for each of its
+    `trips` that, and the trip's number."""
+    there, back = ("number of the trip", True, NUMBER_BYTES), ("condition", False, CONDITION_BYTES)
+    found = [(step, back) for step, count in sorted(asked.items()) for _ in range(count)]
+    found += [(step, one) for step, count in sorted(trips.items()) for _ in range(count) for one in (there, back)]
+    return tuple(Crossing(name, step, to_ppu, size) for step, (name, to_ppu, size) in found)
 
 
 def host_rows(

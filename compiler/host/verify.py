@@ -81,7 +81,8 @@ def _excused(
         return {}
 
     def run(move: Move) -> Mapping[str, Any]:
-        changed = {n: move(a) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for n, a in inputs.items()}
+        kept = program.fixed.keys()
+        changed = {n: a if n in kept or not isinstance(a, np.ndarray) else move(a) for n, a in inputs.items()}
         return Oracle(moved_model(program.source, move)).run(changed)  # type: ignore[arg-type]
 
     try:

@@ -15,7 +15,9 @@ AXES_ARE_INPUTS_SINCE = {"ReduceSum": 13}
     "ReduceSum", "ReduceSumSquare",
 )  # fmt: skip
 def reduction(s: Sample) -> None:
-    shape, dtype = s.shape(0, 5, least=0 if s.flip(0.2) else 1), s.dtype()
+    dtype = s.dtype()
+    # ONNX Runtime gets the shape of empty results wrong, and onnx.reference knows no logarithm of integers.
+    shape = s.shape(0, 5, least=0 if dtype.kind not in "iu" and s.flip(0.2) else 1)
     sums = s.op not in ("ReduceMax", "ReduceMin")
     x = s.array(dtype, shape, 0.0 if sums and (dtype.kind in "iu" or s.flip(0.8)) else 0.1)
     if s.op == "ReduceLogSum" or (s.op == "ReduceProd" and dtype.kind not in "iu"):
