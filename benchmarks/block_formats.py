@@ -17,7 +17,7 @@ if not __package__:  # run as a file rather than with -m
 
 import numpy as np
 
-from benchmarks.fp8 import samples_of
+from benchmarks.tasks import task_of
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.quantization.apply import by_channel, quantized_weights
 from ppuc.compiler.quantization.layers import Layer
@@ -80,7 +80,8 @@ def with_weights(ready: Prepared, rounding: Rounding) -> Graph:
 
 def row(name: str, folder: Path) -> str:
     """One model's line."""
-    samples = samples_of(folder)
+    task = task_of(folder)
+    samples = [*task.held, *task.seen]
     machine = load_target("zhenwu-m890")
     imported = load_model(folder / "model.onnx", shapes={n: a.shape for n, a in samples[0].items()})
     ready = prepare(initial_module(imported, machine, "fp32"), machine)

@@ -29,12 +29,13 @@ import numpy as np
 from benchmarks import networks
 from benchmarks.tasks import Sample, Task, task_of
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.quantization.calibrate import calibrated_plan
 from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, prepare, storage_plan
 from ppuc.compiler.quantization.search import Goal
-from ppuc.compiler.quantization.study import Request, repaired_plan, study
+from ppuc.compiler.quantization.study import Request, study
 from ppuc.compiler.quantization.timing import timed
 from ppuc.compiler.run import initial_module
 from ppuc.ir.graph import Graph
@@ -118,7 +119,7 @@ def row(name: str, folder: Path, share: float, target: str) -> str:
     imported = load_model(folder / "model.onnx", shapes={n: a.shape for n, a in calibration[0].items()})
     ready = prepare(initial_module(imported, machine, "mixed"), machine)
     judge = Judge.of(ready, task, evaluation)
-    plain = repaired_plan(ready, calibration, Request("fp8", repair=False))
+    plain = calibrated_plan(ready, "e4m3", calibration)
     mended = study(ready, calibration, evaluation, Request("fp8"))
     mixed = study(ready, calibration, evaluation, Request("mixed", Goal(min_share=share)))
     cells = [name, judge.cells(None)[1]]

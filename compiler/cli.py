@@ -26,7 +26,7 @@ from ppuc.compiler.commands.run import run_command
 from ppuc.compiler.commands.simplify import simplify_command
 from ppuc.compiler.commands.verify import verify_command
 from ppuc.compiler.version import VERSION
-from ppuc.ir.errors import Diagnostic, PpucError
+from ppuc.ir.errors import CapacityError, Diagnostic, PpucError
 
 INTERNAL_ERROR = 3
 ATTACH = """
@@ -59,6 +59,9 @@ class PpucGroup(click.Group):
         except PpucError as error:
             _show_error(error, "--json" in arguments)
             code = getattr(error, "exit_code", 2)
+        except MemoryError as error:
+            _show_error(_too_large(error), "--json" in arguments)
+            code = 2
         except BrokenPipeError:
             sys.stderr.close()
             code = 141
@@ -66,6 +69,11 @@ class PpucGroup(click.Group):
             click.echo(traceback.format_exc() + ATTACH, err=True, nl=False)
             code = INTERNAL_ERROR
         sys.exit(code)
+
+
+def _too_large(error: MemoryError) -> PpucError:
+    hint = "`ppuc check` and `ppuc profile --timing-only` compute no values"
+    return CapacityError.of("this computer", "has too little memory for the model's values", got=error, hint=hint)
 
 
 def _show_error(error: PpucError, as_json: bool) -> None:

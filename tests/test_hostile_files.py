@@ -56,3 +56,17 @@ def test_commands_survive(name: str, tmp_path: Path) -> None:
             Path(command[-1]).unlink(missing_ok=True)
         if command[0] == "run" and name in LATE:
             assert result.exit_code == 2, result.output
+
+
+@pytest.mark.parametrize("name", ["large_constant_of_shape", "large_f64_on_the_host"])
+def test_values_beyond_the_computers_memory(name: str, tmp_path: Path) -> None:
+    """On a machine of 100 GB the program fits; here its values may not."""
+    HOSTILE[name](tmp_path)
+    held = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, held[1]))
+    try:
+        result = CliRunner().invoke(cli, ["run", str(tmp_path / "m.onnx"), "-t", "zhenwu-m890"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, held)
+    assert result.exit_code == 2, result.output
+    assert "memory" in result.stderr or "the host" in result.stderr

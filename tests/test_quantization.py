@@ -16,18 +16,20 @@ from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import input_specs
 from ppuc.compiler.quantization import fit, repair
 from ppuc.compiler.quantization.apply import rounded
-from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
+from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan, plan_from
 from ppuc.compiler.quantization.data import Data
 from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.fit import compensated
 from ppuc.compiler.quantization.images import Preprocessing, read_image, read_preprocessing
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference
+from ppuc.compiler.quantization.noise import best_formats, clipped_share
+from ppuc.compiler.quantization.observe import observe
 from ppuc.compiler.quantization.offsets import best_offset, some_numbers, takes_offsets
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.policy import read_policy, write_policy
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.quantize import Quantization, chosen_plan
-from ppuc.compiler.quantization.reconstruct import reconstructed
+from ppuc.compiler.quantization.reconstruct import Options, reconstructed
 from ppuc.compiler.quantization.repair import best_method, surely_better
 from ppuc.compiler.quantization.search import isolated_noise, quantized_share
 from ppuc.compiler.run import initial_module
@@ -600,3 +602,37 @@ def test_repairs_take_the_samples_that_memory_allows(monkeypatch: pytest.MonkeyP
     assert [next(i for i, s in enumerate(samples) if s is c) for c in chosen] == list(range(0, 40, 4))
     monkeypatch.setattr(repair, "MOST_BYTES", 1)
     assert len(repair.affordable(ready, samples)) == repair.FEWEST
+
+
+def two_axes() -> onnx.ModelProto:
+    """A pointwise convolution over the channels and a product over the columns of one tensor, as many of both."""
+    rng = np.random.default_rng(8)
+    weights = {"w": rng.standard_normal((6, 8, 1, 1), np.float32), "v": rng.standard_normal((8, 6), np.float32)}
+    text = """net (float[1, 8, 5, 8] x, float[1, 8] z) => (float[1, 6, 5, 8] y, float[1, 8, 5, 6] u, float[1, 6] o) {
+        r = Relu(x)
+        y = Conv(r, w)
+        u = MatMul(r, v)
+        o = MatMul(z, v)
+    }"""
+    model = model_of(text, weights)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
+
+
+def test_offsets_of_one_tensor_along_two_axes() -> None:
+    """Each layer's own; and a layer whose operand is zero throughout is quantized all the same."""
+    ready = prepared(two_axes())
+    rng, bumps = np.random.default_rng(9), 3 * np.arange(8, dtype=np.float32)
+    x = [rng.random((1, 8, 5, 8), np.float32) + bumps[:, None, None] + bumps for _ in range(SAMPLES)]
+    samples = list(ready.feeds({"x": a, "z": np.zeros((1, 8), np.float32)} for a in x))
+    seen = observe(ready.module.graph, ready.layers, samples)
+    judge = Reference(ready.module.graph, samples)
+    start = best_formats(ready.layers, seen, ("e4m3", "int8"), Calibration())
+    assert start.layers["o"].quantized
+    assert best_formats(ready.layers, seen, (), Calibration()).layers["o"] == LayerPlan("bf16")
+    plan = plan_from(ready.layers, seen, "e4m3", Calibration())
+    moved = reconstructed(ready.module.graph, ready.layers, plan, samples, Options(fit=False))
+    assert all(moved.layers[name].offset is not None for name in ("y", "u"))
+    assert all(d.sqnr > 25 for d in judge.compare(ready.quantized(moved).graph).outputs.values())
+    assert all(clipped_share(layer, moved.layers[layer.name], seen) == 0 for layer in ready.layers)

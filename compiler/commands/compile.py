@@ -91,7 +91,7 @@ def compile_command(
     every = []
     studies: list[dict[str, Any]] = []
     with progress_bar("compile") as progress:
-        for sizes in choices:
+        for number, sizes in enumerate(choices):
             named = ",".join(f"{name}={size}" for name, size in sizes.items())
             every.append(
                 compile_model(
@@ -106,7 +106,7 @@ def compile_command(
                     values=arrays,
                     aliases=pairs(options.alias, "--alias"),
                     tune=options.tune,
-                    quantization=options.quantization(progress, studies.append),
+                    quantization=options.quantization(progress, None if number else studies.append),
                     progress=progress,
                     host=not options.no_host,
                     host_ops=options.host_ops,
@@ -117,6 +117,8 @@ def compile_command(
     compiled = CompiledProgram(made.artifact, made.target, variants=found)
     compiled.save(destination)
     note_compromises(compiled)
+    if options.calibrate is not None:
+        _note_samples(studies)
     if dump is not None:
         note(f"note: every pass is in {dump}")
     program = made.artifact.program
@@ -138,6 +140,14 @@ def compile_command(
     emit("compile", record, as_json, _show)
 
 
+def _note_samples(studies: list[dict[str, Any]]) -> None:
+    """Say what the cost of 8 bits is not known of."""
+    if not studies:
+        note("note: what 8 bits cost is not measured where the host computes a part; `ppuc verify` compares outputs")
+    elif not studies[0]["samples"]["apart"]:
+        note("note: so few samples say little about ranges: f8 scales get fourfold room, and nothing is fitted to them")
+
+
 def _cost(study: dict[str, Any]) -> dict[str, Any]:
     """What 8 bits cost and bring, of the record of a study."""
     measured = [row for row in study["layers"] if row["isolated_sqnr_db"] is not None]
@@ -154,14 +164,16 @@ def _show(out: Console, record: dict[str, Any]) -> None:
 
     if record["quantization"] is not None:
         cost = record["quantization"]
+        count = cost["samples"]["report"]
         apart = "kept apart" if cost["samples"]["apart"] else "that it was calibrated on"
         out.print(
             f"{cost['share']:.1%} of the multiply-accumulates in 8 bits: {cost['sqnr_db']:.1f} dB and agreement "
-            f"{cost['agreement']:.2%} on {cost['samples']['report']} samples {apart} (repair: {cost['repair']}); "
+            f"{cost['agreement']:.2%} on {count} sample{'s' if count > 1 else ''} {apart} (repair: {cost['repair']}); "
             f"{cost['time']['speedup']:.2f} x the speed of bf16, {duration(cost['time']['seconds'])} simulated"
         )
         names = ", ".join(f"{row['layer']} ({row['isolated_sqnr_db']:.1f} dB alone)" for row in cost["noisiest"])
-        out.print(f"noisiest: {names}; `ppuc quantize` lists all, and keeps layers in bf16 with -p mixed")
+        if names:
+            out.print(f"noisiest: {names}; `ppuc quantize` lists all, and keeps layers in bf16 with -p mixed")
 
     out.print(
         f"{record['output']}: {record['kernels']} kernels for {record['target']} at precision {record['precision']}, "

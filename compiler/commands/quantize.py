@@ -162,8 +162,9 @@ def quantize_command(
     prepared = prepared.with_attention() if attention else prepared
     given = list(data.samples(prepared.specs))[:samples]
     _check_samples(given, data.where)
-    if len(given) < FEW and headroom is None:
-        note(f"note: {len(given)} samples say little about ranges; f8 scales get fourfold room")
+    if len(given) < FEW:
+        room = "; f8 scales get fourfold room" if headroom is None else ""
+        note(f"note: {len(given)} samples say little about ranges{room}; nothing is fitted to them")
     evaluation: list[Any] = []
     if evaluate is not None:
         evaluation = list(Data(evaluate, how, labels=metric is not None).samples(prepared.specs))

@@ -114,7 +114,7 @@ class _Writer:
 
     def __init__(self, chosen: Mapping[str, tuple[Layer, LayerPlan]]) -> None:
         self.chosen = chosen
-        self.made: dict[tuple[str, float, DType, bytes], Value] = {}
+        self.made: dict[tuple[str, float, DType, bytes, int], Value] = {}
 
     def rule(self, b: Builder, op: Op) -> Sequence[Value] | None:
         """The ops that stand for `op`, whose operands are renamed already."""
@@ -167,7 +167,7 @@ class _Writer:
                 axis = before
             views.append(op)
             x = op.operands[0]
-        key = (x.name, scale, dtype, offset.tobytes() if offset is not None else b"")
+        key = (x.name, scale, dtype, *((b"", 0) if offset is None else (offset.tobytes(), axis)))
         if key not in self.made:
             if offset is not None:
                 x = b("sub", x, b.const(by_channel(offset, axis, x.type.rank), "offset"))

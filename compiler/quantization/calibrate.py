@@ -67,8 +67,9 @@ def layer_plan(layer: Layer, seen: Mapping[str, Observation], format: str, how: 
         return LayerPlan(format if layer.kind != "attention" else "bf16")
     unsigned = tuple(format == "int8" and o.low >= 0 for o in operands)
     dtypes = [DType.U8 if u else FORMATS[format][0] for u in unsigned]
+    headroom = how.for_samples(operands[0].samples).headroom
+    assert headroom is not None
     scales = tuple(
-        activation_scale(o, d, how.method, how.headroom or 1.0, how.power_of_two)
-        for o, d in zip(operands, dtypes, strict=True)
+        activation_scale(o, d, how.method, headroom, how.power_of_two) for o, d in zip(operands, dtypes, strict=True)
     )
     return LayerPlan(format, scales, unsigned)

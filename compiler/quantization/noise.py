@@ -66,6 +66,8 @@ def clipped_share(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]
     shares = []
     for i, value in enumerate(layer.inputs):
         kept, top = seen[value.name].kept, LARGEST[plan.input_dtype(i)] * plan.scales[i]
+        if plan.offset is not None and i == 0 and len(plan.offset) == len(kept):
+            kept = kept - plan.offset[:, None]
         shares.append(float((np.abs(kept) > top * (1 + 1e-6)).mean()))
     return max(shares)
 
@@ -73,17 +75,21 @@ def clipped_share(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]
 def best_formats(
     layers: Sequence[Layer], seen: Mapping[str, Observation], formats: Sequence[str], how: Calibration
 ) -> Plan:
-    """Every layer in that of `formats` which is expected to add least noise, with offsets where they pay."""
+    """Every layer in that of `formats` which is expected to add least noise, with offsets where they pay. A layer that
+    none of them has static scales for takes the first that it can take, or bf16."""
     found = {}
     for layer in layers:
         plans = [with_offset(layer, layer_plan(layer, seen, format, how), seen) for format in formats]
-        plans = [plan for plan in plans if plan.quantized]
-        found[layer.name] = min(plans, key=lambda plan: expected_noise(layer, plan, seen))
+        taken = [plan for plan in plans if plan.quantized]
+        known = [plan for plan in taken if plan.scales]
+        best = min(known, key=lambda plan: expected_noise(layer, plan, seen)) if known else None
+        found[layer.name] = best or next(iter(taken), LayerPlan("bf16"))
     return Plan(found)
 
 
 def with_offset(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]) -> LayerPlan:
-    """`plan` with the offset that its activation is best stored with."""
-    if not takes_offsets(layer, plan):
+    """`plan` with the offset that its activation is best stored with, if its channels were observed."""
+    own = seen[layer.inputs[0].name]
+    if not takes_offsets(layer, plan) or own.axis != layer.input_axis:
         return plan
-    return replace(plan, offset=best_offset(layer, plan, seen[layer.inputs[0].name].kept))
+    return replace(plan, offset=best_offset(layer, plan, own.kept))

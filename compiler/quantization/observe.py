@@ -24,13 +24,14 @@ RUN_BYTES = 1 << 29
 @dataclass(slots=True)
 class Observation:
     """`low`, `high`: the range over all samples. `channels` f32[c]: the largest magnitude of each channel. `kept`
-    f32[c, n]: numbers of each channel."""
+    f32[c, n]: numbers of each channel. `axis`: the one that numbers channels."""
 
     low: float
     high: float
     channels: np.ndarray
     kept: np.ndarray
     samples: int
+    axis: int
 
     @property
     def largest(self) -> float:
@@ -70,7 +71,7 @@ class _Running:
 
     def observation(self) -> Observation:
         assert self.channels is not None
-        return Observation(self.low, self.high, self.channels, np.concatenate(self.kept, 1), self.samples)
+        return Observation(self.low, self.high, self.channels, np.concatenate(self.kept, 1), self.samples, self.axis)
 
 
 def observe(

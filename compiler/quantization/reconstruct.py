@@ -50,7 +50,7 @@ def reconstructed(
     parameter name)."""
     options = options or Options()
     walk = _Walk(graph, samples)
-    offsets: dict[tuple[str, str, float, bool], np.ndarray | None] = {}
+    offsets: dict[tuple[str, int, str, float, bool], np.ndarray | None] = {}
     done = plan
     for number, layer in enumerate(layers):
         chosen = plan.layers.get(layer.name, LayerPlan("bf16"))
@@ -58,7 +58,13 @@ def reconstructed(
         if chosen.quantized and layer.weights is not None and chosen.format not in BLOCKS:
             name = layer.inputs[0].name
             if options.offsets and takes_offsets(layer, chosen):
-                key = (name, chosen.format, chosen.scales[0], padded(layer))  # one for all that read a tensor
+                key = (
+                    name,
+                    layer.input_axis,
+                    chosen.format,
+                    chosen.scales[0],
+                    padded(layer),
+                )  # one for all that read a tensor
                 if key not in offsets:
                     offsets[key] = best_offset(layer, chosen, some_numbers(walk.quantized[name], layer.input_axis))
                 chosen = replace(chosen, offset=offsets[key])

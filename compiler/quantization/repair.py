@@ -29,9 +29,9 @@ CANDIDATES: Mapping[str, Options | None] = {
     "offsets, fit": Options(),
 }
 """Name -> what is done to the layers."""
-FOLDS = 2
-"""Parts of the samples."""
-
+FOLDS, CHEAP_FOLDS, CHEAP_MACS = 2, 4, 1 << 33
+"""Parts of the samples, and how many where all samples take few multiply-accumulates. Two, which leave half of the
+samples to fit to, take half of the time, but undervalue the methods that fit most."""
 FEWEST, MOST = 4, 64
 """Samples that a repair is fitted to."""
 MOST_BYTES, MOST_MACS = 1 << 30, 1 << 37
@@ -75,11 +75,13 @@ def best_method(
     samples: Sequence[Feeds],
     methods: Sequence[str] = tuple(CANDIDATES),
     each: Callable[[str], None] | None = None,
-    folds: int = FOLDS,
+    folds: int | None = None,
 ) -> Choice:
     """The method of the most merit over all `samples`, of those that gain more than chance would. Doing nothing is
     always among them."""
     samples = affordable(prepared, samples)
+    if folds is None:
+        folds = CHEAP_FOLDS if len(samples) * _macs(prepared) <= CHEAP_MACS else FOLDS
     judge = Reference(prepared.module.graph, samples)
     tried: dict[str, Accuracy] = {}
     for method in dict.fromkeys((NONE, *methods)):
@@ -94,11 +96,14 @@ def affordable(prepared: Prepared, samples: Sequence[Feeds]) -> Sequence[Feeds]:
     """As many of `samples`, evenly chosen, as time and memory allow: the model and its quantized form are run on all of
     them side by side, and what is alive between two layers is kept."""
     each = 2 * live_bytes(prepared.module.graph)
-    macs = sum(layer.macs for layer in prepared.layers)
-    count = max(FEWEST, min(MOST, MOST_BYTES // max(each, 1), MOST_MACS // max(macs, 1)))
+    count = max(FEWEST, min(MOST, MOST_BYTES // max(each, 1), MOST_MACS // max(_macs(prepared), 1)))
     if count >= len(samples):
         return samples
     return [samples[i * len(samples) // count] for i in range(count)]
+
+
+def _macs(prepared: Prepared) -> int:
+    return sum(layer.macs for layer in prepared.layers)
 
 
 def live_bytes(graph: Graph) -> int:

@@ -76,12 +76,13 @@ def study(
     each("time: bf16")
     wide = timed(prepared, Plan())
     memory = _Memory(request.state, prepared, samples, start)
+    methods = _methods(request, samples)
     found: Found | None = None
     if request.precision == "mixed":
-        found = _searched(prepared, fit, check, whole, judge, start, wide, request, memory, each)
+        found = _searched(prepared, fit, check, whole, judge, start, wide, request, methods, memory, each)
         plan, repair, noise = found.best.plan, found.repair, found.noise
     else:
-        made = repaired(prepared, start, whole, _methods(request), lambda m: each(f"repair: {m}"))
+        made = repaired(prepared, start, whole, methods, lambda m: each(f"repair: {m}"))
         plan, repair = made.plan, made.method
         noise = isolated_noise(prepared, start, judge.first(REPORTED), memory.known, memory.add, each)
     each("time: quantized")
@@ -125,7 +126,7 @@ def repaired_plan(
     whole = _whole(prepared, fit, check)
     each("observe")
     start = _one_format(prepared, observe(prepared.module.graph, prepared.layers, whole), request)
-    return repaired(prepared, start, whole, _methods(request), lambda m: each(f"repair: {m}")).plan
+    return repaired(prepared, start, whole, _methods(request, samples), lambda m: each(f"repair: {m}")).plan
 
 
 def dealt(
@@ -145,8 +146,9 @@ def _whole(prepared: Prepared, fit: Sequence[Sample], check: Sequence[Sample]) -
     return list(prepared.feeds(fit if check is fit else [*fit, *check]))
 
 
-def _methods(request: Request) -> tuple[str, ...]:
-    return tuple(CANDIDATES) if request.repair else ("none",)
+def _methods(request: Request, samples: Sequence[Sample]) -> tuple[str, ...]:
+    """The repairs to try: to few samples nothing is fitted, because nobody could tell whether it helps on others."""
+    return tuple(CANDIDATES) if request.repair and len(samples) >= FEW else ("none",)
 
 
 def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: Reference, request: Request) -> Plan:
@@ -176,6 +178,7 @@ def _searched(
     start: Plan,
     wide: Times,
     request: Request,
+    methods: Sequence[str],
     memory: _Memory,
     each: Callable[[str], None],
 ) -> Found:
@@ -192,7 +195,7 @@ def _searched(
         known=memory.known,
         remember=memory.add,
         each=each,
-        methods=_methods(request),
+        methods=methods,
     )
     metric = request.metric
     if metric is not None:

@@ -47,8 +47,9 @@ OLDEST = 7
 NARROW = (F16, BF16)
 CONVERTING = frozenset({"Cast", "CastLike", "DequantizeLinear", "QuantizeLinear"})
 """Ops that are about the types of their inputs."""
-ROUNDED = frozenset({"QLinearSoftmax"})
-"""Ops whose integers are rounded from numbers that ONNX Runtime reads from a table: they may differ by one."""
+ROUNDED = frozenset({"QLinearSoftmax", "Resize", "Upsample"})
+"""Ops whose integers may differ by one: ONNX Runtime reads what it rounds from a table, or cuts off interpolated
+numbers that are whole but for their last bit."""
 GATED = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
 """x times a gate that nears 0 as 1 - 1 does: errors are relative to x."""
 GATED_ERROR = 1e-6

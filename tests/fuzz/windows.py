@@ -242,8 +242,10 @@ def resize(s: Sample) -> None:
         wanted = [s.size(1, 9) for _ in sizes]
         if s.opset >= 18 and roi is None and s.flip(0.4):
             axes = list(range(2, len(shape)))
-            s.attributes["axes"] = [a - len(shape) for a in axes] if s.flip() else axes
-            if s.flip():
+            s.attributes["axes"] = axes
+            if s.flip(0.3):
+                s.attributes["axes"] = [a - len(shape) for a in axes]
+            elif s.flip():
                 s.attributes["keep_aspect_ratio_policy"] = s.pick(("stretch", "not_larger", "not_smaller"))
             s.ints(wanted)
         else:
