@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file rather than with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,7 +33,7 @@ from ppuc.compiler.quantization.calibrate import calibrated_plan
 from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
-from ppuc.compiler.quantization.prepare import Prepared, prepare
+from ppuc.compiler.quantization.prepare import Prepared, prepare, storage_plan
 from ppuc.compiler.quantization.search import Goal
 from ppuc.compiler.quantization.study import Request, study
 from ppuc.compiler.quantization.timing import timed
@@ -135,16 +136,16 @@ COLUMNS = (
 HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
-def speed(path: Path, target: str, *, weights_only: bool = False, attention: bool = False) -> float:
-    """Simulated time in bf16 over that with 8-bit products (of attention too), or weights stored in 8 bits."""
+def speed(path: Path, target: str, *, stored: str = "", attention: bool = False) -> float:
+    """Simulated time in bf16 over that with 8-bit products (of attention too), or weights in the format `stored`."""
     machine = load_target(target)
     ready = prepare(initial_module(load_model(path), machine, "fp8"), machine)
     ready = ready.with_attention() if attention else ready
 
     def narrow(ready: Prepared) -> Plan:
-        chosen = [layer for layer in ready.layers if layer.weights is not None or not weights_only]
-        plans = {n.name: LayerPlan("e4m3", (0.01,) * len(n.inputs), weights_only=weights_only) for n in chosen}
-        return Plan(plans)
+        if stored:
+            return storage_plan(ready, stored)
+        return Plan({n.name: LayerPlan("e4m3", (0.01,) * len(n.inputs)) for n in ready.layers})
 
     return timed(ready, Plan()).seconds / timed(ready, narrow(ready)).seconds
 
@@ -156,8 +157,8 @@ def speeds() -> None:
         decoder = networks.decoder(folder, 1, 512, layers=2)
         encoder, bert = networks.vit_b(folder, 8), networks.bert_base(folder, 8, 128)
         prefill = networks.decoder(folder, 2048, 0, layers=1)
-        stored, attention = {"weights_only": True}, {"attention": True}
-        rows: tuple[tuple[str, Path, str, dict[str, bool]], ...] = (
+        attention = {"attention": True}
+        rows: tuple[tuple[str, Path, str, dict[str, Any]], ...] = (
             ("GEMM 4096^3", networks.gemm(folder), "zhenwu-m890", {}),
             ("ViT-B, batch 8", encoder, "zhenwu-m890", {}),
             ("ViT-B, batch 8, attention in f8 too", encoder, "zhenwu-m890", attention),
@@ -166,7 +167,11 @@ def speeds() -> None:
             ("decoder, 4096 wide, prefill of 2048 tokens", prefill, "zhenwu-m890", {}),
             ("the same, attention in f8 too", prefill, "zhenwu-m890", attention),
             ("decoder, 4096 wide, 512 tokens past", decoder, "zhenwu-m890", {}),
-            ("the same, weights stored in f8", decoder, "zhenwu-810e", stored),
+            *(
+                (f"the same, weights stored in {format}", decoder, target, {"stored": format})
+                for target in ("zhenwu-m890", "zhenwu-810e")
+                for format in ("e4m3", "mxfp8", "mxfp4", "nvfp4")
+            ),
         )
         print("| network | target | speed-up over bf16 |\n|---|---|---|")
         for label, path, target, how in rows:

@@ -1,8 +1,9 @@
 """ONNX graphs of the networks that the efficiency benchmark measures, built from their published shapes.
 
-Weights live in a sparse external file of zeros (values do not matter to timing), so an 8-billion-parameter decoder
-costs no disk. Shapes: He et al. 2015 (ResNet-50), Sandler et al. 2018 (MobileNetV2), Dosovitskiy et al. 2020
-(ViT-B/16), Devlin et al. 2018 (BERT-base), Touvron et al. 2023 and Qwen 2025 (decoder with grouped-query attention).
+Weights live in a sparse external file of zeros (values do not matter to timing) but for a one in each, at another place
+so that no two are equal; so an 8-billion-parameter decoder costs no disk. Shapes: He et al. 2015 (ResNet-50), Sandler
+et al. 2018 (MobileNetV2), Dosovitskiy et al. 2020 (ViT-B/16), Devlin et al. 2018 (BERT-base), Touvron et al. 2023 and
+Qwen 2025 (decoder with grouped-query attention).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ OPSET = 17
 class Network:
     """Appends nodes to one ONNX graph; weights are ranges of one sparse file."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, block: int = 0) -> None:
+        """`block`: weights of products are stored in 4 bits, so many of a column sharing a scale."""
+        self.name, self.folder, self.block = name, folder, block
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -39,10 +41,10 @@ class Network:
         """A graph output."""
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
 
-    def weight(self, *shape: int) -> str:
-        """A float32 weight of zeros in the external file."""
-        tensor = onnx.TensorProto(name=f"w{len(self.weights)}", data_type=TensorProto.FLOAT, dims=shape)
-        size = 4 * math.prod(shape)
+    def weight(self, *shape: int, dtype: int = TensorProto.FLOAT) -> str:
+        """A weight, float32 or bytes, in the external file."""
+        tensor = onnx.TensorProto(name=f"w{len(self.weights)}", data_type=dtype, dims=shape)
+        size = (4 if dtype == TensorProto.FLOAT else 1) * math.prod(shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", f"{self.name}.bin"), ("offset", self._bytes), ("length", size)):
             tensor.external_data.add(key=key, value=str(value))
@@ -71,11 +73,17 @@ class Network:
     def save(self) -> Path:
         """Write the graph and its sparse weight file; returns the path of the .onnx file."""
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, self.weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+        opsets = [helper.make_opsetid("", OPSET), *([helper.make_opsetid("com.microsoft", 1)] if self.block else [])]
+        model = helper.make_model(graph, opset_imports=opsets)
         path = self.folder / f"{self.name}.onnx"
         path.write_bytes(model.SerializeToString())
         with open(self.folder / f"{self.name}.bin", "wb") as file:
             file.truncate(self._bytes)
+            for i, weight in enumerate(w for w in self.weights if w.data_location == TensorProto.EXTERNAL):
+                offset = next(int(e.value) for e in weight.external_data if e.key == "offset")
+                floats = weight.data_type == TensorProto.FLOAT
+                file.seek(offset + (4 if floats else 1) * (i % math.prod(weight.dims)))
+                file.write(np.float32(1).tobytes() if floats else bytes([1]))
         return path
 
     # layers
@@ -94,7 +102,12 @@ class Network:
 
     def linear(self, x: str, i: int, o: int, *, bias: bool = True) -> str:
         """x @ w (+ b)."""
-        y = self.op("MatMul", x, self.weight(i, o))
+        if self.block:
+            codes = self.weight(o, i // self.block, self.block // 2, dtype=TensorProto.UINT8)
+            sizes = {"K": i, "N": o, "bits": 4, "block_size": self.block}
+            y = self.op("MatMulNBits", x, codes, self.weight(o * (i // self.block)), domain="com.microsoft", **sizes)
+        else:
+            y = self.op("MatMul", x, self.weight(i, o))
         return self.op("Add", y, self.weight(o)) if bias else y
 
     def reshape(self, x: str, *shape: int) -> str:
@@ -216,11 +229,11 @@ def bert_base(folder: Path, batch: int, tokens: int) -> Path:
 
 def decoder(
     folder: Path, tokens: int, past: int, *, layers: int = 4, hidden: int = 4096, heads: int = 32, groups: int = 8,
-    inner: int = 12288,
+    inner: int = 12288, block: int = 0,
 ) -> Path:  # fmt: skip
     """Decoder layers with grouped-query attention, RoPE and gated MLPs, batch 1; `past` > 0 is a decode step with that
-    much context (new keys and values are outputs), else a causal prefill."""
-    n = Network(f"decoder{layers}_t{tokens}_p{past}", folder)
+    much context (new keys and values are outputs), else a causal prefill. `block`: weights in 4 bits, in blocks."""
+    n = Network(f"decoder{layers}_t{tokens}_p{past}_b{block}", folder, block)
     width = 128
     x = n.input("x", (1, tokens, hidden))
     cos, sin = (n.input(name, (1, 1, tokens, width)) for name in ("cos", "sin"))

@@ -23,6 +23,7 @@ from ppuc.compiler.passes.prepare import Prepare
 from ppuc.compiler.passes.recognise import Recognise
 from ppuc.compiler.passes.split import Split
 from ppuc.compiler.passes.tile import Tile
+from ppuc.compiler.passes.turn import Turn
 
 PIPELINE: tuple[Pass, ...] = (
     Fold(),  # constants first, so that patterns see numbers
@@ -46,6 +47,7 @@ PIPELINE: tuple[Pass, ...] = (
     Panels(),  # weights that l2 holds only in parts
     Join(),  # concatenations in place, with types final
     Cascade(),  # kernels in a row whose tiles stay in l1: with every group final
+    Turn(),  # weights as device memory delivers them best: with the products that read them final
     Place(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known
     Allocate(),  # addresses, with tile sizes known

@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what starts now, its number and how many there are."""
 
 
-QUANTIZED = ("fp8", "int8", "mixed")
+QUANTIZED = ("fp8", "int8", "mixed", "mxfp8", "mxfp4", "nvfp4")
 """Precisions at which layers are quantized."""
 
 

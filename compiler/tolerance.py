@@ -60,6 +60,9 @@ PRECISIONS: dict[str, DType | None] = {
     "fp8": DType.F8E4M3,
     "int8": DType.F8E4M3,
     "mixed": DType.F8E4M3,
+    "mxfp8": DType.F8E4M3,
+    "mxfp4": DType.F4E2M1,
+    "nvfp4": DType.F4E2M1,
 }
 """`--precision` -> format of tensor engine operands (None: the model's own). Of 8-bit integers with one scale a tensor,
 most elements use few of the 255 steps: they are allowed what f8e4m3 is."""

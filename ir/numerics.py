@@ -58,6 +58,15 @@ def widen(bits: np.ndarray, dtype: DType) -> np.ndarray:
     return bits.view(dtype.numpy).astype(compute_dtype(dtype).numpy, copy=False)
 
 
+def halves(codes: np.ndarray, dtype: DType, axis: int) -> np.ndarray:
+    """f32: the numbers of four bits in bytes `codes`, those in the low halves before those in the high ones along
+    `axis`, which has one element. `dtype` is f4e2m1, or i8 for integers from -8 to 7."""
+    nibbles = np.concatenate([codes & 15, (codes >> 4) & 15], axis)
+    if dtype is DType.F4E2M1:
+        return widen(nibbles.astype(np.uint8), dtype)
+    return ((nibbles.astype(np.int32) ^ 8) - 8).astype(np.float32)
+
+
 def narrow(values: np.ndarray, dtype: DType) -> np.ndarray:
     """Compute-dtype `values` rounded once to `dtype`, as bits of the same shape."""
     if dtype is DType.F32:

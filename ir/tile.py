@@ -17,7 +17,7 @@ import numpy as np
 
 from ppuc.ir.affine import Affine
 from ppuc.ir.kernel import Bound, Buffer, Load, Mma, Param, Store, TileRef, Vec, View
-from ppuc.ir.numerics import bits_dtype, encode_scalar, narrow, widen
+from ppuc.ir.numerics import bits_dtype, encode_scalar, halves, narrow, widen
 from ppuc.ir.ops.elementwise import ELEMENTWISE
 from ppuc.ir.types import DType
 from ppuc.ir.vector import REDUCTIONS, Step, VectorProgram, compute_dtype
@@ -382,6 +382,9 @@ def run_step(step: Step, args: Sequence[np.ndarray], scalars: Sequence[int]) -> 
     if op == "cast":
         assert step.dtype is not None
         return cast_value(args[0], step.dtype)
+    if op == "halves":
+        assert step.dtype is not None
+        return halves(args[0], step.dtype, step.ints[0])
     if op == "window":
         rank = step.ints[0]
         offsets, strides, sizes = (step.ints[1 + i * rank : 1 + (i + 1) * rank] for i in range(3))

@@ -17,7 +17,7 @@ from ppuc.ir.types import DType
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
 """Steps that combine along `axes` (kept with size 1). argmax and argmin take one axis and return i64 positions."""
 
-STRUCTURAL = ("const", "scalar", "iota", "window", "transpose", "cumsum", "cast", "reshape", "mac", "clip")
+STRUCTURAL = ("const", "scalar", "iota", "window", "transpose", "cumsum", "cast", "reshape", "mac", "clip", "halves")
 """Steps that are neither elementwise op records nor reductions."""
 
 
@@ -46,6 +46,8 @@ class Step:
     mac: `x * y + z`, the product rounded before it is added: one operation of a lane
     clip: `min(max(x, low), high)`, NaN if x is: one operation of a lane (the median of three)
     reshape: `ints = shape`
+    halves: `ints = (axis,)`, `dtype`      the two numbers of four bits in each byte, f32: those in the low halves
+    before those in the high ones along `axis`, which has one element; f4e2m1, or i8 for two's complement
     """
 
     result: str

@@ -48,7 +48,7 @@ def _check_step(step: Step, findings: Findings) -> None:
         return
     if len(step.args) != count:
         _add(findings, "V3", step, f"has {len(step.args)} arguments, expected {count}")
-    if step.op in ("const", "cast") and step.dtype is None:
+    if step.op in ("const", "cast", "halves") and step.dtype is None:
         _add(findings, "V4", step, f"a {step.op} needs a dtype")
     if not _ints_fit(step):
         _add(findings, "V4", step, f"ints {list(step.ints)} do not describe a {step.op}")
@@ -63,7 +63,7 @@ def _ints_fit(step: Step) -> bool:
             return len(ints) == 2 and min(ints) >= 0
         case "cumsum":
             return len(ints) == 3 and ints[0] >= 0
-        case "argmax" | "argmin":
+        case "argmax" | "argmin" | "halves":
             return len(ints) == 1 and ints[0] >= 0
         case "window":
             return len(ints) > 0 and len(ints) == 1 + 3 * ints[0]

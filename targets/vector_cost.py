@@ -8,7 +8,8 @@ function is one lookup in the unit plus the lane operations that reduce the rang
 sqrt, rsqrt, reciprocal and sin take 1 + 1; composites are sums of those (div = reciprocal and a multiply; tanh and
 sigmoid = exp, add, reciprocal; pow = log, multiply, exp; erf = exp, reciprocal and a polynomial of degree five). i64
 takes twice the lane operations. Transpose and reshape move each element once, as does a window that cuts the innermost
-axis; one that leaves it whole is only an address: its elements cross l1 again, but no lane works for them.
+axis; one that leaves it whole is only an address: its elements cross l1 again, but no lane works for them. Numbers of
+four bits are taken out of their bytes, and widened, one an operation.
 """
 
 from __future__ import annotations
@@ -56,7 +57,16 @@ SPECIAL: dict[str, tuple[int, int]] = {
 """(lane, special function) operations per element; an elementwise step that is not listed takes (1, 0)."""
 
 _FREE = ("const", "scalar", "iota")
-_STRUCTURAL: dict[str, int] = {"window": 1, "transpose": 1, "reshape": 1, "cast": 1, "cumsum": 2, "mac": 1, "clip": 1}
+_STRUCTURAL: dict[str, int] = {
+    "window": 1,
+    "transpose": 1,
+    "reshape": 1,
+    "cast": 1,
+    "cumsum": 2,
+    "mac": 1,
+    "clip": 1,
+    "halves": 1,
+}
 _TESTS = ("eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "not", "and", "or", "xor")
 
 Extent = tuple[int, int]
@@ -198,6 +208,8 @@ def _result(step: Step, args: Sequence[tuple[Extent, ...]]) -> tuple[Extent, ...
     if step.op == "window":
         rank = step.ints[0]
         return tuple((n, -1) for n in step.ints[1 + 2 * rank : 1 + 3 * rank])
+    if step.op == "halves":
+        return tuple((2, -1) if a == step.ints[0] else e for a, e in enumerate(args[0]))
     if step.op == "transpose":
         return tuple(args[0][a] for a in step.ints)
     if step.op == "reshape":
@@ -218,6 +230,8 @@ def _broadcast(args: Sequence[tuple[Extent, ...]]) -> tuple[Extent, ...]:
 def _dtype(step: Step, args: Sequence[DType]) -> DType:
     if step.op in ("argmax", "argmin", "scalar", "iota"):
         return DType.I64
+    if step.op == "halves":
+        return DType.F32
     if step.op in ("const", "cast"):
         assert step.dtype is not None
         return compute_dtype(step.dtype)

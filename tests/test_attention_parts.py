@@ -17,6 +17,7 @@ from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module
 from ppuc.ir.ops import OPS
 from ppuc.ir.ops.attention import AttentionAttrs, AttentionPartsAttrs
+from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.types import DType, TensorType
 from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
@@ -67,6 +68,20 @@ def anchors(module: Module) -> list[str]:
 def test_parts_compute_the_same(graph: Graph, precision: str) -> None:
     module = compiled(module_of(graph, precision=precision), LARGE, feeds_of(graph))
     assert anchors(module) == ["attention_parts"]
+
+
+def test_what_follows_on_each_element_follows_the_whole() -> None:
+    """A scale and a cast, as 8-bit operands need, and a clip; but not what adds another tensor."""
+    s = Sketch()
+    q, k, v = s.param(1, 8, 1, 16), s.param(1, 2, 2048, 16), s.param(1, 2, 2048, 16)
+    y = s.op("attention", q, k, v, attrs=AttentionAttrs(0.25))
+    z = s.op("mul", s.reshape(y, 1, 1, 128), s.number(40.0))
+    z = s.op("min", s.number(100.0), s.op("relu", z))
+    z = s.op("cast", z, attrs=CastAttrs(DType.F8E4M3))
+    graph = s.graph(z)
+    assert anchors(compiled(module_of(graph, precision="bf16"), LARGE, feeds_of(graph))) == ["attention_parts"]
+    added = s.graph(s.op("add", s.reshape(y, 1, 1, 128), s.param(1, 1, 128)))
+    assert anchors(split(added, LARGE)) == ["attention"]
 
 
 def test_few_keys_or_enough_rows_stay_whole() -> None:

@@ -132,3 +132,58 @@ def test_scales_within_a_sum_stay_where_they_are() -> None:
     (got,) = simulated(done, load_target("ppu-tiny"), {"x": x}).outputs.values()
     want = expected(model, {"x": x})
     assert np.abs(got.view(np.float32).reshape(want.shape) - want).max() <= 1e-5 * np.abs(want).max()
+
+
+FOUR = {np.dtype(ml_dtypes.int4): TensorProto.INT4, np.dtype(ml_dtypes.uint4): TensorProto.UINT4}
+
+
+def weights_alone(stored: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, *, turned: bool, **where: int) -> Any:
+    """y[5, n] = x[5, k] @ dequantize(stored), opset 21; `turned`: the file has the weights as [n, k]."""
+    rows, columns = stored.shape[::-1] if turned else stored.shape
+    kind = FOUR.get(stored.dtype) or PROTO[stored.dtype]
+    parts = {"w": stored} if zero is None else {"w": stored, "z": zero.astype(stored.dtype)}
+    tensors = [helper.make_tensor(n, kind, a.shape, a.reshape(-1).astype(np.int32).tolist()) for n, a in parts.items()]
+    tensors.append(onnx.numpy_helper.from_array(scale.astype(np.float32), "s"))
+    inputs = ["w", "s"] + (["z"] if zero is not None else [])
+    nodes = [helper.make_node("DequantizeLinear", inputs, ["d"], **where)]
+    if turned:
+        nodes.append(helper.make_node("Transpose", ["d"], ["t"], perm=[1, 0]))
+    nodes.append(helper.make_node("MatMul", ["x", "t" if turned else "d"], ["y"], name="product"))
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", (5, rows)), ("y", (5, columns)))]
+    graph = helper.make_graph(nodes, "stored", ends[:1], ends[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", ["blocks", "columns", "whole"])
+@pytest.mark.parametrize("dtype", [ml_dtypes.int4, ml_dtypes.uint4, np.int8, np.uint8], ids=lambda t: np.dtype(t).name)
+def test_weights_alone_stay_as_they_are_stored(dtype: Any, kind: str, turned: bool, zeros: bool) -> None:
+    """In blocks along the sum, by column, or with one scale: the kernel loads the codes, two a byte where they fit."""
+    rng = np.random.default_rng(11)
+    k, n, dtype = 64, 24, np.dtype(dtype)
+    low, high = (int(ml_dtypes.iinfo(dtype).min), int(ml_dtypes.iinfo(dtype).max)) if dtype in FOUR else (0, 120)
+    stored = rng.integers(low, high + 1, (k, n)).astype(np.int32)
+    shape = {"blocks": (k // 16, n), "columns": (n,), "whole": ()}[kind]
+    scale = rng.uniform(0.01, 0.1, shape)
+    zero = rng.integers(max(low, 0), high + 1, shape).astype(np.int32) if zeros else None
+    where = {
+        "blocks": {"axis": 1 if turned else 0, "block_size": 16},
+        "columns": {"axis": 0 if turned else 1},
+        "whole": {},
+    }
+    if turned:
+        stored, scale = stored.T, scale.T
+        zero = None if zero is None else np.asarray(zero.T)
+    model = weights_alone(np.ascontiguousarray(stored).astype(dtype), np.ascontiguousarray(scale), zero, turned=turned,
+                          **where[kind])  # fmt: skip
+    module = module_of(model)
+    x = rng.standard_normal((5, k)).astype(np.float32)
+    done = compiled(module, load_target("ppu-tiny"), {"x": x})
+    (codes,) = [b for kernel in done.kernels for b in kernel.buffers if b.name == "bt"]
+    assert codes.dtype is (DType.U8 if dtype in FOUR else DType.of(dtype))
+    held = [v.type.elements for op in done.graph.ops if op.body is not None for v in op.operands]
+    assert k * n // (2 if dtype in FOUR else 1) in held
+    (got,) = simulated(done, load_target("ppu-tiny"), {"x": x}).outputs.values()
+    want = expected(model, {"x": x})
+    assert np.abs(got.view(np.float32).reshape(want.shape) - want).max() <= 1e-5 * np.abs(want).max()

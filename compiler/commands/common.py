@@ -34,7 +34,7 @@ _PATIENCE_SECONDS = 3.0
 
 GIVE_ONNX = "give the .onnx file"
 
-PRECISION_NAMES = ("model", "fp32", "bf16", "fp16", "fp8", "int8", "mixed")
+PRECISION_NAMES = ("model", "fp32", "bf16", "fp16", "fp8", "int8", "mixed", "mxfp8", "mxfp4", "nvfp4")
 
 
 def json_option(function: F) -> F:

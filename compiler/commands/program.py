@@ -150,7 +150,7 @@ def quantization(
     data = None
     if calibrate is not None:
         data = Data(calibrate, read_preprocessing(preprocess) if preprocess is not None else None)
-    elif policy is None and precision != "mixed":  # that is refused: there are no scales to speak of
+    elif policy is None and precision in ("fp8", "int8"):  # without a policy, others need no scales or are refused
         note(f"note: {DYNAMIC}")
 
     def each(what: str) -> None:

@@ -7,11 +7,12 @@ Invariant: each importer ends in ops of the standard's own importers or in their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.blocks import Weights, emit_weights
 from ppuc.compiler.frontend.context import IMPORTERS, NodeContext, importer
 from ppuc.compiler.frontend.quantized import (
     as_parameter,
@@ -171,23 +172,61 @@ def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
     return apart.reshape(*packed.shape[:-1], -1)
 
 
-def _weights(ctx: NodeContext, rows: int, columns: int, bits: int, block: int) -> np.ndarray:
-    """f32[rows, columns] of MatMulNBits: (stored - zero point) * scale, a scale for each block of a row."""
-    blocks = -(-columns // block)
-    stored = _unpacked(ctx.need_constant(1, "B").reshape(rows, blocks, -1), bits).astype(np.float32)
-    scales = ctx.need_constant(2, "scales").reshape(rows, blocks, 1).astype(np.float32)
-    zeros: np.ndarray = np.float32(2 ** (bits - 1)) * np.ones((rows, blocks, 1), np.float32)
-    if ctx.has(3):
-        given = ctx.need_constant(3, "zero_points")
-        if given.dtype == np.uint8:
-            given = _unpacked(given.reshape(rows, -1), bits)[:, :blocks]
-        zeros = given.reshape(rows, blocks, 1).astype(np.float32)
-    return np.asarray((stored - zeros) * scales).reshape(rows, blocks * block)[:, :columns]
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """The weights of a MatMulNBits: `codes` u8, unsigned, blocks of each row one after another."""
+
+    ctx: NodeContext
+    rows: int
+    columns: int
+    bits: int
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return -(-self.columns // self.block)
+
+    def codes(self) -> np.ndarray:
+        """u8[columns, rows], less half their range: two's complement."""
+        packed = self.ctx.need_constant(1, "B").reshape(self.rows, self.blocks, -1)
+        stored = _unpacked(packed, self.bits).reshape(self.rows, -1)[:, : self.columns]
+        return (stored.T - np.uint8(2 ** (self.bits - 1))).view(np.int8)
+
+    def scales(self) -> np.ndarray:
+        """float[blocks, rows]"""
+        return self.ctx.need_constant(2, "scales").reshape(self.rows, self.blocks).T
+
+    def zeros(self) -> np.ndarray:
+        """[blocks, rows], less half the codes' range; i8, or float where the file has floats."""
+        given, half = self.ctx.need_constant(3, "zero_points"), 2 ** (self.bits - 1)
+        if given.dtype != np.uint8:
+            return given.reshape(self.rows, self.blocks).T.astype(np.float32) - np.float32(half)
+        whole = _unpacked(given.reshape(self.rows, -1), self.bits)[:, : self.blocks]
+        return (whole.T - np.uint8(half)).view(np.int8)
+
+    def wide(self) -> np.ndarray:
+        """f32[columns, rows]: (code - zero point) * scale."""
+        each = np.repeat(np.arange(self.blocks), self.block)[: self.columns]
+        zeros = self.zeros().astype(np.float32)[each] if self.ctx.has(3) else np.float32(0)
+        return np.asarray((self.codes().astype(np.float32) - zeros) * self.scales().astype(np.float32)[each])
+
+    def stored(self) -> Weights | None:
+        """As products read them; None when zero points are floats."""
+        zero = None
+        if self.ctx.has(3):
+            known = self.zeros()
+            if known.dtype != np.int8:
+                return None
+            zero = self.zeros if known.any() else None
+        scale_type = self.ctx.type(2).dtype
+        halves = DType.I8 if self.bits <= 4 else None
+        return Weights(self.columns, self.rows, self.block, DType.I8, self.codes, scale_type, self.scales, halves, zero)
 
 
 @importer("MatMulNBits", domain="com.microsoft")
 def matmul_n_bits(ctx: NodeContext) -> Sequence[Value]:
-    """A times the transposed weights, which are constant and unpacked when their bytes are first needed."""
+    """A times the transposed weights, which are constant and stay in blocks until they are multiplied."""
     rows, columns, bits, block = (int(ctx.attr(n, 0)) for n in ("N", "K", "bits", "block_size"))
     ctx.attr("accuracy_level")  # permits less than f32; not made use of
     if bits not in (2, 4, 8) or block < 1 or ctx.has(4) or ctx.attr("weight_prepacked", 0):
@@ -199,11 +238,14 @@ def matmul_n_bits(ctx: NodeContext) -> Sequence[Value]:
         if ctx.has(index):
             ctx.need_constant(index, what)
     dtype = a.type.dtype
-    type = TensorType(dtype, (rows, columns))
-    weights = Resource(type, loader=lambda: _weights(ctx, rows, columns, bits, block).astype(dtype.numpy))
+    packed = _Packed(ctx, rows, columns, bits, block)
+    stored = packed.stored()
+    weights = emit_weights(ctx.op, ctx.b.const, stored, dtype) if stored is not None else None
+    if weights is None:
+        type = TensorType(dtype, (columns, rows))
+        weights = ctx.b.const(Resource(type, loader=lambda: packed.wide().astype(dtype.numpy)), "weights")
     lead = a.type.dims[:-1] if a.type.rank > 1 else (1,)
-    matrix = reshaped(ctx, a, (*lead, columns))
-    y = ctx.op("matmul", matrix, ctx.b.const(weights, "weights"), attrs=MatmulAttrs(transpose_b=True))
+    y = ctx.op("matmul", reshaped(ctx, a, (*lead, columns)), weights, attrs=MatmulAttrs())
     y = reshaped(ctx, y, (*a.type.dims[:-1], rows))
     return (ctx.op("add", y, ctx.operand(5)) if ctx.has(5) else y,)
 

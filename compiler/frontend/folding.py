@@ -26,8 +26,8 @@ LARGEST_FOLD = 65536
 LARGEST_TENSOR = 1 << 40
 """Elements of a tensor that somebody could mean, even if it is only a view of a smaller one."""
 
-KEPT = ("dequantize",)
-"""Ops that are not folded here: 8-bit weights may be multiplied as they are stored."""
+KEPT = ("dequantize", "unblock")
+"""Ops that are not folded here: weights of 8 bits or less may be multiplied as they are stored."""
 
 
 class FoldingBuilder(Builder):

@@ -68,6 +68,7 @@ class _Exporter:
         self.initializers: list[onnx.TensorProto] = []
         self.builder = Builder(all_names(graph))
         self.casts: dict[str, str] = {}
+        self.constants = graph.constants()
 
     def model(self, outputs: Sequence[str]) -> bytes:
         types = {v.name: v.type for op in self.graph.ops for v in op.results}
@@ -152,6 +153,14 @@ def _proto(dtype: DType) -> int:
 def _const(x: _Exporter, op: Op, names: list[str], out: str) -> None:
     resource: Resource = op.attrs.value  # type: ignore[attr-defined]
     x.const(resource.array().astype(carried(resource.type.dtype).numpy, copy=False), out)
+
+
+def _unblock(x: _Exporter, op: Op, names: list[str], out: str) -> None:
+    resources = [x.constants[name] for name in names]
+    reference = OPS[op.name].reference
+    assert reference is not None
+    (wide,) = reference(op.attrs, *(r.array() for r in resources))
+    x.const(wide.astype(np.float32), out)
 
 
 def _cast(x: _Exporter, op: Op, names: list[str], out: str) -> None:
@@ -283,6 +292,7 @@ def _attributed(kind: str, *fields: str) -> Callable[[_Exporter, Op, list[str], 
 _HANDLERS: Mapping[str, Callable[[_Exporter, Op, list[str], str], object]] = {
     "const": _const,
     "cast": _cast,
+    "unblock": _unblock,
     "matmul": _matmul,
     "conv": _conv,
     "pool": _pool,

@@ -83,7 +83,9 @@ def dequantize_linear(ctx: NodeContext) -> Sequence[Value]:
     scale = as_parameter(ctx, ctx.operand(1))
     axis, block = _axis(ctx, scale)
     named = int(ctx.attr("output_dtype", 0))
-    attrs = DequantizeAttrs(dtype_of(named, ctx.where) if named else scale.type.dtype, axis, block)
+    known = ctx.b.known.get(ctx.operand(0).name) if isinstance(ctx.b, FoldingBuilder) else None
+    to = dtype_of(named, ctx.where) if named else scale.type.dtype
+    attrs = DequantizeAttrs(to, axis, block, isinstance(known, PackedResource))
     zero = zero_point(ctx, 2)
     return (ctx.op("dequantize", ctx.operand(0), scale, *([zero] if zero is not None else []), attrs=attrs),)
 

@@ -92,7 +92,7 @@ def analyse_anchor(body: Graph, anchor: Op) -> Chain:
 
 
 def operand_ops(body: Graph, anchor: Op) -> frozenset[str]:
-    """Names of the view ops that lead to the anchor's operands and to nothing else."""
+    """Names of the ops that lead to the anchor's operands and to nothing else: views, and weights in blocks."""
     users: dict[str, list[str]] = {}
     for op in body.ops:
         for v in op.operands:
@@ -100,7 +100,8 @@ def operand_ops(body: Graph, anchor: Op) -> frozenset[str]:
     found = {anchor.results[0].name}
     for op in reversed(body.ops):
         name = op.results[0].name
-        if OPS[op.name].kind is Kind.VIEW and users.get(name) and all(u in found for u in users[name]):
+        leads = OPS[op.name].kind is Kind.VIEW or op.name == "unblock"
+        if leads and users.get(name) and all(u in found for u in users[name]):
             found.add(name)
     return frozenset(found)
 

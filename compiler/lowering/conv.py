@@ -282,8 +282,8 @@ class ConvLowering(ContractionLowering):
         index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(d) for d in range(n)]
         index += [*self._group(named), chunk.offset + axis(n)]
         outer = len(nest.loops) - n
+        wt = self._weights(nest, named, outer)  # first: they never wait for another kernel
         nest.add(outer, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
-        wt = self._weights(nest, named, outer)
         taps = [named[f"k{d}"] for d in range(n)]
         points = [self._extent(self.tiles, 1 + d) for d in range(n)]
         window = [tap.offset * a.dilations[d] + axis(d, a.strides[d]) for d, tap in enumerate(taps)]
@@ -318,12 +318,12 @@ class ConvLowering(ContractionLowering):
         xt = self.kernel.buffer("xt", self.dtype, [*self._halo(self.tiles), self.channels], depth=depth)
         index = [self._offset(named, 0)]
         index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(d) for d in range(n)]
-        param = self.kernel.param(self.x_tensor, self.dtype, self.x)
-        nest.add(len(nest.loops), Load(xt, param, (*index, axis(n))))
         tn = self._extent(self.tiles, len(self.at) - 1)
         wt = self.kernel.buffer("wt", self.w_dtype, [*self.filter, self.channels, tn], depth=depth)
         w_index = (*(axis(d) for d in range(n + 1)), self._offset(named, len(self.at) - 1) + axis(n + 1))
         nest.add(len(nest.loops), Load(wt, self.kernel.param(self.w_tensor, self.w_dtype, self.w), w_index))
+        param = self.kernel.param(self.x_tensor, self.dtype, self.x)
+        nest.add(len(nest.loops), Load(xt, param, (*index, axis(n))))
         window = [axis(d, a.strides[d]) + axis(n + d, a.dilations[d]) for d in range(n)]
         points = [self._extent(self.tiles, 1 + d) for d in range(n)]
         x_ref = TileRef(xt, (*window, axis(2 * n)), (*points, *self.filter, self.channels))
@@ -343,12 +343,12 @@ class ConvLowering(ContractionLowering):
             index.append(at + first.offset * a.dilations[0] if d == 0 else at)
         index.append(axis(2 * n))
         depth = len(nest.loops)
-        nest.add(depth, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
         tn = self._extent(self.tiles, len(self.at) - 1)
         wt = self.kernel.buffer("wt", self.w_dtype, [*window, self.channels, tn], depth=choice.rings.operands)
         w_index = [first.offset + axis(0), *(axis(d) for d in range(1, n)), axis(n)]
         w_index.append(self._offset(named, len(self.at) - 1) + axis(n + 1))
         nest.add(depth, Load(wt, self.kernel.param(self.w_tensor, self.w_dtype, self.w), tuple(w_index)))
+        nest.add(depth, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
         k = [first, *(Tiling("", s, s) for s in (*self.filter[1:], self.channels))]
         start = (first.name,) if first.exists else ()
         return Mma(acc, TileRef(xt), TileRef(wt), start, k_axes=n + 1, valid=self._valid(named, k))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.attention import AttentionLowering, check_attention, lower_attention
+from ppuc.compiler.lowering.blocks import lower_matmul, matmul_lowering, stored_weights
 from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver, stored_part
 from ppuc.compiler.lowering.cascade import CascadeLowering, lower_cascade
 from ppuc.compiler.lowering.contraction import analyse_anchor, operand_view
 from ppuc.compiler.lowering.conv import ConvLowering, lower_conv
 from ppuc.compiler.lowering.map import MapLowering, check_map, lower_map
-from ppuc.compiler.lowering.matmul import MatmulLowering, lower_matmul
 from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
 from ppuc.compiler.lowering.nest import KernelBuilder
 from ppuc.compiler.lowering.window import WindowLowering, check_window, lower_window
@@ -56,6 +56,7 @@ ANCHORS = {
     "scatter_nd": "scatter",
     "pad": "copy",
     "const": "const",
+    "unblock": "const",
 }
 
 
@@ -103,7 +104,7 @@ def price_group(kind: str, body: Graph, target: Target) -> float:
     if kind == "attention":
         return AttentionLowering("kernel", body, tensors, (), target).price
     if kind == "matmul":
-        return MatmulLowering("kernel", body, tensors, (), target).choice.price
+        return matmul_lowering("kernel", body, tensors, (), target).choice.price
     if kind == "cascade":
         return CascadeLowering("kernel", body, tensors, (), target).choice.price
     if kind == "window":
@@ -115,7 +116,8 @@ def price_group(kind: str, body: Graph, target: Target) -> float:
 
 def _check_chain(body: Graph, anchor: Op) -> Chain:
     chain = analyse_anchor(body, anchor)
-    for value in anchor.operands:
+    in_blocks = anchor.name == "matmul" and stored_weights(body, anchor) is not None
+    for value in anchor.operands[: 1 if in_blocks else 2]:
         operand_view(body, value)
     return chain
 

@@ -31,7 +31,7 @@ from ppuc.compiler.lowering.nest import KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.vectorise import ProgramBuilder
 from ppuc.ir import views
 from ppuc.ir.affine import Affine, axis
-from ppuc.ir.graph import Graph, Op
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
 from ppuc.ir.types import DType, Space
 from ppuc.targets.cost import mma_shape
@@ -53,7 +53,7 @@ class MatmulLowering(ContractionLowering):
         anchor = anchor_of(body, "matmul")
         chain = analyse_anchor(body, anchor)
         attrs = anchor.attrs
-        (a_value, a), (b_value, b) = (operand_view(body, v) for v in anchor.operands)
+        (a_value, a), (b_value, b) = operand_view(body, anchor.operands[0]), self._right(body, anchor)
         if attrs.transpose_a:  # type: ignore[attr-defined]
             a = _swap_last(a)
         if attrs.transpose_b:  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ class MatmulLowering(ContractionLowering):
         self.a_tensor, self.b_tensor = tensors[a_value.name], tensors[b_value.name]
         self.a_space, self.b_space = a_value.space, b_value.space
         self.dtype, self.b_dtype = a_value.type.dtype, b_value.type.dtype
-        self.unpacked = unpacked(body, anchor)
+        self.unpacked = self._widens(body, anchor)
         if not cost.multiply(self.dtype, self.dtype if self.unpacked else self.b_dtype):
             raise NotFusable(f"operands of the matmul differ in dtype ({self.dtype} and {b_value.type.dtype})")
         self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
@@ -91,6 +91,14 @@ class MatmulLowering(ContractionLowering):
             raise NotFusable("the epilogue reduces over rows")
         self.choice = self._choose(rank)
         self.tiles = list(self.choice.tiles)
+
+    def _right(self, body: Graph, anchor: Op) -> tuple[Value, View]:
+        """Where the right operand lies in memory."""
+        return operand_view(body, anchor.operands[1])
+
+    def _widens(self, body: Graph, anchor: Op) -> bool:
+        """Whether the right operand is widened after it is loaded."""
+        return unpacked(body, anchor)
 
     def _choose(self, rank: int) -> Choice:
         m = math.prod(self.space.axes[i].size for i in self.m_axes)
@@ -140,17 +148,17 @@ class MatmulLowering(ContractionLowering):
         dtype = cost.tensor_dtype(self.dtype, self.target)
         latency = cost.latency_clk(self.target, self.a_space, self.b_space)
         best: Choice | None = None
-        for tk in steps_along(self.k, dtype, self.target):
-            wide = 2 * _slot(tk * tn, self.dtype) if self.unpacked else 0
-            rings = self.rings(tiles, _slot(tm * tk, self.dtype) + _slot(tk * tn, self.b_dtype), wide)
+        for tk in self._depths():
+            wide = 2 * slot(tk * tn, self.dtype) if self.unpacked else 0
+            rings = self.rings(tiles, slot(tm * tk, self.dtype) + self._right_slots(tn, tk), wide)
             if rings is None:
                 continue
             steps = -(-self.k // tk)
             mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
-            a, b = self._traffic("a", tiles, tk), self._traffic("b", tiles, tk)
-            step_load = cost.load_clk(a, self.target, active, self.a_space) + 2 * cost.overhead_clk(self.target)
-            step_load += cost.load_clk(b, self.target, active, self.b_space)
-            widen = cost.vec_clk(tk * tn, 1, self.target) if self.unpacked else 0.0
+            a = self._traffic("a", tiles, tk)
+            step_load = cost.load_clk(a, self.target, active, self.a_space) + cost.overhead_clk(self.target)
+            step_load += self._right_load_clk(tiles, tk, active)
+            widen = cost.vec_clk(tk * tn, self._widening_steps(), self.target) if self.unpacked else 0.0
             beat = cost.beat_clk(max(mma, widen), step_load, latency, rings.operands)
             tile = self.tile_clk(rings, steps * beat, vec, store, extra)
             price = iterations * tile
@@ -159,6 +167,23 @@ class MatmulLowering(ContractionLowering):
             if best is None or price < best.price:
                 best = Choice(tuple(tiles), tk, rings, units, price)
         return best
+
+    def _depths(self) -> list[int]:
+        """Candidate tile sizes along k."""
+        return steps_along(self.k, cost.tensor_dtype(self.dtype, self.target), self.target)
+
+    def _right_slots(self, tn: int, tk: int) -> int:
+        """l1 bytes of one tile of the right operand as it is loaded."""
+        return slot(tk * tn, self.b_dtype)
+
+    def _right_load_clk(self, tiles: list[int], tk: int, active: int) -> float:
+        """Cycles of loading one tile of the right operand."""
+        traffic = cost.load_clk(self._traffic("b", tiles, tk), self.target, active, self.b_space)
+        return traffic + cost.overhead_clk(self.target)
+
+    def _widening_steps(self) -> int:
+        """Lane operations by which a weight is widened."""
+        return 1
 
     def _k_first(self, side: str) -> bool:
         """Whether a tile of that operand has k before its own axes: so that its rows are contiguous in memory."""
@@ -217,8 +242,9 @@ class MatmulLowering(ContractionLowering):
         loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         k_loop = Tiling("k", self.k, choice.k)
         nest = Nest([*loops, k_loop])
-        a, a_k_first, m_tile = self._load(nest, "a", choice.k, k_loop)
+        # weights first: they never wait for another kernel
         b, b_k_first, n_tile = self._load(nest, "b", choice.k, k_loop)
+        a, a_k_first, m_tile = self._load(nest, "a", choice.k, k_loop)
         shape = [self.tiles[i] for i in self.tile_axes()]
         acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.rings.acc)
         valid = (*(loops[i].bound for i in (*m_tile, *n_tile)), k_loop.bound)
@@ -256,12 +282,6 @@ def _with_k(view: View, k: int, stride: int) -> View:
     return View((*view.shape, k), (*view.strides, stride), view.offset)
 
 
-def _slot(elements: int, dtype: DType) -> int:
+def slot(elements: int, dtype: DType) -> int:
+    """Bytes of a slot of l1."""
     return -(-elements * dtype.bytes // 32) * 32
-
-
-def lower_matmul(
-    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target, rank: int = 0
-) -> KernelBuilder:
-    """Lower a group around one matmul, tiled as the `rank`-th cheapest candidate. Raises NotFusable."""
-    return MatmulLowering(name, body, tensors, loc, target, rank).lower()

@@ -128,9 +128,10 @@ class TiledLowering:
                 found |= dict.fromkeys(group, kept[position])
         return found
 
-    def load(self, nest: Nest, operand: Operand, depth: int, limit: int | None = None) -> str:
-        """Add the load of `operand` where its axes are bound (looking at the first `limit` loops); returns the
-        buffer."""
+    def load(self, nest: Nest, operand: Operand, depth: int, limit: int | None = None, *, after: bool = False) -> str:
+        """Add the load of `operand` where its axes are bound (looking at the first `limit` loops), behind the loops
+        inside if it is for each tile and `after`: loads are in order, and what another kernel has yet to write would
+        hold up those inside. Returns the buffer."""
         loops = {loop.name: loop for loop in nest.loops}
         names = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
         where = nest.depth_of(names)
@@ -139,7 +140,9 @@ class TiledLowering:
         shape = tuple(self.tiles[i] if operand.access.present(i) else 1 for i in order)
         buffer = self.kernel.buffer("t", operand.dtype, shape, depth=depth if where == innermost else 2)
         param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view)
-        nest.add(where, Load(buffer, param, self.index(operand.access, loops, order), operand.access.pad))
+        load = Load(buffer, param, self.index(operand.access, loops, order), operand.access.pad)
+        late = after and limit is not None and where == innermost
+        nest.add(limit if late and limit is not None else where, load, after=late)
         return buffer
 
     def _param(self, builder: ProgramBuilder, operand: Operand) -> str:
@@ -179,7 +182,7 @@ class TiledLowering:
         for operand in self.operands:
             if not operand.written:
                 names[operand.key] = self._param(builder, operand)
-                ins.append(self.load(nest, operand, self.load_depth if anchor is None else 2, depth))
+                ins.append(self.load(nest, operand, self.load_depth if anchor is None else 2, depth, after=after))
         emitter = ChainEmitter(self.chain, builder, names, self.axis_of())
         for op in self.chain.ops:
             emitter.emit(op)

@@ -29,7 +29,7 @@ class Decompose:
     """
 
     name: ClassVar[str] = "decompose"
-    keep: tuple[str, ...] = ("attention",)
+    keep: tuple[str, ...] = ("attention", "unblock")
 
     def run(self, module: Module, target: Target) -> Module:
         """The module without composites other than those in `keep`."""

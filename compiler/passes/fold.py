@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_quantized import quantized_product
-from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
+from ppuc.compiler.passes.graph_stored import stored_weights
+from ppuc.compiler.passes.graph_walk import Rules, Walk, to_fixpoint, with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops import OPS
@@ -35,7 +36,10 @@ def fold_constants(w: Walk, op: Op) -> Value | Sequence[Value] | None:
 
 
 def _unpacks_weights(op: Op) -> bool:
-    """Weights in an 8-bit float format stay in it until they are multiplied: that is what it is for."""
+    """Weights in blocks, or in an 8-bit float format, stay as they are until they are multiplied: that is what it is
+    for."""
+    if op.name == "unblock":
+        return True
     source, result = op.operands[0].type, op.results[0].type
     narrow = source.dtype.is_float and source.dtype.bits <= 8 and result.dtype.bits > source.dtype.bits
     return op.name == "cast" and narrow and source.rank > 1
@@ -52,5 +56,6 @@ class Fold:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with constant expressions computed."""
-        stored = dict.fromkeys(("matmul", "conv"), (quantized_product,))  # before the weights that they read are folded
+        # before the weights that they read are folded
+        stored: Rules = {"matmul": (quantized_product, stored_weights), "conv": (quantized_product,)}
         return with_graph(module, to_fixpoint(to_fixpoint(module.graph, stored), {"*": (fold_constants,)}))

@@ -101,6 +101,8 @@ class GroupedGraph:
 
     def _unpacked(self, op: Op, reader: Op) -> bool:
         """Whether `reader` widens constant weights as it loads them."""
+        if op.name == "unblock":
+            return reader.name == "matmul" and op.results[0] == reader.operands[1]
         source = self.position.get(op.operands[0].name, -1) if op.operands else -1
         constant = source >= 0 and self.graph.ops[source].name == "const"
         return reader.name == "matmul" and constant and unpacks(op) and op.results[0] == reader.operands[1]

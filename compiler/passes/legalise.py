@@ -29,6 +29,9 @@ FORMATS: dict[str, DType | None] = {
     "fp8": DType.BF16,
     "int8": DType.BF16,
     "mixed": DType.BF16,
+    "mxfp8": DType.BF16,
+    "mxfp4": DType.BF16,
+    "nvfp4": DType.BF16,
 }
 """`--precision` name -> format of contraction operands (None: as in the model); with 8-bit formats, of those
 contractions that are not quantized."""

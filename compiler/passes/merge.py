@@ -1,32 +1,35 @@
 """Products of one operand with several constant weights (query, key and value projections) as one product.
 
-Invariant: only matmuls merge whose groups are the product, a bias and views, so no epilogue is lost; the readers take
-their columns through views of the joint result, and a group that cannot read it so keeps its operand.
+Invariant: only matmuls merge whose groups are the product, steps that treat columns apart (a bias, the scales of 8-bit
+operands) and views, so no epilogue is lost; the readers take their columns through views of the joint result, and a
+group that cannot read it so keeps its operand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from ppuc.compiler.lowering.body import NotFusable, Resolver
-from ppuc.compiler.lowering.kinds import anchor_in, check_group
+from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_constants import folded
+from ppuc.compiler.passes.graph_products import Product, read_product
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.analysis import users
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
-from ppuc.ir.ops.base import OPS, Kind
-from ppuc.ir.ops.contraction import MatmulAttrs
+from ppuc.ir.ops.base import OPS
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.movement import ConcatAttrs
 from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs
 from ppuc.ir.resource import Resource
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
-from ppuc.ir.types import TensorType
+from ppuc.ir.types import DType, TensorType
 from ppuc.targets.schema import Target
 
 
@@ -43,25 +46,6 @@ class Merge:
     def run(self, module: Module, target: Target) -> Module:
         """The module with products merged where that pays."""
         return with_graph(module, Merging(module.graph, target).build())
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A group that can merge: its op, its matmul, the outer constants of weights and bias, the views from the product
-    to the result, and the type of the product as it is stored."""
-
-    op: Op
-    anchor: Op
-    weights: Op
-    bias: Op | None
-    views: tuple[Op, ...]
-    stored: TensorType
-
-    @property
-    def key(self) -> object:
-        """What products that merge have in common: the operand and the formats of everything that is joined."""
-        constants = (None if c is None else c.results[0].type.dtype for c in (self.weights, self.bias))
-        return self.op.operands[0].name, self.anchor.attrs, self.stored.dtype, *constants
 
 
 class Merging:
@@ -100,55 +84,13 @@ class Merging:
                 stale |= rewritten
         return waiting
 
-    # -- what can merge ------------------------------------------------------------------------------------------
-
     def _product(self, op: Op) -> Product | None:
-        """`op` as a product with constant weights, perhaps a bias, and views; None when it is anything else."""
-        body = op.body
-        if body is None or getattr(op.attrs, "kind", "") != "matmul" or len(op.results) != 1:
+        """`op` as a product whose readers can read columns of another tensor; None when it is anything else."""
+        if op.body is None or getattr(op.attrs, "kind", "") != "matmul" or len(op.results) != 1:
             return None
         if op.results[0].name in self.outputs or any(u.name != "group" for u in self.users[op.results[0].name]):
             return None
-        anchor = anchor_in(body)
-        assert anchor is not None
-        attrs = anchor.attrs
-        assert isinstance(attrs, MatmulAttrs)
-        outer = dict(zip((p.name for p in body.params), op.operands, strict=True))
-        a, b = anchor.operands
-        if attrs.transpose_a or attrs.transpose_b or a.name not in outer or b.name not in outer or b.type.rank != 2:
-            return None
-        weights = self.constants.get(outer[b.name].name)
-        if weights is None or outer[a.name] != op.operands[0] or outer[a.name].name in self.constants:
-            return None
-        return self._chain(op, anchor, weights, outer)
-
-    def _chain(self, op: Op, anchor: Op, weights: Op, outer: dict[str, Value]) -> Product | None:
-        """The product when nothing follows it but a bias per column, a rounding and views."""
-        assert op.body is not None
-        value, bias, views = anchor.results[0], None, list[Op]()
-        columns = value.type.dims[-1]
-        rest = [o for o in op.body.ops if o is not anchor]
-        known = {"": value}
-        for o in rest:
-            if o.name == "cast" and o.operands[0].name in outer:  # the bias, widened
-                known[o.results[0].name] = o.operands[0]
-            elif o.name == "cast" and o.operands[0] == value:
-                value = o.results[0]
-            elif o.name == "add" and bias is None and not views and o.operands[0] == value:
-                term = known.get(o.operands[1].name, o.operands[1])
-                bias = self.constants.get(outer[term.name].name) if term.name in outer else None
-                if bias is None or bias.results[0].type.dims not in ((columns,), (1, columns), (1, 1, columns)):
-                    return None
-                value = o.results[0]
-            elif OPS[o.name].kind is Kind.VIEW and o.operands[0] == value:
-                views.append(o)
-                value = o.results[0]
-            else:
-                return None
-        if value.name != op.body.results[0].name:
-            return None
-        stored = TensorType(value.type.dtype, anchor.results[0].type.shape)
-        return Product(op, anchor, weights, bias, tuple(views), stored)
+        return read_product(op, self.constants)
 
     # -- merging -------------------------------------------------------------------------------------------------
 
@@ -176,28 +118,60 @@ class Merging:
 
     def _joint(self, products: Sequence[Product]) -> tuple[list[Op], Op]:
         """The joint constants and the group of the joint product."""
-        first = products[0]
-        constants = [self._concat([p.weights for p in products], 1)]
-        biases = [p.bias for p in products if p.bias is not None]
-        if biases:
-            flat = [self._flat(b) for b in biases]
-            constants.append(self._concat(flat, 0))
-        columns = sum(p.stored.dims[-1] for p in products)
-        b = self.names
+        first, b = products[0], self.names
         b.ops = []
-        x = first.op.operands[0]
-        inner = [Value(b.fresh(f"{v.name}.in"), v.type) for v in (x, *(c.results[0] for c in constants))]
-        value = b("matmul", inner[0], inner[1], attrs=first.anchor.attrs, hint="product")
-        if biases:
-            value = b("add", value, inner[2], hint="biased")
-        if value.type.dtype is not first.stored.dtype:
-            value = b("cast", value, attrs=CastAttrs(first.stored.dtype), hint="rounded")
-        body = Graph("body", tuple(inner), (value,), tuple(b.ops))
+        constants: list[Op] = []
+        operands: list[Value] = []
+
+        def inside(outer: Value) -> Value:
+            operands.append(outer)
+            params.append(Value(b.fresh(f"{outer.name}.in"), outer.type))
+            return params[-1]
+
+        def joined(parts: Sequence[Op], axis: int) -> Value:
+            constants.append(self._concat(parts, axis))
+            return inside(constants[-1].results[0])
+
+        params: list[Value] = []
+        x = inside(first.x)
+        stored = [joined([p.weights[i] for p in products], 1) for i in range(len(first.weights))]
+        weights = stored[0] if first.widen is None else b(first.widen.name, *stored, attrs=first.widen.attrs)
+        value = b("matmul", x, weights, attrs=first.anchor.attrs, hint="product")
+        for i, step in enumerate(first.steps):
+            same = [p.steps[i] for p in products]
+            if step.column is not None:
+                other = joined([self._flat(s.column) for s in same if s.column is not None], 0)
+                other = other if step.wide is None else b("cast", other, attrs=CastAttrs(step.wide))
+            elif step.shared is not None:
+                other = inside(step.shared)
+            elif step.number is not None:
+                other = self._numbers(products, [s.number or 0.0 for s in same], value.type.dtype, inside, constants)
+            else:
+                value = b(step.name, value, attrs=step.attrs, hint="rounded")
+                continue
+            value = b(step.name, value, other, attrs=step.attrs, hint="stepped")
+        body = Graph("body", tuple(params), (value,), tuple(b.ops))
         result = Value(b.fresh(f"{first.op.results[0].name}.joint"), value.type)
-        assert result.type.dims[-1] == columns
+        assert result.type.dims[-1] == sum(p.stored.dims[-1] for p in products)
         loc = tuple(dict.fromkeys(n for p in products for n in p.op.loc))
-        operands = (x, *(c.results[0] for c in constants))
-        return constants, Op("group", GroupAttrs(check_group(body, self.target)), operands, (result,), loc, body)
+        return constants, Op("group", GroupAttrs(check_group(body, self.target)), tuple(operands), (result,), loc, body)
+
+    def _numbers(
+        self,
+        products: Sequence[Product],
+        numbers: Sequence[float],
+        dtype: DType,
+        inside: Callable[[Value], Value],
+        constants: list[Op],
+    ) -> Value:
+        """One number for all columns, or a constant with each product's for its columns."""
+        if len(set(numbers)) == 1:
+            return self.names.scalar(numbers[0], dtype)
+        each = np.repeat(np.array(numbers), [p.stored.dims[-1] for p in products]).astype(dtype.numpy)
+        resource = Resource.of(each, "numbers")
+        result = Value(self.names.fresh("numbers.joint"), resource.type)
+        constants.append(Op("const", ConstAttrs(resource), (), (result,), products[0].op.loc))
+        return inside(result)
 
     def _flat(self, const: Op) -> Op:
         """The constant as a vector."""

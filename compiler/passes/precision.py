@@ -5,8 +5,8 @@ computed from a contraction's result: activations, residual sums. What does not 
 masks, index arithmetic) keeps its type, because a format with 8 bits of mantissa cannot count to 300. Inside a kernel
 everything is f32; values are rounded once, when they are stored.
 
-Invariant: the operands of a contraction have the format asked for, and its accumulator is f32. Only attention of few
-queries over a cache that the model keeps in f32 reads it as it is.
+Invariant: the operands of a contraction have the format asked for (of weights in blocks, the scales), and its
+accumulator is f32. Only attention of few queries over a cache that the model keeps in f32 reads it as it is.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ppuc.compiler.passes.legalise import FORMATS as PRECISIONS
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind
+from ppuc.ir.ops.blocks import UnblockAttrs
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
@@ -189,8 +190,9 @@ def _contraction_params(body: Graph | None) -> frozenset[int]:
     resolver = Resolver(body)
     found = set()
     for op in body.ops:
-        if op.name in CONTRACTIONS and op.operands[0].type.dtype.is_float:
-            for v in op.operands[:3]:
+        multiplied = op.name in CONTRACTIONS and op.operands[0].type.dtype.is_float
+        if multiplied or op.name == "unblock":  # the scales of weights in blocks
+            for v in op.operands[1:2] if op.name == "unblock" else op.operands[:3]:
                 external = resolver.external(v)
                 if external is not None:
                     found.add(position[external.value.name])
@@ -224,6 +226,8 @@ class _Body:
         attrs = op.attrs
         if unpacks(op) and any(op.results[0] in o.operands for o in self.body.ops if o.name == "matmul"):
             attrs = CastAttrs(self.owner.narrow)
+        elif isinstance(attrs, UnblockAttrs):
+            attrs = replace(attrs, to=self.owner.narrow)
         elif op.name in ("matmul", "conv") and operands[0].type.dtype.is_float:
             narrow = operands[0].type.dtype
             attrs = replace(attrs, out=None if narrow is op.results[0].type.dtype else op.results[0].type.dtype)  # type: ignore[call-arg]

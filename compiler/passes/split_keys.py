@@ -8,12 +8,13 @@ Invariant: the parts are put together in a fixed order and in f32.
 
 from __future__ import annotations
 
-from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.body import NotFusable, scalar_constant
 from ppuc.compiler.lowering.contraction import anchor_of
 from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.passes.graph_bodies import ancestors
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops.attention import AttentionAttrs, AttentionPartsAttrs
+from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.reduction import ReduceAttrs
 from ppuc.ir.ops.structure import GroupAttrs
@@ -33,11 +34,11 @@ def keys_of(op: Op) -> int:
 
 def cut_keys(op: Op, parts: int, names: Builder, target: Target) -> list[Op]:
     """The group of parts, the group that puts them together, and its result in the shape of that of `op`. Raises
-    NotFusable when `op` does more than view or round what its attention gives, or a kernel cannot be built."""
+    NotFusable when `op` combines what its attention gives with other tensors, or a kernel cannot be built."""
     body = op.body
     assert body is not None
     anchor = anchor_of(body, "attention")
-    _require_views(body, anchor)
+    after = _steps_after(body, anchor)
     attrs = anchor.attrs
     assert isinstance(attrs, AttentionAttrs)
     s, result = keys_of(op), anchor.results[0]
@@ -52,7 +53,7 @@ def cut_keys(op: Op, parts: int, names: Builder, target: Target) -> list[Op]:
     first = Op("group", GroupAttrs(check_group(first_body, target)), op.operands, (stored,), op.loc, first_body)
     names.ops = []
     param = Value(names.fresh(f"{stored.name}.in"), stored.type)
-    total = _together(names, param)
+    total = _stepped(names, _together(names, param), after)
     if total.type.dtype is not op.results[0].type.dtype:
         total = names("cast", total, attrs=CastAttrs(op.results[0].type.dtype), hint="rounded")
     second_body = Graph("body", (param,), (total,), tuple(names.ops))
@@ -62,17 +63,37 @@ def cut_keys(op: Op, parts: int, names: Builder, target: Target) -> list[Op]:
     return [first, second, Op("reshape", ReshapeAttrs(op.results[0].type.dims), (whole,), op.results, op.loc)]
 
 
-def _require_views(body: Graph, anchor: Op) -> None:
+def _steps_after(body: Graph, anchor: Op) -> list[tuple[Op, dict[int, Op]]]:
+    """What follows the anchor but reshapes: elementwise ops, and those of their operands that are numbers."""
     value = anchor.results[0]
     before = ancestors(body, anchor)
+    numbers = {o.results[0].name: o for o in body.ops if scalar_constant(o) is not None}
+    found = []
     for o in body.ops:
-        if o is anchor or o.results[0].name in before:
+        if o is anchor or o.results[0].name in before or o.results[0].name in numbers:
             continue
-        if o.name not in ("reshape", "cast") or o.operands != (value,):
+        others = {i: numbers[v.name] for i, v in enumerate(o.operands) if v.name in numbers}
+        alone = value in o.operands and all(v == value or i in others for i, v in enumerate(o.operands))
+        if not alone or (o.name != "reshape" and OPS[o.name].kind is not Kind.ELEMENTWISE):
             raise NotFusable(f"'{o.name}' after attention keeps its keys together")
+        if o.name != "reshape":
+            found.append((o, others))
         value = o.results[0]
     if body.results != (value,):
         raise NotFusable("attention whose result is stored twice keeps its keys together")
+    return found
+
+
+def _stepped(b: Builder, value: Value, after: list[tuple[Op, dict[int, Op]]]) -> Value:
+    """f32 `value` through the ops that follow attention."""
+    for op, numbers in after:
+        given = next(v for i, v in enumerate(op.operands) if i not in numbers).type.dtype
+        x = value if value.type.dtype is given else b("cast", value, attrs=CastAttrs(given))
+        operands = [
+            b("const", attrs=numbers[i].attrs, hint="number") if i in numbers else x for i in range(len(op.operands))
+        ]
+        value = b(op.name, *operands, attrs=op.attrs, hint=op.results[0].name)
+    return value
 
 
 def _together(b: Builder, parts: Value) -> Value:

@@ -24,8 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.blocks import emit_weights
+from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer
-from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
+from ppuc.compiler.quantization.plan import BLOCKS, LARGEST, LayerPlan, Plan
 from ppuc.ir.encode import ENCODED, encode
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import composite as c
@@ -124,6 +126,8 @@ class _Writer:
 
     def _product(self, b: Builder, layer: Layer, plan: LayerPlan, op: Op) -> tuple[Value, list[Value | np.ndarray]]:
         """The product of the stored numbers, and the scales that it is to be multiplied with."""
+        if plan.format in BLOCKS:
+            return _in_blocks(b, layer, plan, op)
         factors: list[Value | np.ndarray] = []
         operands: list[Value] = []
         for i in range(len(layer.inputs)):
@@ -173,6 +177,18 @@ class _Writer:
         for view in reversed(views):
             value = b(view.name, value, attrs=view.attrs)
         return value
+
+
+def _in_blocks(b: Builder, layer: Layer, plan: LayerPlan, op: Op) -> tuple[Value, list[Value | np.ndarray]]:
+    """The product with weights that stay in blocks, and their tensor-wide scale."""
+    found = in_blocks(layer, plan.format)
+    assert found is not None
+    weights = emit_weights(b, b.const, found[0], DType.F32)
+    assert weights is not None
+    attrs: Any = op.attrs
+    x = c.cast(b, op.operands[0], DType.F32)
+    y = b(op.name, x, weights, attrs=replace(attrs, transpose_b=False, out=None), hint=op.results[0].name)
+    return y, [np.asarray(found[1], np.float32)]
 
 
 def axis_before(view: Op, axis: int) -> int | None:

@@ -74,6 +74,7 @@ def product_nodes(graph: Graph) -> frozenset[str]:
 def find_layers(graph: Graph, nodes: frozenset[str] = frozenset()) -> tuple[Layer, ...]:
     """The layers of `graph`, named by preference after one of `nodes`."""
     constants = graph.constants()
+    stored = {op.results[0].name for op in graph.ops if op.name == "unblock"}
     seen: Counter[str] = Counter()
     found = []
     for op in graph.ops:
@@ -81,6 +82,8 @@ def find_layers(graph: Graph, nodes: frozenset[str] = frozenset()) -> tuple[Laye
             continue
         multiplied = op.operands[:3]
         if all(v.name in constants for v in multiplied):
+            continue
+        if any(v.name in stored for v in multiplied):
             continue
         weights = constants.get(multiplied[1].name) if op.name != "attention" else None
         first = next((n for n in op.loc if n in nodes), op.loc[0] if op.loc else op.results[0].name)

@@ -10,17 +10,24 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ppuc.ir.microscaling import MXFP4, MXFP8_E4M3, NVFP4, BlockFormat
 from ppuc.ir.types import DType
 
 FORMATS: Mapping[str, tuple[DType, ...]] = {
     "e4m3": (DType.F8E4M3,),
     "e5m2": (DType.F8E5M2,),
     "int8": (DType.I8, DType.U8),
+    "mxfp8": (DType.F8E4M3,),
+    "mxfp4": (DType.F4E2M1,),
+    "nvfp4": (DType.F4E2M1,),
     "bf16": (),
 }
 """Name in policies and reports -> types that the operands take (int8: u8 for activations that are never negative)."""
 
-FORMAT_OF = {"fp8": "e4m3", "int8": "int8", "mixed": "e4m3"}
+BLOCKS: Mapping[str, BlockFormat] = {"mxfp8": MXFP8_E4M3, "mxfp4": MXFP4, "nvfp4": NVFP4}
+"""Formats that only weights are stored in: blocks with a scale each."""
+
+FORMAT_OF = {"fp8": "e4m3", "int8": "int8", "mixed": "e4m3", **{name: name for name in BLOCKS}}
 """`--precision` -> format of the layers that no policy names."""
 
 LARGEST = {DType.F8E4M3: 448.0, DType.F8E5M2: 57344.0, DType.I8: 127.0, DType.U8: 255.0}

@@ -6,7 +6,7 @@
 
     [[layer]]
     name = "Conv_1"
-    format = "e4m3"          # e4m3, e5m2, int8 or bf16
+    format = "e4m3"          # e4m3, e5m2, int8 or bf16; mxfp8, mxfp4, nvfp4: weights only
     scales = [0.0123]        # one for each activation operand; none: computed at run time (not in attention)
     unsigned = [true]        # int8: this operand is stored as u8
     weights_only = false     # true: only weights are stored in the format
@@ -30,8 +30,9 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.inputs import read_npz
+from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer
-from ppuc.compiler.quantization.plan import FORMATS, LayerPlan, Plan
+from ppuc.compiler.quantization.plan import BLOCKS, FORMATS, LayerPlan, Plan
 from ppuc.ir.errors import UsageError
 
 _KEYS = {"name": str, "format": str, "scales": list, "unsigned": list, "weights_only": bool, "repaired": str}
@@ -111,7 +112,10 @@ def _entry(entry: Any, where: str) -> tuple[LayerPlan, str]:
     if not all(isinstance(s, int | float) and not isinstance(s, bool) and 0 < s < float("inf") for s in scales):
         raise UsageError.of(where, "scales must be positive numbers", got=scales)
     unsigned = tuple(map(bool, entry.get("unsigned", [])))
-    return LayerPlan(name, tuple(map(float, scales)), unsigned, entry.get("weights_only", False)), entry["name"]
+    alone = entry.get("weights_only", name in BLOCKS)
+    if name in BLOCKS and (scales or not alone):
+        raise UsageError.of(where, f"{name} is a format for weights alone", got="scales" if scales else "all operands")
+    return LayerPlan(name, tuple(map(float, scales)), unsigned, alone), entry["name"]
 
 
 def _matching(pattern: str, layers: Sequence[Layer], where: str) -> list[Layer]:
@@ -142,6 +146,13 @@ def _check_scales(plan: LayerPlan, layer: Layer, where: str) -> None:
             )
     if plan.weights_only and layer.weights is None:
         raise UsageError.of(where, f"layer '{layer.name}' has no weights", hint="leave out weights_only")
+    if plan.format in BLOCKS and in_blocks(layer, plan.format) is None:
+        raise UsageError.of(
+            where,
+            f"the weights of layer '{layer.name}' cannot be stored in blocks",
+            got=f"{layer.kind} with weights {layer.weights.type if layer.weights is not None else 'none'}",
+            expected="a matmul whose depth is made of blocks of 8 or more",
+        )
 
 
 def _with_arrays(plan: LayerPlan, name: str, arrays: Mapping[str, np.ndarray], digest: str, where: str) -> LayerPlan:

@@ -15,8 +15,9 @@ from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.legalise import Legalise
 from ppuc.compiler.pipeline import PIPELINE
 from ppuc.compiler.quantization.apply import quantized_graph
+from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer, find_layers, product_nodes
-from ppuc.compiler.quantization.plan import FORMATS, LayerPlan, Plan
+from ppuc.compiler.quantization.plan import BLOCKS, FORMATS, LayerPlan, Plan
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
@@ -73,7 +74,7 @@ def prepare(module: Module, target: Target) -> Prepared:
 
 def native(target: Target, format: str) -> bool:
     """Whether the tensor engine of `target` multiplies the format; else it is one to store weights in."""
-    return all(target.tensor.supports(dtype) for dtype in FORMATS[format][:1])
+    return format not in BLOCKS and all(target.tensor.supports(dtype) for dtype in FORMATS[format][:1])
 
 
 def dynamic_plan(prepared: Prepared, format: str) -> Plan:
@@ -83,7 +84,12 @@ def dynamic_plan(prepared: Prepared, format: str) -> Plan:
     return storage_plan(prepared, format)
 
 
+def storable(layer: Layer, format: str) -> bool:
+    """Whether the layer can have its weights alone in `format`."""
+    return layer.kind == "matmul" and (format not in BLOCKS or in_blocks(layer, format) is not None)
+
+
 def storage_plan(prepared: Prepared, format: str) -> Plan:
     """Weights of matmuls stored in `format` and widened as they are loaded, for machines that do not multiply it."""
-    stored = [layer for layer in prepared.layers if layer.kind == "matmul"]
+    stored = [layer for layer in prepared.layers if storable(layer, format)]
     return Plan({layer.name: LayerPlan(format, weights_only=True) for layer in stored})

@@ -23,7 +23,7 @@ from ppuc.compiler.quantization.fit import fitted_layer
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Difference
 from ppuc.compiler.quantization.offsets import best_offset, padded, some_numbers, takes_offsets
-from ppuc.compiler.quantization.plan import LayerPlan, Plan
+from ppuc.compiler.quantization.plan import BLOCKS, LayerPlan, Plan
 from ppuc.compiler.quantization.rows import sampled_rows
 from ppuc.ir.graph import Graph, Op
 
@@ -55,7 +55,7 @@ def reconstructed(
     for number, layer in enumerate(layers):
         chosen = plan.layers.get(layer.name, LayerPlan("bf16"))
         walk.up_to(layer.op)
-        if chosen.quantized and layer.weights is not None:
+        if chosen.quantized and layer.weights is not None and chosen.format not in BLOCKS:
             name = layer.inputs[0].name
             if options.offsets and takes_offsets(layer, chosen):
                 key = (

@@ -2,6 +2,7 @@
 
 from ppuc.ir.ops import (  # noqa: F401 - imported for their records
     attention,
+    blocks,
     contraction,
     conv_transpose,
     deform,

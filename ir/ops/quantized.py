@@ -45,11 +45,13 @@ class QuantizeAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class DequantizeAttrs(Attrs):
-    """`to` is the float type of the result; `axis` and `block` as of quantize."""
+    """`to` is the float type of the result; `axis` and `block` as of quantize. `four`: stored integers are those of
+    four bits, from 0 or -8 on."""
 
     to: DType
     axis: int = 0
     block: int = 0
+    four: bool = False
 
 
 def _check(name: str, attrs: Any, types: Sequence[TensorType], stored: DType, real: DType) -> None:
