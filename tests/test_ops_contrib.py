@@ -121,6 +121,31 @@ def test_dynamic_quantize_lstm(direction: str, batch: int, by_column: bool, weig
     microsoft("DynamicQuantizeLSTM", *given, constant=constant, outputs=3, floating=64 * STEP, **attributes)
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("known", [True, False])
+def test_dynamic_quantize_lstm_of_a_short_sequence(direction: str, known: bool) -> None:
+    """What lies behind its end does not count for the range of the input."""
+    x = floats(6, 1, 5)
+    x[4:] *= 100
+    weights = integers(np.int8, 1, 5, 16), integers(np.int8, 1, 4, 16)
+    scale, zero = np.float32([0.003]), np.int8([0])
+    given = (x, *weights, None, np.int32([4]), None, None, None, scale, zero, scale, zero)
+    constant = (1, 2, 8, 9, 10, 11, *((4,) if known else ()))
+    attributes = {"direction": direction, "hidden_size": 4}
+    microsoft("DynamicQuantizeLSTM", *given, constant=constant, outputs=3, floating=64 * STEP, **attributes)
+
+
+def test_dynamic_quantize_lstm_of_sequences_of_different_lengths_is_refused() -> None:
+    weights = integers(np.int8, 1, 5, 16), integers(np.int8, 1, 4, 16)
+    scale, zero = np.float32([0.003]), np.int8([0])
+    given = (floats(6, 2, 5), *weights, None, np.int32([4, 6]), None, None, None, scale, zero, scale, zero)
+    case = onnx_node(
+        "DynamicQuantizeLSTM", *given, domain="com.microsoft", constant=(1, 2, 4), outputs=3, hidden_size=4
+    )
+    with pytest.raises(ModelError, match="cannot be quantized together"):
+        load_model(case[0])
+
+
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize(("columns", "block"), [(64, 32), (48, 32), (64, 16)])
 @pytest.mark.parametrize("bits", [4, 8])

@@ -128,7 +128,12 @@ def dynamic_quantize_lstm(ctx: NodeContext) -> Sequence[Value]:
     operands = _Operands(ctx, quantized=True)
 
     def steps(attrs: RnnAttrs, given: list[Value], direction: int) -> Sequence[Value]:
-        lengths = reshaped(ctx, given.pop(), (operands.batch, 1)) if attrs.lengths else None
+        lengths = None
+        if attrs.lengths:
+            if operands.batch > 1:
+                ctx.fail("sequences of different lengths cannot be quantized together", got=f"{operands.batch} of them")
+            lengths = reshaped(ctx, given.pop(), (1, 1))
+            given[0] = _without_padding(ctx, given[0], lengths)
         given[1:3] = [transposed(ctx, w, (1, 0)) for w in given[1:3]]
         scales = [_of_direction(ctx, operands, direction, i) for i in (8, 10)]
         zeros = [_of_direction(ctx, operands, direction, i) if zero_point(ctx, i) else None for i in (9, 11)]
@@ -137,6 +142,13 @@ def dynamic_quantize_lstm(ctx: NodeContext) -> Sequence[Value]:
         return unrolled("lstm", machine, operands.x.type.dims[0], given[4:6], lengths, DType.F32)
 
     return _all_directions(ctx, operands, steps)
+
+
+def _without_padding(ctx: NodeContext, x: Value, lengths: Value) -> Value:
+    """x[T, 1, I] with zeros past the end of the sequence, so that its range is that of the sequence."""
+    steps = ctx.b.const(np.arange(x.type.dims[0], dtype=np.int32).reshape(-1, 1, 1), "steps")
+    live = ctx.op("gt", reshaped(ctx, lengths, (1, 1, 1)), steps)
+    return ctx.op("select", live, x, ctx.b.scalar(0, x.type.dtype))
 
 
 def _of_direction(ctx: NodeContext, operands: _Operands, direction: int, index: int) -> Value:

@@ -53,8 +53,6 @@ numbers that are whole but for their last bit."""
 GATED = frozenset({"BiasGelu", "FastGelu", "Gelu", "QuickGelu"})
 """x times a gate that nears 0 as 1 - 1 does: errors are relative to x."""
 GATED_ERROR = 1e-6
-LOOSE = {"DynamicQuantizeLSTM": 2.0**-6}
-"""Ops that round their own results again: one step more or less of 8 bits shows in all that follow."""
 INCOMPLETE = {
     "GRU": "reads neither activations, clip, lengths nor layout",
     "LSTM": "reads neither activations, clip, lengths nor layout",
@@ -251,8 +249,6 @@ def _complaint(judge: Judge, graph: Graph, value: str, got: np.ndarray, want: np
         return compare("y", got, want, Tolerance(relative=FOLDED)).reason
     if op in GATED and compare("y", got, want, Tolerance(0.0, absolute=GATED_ERROR)).ok:
         return ""
-    if op in LOOSE:
-        return compare("y", got, want, Tolerance(relative=LOOSE[op])).reason
     kinds = [kind for kind in (OPS[o.name].kind for o in graph.ops) if kind not in MOVING]
     if not kinds:
         return _exactly(got, want)
