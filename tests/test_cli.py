@@ -294,7 +294,15 @@ def test_wrong_inputs(program: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["run", "profile"])
 @pytest.mark.parametrize(
-    "option", [("--alias", "a=b"), ("--tune", "2"), ("--calibrate", "data.npz"), ("--policy", "p.toml"), ("--no-host",)]
+    "option",
+    [
+        ("--alias", "a=b"),
+        ("--tune", "2"),
+        ("--calibrate", "data.npz"),
+        ("--policy", "p.toml"),
+        ("--no-repair",),
+        ("--no-host",),
+    ],
 )
 def test_options_that_come_too_late_are_refused(program: Path, command: str, option: tuple[str, ...]) -> None:
     assert error_of(command, program, *option) == (

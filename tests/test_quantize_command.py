@@ -130,3 +130,21 @@ def test_what_is_refused(folder: Path) -> None:
     assert "fails ZeroDivisionError" in refusal(folder, "-p", "mixed", "--max-drop", "1%", "--metric", folder / "m.py")
     (folder / "m.py").write_text("x = 1\n")
     assert "defines no function 'metric'" in refusal(folder, "--metric", folder / "m.py")
+
+
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [
+        ((), "precision model without --calibrate"),
+        (("-p", "fp8"), "precision fp8 without --calibrate"),
+        (("-p", "mixed", "--policy", "{folder}/p.toml"), "precision mixed without --calibrate"),
+        (("-p", "mxfp4", "--calibrate", "{folder}/data.npz"), "precision mxfp4"),
+    ],
+)
+def test_no_repair_is_refused_where_nothing_is_repaired(folder: Path, options: tuple[str, ...], got: str) -> None:
+    (folder / "p.toml").write_text('[[layer]]\nname = "*"\nformat = "bf16"\n')
+    words = [o.format(folder=folder) for o in options]
+    result = CliRunner().invoke(cli, ["compile", str(folder / "net.onnx"), "--no-repair", *words])
+    assert result.exit_code == 2
+    assert f"error: --no-repair: has no effect where nothing is repaired\n  got: {got}\n" in result.stderr
+    assert not list(folder.glob("*.ppu"))

@@ -59,7 +59,17 @@ class ProgramOptions:
     def quantization(self, progress: Progress | None = None, studied: Studied | None = None) -> Quantization | None:
         """What the quantization options say. Raises UsageError when they do not go with the precision."""
         how = quantization(self.precision, self.calibrate, self.preprocess, self.policy, self.method, progress)
+        self._check_repair()
         return how and replace(how, repair=not self.no_repair, studied=studied)
+
+    def _check_repair(self) -> None:
+        from ppuc.compiler.quantization.plan import BLOCKS
+        from ppuc.ir.errors import UsageError
+
+        if self.no_repair and (self.calibrate is None or self.precision in BLOCKS):
+            got = f"precision {self.precision}" + ("" if self.calibrate is not None else " without --calibrate")
+            wanted = "fp8 or int8 with --calibrate"
+            raise UsageError.of("--no-repair", "has no effect where nothing is repaired", got=got, expected=wanted)
 
     def program(self, model: Path, arrays: dict[str, np.ndarray]) -> CompiledProgram:
         """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
@@ -97,6 +107,7 @@ class ProgramOptions:
             ("--tune", self.tune > 1),
             ("--calibrate", self.calibrate is not None),
             ("--policy", self.policy is not None),
+            ("--no-repair", self.no_repair),
             ("--no-host", self.no_host),
         )
         for name, given in late:
