@@ -122,6 +122,20 @@ def test_weights_alone_in_f8_are_widened_as_they_are_loaded() -> None:
     assert np.abs(got.view(np.float32).reshape(want.shape) - want).max() <= 1e-5 * np.abs(want).max()
 
 
+def test_casts_that_do_not_saturate_give_nan() -> None:
+    """Beyond 464 times the scale of 0.02; E4M3 has no infinity. A tie, at 464 itself, is rounded to 448."""
+    model = qdq("MatMul", (6, 21), (6, 9), weights(F8, 21, 9), np.full(9, 0.01), 1, np.zeros((), F8))
+    model.graph.node[0].attribute.append(helper.make_attribute("saturate", 0))
+    x = np.random.default_rng(8).standard_normal((6, 21)).astype(np.float32)
+    x[1, 3], x[2, 4], x[3, 5], x[4, 6] = 9.3, -50.0, np.inf, 464 * np.float32(0.02)
+    done = compiled(module_of(model), load_target("ppu-tiny"), {"x": x})
+    (got,) = simulated(done, load_target("ppu-tiny"), {"x": x}).outputs.values()
+    want = expected(model, {"x": x})
+    assert np.isnan(want).all(1).tolist() == [False, True, True, True, False, False]
+    scale = np.abs(want[np.isfinite(want)]).max()
+    np.testing.assert_allclose(got.view(np.float32).reshape(want.shape), want, rtol=0, atol=1e-5 * scale)
+
+
 def test_scales_within_a_sum_stay_where_they_are() -> None:
     """Scales along the contracted axis: the product is one of floats, and right."""
     scale = np.random.default_rng(6).uniform(0.001, 0.01, 21)

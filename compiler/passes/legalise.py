@@ -7,12 +7,13 @@ no engine has.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NoReturn
 
 from ppuc.compiler.engines import DOUBLE, UNSIGNED, objection
-from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
+from ppuc.compiler.passes.graph_walk import Rules, Walk, to_fixpoint, with_graph
 from ppuc.ir.errors import Diagnostic, ModelError, UsageError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -54,11 +55,26 @@ def _refuse_unknown(graph: Graph) -> None:
         _refuse(graph, [op for op, why in objections if why == what], f"the model {what}", expected, hint)
 
 
+LAST_E4M3 = 464.0
+"""Half a step beyond the largest number of E4M3: up to here numbers are rounded to it, a tie to the even code."""
+
+
 def _refuse_overflow(graph: Graph) -> None:
-    """Raises ModelError naming the nodes whose casts to 8-bit floats are to overflow."""
+    """Raises ModelError naming the nodes whose casts are to overflow to infinities of 8 bits."""
     casts = [op for op in graph.ops if isinstance(op.attrs, CastAttrs) and not op.attrs.saturate]
-    loose = [op for op in casts if op.result.type.dtype in (DType.F8E4M3, DType.F8E5M2)]
-    _refuse(graph, loose, "the engines saturate casts to 8-bit floats", "saturate = 1", "export with saturate = 1")
+    loose = [op for op in casts if op.result.type.dtype is DType.F8E5M2]
+    _refuse(graph, loose, "the engines saturate casts to f8e5m2", "saturate = 1", "export with saturate = 1")
+
+
+def _overflow(w: Walk, op: Op) -> Value | None:
+    """cast(x) {to = f8e4m3, saturate = false} -> cast(select(|x| > LAST_E4M3, NaN, x)): the format has no infinity."""
+    attrs = op.attrs
+    assert isinstance(attrs, CastAttrs)
+    if attrs.saturate or attrs.to is not DType.F8E4M3 or not op.operands[0].type.dtype.is_float:
+        return None
+    x = _cast(w, op.operands[0], DType.F32)
+    beyond = w.emit("gt", w.emit("abs", x), w.scalar(LAST_E4M3, DType.F32))
+    return w.emit("cast", w.emit("select", beyond, w.scalar(math.nan, DType.F32), x), attrs=CastAttrs(attrs.to))
 
 
 def _refuse(graph: Graph, ops: Sequence[Op], what: str, expected: str, hint: str) -> None:
@@ -91,7 +107,8 @@ class Legalise:
         def contract(w: Walk, op: Op) -> Value | None:
             return _in_format(w, op, wanted or op.operands[0].type.dtype)
 
-        graph = to_fixpoint(module.graph, dict.fromkeys(_CONTRACTIONS, (contract,)))
+        rules: Rules = {"cast": (_overflow,), **dict.fromkeys(_CONTRACTIONS, (contract,))}
+        graph = to_fixpoint(module.graph, rules)
         _check_supported(graph, module, target)
         return with_graph(module, graph)
 
