@@ -154,7 +154,7 @@ def speeds() -> None:
     """The table of speed-ups."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        decoder = networks.decoder(folder, 1, 512, layers=2)
+        decoder = networks.decoder(folder, 1, 512, layers=8)
         encoder, bert = networks.vit_b(folder, 8), networks.bert_base(folder, 8, 128)
         prefill = networks.decoder(folder, 2048, 0, layers=1)
         attention = {"attention": True}
@@ -166,7 +166,7 @@ def speeds() -> None:
             ("BERT-base, 8 x 128, attention in f8 too", bert, "zhenwu-m890", attention),
             ("decoder, 4096 wide, prefill of 2048 tokens", prefill, "zhenwu-m890", {}),
             ("the same, attention in f8 too", prefill, "zhenwu-m890", attention),
-            ("decoder, 4096 wide, 512 tokens past", decoder, "zhenwu-m890", {}),
+            ("decoder, 4096 wide, 8 layers, 512 tokens past", decoder, "zhenwu-m890", {}),
             *(
                 (f"the same, weights stored in {format}", decoder, target, {"stored": format})
                 for target in ("zhenwu-m890", "zhenwu-810e")

@@ -165,3 +165,27 @@ def test_a_product_over_another_axis_than_channels_is_none() -> None:
     x = s.pool("max", s.param(2, 7, 6, 5), 2, 1)
     module = checked(s, LARGE, s.op("tanh", s.matmul(x, s.weight(4, 16))))
     assert "cascade" not in kinds(module)
+
+
+@pytest.mark.usefixtures("always")
+def test_a_sum_of_taps_begins_with_its_bias() -> None:
+    """It costs no step of its own, and its loads run as far ahead as those of the window."""
+    s = Sketch()
+    x = s.op("relu", s.conv(s.param(1, 3, 12, 12), 48, 3))
+    module = checked(s, LARGE, separable(s, x, 24))
+    (program,) = (v for v in module.vectors if v.name.endswith(".window"))
+    kernel = next(k for k in module.kernels if k.name == program.name.removesuffix(".window"))
+    assert [step.op for step in program.steps].count("mac") == 9
+    assert not {"add", "mul"} & {step.op for step in program.steps}
+    depths = {b.name.partition(".")[0]: b.depth for b in reversed(kernel.buffers)}
+    assert depths["t"] == depths["w"] == depths["x"]
+
+
+@pytest.mark.usefixtures("always")
+def test_a_sum_that_others_read_is_kept() -> None:
+    s = Sketch()
+    x = s.op("relu", s.conv(s.param(1, 3, 9, 9), 32, 3))
+    total = s.conv(x, 32, 3, groups=32)
+    y = s.conv(s.op("mul", total, s.op("add", total, s.weight(32, 1, 1))), 16, 1)
+    module = checked(s, LARGE, y)
+    assert "cascade" in kinds(module)

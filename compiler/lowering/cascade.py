@@ -132,8 +132,20 @@ class CascadeLowering(UnmergedLowering):
         if self.window.w is not None:
             slots += slot_bytes(self.window.window.taps * channels, self.window.w_dtype.bytes)
         slots += slot_bytes(math.prod(self.window.halo_of(tiles)), self.window.dtype.bytes)
+        given = self._operand_bytes(tiles)
+        slots, taken = slots + given, taken - 2 * given
         depth = next((d for d in DEPTHS if taken + d * slots <= l1), 0)
         return self._priced(points, channels, depth, whole) if depth else None
+
+    def _operand_bytes(self, tiles: Sequence[int]) -> int:
+        """Bytes of a slot of each operand that the window's epilogue reads: rings as deep as those of the window, whose
+        loads would wait for them."""
+        total = 0
+        for operand in self.window.operands:
+            if not operand.written:
+                sizes = (t for i, t in enumerate(tiles) if operand.access.present(i))
+                total += slot_bytes(math.prod(sizes), operand.dtype.bytes)
+        return total
 
     def _priced(self, points: tuple[int, ...], channels: int, depth: int, whole: bool) -> Choice:
         axes, window, target = self.space.axes, self.window, self.target
@@ -143,13 +155,13 @@ class CascadeLowering(UnmergedLowering):
         active = math.prod(units)
         iterations = math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
         tiles, size = [1, *points, channels], math.prod(points)
-        lanes = work(window.window, points, [channels]) + size * channels * len(window.chain.ops)
+        lanes = work(window.window, points, [channels]) + size * channels * (len(window.chain.ops) - bool(self._bias()))
         vec = lanes / target.vector.lanes + cost.overhead_clk(target)
         extents = [min(e, n) for e, n in zip(window.halo_of(tiles), window.x.shape[1:], strict=True)]
         halo = cost.box_traffic(View(window.x.shape[1:], window.x.strides[1:]), extents, window.dtype)
         weights = cost.box_traffic(self.w, [channels, results], self.w_dtype)
         load = cost.load_clk(halo, target, active, window.x_space) + cost.load_clk(weights, target, active)
-        load += 3 * cost.overhead_clk(target)
+        load += (3 + sum(not operand.written for operand in window.operands)) * cost.overhead_clk(target)
         dtype = cost.tensor_dtype(self.dtype, target)
         mma = cost.mma_clk(size, results, channels, dtype, target)
         latency = cost.latency_clk(target, window.x_space)
@@ -201,24 +213,42 @@ class CascadeLowering(UnmergedLowering):
         ins.append(window.load_halo(nest, loops))
         x = builder.param(window.dtype, whole=True)
         tile, halo = window.tiles[1:], window.halo_of(window.tiles)
-        if window.w is not None:
-            result = emit_taps(builder, window.window, x, weights, tile, halo)
-        else:
-            result = emit_pool(builder, window.window, x, tile, halo)
-        assert window.chain.anchor is not None
-        names = {window.chain.anchor.name: result}
+        names: dict[str, str] = {}
         for operand in window.operands:
             if not operand.written:
                 names[operand.key] = builder.param(operand.dtype, whole=True)
-                ins.append(window.load_operand(nest, operand, loops))
+                ins.append(window.load_operand(nest, operand, loops, self.choice.depth))
+        assert window.chain.anchor is not None
+        ops, bias = window.chain.ops, self._bias()
+        if window.w is not None:
+            result = emit_taps(builder, window.window, x, weights, tile, halo, names[bias] if bias else "")
+        else:
+            result = emit_pool(builder, window.window, x, tile, halo)
+        names[ops[0].results[0].name if bias else window.chain.anchor.name] = result
         emitter = ChainEmitter(window.chain, builder, names, window.axis_of())
-        for op in window.chain.ops:
+        for op in ops[1:] if bias else ops:
             emitter.emit(op)
         out = self.kernel.buffer("d", self.dtype, tile)
         results = [(emitter.value(self.between.name), self.dtype)]
         program = self.kernel.vector(builder.finish(window.name, results))
         nest.add(len(nest.loops), Vec(program, (out,), tuple(ins)))
         return out
+
+    def _bias(self) -> str:
+        """The key of what the first op of the window's chain adds to the sum of taps, which then begins with it; "" if
+        it does anything else, or something else reads the sum."""
+        chain = self.window.chain
+        assert chain.anchor is not None
+        if self.window.w is None or not chain.ops or chain.ops[0].name != "add":
+            return ""
+        first, sums = chain.ops[0], [v.name for op in chain.ops for v in op.operands]
+        keys = [chain.operand_keys.get((first.results[0].name, i)) for i in range(2)]
+        given = [key for key in keys if key is not None]
+        added = [v.name for v, key in zip(first.operands, keys, strict=True) if key is None]
+        reads = sum(chain.alias.get(name, name) == chain.anchor.name for name in sums)
+        if len(given) != 1 or reads != 1 or chain.alias.get(added[0], added[0]) != chain.anchor.name:
+            return ""
+        return given[0]
 
 
 def _product(body: Graph) -> tuple[Op, Value]:

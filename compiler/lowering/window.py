@@ -227,10 +227,10 @@ class WindowLowering(UnmergedLowering):
         nest.add(len(nest.loops), Vec(name, (state,), (*ins, state)))
         return state
 
-    def load_operand(self, nest: Nest, operand: Operand, loops: Mapping[str, Tiling]) -> str:
+    def load_operand(self, nest: Nest, operand: Operand, loops: Mapping[str, Tiling], depth: int = 2) -> str:
         """Add the load of an operand of the chain; returns the buffer."""
         axes = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
-        buffer = self.kernel.buffer("t", operand.dtype, self.tile_shape(operand.access))
+        buffer = self.kernel.buffer("t", operand.dtype, self.tile_shape(operand.access), depth=depth)
         param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view)
         nest.add(nest.depth_of(axes), Load(buffer, param, self.index(operand.access, loops), operand.access.pad))
         return buffer

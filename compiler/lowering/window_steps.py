@@ -75,15 +75,23 @@ def work(window: Window, tile: Sequence[int], channels: Sequence[int]) -> float:
     return total
 
 
-def emit_taps(builder: ProgramBuilder, window: Window, x: str, w: str, tile: Sequence[int], halo: Sequence[int]) -> str:
-    """Multiply and add, one tap after another. `tile` and `halo` are extents of results and inputs, spatial axes, then
-    channels (1 in the halo where a channel is repeated)."""
+def emit_taps(
+    builder: ProgramBuilder,
+    window: Window,
+    x: str,
+    w: str,
+    tile: Sequence[int],
+    halo: Sequence[int],
+    start: str = "",
+) -> str:
+    """Multiply and add, one tap after another, to `start` if there is one. `tile` and `halo` are extents of results and
+    inputs, spatial axes, then channels (1 in the halo where a channel is repeated)."""
     spatial = len(window.kernel)
     channels = len(tile) - spatial
     strides = [*window.strides, *[1] * channels]
     read = [*tile[:spatial], *halo[spatial:]]
     one = [*[1] * spatial, *tile[spatial:]]
-    total = ""
+    total = start
     for tap in itertools.product(*map(range, window.kernel)):
         at = [t * d for t, d in zip(tap, window.dilations, strict=True)] + [0] * channels
         taken = builder.step("window", x, ints=(len(at), *at, *strides, *read))
