@@ -24,8 +24,8 @@ from ppuc.targets.description import Target
 PLACE = "place"
 """The pass before which the graph's fused groups are final and its outputs not yet given memory."""
 
-PREFIX = "layer."
-"""Output names of kept layers are this and the value's name."""
+PREFIX = "ppuc:layer:"
+"""Output names of kept layers are this and the value's name. No value of a graph has a colon in its name."""
 
 
 @dataclass(frozen=True)

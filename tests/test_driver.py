@@ -14,7 +14,7 @@ import pytest
 from ppuc.compiler.dump import DumpFolder, write_ppir
 from ppuc.compiler.execute import run_module
 from ppuc.compiler.inputs import generate_all, input_specs
-from ppuc.compiler.layers import KeepLayers, kept_layers
+from ppuc.compiler.layers import PREFIX, KeepLayers, kept_layers
 from ppuc.compiler.passes.canonicalise import Canonicalise
 from ppuc.compiler.passes.decompose import Decompose
 from ppuc.compiler.passes.fold import Fold
@@ -276,4 +276,4 @@ def test_kept_layers_are_outputs_with_the_same_values(tmp_path: Path) -> None:
     outputs = run_module(kept, TARGET, inputs)
     assert set(kept_layers(outputs)) == {"h", "a", "r"}
     np.testing.assert_array_equal(outputs["y"], run_module(module, TARGET, inputs)["y"])
-    np.testing.assert_array_equal(np.maximum(outputs["layer.a"], 0), outputs["layer.r"])
+    np.testing.assert_array_equal(np.maximum(outputs[PREFIX + "a"], 0), outputs[PREFIX + "r"])

@@ -418,3 +418,26 @@ def test_a_model_with_host_steps_carries_the_blame_for_its_own_conditioning_and_
     assert excused.ok
     assert excused.sensitivity is not None
     assert not judged(y * np.float32(1.01)).ok
+
+
+def test_a_tensor_may_be_called_a_layer() -> None:
+    """Exporters name tensors after modules; what is kept for comparison has names that no tensor has."""
+    text = "g (float[4, 6] x) => (int64[2, n] i, float[4, 6] z) { a = MatMul(x, w) i = NonZero(a) z = Neg(a) }"
+    source = model(text)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(6, dtype=np.float32), "w"))
+    for node in source.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["layer.0.out" if name == "a" else name for name in names]
+    program = compiled(source)
+    assert program.plan is not None
+    assert ppuc.verify(program, {"x": x46()}, layers=True).ok
+
+
+def test_quantized_layers_beside_the_host_are_not_compared() -> None:
+    """Compiled again without its samples, the program would have other scales."""
+    source = model("g (float[4, 6] x) => (int64[2, n] i, float[4, 6] z) { z = MatMul(x, w) i = NonZero(x) }")
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(6, dtype=np.float32), "w"))
+    program = compiled(source, precision="int8")
+    assert ppuc.verify(program, {"x": x46()}).ok
+    with pytest.raises(UsageError, match="its layers are quantized"):
+        ppuc.verify(program, {"x": x46()}, layers=True)

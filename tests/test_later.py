@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ppuc
 from ppuc.compiler.cli import cli
 from ppuc.compiler.host import later
 from ppuc.compiler.host.plan import HostStep, LaterStep, Plan, PpuStep
+from ppuc.compiler.host.verify import verify_hosted
 from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.runtime import CompiledProgram, ProgramResult, load_program
 from tests.onnx_text import model_of
@@ -351,3 +353,26 @@ def test_a_branch_inside_a_loop_is_all_of_its_body() -> None:
         assert (body.reason, body.calls) == ("", 3 if c else 1)
         assert body.result is not None
         assert [r.name for r in body.result.later] == [f"If_0/{'then' if c else 'else'}_branch"]
+
+
+def test_loops_that_amplify_rounding_are_excused_by_their_own_conditioning() -> None:
+    """A recurrent net at the edge of chaos, all of it compiled while the program runs: a result that is off by more
+    than the net makes of rounding is still wrong."""
+    text = """g (float[4, 64] h, int64 m) => (float[4, 64] y) {
+        y = Loop (m, , h) <body = l (int64 i, bool c, float[4, 64] s) => (c2, t) {
+            c2 = Identity(c)
+            u = MatMul(s, V)
+            t = Tanh(u)
+        }>
+    }"""
+    weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32) / 4
+    program = ppuc.compile(model_of(text, {"V": weights}), TINY)
+    feeds = {"h": np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32), "m": np.array(40)}
+    result = program.run(feeds)
+    assert program.plan is not None
+    (found,), _ = verify_hosted(program, program.plan, feeds, result)
+    assert found.ok
+    assert found.sensitivity is not None
+    spoiled = replace(result, outputs={"y": result.outputs["y"] * np.float32(1.01)})
+    (found,), _ = verify_hosted(program, program.plan, feeds, spoiled)
+    assert not found.ok

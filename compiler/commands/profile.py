@@ -108,6 +108,10 @@ def profile_command(
     record = profile_record(result.profile, program.target, result.nodes, result.program, result.launches)
     found = None
     later = later_rows(program.plan, result.later) if program.plan is not None else []
+    if later and interval:
+        note("note: no interval, because a part of the program was compiled while it ran")
+    if later and trace is not None:
+        note("note: the trace leaves out what was compiled while the program ran")
     if interval is not False and not later:
         with progress_bar("interval") as progress:
             found = time_interval(program, result.profile, always=bool(interval), progress=progress)

@@ -171,6 +171,14 @@ def quantization(
     return Quantization(data, policy, None, Calibration(method), each)
 
 
+LATER_SCALES = {
+    "mixed": ", in the model's own precision",
+    "fp8": ", with scales of that moment",
+    "int8": ", with scales of that moment",
+}
+"""What becomes of 8-bit formats in what no samples reach when a program is compiled."""
+
+
 def note_compromises(program: CompiledProgram) -> None:
     """Say which inputs were fixed, and what runs on the host."""
     for name, value in program.fixed.items():
@@ -183,7 +191,10 @@ def note_compromises(program: CompiledProgram) -> None:
             note(f"note: {count} on the host: {names}; `ppuc check` says why")
         if program.plan.later:
             waiting = len(program.plan.later)
-            note(f"note: {waiting} node{'s are' if waiting > 1 else ' is'} compiled when the program runs on inputs")
+            how = LATER_SCALES.get(program.artifact.meta.get("precision", "model"), "")
+            note(
+                f"note: {waiting} node{'s are' if waiting > 1 else ' is'} compiled when the program runs on inputs{how}"
+            )
 
 
 def _chosen(program: CompiledProgram, dims: dict[str, int], arrays: dict[str, np.ndarray]) -> CompiledProgram:

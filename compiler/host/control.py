@@ -58,7 +58,7 @@ def _loop(
     stacks: list[list[Any]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
     number = 0
     while going and (trips is None or number < trips):
-        if number >= MOST_TRIPS:
+        if trips is None and number >= MOST_TRIPS:
             raise HostError.of(
                 f"node '{node.name}' (Loop)", "the loop does not end", got=f"more than {MOST_TRIPS} trips"
             )

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.alias import grown
+from ppuc.compiler.frontend.hosting import PREFIX
 from ppuc.compiler.frontend.later import machine_type
 from ppuc.compiler.host.client import HostError, HostWorker
-from ppuc.compiler.host.later import PREFIX, LaterRun, LaterSteps
+from ppuc.compiler.host.later import LaterRun, LaterSteps
 from ppuc.compiler.host.merge import merged_profile
 from ppuc.compiler.host.plan import HostStep, LaterStep, Plan, PpuStep
 from ppuc.compiler.host.transfer import Crossing, crossings, decisions

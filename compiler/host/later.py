@@ -11,12 +11,14 @@ timing.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.frontend.hosting import PREFIX
 from ppuc.compiler.frontend.later import Body, control_node, machine_type, of_elements, typed
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.control import OnHostError, run_control
@@ -34,8 +36,6 @@ MOST_FORMS = 16
 """Programs that one model may become in one process."""
 LARGEST_SHAPE, LARGEST_FACTORS = 64, 8
 """Elements of integers and floats that sizes are taken from."""
-PREFIX = "ppuc:"
-"""Before names of the plan in models of the artifact; that of `ppuc.compiler.frontend.hosting`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ class LaterSteps:
         self.trips: dict[int, int] = {}
         self._taken = device_bytes(artifact.program)
         self._names: dict[tuple[int, int], str] = {}
+        self._forms: Counter[str] = Counter()
 
     def run(self, number: int, step: LaterStep, held: Mapping[str, Any]) -> dict[str, Any]:
         """What step `number` gives, by names of the plan. Raises HostError."""
@@ -127,8 +128,8 @@ class LaterSteps:
         result = program.run(feeds)
         key = (number, id(program))
         if key not in self._names:
-            same = sum(n.partition("~")[0] == name for n in self._names.values())
-            self._names[key] = f"{name}~{same + 1}" if same else name
+            self._forms[name] += 1
+            self._names[key] = f"{name}~{self._forms[name]}" if self._forms[name] > 1 else name
         known = self.runs.get(self._names[key])
         run = LaterRun(number, self._names[key], 1, program, result) if known is None else known
         self.runs[run.name] = replace(run, calls=run.calls + (known is not None))

@@ -67,6 +67,7 @@ def _with(profile: Profile, other: Profile, run: LaterRun, target: Target) -> Pr
     calls, prefix = run.calls, f"{run.name}/"
     energy = Counter(profile.energy_joules)
     energy.update({part: joules * calls for part, joules in other.energy_joules.items()})
+    on_chip = sum(energy.values()) - energy["static"] - energy["host"]
     cycles = profile.cycles + calls * other.cycles
     return replace(
         profile,
@@ -91,7 +92,7 @@ def _with(profile: Profile, other: Profile, run: LaterRun, target: Target) -> Pr
         host_seconds=profile.host_seconds + calls * other.host_seconds,
         tensor_read=_prefixed(profile.tensor_read, other.tensor_read, prefix, calls),
         tensor_write=_prefixed(profile.tensor_write, other.tensor_write, prefix, calls),
-        power=steady_power(target, sum(energy.values()) - energy["static"], cycles * target.clk_ns * 1e-9),
+        power=steady_power(target, on_chip, cycles * target.clk_ns * 1e-9),
     )  # fmt: skip
 
 

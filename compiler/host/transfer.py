@@ -5,7 +5,7 @@ second and the start and latency of one copy. Model inputs and outputs are where
 host steps. What is compiled while the program runs counts as the PPU's; each trip of a loop that the host counts sends
 a number there and a condition back. The host's own computing is not modelled.
 
-Invariant: a function of the plan and the target alone.
+Invariant: a function of the plan, the target, and the sizes and sides that the run met.
 """
 
 from __future__ import annotations

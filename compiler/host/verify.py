@@ -29,6 +29,7 @@ from ppuc.compiler.host.partition import PpuPart, partition
 from ppuc.compiler.host.plan import Plan, PpuStep
 from ppuc.compiler.layers import PREFIX, final_node, kept_name, layer_candidates, matching, node_values
 from ppuc.compiler.oracle import Oracle
+from ppuc.compiler.run import QUANTIZED
 from ppuc.compiler.runtime import CompiledProgram, ProgramResult
 from ppuc.compiler.tolerance import (
     NO_ERROR,
@@ -41,8 +42,8 @@ from ppuc.compiler.tolerance import (
     tolerance_of,
     typical_step,
 )
-from ppuc.ir.errors import ModelError
-from ppuc.ir.graph import Value
+from ppuc.ir.errors import ModelError, UsageError
+from ppuc.ir.graph import Graph, Value
 from ppuc.ir.types import DType
 
 
@@ -76,6 +77,7 @@ def _excused(
     where the oracle can say it."""
     assert program.source is not None
     graphs = [part.graph for part in partition(hosted) if isinstance(part, PpuPart)]
+    graphs += [_graph_of(run.program) for run in result.later if run.program is not None and run.program.plan is None]
     step = max((typical_step(graph, _precision(program)) for graph in graphs), default=0.0)
     if not step or program.host_ops:
         return {}
@@ -99,11 +101,24 @@ def _excused(
     return again
 
 
+def _graph_of(program: CompiledProgram) -> Graph:
+    """What a program that was compiled on the way computes."""
+    assert program.source is not None
+    shapes = {s.name: s.type.dims for s in program.inputs}
+    return load_model(program.source, shapes=shapes, values=program.fixed).graph
+
+
 def _layers(
     program: CompiledProgram, hosted: HostedModel, errors: Mapping[str, ExpectedError], inputs: Mapping[str, Any]
 ) -> tuple[Comparison, ...]:
     """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
     assert program.source is not None
+    if _precision(program) in QUANTIZED:
+        raise UsageError.of(
+            program.name,
+            "cannot be compared layer by layer: a part of it runs on the host, and its layers are quantized",
+            hint="compare the outputs, or the layers at precision bf16",
+        )
     model = compile_model(
         program.source,
         target=program.target,
