@@ -39,11 +39,14 @@ def outcome(node: Node, target: str) -> tuple[str, str]:
         return "no oracle", str(error)
     try:
         made = compile_model(node.model, target=target, values=node.feeds)
-        program = CompiledProgram(made.artifact, made.target, node.model)
-        verified = verify_program(program, node.feeds)
     except PpucError as error:
         return "refused", str(error)
     except Exception:
+        return "fault", traceback.format_exc()
+    program = CompiledProgram(made.artifact, made.target, node.model)
+    try:
+        verified = verify_program(program, node.feeds)
+    except Exception:  # PpucError too: what compiles has to run
         return "fault", traceback.format_exc()
     if verified.ok:
         return "with host" if program.plan is not None else "agrees", ""

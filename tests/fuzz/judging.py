@@ -36,7 +36,7 @@ from tests.fuzz.sample import BF16, F16, Node
 MOVING = (Kind.VIEW, Kind.MOVE, Kind.CONSTANT)
 ULPS = 32.0
 """Of one elementwise op: special functions of two libraries differ by some units in the last place."""
-SLACK = 4.0
+SLACK, OFFENDERS = 4.0, 1 / 20
 FOLDED = 1e-5
 """Of results that the importer computes, in f32 or better."""
 LARGE = 1e4
@@ -190,13 +190,16 @@ def by_reference(node: Node) -> Answer:
 
 
 def outcome_of(node: Node, target: str, host: bool = False) -> Outcome:
-    """Compile, simulate and compare."""
+    """Compile, simulate and compare. Only compiling may refuse: what was promised has to run."""
     try:
         made = compile_model(node.model, target=target, host=host)
-        result = CompiledProgram(made.artifact, made.target, node.model).run(node.feeds)
     except PpucError as error:
         return Outcome(Fate.REFUSED, str(error))
     except Exception:
+        return Outcome(Fate.FAULT, traceback.format_exc())
+    try:
+        result = CompiledProgram(made.artifact, made.target, node.model).run(node.feeds)
+    except Exception:  # PpucError too
         return Outcome(Fate.FAULT, traceback.format_exc())
     if result.profile.hazards:
         return Outcome(Fate.FAULT, f"hazards: {result.profile.hazards[0]}")
@@ -265,7 +268,19 @@ def _complaint(judge: Judge, graph: Graph, value: str, got: np.ndarray, want: np
 def _within(judge: Judge, value: str, got: np.ndarray, want: np.ndarray) -> str:
     """What the tolerance rule says, which one element in twenty may break: with four times its allowance."""
     found = judge.compare("y", value, got, want)
-    return "" if found.ok else compare("y", got, want, Tolerance(relative=SLACK * found.tolerance)).reason
+    if found.ok:
+        return ""
+    wide = compare("y", got, want, Tolerance(relative=SLACK * found.tolerance))
+    return wide.reason or judge.compare("y", value, _without_worst(got, want), want).reason
+
+
+def _without_worst(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """`got` with the worst of its elements, one in twenty, as they should be."""
+    mended, count = got.copy(), int(got.size * OFFENDERS)
+    errors = np.abs(got.astype(np.float64) - want.astype(np.float64)).reshape(-1)
+    worst = np.argsort(np.nan_to_num(errors, nan=0.0))[errors.size - count :]
+    mended.reshape(-1)[worst] = want.reshape(-1)[worst]
+    return mended
 
 
 def _exactly(got: np.ndarray, want: np.ndarray) -> str:
