@@ -18,13 +18,13 @@ if not __package__:  # run as a file rather than with -m
 import numpy as np
 
 from benchmarks.tasks import task_of
+from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.quantization.apply import by_channel, quantized_weights
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import LayerPlan
 from ppuc.compiler.quantization.prepare import Prepared, prepare
-from ppuc.compiler.run import initial_module
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.microscaling import MXFP4, MXFP8_E4M3, NVFP4, BlockFormat, decode_blocks, encode_blocks
 from ppuc.ir.rewrite import Builder, rewrite

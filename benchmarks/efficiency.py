@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import networks
-from ppuc.compiler.driver import resolve_target
+from ppuc.compiler.driver import import_model, resolve_target
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.report.profile import profile_record
 from ppuc.compiler.report.waterfall import compulsory_bytes
-from ppuc.compiler.run import Run
 from ppuc.ir.errors import InternalError, PpucError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
@@ -200,7 +200,7 @@ def measured(name: str, path: Path, target: Target, precision: str, ablation: bo
 def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass], aliases: Mapping[str, str]) -> Module:
     """The module after `passes`."""
     run = Run(target, passes)
-    return run.run(run.imported(path, precision, None, None, aliases=aliases))
+    return run.run(import_model(run, path, precision, aliases=aliases).module)
 
 
 def timed(module: Module, target: Target) -> Profile:

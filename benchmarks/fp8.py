@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks import networks
 from benchmarks.tasks import Sample, Task, task_of
+from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.quantization.calibrate import calibrated_plan
 from ppuc.compiler.quantization.emulate import Emulator
@@ -37,7 +38,6 @@ from ppuc.compiler.quantization.prepare import Prepared, prepare, storage_plan
 from ppuc.compiler.quantization.search import Goal
 from ppuc.compiler.quantization.study import Request, study
 from ppuc.compiler.quantization.timing import timed
-from ppuc.compiler.run import initial_module
 from ppuc.ir.graph import Graph
 from ppuc.targets.description import load_target
 

@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppuc.compiler.dump import DumpFolder
+from ppuc.compiler.alias import aliased
 from ppuc.compiler.host.request import HostedRequest
-from ppuc.compiler.inputs import checked_inputs, generate_all, input_specs
-from ppuc.compiler.layers import PLACE, keeping_layers
+from ppuc.compiler.inputs import (
+    FIXED,
+    RANGE_OPTION,
+    checked_inputs,
+    fixed_text,
+    generate_all,
+    input_ranges,
+    input_specs,
+)
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.recheck import Recheck
-from ppuc.compiler.run import QUANTIZED, CompiledModel, Progress, Run
-from ppuc.compiler.tolerance import PRECISIONS
+from ppuc.compiler.pipeline.dump import DumpFolder
+from ppuc.compiler.pipeline.layers import PLACE, keeping_layers
+from ppuc.compiler.pipeline.manager import CompiledModel, Progress, Run
+from ppuc.compiler.pipeline.recheck import Recheck
+from ppuc.compiler.tolerance import PRECISIONS, QUANTIZED
 from ppuc.ir.errors import Diagnostic, ModelError, PpucError, UsageError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     import onnx
 
     from ppuc.compiler.frontend.hosting import HostNode
+    from ppuc.compiler.frontend.load import ImportedModel
     from ppuc.compiler.host.client import HostWorker
     from ppuc.compiler.host.quantize import PartsQuantizer
     from ppuc.compiler.quantization.quantize import Quantization
@@ -44,6 +54,60 @@ class Examination:
     later: tuple[HostNode, ...] = ()
     refused: tuple[HostNode, ...] = ()
     problems: tuple[Diagnostic, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FirstModule:
+    """What the passes start from. `quantized` is the module with its layers quantized and no memory shared yet; None at
+    precisions that quantize nothing."""
+
+    module: Module
+    quantized: Module | None = None
+
+
+def import_model(
+    run: Run,
+    source: str | Path | onnx.ModelProto,
+    precision: str,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    quantization: Quantization | None = None,
+) -> FirstModule:
+    """Import `source` for `run`, which records it as the step `import`, and quantize its layers at a precision that
+    asks for it: the step `quantize`. Raises ModelError and UsageError."""
+    from ppuc.compiler.frontend.load import load_model
+
+    started = run.begin("import")
+    if quantization is not None:
+        shapes = {**quantization.shapes(source, dims or {}), **(shapes or {})}
+    imported = load_model(source, dims=dims, shapes=shapes, values=values)
+    module = initial_module(imported, run.target, precision)
+    if precision not in QUANTIZED:
+        return FirstModule(run.started(aliased(module, aliases or {}), since=started))
+    run.started(module, since=started)
+    from ppuc.compiler.quantization.quantize import quantized_module
+
+    started = run.begin("quantize")
+    quantized = quantized_module(module, run.target, quantization)
+    return FirstModule(run.started(aliased(quantized, aliases or {}), "quantize", started), quantized)
+
+
+def initial_module(imported: ImportedModel, target: Target, precision: str) -> Module:
+    """The module that the first pass sees. Its options hold whatever later levels need to know of the model."""
+    ranges = input_ranges(imported.graph)
+    options = {"model": imported.name, "model_sha256": imported.digest(), "precision": precision}
+    options |= {RANGE_OPTION + name: str(ranges[v.name]) for name, v in imported.inputs if v.name in ranges}
+    options |= {FIXED + name: fixed_text(array) for name, array in imported.fixed.items()}
+    return Module(
+        target=target.name,
+        target_hash=target.hash,
+        options=tuple(sorted(options.items())),
+        inputs=tuple((name, value.name) for name, value in imported.inputs),
+        outputs=tuple((name, value.name) for name, value in imported.outputs),
+        graph=imported.graph,
+    )
 
 
 def compile_model(
@@ -75,17 +139,18 @@ def compile_model(
     when a pass changed the model's values."""
     from ppuc.compiler.frontend.scope import ExpansionError
     from ppuc.compiler.passes.tile import Tile
-    from ppuc.compiler.pipeline import PIPELINE
+    from ppuc.compiler.pipeline.default import PIPELINE
 
     machine = resolve_target(target)
     check_precision(precision)
     passes = keeping_layers(PIPELINE) if keep_layers else PIPELINE
     if tune > 1:
         passes = tuple(replace(step, tries=tune) if isinstance(step, Tile) else step for step in passes)
-    run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress, quantization)
+    run = Run(machine, passes, DumpFolder(dump) if dump is not None else None, progress)
     try:
-        module = run.imported(source, precision, dims, shapes, values, aliases)
-        return _compiled(run, module, precision, check_passes, inputs)
+        first = import_model(run, source, precision, dims, shapes, values, aliases, quantization)
+        made = _compiled(run, first.module, precision, check_passes, inputs)
+        return replace(made, quantized=first.quantized)
     except ModelError as error:
         if not host or isinstance(error, ExpansionError):
             raise
@@ -152,7 +217,7 @@ def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Exam
     from ppuc.compiler.host.client import worker
     from ppuc.compiler.host.compile import divided
     from ppuc.compiler.host.partition import HostPart
-    from ppuc.compiler.pipeline import PIPELINE
+    from ppuc.compiler.pipeline.default import PIPELINE
 
     at = next(i for i, step in enumerate(PIPELINE) if step.name == PLACE)
 
@@ -163,7 +228,7 @@ def examine(request: HostedRequest, host_ops: Sequence[str | Path] = ()) -> Exam
     try:
         try:
             first = Run(request.target, PIPELINE[:at])
-            return Examination((passed(first.imported(*request.imports)),))
+            return Examination((passed(import_model(first, *request.imports).module),))
         except ModelError as error:
             if isinstance(error, ExpansionError):
                 raise

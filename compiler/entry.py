@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from ppuc.compiler.run import CompiledModel
+    from ppuc.compiler.pipeline.manager import CompiledModel
     from ppuc.compiler.runtime import CompiledProgram
     from ppuc.compiler.variants import Variants
     from ppuc.compiler.verification import Verification

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from ppuc.compiler.host.later import LaterRun
     from ppuc.compiler.host.transfer import Crossing
-    from ppuc.compiler.run import PassRecord
+    from ppuc.compiler.pipeline.manager import PassRecord
     from ppuc.ir.module import Module
     from ppuc.targets.simulator.run import Progress, RawResult
 

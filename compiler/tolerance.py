@@ -67,6 +67,9 @@ PRECISIONS: dict[str, DType | None] = {
 """`--precision` -> format of tensor engine operands (None: the model's own). Of 8-bit integers with one scale a tensor,
 most elements use few of the 255 steps: they are allowed what f8e4m3 is."""
 
+QUANTIZED = ("fp8", "int8", "mixed", "mxfp8", "mxfp4", "nvfp4")
+"""Precisions at which layers are quantized."""
+
 SAFETY = 2.0
 FP32_FLOOR = 10 ** (-90 / 20)
 _SUMMING = (Kind.CONTRACTION, Kind.REDUCTION, Kind.COMPOSITE)

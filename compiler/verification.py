@@ -19,11 +19,18 @@ from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import node_outputs
 from ppuc.compiler.frontend.load import ImportedModel, load_model
 from ppuc.compiler.judge import Judge
-from ppuc.compiler.layers import final_node, keeping_layers, kept_layers, layer_candidates, matching, node_values
 from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.layers import (
+    final_node,
+    keeping_layers,
+    kept_layers,
+    layer_candidates,
+    matching,
+    node_values,
+)
+from ppuc.compiler.pipeline.manager import CompiledModel, Run
 from ppuc.compiler.quantization.expected import Allowed, allowed_errors
-from ppuc.compiler.run import CompiledModel, Run
 from ppuc.compiler.runtime import CompiledProgram
 from ppuc.ir.errors import UsageError
 from ppuc.ir.types import DType

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module

@@ -11,18 +11,19 @@ import numpy as np
 import onnx
 import pytest
 
-from ppuc.compiler.dump import DumpFolder, write_ppir
-from ppuc.compiler.execute import run_module
+from ppuc.compiler.driver import import_model
 from ppuc.compiler.inputs import generate_all, input_specs
-from ppuc.compiler.layers import PREFIX, KeepLayers, kept_layers
 from ppuc.compiler.passes.canonicalise import Canonicalise
 from ppuc.compiler.passes.decompose import Decompose
 from ppuc.compiler.passes.fold import Fold
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.legalise import Legalise
-from ppuc.compiler.recheck import DivergenceError, Recheck
-from ppuc.compiler.resume import check_target, read_module
-from ppuc.compiler.run import Run, op_counts
+from ppuc.compiler.pipeline.dump import DumpFolder, write_ppir
+from ppuc.compiler.pipeline.execute import run_module
+from ppuc.compiler.pipeline.layers import PREFIX, KeepLayers, kept_layers
+from ppuc.compiler.pipeline.manager import Run, op_counts
+from ppuc.compiler.pipeline.recheck import DivergenceError, Recheck
+from ppuc.compiler.pipeline.resume import check_target, read_module
 from ppuc.ir.errors import TextError, UsageError
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
@@ -56,7 +57,7 @@ def model(tmp_path: Path) -> Path:
 def dumped(model: Path, folder: Path, precision: str = "model") -> tuple[Run, Module]:
     """Import and run PASSES, dumping into `folder`."""
     run = Run(TARGET, PASSES, DumpFolder(folder))
-    return run, run.run(run.imported(model, precision, {"N": 2}, None))
+    return run, run.run(import_model(run, model, precision, {"N": 2}).module)
 
 
 def test_records_say_what_every_pass_did(model: Path, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_constants_are_stored_once_and_computed_ones_as_recipes(tmp_path: Path) 
 
 def test_resuming_notices_changed_and_missing_constants(model: Path, tmp_path: Path) -> None:
     run = Run(TARGET, PASSES, DumpFolder(tmp_path / "dump"))
-    module = run.imported(onnx.load(model), "model", {"N": 1}, None)
+    module = import_model(run, onnx.load(model), "model", {"N": 1}).module
     run.run(module)
     first = tmp_path / "dump" / "00-import.ppir"
     lost = min((tmp_path / "dump" / "constants").glob("*.bin"))
@@ -180,7 +181,7 @@ class Failing:
 
 def test_what_was_dumped_before_a_failure_stays(model: Path, tmp_path: Path) -> None:
     run = Run(TARGET, (Canonicalise(), Failing()), DumpFolder(tmp_path / "dump"))
-    module = run.imported(model, "model", {"N": 1}, None)
+    module = import_model(run, model, "model", {"N": 1}).module
     with pytest.raises(ZeroDivisionError):
         run.run(module)
     manifest = json.loads((tmp_path / "dump" / "manifest.json").read_text())
@@ -206,7 +207,7 @@ class TanhToSigmoid:
 
 def checked_run(model: Path, passes: tuple[object, ...], precision: str = "model") -> Run:
     run = Run(TARGET, passes)  # type: ignore[arg-type]
-    module = run.imported(model, precision, {"N": 2}, None)
+    module = import_model(run, model, precision, {"N": 2}).module
     run.recheck = Recheck(module, generate_all(input_specs(module)), precision)
     run.run(module)
     return run
@@ -270,7 +271,7 @@ def test_a_single_text_can_be_written_elsewhere(model: Path, tmp_path: Path) -> 
 
 def test_kept_layers_are_outputs_with_the_same_values(tmp_path: Path) -> None:
     run = Run(TARGET, (KeepLayers(),))
-    module = run.imported(mlp(), "model", {"N": 2}, None)
+    module = import_model(run, mlp(), "model", {"N": 2}).module
     kept = run.run(module)
     inputs = generate_all(input_specs(module))
     outputs = run_module(kept, TARGET, inputs)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
+from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.run import initial_module
+from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.module import Module
 from ppuc.ir.text import print_graph, print_kernel, print_program, print_vector
 from ppuc.targets.description import load_target

@@ -9,7 +9,7 @@ import pytest
 from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import Range
 from ppuc.compiler.passes.emit_counters import CounterPlan
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.errors import InternalError
 from ppuc.ir.graph import Value
 from ppuc.ir.module import Module

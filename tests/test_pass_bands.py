@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ppuc.compiler.passes.bands import Banding
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.attention import AttentionAttrs

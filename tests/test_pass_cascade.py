@@ -12,7 +12,7 @@ from benchmarks import networks
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import lower_group
 from ppuc.compiler.passes.cascade import Cascading
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.report.fusion import fusion_record
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppuc.compiler.lowering.memory import storage_roots
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module

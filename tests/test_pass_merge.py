@@ -12,8 +12,8 @@ import pytest
 
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.merge import Merge
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.contraction import MatmulAttrs

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, prepare
-from ppuc.compiler.run import Run
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.ir.ops.blocks import UnblockAttrs, in_halves

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ppuc.compiler.passes.panels import Panels
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
 from ppuc.ir.types import Space

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from ppuc.compiler.passes.split import Split
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.errors import CapacityError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module

@@ -9,10 +9,10 @@ import pytest
 
 from ppuc.compiler.passes import turn
 from ppuc.compiler.passes.turn import Turn
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import prepare
-from ppuc.compiler.run import Run
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.targets.description import load_target, override

@@ -22,8 +22,8 @@ from ppuc.compiler.passes.place import Place
 from ppuc.compiler.passes.precision import Precision
 from ppuc.compiler.passes.prepare import MOST_JOINED, Prepare
 from ppuc.compiler.passes.tile import Tile
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.errors import CapacityError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Kernel, Load

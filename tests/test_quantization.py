@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from ppuc.compiler.driver import initial_module
 from ppuc.compiler.entry import compile as compile_program
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import input_specs
@@ -32,7 +33,6 @@ from ppuc.compiler.quantization.quantize import Quantization, chosen_plan
 from ppuc.compiler.quantization.reconstruct import Options, reconstructed
 from ppuc.compiler.quantization.repair import best_method, surely_better
 from ppuc.compiler.quantization.search import isolated_noise, quantized_share
-from ppuc.compiler.run import initial_module
 from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.types import DType

@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import input_specs
-from ppuc.compiler.run import initial_module
 from ppuc.ir.module import Module
 from ppuc.ir.types import DType
 from ppuc.targets.description import load_target

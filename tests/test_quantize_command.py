@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from ppuc.compiler.cli import cli
+from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import prepare
-from ppuc.compiler.run import initial_module
 from ppuc.targets.description import load_target
 from tests.test_quantization import convnet
 

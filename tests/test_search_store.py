@@ -14,8 +14,8 @@ from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.records import decoded, encoded
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.lowering.search_store import SearchStore, key_of
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.kernel import Kernel
 from ppuc.ir.module import Module
 from ppuc.ir.text import print_module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.module import Module
 from ppuc.targets.description import load_target
 from tests.group_kernels import data

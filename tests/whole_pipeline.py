@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ppuc.compiler.execute import program_constants, run_module
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.recheck import Recheck
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.execute import program_constants, run_module
+from ppuc.compiler.pipeline.manager import Run
+from ppuc.compiler.pipeline.recheck import Recheck
 from ppuc.ir.module import Module
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.run import RawResult, simulate

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import click
 
-from ppuc.compiler import pipeline
 from ppuc.compiler.cli import cli
 from ppuc.compiler.frontend.context import IMPORTERS
 from ppuc.compiler.frontend.survey import importable_ops
-from ppuc.compiler.pass_options import describe_options
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.pipeline import default as pipeline
+from ppuc.compiler.pipeline.pass_options import describe_options
 from ppuc.ir import verify
 from ppuc.ir.ops import OPS, Kind, OpDef
 from ppuc.targets import isa
@@ -132,9 +132,9 @@ def passes_document() -> str:
         for i, (p, why) in enumerate(zip(pipeline.PIPELINE, reasons, strict=True), 1)
     ]
     parts = [
-        "The pipeline, in order, and why each pass stands where it does (`compiler/pipeline.py`). The verifier runs "
-        "after every pass; `ppuc compile --dump DIR` writes the module after each one, and `ppuc opt` goes on from "
-        "there.",
+        "The pipeline, in order, and why each pass stands where it does (`compiler/pipeline/default.py`). The verifier "
+        "runs after every pass; `ppuc compile --dump DIR` writes the module after each one, and `ppuc opt` goes on "
+        "from there.",
         table(("", "pass", "why here"), rows),
     ]
     for name, kind in pipeline.PASSES.items():

@@ -21,7 +21,7 @@ from ppuc.compiler.commands.outputs import OutputFile, keep_input
 @json_option
 def disasm_command(program: Path, output: Path | None, as_json: bool) -> None:
     """Print the instruction streams, rings, counters and vector programs of FILE.ppu as assembly text."""
-    from ppuc.compiler.dump import write_file
+    from ppuc.compiler.pipeline.dump import write_file
     from ppuc.targets.artifact import load
     from ppuc.targets.assembler import disassemble
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from ppuc.compiler.run import Progress
+    from ppuc.compiler.pipeline.manager import Progress
     from ppuc.compiler.runtime import CompiledProgram
     from ppuc.targets.description import Target
 

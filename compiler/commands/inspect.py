@@ -89,7 +89,7 @@ def _memory_plan(
     if dims or precision != "model":
         raise UsageError.of("--memory", "shows a compiled plan as it is", got=str(file), hint="give the .onnx file")
     if file.suffix == ".ppir":
-        from ppuc.compiler.resume import read_module
+        from ppuc.compiler.pipeline.resume import read_module
 
         named = target or read_module(file).target
         return memory.plan_of_dump(file, chosen_target(named, overrides))

@@ -174,9 +174,9 @@ def _show_ops(out: Console, record: dict[str, Any]) -> None:
 @json_option
 def passes_command(as_json: bool) -> None:
     """List the pipeline's passes in order, what each does, and its options for `ppuc opt -p PASS:NAME=VALUE`."""
-    from ppuc.compiler.pass_options import describe_options
-    from ppuc.compiler.pipeline import PASSES, PIPELINE
-    from ppuc.compiler.run import pass_options
+    from ppuc.compiler.pipeline.default import PASSES, PIPELINE
+    from ppuc.compiler.pipeline.manager import pass_options
+    from ppuc.compiler.pipeline.pass_options import describe_options
 
     help_of = {name: (kind.__doc__ or "").strip().split("\n")[0] for name, kind in PASSES.items()}
     rows = [

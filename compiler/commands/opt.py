@@ -13,7 +13,7 @@ from ppuc.compiler.commands.outputs import OutputFile
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ppuc.compiler.run import Run
+    from ppuc.compiler.pipeline.manager import Run
     from ppuc.ir.module import Module
     from ppuc.targets.description import Target
 
@@ -50,8 +50,8 @@ def opt_command(
     Going on from any dump with --to-end gives the same bytes as the compilation that was dumped. Without -p and
     --to-end the file is parsed, verified and printed again.
     """
-    from ppuc.compiler.resume import check_target, named_passes, read_module, remaining_passes
-    from ppuc.compiler.run import Run
+    from ppuc.compiler.pipeline.manager import Run
+    from ppuc.compiler.pipeline.resume import check_target, named_passes, read_module, remaining_passes
     from ppuc.ir.errors import TextError, UsageError
     from ppuc.ir.verify import VerificationError
 
@@ -88,12 +88,12 @@ def _write(module: Module, target: Target, output: Path | None) -> str:
 
         return print_module(module)
     if output.suffix == ".ppu":
-        from ppuc.compiler.link import link
+        from ppuc.compiler.pipeline.link import link
         from ppuc.targets.artifact import save
 
         save(link(module, target), output)
     elif output.suffix == ".ppir":
-        from ppuc.compiler.dump import write_ppir
+        from ppuc.compiler.pipeline.dump import write_ppir
 
         write_ppir(output, module)
     else:

@@ -29,8 +29,8 @@ from ppuc.compiler.commands.common import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from ppuc.compiler.pipeline.manager import Progress
     from ppuc.compiler.quantization.quantize import Quantization
-    from ppuc.compiler.run import Progress
     from ppuc.compiler.runtime import CompiledProgram
     from ppuc.targets.description import Target
 
@@ -141,7 +141,7 @@ def quantization(
     progress: Progress | None = None,
 ) -> Quantization | None:
     """What the quantization options say. Raises UsageError when they do not go with the precision."""
-    from ppuc.compiler.run import QUANTIZED
+    from ppuc.compiler.tolerance import QUANTIZED
     from ppuc.ir.errors import UsageError
 
     if precision not in QUANTIZED:

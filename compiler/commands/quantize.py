@@ -229,10 +229,10 @@ def _check_samples(samples: Any, where: str) -> None:
 def _prepared(
     model: Path, data: Data, precision: str, target: str, overrides: tuple[str, ...], dims: tuple[str, ...]
 ) -> Prepared:
+    from ppuc.compiler.driver import initial_module
     from ppuc.compiler.frontend.load import load_model
     from ppuc.compiler.quantization.prepare import prepare
     from ppuc.compiler.quantization.quantize import Quantization
-    from ppuc.compiler.run import initial_module
     from ppuc.ir.errors import ModelError
 
     machine, sizes = chosen_target(target, overrides), dim_sizes(dims)

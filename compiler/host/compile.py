@@ -24,9 +24,9 @@ from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, par
 from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, LaterStep, Plan, PpuStep, Step
 from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
-from ppuc.compiler.layers import PREFIX as LAYER
-from ppuc.compiler.layers import kept_name
-from ppuc.compiler.link import NODES
+from ppuc.compiler.pipeline.layers import PREFIX as LAYER
+from ppuc.compiler.pipeline.layers import kept_name
+from ppuc.compiler.pipeline.link import NODES
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import Diagnostic, ModelError, UsageError
 from ppuc.ir.graph import Graph, Value
@@ -35,7 +35,7 @@ from ppuc.targets.artifact import Artifact, IOSpec
 from ppuc.targets.schema import Target
 
 if TYPE_CHECKING:
-    from ppuc.compiler.run import CompiledModel
+    from ppuc.compiler.pipeline.manager import CompiledModel
 
 T = TypeVar("T")
 Change = Callable[[HostedModel, Sequence[Part], Sequence[Module]], list[Module]]

@@ -27,12 +27,12 @@ from ppuc.compiler.host.client import worker
 from ppuc.compiler.host.later import LaterRun
 from ppuc.compiler.host.partition import PpuPart, partition
 from ppuc.compiler.host.plan import Plan, PpuStep
-from ppuc.compiler.layers import PREFIX, final_node, kept_name, layer_candidates, matching, node_values
 from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.run import QUANTIZED
+from ppuc.compiler.pipeline.layers import PREFIX, final_node, kept_name, layer_candidates, matching, node_values
 from ppuc.compiler.runtime import CompiledProgram, ProgramResult
 from ppuc.compiler.tolerance import (
     NO_ERROR,
+    QUANTIZED,
     ExpectedError,
     Tolerance,
     expected_errors,

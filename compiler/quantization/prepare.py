@@ -13,7 +13,7 @@ import numpy as np
 from ppuc.compiler.inputs import InputSpec, input_specs
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.legalise import Legalise
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.quantization.apply import quantized_graph
 from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer, find_layers, product_nodes

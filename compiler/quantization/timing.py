@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.report.profile import profile_record
-from ppuc.compiler.run import Run
 from ppuc.targets.simulator.run import simulate
 
 

@@ -27,8 +27,8 @@ def model_record(path: Path) -> dict[str, Any]:
 
 def module_record(path: Path) -> dict[str, Any]:
     """A dumped module, at whatever level."""
-    from ppuc.compiler.resume import read_module
-    from ppuc.compiler.run import op_counts
+    from ppuc.compiler.pipeline.manager import op_counts
+    from ppuc.compiler.pipeline.resume import read_module
 
     module = read_module(path)
     types = {v.name: str(v.type) for v in (*module.graph.params, *module.graph.results)}

@@ -15,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppuc.compiler.driver import import_model
 from ppuc.compiler.passes.cascade import Decision
 from ppuc.compiler.passes.fuse import Fuse, Grouping
 from ppuc.compiler.passes.fuse_graph import is_view
-from ppuc.compiler.pipeline import PIPELINE
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.report.regrouping import regrouped
-from ppuc.compiler.run import Run
 from ppuc.ir.graph import Op, Value
 from ppuc.targets.description import Target
 
@@ -32,7 +33,7 @@ def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str
     """Every edge of the graph that is fused: its ends, its bytes, and why it was not fused if it was not."""
     at = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Fuse))
     run = Run(target, PIPELINE[:at])
-    module = run.run(run.imported(model, precision, dims, None))
+    module = run.run(import_model(run, model, precision, dims).module)
     grouping = Grouping(module.graph, target, epilogues=True)
     grouping.build()
     later = regrouped(module, target)

@@ -12,15 +12,16 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppuc.compiler.driver import import_model
 from ppuc.compiler.lowering.capacity import holdings
 from ppuc.compiler.lowering.l2_plan import overwritten
 from ppuc.compiler.lowering.memory import Range
 from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.passes.allocate import Allocate
 from ppuc.compiler.passes.place import Place
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.resume import read_module
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
+from ppuc.compiler.pipeline.resume import read_module
 from ppuc.ir.errors import UsageError
 from ppuc.ir.module import Module
 from ppuc.ir.program import Program
@@ -83,7 +84,7 @@ def plan_of_model(model: Path, target: Target, precision: str, dims: Mapping[str
     """Compile up to placing and give addresses; tiles are not needed for that."""
     at = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Place))
     run = Run(target, (*PIPELINE[: at + 1], Allocate()))
-    return plan_of_module(run.run(run.imported(model, precision, dims, None)), target)
+    return plan_of_module(run.run(import_model(run, model, precision, dims).module), target)
 
 
 def plan_of_dump(file: Path, target: Target) -> MemoryPlan:

@@ -12,8 +12,8 @@ from ppuc.compiler.passes.cascade import Cascade, Cascading, Decision
 from ppuc.compiler.passes.fuse import Fuse
 from ppuc.compiler.passes.join import Join
 from ppuc.compiler.passes.place import Place
-from ppuc.compiler.pipeline import PIPELINE
-from ppuc.compiler.run import Run
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target

@@ -10,33 +10,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ppuc.compiler.alias import aliased
-from ppuc.compiler.dump import DumpFolder
-from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.recheck import CheckedPass, Recheck
+from ppuc.compiler.pipeline.dump import DumpFolder
+from ppuc.compiler.pipeline.link import link
+from ppuc.compiler.pipeline.recheck import CheckedPass, Recheck
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
+from ppuc.ir.verify import verify_module
 from ppuc.targets.description import Target
 
 if TYPE_CHECKING:
-    import onnx
-
-    from ppuc.compiler.frontend.load import ImportedModel
-    from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.targets.artifact import Artifact
 
 Progress = Callable[[str, int, int], None]
 """Called with what starts now, its number and how many there are."""
-
-
-QUANTIZED = ("fp8", "int8", "mixed", "mxfp8", "mxfp4", "nvfp4")
-"""Precisions at which layers are quantized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +73,6 @@ class CompiledModel:
         return sum(p.seconds for p in self.passes)
 
 
-def initial_module(imported: ImportedModel, target: Target, precision: str) -> Module:
-    """The module that the first pass sees. Its options hold whatever later levels need to know of the model."""
-    ranges = input_ranges(imported.graph)
-    options = {"model": imported.name, "model_sha256": imported.digest(), "precision": precision}
-    options |= {RANGE_OPTION + name: str(ranges[v.name]) for name, v in imported.inputs if v.name in ranges}
-    options |= {FIXED + name: fixed_text(array) for name, array in imported.fixed.items()}
-    return Module(
-        target=target.name,
-        target_hash=target.hash,
-        options=tuple(sorted(options.items())),
-        inputs=tuple((name, value.name) for name, value in imported.inputs),
-        outputs=tuple((name, value.name) for name, value in imported.outputs),
-        graph=imported.graph,
-    )
-
-
 def op_counts(graph: Graph) -> dict[str, int]:
     """Ops by name, bodies of groups included, names in order."""
     counts: Counter[str] = Counter()
@@ -133,59 +106,23 @@ class Run:
         passes: Sequence[Pass],
         dump: DumpFolder | None = None,
         progress: Progress | None = None,
-        quantization: Quantization | None = None,
     ) -> None:
         self.target, self.passes, self.dump = target, tuple(passes), dump
-        self.quantization = quantization
         self.progress = progress or (lambda what, number, total: None)
         self.recheck: Recheck | None = None
         self.records: list[PassRecord] = []
-        self.quantized: Module | None = None
         self._about: dict[str, Any] = {}
 
-    def imported(
-        self,
-        source: str | Path | onnx.ModelProto,
-        precision: str,
-        dims: Mapping[str, int] | None,
-        shapes: Mapping[str, Sequence[int]] | None,
-        values: Mapping[str, np.ndarray] | None = None,
-        aliases: Mapping[str, str] | None = None,
-    ) -> Module:
-        """Import `source` as the first module; recorded as the pass `import`. At a precision that quantizes, the
-        quantized graph is the first module: recorded as `quantize`."""
-        from ppuc.compiler.frontend.load import load_model
+    def begin(self, name: str) -> float:
+        """Announce a step that comes before the passes; returns the time at which it starts."""
+        self.progress(name, 0, self._total)
+        return time.perf_counter()
 
-        self.progress("import", 0, self._total)
-        started = time.perf_counter()
-        if self.quantization is not None:
-            shapes = {**self.quantization.shapes(source, dims or {}), **(shapes or {})}
-        imported = load_model(source, dims=dims, shapes=shapes, values=values)
-        module = initial_module(imported, self.target, precision)
-        if precision not in QUANTIZED:
-            module = aliased(module, aliases or {})
-        module = self.started(module, started)
-        return self._quantized(module, aliases or {}) if precision in QUANTIZED else module
-
-    def started(self, module: Module, since: float | None = None) -> Module:
-        """Take `module` as the first one, imported since then."""
-        from ppuc.ir.verify import verify_module
-
+    def started(self, module: Module, name: str = "import", since: float | None = None) -> Module:
+        """Record `module` as the outcome of the step `name` before the passes, begun at `since`."""
         since = time.perf_counter() if since is None else since
         verify_module(module)
-        self._record("import", "", time.perf_counter() - since, True, module)
-        return module
-
-    def _quantized(self, module: Module, aliases: Mapping[str, str]) -> Module:
-        from ppuc.compiler.quantization.quantize import quantized_module
-        from ppuc.ir.verify import verify_module
-
-        started = time.perf_counter()
-        self.progress("quantize", 0, self._total)
-        self.quantized = quantized_module(module, self.target, self.quantization)
-        module = aliased(self.quantized, aliases)
-        verify_module(module)
-        self._record("quantize", "", time.perf_counter() - started, True, module)
+        self._record(name, "", time.perf_counter() - since, True, module)
         return module
 
     def run(self, module: Module) -> Module:
@@ -202,20 +139,16 @@ class Run:
 
     def to_end(self, module: Module) -> CompiledModel:
         """Run every pass and link the artifact."""
-        from ppuc.compiler.link import link
-
         module = self.run(module)
         self.progress("link", self._total - 1, self._total)
         artifact = link(module, self.target)
-        return CompiledModel(module, artifact, self.target, tuple(self.records), quantized=self.quantized)
+        return CompiledModel(module, artifact, self.target, tuple(self.records))
 
     @property
     def _total(self) -> int:
         return len(self.passes) + 2
 
     def _step(self, step: Pass, module: Module) -> Module:
-        from ppuc.ir.verify import verify_module
-
         started = time.perf_counter()
         after = step.run(module, self.target)
         changed = after is not module

@@ -15,7 +15,7 @@ from ppuc.ir.errors import UsageError
 
 def build_pass(text: str) -> Pass:
     """The pass that `text` names. Raises UsageError for an unknown pass or option, or a value of the wrong type."""
-    from ppuc.compiler.pipeline import PASSES
+    from ppuc.compiler.pipeline.default import PASSES
 
     name, _, rest = text.strip().partition(":")
     if name not in PASSES:

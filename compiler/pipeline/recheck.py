@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.compare import Comparison
-from ppuc.compiler.execute import run_module
 from ppuc.compiler.inputs import feeds_of
 from ppuc.compiler.judge import Judge
+from ppuc.compiler.pipeline.execute import run_module
 from ppuc.ir.errors import Diagnostic, PpucError
 from ppuc.ir.graph import Graph
 from ppuc.ir.interpret import run_graph

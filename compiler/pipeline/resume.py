@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppuc.compiler.dump import read_constants
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.pipeline.dump import read_constants
 from ppuc.ir.errors import TextError, UsageError
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
@@ -38,7 +38,7 @@ def read_module(path: str | Path) -> Module:
 def remaining_passes(module: Module, where: str) -> tuple[Pass, ...]:
     """The part of the pipeline that `module` has not been through. Raises UsageError when what it has been through is
     not a beginning of the pipeline."""
-    from ppuc.compiler.pipeline import PIPELINE
+    from ppuc.compiler.pipeline.default import PIPELINE
 
     names = tuple(p.name for p in PIPELINE)
     if names[: len(module.done)] != module.done:
@@ -66,6 +66,6 @@ def check_target(module: Module, target: Target, where: str) -> None:
 
 def named_passes(names: Sequence[str]) -> tuple[Pass, ...]:
     """Passes by name with their default options; `name:option=value` sets one. Raises UsageError for an unknown one."""
-    from ppuc.compiler.pass_options import build_pass
+    from ppuc.compiler.pipeline.pass_options import build_pass
 
     return tuple(build_pass(name) for name in names)

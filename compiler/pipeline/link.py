@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ppuc.compiler.alias import declared_type
-from ppuc.compiler.execute import program_constants
+from ppuc.compiler.pipeline.execute import program_constants
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph, Op
