@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ppuc.compiler.lowering.memory import Range
 from ppuc.compiler.lowering.minimalloc import GREEDY, Plan, first_fit, plan
+from ppuc.compiler.lowering.ranges import Range
 from tests.test_allocator import assert_legal, dissected
 
 

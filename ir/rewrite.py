@@ -14,6 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from ppuc.ir.graph import Attrs, Graph, Op, Value
+from ppuc.ir.ops import OPS
+from ppuc.ir.ops.structure import ConstAttrs
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType, TensorType
 
@@ -48,8 +50,6 @@ class Builder:
         body: Graph | None = None,
     ) -> tuple[Value, ...]:
         """Append op `name`; result types come from the record unless given. Returns the results."""
-        from ppuc.ir.ops import OPS
-
         attrs = attrs if attrs is not None else OPS[name].attrs()
         types = types if types is not None else OPS[name].infer(attrs, [v.type for v in operands])
         results = tuple(Value(self.fresh(hint or name), t) for t in types)
@@ -63,8 +63,6 @@ class Builder:
 
     def const(self, array: np.ndarray | Resource, hint: str = "c") -> Value:
         """Append a constant."""
-        from ppuc.ir.ops.structure import ConstAttrs
-
         resource = array if isinstance(array, Resource) else Resource.of(np.asarray(array), hint)
         return self("const", attrs=ConstAttrs(resource), hint=hint)
 

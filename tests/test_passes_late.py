@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ppuc.compiler.lowering.kinds import lower_group
-from ppuc.compiler.lowering.memory import Range, assign, live_ranges, storage_roots, updated_operand
+from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots, updated_operand
+from ppuc.compiler.lowering.ranges import Range
 from ppuc.compiler.passes.allocate import Allocate
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.emit import Emit

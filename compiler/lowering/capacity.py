@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
+from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots
 from ppuc.compiler.lowering.minimalloc import max_live
+from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ppuc.compiler.lowering.memory import PLACEMENTS, Range, assign, live_ranges, padded, storage_roots
+from ppuc.compiler.lowering.memory import PLACEMENTS, assign, live_ranges, storage_roots
+from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops.base import OPS, Kind
 

@@ -7,17 +7,13 @@ them).
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ppuc.compiler.lowering.body import Resolver
+from ppuc.compiler.lowering.minimalloc import Plan, plan
+from ppuc.compiler.lowering.ranges import Assigner, Range
 from ppuc.ir.errors import InternalError
 from ppuc.ir.graph import Graph, Op
-from ppuc.ir.types import TensorType
-
-ALIGNMENT = 256
-"""Bytes to which tensors in l2 and hbm are aligned: two l2 lines."""
 
 PLACEMENTS = 200_000
 """Limit of the exact search for addresses: some 0.3 seconds."""
@@ -56,18 +52,6 @@ def storage_roots(graph: Graph) -> dict[str, str]:
     return roots
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Bytes needed from step `start` to step `end`, both included. Ranges of a lower `rank` are placed first: what is
-    read most often a byte should not lose its room to what is merely large."""
-
-    name: str
-    bytes: int
-    start: int
-    end: int
-    rank: int = 0
-
-
 def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, int]]:
     """Storage root -> (step that writes it first, last step that touches it). Parameters, constants
     and results of the graph live to the end, the former two from before the first step: a program runs more than
@@ -89,38 +73,6 @@ def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, 
     return found
 
 
-def padded(type: TensorType) -> int:
-    """Bytes that a tensor takes, rounded up to the alignment (at least one unit of it)."""
-    return max(ALIGNMENT, -(-type.bytes // ALIGNMENT) * ALIGNMENT)
-
-
-class Assigner:
-    """First-fit addresses for ranges, in the order they are offered."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._starts: list[int] = []
-        self._placed: list[tuple[int, int, int, int]] = []  # address, end address, first step, last step
-        self.peak = 0
-
-    def place(self, item: Range) -> int | None:
-        """The lowest address at which `item` overlaps nothing alive with it; None when there is none."""
-        at = 0
-        for low, high, first, last in self._placed:
-            if first > item.end or last < item.start:
-                continue
-            if low - at >= item.bytes:
-                break
-            at = max(at, high)
-        if at + item.bytes > self.capacity:
-            return None
-        where = bisect.bisect(self._starts, at)
-        self._starts.insert(where, at)
-        self._placed.insert(where, (at, at + item.bytes, item.start, item.end))
-        self.peak = max(self.peak, at + item.bytes)
-        return at
-
-
 def assign(ranges: Sequence[Range], capacity: int, placements: int = PLACEMENTS) -> tuple[dict[str, int], list[str]]:
     """Addresses for `ranges`, and the names of those that found no room: first fit, large ones first; if that fails
     where the bytes alive together would fit, other orders and an exact search of at most `placements`."""
@@ -134,8 +86,6 @@ def assign(ranges: Sequence[Range], capacity: int, placements: int = PLACEMENTS)
         else:
             placed[item.name] = at
     if failed:
-        from ppuc.compiler.lowering.minimalloc import Plan, plan  # the search is compiled code: load it only for this
-
         found = plan(ranges, capacity, placements=placements)
         if isinstance(found, Plan):
             return found.offsets, []

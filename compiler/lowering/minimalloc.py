@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppuc.compiler.lowering.memory import Assigner, Range
+from ppuc.compiler.lowering.ranges import Assigner, Range
 
 if TYPE_CHECKING:
     from ppuc.compiler.lowering.placement_search import Problem, Work

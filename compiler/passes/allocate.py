@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
-from ppuc.compiler.lowering.memory import Range, assign, live_ranges, padded, storage_roots
+from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots
+from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.compiler.passes.place import UNREAD, priorities
 from ppuc.ir.errors import CapacityError, Diagnostic, InternalError
 from ppuc.ir.graph import Graph

@@ -18,7 +18,8 @@ from ppuc.compiler.lowering.body import Resolver
 from ppuc.compiler.lowering.capacity import require_hbm
 from ppuc.compiler.lowering.l2_choice import Candidate, advanced, kept
 from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
-from ppuc.compiler.lowering.memory import Range, live_ranges, padded, storage_roots
+from ppuc.compiler.lowering.memory import live_ranges, storage_roots
+from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.graph import Attrs, Graph, Op, Value
 from ppuc.ir.module import Module

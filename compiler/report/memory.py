@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ppuc.compiler.driver import import_model
 from ppuc.compiler.lowering.capacity import holdings
 from ppuc.compiler.lowering.l2_plan import overwritten
-from ppuc.compiler.lowering.memory import Range
 from ppuc.compiler.lowering.minimalloc import max_live
+from ppuc.compiler.lowering.ranges import Range
 from ppuc.compiler.passes.allocate import Allocate
 from ppuc.compiler.passes.place import Place
 from ppuc.compiler.pipeline.default import PIPELINE

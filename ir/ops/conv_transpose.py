@@ -15,7 +15,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,8 +25,10 @@ from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.ir.ops.movement import ConcatAttrs, PadAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs, TransposeAttrs
 from ppuc.ir.ops.window import tap_window
-from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import DType, TensorType
+
+if TYPE_CHECKING:
+    from ppuc.ir.rewrite import Builder
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +21,10 @@ from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.interpolation import COORDINATES, NEAREST, ResizedAxis, nearest_indices, outside, weights
 from ppuc.ir.ops.movement import GatherAttrs
 from ppuc.ir.ops.view import ExpandAttrs, ReshapeAttrs, SliceAttrs
-from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import DType, TensorType
+
+if TYPE_CHECKING:
+    from ppuc.ir.rewrite import Builder
 
 
 @dataclass(frozen=True, slots=True)
