@@ -191,6 +191,7 @@ class CompiledProgram:
             self.target,
             self._constants,
             worker(self.host_ops),
+            self._compiled_later,
             inputs,
             trace=trace,
             progress=progress,
@@ -206,6 +207,15 @@ class CompiledProgram:
             merged_nodes(self.nodes, found.later),
             launches(found.later),
         )
+
+    def _compiled_later(
+        self, source: onnx.ModelProto, precision: str, values: Mapping[str, np.ndarray]
+    ) -> CompiledProgram:
+        """A part of the model, compiled for the same machine while this program runs."""
+        from ppuc.compiler.driver import compile_model
+
+        made = compile_model(source, target=self.target, precision=precision, values=values, host_ops=self.host_ops)
+        return CompiledProgram(made.artifact, made.target, source, made.passes, self.host_ops)
 
     def _simulate(
         self, inputs: Mapping[str, np.ndarray] | None, trace: bool, progress: Progress | None
@@ -244,8 +254,3 @@ def load_program(path: str | Path, target: Target | None = None) -> CompiledProg
             hint="compile it again, or name the target file that it was compiled for with --target",
         )
     return CompiledProgram(artifact, machine, variants=variants)
-
-
-def for_target(program: CompiledProgram, target: Target) -> CompiledProgram:
-    """The same program on another machine description."""
-    return replace(program, target=target)

@@ -2,7 +2,8 @@
 
 A model becomes a program for each combination of sizes (and of small values that sizes depend on) that it meets; the
 programs are kept as long as the process lives. What cannot be compiled, and sizes beyond the MOST_FORMS first ones, are
-the host's, with the reason.
+the host's, with the reason. Whoever starts a run hands in the compiler (`Compile`): this module knows what to compile,
+not how.
 
 Invariant: which side computes a step depends on the model, the sizes and the order in which they were met, never on
 timing.
@@ -14,7 +15,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,19 +25,65 @@ from ppuc.compiler.frontend.later import Body, control_node, machine_type, of_el
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.control import OnHostError, run_control
 from ppuc.compiler.host.plan import LaterStep, Plan
+from ppuc.compiler.inputs import InputSpec
 from ppuc.ir.errors import PpucError
 from ppuc.ir.program import Program
 from ppuc.ir.types import DType, Space, TensorType
 from ppuc.targets.artifact import Artifact
 from ppuc.targets.schema import Target
+from ppuc.targets.simulator.result import Profile
 
 if TYPE_CHECKING:
-    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+    import onnx
 
 MOST_FORMS = 16
 """Programs that one model may become in one process."""
 LARGEST_SHAPE, LARGEST_FACTORS = 64, 8
 """Elements of integers and floats that sizes are taken from."""
+
+
+class LaterResult(Protocol):
+    """What a run of a LaterProgram gives: outputs by ONNX name, the profile, and everything that is in the profile."""
+
+    @property
+    def outputs(self) -> Mapping[str, Any]: ...
+    @property
+    def profile(self) -> Profile: ...
+    @property
+    def program(self) -> Program: ...
+    @property
+    def nodes(self) -> Mapping[str, str]: ...
+    @property
+    def launches(self) -> Mapping[str, int]: ...
+    @property
+    def later(self) -> tuple[LaterRun, ...]: ...
+
+
+class LaterProgram(Protocol):
+    """A model compiled while another program runs; `fixed` are inputs that it was compiled for one value of."""
+
+    @property
+    def artifact(self) -> Artifact: ...
+    @property
+    def source(self) -> str | Path | onnx.ModelProto | None: ...
+    @property
+    def host_ops(self) -> tuple[str | Path, ...]: ...
+    @property
+    def plan(self) -> Plan | None: ...
+    @property
+    def fixed(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]: ...
+    def run(self, inputs: Mapping[str, Any], /) -> LaterResult: ...
+
+
+class Compile(Protocol):
+    """Compiles a model with static types at a precision, for the machine of the program that runs, with its host ops.
+    `values` are those of inputs that may be fixed. Raises PpucError."""
+
+    def __call__(
+        self, source: onnx.ModelProto, precision: str, values: Mapping[str, np.ndarray], /
+    ) -> LaterProgram: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +94,8 @@ class LaterRun:
     step: int
     name: str
     calls: int
-    program: CompiledProgram | None = None
-    result: ProgramResult | None = None
+    program: LaterProgram | None = None
+    result: LaterResult | None = None
     reason: str = ""
 
 
@@ -55,7 +103,7 @@ class LaterRun:
 class _Forms:
     """The programs of one model by the types of its inputs."""
 
-    programs: dict[object, list[CompiledProgram]] = field(default_factory=dict)
+    programs: dict[object, list[LaterProgram]] = field(default_factory=dict)
     refused: dict[object, str] = field(default_factory=dict)
 
     @property
@@ -67,11 +115,13 @@ _FORMS: dict[tuple[str, ...], _Forms] = {}
 
 
 class LaterSteps:
-    """The later steps of one run of `artifact`. `runs` tells what ran, by name, in the order of first calls; `asked`
-    how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
+    """The later steps of one run of `artifact`, compiled by `compile`. `runs` tells what ran, by name, in the order of
+    first calls; `asked` how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
 
-    def __init__(self, artifact: Artifact, target: Target, worker: HostWorker, precision: str) -> None:
-        self.artifact, self.target, self.worker = artifact, target, worker
+    def __init__(
+        self, artifact: Artifact, target: Target, worker: HostWorker, precision: str, compile: Compile
+    ) -> None:
+        self.artifact, self.target, self.worker, self.compile = artifact, target, worker, compile
         self.precision = "model" if precision == "mixed" else precision  # a policy cannot know these layers
         self.runs: dict[str, LaterRun] = {}
         self.asked: dict[int, int] = {}
@@ -135,7 +185,7 @@ class LaterSteps:
         self.runs[run.name] = replace(run, calls=run.calls + (known is not None))
         return dict(result.outputs)
 
-    def _program(self, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]) -> CompiledProgram:
+    def _program(self, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]) -> LaterProgram:
         types = {name: machine_type(value) for name, value in feeds.items()}
         foreign = [name for name, type in types.items() if type is None]
         if foreign:
@@ -158,25 +208,19 @@ class LaterSteps:
         forms.programs.setdefault(key, []).append(program)
         return self._fitting(program)
 
-    def _compiled(self, model: bytes, types: Mapping[str, TensorType], settled: Mapping[str, Any]) -> CompiledProgram:
-        from ppuc.compiler.driver import compile_model
-        from ppuc.compiler.runtime import CompiledProgram
-
+    def _compiled(self, model: bytes, types: Mapping[str, TensorType], settled: Mapping[str, Any]) -> LaterProgram:
         source = typed(model, types)
         sizes = {name: value for name, value in settled.items() if _may_be_sizes(types[name])}
         try:
-            made = compile_model(
-                source, target=self.target, precision=self.precision, values=sizes, host_ops=self.worker.files
-            )
+            program = self.compile(source, self.precision, sizes)
         except PpucError as error:
             raise OnHostError(error.diagnostics[0].what) from error
-        program = CompiledProgram(made.artifact, made.target, source, made.passes, self.worker.files)
         everything = settled.keys() == types.keys()
         if everything and program.plan is not None and _waits_again(program.plan, len(source.graph.node)):
             raise OnHostError("its sizes depend on values that are too large to be fixed")
         return program
 
-    def _fitting(self, program: CompiledProgram) -> CompiledProgram:
+    def _fitting(self, program: LaterProgram) -> LaterProgram:
         """`program` if it fits the device memory beside what it is called from."""
         if self._taken + device_bytes(program.artifact.program) > self.target.hbm.bytes:
             raise OnHostError("it does not fit the device memory beside the rest of the model")
@@ -199,4 +243,4 @@ def device_bytes(program: Program) -> int:
     return max((t.address + t.bytes for t in program.tensors if t.space is Space.HBM), default=0)
 
 
-__all__ = ["LaterRun", "LaterSteps"]
+__all__ = ["Compile", "LaterProgram", "LaterRun", "LaterSteps"]

@@ -24,7 +24,7 @@ from ppuc.compiler.frontend.hosting import HostOperand
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.host.client import worker
-from ppuc.compiler.host.later import LaterRun
+from ppuc.compiler.host.later import LaterProgram, LaterRun
 from ppuc.compiler.host.partition import PpuPart, partition
 from ppuc.compiler.host.plan import Plan, PpuStep
 from ppuc.compiler.oracle import Oracle
@@ -101,7 +101,7 @@ def _excused(
     return again
 
 
-def _graph_of(program: CompiledProgram) -> Graph:
+def _graph_of(program: LaterProgram) -> Graph:
     """What a program that was compiled on the way computes."""
     assert program.source is not None
     shapes = {s.name: s.type.dims for s in program.inputs}
@@ -150,7 +150,7 @@ def _layers(
     return tuple(found)
 
 
-def _imported(program: CompiledProgram, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> HostedModel:
+def _imported(program: LaterProgram, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> HostedModel:
     """The model behind a program, cut as the plan says."""
     assert program.source is not None
     hosts = worker(program.host_ops)
@@ -160,7 +160,7 @@ def _imported(program: CompiledProgram, plan: Plan, shapes: Mapping[str, tuple[i
     return load_hosted(program.source, shapes=shapes, values=program.fixed, forced=forced, custom=hosts.custom)
 
 
-def _precision(program: CompiledProgram) -> str:
+def _precision(program: LaterProgram) -> str:
     return program.artifact.meta.get("precision", "model")
 
 
