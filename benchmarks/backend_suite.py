@@ -29,7 +29,6 @@ from benchmarks.suite_cases import EXPLAINED, Case, Outcome, cases, run_case
 
 SECONDS = 120.0
 START_SECONDS = 900.0
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Facts about a graph that passes ask for: users, live ranges, reachability.
+"""Facts about a graph that passes ask for: who reads a value, and how often.
 
 Invariant: nothing here changes a graph, and every answer follows from the order of `graph.ops` alone.
 """
@@ -6,12 +6,8 @@ Invariant: nothing here changes a graph, and every answer follows from the order
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 
-import networkx as nx
-
-from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.graph import Graph, Op
 
 
 def users(graph: Graph) -> dict[str, tuple[Op, ...]]:
@@ -30,67 +26,3 @@ def use_counts(graph: Graph) -> Counter[str]:
     counts = Counter(v.name for op in graph.ops for v in op.operands)
     counts.update(v.name for v in graph.results)
     return counts
-
-
-@dataclass(frozen=True, slots=True)
-class LiveRange:
-    """A value exists from op `start` (-1 for a parameter) to op `end`, both inclusive, as indices into `graph.ops`;
-    graph results live until `len(graph.ops)`."""
-
-    start: int
-    end: int
-
-    def overlaps(self, other: LiveRange) -> bool:
-        """Whether both exist at some op."""
-        return self.start <= other.end and other.start <= self.end
-
-
-def live_ranges(graph: Graph) -> dict[str, LiveRange]:
-    """Value name -> its live range; a value that nothing reads dies where it is born."""
-    starts = {p.name: -1 for p in graph.params}
-    ends = dict(starts)
-    for index, op in enumerate(graph.ops):
-        ends.update((v.name, index) for v in op.operands)
-        for result in op.results:
-            starts[result.name] = ends[result.name] = index
-    ends.update((v.name, len(graph.ops)) for v in graph.results)
-    return {name: LiveRange(start, ends[name]) for name, start in starts.items()}
-
-
-def as_networkx(graph: Graph) -> nx.DiGraph:
-    """The graph as a networkx DiGraph: nodes are indices into `graph.ops` with attribute `op`, an edge i -> j with
-    attribute `values` (names) says that op j reads results of op i."""
-    view = nx.DiGraph()
-    producer: dict[str, int] = {}
-    for index, op in enumerate(graph.ops):
-        view.add_node(index, op=op)
-        for value in op.operands:
-            if (source := producer.get(value.name)) is None:
-                continue
-            names = view.edges[source, index]["values"] if view.has_edge(source, index) else ()
-            view.add_edge(source, index, values=tuple(dict.fromkeys((*names, value.name))))
-        producer.update((r.name, index) for r in op.results)
-    return view
-
-
-def ancestors(graph: Graph, values: Iterable[Value]) -> frozenset[str]:
-    """Names of all values that `values` are computed from, themselves included."""
-    reached = {v.name for v in values}
-    for op in reversed(graph.ops):
-        if any(r.name in reached for r in op.results):
-            reached.update(v.name for v in op.operands)
-    return frozenset(reached)
-
-
-def descendants(graph: Graph, values: Iterable[Value]) -> frozenset[str]:
-    """Names of all values that are computed from `values`, themselves included."""
-    reached = {v.name for v in values}
-    for op in graph.ops:
-        if any(v.name in reached for v in op.operands):
-            reached.update(r.name for r in op.results)
-    return frozenset(reached)
-
-
-def reaches(graph: Graph, source: Value, target: Value) -> bool:
-    """Whether `target` is computed from `source` (or is it)."""
-    return target.name in descendants(graph, (source,))

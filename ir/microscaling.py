@@ -41,7 +41,6 @@ class BlockFormat:
 
 
 MXFP8_E4M3 = BlockFormat(DType.F8E4M3, DType.F8E8M0, 32)
-MXFP8_E5M2 = BlockFormat(DType.F8E5M2, DType.F8E8M0, 32)
 MXFP4 = BlockFormat(DType.F4E2M1, DType.F8E8M0, 32)
 NVFP4 = BlockFormat(DType.F4E2M1, DType.F8E4M3, 16)
 
@@ -107,16 +106,3 @@ def e4m3_up(numbers: np.ndarray) -> np.ndarray:
     below = widen(codes, DType.F8E4M3) < numbers
     up: np.ndarray = np.minimum(codes + below, E4M3_LARGEST).astype(np.uint8)
     return up
-
-
-def pack_pairs(codes: np.ndarray) -> np.ndarray:
-    """4-bit codes u8[..., k] two a byte, the first in the low half (as ONNX stores them); an odd k is filled with 0."""
-    even = np.zeros((*codes.shape[:-1], -(-codes.shape[-1] // 2) * 2), np.uint8)
-    even[..., : codes.shape[-1]] = codes & 15
-    packed: np.ndarray = even[..., 0::2] | (even[..., 1::2] << 4)
-    return packed
-
-
-def unpack_pairs(packed: np.ndarray, k: int) -> np.ndarray:
-    """The u8[..., k] codes of `packed`."""
-    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)[..., :k]

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ppuc.ir.affine import Affine
-from ppuc.ir.kernel import Bound, Buffer, Load, Mma, Param, Store, TileRef, Vec, View
+from ppuc.ir.kernel import Buffer, Load, Mma, Param, Store, TileRef, Vec, View
 from ppuc.ir.numerics import bits_dtype, encode_scalar, halves, narrow, widen
 from ppuc.ir.ops.elementwise import ELEMENTWISE
 from ppuc.ir.types import DType
@@ -406,8 +406,3 @@ def run_step(step: Step, args: Sequence[np.ndarray], scalars: Sequence[int]) -> 
     if op == "cumsum":
         return _cumsum(args[0], *step.ints)
     raise ValueError(f"unknown vector step '{op}'")
-
-
-def bound_value(bound: Bound, slots: Slots, env: Env, size: int) -> int:
-    """Valid extent of an axis of `size`."""
-    return min(size, max(0, bound.limit - AffinePlan(bound.offset, slots)(env)))

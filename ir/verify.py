@@ -66,7 +66,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ppuc.ir.errors import Diagnostic, InternalError, TextError
+from ppuc.ir.errors import InternalError
 from ppuc.ir.findings import Finding, Findings
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel
@@ -99,10 +99,6 @@ class VerificationError(InternalError):
         shown = [str(f) for f in self.findings[:_SHOWN]]
         more = len(self.findings) - len(shown)
         super().__init__("\n".join([*shown, f"... and {more} more"] if more else shown))
-
-    def as_text_error(self, filename: str) -> TextError:
-        """The same findings as an error of the user's text."""
-        return TextError([Diagnostic(filename, str(f)) for f in self.findings[:_SHOWN]])
 
 
 Vectors = Mapping[str, VectorProgram] | Iterable[VectorProgram]

@@ -231,29 +231,6 @@ def latency_clk(space: Space, target: Target) -> float:
     return (target.l2.latency_ns if space is Space.L2 else target.hbm.latency_ns) / target.clk_ns
 
 
-def transfer_cycles(
-    fetched: Number, run_bytes: Number, space: Space, target: Target, *, store: bool = False, sharers: int = 1
-) -> Number:
-    """Data-phase cycles of one box of `fetched` bytes in runs of `run_bytes` when `sharers` units move one like it at
-    the same time. Start and latency come on top but overlap with other transfers of the queue."""
-    mover = target.store if store else target.load
-    cap = flow_cap(fetched, fetched, fetched / np.maximum(run_bytes, 1), mover.row_clk, mover.bytes_per_clk)
-    cap = np.minimum(cap, target.l2.bytes_per_clk_per_cu)
-    cap = np.minimum(cap, target.noc.ce_port_bytes_per_clk / min(sharers, target.cu_per_ce))
-    if space is Space.L2:
-        cap = np.minimum(cap, l2_bytes_per_clk(target) / sharers)
-    else:
-        weight = visit_weight(run_bytes, 1 << 30, False, target.hbm.burst_bytes, target.hbm.activate_bytes)
-        cap = np.minimum(cap, hbm_bytes_per_clk(target) / (sharers * weight))
-    return fetched / np.maximum(cap, 1e-9)
-
-
-def transfer_latency_clk(space: Space, target: Target, *, store: bool = False) -> float:
-    """Issue, start and latency of one transfer."""
-    mover = target.store if store else target.load
-    return target.issue_clk + mover.start_clk + latency_clk(space, target)
-
-
 __all__ = [
     "LANES",
     "OUTPUT_STATIONARY",
@@ -275,7 +252,5 @@ __all__ = [
     "mma_shape",
     "shared_fragments",
     "stream_rate",
-    "transfer_cycles",
-    "transfer_latency_clk",
     "visit_weight",
 ]

@@ -20,7 +20,7 @@ HOMES = {
     "lark": ("ir/text/",),
     "numba": ("targets/simulator/", "ir/encode.py"),
     "google": ("compiler/frontend/",),
-    "networkx": ("ir/analysis.py", "compiler/passes/"),
+    "networkx": ("compiler/passes/",),
     "platformdirs": ("compiler/lowering/search_store.py",),
     "threadpoolctl": ("targets/simulator/", "ir/interpret_kernel.py"),
     "rich": ("compiler/report/", "compiler/commands/"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.copies import Geometry, plan
-from ppuc.compiler.lowering.moves import check_move, lower_concat, lower_copy, lower_gather, lower_scatter
+from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
 from ppuc.compiler.lowering.nest import KernelBuilder
 from ppuc.compiler.lowering.space import Access
 from ppuc.ir.graph import Attrs, Graph, Value
@@ -88,7 +88,6 @@ Lower = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], Kerne
 def check(lower: Lower, arrays: Sequence[np.ndarray], build: Build, target: str) -> Kernel:
     """Lower, run and compare to the bit; returns the kernel."""
     body, machine = graph_of(arrays, build), target_of(target)
-    check_move(body)
     builder = lower("k", body, names_of(body), ("node",), machine)
     result, expected = executed(builder, body, arrays, machine), expected_of(body, arrays)
     np.testing.assert_array_equal(result.view(np.uint8), np.ascontiguousarray(expected).view(np.uint8))
@@ -163,7 +162,7 @@ def test_a_copy_in_between_is_refused() -> None:
 
     body = body_of([TensorType(DType.F32, (5, 6))], build)
     with pytest.raises(NotFusable, match=r"is not a view of a parameter|need a copy in between"):
-        check_move(body)
+        lower_copy("k", body, names_of(body), ("node",), target_of("ppu-tiny"))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (3, 200, 130)])
@@ -242,7 +241,7 @@ def test_concat_takes_no_other_op() -> None:
         lambda b, v: b("neg", b("concat", *v, attrs=ConcatAttrs(0))),
     )
     with pytest.raises(NotFusable, match="a group around one 'concat' has no place for concat, neg"):
-        check_move(body)
+        lower_concat("k", body, names_of(body), ("node",), target_of("ppu-tiny"))
 
 
 # -- gather ----------------------------------------------------------------------------------------------------------
@@ -283,7 +282,7 @@ def test_gather_of_scattered_index_dimensions_is_refused() -> None:
 
     body = body_of([TensorType(DType.F32, (5, 6)), TensorType(DType.I64, (3, 4))], build)
     with pytest.raises(NotFusable, match="are not one strided list"):
-        check_move(body)
+        lower_gather("k", body, names_of(body), ("node",), target_of("ppu-tiny"))
 
 
 # -- scatter ---------------------------------------------------------------------------------------------------------
@@ -362,7 +361,7 @@ def test_scatter_into_a_view_of_the_operand_is_refused() -> None:
     types = [TensorType(DType.F32, (4, 6)), TensorType(DType.I64, (2, 1)), TensorType(DType.F32, (2, 4))]
     body = body_of(types, build)
     with pytest.raises(NotFusable, match="the result does not lie where operand 0 does"):
-        check_move(body)
+        lower_scatter("k", body, names_of(body), ("node",), target_of("ppu-tiny"))
 
 
 # -- random ----------------------------------------------------------------------------------------------------------

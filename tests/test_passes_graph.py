@@ -26,7 +26,7 @@ from ppuc.compiler.passes.graph_constants import Derived
 from ppuc.compiler.passes.layout import Layout
 from ppuc.compiler.passes.legalise import Legalise
 from ppuc.compiler.passes.recognise import Recognise
-from ppuc.ir.analysis import ancestors, as_networkx, descendants, live_ranges, reaches, use_counts, users
+from ppuc.ir.analysis import use_counts, users
 from ppuc.ir.errors import ModelError, UsageError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.interpret import run_graph
@@ -600,25 +600,3 @@ class TestAnalysis:
         assert [op.name for op in users(graph)["neg"]] == ["mul"]
         assert users(graph)["mul"] == ()
         assert use_counts(graph) == {"p": 2, "neg": 2, "mul": 1, "exp": 1}
-
-    def test_live_ranges(self) -> None:
-        ranges = live_ranges(self.graph())
-        assert {name: (r.start, r.end) for name, r in ranges.items()} == {
-            "p": (-1, 1),
-            "neg": (0, 2),
-            "exp": (1, 3),
-            "mul": (2, 3),
-        }
-        assert ranges["neg"].overlaps(ranges["exp"])
-        assert not ranges["p"].overlaps(ranges["mul"])
-
-    def test_reachability(self) -> None:
-        graph = self.graph()
-        product, exponential = graph.results
-        assert ancestors(graph, [product]) == {"p", "neg", "mul"}
-        assert descendants(graph, [graph.ops[0].result]) == {"neg", "mul"}
-        assert reaches(graph, graph.params[0], exponential)
-        assert not reaches(graph, exponential, product)
-        view = as_networkx(graph)
-        assert set(view.edges) == {(0, 2)}
-        assert view.edges[0, 2]["values"] == ("neg",)

@@ -31,9 +31,6 @@ class Traffic:
         return Traffic(self.bytes * factor, self.rows * factor)
 
 
-NOTHING = Traffic(0.0, 0.0)
-
-
 def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
     """Traffic of a box with `tile` extents along the axes of `view`, which are the axes of the tile in l1 too; rows are
     maximal runs that are contiguous on both sides."""

@@ -5,32 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ppuc.compiler.lowering.body import NotFusable, Resolver
-from ppuc.compiler.lowering.concat import concat_copies, lower_concat
+from ppuc.compiler.lowering.concat import lower_concat
 from ppuc.compiler.lowering.copies import Copy, add_copies, strided_copy
-from ppuc.compiler.lowering.gather import gather_operands, lower_gather
+from ppuc.compiler.lowering.gather import lower_gather
 from ppuc.compiler.lowering.move_bodies import meeting_point
 from ppuc.compiler.lowering.nest import KernelBuilder
-from ppuc.compiler.lowering.scatter import lower_scatter, scatter_operands
+from ppuc.compiler.lowering.scatter import lower_scatter
 from ppuc.ir.graph import Graph
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.targets.schema import Target
 
-__all__ = ["check_move", "lower_concat", "lower_copy", "lower_gather", "lower_scatter"]
-
-
-def check_move(body: Graph) -> None:
-    """Raise NotFusable when no kernel of this module takes `body`, whatever its tiles."""
-    names = {v.name: v.name for v in (*body.params, *body.results)}
-    anchors = [op.name for op in body.ops if op.name in ("concat", "gather", "scatter_nd")]
-    match anchors:
-        case ["concat"]:
-            concat_copies(body, names)
-        case ["gather"]:
-            gather_operands(body)
-        case ["scatter_nd"]:
-            scatter_operands(body)
-        case _:
-            view_copies(body, names)
+__all__ = ["lower_concat", "lower_copy", "lower_gather", "lower_scatter"]
 
 
 def view_copies(body: Graph, tensors: Mapping[str, str]) -> list[Copy]:

@@ -24,8 +24,8 @@ FEW_HEADROOM = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`method` is one of scales.METHODS; `headroom` widens the range of floating-point formats (None: as the number of
-    samples asks for); scales become powers of two on request."""
+    """`method` is max, percentile, mse or entropy (`scales`); `headroom` widens the range of floating-point formats
+    (None: as the number of samples asks for); scales become powers of two on request."""
 
     method: str = "max"
     headroom: float | None = None

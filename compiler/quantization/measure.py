@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,6 @@ EXACT_DB = 200.0
 """What an error of zero is reported as."""
 
 Feeds = Mapping[str, np.ndarray]
-Arrays = Sequence[np.ndarray]
 
 
 def decibels(signal: float, noise: float) -> float:

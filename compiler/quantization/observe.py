@@ -38,12 +38,6 @@ class Observation:
         """The largest magnitude."""
         return max(abs(self.low), abs(self.high))
 
-    @property
-    def mean_square(self) -> np.ndarray:
-        """f32[c] of the kept numbers."""
-        squares: np.ndarray = np.square(self.kept).mean(1)
-        return squares
-
 
 class _Running:
     def __init__(self, axis: int) -> None:

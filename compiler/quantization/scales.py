@@ -19,7 +19,6 @@ from ppuc.compiler.quantization.observe import Observation
 from ppuc.compiler.quantization.plan import LARGEST
 from ppuc.ir.types import DType
 
-METHODS = ("max", "percentile", "mse", "entropy")
 PERCENTILE = 99.99
 _STEPS = 33
 """Candidates of a search over three binades."""

@@ -81,7 +81,6 @@ class FlatSegment:
     instrs: tuple[InstrInfo, ...]
     rings: tuple[Ring, ...]
     ring_kernel: tuple[int, ...]
-    stage_queues: int
     marks: np.ndarray
 
     def tensor_of(self, index: int) -> str:
@@ -158,7 +157,6 @@ class _Builder:
             tuple(self.instrs),
             tuple(self.rings),
             tuple(self.ring_kernel),
-            stage,
             np.array(marks, np.int64).reshape(4, len(kernels) + 1, len(MARKS)),
         )
 

@@ -34,7 +34,6 @@ class Replay:
         self._flat, self._repeats = flat, repeats
         self._next = repeats.first
         self._stops: deque[Stop] = deque(maxlen=PERIODS_BACK)
-        self.skipped = 0
 
     @staticmethod
     def of(flat: FlatSegment, state: t.State) -> Replay | None:
@@ -56,7 +55,6 @@ class Replay:
             shift = Shift.between(self._flat, self._repeats, before, here, back)
             if shift is not None and shift.same():
                 shift.apply(state)
-                self.skipped = shift.times * back
                 self._next = self._repeats.last
                 break
         else:

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ppuc.ir.program import Queue
 from ppuc.ir.types import Space
 from ppuc.targets.simulator.power import PowerState
@@ -137,13 +135,3 @@ class Profile:
     def sustained_seconds(self) -> float:
         """Time of a run that repeats without pause."""
         return self.seconds + self.throttled_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """`outputs` by ONNX name (empty for timing-only runs); `events` is the raw event table when a trace was asked
-    for."""
-
-    outputs: Mapping[str, np.ndarray]
-    profile: Profile
-    events: np.ndarray | None = field(default=None, compare=False)
