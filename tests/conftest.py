@@ -1,7 +1,7 @@
 """Switches of the test suite.
 
 --slow           also run the tests marked `slow`
---update-golden  write the files under tests/golden anew instead of comparing with them
+--update-golden  write the files under tests/golden, and outputs in tests/filetests, anew instead of comparing with them
 """
 
 from __future__ import annotations

@@ -38,13 +38,18 @@ def compiled(
     run = Run(target, passes)
     run.recheck = Recheck(module, inputs, module.option("precision", "model"))
     done = run.run(module)
-    raw = simulated(done, target, inputs)
+    check_program(done, target, inputs)
+    return done
+
+
+def check_program(module: Module, target: Target, inputs: Mapping[str, np.ndarray]) -> None:
+    """Simulate the program of `module`. Raises AssertionError when it differs from its kernels or has a hazard."""
+    raw = simulated(module, target, inputs)
     if raw.profile.hazards:
         raise AssertionError(f"{len(raw.profile.hazards)} hazards, first: {raw.profile.hazards[0]}")
-    kernels = run_module(replace(done, program=None), target, inputs)
-    assert done.program is not None
-    for name, tensor in done.program.outputs:
+    kernels = run_module(replace(module, program=None), target, inputs)
+    assert module.program is not None
+    for name, tensor in module.program.outputs:
         want, got = np.ascontiguousarray(kernels[name]), raw.outputs[tensor]
         if got.tobytes() != want.tobytes():
             raise AssertionError(f"output {name} of the program differs from what its kernels compute")
-    return done
