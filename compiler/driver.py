@@ -28,7 +28,7 @@ from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.layers import PLACE, keeping_layers
 from ppuc.compiler.pipeline.manager import CompiledModel, Progress, Run
 from ppuc.compiler.pipeline.recheck import Recheck
-from ppuc.compiler.tolerance import PRECISIONS, QUANTIZED
+from ppuc.compiler.precisions import PRECISIONS, named_precision
 from ppuc.ir.errors import Diagnostic, ModelError, PpucError, UsageError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
@@ -84,7 +84,7 @@ def import_model(
         shapes = {**quantization.shapes(source, dims or {}), **(shapes or {})}
     imported = load_model(source, dims=dims, shapes=shapes, values=values)
     module = initial_module(imported, run.target, precision)
-    if precision not in QUANTIZED:
+    if not PRECISIONS[precision].quantized:
         return FirstModule(run.started(aliased(module, aliases or {}), since=started))
     run.started(module, since=started)
     from ppuc.compiler.quantization.quantize import quantized_module
@@ -142,7 +142,7 @@ def compile_model(
     from ppuc.compiler.pipeline.default import PIPELINE
 
     machine = resolve_target(target)
-    check_precision(precision)
+    named_precision(precision)
     passes = keeping_layers(PIPELINE) if keep_layers else PIPELINE
     if tune > 1:
         passes = tuple(replace(step, tries=tune) if isinstance(step, Tile) else step for step in passes)
@@ -202,7 +202,7 @@ def _hosted(
 
 def _quantizer(request: HostedRequest, how: Quantization | None, hosts: HostWorker) -> PartsQuantizer | None:
     """What quantizes the parts of a model with host steps; None when nothing is quantized."""
-    if request.precision not in QUANTIZED:
+    if not PRECISIONS[request.precision].quantized:
         return None
     from ppuc.compiler.host.quantize import PartsQuantizer
     from ppuc.compiler.quantization.quantize import Quantization
@@ -252,9 +252,3 @@ def resolve_target(target: str | Target) -> Target:
     from ppuc.targets.description import default_target
 
     return load_target(target or default_target())
-
-
-def check_precision(precision: str) -> None:
-    """Raise UsageError for a precision that does not exist."""
-    if precision not in PRECISIONS:
-        raise UsageError.of("--precision", "is unknown", got=precision, expected=f"one of {', '.join(PRECISIONS)}")

@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ppuc.compiler.precisions import PRECISIONS
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops import OPS, Kind
 from ppuc.ir.ops.reduction import ReduceAttrs
@@ -51,24 +52,6 @@ UNIT_ROUNDOFF: dict[DType, float] = {
     DType.F4E2M1: 2.0**-2,
 }
 """Largest relative error of rounding to nearest: 2^-p for p significant bits."""
-
-PRECISIONS: dict[str, DType | None] = {
-    "model": None,
-    "fp32": DType.F32,
-    "bf16": DType.BF16,
-    "fp16": DType.F16,
-    "fp8": DType.F8E4M3,
-    "int8": DType.F8E4M3,
-    "mixed": DType.F8E4M3,
-    "mxfp8": DType.F8E4M3,
-    "mxfp4": DType.F4E2M1,
-    "nvfp4": DType.F4E2M1,
-}
-"""`--precision` -> format of tensor engine operands (None: the model's own). Of 8-bit integers with one scale a tensor,
-most elements use few of the 255 steps: they are allowed what f8e4m3 is."""
-
-QUANTIZED = ("fp8", "int8", "mixed", "mxfp8", "mxfp4", "nvfp4")
-"""Precisions at which layers are quantized."""
 
 SAFETY = 2.0
 FP32_FLOOR = 10 ** (-90 / 20)
@@ -116,7 +99,7 @@ def expected_errors(
 ) -> dict[str, ExpectedError]:
     """The expected error of every value that `graph` computes at `precision`; `given` are those of its parameters."""
     errors, constants = dict(given), graph.constants()
-    tensor_format = PRECISIONS[precision]
+    tensor_format = PRECISIONS[precision].rounding_type
     for op in graph.ops:
         inherited = inherited_error([errors.get(v.name, NO_ERROR) for v in op.operands])
         added, is_narrow = _added(op, tensor_format)
@@ -175,7 +158,7 @@ def typical_step(graph: Graph, precision: str, transforms: Collection[str] = ())
 
     Rounding to unit roundoff u errs by u at most and by u / sqrt(6) in the mean: the error is uniform within u of the
     mantissa's scale (mean square u^2 / 3), the mantissa uniform in [1, 2) (mean inverse square 1 / 2)."""
-    tensor_format = PRECISIONS[precision]
+    tensor_format = PRECISIONS[precision].rounding_type
     summing = [op for op in graph.ops if OPS[op.name].kind in _SUMMING]
     added = [_added(op, tensor_format)[0] + _of_reference(op, transforms) for op in summing]
     rounding = [variance for variance in added if variance > 0] or [UNIT_ROUNDOFF[DType.F32] ** 2]

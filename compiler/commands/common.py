@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ppuc.compiler.precisions import PRECISIONS
+
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
@@ -33,8 +35,6 @@ _PATIENCE_SECONDS = 3.0
 """Loading the simulator from numba's cache takes less."""
 
 GIVE_ONNX = "give the .onnx file"
-
-PRECISION_NAMES = ("model", "fp32", "bf16", "fp16", "fp8", "int8", "mixed", "mxfp8", "mxfp4", "nvfp4")
 
 
 def json_option(function: F) -> F:
@@ -79,11 +79,12 @@ def model_options(function: F) -> F:
     return click.option(
         "--precision",
         "-p",
-        type=click.Choice(PRECISION_NAMES),
+        type=click.Choice(list(PRECISIONS)),
         default="model",
         show_default=True,
-        help="Format in which matrix products are computed; sums are always f32. 'model' keeps the file's own; 'mixed' "
-        "takes each layer's from --policy.",
+        help="Format in which matrix products are computed; sums are always f32. "
+        + "; ".join(f"{p.name}: {p.help}" for p in PRECISIONS.values())
+        + ".",
     )(function)
 
 

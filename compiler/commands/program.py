@@ -25,6 +25,7 @@ from ppuc.compiler.commands.common import (
     quantization_options,
     tune_option,
 )
+from ppuc.compiler.precisions import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,10 +64,9 @@ class ProgramOptions:
         return how and replace(how, repair=not self.no_repair, studied=studied)
 
     def _check_repair(self) -> None:
-        from ppuc.compiler.quantization.plan import BLOCKS
         from ppuc.ir.errors import UsageError
 
-        if self.no_repair and (self.calibrate is None or self.precision in BLOCKS):
+        if self.no_repair and (self.calibrate is None or PRECISIONS[self.precision].weights_only):
             got = f"precision {self.precision}" + ("" if self.calibrate is not None else " without --calibrate")
             wanted = "fp8 or int8 with --calibrate"
             raise UsageError.of("--no-repair", "has no effect where nothing is repaired", got=got, expected=wanted)
@@ -141,15 +141,14 @@ def quantization(
     progress: Progress | None = None,
 ) -> Quantization | None:
     """What the quantization options say. Raises UsageError when they do not go with the precision."""
-    from ppuc.compiler.tolerance import QUANTIZED
     from ppuc.ir.errors import UsageError
 
-    if precision not in QUANTIZED:
+    chosen = PRECISIONS[precision]
+    if not chosen.quantized:
         for name, given in (("--calibrate", calibrate), ("--policy", policy)):
             if given is not None:
-                raise UsageError.of(
-                    name, "has no effect at this precision", got=precision, expected=", ".join(QUANTIZED)
-                )
+                quantized = ", ".join(p.name for p in PRECISIONS.values() if p.quantized)
+                raise UsageError.of(name, "has no effect at this precision", got=precision, expected=quantized)
         return None
     from ppuc.compiler.quantization.calibrate import Calibration
     from ppuc.compiler.quantization.data import Data
@@ -159,9 +158,10 @@ def quantization(
     if calibrate is not None and policy is not None:
         raise UsageError.of("--policy", "decides the scales, so there is nothing to calibrate", hint="leave out one")
     data = None
+    needs_scales = chosen.scales_activations and not chosen.per_layer
     if calibrate is not None:
         data = Data(calibrate, read_preprocessing(preprocess) if preprocess is not None else None)
-    elif policy is None and precision in ("fp8", "int8"):  # without a policy, others need no scales or are refused
+    elif policy is None and needs_scales:
         note(f"note: {DYNAMIC}")
 
     def each(what: str) -> None:
@@ -171,12 +171,11 @@ def quantization(
     return Quantization(data, policy, None, Calibration(method), each)
 
 
-LATER_SCALES = {
-    "mixed": ", in the model's own precision",
-    "fp8": ", with scales of that moment",
-    "int8": ", with scales of that moment",
-}
-"""What becomes of 8-bit formats in what no samples reach when a program is compiled."""
+def _later_formats(precision: Precision) -> str:
+    """What becomes of 8-bit formats in what no samples reach when a program is compiled."""
+    if precision.per_layer:
+        return ", in the model's own precision"
+    return ", with scales of that moment" if precision.scales_activations else ""
 
 
 def note_compromises(program: CompiledProgram) -> None:
@@ -191,7 +190,7 @@ def note_compromises(program: CompiledProgram) -> None:
             note(f"note: {count} on the host: {names}; `ppuc check` says why")
         if program.plan.later:
             waiting = len(program.plan.later)
-            how = LATER_SCALES.get(program.artifact.meta.get("precision", "model"), "")
+            how = _later_formats(PRECISIONS[program.artifact.meta.get("precision", "model")])
             note(
                 f"note: {waiting} node{'s are' if waiting > 1 else ' is'} compiled when the program runs on inputs{how}"
             )

@@ -19,6 +19,7 @@ from ppuc.compiler.commands.common import (
     target_options,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
+from ppuc.compiler.precisions import PRECISIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--precision",
     "-p",
-    type=click.Choice(("fp8", "int8", "mixed")),
+    type=click.Choice([p.name for p in PRECISIONS.values() if p.scales_activations]),
     default="fp8",
     show_default=True,
     help="All layers in one format, or as many as the goal allows in the better of both.",
@@ -204,10 +205,9 @@ def _check_goal(goal: Any, precision: str, metric: Path | None) -> None:
     from ppuc.ir.errors import UsageError
 
     wanted = [getattr(goal, f) for f in ("min_sqnr", "min_agreement", "max_drop", "min_share")]
-    if precision == "mixed" and all(w is None for w in wanted):
-        raise UsageError.of(
-            "--precision mixed", "needs a goal", expected="--min-sqnr, --min-agreement, --min-share or --max-drop"
-        )
+    if PRECISIONS[precision].per_layer and all(w is None for w in wanted):
+        options = "--min-sqnr, --min-agreement, --min-share or --max-drop"
+        raise UsageError.of(f"--precision {precision}", "needs a goal", expected=options)
     if (goal.max_drop is None) != (metric is None) and (goal.max_drop is not None):
         raise UsageError.of("--max-drop", "needs a task metric", hint="give --metric FILE.py")
 

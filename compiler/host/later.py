@@ -26,6 +26,7 @@ from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.control import OnHostError, run_control
 from ppuc.compiler.host.plan import LaterStep, Plan
 from ppuc.compiler.inputs import InputSpec
+from ppuc.compiler.precisions import PRECISIONS
 from ppuc.ir.errors import PpucError
 from ppuc.ir.program import Program
 from ppuc.ir.types import DType, Space, TensorType
@@ -122,7 +123,8 @@ class LaterSteps:
         self, artifact: Artifact, target: Target, worker: HostWorker, precision: str, compile: Compile
     ) -> None:
         self.artifact, self.target, self.worker, self.compile = artifact, target, worker, compile
-        self.precision = "model" if precision == "mixed" else precision  # a policy cannot know these layers
+        per_layer = PRECISIONS[precision].per_layer  # a policy cannot know these layers
+        self.precision = "model" if per_layer else precision
         self.runs: dict[str, LaterRun] = {}
         self.asked: dict[int, int] = {}
         self.trips: dict[int, int] = {}

@@ -20,6 +20,7 @@ from ppuc.compiler.frontend.load_hosted import HostedModel
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.partition import HostPart, Part, PpuPart
 from ppuc.compiler.inputs import InputSpec, input_ranges
+from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.data import Data, check_not_zero
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.policy import read_policy
@@ -53,7 +54,7 @@ class PartsQuantizer:
             return [_of_layers(whole, p) for p in prepared]
         if self.how.plan is not None:
             return [_of_layers(self.how.plan, p) for p in prepared]
-        if self.how.data is None or self.precision == "mixed":
+        if self.how.data is None or PRECISIONS[self.precision].per_layer:
             return [chosen_plan(p, self.precision, self.how) for p in prepared]
         given = self._given(hosted, parts, self.how.data)
         return [sampled_plan(p, self.precision, samples, self.how) for p, samples in zip(prepared, given, strict=True)]

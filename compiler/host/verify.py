@@ -29,10 +29,10 @@ from ppuc.compiler.host.partition import PpuPart, partition
 from ppuc.compiler.host.plan import Plan, PpuStep
 from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.pipeline.layers import PREFIX, final_node, kept_name, layer_candidates, matching, node_values
+from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.runtime import CompiledProgram, ProgramResult
 from ppuc.compiler.tolerance import (
     NO_ERROR,
-    QUANTIZED,
     ExpectedError,
     Tolerance,
     expected_errors,
@@ -113,7 +113,7 @@ def _layers(
 ) -> tuple[Comparison, ...]:
     """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
     assert program.source is not None
-    if _precision(program) in QUANTIZED:
+    if PRECISIONS[_precision(program)].quantized:
         raise UsageError.of(
             program.name,
             "cannot be compared layer by layer: a part of it runs on the host, and its layers are quantized",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots
 from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.lowering.ranges import Range, padded
+from ppuc.compiler.precisions import named_precision
 from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
@@ -121,7 +122,8 @@ def _remedies(module: Module, held: Sequence[Holding], needed: int, target: Targ
     found = []
     wide = sum(h.bytes for h in held if h.role == "constant" and h.type.dtype is DType.F32)
     narrow = needed - wide // 2
-    if wide and narrow <= target.hbm.bytes and module.option("precision", "model") in ("model", "fp32"):
+    stored_wide = named_precision(module.option("precision", "model"), "precision").storage_type is None
+    if wide and narrow <= target.hbm.bytes and stored_wide:
         found.append(f"--precision bf16 (weights in half the bytes: about {narrow:,})")
     if shares["constant"] <= target.hbm.bytes and needed - shares["constant"] > shares["constant"]:
         found.append("smaller sizes with --dim (most of it grows with the inputs)")

@@ -14,6 +14,7 @@ from typing import ClassVar, NoReturn
 
 from ppuc.compiler.engines import DOUBLE, UNSIGNED, objection
 from ppuc.compiler.passes.graph_walk import Rules, Walk, to_fixpoint, with_graph
+from ppuc.compiler.precisions import named_precision
 from ppuc.ir.errors import Diagnostic, ModelError, UsageError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -22,20 +23,6 @@ from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.types import DType
 from ppuc.targets.description import Target
 
-FORMATS: dict[str, DType | None] = {
-    "model": None,
-    "fp32": DType.F32,
-    "bf16": DType.BF16,
-    "fp16": DType.F16,
-    "fp8": DType.BF16,
-    "int8": DType.BF16,
-    "mixed": DType.BF16,
-    "mxfp8": DType.BF16,
-    "mxfp4": DType.BF16,
-    "nvfp4": DType.BF16,
-}
-"""`--precision` name -> format of contraction operands (None: as in the model); with 8-bit formats, of those
-contractions that are not quantized."""
 _CONTRACTIONS = ("matmul", "conv", "attention")
 _LISTED = 10
 _WHERE = "precision"
@@ -113,10 +100,7 @@ class Legalise:
         return with_graph(module, graph)
 
     def _format(self, module: Module, target: Target) -> DType | None:
-        precision = module.option("precision", "model")
-        if precision not in FORMATS:
-            raise UsageError(Diagnostic(_WHERE, f"unknown precision '{precision}'", expected=", ".join(FORMATS)))
-        wanted = FORMATS[precision]
+        wanted = named_precision(module.option("precision", "model"), _WHERE).contraction_type
         if wanted is not None and not target.tensor.supports(wanted):
             _refuse_format(wanted, module, target)
         return wanted if wanted is None or self.narrow else DType.F32

@@ -20,7 +20,7 @@ from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
-from ppuc.compiler.passes.legalise import FORMATS as PRECISIONS
+from ppuc.compiler.precisions import named_precision
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind
@@ -31,7 +31,6 @@ from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import DType, TensorType
 from ppuc.targets.schema import Target
 
-FORMATS = {name: wide for name, wide in PRECISIONS.items() if wide in (DType.BF16, DType.F16)}
 CONTRACTIONS = ("matmul", "conv", "attention")
 FOLLOWING = ("pad", "concat", "gather", "scatter_nd", "pool")
 """Ops that move elements without arithmetic on them (a sum over a window excepted): their result has the operands'
@@ -52,8 +51,8 @@ class Precision:
     name: ClassVar[str] = "precision"
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with narrowed edges; unchanged unless its precision is bf16 or fp16."""
-        narrow = FORMATS.get(module.option("precision", "model"))
+        """The module with narrowed edges; unchanged at precisions that store what the model says."""
+        narrow = named_precision(module.option("precision", "model"), "precision").storage_type
         if narrow is None:
             return module
         return with_graph(module, Narrowing(module.graph, narrow, target).build())

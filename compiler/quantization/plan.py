@@ -27,9 +27,6 @@ FORMATS: Mapping[str, tuple[DType, ...]] = {
 BLOCKS: Mapping[str, BlockFormat] = {"mxfp8": MXFP8_E4M3, "mxfp4": MXFP4, "nvfp4": NVFP4}
 """Formats that only weights are stored in: blocks with a scale each."""
 
-FORMAT_OF = {"fp8": "e4m3", "int8": "int8", "mixed": "e4m3", **{name: name for name in BLOCKS}}
-"""`--precision` -> format of the layers that no policy names."""
-
 LARGEST = {DType.F8E4M3: 448.0, DType.F8E5M2: 57344.0, DType.I8: 127.0, DType.U8: 255.0}
 """The largest number of each type; i8 leaves out -128, so that its range is symmetric."""
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.calibrate import Calibration
 from ppuc.compiler.quantization.data import Data, check_not_zero
-from ppuc.compiler.quantization.plan import FORMAT_OF, Plan
+from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.study import Request, repaired_plan, study
@@ -66,14 +67,14 @@ def chosen_plan(prepared: Prepared, precision: str, how: Quantization) -> Plan:
         return how.plan
     if how.policy is not None:
         return read_policy(how.policy, prepared.all_layers)
-    if precision == "mixed":
+    if PRECISIONS[precision].per_layer:
         raise UsageError.of(
             "--precision mixed",
             "needs a policy that says which layer takes which format",
             hint="`ppuc quantize MODEL --calibrate DATA -o policy.toml` finds one; give it with --policy",
         )
     if how.data is None:
-        return dynamic_plan(prepared, FORMAT_OF[precision])
+        return dynamic_plan(prepared, PRECISIONS[precision].layers)
     samples = list(how.data.samples(prepared.specs))
     check_not_zero(samples, how.data.where)
     if how.studied is None:

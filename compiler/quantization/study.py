@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.calibrate import Calibration, plan_from
 from ppuc.compiler.quantization.data import FEW
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
 from ppuc.compiler.quantization.metric import Metric, Sample, score
 from ppuc.compiler.quantization.noise import best_formats, clipped_share
 from ppuc.compiler.quantization.observe import Observation, observe
-from ppuc.compiler.quantization.plan import FORMAT_OF, Plan
+from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
 from ppuc.compiler.quantization.reconstruct import differences
 from ppuc.compiler.quantization.repair import CANDIDATES, repaired
@@ -69,7 +70,8 @@ def study(
     fit, check, report = dealt(samples, evaluation)
     each("observe")
     whole = _whole(prepared, fit, check)
-    ranged = prepared.feeds(fit) if request.precision == "mixed" else whole
+    per_layer = PRECISIONS[request.precision].per_layer
+    ranged = prepared.feeds(fit) if per_layer else whole
     seen = observe(prepared.module.graph, prepared.layers, ranged)
     judge = Reference(prepared.module.graph, prepared.feeds(check))
     start = _starting_plan(prepared, seen, judge, request)
@@ -78,7 +80,7 @@ def study(
     memory = _Memory(request.state, prepared, samples, start)
     methods = _methods(request, samples)
     found: Found | None = None
-    if request.precision == "mixed":
+    if per_layer:
         found = _searched(prepared, fit, check, whole, judge, start, wide, request, methods, memory, each)
         plan, repair, noise = found.best.plan, found.repair, found.noise
     else:
@@ -154,8 +156,9 @@ def _methods(request: Request, samples: Sequence[Sample]) -> tuple[str, ...]:
 def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: Reference, request: Request) -> Plan:
     """Mixed: each layer's better format, or one for all where that does better in all."""
     how = request.calibration
-    if request.precision == "mixed":
-        formats = [f for f in ("e4m3", "int8") if native(prepared.target, f)]
+    if PRECISIONS[request.precision].per_layer:
+        whole = [p.layers for p in PRECISIONS.values() if p.scales_activations and not p.per_layer]
+        formats = [format for format in whole if native(prepared.target, format)]
         plans = [best_formats(prepared.layers, seen, formats, how)]
         plans += [plan_from(prepared.layers, seen, format, how) for format in formats]
         return max(plans, key=lambda plan: judge.compare(prepared.quantized(plan).graph).merit)
@@ -163,7 +166,7 @@ def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: R
 
 
 def _one_format(prepared: Prepared, seen: Mapping[str, Observation], request: Request) -> Plan:
-    format = FORMAT_OF[request.precision]
+    format = PRECISIONS[request.precision].layers
     if not native(prepared.target, format):
         return storage_plan(prepared, format)
     return plan_from(prepared.layers, seen, format, request.calibration)
