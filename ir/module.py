@@ -28,7 +28,9 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """`inputs` and `outputs` pair ONNX names with graph value names. `done` lists the passes that have run."""
+    """`inputs` and `outputs` pair ONNX names with graph value names. `pipeline` lists the passes that the module is to
+    go through from the import on, () those of the default pipeline; `done` lists the passes that have run. Both hold a
+    pass as its spec: `tile{tries=8}`, its name and the options that differ from their defaults."""
 
     target: str
     target_hash: str
@@ -40,6 +42,7 @@ class Module:
     vectors: tuple[VectorProgram, ...] = ()
     placement: tuple[Placement, ...] = ()
     program: Program | None = None
+    pipeline: tuple[str, ...] = field(default=())
     done: tuple[str, ...] = field(default=())
 
     def option(self, name: str, default: str = "") -> str:

@@ -448,7 +448,7 @@ def test_opt_mistakes(model: Path, tmp_path: Path) -> None:
     first = dump / "00-import.ppir"
     assert error_of("opt", first, "-p", "fould").startswith("error: -p: there is no pass 'fould'\n")
     assert "hint: did you mean 'fold'?" in error_of("opt", first, "-p", "fould")
-    assert error_of("opt", first, "-p", "fold:speed=3").startswith("error: -p: pass 'fold' has no option 'speed'\n")
+    assert error_of("opt", first, "-p", "fold{speed=3}").startswith("error: -p: pass 'fold' has no option 'speed'\n")
     assert error_of("opt", first, "-p", "fold", "--to-end") == "error: --to-end: cannot be combined with -p\n"
     assert error_of("opt", first, "-o", "x.txt").startswith("error: -o: has a name that says neither")
     assert error_of("opt", first, "-o", tmp_path / "x.ppu").startswith("error: module: holds no program yet")

@@ -76,11 +76,16 @@ class TestRoundTrip:
     def test_programs(self, program: Any) -> None:
         assert parse_program(print_program(program)) == program
 
-    @given(st.builds(Placement, st.text(max_size=9), some.spaces, some.sizes, some.sizes), st.text(max_size=9))
-    def test_headers(self, placement: Placement, text: str) -> None:
+    @given(
+        st.builds(Placement, st.text(max_size=9), some.spaces, some.sizes, some.sizes),
+        st.text(max_size=9),
+        *[st.lists(st.text(max_size=9), max_size=3).map(tuple)] * 2,
+    )
+    def test_headers(self, placement: Placement, text: str, pipeline: tuple[str, ...], done: tuple[str, ...]) -> None:
         ends = ((text, "x"),)
+        graph = Graph("g", (), (), ())
         module = Module(
-            text, text, ((text, text),), ends, ends, Graph("g", (), (), ()), (), (), (placement,), None, (text,)
+            text, text, ((text, text),), ends, ends, graph, placement=(placement,), pipeline=pipeline, done=done
         )
         assert parse_module(print_module(module), {}) == module
 
@@ -500,7 +505,7 @@ def test_program_errors(old: str, new: str, expected: str) -> None:
     [
         ("", "t.ppir: the text has no module header"),
         (HEADER, "t.ppir: the text has no graph"),
-        (HEADER + HEADER, "t.ppir:9:1: a module has one module header\n    module {\n    ^^^^^^^^"),
+        (HEADER + HEADER, "t.ppir:12:1: a module has one module header\n    module {\n    ^^^^^^^^"),
         (
             HEADER.replace('  target "ppu-tiny" "0123"\n', ""),
             't.ppir:1:1: the module names no target\n    module {\n    ^^^^^^\n  expected: target "name" "hash"',

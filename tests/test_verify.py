@@ -44,7 +44,7 @@ def test_the_sample_verifies() -> None:
     [
         ("M1", 'input "X:0" = %x\n', 'input "X:0" = %y\n'),
         ("M1", '  input "X:0" = %x\n', ""),
-        ("M1", 'output "Y:0" = %y\n  done', 'output "Y:0" = %x\n  done'),
+        ("M1", 'output "Y:0" = %y\n  pipeline', 'output "Y:0" = %x\n  pipeline'),
         ("M2", VECTOR, VECTOR + VECTOR),
         ("M3", 'kernel = "gemm_0"', 'kernel = "gemm_1"'),
         ("M4", '"x" @l2 at 0 bytes 8960', '"x" @l2 at 0 bytes 1\n  "x" @l2 at 4 bytes 1'),

@@ -123,8 +123,11 @@ module {
   option "precision" = "fp32"
   input "X:0" = %x
   output "Y:0" = %y
-  done "import"
-  done "emit"
+  pipeline "fold"
+  pipeline "tile{tries=8}"
+  pipeline "emit"
+  done "fold"
+  done "tile{tries=8}"
 }
 """
 

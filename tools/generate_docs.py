@@ -21,6 +21,7 @@ from ppuc.compiler.frontend.survey import importable_ops
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline import default as pipeline
 from ppuc.compiler.pipeline.pass_options import describe_options
+from ppuc.compiler.pipeline.registry import PASSES
 from ppuc.ir import verify
 from ppuc.ir.ops import OPS, Kind, OpDef
 from ppuc.targets import isa
@@ -137,7 +138,7 @@ def passes_document() -> str:
         "from there.",
         table(("", "pass", "why here"), rows),
     ]
-    for name, kind in pipeline.PASSES.items():
+    for name, kind in PASSES.items():
         parts += [f"## {name}", *_pass(kind)]
     return document("Passes", *parts)
 

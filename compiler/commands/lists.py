@@ -173,14 +173,14 @@ def _show_ops(out: Console, record: dict[str, Any]) -> None:
 @click.command("passes", short_help="The passes, in the order of the pipeline.")
 @json_option
 def passes_command(as_json: bool) -> None:
-    """List the pipeline's passes in order, what each does, and its options for `ppuc opt -p PASS:NAME=VALUE`."""
-    from ppuc.compiler.pipeline.default import PASSES, PIPELINE
-    from ppuc.compiler.pipeline.manager import pass_options
-    from ppuc.compiler.pipeline.pass_options import describe_options
+    """List the pipeline's passes in order, what each does, and its options for `ppuc opt -p PASS{NAME=VALUE}`."""
+    from ppuc.compiler.pipeline.default import PIPELINE
+    from ppuc.compiler.pipeline.pass_options import describe_options, options_text
+    from ppuc.compiler.pipeline.registry import PASSES
 
     help_of = {name: (kind.__doc__ or "").strip().split("\n")[0] for name, kind in PASSES.items()}
     rows = [
-        {"number": i + 1, "pass": p.name, "help": help_of[p.name], "options": pass_options(p)}
+        {"number": i + 1, "pass": p.name, "help": help_of[p.name], "options": options_text(p)}
         for i, p in enumerate(PIPELINE)
     ]
     record = {"pipeline": rows, "options": {name: describe_options(kind) for name, kind in PASSES.items()}}
@@ -196,4 +196,4 @@ def _show_passes(out: Console, record: dict[str, Any]) -> None:
         out.print("\noptions")
     for name, options in record["options"].items():
         for option in options:
-            out.print(f"  {name}:{option['name']}=... ({option['type']}, default {option['default']})")
+            out.print(f"  {name}{{{option['name']}=...}} ({option['type']}, default {option['default']})")

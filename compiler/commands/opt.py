@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     "  ppuc opt steps/05-fold.ppir --to-end -o net.ppu",
 )
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.ppir")
-@click.option("-p", "--passes", metavar="PASS[,PASS]", help="Passes to run, in order; options as PASS:NAME=VALUE.")
+@click.option("-p", "--passes", metavar="PASS[,PASS]", help="Passes to run, in order; options as tile{tries=8}.")
 @click.option("--to-end", is_flag=True, help="Run the rest of the pipeline after what FILE.ppir has been through.")
 @click.option(
     "-o",
@@ -51,7 +51,8 @@ def opt_command(
     --to-end the file is parsed, verified and printed again.
     """
     from ppuc.compiler.pipeline.manager import Run
-    from ppuc.compiler.pipeline.resume import check_target, named_passes, read_module, remaining_passes
+    from ppuc.compiler.pipeline.pass_options import build_passes
+    from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes
     from ppuc.ir.errors import TextError, UsageError
     from ppuc.ir.verify import VerificationError
 
@@ -60,7 +61,7 @@ def opt_command(
     module = read_module(file)
     machine = chosen_target(target or module.target, overrides)
     check_target(module, machine, str(file))
-    steps = remaining_passes(module, str(file)) if to_end else named_passes(passes.split(",") if passes else ())
+    steps = remaining_passes(module, str(file)) if to_end else build_passes(passes or "")
     with progress_bar("opt") as progress:
         run = Run(machine, steps, progress=progress)
         try:

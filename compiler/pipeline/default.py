@@ -53,6 +53,3 @@ PIPELINE: tuple[Pass, ...] = (
     Allocate(),  # addresses, with tile sizes known
     Emit(),  # streams: mechanical
 )
-
-PASSES: dict[str, type[Pass]] = {type(p).name: type(p) for p in PIPELINE}
-"""Every pass by the name that dumps and `ppuc opt -p` use."""

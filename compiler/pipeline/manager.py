@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.link import link
+from ppuc.compiler.pipeline.pass_options import options_text, spec_of
 from ppuc.compiler.pipeline.recheck import CheckedPass, Recheck
+from ppuc.compiler.pipeline.resume import recorded
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.ir.verify import verify_module
@@ -87,16 +89,6 @@ def op_counts(graph: Graph) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def pass_options(step: Pass) -> str:
-    """The options of a pass that differ from their defaults, as `name=value, ...`."""
-    shown = []
-    for option in fields(step):  # type: ignore[arg-type]
-        value = getattr(step, option.name)
-        if value != option.default:
-            shown.append(f"{option.name}={value}")
-    return ", ".join(shown)
-
-
 class Run:
     """One walk down a list of passes."""
 
@@ -119,8 +111,10 @@ class Run:
         return time.perf_counter()
 
     def started(self, module: Module, name: str = "import", since: float | None = None) -> Module:
-        """Record `module` as the outcome of the step `name` before the passes, begun at `since`."""
+        """`module` as the outcome of the step `name` before the passes, begun at `since`: it records what it is to go
+        through."""
         since = time.perf_counter() if since is None else since
+        module = replace(module, pipeline=recorded(self.passes))
         verify_module(module)
         self._record(name, "", time.perf_counter() - since, True, module)
         return module
@@ -152,12 +146,12 @@ class Run:
         started = time.perf_counter()
         after = step.run(module, self.target)
         changed = after is not module
-        after = replace(after, done=(*module.done, step.name))
+        after = replace(after, done=(*module.done, spec_of(step)))
         if changed:
             verify_module(after)
         seconds = time.perf_counter() - started
         checked = self.recheck.check(step.name, after, self.target) if self.recheck is not None and changed else None
-        self._record(step.name, pass_options(step), seconds, changed, after, checked)
+        self._record(step.name, options_text(step), seconds, changed, after, checked)
         return after
 
     def _record(

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.dump import read_constants
+from ppuc.compiler.pipeline.pass_options import build_pass, spec_of
 from ppuc.ir.errors import TextError, UsageError
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
@@ -35,21 +37,36 @@ def read_module(path: str | Path) -> Module:
     return module
 
 
-def remaining_passes(module: Module, where: str) -> tuple[Pass, ...]:
-    """The part of the pipeline that `module` has not been through. Raises UsageError when what it has been through is
-    not a beginning of the pipeline."""
-    from ppuc.compiler.pipeline.default import PIPELINE
+def recorded(passes: Sequence[Pass]) -> tuple[str, ...]:
+    """What a module that is to go through `passes` holds as its pipeline: their specs, or () for the default one."""
+    specs = _specs(passes)
+    return () if specs == _specs(PIPELINE) else specs
 
-    names = tuple(p.name for p in PIPELINE)
-    if names[: len(module.done)] != module.done:
+
+def recorded_pipeline(module: Module, where: str) -> tuple[Pass, ...]:
+    """The passes that `module`, read from `where`, is to go through from the import on. Raises UsageError for one that
+    does not exist."""
+    return tuple(build_pass(spec, where) for spec in module.pipeline) or PIPELINE
+
+
+def remaining_passes(module: Module, where: str) -> tuple[Pass, ...]:
+    """The part of its pipeline that `module` has not been through. Raises UsageError when what it has been through is
+    not a beginning of it."""
+    passes = recorded_pipeline(module, where)
+    specs, count = _specs(passes), len(module.done)
+    if specs[:count] != module.done:
         raise UsageError.of(
             where,
-            "has been through other passes than the pipeline's, so there is no rest of it to run",
+            "the recorded passes are not a prefix of the pipeline, so there is no rest of it to run",
             got=", ".join(module.done),
-            expected=", ".join(names[: len(module.done)]),
+            expected=", ".join(specs[:count]),
             hint="name the passes to run with -p",
         )
-    return PIPELINE[len(module.done) :]
+    return passes[count:]
+
+
+def _specs(passes: Sequence[Pass]) -> tuple[str, ...]:
+    return tuple(spec_of(step) for step in passes)
 
 
 def check_target(module: Module, target: Target, where: str) -> None:
@@ -62,10 +79,3 @@ def check_target(module: Module, target: Target, where: str) -> None:
             expected=f"{target.name} {target.hash}",
             hint="give the same --target and --set as when it was compiled",
         )
-
-
-def named_passes(names: Sequence[str]) -> tuple[Pass, ...]:
-    """Passes by name with their default options; `name:option=value` sets one. Raises UsageError for an unknown one."""
-    from ppuc.compiler.pipeline.pass_options import build_pass
-
-    return tuple(build_pass(name) for name in names)

@@ -49,8 +49,17 @@ class InOut(NamedTuple):
     value: Token
 
 
+class Pipeline(NamedTuple):
+    passes: tuple[str, ...]
+
+
 class Done(NamedTuple):
     passes: tuple[str, ...]
+
+
+class Spec(NamedTuple):
+    name: Token
+    options: tuple[tuple[Token, Literal], ...]
 
 
 class PlacementLine(NamedTuple):

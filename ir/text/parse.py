@@ -23,6 +23,7 @@ from ppuc.ir.text.nodes import (
     KernelHeader,
     ModuleHeader,
     Option,
+    Pipeline,
     PlacementHeader,
     ProgramHeader,
     Target,
@@ -113,7 +114,7 @@ def _single(text: str, filename: str, kind: type, read: Callable[[Reader, Line, 
 
 
 def _read_header(reader: Reader, line: Line, node: ModuleHeader, lookup: ResourceLookup) -> dict[str, Any]:
-    fields: dict[str, list[Any]] = {"options": [], "inputs": [], "outputs": [], "done": []}
+    fields: dict[str, list[Any]] = {"options": [], "inputs": [], "outputs": [], "pipeline": [], "done": []}
     target: Target | None = None
     for inner in reader.block(line):
         match reader.parse(inner, "module_line"):
@@ -123,6 +124,8 @@ def _read_header(reader: Reader, line: Line, node: ModuleHeader, lookup: Resourc
                 fields["options"].append((name, value))
             case InOut(kind, name, value):
                 fields[f"{kind}s"].append((name, str(value[1:])))
+            case Pipeline(passes):
+                fields["pipeline"] += passes
             case Done(passes):
                 fields["done"] += passes
     if target is None:

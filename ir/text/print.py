@@ -34,7 +34,8 @@ def _header(module: Module) -> Iterator[str]:
     yield from (f"  option {quote(name)} = {quote(value)}" for name, value in module.options)
     yield from (f"  input {quote(name)} = %{value}" for name, value in module.inputs)
     yield from (f"  output {quote(name)} = %{value}" for name, value in module.outputs)
-    yield from (f"  done {quote(name)}" for name in module.done)
+    yield from (f"  pipeline {quote(step)}" for step in module.pipeline)
+    yield from (f"  done {quote(step)}" for step in module.done)
     yield "}"
 
 

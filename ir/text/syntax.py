@@ -30,6 +30,7 @@ from ppuc.ir.text.nodes import (
     Opt,
     Option,
     ParamDecl,
+    Pipeline,
     PlacementHeader,
     PlacementLine,
     ProgramHeader,
@@ -37,6 +38,7 @@ from ppuc.ir.text.nodes import (
     RingLine,
     SegmentHeader,
     Signature,
+    Spec,
     Syntax,
     Target,
     TensorLine,
@@ -58,6 +60,7 @@ STARTS = (
     "segment_line",
     "stream_kernel_line",
     "statement",
+    "specs",
 )
 """Kinds of lines: the grammar's start rules."""
 
@@ -103,6 +106,7 @@ _DESCRIPTIONS = {
     "STRING": '"string"',
     "TYPE": "a type like f32[1, 784]",
     "WORD": "a name",
+    "PASS": "the name of a pass",
     "INT": "an integer",
     "INT_TIMES": "n x",
     "NUMBER": "a number",
@@ -180,7 +184,10 @@ def _parser() -> Any:
         "target": lambda name, hash: Target(*_strings((name, hash))),
         "option": lambda name, value: Option(*_strings((name, value))),
         "io": lambda kind, name, value: InOut(kind, json.loads(name), value),
+        "pipeline": lambda *passes: Pipeline(_strings(passes)),
         "done": lambda *passes: Done(_strings(passes)),
+        "specs": collect,
+        "spec": lambda name, attrs: Spec(name, attrs or ()),
         "placement_header": PlacementHeader,
         "placement_line": lambda n, s, a, b: PlacementLine(json.loads(n), s, int(a), int(b)),
         "graph_header": GraphHeader,

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.pass_options import build_passes
 from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Target
 
@@ -22,6 +25,7 @@ CHECKS = ("CHECK", "CHECK-NEXT", "CHECK-NOT")
 _DIRECTIVE = re.compile(r"//\s*([A-Z]{2}[A-Z-]*|error|run)(?::\s*(.*?)\s*)?$")
 _COMMENT = re.compile(r"\s*//.*$")
 _SETTING = re.compile(r"(?:^|\s)(\w+)=(\S+)")
+_NAMED: dict[str, tuple[Pass, ...]] = {"verify": (), "pipeline": PIPELINE}
 
 
 class CaseError(Exception):
@@ -48,9 +52,9 @@ class ExpectedError:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A RUN line: passes by their specs, the machine, and the options of the module."""
+    """A RUN line: the passes, the machine, and the options of the module."""
 
-    passes: tuple[str, ...]
+    passes: tuple[Pass, ...]
     target: Target
     options: tuple[tuple[str, str], ...]
 
@@ -149,10 +153,11 @@ def _add(case: Case, directive: Expected) -> None:
 
 def _read_recipe(text: str, where: str) -> Recipe:
     settings = _SETTING.findall(text)
-    names = [name.strip() for name in _SETTING.sub("", text).split(",")]
-    if not all(names):
+    names = _SETTING.sub("", text).strip()
+    if not names:
         raise CaseError(f"{where}: RUN names no pass (`verify` stands for none)")
+    passes = _NAMED[names] if names in _NAMED else build_passes(names, where)
     target = load_target(next((value for key, value in settings if key == "target"), "ppu-tiny"))
     target = override(target, *(value for key, value in settings if key == "set"))
     options = tuple(sorted((key, value) for key, value in settings if key not in ("target", "set")))
-    return Recipe(tuple(name for name in names if name != "verify"), target, options)
+    return Recipe(passes, target, options)

@@ -12,12 +12,9 @@ import numpy as np
 
 from ppuc.compiler.inputs import feeds_of, generate_all, input_specs
 from ppuc.compiler.judge import Judge
-from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.execute import run_module
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.pipeline.recheck import Recheck
-from ppuc.compiler.pipeline.resume import named_passes
 from ppuc.ir.errors import PpucError
 from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import ConstAttrs
@@ -42,7 +39,7 @@ def run_case(case: Case, bless: bool = False) -> None:
         compare_errors(case, problems_of(error))
         return
     inputs = generate_all(input_specs(module))
-    run = Run(case.recipe.target, _passes(case))
+    run = Run(case.recipe.target, case.recipe.passes)
     run.recheck = Recheck(module, inputs, module.option("precision", "model"))
     if module.kernels or module.program is not None:
         run.recheck.check("(none: the input itself)", module, case.recipe.target)
@@ -63,10 +60,6 @@ def run_case(case: Case, bless: bool = False) -> None:
         check_text(case, text_of(done))
     if case.output is not None:
         compare_output(case, text_of(done, case.parts), bless)
-
-
-def _passes(case: Case) -> tuple[Pass, ...]:
-    return PIPELINE if case.recipe.passes == ("pipeline",) else named_passes(case.recipe.passes)
 
 
 def _check_call(case: Case, call: Expected, *modules: Module) -> None:
