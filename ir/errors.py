@@ -7,7 +7,7 @@
     |- ArtifactError           a .ppu file
     |- InputError              arrays given to a program
     |- UsageError              options of a command or call
-    `- CapacityError           the model does not fit the machine
+    `- CapacityError           the model does not fit the machine, or a program exceeds its limits
     InternalError              ppuc broke one of its own rules: always with a traceback
 
 Every PpucError carries Diagnostics; its text is `where: what`, then `got`, `expected` and `hint` lines.
@@ -84,7 +84,7 @@ class UsageError(PpucError):
 
 
 class CapacityError(PpucError):
-    """The model does not fit the machine's memories."""
+    """The model does not fit the machine's memories, or a program exceeds another of its limits."""
 
 
 class InternalError(Exception):

@@ -22,6 +22,15 @@ from dataclasses import dataclass
 from ppuc.ir.affine import Affine
 from ppuc.ir.types import DType, Space
 
+MAX_VIEW_RANK = 8
+"""Dimensions that the descriptor of a strided view has room for."""
+
+MAX_TILE_RANK = 5
+"""Axes that the box of one load or store can have."""
+
+MAX_LOOPS = 32
+"""Loops around one statement."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:

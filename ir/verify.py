@@ -21,7 +21,7 @@ Graph (a group's body is a graph of its own)
 Kernel
   K1  names are well-formed; buffers and parameters, loops, and grid axes are distinct; an axis has at least one unit.
   K2  a buffer lies in l1 or acc, has a depth and no empty axis; a parameter lies elsewhere, its view has a stride a
-      dimension.
+      dimension and at most 8 dimensions.
   K3  statements name existing buffers and parameters; a stored parameter is marked written.
   K4  in text order, a buffer is written before it is read.
   K5  affines name enclosing loops and existing axes of the tile; bounds, scalars and `start` name loops only.
@@ -29,7 +29,7 @@ Kernel
   K7  loads and stores move tiles of at most 5 axes between l1 and parameters of the same element type.
   K8  mma reads l1 and accumulates in acc, in f32 (i32 of integers); contracted axes and the product's shape agree.
   K9  vec matches its program: numbers and element types of tiles, scalars, one bound an axis.
-  K10 a loop advances; it runs over an axis of the grid, and over each axis once on any path.
+  K10 a loop advances; it runs over an axis of the grid, and over each axis once on any path; at most 32 are nested.
   K11 an index list holds integers in l1, one for each position of its tile axis; combinations are known.
   K12 units store disjoint boxes: a store is inside a loop over each grid axis, whose step leaves the box.
 
@@ -56,9 +56,10 @@ Program
 
 Not checked here: that boxes are disjoint beyond steps of single loops (K12: index lists are data, and interleaved boxes
 are taken as disjoint); that what a wait waits for is ever signalled, or that no wait is missing (the simulator reports
-deadlocks and hazards); that tensors and rings fit the machine's memories, and that tensors which share bytes are never
-live together (sizes are the target's, lifetimes the allocator's); that tile ranks inside a vector program fit (they
-follow from the statement); that a kernel's parameters name graph values (passes may add scratch tensors).
+deadlocks and hazards); that a program keeps within the limits of its machine (`ppuc.targets.limits` does), and that
+tensors which share bytes are never live together (lifetimes are the allocator's); that tile ranks inside a vector
+program fit (they follow from the statement); that a kernel's parameters name graph values (passes may add scratch
+tensors).
 """
 
 from __future__ import annotations

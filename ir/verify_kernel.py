@@ -12,12 +12,24 @@ from typing import Protocol
 
 from ppuc.ir.affine import Affine
 from ppuc.ir.findings import Findings
-from ppuc.ir.kernel import Bound, Gather, Kernel, Load, Loop, Mma, Param, Stmt, Store, TileRef, Vec
+from ppuc.ir.kernel import (
+    MAX_LOOPS,
+    MAX_TILE_RANK,
+    MAX_VIEW_RANK,
+    Bound,
+    Gather,
+    Kernel,
+    Load,
+    Loop,
+    Mma,
+    Param,
+    Stmt,
+    Store,
+    TileRef,
+    Vec,
+)
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import VectorProgram
-
-MAX_TILE_RANK = 5
-"""Axes that the box of one load or store can have."""
 
 _COMBINES = ("", "add", "mul", "max", "min")
 
@@ -91,6 +103,9 @@ class StatementChecker:
         for param in self.params.values():
             if len(param.view.strides) != len(param.view.shape) or min(param.view.shape, default=1) < 0:
                 self.findings.add("K2", f"%{param.name}", "its view needs one stride a dimension and no negative size")
+            if len(param.view.shape) > MAX_VIEW_RANK:
+                message = f"its view has {len(param.view.shape)} dimensions, a descriptor {MAX_VIEW_RANK}"
+                self.findings.add("K2", f"%{param.name}", message)
             if param.space in (Space.L1, Space.ACC):
                 self.findings.add("K2", f"%{param.name}", f"a parameter cannot lie in {param.space}")
 
@@ -99,6 +114,8 @@ class StatementChecker:
         entity = f"loop %{loop.var}"
         if loop.step < 1:
             self.findings.add("K10", entity, f"its step is {loop.step}")
+        if len(around) >= MAX_LOOPS:
+            self.findings.add("K10", entity, f"stands inside {len(around)} loops, at most {MAX_LOOPS} are nested")
         if loop.over is None:
             return
         if loop.over not in self.grid:

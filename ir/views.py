@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppuc.ir.graph import Op
-from ppuc.ir.kernel import View
+from ppuc.ir.kernel import MAX_VIEW_RANK, View
 
 
 def transpose(view: View, perm: Sequence[int]) -> View:
@@ -74,7 +74,15 @@ def reshape(view: View, shape: Sequence[int]) -> View | None:
 
 
 def apply(op: Op, view: View) -> View | None:
-    """The view of a VIEW op's result, given its operand's; None when it cannot be expressed without a copy."""
+    """The view of a VIEW op's result, given its operand's; None when it cannot be expressed without a copy, or has more
+    dimensions than a descriptor."""
+    result = _applied(op, view)
+    if result is None or len(result.shape) <= MAX_VIEW_RANK:
+        return result
+    return result if len(coalesced(result).shape) <= MAX_VIEW_RANK else None
+
+
+def _applied(op: Op, view: View) -> View | None:
     shape = op.results[0].type.dims
     attrs = op.attrs
     if op.name == "reshape":

@@ -21,7 +21,7 @@ from ppuc.compiler.passes.emit_rings import RingOwners, claiming_units, ring_use
 from ppuc.compiler.passes.fuse import Fuse
 from ppuc.compiler.passes.place import Place
 from ppuc.compiler.passes.precision import Precision
-from ppuc.compiler.passes.prepare import MOST_JOINED, Prepare
+from ppuc.compiler.passes.prepare import Prepare, most_joined
 from ppuc.compiler.passes.tile import Tile
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
@@ -157,10 +157,10 @@ def test_no_kernel_sees_an_empty_tensor(build: Callable[[Sketch], Value], target
 
 def test_many_operands_are_joined_in_steps() -> None:
     s = Sketch()
-    parts = [s.param(1, 3) for _ in range(MOST_JOINED + 5)]
+    parts = [s.param(1, 3) for _ in range(most_joined(TINY) + 5)]
     graph = s.graph(s.concat(*parts, axis=0))
     joins = [op for op in prepared(graph) if op.name == "concat"]
-    assert sorted(len(op.operands) for op in joins) == [2, 5, MOST_JOINED]
+    assert sorted(len(op.operands) for op in joins) == [2, 5, most_joined(TINY)]
     checked(graph)
 
 

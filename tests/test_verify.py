@@ -12,7 +12,7 @@ from text_samples import KERNEL, MODULE, RESOURCES, VECTOR, sample_module
 from ppuc.ir import verify
 from ppuc.ir.affine import affine, axis, var
 from ppuc.ir.graph import Attrs, Graph, Op, Value
-from ppuc.ir.kernel import Gather, Kernel, Load, Mma, Param, Stmt, Store, TileRef, Vec, View
+from ppuc.ir.kernel import Buffer, Gather, Kernel, Load, Loop, Mma, Param, Stmt, Store, TileRef, Vec, View
 from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import GroupAttrs
 from ppuc.ir.ops.view import TransposeAttrs
@@ -190,6 +190,25 @@ def test_kernel_rules(rule: str, old: str, new: str) -> None:
         verify_kernel(parse_kernel(KERNEL.replace(old, new)), VECTORS)
     assert rule in rules(caught.value)
     assert len(rules(caught.value)) <= 2, str(caught.value)
+
+
+def test_a_descriptor_has_room_for_eight_dimensions() -> None:
+    """And a statement stands inside 32 loops at most."""
+
+    def kernel(rank: int, loops: int) -> Kernel:
+        index = (*(var(f"l{i}") for i in range(loops)), *(affine() for _ in range(rank)))[:rank]
+        view = View.contiguous((2,) * rank)
+        params = (Param("x", "x", DType.F32, view, Space.L2), Param("y", "y", DType.F32, view, Space.L2, True))
+        body: tuple[Stmt, ...] = (Load("t", "x", index), Store("y", "t", index))
+        for i in reversed(range(loops)):
+            body = (Loop(f"l{i}", 2, 1, body),)
+        return Kernel("k", (), params, (Buffer("t", DType.F32, (1,), Space.L1),), body)
+
+    verify_kernel(kernel(8, 32))
+    for broken, rule in ((kernel(9, 32), "K2"), (kernel(8, 33), "K10")):
+        with pytest.raises(VerificationError) as caught:
+            verify_kernel(broken)
+        assert rules(caught.value) == {rule}
 
 
 def _gather_kernel(gather: Gather, ids: str = "i32[4]", index: str = "[0, $1]") -> Kernel:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import External, NotFusable
-from ppuc.compiler.lowering.move_tiles import COPY_DEPTH, MAX_VIEW_RANK, cuts, fill, ladder, slot_bytes, tile_axes
+from ppuc.compiler.lowering.move_tiles import COPY_DEPTH, cuts, fill, ladder, slot_bytes, tile_axes
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal, tile_index
 from ppuc.compiler.lowering.space import Access, merge
 from ppuc.compiler.lowering.vectorise import ProgramBuilder
 from ppuc.ir.affine import Affine
-from ppuc.ir.kernel import Load, Loop, Stmt, Store, Vec, View
+from ppuc.ir.kernel import MAX_VIEW_RANK, Load, Loop, Stmt, Store, Vec, View
 from ppuc.ir.types import DType
 from ppuc.targets.schema import Target
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import External, NotFusable, Resolver
 from ppuc.compiler.lowering.move_bodies import flat_list, only_anchor, stored_view, unpadded
-from ppuc.compiler.lowering.move_tiles import COPY_DEPTH, MAX_VIEW_RANK, cuts, fill, ladder, slot_bytes
+from ppuc.compiler.lowering.move_tiles import COPY_DEPTH, cuts, fill, ladder, slot_bytes
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal, tile_index
 from ppuc.compiler.lowering.space import merge
 from ppuc.ir import views
 from ppuc.ir.affine import Affine
 from ppuc.ir.graph import Graph, Op
-from ppuc.ir.kernel import Gather, Load, Store, View
+from ppuc.ir.kernel import MAX_VIEW_RANK, Gather, Load, Store, View
 from ppuc.ir.ops.movement import GatherAttrs
 from ppuc.ir.types import DType
 from ppuc.targets.schema import Target

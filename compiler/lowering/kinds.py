@@ -16,6 +16,7 @@ from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver
 from ppuc.compiler.lowering.cascade import CascadeLowering, lower_cascade
 from ppuc.compiler.lowering.contraction import analyse_anchor, operand_view
 from ppuc.compiler.lowering.conv import ConvLowering, lower_conv
+from ppuc.compiler.lowering.limits import require_loads
 from ppuc.compiler.lowering.map import MapLowering, check_map, lower_map
 from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
 from ppuc.compiler.lowering.nest import KernelBuilder
@@ -70,6 +71,7 @@ def anchor_in(body: Graph) -> Op | None:
 
 def check_group(body: Graph, target: Target) -> str:
     """The kind of kernel that `body` makes. Raises NotFusable with the reason when it makes none."""
+    require_loads(body, target)
     anchor = anchor_in(body)
     if anchor is None:
         check_map(body)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from ppuc.ir.types import DType
 
-MAX_VIEW_RANK = 8
-"""Dimensions that a descriptor of a strided view has room for."""
 COPY_DEPTH = 4
 """Slots of a copied tile: one being loaded, one being stored, and one more for the latency of either."""
 _LARGEST = 1 << 17

@@ -13,12 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ppuc.ir.affine import Affine, axis, var
-from ppuc.ir.kernel import Bound, Buffer, Kernel, Load, Loop, Mma, Param, Stmt, Store, Vec, View
+from ppuc.ir.kernel import MAX_TILE_RANK, Bound, Buffer, Kernel, Load, Loop, Mma, Param, Stmt, Store, Vec, View
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import VectorProgram
-
-MAX_TILE_RANK = 5
-"""Tile axes that one load or store descriptor can describe."""
 
 
 @dataclass(frozen=True, slots=True)

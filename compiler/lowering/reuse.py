@@ -14,6 +14,7 @@ from typing import TypeVar, cast
 
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import lower_group, price_group
+from ppuc.compiler.lowering.limits import may_lack_rings, require_limits
 from ppuc.compiler.lowering.records import decoded, encoded
 from ppuc.compiler.lowering.search_store import SearchStore, directory, key_of
 from ppuc.ir.graph import Graph, Op, Value
@@ -67,11 +68,17 @@ class Lowered:
         canonical, key = canonical_body(body)
         found = self._prices.get((kind, key))
         if found is None:
-            found = self._kept(("price", kind, key), lambda: price_group(kind, canonical, self.target))
+            found = self._kept(("price", kind, key), lambda: self._priced(kind, canonical))
             self._prices[kind, key] = found
         if isinstance(found, NotFusable):
             raise found
         return found
+
+    def _priced(self, kind: str, body: Graph) -> float:
+        price = price_group(kind, body, self.target)
+        if may_lack_rings(body, self.target):
+            self._candidate(kind, body, 0)
+        return price
 
     def _kept(self, asked: tuple[object, ...], search: Callable[[], T]) -> T | NotFusable:
         """What `search` finds, or why it fails; from the store where it is known."""
@@ -109,6 +116,7 @@ class Lowered:
         values = (*body.params, *body.results)
         names = {v.name: v.name for v in values}
         kernel, vectors = lower_group(kind, PLACEHOLDER, body, names, (), self.target, rank).finish()
+        require_limits(kernel, self.target)
         spaces = {v.name: v.space or Space.L2 for v in values}
         return replace(kernel, params=tuple(replace(p, space=spaces[p.tensor]) for p in kernel.params)), vectors
 

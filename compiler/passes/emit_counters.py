@@ -26,6 +26,9 @@ from ppuc.ir.kernel import Gather, Kernel, Load, Loop, Param, Store
 from ppuc.ir.program import Bump, CounterGroup, MemTensor, Wait
 from ppuc.targets.schema import Target
 
+MOST_BLOCKS = 64
+"""Counters of one tensor: more would order no finer than tiles do."""
+
 COPY_BYTES = 1 << 18
 """Bytes that one stage copy moves: long enough to hide its start, short enough that readers need not wait for the
 rest."""
@@ -90,18 +93,27 @@ class CounterPlan:
                     if name not in users.setdefault(param.tensor, []):
                         users[param.tensor].append(name)
         self._takeovers = self._find_takeovers()
-        self._share = max(1, min(64, (target.sync.counters_per_chip - len(self._watched)) // max(len(self.writers), 1)))
-        self._first = 0
+        self._covered: dict[str, bool] = {}
+        for kernel, tensor in over.items():
+            self._require_same_boxes(tensor, kernel)
+        limit = target.sync.counters_per_chip
+        share = max(1, min(MOST_BLOCKS, (limit - len(self._watched)) // max(len(self.writers), 1)))
+        self._number(share)
+        while self._first > limit and share > 1:
+            share = min(share - 1, share * limit // self._first) or 1
+            self._number(share)
+
+    def _number(self, share: int) -> None:
+        """Make all groups, with at most `share` counters for what one or several kernels write to a tensor."""
+        self._share, self._first = share, 0
         self._full: dict[tuple[str, str], CounterGroup] = {}
         self._done: dict[str, CounterGroup] = {}
-        self._covered: dict[str, bool] = {}
         for tensor, writers in self.writers.items():
             for together in self._shared_counters(tensor, writers):
                 group = self._full_group(tensor, together)
                 self._full.update({(tensor, writer): group for writer in together})
         self._read: dict[tuple[str, str], tuple[CounterGroup, frozenset[str]]] = {}
-        for kernel, tensor in over.items():
-            self._require_same_boxes(tensor, kernel)
+        for kernel, tensor in self.over.items():
             self._add_read_group(tensor, kernel)
         for tensor in sorted(self._watched):
             self._done[tensor] = self._done_group(tensor)

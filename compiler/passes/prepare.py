@@ -1,7 +1,8 @@
 """Brings the graph into the forms that kernels know, just before fusion.
 
 Invariant afterwards: every reduction keeps its axes; a 1x1 convolution without padding is a matmul; only parameters and
-constants are empty, and no op reads them; no concat has more than MOST_JOINED operands.
+constants are empty, and no op reads them; no concat has more operands than half the rings of a unit, because one ring
+loads each and another may turn it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
+from ppuc.compiler.passes.graph_ranks import in_steps
 from ppuc.compiler.passes.graph_rotary import ROTARY_RULES
 from ppuc.compiler.passes.graph_walk import to_fixpoint, with_graph
 from ppuc.ir.graph import Attrs, Op, Value
@@ -24,15 +27,13 @@ from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs
 from ppuc.ir.rewrite import Builder, rewrite, without_dead_ops
 from ppuc.targets.schema import Target
 
-MOST_JOINED = 32
-"""Operands of one concat: each has a ring, and two kernels in flight share those of a unit."""
-
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
     """Rewrite reductions to keep their axes and pointwise convolutions to matmuls; drop what is empty.
 
     reduce(x) {keepdims = false}         ->  reshape(reduce(x) {keepdims = true})
+    transpose(x) of 9 axes               ->  transpose(transpose(x))
     conv(x, w[1, 1, c, o]) {strides = s} ->  matmul(slice(x) {steps = s}, w[c, o])
     matmul(a[m, 0], b[0, n])             ->  const of zeros
     concat(x, y[0, n], z)                ->  concat(x, z)
@@ -44,15 +45,21 @@ class Prepare:
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph prepared."""
         graph = to_fixpoint(module.graph, ROTARY_RULES)
-        return with_graph(module, without_dead_ops(rewrite(graph, _rule)))
+        graph = rewrite(rewrite(graph, partial(_rule, most_joined(target))), in_steps)
+        return with_graph(module, without_dead_ops(graph))
 
 
-def _rule(b: Builder, op: Op) -> Sequence[Value] | None:
+def most_joined(target: Target) -> int:
+    """Operands that one concat may have."""
+    return max(2, target.sync.rings_per_cu // 2)
+
+
+def _rule(most: int, b: Builder, op: Op) -> Sequence[Value] | None:
     attrs = op.attrs
     if op.operands and any(0 in v.type.dims for v in (*op.operands, *op.results)):
-        return _without_empty(b, op)
-    if op.name == "concat" and len(op.operands) > MOST_JOINED:
-        return [_joined(b, op.operands, attrs)]
+        return _without_empty(b, op, most)
+    if op.name == "concat" and len(op.operands) > most:
+        return [_joined(b, op.operands, attrs, most)]
     if isinstance(attrs, ReduceAttrs | ArgreduceAttrs) and not attrs.keepdims:
         kept = b(op.name, *op.operands, attrs=replace(attrs, keepdims=True), hint=op.results[0].name)
         return [b("reshape", kept, attrs=ReshapeAttrs(op.results[0].type.dims), hint=op.results[0].name)]
@@ -61,7 +68,7 @@ def _rule(b: Builder, op: Op) -> Sequence[Value] | None:
     return None
 
 
-def _without_empty(b: Builder, op: Op) -> Sequence[Value] | None:
+def _without_empty(b: Builder, op: Op, most: int) -> Sequence[Value] | None:
     """What `op` gives when its result or some operand has no elements: a constant if nothing is left to read, else what
     it makes of the other operands."""
     left = [v for v in op.operands if 0 not in v.type.dims]
@@ -73,15 +80,15 @@ def _without_empty(b: Builder, op: Op) -> Sequence[Value] | None:
         arrays = reference(op.attrs, *(np.zeros(v.type.dims, v.type.dtype.numpy) for v in op.operands))
         return [b.const(np.ascontiguousarray(a), hint=r.name) for a, r in zip(arrays, op.results, strict=True)]
     if op.name == "concat":
-        return [_joined(b, left, op.attrs)]
+        return [_joined(b, left, op.attrs, most)]
     return left[:1] if op.name == "scatter_nd" else None
 
 
-def _joined(b: Builder, parts: Sequence[Value], attrs: Attrs) -> Value:
-    """The concatenation of `parts`, in ops of at most MOST_JOINED operands."""
+def _joined(b: Builder, parts: Sequence[Value], attrs: Attrs, most: int) -> Value:
+    """The concatenation of `parts`, in ops of at most `most` operands."""
     while len(parts) > 1:
-        cuts = range(0, len(parts), MOST_JOINED)
-        chunks = [parts[i : i + MOST_JOINED] for i in cuts]
+        cuts = range(0, len(parts), most)
+        chunks = [parts[i : i + most] for i in cuts]
         parts = [b("concat", *chunk, attrs=attrs) if len(chunk) > 1 else chunk[0] for chunk in chunks]
     return parts[0]
 

@@ -14,12 +14,8 @@ from ppuc.compiler.passes.emit import kernel_program
 from ppuc.compiler.passes.emit_rings import RingOwners
 from ppuc.ir.kernel import Kernel, View
 from ppuc.ir.program import MemTensor, Program, Segment
-from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
-
-ALIGNMENT = 4096
-"""Bytes between tensors of the measured program."""
 
 
 def cycles_alone(kernel: Kernel, vectors: tuple[VectorProgram, ...], target: Target) -> float:
@@ -35,7 +31,7 @@ def cycles_alone(kernel: Kernel, vectors: tuple[VectorProgram, ...], target: Tar
 
 
 def _tensors(kernel: Kernel) -> tuple[MemTensor, ...]:
-    """A tensor for each that the kernel names, large enough for its views, one after another in their spaces."""
+    """A tensor for each that the kernel names, large enough for its views, all at one address: no value is computed."""
     found: dict[str, MemTensor] = {}
     for p in kernel.params:
         elements = _reach(p.view)
@@ -44,13 +40,7 @@ def _tensors(kernel: Kernel) -> tuple[MemTensor, ...]:
             found[p.tensor] = replace(known, elements=max(known.elements, elements))
         else:
             found[p.tensor] = MemTensor(p.tensor, p.dtype, elements, p.space, 0, "temp", p.tensor)
-    ends: dict[Space, int] = {}
-    placed = []
-    for tensor in found.values():
-        at = ends.get(tensor.space, 0)
-        placed.append(replace(tensor, address=at))
-        ends[tensor.space] = at + -(-max(tensor.bytes, 1) // ALIGNMENT) * ALIGNMENT
-    return tuple(placed)
+    return tuple(found.values())
 
 
 def _reach(view: View) -> int:

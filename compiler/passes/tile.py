@@ -80,8 +80,9 @@ def _lower(op: Op, name: str, lowered: Lowered) -> tuple[Kernel, tuple[VectorPro
                 f"node {', '.join(op.loc[:3]) or op.results[0].name}",
                 f"no tiling fits {lowered.target.name}",
                 str(error),
-                f"tiles within l1 of {lowered.target.l1.bytes:,} and acc of {lowered.target.acc.bytes:,} bytes",
-                "choose a target with larger memories, or report the model: every op should be divisible",
+                f"tiles within l1 of {lowered.target.l1.bytes:,} and acc of {lowered.target.acc.bytes:,} bytes, "
+                f"in {lowered.target.sync.rings_per_cu} rings",
+                "choose a larger target, or report the model: every op should be divisible",
             )
         ) from error
 

@@ -22,6 +22,7 @@ from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.ir.verify import verify_module
 from ppuc.targets.description import Target
+from ppuc.targets.limits import check_limits
 
 if TYPE_CHECKING:
     from ppuc.targets.artifact import Artifact
@@ -149,6 +150,8 @@ class Run:
         after = replace(after, done=(*module.done, spec_of(step)))
         if changed:
             verify_module(after)
+            if after.program is not None:
+                check_limits(after.program, self.target)
         seconds = time.perf_counter() - started
         checked = self.recheck.check(step.name, after, self.target) if self.recheck is not None and changed else None
         self._record(step.name, options_text(step), seconds, changed, after, checked)

@@ -131,8 +131,6 @@ class _Builder:
 
     def build(self) -> FlatSegment:
         kernels, stage = self.segment.kernels, 1 + max((c.queue for c in self.segment.copies), default=-1)
-        if stage > self.target.stage.queues:
-            raise InternalError(f"copy on stage queue {stage - 1}; {self.target.name} has {self.target.stage.queues}")
         for k, kernel in enumerate(kernels):
             self._add_rings(k, kernel)
         starts, ends = [], np.zeros((max(len(kernels), 1), 4), np.int64)
@@ -264,8 +262,6 @@ class _Builder:
         for k, kernel in enumerate(kernels):
             radix[k, : len(kernel.grid)] = [n for _, n in kernel.grid]
         units = np.array([int(np.prod(row)) for row in radix], np.int64)
-        if units.max() > self.target.cu:
-            raise InternalError(f"a grid of {units.max()} units does not fit {self.target.name} ({self.target.cu})")
         expect = np.zeros(max((g.first + len(g.expect) for g in self.segment.counters), default=0), np.int64)
         for group in self.segment.counters:
             expect[group.first : group.first + len(group.expect)] = group.expect

@@ -94,13 +94,11 @@ def _input_bytes(tensor: MemTensor, inputs: Mapping[str, np.ndarray]) -> np.ndar
 class UnitMemory:
     """l1 and acc of every unit, with arrays for the ring slots."""
 
-    def __init__(self, rings: Sequence[Ring], units: int, capacity: Mapping[Space, int]) -> None:
+    def __init__(self, rings: Sequence[Ring], units: int) -> None:
         self._rings = rings
         self._arena: dict[Space, np.ndarray] = {}
         for space in (Space.L1, Space.ACC):
             used = max((r.base + r.depth * r.slot_bytes for r in rings if r.space is space), default=0)
-            if used > capacity[space]:
-                raise InternalError(f"rings reach byte {used} of {space}, which has {capacity[space]}")
             self._arena[space] = np.full((units, used), FRESH, np.uint8)
         self._slots: list[list[list[np.ndarray | None]]] = [[[None] * r.depth for r in rings] for _ in range(units)]
 

@@ -32,6 +32,8 @@ class Repeats:
 def find_repeats(flat: FlatSegment) -> Repeats | None:
     """The repetition that most kernels take part in, or None if none is worth it."""
     kernels = len(flat.segment.kernels)
+    if kernels < LEAST:
+        return None
     sizes = np.diff(flat.marks, axis=1).transpose(1, 0, 2).reshape(kernels, -1)
     kinds = np.unique(sizes, axis=0, return_inverse=True)[1].ravel()
     if _best(kinds) is None:

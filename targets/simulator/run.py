@@ -18,6 +18,7 @@ from ppuc.ir.errors import InternalError
 from ppuc.ir.program import Program, Segment
 from ppuc.ir.resource import Resource
 from ppuc.ir.vector import VectorProgram
+from ppuc.targets.limits import check_limits
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import time
 from ppuc.targets.simulator.deadlock import describe_deadlock
@@ -71,9 +72,11 @@ def simulate(
 
     `inputs` are arrays by tensor name (None: timing only, which needs no constants either); `constants` are resources
     by tensor name. Hazards are checked when values are computed, or with `trace`; they are reported in the profile,
-    not raised. `replay`: layers that repeat exactly are not simulated again (replay.py). Raises InputError for inputs
-    that do not fit and InternalError when the program deadlocks.
+    not raised. `replay`: layers that repeat exactly are not simulated again (replay.py). Raises CapacityError for a
+    program that exceeds a limit of `target`, InputError for inputs that do not fit and InternalError when the program
+    deadlocks.
     """
+    check_limits(program, target)
     chip = None if inputs is None else ChipMemory(program, constants, inputs, late=before is not None)
     by_name = {v.name: v for v in vectors}
     totals, hazards, events = Totals(), list[Hazard](), EventTable(target) if trace else None
@@ -101,6 +104,7 @@ def simulate(
 
 def prepare(program: Program, vectors: tuple[VectorProgram, ...], target: Target) -> list[tuple[FlatSegment, bool]]:
     """What is launched, flattened, and whether it begins a segment."""
+    check_limits(program, target)
     by_name = {v.name: v for v in vectors}
     return [(flatten(program, segment, by_name, target), first) for _, segment, first in _launched(program, target)]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppuc.ir.affine import Affine
 from ppuc.ir.errors import InternalError
-from ppuc.ir.kernel import Bound, Gather, Mma, TileRef, Vec, View
+from ppuc.ir.kernel import MAX_TILE_RANK, MAX_VIEW_RANK, Bound, Gather, Mma, TileRef, Vec, View
 from ppuc.ir.program import Ring
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import VectorProgram
@@ -21,7 +21,6 @@ from ppuc.targets.simulator import records as rec
 from ppuc.targets.simulator.tables import NO_BOUND
 from ppuc.targets.vector_cost import Count, vec_cost
 
-MAX_DIMS, MAX_AXES = 8, 8
 _NO_DIM = (0, 0, 0, 0, 0, -1, -1, -1, -1)
 
 Row = tuple[float, ...]
@@ -55,10 +54,8 @@ class Shapes:
         slots: Mapping[str, int],
     ) -> int:
         """The sub-box of `view` that a tile maps onto."""
-        if len(index) > MAX_DIMS or len(tile) > MAX_AXES:
-            raise InternalError(f"a box of {len(index)} dimensions and {len(tile)} axes; at most {MAX_DIMS}")
-        dims: list[Row] = [_NO_DIM] * MAX_DIMS
-        coefs, stride = [[0] * self.depth] * MAX_DIMS, [0] * len(tile)
+        dims: list[Row] = [_NO_DIM] * MAX_VIEW_RANK
+        coefs, stride = [[0] * self.depth] * MAX_VIEW_RANK, [0] * len(tile)
         moves: dict[int, tuple[int, int]] = {}
         for d, expression in enumerate(index):
             reach = [f * (tile[a] - 1) for a, f in expression.axes]
@@ -79,7 +76,7 @@ class Shapes:
         dim = gather.dim if gather else -1
         self._boxes.append((len(index), len(tile), dtype.bytes, view.offset, dim, gathered, channels))
         self._dims += dims
-        self._axes += axes + [(0, 0, 0, 0, 0)] * (MAX_AXES - len(axes))
+        self._axes += axes + [(0, 0, 0, 0, 0)] * (MAX_TILE_RANK - len(axes))
         self._coefs.append(coefs)
         return len(self._boxes) - 1
 
@@ -145,9 +142,9 @@ class Shapes:
         boxes, depth = len(self._boxes), self.depth
         return {
             "box": rec.table(rec.Box, self._boxes),
-            "dim": rec.table(rec.BoxDim, self._dims).reshape(boxes, MAX_DIMS),
-            "axis": rec.table(rec.BoxAxis, self._axes).reshape(boxes, MAX_AXES),
-            "coef": np.array(self._coefs, np.int64).reshape(boxes, MAX_DIMS, depth),
+            "dim": rec.table(rec.BoxDim, self._dims).reshape(boxes, MAX_VIEW_RANK),
+            "axis": rec.table(rec.BoxAxis, self._axes).reshape(boxes, MAX_TILE_RANK),
+            "coef": np.array(self._coefs, np.int64).reshape(boxes, MAX_VIEW_RANK, depth),
             "copy": rec.table(rec.Range, self._copies),
             "extent": rec.table(rec.Extent, self._extents),
             "extent_coef": np.array(self._extent_coefs, np.int64).reshape(len(self._extents), depth),

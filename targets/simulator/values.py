@@ -19,7 +19,6 @@ from ppuc.ir.kernel import Buffer, Load, Mma, Param, Store, Vec
 from ppuc.ir.numerics import widen
 from ppuc.ir.program import Copy, Ring
 from ppuc.ir.tile import LoadPlan, MmaPlan, StorePlan, VecPlan
-from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.flatten import FlatSegment
@@ -38,7 +37,7 @@ class SegmentValues:
         self, flat: FlatSegment, vectors: Mapping[str, VectorProgram], chip: ChipMemory, target: Target
     ) -> None:
         self._chip, self._vectors, self._flat = chip, vectors, flat
-        self._units = UnitMemory(flat.rings, target.cu, {Space.L1: target.l1.bytes, Space.ACC: target.acc.bytes})
+        self._units = UnitMemory(flat.rings, target.cu)
         self._starts = [self._plan(i) for i in range(len(flat.instrs))]
         self._depth = flat.code.depth
         self._pending: list[deque[Commit]] = [deque() for _ in flat.code.stream_pc]

@@ -1,0 +1,61 @@
+"""Whether a kernel keeps within what the machine has beside memory: rings, and room in its descriptors.
+
+A kernel has a ring for each of its buffers, so the number is certain only once the kernel is built. Every tensor that
+a group reads is loaded into a ring of its own, which is known before and bounds how far groups grow; and what a body
+reads and stores bounds the number from above, so that most kernels need not be built to know that they fit.
+
+Invariant: no group becomes a kernel with more rings than `sync.rings_per_cu`, or with a view that no descriptor holds.
+"""
+
+from __future__ import annotations
+
+from ppuc.compiler.lowering.body import NotFusable
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import MAX_VIEW_RANK, Kernel
+from ppuc.ir.ops.base import OPS, Kind
+from ppuc.targets.schema import Target
+
+_SPARE = 16
+"""Buffers of one kernel that hold neither operands nor results, at most: accumulators, running sums, parts."""
+
+_WRITES_INTO = ("insert", "scatter_nd")
+"""Ops that write into the memory of their first operand and never load it."""
+
+
+def require_limits(kernel: Kernel, target: Target) -> None:
+    """Raise NotFusable when a unit has fewer rings than the kernel has buffers, or a view has too many dimensions."""
+    _require(len(kernel.buffers), "", target)
+    rank = max((len(p.view.shape) for p in kernel.params), default=0)
+    if rank > MAX_VIEW_RANK:
+        raise NotFusable(f"the kernel walks a tensor along {rank} axes, a descriptor has {MAX_VIEW_RANK}")
+
+
+def require_loads(body: Graph, target: Target) -> None:
+    """Raise NotFusable when a unit has fewer rings than the body reads tensors."""
+    if len(body.params) > target.sync.rings_per_cu:
+        _require(len(_loaded(body)), "at least ", target)
+
+
+def may_lack_rings(body: Graph, target: Target) -> bool:
+    """Whether a kernel of the body, copies aside, could need more rings than a unit has; False is certain."""
+    moved = sum(len(op.operands) for op in body.ops) + len(body.results)
+    walks = 1 + sum(OPS[op.name].kind is Kind.REDUCTION for op in body.ops)  # a reduction may read all of it once more
+    return walks * moved + _SPARE > target.sync.rings_per_cu
+
+
+def _loaded(body: Graph) -> set[str]:
+    """Parameters with elements that the body reads, through views or not."""
+    views = {op.results[0].name: op.operands[0] for op in body.ops if OPS[op.name].kind is Kind.VIEW}
+    read = [v for op in body.ops if op.results[0].name not in views for v in op.operands[op.name in _WRITES_INTO :]]
+    found = set()
+    for value in (*read, *body.results):
+        while value.name in views:
+            value = views[value.name]
+        found.add(value.name)
+    return found & {p.name for p in body.params if p.type.elements}
+
+
+def _require(rings: int, quantifier: str, target: Target) -> None:
+    limit = target.sync.rings_per_cu
+    if rings > limit:
+        raise NotFusable(f"the kernel needs {quantifier}{rings} rings, a unit has {limit} (sync.rings_per_cu)")

@@ -1,0 +1,82 @@
+"""Whether a program keeps within the limits of a machine: rings, counters, units, queues and memories.
+
+The rules of a program itself are in `ppuc.ir.verify`; what they leave out, because it takes a target, is here.
+
+Invariant: a program that passes makes the simulator index nothing that the machine does not have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ppuc.ir.errors import CapacityError, Diagnostic
+from ppuc.ir.program import KernelProgram, Program, Segment
+from ppuc.ir.types import Space
+from ppuc.targets.schema import Target
+
+
+def check_limits(program: Program, target: Target) -> None:
+    """Raise CapacityError with every limit of `target` that `program` exceeds: what exceeds it, the number, the limit
+    and the key that holds it."""
+    findings = [*_memories(program, target)]
+    for segment in program.segments:
+        findings += _segment(segment, target)
+    if findings:
+        raise CapacityError(findings)
+
+
+def _memories(program: Program, target: Target) -> Iterator[Diagnostic]:
+    for space, size in ((Space.L2, target.l2.bytes), (Space.HBM, target.hbm.bytes)):
+        ends = {t.name: t.address + t.bytes for t in program.tensors if t.space is space}
+        last = max(ends, key=ends.__getitem__, default=None)
+        if last is not None and ends[last] > size:
+            where, key = f"tensor %{last}", f"{space}.bytes"
+            yield _exceeded(where, f"lies beyond {space}", ends[last], "bytes", size, key, target)
+
+
+def _segment(segment: Segment, target: Target) -> Iterator[Diagnostic]:
+    counters = max((group.first + len(group.expect) for group in segment.counters), default=0)
+    if counters > target.sync.counters_per_chip:
+        yield _exceeded(
+            f"segment @{segment.name}",
+            "needs more counters than the chip has",
+            counters,
+            "counters",
+            target.sync.counters_per_chip,
+            "sync.counters_per_chip",
+            target,
+            "cut the model into several that are compiled apart, or see what more counters would give with "
+            f"--set sync.counters_per_chip={counters}",
+        )
+    queues = 1 + max((copy.queue for copy in segment.copies), default=-1)
+    if queues > target.stage.queues:
+        where = f"segment @{segment.name}"
+        yield _exceeded(
+            where, "copies on more queues than there are", queues, "queues", target.stage.queues, "stage.queues", target
+        )
+    for kernel in segment.kernels:
+        yield from _kernel(kernel, target)
+
+
+def _kernel(kernel: KernelProgram, target: Target) -> Iterator[Diagnostic]:
+    where = f"kernel @{kernel.name}"
+    units, rings = math.prod(n for _, n in kernel.grid), len(kernel.rings)
+    if units > target.cu:
+        yield _exceeded(where, "runs on more units than there are", units, "units", target.cu, "cu", target)
+    if rings > target.sync.rings_per_cu:
+        limit = target.sync.rings_per_cu
+        yield _exceeded(where, "needs more rings than a unit has", rings, "rings", limit, "sync.rings_per_cu", target)
+    for space, size in ((Space.L1, target.l1.bytes), (Space.ACC, target.acc.bytes)):
+        end = max((r.base + r.depth * r.slot_bytes for r in kernel.rings if r.space is space), default=0)
+        if end > size:
+            yield _exceeded(where, f"its rings do not fit {space}", end, "bytes", size, f"{space}.bytes", target)
+
+
+def _exceeded(
+    where: str, what: str, found: int, unit: str, limit: int, key: str, target: Target, hint: str | None = None
+) -> Diagnostic:
+    return Diagnostic(where, what, f"{found:,} {unit}", f"at most {limit:,} ({key} of {target.name})", hint)
+
+
+__all__ = ["check_limits"]
