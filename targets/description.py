@@ -4,7 +4,8 @@ A file is `name` and `description`, then the tree of `ppuc.targets.schema` whose
 `{ value = 64, unit = "CU", mark = "F", source = "..." }`. `peak_tops.<dtype>` are published peaks: not part of the
 machine (the peak follows from lanes, fragment, initiation interval and clock) but checked against it to 2 %.
 
-Invariant: a Target that leaves this module has every leaf of the schema, no other, and passes `_check`.
+Invariant: a Target that leaves this module has every leaf of the schema, no other, and no contradiction
+(`ppuc.targets.consistency`).
 """
 
 from __future__ import annotations
@@ -22,18 +23,24 @@ from pathlib import Path
 from typing import Any
 
 from ppuc.ir.errors import Diagnostic, TargetError
-from ppuc.targets.schema import MARKS, TENSOR_DTYPES, Leaf, Target
+from ppuc.targets.consistency import contradicted_peaks, contradictions
+from ppuc.targets.schema import INFORMATIONAL_DTYPES, MARKS, PEAKS, TENSOR_DTYPES, Leaf, Target
 
 _FOLDER = Path(__file__).parent
 _LEAF_KEYS = ("value", "unit", "mark", "source")
 _NOT_IN_FILE = ("name", "description", "hash", "provenance")
-_PEAKS = "peak_tops"
-_PEAK_TOLERANCE = 0.02
 _LARGEST = 1e15
 """Beyond any machine, and what the simulator's 64-bit sums of products still hold exactly."""
 
-Slot = tuple[Any, str, bool]
-"""What the schema says of a leaf: its Python type, unit, and whether it may be 0."""
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slot:
+    """What the schema says of a leaf: its Python type, unit, whether it may be 0 and whether it is informational."""
+
+    kind: Any
+    unit: str
+    zero: bool
+    informational: bool = False
 
 
 def builtin_targets() -> list[str]:
@@ -89,12 +96,12 @@ def _assigned(target: Target, leaves: Mapping[str, Leaf], assignment: str) -> Le
     key, equals, text = (part.strip() for part in assignment.partition("="))
     if not (key and equals and text):
         raise TargetError.of(where, "is not an assignment", expected="KEY=VALUE, as in tensor.ii_clk.bf16=32")
-    if key.split(".")[0] == _PEAKS:
+    if key.split(".")[0] == PEAKS:
         raise TargetError.of(where, "peaks follow from the machine", hint=_peak_hint(target, key, text))
-    path = _resolve(key, [p for p in leaves if not p.startswith(_PEAKS)], where)
+    path = _resolve(key, [p for p in leaves if not p.startswith(PEAKS)], where)
     old = leaves[path]
     value = _checked(_read_value(text), _slots()[_generic(path)], where, path)
-    return Leaf(path, value, old.unit, "D", f"override of {_show(old.value)}")
+    return dataclasses.replace(old, value=value, mark="D", source=f"override of {_show(old.value)}")
 
 
 # Reading a file.
@@ -153,8 +160,8 @@ def _read_leaf(given: Any, path: str, where: str) -> Leaf:
     if not isinstance(given, dict) or set(given) != set(_LEAF_KEYS):
         got = ", ".join(given) if isinstance(given, dict) else _show(given)
         raise TargetError.of(at, "is not a number with its provenance", got=got, expected=_shape_of(path))
-    if given["unit"] != slot[1]:
-        raise TargetError.of(at, "has the wrong unit", got=given["unit"], expected=slot[1])
+    if given["unit"] != slot.unit:
+        raise TargetError.of(at, "has the wrong unit", got=given["unit"], expected=slot.unit)
     if given["mark"] not in MARKS:
         raise TargetError.of(at, "has an unknown mark", got=given["mark"], expected=", ".join(MARKS))
     if not isinstance(given["source"], str) or not given["source"].strip():
@@ -162,12 +169,13 @@ def _read_leaf(given: Any, path: str, where: str) -> Leaf:
             at, "has no source", got=_show(given["source"]), expected="a sentence saying where it is from"
         )
     value = _checked(given["value"], slot, where, path)
-    return Leaf(path, value, slot[1], given["mark"], given["source"])
+    informational = slot.informational or path.rpartition(".")[2] in INFORMATIONAL_DTYPES
+    return Leaf(path, value, slot.unit, given["mark"], given["source"], informational)
 
 
 def _checked(value: Any, slot: Slot, where: str, path: str) -> Any:
     """`value` as the schema's type. Raises TargetError when type or sign do not fit."""
-    kind, unit, zero = slot
+    kind, unit, zero = slot.kind, slot.unit, slot.zero
     at = f"{where}: {path}"
     result = _coerced(value, kind)
     if result is None:
@@ -202,7 +210,7 @@ def _coerced(value: Any, kind: Any) -> Any:
 @functools.cache
 def _slots() -> dict[str, Slot]:
     """Every leaf path of the schema and what it holds, in order."""
-    return {**dict(_slots_of(Target, "")), f"{_PEAKS}.*": (float, "TOPS", False)}
+    return {**dict(_slots_of(Target, "")), f"{PEAKS}.*": Slot(float, "TOPS", False, informational=True)}
 
 
 def _slots_of(cls: type, above: str) -> Iterator[tuple[str, Slot]]:
@@ -214,21 +222,21 @@ def _slots_of(cls: type, above: str) -> Iterator[tuple[str, Slot]]:
         if dataclasses.is_dataclass(kind):
             yield from _slots_of(typing.cast(type, kind), path + ".")
         elif typing.get_origin(kind) is Mapping:
-            yield f"{path}.*", (typing.get_args(kind)[1], item.metadata["unit"], item.metadata["zero"])
+            yield f"{path}.*", Slot(typing.get_args(kind)[1], **item.metadata)
         else:
-            yield path, (kind, item.metadata["unit"], item.metadata["zero"])
+            yield path, Slot(kind, **item.metadata)
 
 
 def _expected_paths(given: Iterable[str]) -> list[str]:
     """Leaf paths that a file must have: an element type that one per-type table names must be in all of them."""
-    tables = [path.removesuffix("*") for path in _slots() if path.endswith(".*") and not path.startswith(_PEAKS)]
+    tables = [path.removesuffix("*") for path in _slots() if path.endswith(".*") and not path.startswith(PEAKS)]
     present = set(given)
     dtypes = [d for d in TENSOR_DTYPES if any(table + d in present for table in tables)] or ["bf16"]
-    peaks = [d for d in TENSOR_DTYPES if f"{_PEAKS}.{d}" in present]
+    peaks = [d for d in TENSOR_DTYPES if f"{PEAKS}.{d}" in present]
     return [
         path.replace("*", dtype)
         for path in _slots()
-        for dtype in ((peaks if path.startswith(_PEAKS) else dtypes) if path.endswith(".*") else ("",))
+        for dtype in ((peaks if path.startswith(PEAKS) else dtypes) if path.endswith(".*") else ("",))
     ]
 
 
@@ -238,7 +246,8 @@ def _generic(path: str) -> str:
 
 
 def _shape_of(path: str) -> str:
-    kind, unit, _ = _slots()[_generic(path)]
+    slot = _slots()[_generic(path)]
+    kind, unit = slot.kind, slot.unit
     if "|" in unit:
         return f'{{ value = "{unit.split("|")[0]}", unit = "{unit}", mark = "E", source = "..." }}'
     example = {int: "64", float: "1.5", bool: "true", str: '"..."'}.get(kind, "[16, 16, 16]")
@@ -267,14 +276,16 @@ def _show(value: Any) -> str:
 
 
 def _build(name: str, description: str, leaves: Mapping[str, Leaf], where: str, *, drop_stale_peaks: bool) -> Target:
-    content = {path: leaf.value for path, leaf in leaves.items() if not path.startswith(_PEAKS) and leaf.unit != "text"}
+    content = {path: leaf.value for path, leaf in leaves.items() if not path.startswith(PEAKS) and leaf.unit != "text"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     fixed = {"name": name, "description": description, "hash": digest, "provenance": tuple(leaves.values())}
     target: Target = _instance(Target, "", leaves, fixed)
-    findings = [Diagnostic(f"{where}: {path}", what, got, expected) for path, what, got, expected in _check(target)]
+    findings = [
+        Diagnostic(f"{where}: {path}", what, got, expected) for path, what, got, expected in contradictions(target)
+    ]
     if findings:
         raise TargetError(findings)
-    stale = {d.where: d for d in _check_peaks(target, where)}
+    stale = {d.where: d for d in contradicted_peaks(target, where)}
     if stale and not drop_stale_peaks:
         raise TargetError(list(stale.values()))
     kept = tuple(leaf for leaf in leaves.values() if f"{where}: {leaf.path}" not in stale)
@@ -296,69 +307,6 @@ def _instance(cls: Any, above: str, leaves: Mapping[str, Leaf], fixed: Mapping[s
         else:
             values[item.name] = leaves[path].value
     return cls(**values)
-
-
-def _check(t: Target) -> Iterator[tuple[str, str, str | None, str | None]]:
-    """(path, rule, got, expected) of every inconsistency between leaves."""
-    if not t.clock.min_mhz <= t.clock.base_mhz <= t.clock.max_mhz:
-        clocks = (t.clock.min_mhz, t.clock.base_mhz, t.clock.max_mhz)
-        yield "clock", "must ascend from min to base to max", str(clocks), None
-    if t.clock.sustained > 1:
-        yield "clock.sustained", "must be at most 1", str(t.clock.sustained), None
-    if t.cu % t.cu_per_ce:
-        yield "cu_per_ce", "does not divide cu", f"{t.cu} units in groups of {t.cu_per_ce}", None
-    if t.tensor.organisation == "lanes" and t.tensor.dataflow != "output":
-        yield "tensor.dataflow", "must be output for lanes: they keep the accumulator", t.tensor.dataflow, "output"
-    if t.tensor.organisation == "systolic":
-        yield from _check_arrays(t)
-    if math.prod(t.tensor.lane_grid) != t.tensor.lanes:
-        yield "tensor.lane_grid", "does not multiply to tensor.lanes", str(t.tensor.lane_grid), str(t.tensor.lanes)
-    for flag, dtypes in (("native_fp8", ("f8e4m3", "f8e5m2")), ("native_mx", ("f4e2m1",))):
-        claimed = getattr(t.tensor, flag)
-        for dtype in dtypes:
-            if t.tensor.supports(dtype) != claimed:
-                state = "listed" if t.tensor.supports(dtype) else "not listed"
-                yield f"tensor.{flag}", f"disagrees with tensor.ii_clk.{dtype}", f"{_show(claimed)}, {state}", None
-    if t.l2.bytes_per_clk_total > t.l2.slices * t.l2.bytes_per_clk_per_slice:
-        limit = f"at most {t.l2.slices * t.l2.bytes_per_clk_per_slice} (slices x bytes_per_clk_per_slice)"
-        yield "l2.bytes_per_clk_total", "is more than the slices give", str(t.l2.bytes_per_clk_total), limit
-    for name in ("efficiency", "refresh", "turnaround"):
-        value = getattr(t.hbm, name)
-        if value > 1:
-            yield f"hbm.{name}", "must be at most 1", str(value), None
-    if t.alignment_bytes & (t.alignment_bytes - 1):
-        yield "alignment_bytes", "must be a power of two", str(t.alignment_bytes), None
-    if t.instruction_bytes != 32:
-        yield "instruction_bytes", "is the width of the only encoding", str(t.instruction_bytes), "32"
-    limits = (t.thermal.ambient_c, *dataclasses.astuple(t.temperature))
-    if list(limits) != sorted(limits):
-        yield "temperature", "must ascend from ambient to sw_limit, hw_slow and shutdown", str(limits), None
-    if t.power.idle_w > t.power.tdp_w:
-        yield "power.idle_w", "is above power.tdp_w", str(t.power.idle_w), f"at most {t.power.tdp_w}"
-
-
-def _check_arrays(t: Target) -> Iterator[tuple[str, str, str | None, str | None]]:
-    """Fragments of a systolic engine are [1, C, R] (weights stay) or [R, C, 1] (results stay)."""
-    streamed = 0 if t.tensor.dataflow == "weight" else 2
-    for dtype, fragment in t.tensor.fragment.items():
-        if fragment[streamed] != 1:
-            expected = "[1, C, R]" if streamed == 0 else "[R, C, 1]"
-            yield f"tensor.fragment.{dtype}", "is not one step of a systolic array", str(list(fragment)), expected
-
-
-def _check_peaks(target: Target, where: str) -> Iterator[Diagnostic]:
-    for leaf in target.provenance:
-        root, _, dtype = leaf.path.partition(".")
-        if root != _PEAKS:
-            continue
-        if not target.tensor.supports(dtype):
-            yield Diagnostic(f"{where}: {leaf.path}", f"the tensor engine has no ii_clk for {dtype}", str(leaf.value))
-        elif abs(leaf.value / target.peak_tops(dtype) - 1) > _PEAK_TOLERANCE:
-            formula = "2 x cu x lanes x m x n x k / ii_clk x max_mhz"
-            expected = f"{target.peak_tops(dtype):.4g} within 2 % ({formula})"
-            yield Diagnostic(
-                f"{where}: {leaf.path}", "disagrees with the tensor engine's timing", str(leaf.value), expected
-            )
 
 
 # Overrides.

@@ -4,10 +4,12 @@ A target is a tree of frozen dataclasses. Each leaf declares its unit; the TOML 
 unit, a mark (how well the number is known) and its source. Frequencies are MHz, `*_clk` are cycles of the maximum
 clock, GB are 10^9 bytes, and a rate named `per_cu`, `per_slice` or `total` is that of one unit, one slice or the chip.
 
-Invariants (checked by ppuc.targets.description, whether a target comes from a file or an override): every leaf is
-present, of its type and non-negative; a leaf whose unit is `a|b` holds one of these words; clocks and temperatures
-ascend; the lane grid multiplies to the lanes; a systolic fragment has one streamed axis; `fragment`, `ii_clk` and
-`energy.mac_pj` name the same element types, and f8 and f4 appear exactly when `native_fp8` and `native_mx` say so.
+Invariants (checked by ppuc.targets.description and ppuc.targets.consistency, whether a target comes from a file or an
+override): every leaf is present, of its type and non-negative; a leaf whose unit is `a|b` holds one of these words;
+clocks and temperatures ascend; the lane grid multiplies to the lanes; a systolic fragment has one streamed axis;
+`fragment`, `ii_clk` and `energy.mac_pj` name the same element types, and f8 and f4 appear exactly when `native_fp8` and
+`native_mx` say so. Every leaf that is not marked informational is read: changing it changes a time, an energy, a
+program or a refusal.
 """
 
 from __future__ import annotations
@@ -32,9 +34,21 @@ TENSOR_DTYPES = ("f32", "tf32", "bf16", "f16", "i8", "f8e4m3", "f8e5m2", "f4e2m1
 type; f4e2m1 is the element of MXFP4 blocks."""
 
 
-def quantity(unit: str, *, zero: bool = False) -> Any:
-    """A leaf of the schema, in `unit`; `zero` permits 0 (a machine without it, or a cost that is free)."""
-    return field(metadata={"unit": unit, "zero": zero})
+PEAKS = "peak_tops"
+"""The table of published peaks in a target file."""
+
+INFORMATIONAL_DTYPES = ("tf32",)
+"""Element types that no instruction multiplies yet: their rows of the tables by type are informational."""
+
+MOST_IN_FLIGHT = 31
+"""Instructions of one queue that the simulator can have under way."""
+
+
+def quantity(unit: str, *, zero: bool = False, informational: bool = False) -> Any:
+    """A leaf of the schema, in `unit`; `zero` permits 0 (a machine without it, or a cost that is free). An
+    `informational` leaf describes the machine to people: neither compiler nor simulator reads it, at most another leaf
+    is checked against it."""
+    return field(metadata={"unit": unit, "zero": zero, "informational": informational})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +57,7 @@ class Clock:
     is held under continuous load before any power limit."""
 
     min_mhz: float = quantity("MHz")
-    base_mhz: float = quantity("MHz")
+    base_mhz: float = quantity("MHz", informational=True)
     max_mhz: float = quantity("MHz")
     sustained: float = quantity("ratio")
 
@@ -87,8 +101,8 @@ class TensorEngine:
     fragment: Mapping[str, tuple[int, int, int]] = quantity("m,n,k")
     ii_clk: Mapping[str, int] = quantity("clk")
     fill_clk: int = quantity("clk", zero=True)
-    native_fp8: bool = quantity("flag")
-    native_mx: bool = quantity("flag")
+    native_fp8: bool = quantity("flag", informational=True)
+    native_mx: bool = quantity("flag", informational=True)
 
     def supports(self, dtype: DType | str) -> bool:
         """Whether operands of `dtype` are multiplied without conversion."""
@@ -114,7 +128,7 @@ class L1:
     """The software-managed memory of one unit."""
 
     bytes: int = quantity("B")
-    banks: int = quantity("bank")
+    banks: int = quantity("bank", informational=True)
     bytes_per_clk: int = quantity("B/clk")
 
 
@@ -138,8 +152,8 @@ class L2:
     bytes: int = quantity("B")
     bytes_per_clk_per_cu: int = quantity("B/clk")
     latency_ns: float = quantity("ns", zero=True)
-    slices: int = quantity("slice")
-    bytes_per_clk_per_slice: int = quantity("B/clk")
+    slices: int = quantity("slice", informational=True)
+    bytes_per_clk_per_slice: int = quantity("B/clk", informational=True)
     bytes_per_clk_total: int = quantity("B/clk")
 
 
@@ -148,20 +162,20 @@ class Hbm:
     """Device memory of whatever kind: nameplate rate and the part of it that long reads sustain (`efficiency`) beside
     `refresh`, the part of time that refreshing takes.
 
-    Contiguous runs shorter than `burst_bytes` waste the rest of a row visit; one shorter than `sector_bytes` still
-    fetches a sector. Rows at random (gathers) pay an activation worth `activate_bytes` each, hidden in part by
+    `sector_bytes` is the smallest access. Contiguous runs shorter than `burst_bytes`, which is at least a sector, waste
+    the rest of a row visit. Rows at random (gathers) pay an activation worth `activate_bytes` each, hidden in part by
     other banks. `turnaround` is the part of the rate lost when reads and writes mix evenly. Consecutive
     `interleave_bytes` lie in different channels; `mapping` direct: by address bits, so that rows whose distance is a
     power of two meet in few channels; hashed: evenly whatever the distance. `banks` rows are open in a channel; the
     more streams are live beyond one a unit, the fewer of them find theirs open."""
 
-    kind: str = quantity("text")
+    kind: str = quantity("text", informational=True)
     bytes: int = quantity("B")
     gbs: float = quantity("GB/s")
     efficiency: float = quantity("ratio")
     refresh: float = quantity("ratio", zero=True)
     turnaround: float = quantity("ratio", zero=True)
-    sector_bytes: int = quantity("B")
+    sector_bytes: int = quantity("B", informational=True)
     burst_bytes: int = quantity("B")
     activate_bytes: int = quantity("B", zero=True)
     channels: int = quantity("channel")
@@ -188,7 +202,8 @@ class Noc:
 @dataclass(frozen=True, slots=True)
 class UnitMover:
     """A load or store queue of one unit: a transfer starts for `start_clk`, then streams at up to `bytes_per_clk` and
-    one contiguous row of its box every `row_clk`; `in_flight` transfers overlap their starts and latencies."""
+    one contiguous row of its box every `row_clk`; `in_flight` transfers overlap their starts and latencies. A unit has
+    one queue of each kind: programs have one stream for it."""
 
     queues_per_cu: int = quantity("queue")
     start_clk: int = quantity("clk", zero=True)
@@ -208,7 +223,8 @@ class StageMover:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """Cost and number of rings and counters; `queue_depth` instructions of a compute queue may be under way."""
+    """Cost and number of rings and counters: a kernel has at most `rings_per_cu` rings, the counters of a segment are
+    numbered below `counters_per_chip`. `queue_depth` instructions of a compute queue may be under way."""
 
     ring_op_clk: int = quantity("clk", zero=True)
     counter_bump_ns: float = quantity("ns", zero=True)
@@ -221,7 +237,7 @@ class Sync:
 class Host:
     """The link to the host."""
 
-    pcie: str = quantity("text")
+    pcie: str = quantity("text", informational=True)
     gbs_per_dir: float = quantity("GB/s")
 
 
@@ -229,17 +245,17 @@ class Host:
 class Interconnect:
     """Chip-to-chip links; `links` is 0 on a machine without."""
 
-    links: int = quantity("link", zero=True)
-    gbs_per_link_per_dir: float = quantity("GB/s", zero=True)
-    latency_us: float = quantity("us", zero=True)
-    server: str = quantity("text")
+    links: int = quantity("link", zero=True, informational=True)
+    gbs_per_link_per_dir: float = quantity("GB/s", zero=True, informational=True)
+    latency_us: float = quantity("us", zero=True, informational=True)
+    server: str = quantity("text", informational=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Nic:
     """Scale-out network per card; 0 on a machine without."""
 
-    gbps_per_card: float = quantity("Gb/s", zero=True)
+    gbps_per_card: float = quantity("Gb/s", zero=True, informational=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +272,8 @@ class Temperature:
     """Limits: software throttling, hardware slowdown, shutdown."""
 
     sw_limit_c: float = quantity("C")
-    hw_slow_c: float = quantity("C")
-    shutdown_c: float = quantity("C")
+    hw_slow_c: float = quantity("C", informational=True)
+    shutdown_c: float = quantity("C", informational=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,19 +297,20 @@ class Energy:
     l2_pj_per_byte: float = quantity("pJ/B")
     hbm_pj_per_byte: float = quantity("pJ/B")
     link_pj_per_byte: float = quantity("pJ/B")
-    nic_pj_per_byte: float = quantity("pJ/B")
+    nic_pj_per_byte: float = quantity("pJ/B", informational=True)
     instruction_pj: float = quantity("pJ")
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One number of a target file: dotted `path`, value, unit, mark and source."""
+    """One number of a target file: dotted `path`, value, unit, mark and source; `informational` as in `quantity`."""
 
     path: str
     value: Any
     unit: str
     mark: str
     source: str
+    informational: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -169,7 +169,8 @@ def targets_document() -> str:
         "and estimates; every number says which it is. `--target FILE.toml` describes another machine, `--set "
         "KEY=VALUE` changes one number.",
         table(("target", "CUs", "MHz", "TOPS by format", "l2 MiB", "hbm GB/s", "description"), map(_machine, machines)),
-        f"The default is `{default_target()}`. Peaks follow from lanes, fragment, initiation interval and clock.",
+        f"The default is `{default_target()}`. Peaks follow from lanes, fragment, initiation interval and clock. Keys "
+        "with a * are informational: they describe the machine, but no program, time or energy depends on them.",
         "## Marks",
         marks,
     ]
@@ -189,7 +190,7 @@ def _machine(target: Target) -> tuple[object, ...]:
 
 
 def _leaf(leaf: Leaf) -> tuple[object, ...]:
-    return code(leaf.path), leaf.value, leaf.unit, leaf.mark, leaf.source
+    return code(leaf.path) + " *" * leaf.informational, leaf.value, leaf.unit, leaf.mark, leaf.source
 
 
 def isa_document() -> str:

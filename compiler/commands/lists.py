@@ -71,7 +71,14 @@ def targets_command(
     if name or overrides:
         target = chosen_target(name, overrides)
         numbers = [
-            {"key": leaf.path, "value": leaf.value, "unit": leaf.unit, "mark": leaf.mark, "source": leaf.source}
+            {
+                "key": leaf.path,
+                "value": leaf.value,
+                "unit": leaf.unit,
+                "mark": leaf.mark,
+                "informational": leaf.informational,
+                "source": leaf.source,
+            }
             for leaf in target.leaves()
         ]
         record = {"name": target.name, "hash": target.hash, "description": target.description, "numbers": numbers}
@@ -139,8 +146,11 @@ def _show_target(out: Console, record: dict[str, Any]) -> None:
     from ppuc.compiler.report.tables import table
 
     out.print(f"{record['name']} ({record['hash']}): {record['description']}")
-    rows = [(n["key"], n["value"], n["unit"], n["mark"], n["source"]) for n in record["numbers"]]
+    rows = [
+        (n["key"] + " *" * n["informational"], n["value"], n["unit"], n["mark"], n["source"]) for n in record["numbers"]
+    ]
     table(out, "", ("key", "value", "unit", "mark", "source"), rows, left=(0, 2, 3, 4))
+    out.print("* informational: describes the machine, but no program, time or energy depends on it.")
 
 
 @click.command("ops", short_help="The ops of the graph level, and the ONNX ops that become them.")

@@ -44,8 +44,8 @@ GROUPS = {
 }
 """What the numbers of a target are about: the first group one of whose beginnings a path has."""
 
-_UNUSED = ("clock.min_mhz", "clock.base_mhz", "tensor.lanes", "l2.bytes_per_clk_per_slice")
-"""Numbers that no time depends on: those that others follow from, and rates that the simulator has as a total."""
+_UNUSED = ("clock.min_mhz", "tensor.lanes")
+"""Numbers that no time depends on, though something reads them."""
 
 _WHOLE = ("tensor.", "vector.")
 """Numbers of which the simulator takes whole ones only."""
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 _COSTS = ("clk", "ns", "us")
 """Units of numbers that make a machine slower when they grow; the others make it faster."""
 
-_UNTIMED = ("energy", "power", "thermal", "temperature", "icn", "nic", "peak_tops")
+_UNTIMED = ("energy", "power", "thermal", "temperature")
 _ENERGY = {
     "vector": "vector_op_pj",
     "l1": "l1_pj_per_byte",
@@ -87,7 +87,7 @@ def uncertain_numbers(program: Program, profile: Profile, target: Target) -> lis
         group = leaf.path.partition(".")[0]
         if leaf.mark not in RELATIVE or leaf.unit not in _UNITS or group in _UNTIMED or not used.get(group, True):
             continue
-        if leaf.path in _UNUSED or not leaf.value:
+        if leaf.informational or leaf.path in _UNUSED or not leaf.value:
             continue
         if head == "tensor.ii_clk" and last not in dtypes:
             continue

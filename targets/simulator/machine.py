@@ -90,8 +90,7 @@ def _movers(target: Target, stage_rate: float) -> np.ndarray:
     movers["row"] = [load.row_clk, store.row_clk, 0, 0, 0]
     movers["rate"] = [load.bytes_per_clk, store.bytes_per_clk, 0, 0, stage_rate]
     depth = target.sync.queue_depth
-    room = [load.in_flight, store.in_flight, depth, depth, target.stage.in_flight]
-    movers["room"] = np.minimum(room, t.IN_FLIGHT - 1)
+    movers["room"] = [load.in_flight, store.in_flight, depth, depth, target.stage.in_flight]
     return movers
 
 

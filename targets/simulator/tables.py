@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppuc.targets.schema import MOST_IN_FLIGHT
 from ppuc.targets.simulator import records as rec
 
 TICKS = 4096.0
@@ -43,8 +44,8 @@ MEM_HBM, MEM_L2, MEM_HOST = range(3)
 CACHE_ENTRIES = 1 << 16
 """Tiles that a cached l2 remembers; one that falls on another's entry evicts it."""
 
-IN_FLIGHT = 32
-"""Most instructions of one stream that are under way."""
+IN_FLIGHT = MOST_IN_FLIGHT + 1
+"""Rows for the instructions of one stream that are under way, and the one that is issued."""
 
 LOG_END, LOG_STREAM, LOG_INSTR, LOG_FIRST, LOG_LAST, LOG_FROM, LOG_TO, LOG_ENV = range(8)
 """Columns of a log row: 0 for a start, 1 for a completion, 2 when a store has read its slot but not landed (1 and 2:
