@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.contraction import anchor_of
+from ppuc.compiler.lowering.contraction import analyse_anchor, anchor_of, operand_view
 from ppuc.compiler.lowering.matmul import MatmulLowering, slot
 from ppuc.compiler.lowering.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.space import Access
@@ -206,6 +206,25 @@ class BlockMatmulLowering(MatmulLowering):
     def _check_rank(self, shape: Sequence[int]) -> None:
         if len(shape) > MAX_TILE_RANK:
             raise NotFusable("a tile with its blocks apart has more axes than a load can describe")
+
+
+def check_matmul(body: Graph, target: Target) -> None:
+    """Raise NotFusable when the group has no matmul kernel or a poor one, apart from the fit of tiles. A reduction
+    needs whole rows in the accumulator and enough of them to keep every unit busy."""
+    anchor = anchor_of(body, "matmul")
+    chain = analyse_anchor(body, anchor)
+    for value in anchor.operands[: 1 if stored_weights(body, anchor) is not None else 2]:
+        operand_view(body, value)
+    if not chain.reduce_axes:
+        return
+    n = anchor.results[0].type.dims[-1]
+    if math.prod(chain.domain[a] for a in chain.reduce_axes) != n or chain.reduce_axes[-1] != len(chain.domain) - 1:
+        raise NotFusable("the reduction runs over more than the columns of the product")
+    rows = math.prod(anchor.results[0].type.dims) // max(n, 1)
+    if 16 * n * 4 > cost.acc_budget(target):
+        raise NotFusable(f"a row of {n} columns does not fit the accumulator")
+    if -(-rows // 16) * 4 < 3 * target.cu:
+        raise NotFusable(f"{rows} rows, kept whole, would leave units idle")
 
 
 def matmul_lowering(

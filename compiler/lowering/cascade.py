@@ -173,6 +173,11 @@ class CascadeLowering(UnmergedLowering):
             price += cost.latency_clk(target) + load
         return Choice(points, channels, depth, units, price)
 
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects with the chosen tiles."""
+        return self.choice.price
+
     # building
 
     def lower(self) -> KernelBuilder:

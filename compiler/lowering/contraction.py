@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import Chain, NotFusable, Resolver, analyse
@@ -235,19 +235,10 @@ LIBRARY_SIDES = (16, 32, 64, 128, 256)
 """Sides of the tiles that kernel libraries ship."""
 
 
-Priced = TypeVar("Priced", bound="HasPrice")
+Candidate = TypeVar("Candidate", bound=cost.Priced)
 
 
-class HasPrice(Protocol):
-    """A candidate of a search."""
-
-    @property
-    def price(self) -> float:
-        """Cycles that the cost model expects."""
-        ...
-
-
-def ranked(found: Sequence[Priced], rank: int, what: str, target: Target) -> Priced:
+def ranked(found: Sequence[Candidate], rank: int, what: str, target: Target) -> Candidate:
     """The candidate of the `rank`-th lowest price (equal ones in the order found). Raises NotFusable when there is
     none."""
     if rank >= len(found):

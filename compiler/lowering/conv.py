@@ -25,6 +25,7 @@ from ppuc.compiler.lowering.body import NotFusable, analyse
 from ppuc.compiler.lowering.contraction import (
     ContractionLowering,
     Rings,
+    analyse_anchor,
     anchor_of,
     operand_ops,
     operand_view,
@@ -233,6 +234,11 @@ class ConvLowering(ContractionLowering):
 
     # building
 
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects with the chosen tiles."""
+        return self.choice.price
+
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
         choice = self.choice
@@ -356,6 +362,26 @@ class ConvLowering(ContractionLowering):
 
 def _align(size: int) -> int:
     return -(-size // 32) * 32
+
+
+def check_conv(body: Graph, target: Target) -> None:
+    """Raise NotFusable when the group has no convolution kernel or a poor one, apart from the fit of tiles: a reduction
+    (global pooling) needs the whole image in one tile."""
+    anchor = anchor_of(body, "conv")
+    chain = analyse_anchor(body, anchor)
+    for value in anchor.operands[:2]:
+        operand_view(body, value)
+    if not chain.reduce_axes:
+        return
+    result, x = anchor.results[0].type.dims, anchor.operands[0].type
+    if set(chain.reduce_axes) - set(range(1, len(result) - 1)) or anchor.attrs.groups != 1:  # type: ignore[attr-defined]
+        raise NotFusable("the reduction runs over channels")
+    points = math.prod(result[1:-1])
+    halo = math.prod(x.dims[1:-1]) * 4
+    if points > 256 or points * 16 * 4 > cost.acc_budget(target) or halo * 16 * x.dtype.bytes > cost.l1_budget(target):
+        raise NotFusable(f"an image of {points} points does not fit one tile")
+    if result[0] * -(-result[-1] // 16) * 2 < target.cu:
+        raise NotFusable("whole images would leave units idle")
 
 
 def lower_conv(

@@ -10,11 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ppuc.ir.kernel import View
 from ppuc.ir.types import DType, Space
 from ppuc.targets.cost import l2_bytes_per_clk, longer_row, mma_cycles
 from ppuc.targets.schema import Target
+
+
+class Priced(Protocol):
+    """What the model has priced: a candidate of a search, or a lowering with its best candidate."""
+
+    @property
+    def price(self) -> float:
+        """Cycles that the model expects."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

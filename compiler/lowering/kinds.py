@@ -1,87 +1,230 @@
-"""The kinds of groups: which op anchors one, whether a body fits, and which lowering builds its kernel.
+"""The kinds of kernels: one row each, and which kind a group is of.
 
-Adding a kind of kernel is one row here and one module beside it.
+A new kind is a row here and a module beside it. A package of others adds its rows with `add_kind`; of several rows
+that take an op (or a body, or groups in a row), the one added last has it.
+
+Invariant: no module but this one and those that build kernels compares kinds by name: what a pass needs to know of a
+kernel is a field of its row.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.attention import AttentionLowering, check_attention, lower_attention
-from ppuc.compiler.lowering.blocks import lower_matmul, matmul_lowering, stored_weights
-from ppuc.compiler.lowering.body import CHAIN_KINDS, Chain, NotFusable, Resolver, stored_part
+from ppuc.compiler.lowering.blocks import check_matmul, lower_matmul, matmul_lowering
+from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable
 from ppuc.compiler.lowering.cascade import CascadeLowering, lower_cascade
-from ppuc.compiler.lowering.contraction import analyse_anchor, operand_view
-from ppuc.compiler.lowering.conv import ConvLowering, lower_conv
+from ppuc.compiler.lowering.conv import ConvLowering, check_conv, lower_conv
+from ppuc.compiler.lowering.kernel_kind import KernelKind, always, one_tiling, price_of
 from ppuc.compiler.lowering.limits import require_loads
 from ppuc.compiler.lowering.map import MapLowering, check_map, lower_map
-from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather, lower_scatter
+from ppuc.compiler.lowering.moves import check_move, lower_concat, lower_copy, lower_gather, lower_scatter, only_views
 from ppuc.compiler.lowering.nest import KernelBuilder
-from ppuc.compiler.lowering.window import WindowLowering, check_window, lower_window
+from ppuc.compiler.lowering.window import WindowLowering, check_window, is_depthwise, lower_window
+from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops.base import OPS, Kind
-from ppuc.ir.ops.contraction import ConvAttrs
+from ppuc.ir.ops.structure import GroupAttrs
 from ppuc.targets.schema import Target
 
-Lower = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], KernelBuilder]
-RankedLower = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target, int], KernelBuilder]
-Check = Callable[[Graph, Op, Target], None]
+_ROWS = (
+    KernelKind(  # elementwise ops, constant pads, reductions along some axes
+        name="map",
+        unanchored=always,
+        check=lambda body, target: check_map(body),
+        lower=one_tiling(lower_map),
+        price=price_of(MapLowering),
+        overwrites=True,
+    ),
+    KernelKind(  # views whose elements have to lie in memory
+        name="copy",
+        unanchored=only_views,
+        check=lambda body, target: check_map(body),
+        lower=one_tiling(lower_copy),
+    ),
+    KernelKind(
+        name="matmul",
+        anchors={"matmul": always},
+        check=check_matmul,
+        lower=lower_matmul,
+        price=price_of(matmul_lowering),
+        overwrites=True,
+        rereads=True,
+        shortest_k=64,
+    ),
+    KernelKind(
+        name="conv",
+        anchors={"conv": always},
+        check=check_conv,
+        lower=lower_conv,
+        price=price_of(ConvLowering),
+        overwrites=True,
+        rereads=True,
+        shortest_k=16,
+    ),
+    KernelKind(  # pools and depthwise convolutions: the vector engine's
+        name="window",
+        anchors={"pool": always, "conv": is_depthwise},
+        check=check_window,
+        lower=one_tiling(lower_window),
+        price=price_of(WindowLowering),
+        rereads=True,
+    ),
+    KernelKind(  # what lies between the two stays in l1
+        name="cascade",
+        members=("window", "matmul"),
+        lower=one_tiling(lower_cascade),
+        price=price_of(CascadeLowering),
+        rereads=True,
+    ),
+    KernelKind(
+        name="attention",
+        anchors={"attention": always, "attention_parts": always},
+        check=check_attention,
+        lower=one_tiling(lower_attention),
+        price=price_of(AttentionLowering),
+        rereads=True,
+        shortest_keys=64,
+    ),
+    KernelKind(
+        name="concat",
+        anchors={"concat": always},
+        check=check_move,
+        lower=one_tiling(lower_concat),
+        epilogue=False,
+    ),
+    KernelKind(
+        name="gather",
+        anchors={"gather": always},
+        check=check_move,
+        lower=one_tiling(lower_gather),
+        epilogue=False,
+    ),
+    KernelKind(
+        name="scatter",
+        anchors={"scatter_nd": always},
+        check=check_move,
+        lower=one_tiling(lower_scatter),
+        epilogue=False,
+        updates=0,
+    ),
+)
+
+KINDS: dict[str, KernelKind] = {}
+"""Every row by name."""
+
+_ANCHORED: dict[str, list[KernelKind]] = {}
+"""Op name -> the kinds that such an op may anchor, those added last first."""
 
 
-def kind_of(op: Op) -> str:
-    """The kind of group that `op` anchors; "map" for elementwise ops and reductions, "view", "const", "copy" (a
-    pad)."""
-    record = OPS[op.name]
-    if op.name == "conv":
-        attrs = op.attrs
-        assert isinstance(attrs, ConvAttrs)
-        x, w = (v.type.dims for v in op.operands)
-        return "window" if attrs.groups == x[-1] and w[-1] == attrs.groups > 1 and attrs.layout == "nhwc" else "conv"
-    if record.kind in CHAIN_KINDS:
-        return "map"
-    if record.kind is Kind.VIEW or op.name == "insert":
-        return "view"
-    return ANCHORS.get(op.name, op.name)
+def add_kind(kind: KernelKind) -> KernelKind:
+    """Add a row. Raises ValueError when the name is taken, an anchor or a member does not exist, or an anchor is an op
+    that is part of any kernel (elementwise, a view, ...)."""
+    if kind.name in KINDS:
+        raise ValueError(f"kernel kind '{kind.name}' is defined twice")
+    for name in kind.anchors:
+        if name not in OPS or not needs_kernel(name):
+            raise ValueError(f"kernel kind '{kind.name}': no kernel is built around an op '{name}'")
+    for name in kind.members:
+        if name not in KINDS:
+            raise ValueError(f"kernel kind '{kind.name}' is made of an unknown kind '{name}'")
+    KINDS[kind.name] = kind
+    for name in kind.anchors:
+        _ANCHORED.setdefault(name, []).insert(0, kind)
+    return kind
 
 
-ANCHORS = {
-    "matmul": "matmul",
-    "pool": "window",
-    "attention": "attention",
-    "attention_parts": "attention",
-    "concat": "concat",
-    "gather": "gather",
-    "scatter_nd": "scatter",
-    "pad": "copy",
-    "const": "const",
-    "unblock": "const",
-}
+# -- ops and bodies --------------------------------------------------------------------------------------------------
+
+
+def needs_kernel(name: str) -> bool:
+    """Whether ops of that name are what kernels are built around: neither elementwise nor a reduction, nor read
+    through (views, pads, constants)."""
+    kind = OPS[name].kind
+    return kind not in (*CHAIN_KINDS, Kind.VIEW, Kind.CONSTANT) and name not in ("insert", "pad", "unblock")
+
+
+def anchoring_ops() -> frozenset[str]:
+    """Names of the ops that some kernel is built around."""
+    return frozenset(_ANCHORED)
+
+
+def anchored_kind(op: Op) -> KernelKind | None:
+    """The kind of kernel that `op` anchors; None when it is part of other kernels, or has none."""
+    return next((kind for kind in _ANCHORED.get(op.name, ()) if kind.anchors[op.name](op)), None)
 
 
 def anchor_in(body: Graph) -> Op | None:
     """The op of `body` that decides its kind; None for elementwise groups and copies."""
-    anchors = [op for op in body.ops if kind_of(op) not in ("map", "view", "const", "copy")]
+    anchors = [op for op in body.ops if needs_kernel(op.name)]
     if len(anchors) > 1:
         raise NotFusable("two anchors in one group")
     return anchors[0] if anchors else None
 
 
 def check_group(body: Graph, target: Target) -> str:
-    """The kind of kernel that `body` makes. Raises NotFusable with the reason when it makes none."""
+    """The name of the kind of kernel that `body` makes. Raises NotFusable with the reason when it makes none."""
     require_loads(body, target)
     anchor = anchor_in(body)
-    if anchor is None:
-        check_map(body)
-        computes = any(OPS[op.name].kind in CHAIN_KINDS or op.name == "pad" for op in body.ops)
-        return "map" if computes else "copy"
-    kind = kind_of(anchor)
-    if kind not in KINDS:
-        raise NotFusable(f"no kernel for '{anchor.name}'")
-    KINDS[kind].check(body, anchor, target)
+    if anchor is not None:
+        kind = anchored_kind(anchor)
+    else:
+        rows = reversed(KINDS.values())
+        kind = next((row for row in rows if row.unanchored is not None and row.unanchored(body)), None)
+    if kind is None:
+        raise NotFusable(f"no kernel for '{anchor.name}'" if anchor is not None else "no kernel for the group")
+    if kind.check is not None:
+        kind.check(body, target)
+    return kind.name
+
+
+# -- groups ----------------------------------------------------------------------------------------------------------
+
+
+def kind_named(name: str, where: str = "a group") -> KernelKind:
+    """The row of that name. Raises UsageError: dumps are text, and may name a kind that nothing here has defined."""
+    kind = KINDS.get(name)
+    if kind is None:
+        raise UsageError.of(
+            where,
+            "is of an unknown kind of kernel",
+            got=name or "none",
+            expected=", ".join(KINDS),
+            hint="a kind of another package is known once that package is installed",
+        )
     return kind
+
+
+def group_kind(op: Op) -> KernelKind | None:
+    """The kind of a group; None for other ops, and for groups of which none was chosen yet. Raises UsageError."""
+    if not isinstance(op.attrs, GroupAttrs) or not op.attrs.kind:
+        return None
+    return kind_named(op.attrs.kind, f"group {op.results[0]}")
+
+
+def group_anchor(op: Op) -> Op | None:
+    """The op that decides the kind of a group; None where no single op does, and for other ops."""
+    kind = group_kind(op)
+    return anchor_in(op.body) if kind is not None and kind.anchors and op.body is not None else None
+
+
+def may_follow(first: Op, second: Op) -> bool:
+    """Whether some kernel computes two groups of their kinds in a row, perhaps among more."""
+    pair = _kind_name(first), _kind_name(second)
+    return any(pair in pairwise(kind.members) for kind in KINDS.values())
+
+
+def joined_kind(groups: Sequence[Op]) -> KernelKind | None:
+    """The kind of the kernel that computes groups of their kinds in a row, if there is one."""
+    names = tuple(map(_kind_name, groups))
+    return next((kind for kind in reversed(KINDS.values()) if kind.members and kind.members == names), None)
+
+
+def _kind_name(op: Op) -> str:
+    kind = group_kind(op)
+    return "" if kind is None else kind.name
 
 
 def lower_group(
@@ -89,100 +232,23 @@ def lower_group(
 ) -> KernelBuilder:
     """Build the kernel of a group, in the `rank`-th cheapest of the ways its lowering considers. Raises NotFusable when
     there are no more, or no tiling fits the machine."""
-    tiled = KINDS[kind]
-    if tiled.ranked is not None:
-        return tiled.ranked(name, body, tensors, loc, target, rank)
-    if rank:
-        raise NotFusable(f"a {kind} kernel has one tiling")
-    return tiled.lower(name, body, tensors, loc, target)
+    return kind_named(kind).lower(name, body, tensors, loc, target, rank)
 
 
 def price_group(kind: str, body: Graph, target: Target) -> float:
-    """Cycles that the cost model expects of a kernel of a kind that is priced (matmul, conv, map, attention, window,
-    cascade) with its best tiles. Raises NotFusable when nothing fits."""
-    tensors = {v.name: v.name for v in (*body.params, *body.results)}
-    if kind == "map":
-        return MapLowering("kernel", body, tensors, (), target).price
-    if kind == "attention":
-        return AttentionLowering("kernel", body, tensors, (), target).price
-    if kind == "matmul":
-        return matmul_lowering("kernel", body, tensors, (), target).choice.price
-    if kind == "cascade":
-        return CascadeLowering("kernel", body, tensors, (), target).choice.price
-    if kind == "window":
-        window = WindowLowering("kernel", body, tensors, (), target)
-        window.choose()
-        return window.price
-    return ConvLowering("kernel", body, tensors, (), target).choice.price
+    """Cycles that the cost model expects of a kernel with its best tiles. Raises NotFusable when nothing fits, or the
+    kind has no cost model."""
+    price = kind_named(kind).price
+    if price is None:
+        raise NotFusable(f"kernels of kind {kind} have no cost model")
+    return price(body, target)
 
 
-def _check_chain(body: Graph, anchor: Op) -> Chain:
-    chain = analyse_anchor(body, anchor)
-    in_blocks = anchor.name == "matmul" and stored_weights(body, anchor) is not None
-    for value in anchor.operands[: 1 if in_blocks else 2]:
-        operand_view(body, value)
-    return chain
+def packages_of(kind: str, body: Graph) -> list[str]:
+    """The packages of others that define the kind or an op of `body`: kernels depend on their code, too."""
+    functions: list[object] = [kind_named(kind).lower, *(OPS[op.name].infer for op in body.ops)]
+    return sorted({f.__module__.partition(".")[0] for f in functions} - {"ppuc"})
 
 
-def _check_matmul(body: Graph, anchor: Op, target: Target) -> None:
-    """A reduction needs whole rows in the accumulator and enough of them to keep every unit busy."""
-    chain = _check_chain(body, anchor)
-    if not chain.reduce_axes:
-        return
-    n = anchor.results[0].type.dims[-1]
-    if math.prod(chain.domain[a] for a in chain.reduce_axes) != n or chain.reduce_axes[-1] != len(chain.domain) - 1:
-        raise NotFusable("the reduction runs over more than the columns of the product")
-    rows = math.prod(anchor.results[0].type.dims) // max(n, 1)
-    if 16 * n * 4 > cost.acc_budget(target):
-        raise NotFusable(f"a row of {n} columns does not fit the accumulator")
-    if -(-rows // 16) * 4 < 3 * target.cu:
-        raise NotFusable(f"{rows} rows, kept whole, would leave units idle")
-
-
-def _check_conv(body: Graph, anchor: Op, target: Target) -> None:
-    """A reduction (global pooling) needs the whole image in one tile."""
-    chain = _check_chain(body, anchor)
-    if not chain.reduce_axes:
-        return
-    result, x = anchor.results[0].type.dims, anchor.operands[0].type
-    if set(chain.reduce_axes) - set(range(1, len(result) - 1)) or anchor.attrs.groups != 1:  # type: ignore[attr-defined]
-        raise NotFusable("the reduction runs over channels")
-    points = math.prod(result[1:-1])
-    halo = math.prod(x.dims[1:-1]) * 4
-    if points > 256 or points * 16 * 4 > cost.acc_budget(target) or halo * 16 * x.dtype.bytes > cost.l1_budget(target):
-        raise NotFusable(f"an image of {points} points does not fit one tile")
-    if result[0] * -(-result[-1] // 16) * 2 < target.cu:
-        raise NotFusable("whole images would leave units idle")
-
-
-def _check_move(body: Graph, anchor: Op, target: Target) -> None:
-    resolver = Resolver(body)
-    for value in anchor.operands:
-        external = resolver.external(value)
-        if external is None or external.padded:
-            raise NotFusable(f"operand {value} of '{anchor.name}' is not a strided view")
-    if body.results != anchor.results and [stored_part(body, r)[0] for r in body.results] != list(anchor.results):
-        raise NotFusable(f"'{anchor.name}' takes no epilogue")
-
-
-@dataclass(frozen=True, slots=True)
-class GroupKind:
-    """How a kind is checked and lowered."""
-
-    check: Check
-    lower: Lower
-    ranked: RankedLower | None = None
-
-
-KINDS: dict[str, GroupKind] = {
-    "map": GroupKind(lambda body, anchor, target: None, lower_map),
-    "copy": GroupKind(lambda body, anchor, target: None, lower_copy),
-    "matmul": GroupKind(_check_matmul, lower_matmul, lower_matmul),
-    "conv": GroupKind(_check_conv, lower_conv, lower_conv),
-    "window": GroupKind(lambda body, anchor, target: check_window(body, target), lower_window),
-    "cascade": GroupKind(lambda body, anchor, target: None, lower_cascade),
-    "attention": GroupKind(lambda body, anchor, target: check_attention(body, target), lower_attention),
-    "concat": GroupKind(_check_move, lower_concat),
-    "gather": GroupKind(_check_move, lower_gather),
-    "scatter": GroupKind(_check_move, lower_scatter),
-}
+for _row in _ROWS:
+    add_kind(_row)

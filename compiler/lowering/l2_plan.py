@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from ppuc.compiler.lowering.kinds import group_kind
 from ppuc.compiler.lowering.memory import PLACEMENTS, assign, live_ranges, storage_roots
 from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.ir.graph import Graph, Op
@@ -21,9 +22,6 @@ from ppuc.ir.ops.base import OPS, Kind
 
 SLACKS = (2, 1, 0)
 """Steps that bytes are kept beyond their last reader: the first that leaves room for everything."""
-
-OVERWRITERS = ("conv", "matmul", "map")
-"""Kinds of groups whose kernels visit each element of a result once."""
 
 
 def overwritten(graph: Graph) -> dict[str, str]:
@@ -36,7 +34,8 @@ def overwritten(graph: Graph) -> dict[str, str]:
     kept |= {roots[r.name] for op in graph.ops if op.name == "group" for r in op.results if roots[r.name] != r.name}
     found: dict[str, str] = {}
     for step, op in enumerate(graph.ops):
-        if op.body is None or len(op.results) != 1 or op.attrs.kind not in OVERWRITERS:  # type: ignore[attr-defined]
+        kind = group_kind(op)
+        if op.body is None or len(op.results) != 1 or kind is None or not kind.overwrites:
             continue
         result = op.results[0]
         if result.name not in own or result.name in kept or not _elementwise_after_all(op.body):

@@ -236,6 +236,11 @@ class MatmulLowering(ContractionLowering):
         nest.add(len(nest.loops), Vec(self.kernel.vector(program), (wide,), (tile,)))
         return wide
 
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects with the chosen tiles."""
+        return self.choice.price
+
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
         choice = self.choice

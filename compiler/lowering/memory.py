@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering.body import Resolver
+from ppuc.compiler.lowering.kinds import group_anchor, group_kind
 from ppuc.compiler.lowering.minimalloc import Plan, plan
 from ppuc.compiler.lowering.ranges import Assigner, Range
 from ppuc.ir.errors import InternalError
@@ -20,13 +21,13 @@ PLACEMENTS = 200_000
 
 
 def updated_operand(op: Op) -> int | None:
-    """Position of the operand that a scatter group updates in place; None for other ops."""
-    if op.body is None or getattr(op.attrs, "kind", "") != "scatter":
+    """Position of the operand of which a group changes some elements in place; None for other ops."""
+    kind, anchor = group_kind(op), group_anchor(op)
+    if kind is None or kind.updates is None or anchor is None or op.body is None:
         return None
-    scatter = next(inner for inner in op.body.ops if inner.name == "scatter_nd")
-    data = Resolver(op.body).external(scatter.operands[0])
+    data = Resolver(op.body).external(anchor.operands[kind.updates])
     if data is None:
-        raise InternalError(f"scatter {op.results[0]} does not update a parameter")
+        raise InternalError(f"{kind.name} {op.results[0]} does not update a parameter")
     return [p.name for p in op.body.params].index(data.value.name)
 
 
@@ -40,8 +41,8 @@ def inserted_operands(op: Op) -> dict[int, int]:
 
 
 def storage_roots(graph: Graph) -> dict[str, str]:
-    """Value name -> the value whose memory it shares: reshapes alias their operand, a scatter updates its first
-    operand in place, an insert stores into its base."""
+    """Value name -> the value whose memory it shares: reshapes alias their operand, a scatter changes some
+    elements of its first one, an insert stores into its base."""
     roots: dict[str, str] = {p.name: p.name for p in graph.params}
     for op in graph.ops:
         updated = 0 if op.name == "reshape" else updated_operand(op)

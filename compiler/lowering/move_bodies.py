@@ -36,6 +36,15 @@ def single_result(body: Graph) -> Value:
     return body.results[0]
 
 
+def moving_op(body: Graph) -> Op:
+    """The op of the body that moves elements other than through views and pads. Raises NotFusable when there is none,
+    or another."""
+    found = [op for op in body.ops if OPS[op.name].kind is Kind.MOVE and op.name not in ("pad", "insert")]
+    if len(found) != 1:
+        raise NotFusable(f"a movement stands around one op (got {len(found)})")
+    return found[0]
+
+
 def only_anchor(body: Graph, name: str) -> Op:
     """The body's one op `name`, all others being views and pads. Raises NotFusable."""
     anchors = [op for op in body.ops if OPS[op.name].kind is not Kind.VIEW and op.name not in ("pad", "insert")]

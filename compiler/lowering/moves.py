@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ppuc.compiler.lowering.body import NotFusable, Resolver
+from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, Resolver, stored_part
 from ppuc.compiler.lowering.concat import lower_concat
 from ppuc.compiler.lowering.copies import Copy, add_copies, strided_copy
 from ppuc.compiler.lowering.gather import lower_gather
-from ppuc.compiler.lowering.move_bodies import meeting_point
+from ppuc.compiler.lowering.move_bodies import meeting_point, moving_op
 from ppuc.compiler.lowering.nest import KernelBuilder
 from ppuc.compiler.lowering.scatter import lower_scatter
 from ppuc.ir.graph import Graph
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.targets.schema import Target
 
-__all__ = ["lower_concat", "lower_copy", "lower_gather", "lower_scatter"]
+__all__ = ["check_move", "lower_concat", "lower_copy", "lower_gather", "lower_scatter", "only_views"]
+
+
+def check_move(body: Graph, target: Target) -> None:
+    """Raise NotFusable when the group around a concat, gather or scatter has no kernel, apart from the fit of tiles."""
+    anchor, resolver = moving_op(body), Resolver(body)
+    for value in anchor.operands:
+        external = resolver.external(value)
+        if external is None or external.padded:
+            raise NotFusable(f"operand {value} of '{anchor.name}' is not a strided view")
+    if body.results != anchor.results and [stored_part(body, r)[0] for r in body.results] != list(anchor.results):
+        raise NotFusable(f"'{anchor.name}' takes no epilogue")
+
+
+def only_views(body: Graph) -> bool:
+    """Whether a body without an anchor computes nothing: it renames elements, or stores them as part of a tensor."""
+    return not any(OPS[op.name].kind in CHAIN_KINDS or op.name == "pad" for op in body.ops)
 
 
 def view_copies(body: Graph, tensors: Mapping[str, str]) -> list[Copy]:

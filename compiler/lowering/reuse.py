@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import TypeVar, cast
 
 from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.kinds import lower_group, price_group
+from ppuc.compiler.lowering.kinds import lower_group, packages_of, price_group
 from ppuc.compiler.lowering.limits import may_lack_rings, require_limits
 from ppuc.compiler.lowering.records import decoded, encoded
-from ppuc.compiler.lowering.search_store import SearchStore, directory, key_of
+from ppuc.compiler.lowering.search_store import SearchStore, directory, key_of, package_digest
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Kernel, Load, Loop, Mma, Param, Stmt, Store, Vec
+from ppuc.ir.ops.structure import GroupAttrs
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
@@ -55,7 +56,8 @@ class Lowered:
         found = self._known.get((kind, key))
         if found is None:
             tries = self.tries if self.settle is not None else 1
-            found = self._kept(("kernel", tries, kind, key), lambda: self._fastest(kind, canonical))
+            asked = ("kernel", tries, *_identity(kind, canonical), key)
+            found = self._kept(asked, lambda: self._fastest(kind, canonical))
             self._known[kind, key] = found
         if isinstance(found, NotFusable):
             raise found
@@ -63,12 +65,17 @@ class Lowered:
         inner = [v.name for v in (*canonical.params, *canonical.results)]
         return renamed(*found, name, dict(zip(inner, outer, strict=True)), loc)
 
-    def price(self, kind: str, body: Graph) -> float:
-        """Cycles that the cost model expects of the kernel of `body` (see `price_group`). Raises NotFusable."""
-        canonical, key = canonical_body(body)
+    def price(self, group: Op, body: Graph | None = None) -> float:
+        """Cycles that the cost model expects of the kernel of a group, or of `body` as a kernel of its kind (see
+        `price_group`). Raises NotFusable."""
+        assert isinstance(group.attrs, GroupAttrs)
+        assert group.body is not None
+        kind = group.attrs.kind
+        canonical, key = canonical_body(group.body if body is None else body)
         found = self._prices.get((kind, key))
         if found is None:
-            found = self._kept(("price", kind, key), lambda: self._priced(kind, canonical))
+            asked = ("price", *_identity(kind, canonical), key)
+            found = self._kept(asked, lambda: self._priced(kind, canonical))
             self._prices[kind, key] = found
         if isinstance(found, NotFusable):
             raise found
@@ -119,6 +126,11 @@ class Lowered:
         require_limits(kernel, self.target)
         spaces = {v.name: v.space or Space.L2 for v in values}
         return replace(kernel, params=tuple(replace(p, space=spaces[p.tensor]) for p in kernel.params)), vectors
+
+
+def _identity(kind: str, body: Graph) -> tuple[str, ...]:
+    """The kind, and the sources that an outcome depends on beyond those of ppuc."""
+    return kind, *map(package_digest, packages_of(kind, body))
 
 
 def canonical_body(body: Graph) -> tuple[Graph, object]:

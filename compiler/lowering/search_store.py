@@ -2,7 +2,7 @@
 
 One SQLite file in the user's cache directory (`PPUC_CACHE_DIR` names another; empty, nothing is kept). A key is the
 sha256 of everything that an outcome depends on: the target's numbers, the group's canonical body, what was asked, and
-the sources of the compiler, so that a changed search starts afresh.
+the sources of the compiler and of packages that add kernels or ops, so that a changed search starts afresh.
 
 Invariant: with and without the store, a compilation gives the same bytes. A store that cannot be opened, read or
 written is left out: it saves time and nothing else.
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import sqlite3
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +45,18 @@ def sources_digest() -> str:
         for file in sorted((root / folder).rglob("*.py")):
             digest.update(file.name.encode())
             digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def package_digest(name: str) -> str:
+    """sha256 of the sources of an imported package of others (or a module at top level). Where they are in no file, an
+    outcome is kept for this process alone."""
+    module, digest = sys.modules[name], hashlib.sha256()
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))] or [Path(module.__file__ or "")]
+    for file in files:
+        digest.update(file.read_bytes() if file.is_file() else secrets.token_bytes())
     return digest.hexdigest()
 
 

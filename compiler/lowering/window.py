@@ -27,6 +27,7 @@ from ppuc.compiler.lowering.window_steps import Window, emit_pool, emit_taps, id
 from ppuc.ir.affine import Affine, axis
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.kernel import Load, Vec, View
+from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.ir.types import DType
 from ppuc.ir.vector import compute_dtype
 from ppuc.targets.schema import Target
@@ -87,9 +88,14 @@ class WindowLowering(UnmergedLowering):
 
     # the search
 
-    def choose(self) -> None:
-        """Settle the block of taps, the slots of the halo ring, the tiles and the units: the largest block of which a
-        tile fits l1, then the cheapest tile, in half of l1 if one fits."""
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects with the cheapest tiles. Raises NotFusable when none fit."""
+        return self.choose()
+
+    def choose(self) -> float:
+        """Settle the block of taps, the slots of the halo ring, the tiles and the units, and return their price: the
+        largest block of which a tile fits l1, then the cheapest tile, in half of l1 if one fits."""
         least = [a.size if a.reduced else 1 for a in self.space.axes]
         limits = (cost.l1_budget(self.target), self.target.l1.bytes)
         for block in self._blocks():
@@ -103,8 +109,8 @@ class WindowLowering(UnmergedLowering):
                     if self.depth:
                         priced.append((*self._price(tiles), tiles, self.depth))
                 if priced:
-                    self.price, self.units, self.tiles, self.depth = min(priced, key=lambda p: p[0])
-                    return
+                    price, self.units, self.tiles, self.depth = min(priced, key=lambda p: p[0])
+                    return price
         raise NotFusable(
             f"no tile of a window of {list(self.window.kernel)} elements fits l1 of {self.target.l1.bytes} bytes"
         )
@@ -271,6 +277,14 @@ def _window(anchor: Op) -> Window:
         raise NotFusable(f"a window over {len(kernel)} spatial axes")
     kind: str = attrs.kind if pool else "conv"  # type: ignore[attr-defined]
     return Window(kind, tuple(kernel), attrs.strides, attrs.low, attrs.dilations)  # type: ignore[attr-defined]
+
+
+def is_depthwise(conv: Op) -> bool:
+    """Whether a channels-last convolution combines points of one channel only, of several."""
+    attrs = conv.attrs
+    assert isinstance(attrs, ConvAttrs)
+    x, w = (v.type.dims for v in conv.operands)
+    return attrs.groups == x[-1] and w[-1] == attrs.groups > 1 and attrs.layout == "nhwc"
 
 
 def _depthwise_channels(anchor: Op) -> tuple[int, ...]:

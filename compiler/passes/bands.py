@@ -13,7 +13,7 @@ from typing import ClassVar
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.contraction import anchor_of
-from ppuc.compiler.lowering.kinds import check_group
+from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
 from ppuc.compiler.passes.graph_bodies import ancestors, fresh_body
 from ppuc.compiler.passes.graph_walk import with_graph
@@ -69,10 +69,10 @@ class Banding:
         return self.graph if len(ops) == len(self.graph.ops) else self.graph.with_ops(ops)
 
     def _op(self, op: Op) -> list[Op]:
-        if op.body is None or getattr(op.attrs, "kind", "") != "attention" or len(op.results) != 1:
+        attention = group_anchor(op)
+        if op.body is None or attention is None or attention.name != "attention" or len(op.results) != 1:
             return [op]
-        attention = next((o for o in op.body.ops if o.name == "attention"), None)
-        if attention is None or not attention.attrs.causal:  # type: ignore[attr-defined]
+        if not attention.attrs.causal:  # type: ignore[attr-defined]
             return [op]
         _, key = canonical_body(op.body)
         if key not in self.decided:
@@ -88,7 +88,7 @@ class Banding:
         batch, heads, m, _ = attention.operands[0].type.dims
         hidden = m * (m - 1) / 2 / (m * attention.operands[1].type.dims[2])  # of all scores
         try:
-            whole = self.lowered.price("attention", op.body)
+            whole = self.lowered.price(op)
             self._cut(op, 2)
         except NotFusable:
             return 1

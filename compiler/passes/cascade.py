@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.kinds import joined_kind, may_follow
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.ir.analysis import users
@@ -23,9 +24,6 @@ from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import GroupAttrs
 from ppuc.ir.rewrite import Builder, all_names
 from ppuc.targets.schema import Target
-
-JOINABLE = (("window", "matmul"),)
-"""Kinds of groups in a row that one cascade kernel can compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +117,8 @@ class Cascading:
     def _follows(self, chains: dict[str, list[Op]], value: Value, op: Op) -> bool:
         """Whether `op` alone reads `value`, and the kinds of the two can make a cascade."""
         before = chains[value.name][-1]
-        kinds = (before.attrs.kind, op.attrs.kind)  # type: ignore[attr-defined]
         alone = len(self.users[value.name]) == 1 and sum(v.name == value.name for v in op.operands) == 1
-        return kinds in JOINABLE and alone and len(before.results) == 1 and value.name not in self.outputs
+        return may_follow(before, op) and alone and len(before.results) == 1 and value.name not in self.outputs
 
     def _kernels(self, chain: Sequence[Op]) -> list[list[Op]]:
         """The chain in the kernels that take the fewest cycles together."""
@@ -142,10 +139,8 @@ class Cascading:
 
     def _price(self, members: Sequence[Op]) -> float | None:
         """Cycles of one kernel of these groups; None when there is none. What has no price stays as it is."""
-        op = members[0] if len(members) == 1 else self._joined(members)
-        assert op.body is not None
         try:
-            return self.lowered.price(op.attrs.kind, op.body)  # type: ignore[attr-defined]
+            return self.lowered.price(members[0] if len(members) == 1 else self._joined(members))
         except NotFusable as error:
             self._why_not = str(error)
             return 0.0 if len(members) == 1 else None
@@ -155,7 +150,10 @@ class Cascading:
         return self.target.store.start_clk + cost.handover_latency_clk(self.target)
 
     def _joined(self, members: Sequence[Op]) -> Op:
-        """One group that computes what `members` do."""
+        """One group that computes what `members` do. Raises NotFusable when no kind of kernel does."""
+        kind = joined_kind(members)
+        if kind is None:
+            raise NotFusable("no kernel computes groups of these kinds in a row")
         rename: dict[str, Value] = {}  # outer value -> inner
         ops: list[Op] = []
         operands: list[Value] = []
@@ -179,4 +177,4 @@ class Cascading:
         params = tuple(rename[v.name] for v in operands)
         body = Graph("body", params, tuple(rename[r.name] for r in last.results), tuple(ops))
         loc = tuple(dict.fromkeys(name for op in members for name in op.loc))
-        return Op("group", GroupAttrs("cascade"), tuple(operands), last.results, loc, body)
+        return Op("group", GroupAttrs(kind.name), tuple(operands), last.results, loc, body)

@@ -1,4 +1,5 @@
-"""Composites into primitives. Afterwards the only composites are those that `keep` names."""
+"""Composites into primitives. Afterwards the only composites are those that kernels are built around, and those that
+`keep` names."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ppuc.compiler.lowering.kinds import anchoring_ops
 from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
@@ -23,17 +25,20 @@ def expand_composite(w: Walk, op: Op) -> Sequence[Value] | None:
 class Decompose:
     """Expand composite ops (softmax, normalisations, resize, ...) into primitives.
 
+    Those named in `keep` stay and, with `kernels`, those that a kernel is built around.
+
     %y = softmax(%x) {axis = 1}
     ->
     %m = reduce(%x) {kind = max}; %e = exp(sub(%x, %m)); %y = div(%e, reduce(%e) {kind = sum})
     """
 
     name: ClassVar[str] = "decompose"
-    keep: tuple[str, ...] = ("attention", "unblock")
+    keep: tuple[str, ...] = ("unblock",)
+    kernels: bool = True
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module without composites other than those in `keep`."""
-        rules = {
-            name: (expand_composite,) for name, op in OPS.items() if op.decompose is not None and name not in self.keep
-        }
+        """The module without composites other than those in `keep` and, with `kernels`, those that a kernel is built
+        around."""
+        kept = {*self.keep, *(anchoring_ops() if self.kernels else ())}
+        rules = {name: (expand_composite,) for name, op in OPS.items() if op.decompose is not None and name not in kept}
         return with_graph(module, to_fixpoint(module.graph, rules))

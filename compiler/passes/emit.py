@@ -15,7 +15,7 @@ from functools import partial
 from typing import ClassVar
 
 from ppuc.compiler.lowering.l2_plan import overwritten
-from ppuc.compiler.lowering.memory import storage_roots
+from ppuc.compiler.lowering.memory import storage_roots, updated_operand
 from ppuc.compiler.passes.emit_counters import CounterPlan
 from ppuc.compiler.passes.emit_rings import RingOwners, Site, claiming_units, ring_uses, sites_of
 from ppuc.ir.kernel import Buffer, Kernel, Loop, Stmt
@@ -81,7 +81,7 @@ class Emission:
         in_place = {
             op.attrs.kernel: self.roots[op.results[0].name]  # type: ignore[attr-defined]
             for op in self.graph.ops
-            if getattr(op.attrs, "kind", "") == "scatter"
+            if updated_operand(op) is not None
         }
         over = {
             op.attrs.kernel: self.roots[op.results[0].name]  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable
-from ppuc.compiler.lowering.kinds import check_group, kind_of
+from ppuc.compiler.lowering.kinds import anchored_kind, check_group, needs_kernel
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.fuse_graph import GroupedGraph, is_view
 from ppuc.compiler.passes.graph_walk import with_graph
@@ -60,10 +60,10 @@ class Grouping(GroupedGraph):
     def build(self) -> Graph:
         """The grouped graph."""
         for i, op in enumerate(self.graph.ops):
-            if kind_of(op) not in ("map", "copy", "const", "view"):
+            if needs_kernel(op.name):
                 self._grow(i)
-        for i, op in enumerate(self.graph.ops):
-            if kind_of(op) == "map" and i not in self.group_of and not self._read_through(i):
+        for i in range(len(self.graph.ops)):
+            if self._on_chain(i) and i not in self.group_of and not self._read_through(i):
                 self._grow(i)
         self._untangle()
         for i, op in enumerate(self.graph.ops):
@@ -80,7 +80,8 @@ class Grouping(GroupedGraph):
         self.groups.append(members)
         self.group_of[seed] = number
         self._read_apart(seed, self._check)
-        if kind_of(self.graph.ops[seed]) not in ("gather", "scatter", "concat") and self.epilogues:
+        kind = anchored_kind(self.graph.ops[seed])
+        if (kind is None or kind.epilogue) and self.epilogues:
             self._extend(members, number)
         self._shed(members)
         while len(members) > 1 and (why_not := self._misfit(members)):
@@ -98,7 +99,7 @@ class Grouping(GroupedGraph):
             for i in alone:
                 if i in self.group_of:
                     self._read_apart(i, self._misfit)
-                elif kind_of(self.graph.ops[i]) == "map":
+                elif self._on_chain(i):
                     self.group_of[i] = len(self.groups)
                     self.groups.append([i])
                     self._read_apart(i, self._misfit)
@@ -245,8 +246,8 @@ class Grouping(GroupedGraph):
                 source = self.position.get(v.name)
                 if source is None or source in self.group_of or v.name in reached or v.name in self.outputs:
                     continue
-                mine = kind_of(self.graph.ops[source]) == "map" and self.users[v.name] == [reader]
-                if mine and OPS[self.graph.ops[source].name].kind is Kind.ELEMENTWISE and v.type.elements == elements:
+                elementwise = OPS[self.graph.ops[source].name].kind is Kind.ELEMENTWISE
+                if elementwise and self.users[v.name] == [reader] and v.type.elements == elements:
                     found.append(source)
                     stack.append(source)
         return sorted(found)

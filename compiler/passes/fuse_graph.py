@@ -12,7 +12,7 @@ from dataclasses import replace
 import networkx as nx
 
 from ppuc.compiler.lowering.body import CHAIN_KINDS, scalar_constant, unpacks
-from ppuc.compiler.lowering.kinds import check_group, kind_of
+from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.memory import updated_operand
 from ppuc.ir import views
 from ppuc.ir.graph import Graph, Op, Value
@@ -63,14 +63,17 @@ class GroupedGraph:
                 if source is None or source in wanted or source in self.group_of:
                     continue
                 op = self.graph.ops[source]
-                on_chain = OPS[self.graph.ops[reader].name].kind in CHAIN_KINDS
-                number = scalar_constant(op) is not None and on_chain
+                number = scalar_constant(op) is not None and self._on_chain(reader)
                 view = "view" not in apart and is_view(op) and self._readable(op, self.graph.ops[reader])
-                pad = "pad" not in apart and _foldable_pad(op) and OPS[self.graph.ops[i].name].kind in CHAIN_KINDS
+                pad = "pad" not in apart and _foldable_pad(op) and self._on_chain(i)
                 if number or view or pad or self._unpacked(op, self.graph.ops[reader]):
                     wanted.add(source)
                     stack.append((source, reader))
         return sorted(wanted)
+
+    def _on_chain(self, i: int) -> bool:
+        """Whether op `i` is elementwise, a reduction or a scan, which can be part of most kernels."""
+        return OPS[self.graph.ops[i].name].kind in CHAIN_KINDS
 
     def _readable(self, view_op: Op, reader: Op) -> bool:
         """Whether `reader` should read through `view_op`: a strided view expresses it and its rows are not single
@@ -205,7 +208,8 @@ class GroupedGraph:
         for key in nx.lexicographical_topological_sort(order, key=lambda k: (order.nodes[k]["at"], k)):
             ops.append(nodes[key][1])
         graph = Graph(self.graph.name, self.graph.params, self.graph.results, tuple(ops))
-        return _prune(_with_output_copies(_with_scatter_copies(graph, self.builder), self.builder))
+        graph = _with_scatter_copies(graph, self.builder, self.target)
+        return _prune(_with_output_copies(graph, self.builder, self.target))
 
     def _is_alias(self, op: Op) -> bool:
         """Whether a view's elements are all those of some value in memory, in order."""
@@ -238,7 +242,7 @@ class GroupedGraph:
             for op in body.ops
         )
         renamed = Graph("body", tuple(names[p.name] for p in body.params), tuple(names[r.name] for r in results), ops)
-        anchored = sorted(members, key=lambda i: kind_of(self.graph.ops[i]) == "map")  # the anchor's names come first
+        anchored = sorted(members, key=self._on_chain)  # the anchor's names come first
         locs = dict.fromkeys(name for i in anchored for name in self.graph.ops[i].loc)
         kind = check_group(renamed, self.target)
         return Op("group", GroupAttrs(kind), body.params, results, tuple(locs), renamed)
@@ -262,23 +266,23 @@ def _prune(graph: Graph) -> Graph:
     return graph.with_ops(reversed(kept))
 
 
-def _copy_group(value: Value, builder: Builder, loc: tuple[str, ...]) -> Op:
+def _copy_group(value: Value, builder: Builder, loc: tuple[str, ...], target: Target) -> Op:
     """A group that copies `value`."""
     inner = Value(builder.fresh(f"{value.name}.in"), value.type)
     out = Value(builder.fresh(f"{value.name}.out"), value.type)
     copy = Op("reshape", ReshapeAttrs(value.type.dims), (inner,), (out,))
     body = Graph("body", (inner,), (out,), (copy,))
     result = Value(builder.fresh(f"{value.name}.copy"), value.type)
-    return Op("group", GroupAttrs("copy"), (value,), (result,), loc, body)
+    return Op("group", GroupAttrs(check_group(body, target)), (value,), (result,), loc, body)
 
 
-def _with_scatter_copies(graph: Graph, builder: Builder) -> Graph:
+def _with_scatter_copies(graph: Graph, builder: Builder, target: Target) -> Graph:
     """A scatter updates its data in place, so it gets data of its own."""
     ops: list[Op] = []
     for op in graph.ops:
         position = updated_operand(op)
         if position is not None:
-            copy = _copy_group(op.operands[position], builder, op.loc)
+            copy = _copy_group(op.operands[position], builder, op.loc, target)
             ops.append(copy)
             operands = (*op.operands[:position], copy.result, *op.operands[position + 1 :])
             op = replace(op, operands=operands)
@@ -286,7 +290,7 @@ def _with_scatter_copies(graph: Graph, builder: Builder) -> Graph:
     return graph.with_ops(ops)
 
 
-def _with_output_copies(graph: Graph, builder: Builder) -> Graph:
+def _with_output_copies(graph: Graph, builder: Builder, target: Target) -> Graph:
     """Results that are parameters, constants or aliases of those get memory of their own by a copy."""
     fixed = {p.name for p in graph.params} | {r.name for op in graph.ops if op.name == "const" for r in op.results}
     for op in graph.ops:
@@ -296,7 +300,7 @@ def _with_output_copies(graph: Graph, builder: Builder) -> Graph:
     made: dict[str, Value] = {}
     for value in graph.results:
         if value.name in fixed and value.name not in made:
-            ops.append(_copy_group(value, builder, ()))
+            ops.append(_copy_group(value, builder, (), target))
             made[value.name] = ops[-1].result
         results.append(made.get(value.name, value))
     return Graph(graph.name, graph.params, tuple(results), tuple(ops))

@@ -195,7 +195,7 @@ class Joining:
         into = Value(self.builder.fresh(f"{base.name}.in"), base.type)
         out = Value(self.builder.fresh(f"{whole.name}.out"), whole.type)
         body = Graph("body", (inner, into), (out,), (Op("insert", InsertAttrs(part.starts), (into, inner), (out,)),))
-        return Op("group", GroupAttrs("copy"), (part.value, base), (whole,), loc, body)
+        return Op("group", GroupAttrs(check_group(body, self.target)), (part.value, base), (whole,), loc, body)
 
     def _fits(self, op: Op) -> bool:
         """Whether the group still makes a kernel of its kind."""

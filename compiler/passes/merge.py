@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from ppuc.compiler.lowering.body import NotFusable, Resolver
-from ppuc.compiler.lowering.kinds import check_group
+from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_products import Product, read_product
@@ -86,7 +86,8 @@ class Merging:
 
     def _product(self, op: Op) -> Product | None:
         """`op` as a product whose readers can read columns of another tensor; None when it is anything else."""
-        if op.body is None or getattr(op.attrs, "kind", "") != "matmul" or len(op.results) != 1:
+        anchor = group_anchor(op)
+        if anchor is None or anchor.name != "matmul" or len(op.results) != 1:
             return None
         if op.results[0].name in self.outputs or any(u.name != "group" for u in self.users[op.results[0].name]):
             return None
@@ -99,9 +100,8 @@ class Merging:
         follow."""
         constants, joint = self._joint(products)
         try:
-            apart = sum(self.lowered.price("matmul", p.op.body) for p in products if p.op.body is not None)
-            assert joint.body is not None
-            if self.lowered.price("matmul", joint.body) >= apart:
+            apart = sum(self.lowered.price(p.op) for p in products)
+            if self.lowered.price(joint) >= apart:
                 return None
             replaced = dict(self._readers(graph, products, joint.results[0]))
         except NotFusable:

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, op_axes
-from ppuc.compiler.lowering.kinds import anchor_in, check_group
+from ppuc.compiler.lowering.kinds import anchor_in, check_group, group_anchor
 from ppuc.compiler.lowering.memory import inserted_operands
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
 from ppuc.compiler.passes.graph_constants import folded
@@ -101,13 +101,13 @@ class Paneling:
 
     def _weights(self, op: Op) -> int | None:
         """Position of the operand that is a constant multiplied from the right, if the group can be cut at all."""
-        if getattr(op.attrs, "kind", "") != "matmul" or len(op.results) != 1 or inserted_operands(op):
+        anchor = group_anchor(op)
+        if anchor is None or anchor.name != "matmul" or len(op.results) != 1 or inserted_operands(op):
             return None
         body = op.body
         assert body is not None
-        anchor = anchor_in(body)
         names = [p.name for p in body.params]
-        if anchor is None or anchor.operands[1].name not in names or anchor.operands[1].type.rank != 2:
+        if anchor.operands[1].name not in names or anchor.operands[1].type.rank != 2:
             return None
         at = names.index(anchor.operands[1].name)
         return at if op.operands[at].name in self.constants else None
@@ -139,8 +139,7 @@ class Paneling:
         return max(price, size * -(-rows // TILE) / hbm_bytes_per_clk(self.target))
 
     def _price(self, op: Op) -> float:
-        assert op.body is not None
-        return self.lowered.price(op.attrs.kind, op.body)  # type: ignore[attr-defined]
+        return self.lowered.price(op)
 
     # -- cutting -------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering.body import Resolver
 from ppuc.compiler.lowering.capacity import require_hbm
+from ppuc.compiler.lowering.kinds import group_kind
 from ppuc.compiler.lowering.l2_choice import Candidate, advanced, kept
 from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import live_ranges, storage_roots
@@ -154,7 +155,8 @@ class Placing:
 
 def _rows(op: Op) -> int:
     """Results of a group for each of which it reads its constants, in tiles of the other dimension."""
-    if op.attrs.kind not in ("matmul", "conv", "window", "cascade", "attention"):  # type: ignore[attr-defined]
+    kind = group_kind(op)
+    if kind is None or not kind.rereads:
         return 0
     result = op.results[0].type
     return result.elements // max(result.dims[-1] if result.rank else 1, 1)

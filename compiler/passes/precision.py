@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.lowering.body import Resolver, unpacks
-from ppuc.compiler.lowering.kinds import check_group
+from ppuc.compiler.lowering.kinds import anchored_kind, check_group, group_anchor, group_kind
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
@@ -32,13 +32,11 @@ from ppuc.ir.types import DType, TensorType
 from ppuc.targets.schema import Target
 
 CONTRACTIONS = ("matmul", "conv", "attention")
-FOLLOWING = ("pad", "concat", "gather", "scatter_nd", "pool")
-"""Ops that move elements without arithmetic on them (a sum over a window excepted): their result has the operands'
-dtype."""
+FOLLOWING = ("pad", "pool")
+"""Ops whose result has the operands' dtype, beside views and those whose kernels store elements as they are: they move
+elements without arithmetic on them (a sum over a window excepted)."""
 MOST_ROWS = 16
 """Rows of queries that share keys up to which attention is bound by memory, in any format."""
-
-MOVES = ("concat", "gather", "scatter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +82,9 @@ class Narrowing:
     def _over_caches(self, op: Op) -> bool:
         """Whether `op` is attention of few queries over keys and values that are stored wide whatever happens (a
         model's inputs or outputs): multiplying them as they are takes less than another pass over memory."""
-        if op.body is None or getattr(op.attrs, "kind", "") != "attention":
+        attention = group_anchor(op)
+        if op.body is None or attention is None or attention.name != "attention":
             return False
-        attention = next(inner for inner in op.body.ops if inner.name == "attention")
         (_, heads, rows, _), (_, groups, *_) = (v.type.dims for v in attention.operands[:2])
         dtype = attention.operands[0].type.dtype
         if heads // groups * rows > MOST_ROWS or not self.target.tensor.supports(str(dtype)) or dtype is self.narrow:
@@ -142,8 +140,9 @@ class Narrowing:
         return self.narrow if self.roots[value.name] in self.narrowed else value.type.dtype
 
     def _group(self, op: Op) -> None:
-        body, kind = op.body, op.attrs.kind  # type: ignore[attr-defined]
+        body, kind = op.body, group_kind(op)
         assert body is not None
+        assert kind is not None
         fed = self.fed[op.results[0].name]
         stored = [self._stored(r) for r in op.results]
         operands = []
@@ -151,7 +150,7 @@ class Narrowing:
             current = self.values[v.name]
             if i in fed and self._wide(current.type.dtype):
                 current = self._cast(current, self.narrow)
-            elif kind in MOVES and v.type.dtype is op.results[0].type.dtype and current.type.dtype is not stored[0]:
+            elif not kind.epilogue and v.type.dtype is op.results[0].type.dtype and current.type.dtype is not stored[0]:
                 current = self._cast(current, stored[0])
             operands.append(current)
         rewritten = _Body(self, body, operands, stored).build()
@@ -176,7 +175,8 @@ class Narrowing:
                 inner = Value(self.builder.fresh(f"{value.name}.in"), value.type)
                 out = Value(self.builder.fresh(f"{value.name}.out"), type)
                 body = Graph("body", (inner,), (out,), (Op("cast", CastAttrs(dtype), (inner,), (out,)),))
-                self.ops.append(Op("group", GroupAttrs("map"), (value,), (result,), (), body))
+                attrs = GroupAttrs(check_group(body, self.target))
+                self.ops.append(Op("group", attrs, (value,), (result,), (), body))
             self.casts[key] = result
         return self.casts[key]
 
@@ -196,6 +196,13 @@ def _contraction_params(body: Graph | None) -> frozenset[int]:
                 if external is not None:
                     found.add(position[external.value.name])
     return frozenset(found)
+
+
+def _follows(op: Op) -> bool:
+    """Whether the result of `op` has the dtype of its operands, whatever that is."""
+    kind = anchored_kind(op)
+    moves = kind is not None and not kind.epilogue
+    return moves or op.name in FOLLOWING or OPS[op.name].kind in (Kind.VIEW, Kind.CONSTANT)
 
 
 class _Body:
@@ -232,7 +239,7 @@ class _Body:
             attrs = replace(attrs, out=None if narrow is op.results[0].type.dtype else op.results[0].type.dtype)  # type: ignore[call-arg]
         elif op.name == "attention":
             operands = (*operands[:3], *(self._as(v, o) for v, o in zip(operands[3:], op.operands[3:], strict=True)))
-        elif op.name not in FOLLOWING and OPS[op.name].kind not in (Kind.VIEW, Kind.CONSTANT):
+        elif not _follows(op):
             operands = tuple(self._as(v, o) for v, o in zip(operands, op.operands, strict=True))
         types = OPS[op.name].infer(attrs, [v.type for v in operands])
         results = tuple(replace(r, type=t) for r, t in zip(op.results, types, strict=True))

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.kinds import anchor_in, check_group
+from ppuc.compiler.lowering.kernel_kind import KernelKind
+from ppuc.compiler.lowering.kinds import anchor_in, check_group, group_kind
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
 from ppuc.compiler.passes.graph_bodies import ancestors
@@ -37,17 +38,11 @@ PARTS = (2, 3, 4, 6, 8)
 KEY_PARTS = (2, 4, 8, 16, 32)
 """Numbers of parts of an attention's keys that are tried."""
 
-SHORTEST_KEYS = 64
-"""Least keys of a part."""
-
 WORSE = 1.1
 """Price of a number of parts, over the best so far, from which on no larger one is tried."""
 
 FEW_ROWS = 16
 """Rows of a product up to which its weights are read about once."""
-
-SHORTEST = {"matmul": 64, "conv": 16}
-"""Least length of a part along k, or least channels of a part of a convolution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +81,16 @@ class Splitting:
         return self.graph if len(ops) == len(self.graph.ops) else without_dead_ops(self.graph.with_ops(ops))
 
     def _op(self, op: Op) -> list[Op]:
-        kind = getattr(op.attrs, "kind", "")
-        if op.body is None or kind not in (*SHORTEST, "attention"):
+        kind = group_kind(op)
+        if op.body is None or kind is None or not (kind.shortest_k or kind.shortest_keys):
             return [op]
         _, key = canonical_body(self._in_memory(op))
         if key not in self.decided:
-            self.decided[key] = self._best_keys(op) if kind == "attention" else self._best(kind, op)
+            self.decided[key] = self._best_keys(kind, op) if kind.shortest_keys else self._best(kind, op)
         parts = self.decided[key]
         if parts == 1:
             return [op]
-        return cut_keys(op, parts, self.names, self.target) if kind == "attention" else self._cut(op, parts)
+        return cut_keys(op, parts, self.names, self.target) if kind.shortest_keys else self._cut(op, parts)
 
     def _in_memory(self, op: Op) -> Graph:
         """The body of a group, its operands in the memory where they will be: the model's inputs and large constants
@@ -115,15 +110,15 @@ class Splitting:
         ops = tuple(replace(o, operands=tuple(map(put, o.operands))) for o in body.ops)
         return Graph(body.name, tuple(map(put, body.params)), body.results, ops)
 
-    def _best_keys(self, op: Op) -> int:
+    def _best_keys(self, kind: KernelKind, op: Op) -> int:
         """The number of parts of an attention's keys, 1 to leave it whole."""
         chosen = 1
         try:
-            least = self.lowered.price("attention", self._in_memory(op))
+            least = self._price(op)
         except NotFusable:
             return 1
         for parts in KEY_PARTS:
-            if keys_of(op) // parts < SHORTEST_KEYS:
+            if keys_of(op) // parts < kind.shortest_keys:
                 break
             try:
                 first, second, _ = cut_keys(op, parts, self.names, self.target)
@@ -134,7 +129,7 @@ class Splitting:
                 least, chosen = price, parts
         return chosen
 
-    def _best(self, kind: str, op: Op) -> int:
+    def _best(self, kind: KernelKind, op: Op) -> int:
         """The number of parts, 1 to leave the group whole."""
         body = op.body
         assert body is not None
@@ -142,14 +137,14 @@ class Splitting:
         if anchor is None or not self._divisible(anchor, op):
             return 1
         try:
-            least, chosen = self.lowered.price(kind, self._in_memory(op)), 1
+            least, chosen = self._price(op), 1
         except NotFusable:  # no tile fits the machine: said where tiles are chosen
             return 1
         if least < self._bound(anchor) + 2 * self._handover_clk():
             return 1
         length = _length(anchor)
         for parts in PARTS:
-            if length % (parts * 16) or length // parts < SHORTEST[kind]:
+            if length % (parts * 16) or length // parts < kind.shortest_k:
                 continue
             if self._bound(anchor) + self._adding_clk(anchor, parts) > least:
                 break
@@ -171,8 +166,7 @@ class Splitting:
         return 2 * cost.latency_clk(self.target) + moved / rate + self._handover_clk()
 
     def _price(self, group: Op) -> float:
-        assert group.body is not None
-        return self.lowered.price(group.attrs.kind, self._in_memory(group))  # type: ignore[attr-defined]
+        return self.lowered.price(group, self._in_memory(group))
 
     def _bound(self, anchor: Op) -> float:
         """Cycles of the contraction with every unit at its peak."""
@@ -195,8 +189,9 @@ class Splitting:
         if anchor.name == "matmul":
             return True
         attrs = anchor.attrs
-        assert isinstance(attrs, ConvAttrs)
-        return attrs.groups == 1 and attrs.layout == "nhwc" and self._weights(anchor, op) is not None
+        if not isinstance(attrs, ConvAttrs) or attrs.groups != 1 or attrs.layout != "nhwc":
+            return False
+        return self._weights(anchor, op) is not None
 
     def _weights(self, conv: Op, op: Op) -> Op | None:
         """The constant that is the weights of a convolution in the body of `op`."""

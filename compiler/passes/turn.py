@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.lowering.body import NotFusable, unpacks
-from ppuc.compiler.lowering.kinds import anchor_in, check_group
+from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
@@ -73,16 +73,16 @@ class _Turning:
 
     def _turned(self, op: Op) -> list[Op] | None:
         """The turned constant and the group that reads it; None where that brings nothing."""
-        body = op.body
-        if body is None or getattr(op.attrs, "kind", "") != "matmul":
+        body, anchor = op.body, group_anchor(op)
+        if body is None or anchor is None or anchor.name != "matmul":
             return None
-        at = self._streamed(op, body)
+        at = self._streamed(op, body, anchor)
         if at is None:
             return None
         param = body.params[at]
         other = _with_turned(body, param)
         try:
-            if self._price(other, param) > GAIN * self._price(body, param):
+            if self._price(op, other, param) > GAIN * self._price(op, body, param):
                 return None
         except NotFusable:
             return None
@@ -98,13 +98,10 @@ class _Turning:
         attrs = GroupAttrs(check_group(other, self.target))
         return [constant, replace(op, attrs=attrs, operands=operands, body=other)]
 
-    def _streamed(self, op: Op, body: Graph) -> int | None:
+    def _streamed(self, op: Op, body: Graph, anchor: Op) -> int | None:
         """The position of the weights among the operands when they are constant, large, and read by few rows here and
         nowhere else."""
-        anchor = anchor_in(body)
-        if anchor is None or any(
-            r.type.rank and r.type.elements // max(r.type.dims[-1], 1) > FEW_ROWS for r in anchor.results
-        ):
+        if any(r.type.rank and r.type.elements // max(r.type.dims[-1], 1) > FEW_ROWS for r in anchor.results):
             return None
         weights = anchor.operands[1]
         producer = body.producer(weights)
@@ -117,14 +114,14 @@ class _Turning:
         alone = outer.name in self.constants and len(self.users[outer.name]) == 1
         return at if alone and outer.type.bytes > LARGE * self.target.l2.bytes else None
 
-    def _price(self, body: Graph, param: Value) -> float:
-        """What the group costs with these weights in device memory."""
+    def _price(self, op: Op, body: Graph, param: Value) -> float:
+        """What the group costs with this body and these weights in device memory."""
 
         def put(v: Value) -> Value:
             return replace(v, space=Space.HBM) if v.name == param.name else v
 
         ops = tuple(replace(o, operands=tuple(map(put, o.operands))) for o in body.ops)
-        return self.lowered.price("matmul", Graph(body.name, tuple(map(put, body.params)), body.results, ops))
+        return self.lowered.price(op, Graph(body.name, tuple(map(put, body.params)), body.results, ops))
 
 
 def _swapped(type: TensorType) -> TensorType:
