@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.tasks import task_of
 from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.quantization.apply import by_channel, quantized_weights
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Reference
@@ -82,9 +83,9 @@ def row(name: str, folder: Path) -> str:
     """One model's line."""
     task = task_of(folder)
     samples = [*task.held, *task.seen]
-    machine = load_target("zhenwu-m890")
+    options = CompileOptions(load_target("zhenwu-m890"))
     imported = load_model(folder / "model.onnx", shapes={n: a.shape for n, a in samples[0].items()})
-    ready = prepare(initial_module(imported, machine, "fp32"), machine)
+    ready = prepare(initial_module(imported, options), options)
     judge = Reference(ready.module.graph, ready.feeds(samples[:SAMPLES]))
     found = [f"{judge.compare(with_weights(ready, rounding)).sqnr:.1f} dB" for rounding in COLUMNS.values()]
     return f"| {' | '.join([name, *found])} |"

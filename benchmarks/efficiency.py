@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import networks
-from ppuc.compiler.driver import import_model, resolve_target
+from ppuc.compiler.driver import import_model
 from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
@@ -41,7 +42,7 @@ from ppuc.ir.ops import OPS
 from ppuc.ir.types import DType, Space
 from ppuc.ir.verify import VerificationError
 from ppuc.targets.cost import hbm_bytes_per_clk
-from ppuc.targets.description import Target
+from ppuc.targets.description import Target, resolve_target
 from ppuc.targets.simulator.result import KernelStats, Profile
 from ppuc.targets.simulator.run import simulate
 
@@ -200,7 +201,7 @@ def measured(name: str, path: Path, target: Target, precision: str, ablation: bo
 def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass], aliases: Mapping[str, str]) -> Module:
     """The module after `passes`."""
     run = Run(target, passes)
-    return run.run(import_model(run, path, precision, aliases=aliases).module)
+    return run.run(import_model(run, path, CompileOptions(target, precision, aliases=aliases)).module)
 
 
 def timed(module: Module, target: Target) -> Profile:

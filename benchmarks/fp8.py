@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from benchmarks import networks
 from benchmarks.tasks import Sample, Task, task_of
 from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.quantization.calibrate import calibrated_plan
 from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, prepare, storage_plan
 from ppuc.compiler.quantization.search import Goal
-from ppuc.compiler.quantization.study import Request, study
+from ppuc.compiler.quantization.study import Aim, study
 from ppuc.compiler.quantization.timing import timed
 from ppuc.ir.graph import Graph
 from ppuc.targets.description import load_target
@@ -115,13 +116,13 @@ def row(name: str, folder: Path, share: float, target: str) -> str:
         grown(samples, count // part, seed)
         for samples, count, seed in ((task.seen, CALIBRATION, 1), (task.held, EVALUATION, 2))
     )
-    machine = load_target(target)
+    options = CompileOptions(load_target(target), "mixed")
     imported = load_model(folder / "model.onnx", shapes={n: a.shape for n, a in calibration[0].items()})
-    ready = prepare(initial_module(imported, machine, "mixed"), machine)
+    ready = prepare(initial_module(imported, options), options)
     judge = Judge.of(ready, task, evaluation)
     plain = calibrated_plan(ready, "e4m3", calibration)
-    mended = study(ready, calibration, evaluation, Request("fp8"))
-    mixed = study(ready, calibration, evaluation, Request("mixed", Goal(min_share=share)))
+    mended = study(replace(ready, options=replace(options, precision="fp8")), calibration, evaluation)
+    mixed = study(ready, calibration, evaluation, Aim(Goal(min_share=share)))
     cells = [name, judge.cells(None)[1]]
     for plan in (plain, mended.plan, mixed.plan):
         cells += judge.cells(plan)
@@ -138,8 +139,8 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 def speed(path: Path, target: str, *, stored: str = "", attention: bool = False) -> float:
     """Simulated time in bf16 over that with 8-bit products (of attention too), or weights in the format `stored`."""
-    machine = load_target(target)
-    ready = prepare(initial_module(load_model(path), machine, "fp8"), machine)
+    options = CompileOptions(load_target(target), "fp8")
+    ready = prepare(initial_module(load_model(path), options), options)
     ready = ready.with_attention() if attention else ready
 
     def narrow(ready: Prepared) -> Plan:

@@ -20,10 +20,9 @@ if not __package__:  # run as a file rather than with -m
 
 import onnx
 
+import ppuc
 from benchmarks.fuzz import seed_range
-from ppuc.compiler.driver import compile_model
 from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.runtime import CompiledProgram
 from ppuc.compiler.verification import verify_program
 from ppuc.ir.errors import PpucError
 from tests.fuzz.judging import SLACK
@@ -38,12 +37,11 @@ def outcome(node: Node, target: str) -> tuple[str, str]:
     except Exception as error:  # PpucError, and what the binding to numpy says of types that it does not know
         return "no oracle", str(error)
     try:
-        made = compile_model(node.model, target=target, values=node.feeds)
+        program = ppuc.compile(node.model, target, values=node.feeds)
     except PpucError as error:
         return "refused", str(error)
     except Exception:
         return "fault", traceback.format_exc()
-    program = CompiledProgram(made.artifact, made.target, node.model)
     try:
         verified = verify_program(program, node.feeds)
     except Exception:  # PpucError too: what compiles has to run

@@ -6,6 +6,7 @@ Invariant: each loads what it needs when it is called, so a program that is only
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-    from ppuc.compiler.pipeline.manager import CompiledModel
+    from ppuc.compiler.options import CompileOptions, Instrumentation
     from ppuc.compiler.runtime import CompiledProgram
-    from ppuc.compiler.variants import Variants
     from ppuc.compiler.verification import Verification
     from ppuc.targets.description import Target
 
@@ -47,56 +47,69 @@ def compile(
     its inputs, padding those of dimensions in `pad` to the next size. `values` are those of inputs that may be fixed,
     because sizes or axes depend on them. With `host`, what the PPU cannot run goes to the host; `host_ops` are Python
     files with functions for ops that nobody else knows (`host_op`). Raises PpucError."""
-    from ppuc.compiler.driver import compile_model
+    from ppuc.compiler.options import CompileOptions, HostPolicy, Instrumentation, Quantization
     from ppuc.compiler.quantization.data import Data
-    from ppuc.compiler.quantization.quantize import Quantization
-    from ppuc.compiler.runtime import CompiledProgram
     from ppuc.compiler.variants import combinations
+    from ppuc.targets.description import resolve_target
 
-    folder = Path(dump) if dump is not None else None
-    data = Data(calibrate) if calibrate is not None else None
-    how = Quantization(data, Path(policy) if policy is not None else None)
+    options = CompileOptions(
+        resolve_target(target),
+        precision,
+        values=values or {},
+        aliases=alias or {},
+        tune=tune,
+        quantization=Quantization(
+            Data(calibrate) if calibrate is not None else None, Path(policy) if policy is not None else None
+        ),
+        host=HostPolicy(host, tuple(map(Path, host_ops))),
+    )
     choices = combinations({n: [s] if isinstance(s, int) else list(s) for n, s in (dims or {}).items()})
-    every = [
-        compile_model(
-            source,
-            target=target,
-            precision=precision,
-            dims=sizes,
-            quantization=how,
-            aliases=alias,
-            tune=tune,
-            values=values,
-            host=host,
-            host_ops=host_ops,
-            dump=folder,
-        )
-        for sizes in choices
-    ]
-    found = variants_of(source, choices, every, pad)
-    made = every[0]
-    return CompiledProgram(made.artifact, made.target, source, made.passes, tuple(host_ops), found, made.quantized)
+    watch = Instrumentation(dump=Path(dump) if dump is not None else None)
+    return compile_program(source, options, watch, choices, pad)
 
 
-def variants_of(
+def compile_program(
     source: str | Path | onnx.ModelProto,
-    choices: Sequence[Mapping[str, int]],
-    made: Sequence[CompiledModel],
-    pad: Sequence[str],
-) -> Variants | None:
-    """What one model compiled for several choices of sizes makes; None for a single one. Raises UsageError when `pad`
-    names a dimension that has not several sizes."""
+    options: CompileOptions,
+    watch: Instrumentation | None = None,
+    choices: Sequence[Mapping[str, int]] = (),
+    pad: Sequence[str] = (),
+) -> CompiledProgram:
+    """Compile an ONNX model, for each of `choices` of sizes instead of `options.dims` when there are several; a run may
+    pad inputs along the dimensions `pad`. What each choice is dumped into is a folder called after its sizes; only the
+    first quantization is studied. Raises PpucError."""
+    from ppuc.compiler.driver import compile_model
+    from ppuc.compiler.options import UNWATCHED
+    from ppuc.compiler.runtime import CompiledProgram
+
+    watch = watch or UNWATCHED
+    choices = choices or (options.dims,)
+    check_pad(pad, choices)
+    if len(choices) == 1:
+        options = replace(options, dims=choices[0])
+        made = compile_model(source, options, watch)
+        return CompiledProgram(made.artifact, options, source, made.passes, quantized=made.quantized)
     from ppuc.compiler.frontend.expose import symbols_of
     from ppuc.compiler.variants import Variant, Variants
+
+    every = []
+    for number, sizes in enumerate(choices):
+        named = ",".join(f"{name}={size}" for name, size in sizes.items())
+        own = replace(watch.within(named), studied=None if number else watch.studied)
+        made = compile_model(source, replace(options, dims=sizes), own)
+        every.append(Variant(dict(sizes), made.artifact, made.passes, made.quantized))
+    first = every[0]
+    variants = Variants(tuple(every), tuple(pad), symbols_of(source))
+    return CompiledProgram(first.artifact, options, source, first.passes, variants, first.quantized)
+
+
+def check_pad(pad: Sequence[str], choices: Sequence[Mapping[str, int]]) -> None:
+    """Raise UsageError when `pad` names a dimension that has not several sizes."""
     from ppuc.ir.errors import UsageError
 
     for name in pad:
         if len({sizes.get(name) for sizes in choices}) < 2:
             raise UsageError.of("--pad", f"dimension '{name}' has not several sizes", hint=f"as in --dim {name}=1,8")
-    if len(choices) == 1:
-        return None
-    every = tuple(Variant(dict(s), m.artifact, m.quantized) for s, m in zip(choices, made, strict=True))
-    return Variants(every, tuple(pad), symbols_of(source))
 
 
 def load(path: str | Path, target: Target | None = None) -> CompiledProgram:

@@ -9,12 +9,16 @@ Invariant: every number that a prepared model returns was computed by the simula
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.entry import compile_program
 from ppuc.compiler.frontend.backend_base import Backend, BackendRep, model_of_node, names_of
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.runtime import CompiledProgram
+from ppuc.targets.description import resolve_target
 
 if TYPE_CHECKING:
     import onnx
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
 class PpucRep(BackendRep):
     """A model ready to run. `program` is the one of the last run; None before."""
 
-    def __init__(self, model: onnx.ModelProto, target: str, precision: str) -> None:
-        self.model, self.target, self.precision = model, target, precision
+    def __init__(self, model: onnx.ModelProto, options: CompileOptions) -> None:
+        self.model, self.options = model, options
         self.program: CompiledProgram | None = None
         self._inputs, self._outputs = names_of(model)
         self._key: object = None
@@ -55,16 +59,9 @@ class PpucRep(BackendRep):
             fixed = self.program.fixed
             if all(np.array_equal(dense[n], v, equal_nan=v.dtype.kind == "f") for n, v in fixed.items()):
                 return self.program
-        from ppuc.compiler.driver import compile_model
-
-        made = compile_model(
-            self.model,
-            target=self.target,
-            precision=self.precision,
-            shapes={n: a.shape for n, a in dense.items()},
-            values=dense,
-        )
-        self.program, self._key = CompiledProgram(made.artifact, made.target, self.model, made.passes), key
+        shapes = {n: a.shape for n, a in dense.items()}
+        self.program = compile_program(self.model, replace(self.options, shapes=shapes, values=dense))
+        self._key = key
         return self.program
 
 
@@ -80,7 +77,7 @@ class PpucBackend(Backend):
         cls, model: onnx.ModelProto, device: str = "CPU", *, target: str = "", precision: str = "model", **_: Any
     ) -> PpucRep:
         """A model ready to run on `target`. Raises ModelError for one that is malformed when it is run."""
-        return PpucRep(model, target, precision)
+        return PpucRep(model, CompileOptions(resolve_target(target), precision))
 
     @classmethod
     def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **options: Any) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ from ppuc.compiler.inputs import (
     generate_all,
     without_fixed,
 )
+from ppuc.compiler.options import CompileOptions, HostPolicy
 from ppuc.compiler.variants import Variant, Variants, bundle, unbundle
 from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.program import Program
@@ -71,17 +72,28 @@ class ProgramResult:
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
-    """An artifact and the machine it runs on. `source` is the ONNX model it came from, when it was compiled here;
-    `passes` tells what the compiler did, `quantized` what it began with if layers are quantized. With `variants` the
-    artifact is that of the first one, and a run takes the one for its shapes."""
+    """An artifact and the options that it was compiled with, or that its file records of them; their target is the
+    machine it runs on. `source` is the ONNX model it came from, when it was compiled here; `passes` tells what the
+    compiler did, `quantized` what it began with if layers are quantized. With `variants` the artifact is that of the
+    first one, and a run takes the one for its shapes."""
 
     artifact: Artifact
-    target: Target
+    options: CompileOptions
     source: str | Path | onnx.ModelProto | None = None
     passes: tuple[PassRecord, ...] = ()
-    host_ops: tuple[str | Path, ...] = ()
     variants: Variants | None = None
     quantized: Module | None = None
+
+    @property
+    def target(self) -> Target:
+        """The machine that the program runs on."""
+        return self.options.target
+
+    @property
+    def options_keeping_layers(self) -> CompileOptions:
+        """The options that make the same program again with the result of every kernel as an output."""
+        shapes = {s.name: s.type.dims for s in self.inputs} | {n: a.shape for n, a in self.fixed.items()}
+        return replace(self.options, dims={}, shapes=shapes, values=self.fixed, keep_layers=True)
 
     @property
     def plan(self) -> Plan | None:
@@ -133,7 +145,9 @@ class CompiledProgram:
         return self._of(chosen)
 
     def _of(self, variant: Variant) -> CompiledProgram:
-        return replace(self, artifact=variant.artifact, quantized=variant.quantized, variants=None)
+        return replace(
+            self, artifact=variant.artifact, passes=variant.passes, quantized=variant.quantized, variants=None
+        )
 
     def run(
         self, inputs: Mapping[str, np.ndarray], *, trace: bool = False, progress: Progress | None = None
@@ -181,17 +195,15 @@ class CompiledProgram:
     def _hosted(
         self, plan: Plan, inputs: Mapping[str, Any] | None, trace: bool, progress: Progress | None
     ) -> ProgramResult:
-        from ppuc.compiler.host.client import worker
         from ppuc.compiler.host.execute import run_hosted
         from ppuc.compiler.host.merge import launches, merged_nodes, merged_program
 
         found = run_hosted(
             self.artifact,
             plan,
-            self.target,
+            self.options,
             self._constants,
-            worker(self.host_ops),
-            self._compiled_later,
+            _compiled_later,
             inputs,
             trace=trace,
             progress=progress,
@@ -207,15 +219,6 @@ class CompiledProgram:
             merged_nodes(self.nodes, found.later),
             launches(found.later),
         )
-
-    def _compiled_later(
-        self, source: onnx.ModelProto, precision: str, values: Mapping[str, np.ndarray]
-    ) -> CompiledProgram:
-        """A part of the model, compiled for the same machine while this program runs."""
-        from ppuc.compiler.driver import compile_model
-
-        made = compile_model(source, target=self.target, precision=precision, values=values, host_ops=self.host_ops)
-        return CompiledProgram(made.artifact, made.target, source, made.passes, self.host_ops)
 
     def _simulate(
         self, inputs: Mapping[str, np.ndarray] | None, trace: bool, progress: Progress | None
@@ -236,9 +239,10 @@ class CompiledProgram:
         return ProgramResult(outputs, raw.profile, raw if trace else None, program=artifact.program, nodes=self.nodes)
 
 
-def load_program(path: str | Path, target: Target | None = None) -> CompiledProgram:
+def load_program(path: str | Path, target: Target | None = None, host: HostPolicy | None = None) -> CompiledProgram:
     """Load a `.ppu` file. `target` replaces the machine it names (the same one with other timing, say); its structure
-    must be one that the program was compiled for. Raises ArtifactError, TargetError or UsageError."""
+    must be one that the program was compiled for. `host` names the files of ops that it needs. Raises
+    ArtifactError, TargetError or UsageError."""
     artifact = load_artifact(path)
     variants = unbundle(artifact)
     if variants is not None:
@@ -253,4 +257,12 @@ def load_program(path: str | Path, target: Target | None = None) -> CompiledProg
             expected=f"{machine.name} {machine.hash}",
             hint="compile it again, or name the target file that it was compiled for with --target",
         )
-    return CompiledProgram(artifact, machine, variants=variants)
+    return CompiledProgram(artifact, CompileOptions.of_record(artifact.meta, machine, host), variants=variants)
+
+
+def _compiled_later(source: onnx.ModelProto, options: CompileOptions) -> CompiledProgram:
+    """A part of a model, compiled while its program runs."""
+    from ppuc.compiler.driver import compile_model
+
+    made = compile_model(source, options)
+    return CompiledProgram(made.artifact, options, source, made.passes)

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import parse_type
 from ppuc.targets.artifact import Artifact, IOSpec
+
+if TYPE_CHECKING:
+    from ppuc.compiler.pipeline.manager import PassRecord
 
 VARIANTS = "variants"
 """Metadata key of an artifact that holds several programs."""
@@ -38,11 +41,12 @@ Axes = Mapping[str, tuple[str | None, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A program and the sizes that it was compiled for; `quantized` is what it began with if layers are quantized and
-    it was compiled here."""
+    """A program and the sizes that it was compiled for. Where it was compiled here, `passes` tells what the compiler
+    did, `quantized` what it began with if layers are quantized."""
 
     dims: Mapping[str, int]
     artifact: Artifact
+    passes: tuple[PassRecord, ...] = ()
     quantized: Module | None = None
 
     def __str__(self) -> str:

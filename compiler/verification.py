@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppuc.compiler.alias import aliased, aliases_of
+from ppuc.compiler.alias import aliased
 from ppuc.compiler.compare import Comparison
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import node_outputs
 from ppuc.compiler.frontend.load import ImportedModel, load_model
 from ppuc.compiler.judge import Judge
 from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.layers import (
     final_node,
-    keeping_layers,
     kept_layers,
     layer_candidates,
     matching,
@@ -98,7 +97,7 @@ def verify_program(
         return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile, result.later)
     shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
     imported = load_model(program.source, shapes=shapes, values=fixed)
-    precision = program.artifact.meta.get("precision", "model")
+    precision = program.options.precision
     feeds = {value.name: arrays[name] for name, value in imported.inputs}
     allowed: dict[str, Allowed] = {}
     if program.quantized is not None:
@@ -115,18 +114,10 @@ def verify_program(
 def _with_layers(program: CompiledProgram) -> CompiledModel:
     """The program compiled again, from the same layers in the same formats, with every kernel's results kept."""
     assert program.source is not None
-    meta, fixed = program.artifact.meta, program.fixed
+    options = program.options_keeping_layers
     if program.quantized is not None:
-        return Run(program.target, keeping_layers(PIPELINE)).to_end(aliased(program.quantized, aliases_of(meta)))
-    return compile_model(
-        program.source,
-        target=program.target,
-        precision=meta.get("precision", "model"),
-        shapes={s.name: s.type.dims for s in program.inputs} | _shapes(fixed),
-        values=fixed,
-        keep_layers=True,
-        aliases=aliases_of(meta),
-    )
+        return Run(options.target, passes_of(options)).to_end(aliased(program.quantized, options.aliases))
+    return compile_model(program.source, options)
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

@@ -53,6 +53,11 @@ def default_target() -> str:
     return "zhenwu-m890"
 
 
+def resolve_target(target: str | Target = "") -> Target:
+    """The target of that name or file; the default one for "". Raises TargetError as load_target does."""
+    return target if isinstance(target, Target) else load_target(target or default_target())
+
+
 def load_target(name_or_path: str | Path) -> Target:
     """The builtin machine of that name, or the one described by a `.toml` file.
 

@@ -13,7 +13,9 @@ from click.testing import CliRunner, Result
 from ppuc.compiler.cli import cli
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.entry import compile, load, verify
+from ppuc.compiler.options import CompileOptions, Instrumentation
 from ppuc.ir.errors import UsageError
+from ppuc.targets.description import load_target
 from tests.onnx_text import model_of
 
 ALIASES = {"past_k": "present_k", "past_v": "present_v"}
@@ -92,7 +94,9 @@ def test_only_the_new_rows_are_written() -> None:
 
 
 def test_each_pass_is_checked_and_a_saved_program_runs_alike(tmp_path: Path) -> None:
-    made = compile_model(decoder(), target="ppu-tiny", aliases=ALIASES, check_passes=True)
+    made = compile_model(
+        decoder(), CompileOptions(load_target("ppu-tiny"), aliases=ALIASES), Instrumentation(check_passes=True)
+    )
     assert all(p.check is not None for p in made.passes if p.changed and p.name != "import")
     program = compile(decoder(), "ppu-tiny", alias=ALIASES)
     feeds = program.random_inputs()

@@ -6,9 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from ppuc.compiler.driver import compile_model
+import ppuc
 from ppuc.compiler.frontend.load import load_model
-from ppuc.compiler.runtime import CompiledProgram
 from ppuc.ir.errors import ModelError
 from tests.against_onnxruntime import F32_STEP, both, floats
 from tests.onnx_text import model_of
@@ -111,9 +110,9 @@ def test_a_loop_without_condition_does_not_ask_its_body(known: bool) -> None:
         more = Less(i, i)
         w = Add(v, v)
       }}> }}"""
-    made = compile_model(model_of(text, {"six": np.array(6)}), target="ppu-tiny")
+    program = ppuc.compile(model_of(text, {"six": np.array(6)}), "ppu-tiny")
     feeds = {"x": np.ones(2, np.float32)} | ({} if known else {"n": np.array(6)})
-    assert CompiledProgram(made.artifact, made.target).run(feeds).outputs["y"].tolist() == [64, 64]
+    assert program.run(feeds).outputs["y"].tolist() == [64, 64]
 
 
 def test_a_loop_that_only_data_can_end_runs_on_the_host() -> None:
@@ -127,8 +126,7 @@ def test_a_loop_that_only_data_can_end_runs_on_the_host() -> None:
       y = Add(d, h)
     }"""
     model = model_of(text, {**TRIPS, "one": np.float32([1, 1]), "zero": np.array(0, np.float32)})
-    made = compile_model(model, target="ppu-tiny")
-    program = CompiledProgram(made.artifact, made.target, model)
+    program = ppuc.compile(model, "ppu-tiny")
     assert program.plan is not None
     assert [n.node for n in program.plan.nodes] == ["Loop_1"]
     assert program.plan.nodes[0].reason.startswith("Loop (its condition is computed at run time); without products")
@@ -147,8 +145,7 @@ def test_data_that_a_branch_depends_on_is_not_fixed() -> None:
     }"""
     x = np.linspace(-1, 2, 32, dtype=np.float32)
     model = model_of(text)
-    made = compile_model(model, values={"x": x})
-    program = CompiledProgram(made.artifact, made.target, model)
+    program = ppuc.compile(model, values={"x": x})
     assert not program.fixed
     assert program.plan is not None
     np.testing.assert_array_equal(program.run({"x": x}).outputs["y"], -x)

@@ -13,6 +13,7 @@ import pytest
 
 from ppuc.compiler.driver import import_model
 from ppuc.compiler.inputs import generate_all, input_specs
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.canonicalise import Canonicalise
 from ppuc.compiler.passes.decompose import Decompose
 from ppuc.compiler.passes.fold import Fold
@@ -57,7 +58,7 @@ def model(tmp_path: Path) -> Path:
 def dumped(model: Path, folder: Path, precision: str = "model") -> tuple[Run, Module]:
     """Import and run PASSES, dumping into `folder`."""
     run = Run(TARGET, PASSES, DumpFolder(folder))
-    return run, run.run(import_model(run, model, precision, {"N": 2}).module)
+    return run, run.run(import_model(run, model, CompileOptions(TARGET, precision, {"N": 2})).module)
 
 
 def test_records_say_what_every_pass_did(model: Path, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_constants_are_stored_once_and_computed_ones_as_recipes(tmp_path: Path) 
 
 def test_resuming_notices_changed_and_missing_constants(model: Path, tmp_path: Path) -> None:
     run = Run(TARGET, PASSES, DumpFolder(tmp_path / "dump"))
-    module = import_model(run, onnx.load(model), "model", {"N": 1}).module
+    module = import_model(run, onnx.load(model), CompileOptions(TARGET, dims={"N": 1})).module
     run.run(module)
     first = tmp_path / "dump" / "00-import.ppir"
     lost = min((tmp_path / "dump" / "constants").glob("*.bin"))
@@ -181,7 +182,7 @@ class Failing:
 
 def test_what_was_dumped_before_a_failure_stays(model: Path, tmp_path: Path) -> None:
     run = Run(TARGET, (Canonicalise(), Failing()), DumpFolder(tmp_path / "dump"))
-    module = import_model(run, model, "model", {"N": 1}).module
+    module = import_model(run, model, CompileOptions(TARGET, dims={"N": 1})).module
     with pytest.raises(ZeroDivisionError):
         run.run(module)
     manifest = json.loads((tmp_path / "dump" / "manifest.json").read_text())
@@ -207,7 +208,7 @@ class TanhToSigmoid:
 
 def checked_run(model: Path, passes: tuple[object, ...], precision: str = "model") -> Run:
     run = Run(TARGET, passes)  # type: ignore[arg-type]
-    module = import_model(run, model, precision, {"N": 2}).module
+    module = import_model(run, model, CompileOptions(TARGET, precision, {"N": 2})).module
     run.recheck = Recheck(module, generate_all(input_specs(module)), precision)
     run.run(module)
     return run
@@ -271,7 +272,7 @@ def test_a_single_text_can_be_written_elsewhere(model: Path, tmp_path: Path) -> 
 
 def test_kept_layers_are_outputs_with_the_same_values(tmp_path: Path) -> None:
     run = Run(TARGET, (KeepLayers(),))
-    module = import_model(run, mlp(), "model", {"N": 2}).module
+    module = import_model(run, mlp(), CompileOptions(TARGET, dims={"N": 2})).module
     kept = run.run(module)
     inputs = generate_all(input_specs(module))
     outputs = run_module(kept, TARGET, inputs)

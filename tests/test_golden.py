@@ -11,6 +11,7 @@ import pytest
 
 from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.module import Module
 from ppuc.ir.text import print_graph, print_kernel, print_program, print_vector
@@ -22,7 +23,7 @@ from tests.small_models import mlp
 def stages() -> dict[str, Module]:
     """The module after each pass, on the smallest machine, where everything must be cut into tiles."""
     target = load_target("ppu-tiny")
-    module = initial_module(load_model(mlp(), dims={"N": 35}), target, "bf16")
+    module = initial_module(load_model(mlp(), dims={"N": 35}), CompileOptions(target, "bf16"))
     found = {}
     for step in PIPELINE:
         module = step.run(module, target)

@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, parser
 import ppuc
 from ppuc.compiler.cli import cli
 from ppuc.compiler.compare import Comparison
-from ppuc.compiler.driver import compile_model
 from ppuc.compiler.host.client import HostError, HostLimits, HostWorker
 from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
 from ppuc.compiler.host.transfer import crossings
@@ -66,8 +65,7 @@ def x46() -> np.ndarray:
 
 
 def compiled(source: onnx.ModelProto, **options: Any) -> CompiledProgram:
-    made = compile_model(source, target=TINY, **options)
-    return CompiledProgram(made.artifact, made.target, source, made.passes, tuple(options.get("host_ops", ())))
+    return ppuc.compile(source, TINY, **options)
 
 
 def run(*arguments: object) -> Any:

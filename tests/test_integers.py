@@ -9,8 +9,7 @@ import pytest
 from against_onnxruntime import onnx_node
 from onnx import helper, numpy_helper
 
-from ppuc.compiler.driver import compile_model
-from ppuc.compiler.runtime import CompiledProgram
+import ppuc
 from ppuc.ir.errors import ModelError
 
 NARROW = (np.int8, np.uint8, np.int16, np.uint16, np.uint32)
@@ -18,10 +17,9 @@ NARROW = (np.int8, np.uint8, np.int16, np.uint16, np.uint32)
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], kernels: int) -> np.ndarray:
     """The only output, computed by as many kernels."""
-    made = compile_model(model, target="ppu-tiny", host=False)
-    assert made.module is not None
-    assert len(made.module.kernels) == kernels
-    (result,) = CompiledProgram(made.artifact, made.target, model).run(feeds).outputs.values()
+    program = ppuc.compile(model, "ppu-tiny", host=False)
+    assert sum(len(s.kernels) for s in program.artifact.program.segments) == kernels
+    (result,) = program.run(feeds).outputs.values()
     return result
 
 
@@ -82,7 +80,7 @@ def test_u64_is_refused_where_its_upper_half_counts(op: str) -> None:
     x = np.array([[2**64 - 1, 5], [2**63, 7]], np.uint64)
     model, _ = onnx_node(op, *([x, x] if op in ("Max", "Div", "Greater") else [x]))
     with pytest.raises(ModelError, match="unsigned 64-bit integers"):
-        compile_model(model, target="ppu-tiny", host=False)
+        ppuc.compile(model, "ppu-tiny", host=False)
 
 
 @pytest.mark.parametrize("op", ["Add", "Equal", "Mul", "Concat"])
@@ -97,7 +95,7 @@ def test_sampling_in_double_precision_is_refused() -> None:
     grid = np.zeros((1, 2, 2, 2), np.float32)
     model, _ = onnx_node("GridSample", np.ones((1, 1, 3, 3)), grid, opset=16)
     with pytest.raises(ModelError, match="double precision"):
-        compile_model(model, target="ppu-tiny", host=False)
+        ppuc.compile(model, "ppu-tiny", host=False)
 
 
 @pytest.mark.parametrize("op", ["ReduceMax", "ReduceSum", "ReduceLogSumExp"])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, prepare
@@ -28,7 +29,7 @@ LARGE = load_target("zhenwu-m890")
 
 def quantized(graph: Graph, plan_of: Callable[[int], LayerPlan], attention: bool = False) -> Module:
     """`graph` with each layer of weights in the format that `plan_of` its number says."""
-    ready: Prepared = prepare(module_of(graph, precision="fp8"), LARGE)
+    ready: Prepared = prepare(module_of(graph, precision="fp8"), CompileOptions(LARGE, "fp8"))
     layers = {n.name: plan_of(i) for i, n in enumerate(n for n in ready.layers if n.weights is not None)}
     if attention:
         layers |= {n.name: LayerPlan(scales=(0.01, 0.01, 0.02)) for n in ready.attentions}

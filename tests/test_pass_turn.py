@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes import turn
 from ppuc.compiler.passes.turn import Turn
 from ppuc.compiler.pipeline.default import PIPELINE
@@ -35,7 +36,8 @@ def product(rows: int, columns: int, depth: int = 1024, shared: bool = False) ->
 
 def stored(graph: Graph, weights_only: bool) -> Module:
     """With weights in 8 bits, and operands if not `weights_only`."""
-    ready = prepare(replace(module_of(graph, precision="fp8"), target=LARGE.name, target_hash=LARGE.hash), LARGE)
+    module = replace(module_of(graph, precision="fp8"), target=LARGE.name, target_hash=LARGE.hash)
+    ready = prepare(module, CompileOptions(LARGE, "fp8"))
     plan = LayerPlan("e4m3", () if weights_only else (0.01,), weights_only=weights_only)
     return ready.quantized(Plan({layer.name: plan for layer in ready.layers}))
 

@@ -15,6 +15,7 @@ from ppuc.compiler.driver import initial_module
 from ppuc.compiler.entry import compile as compile_program
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import input_specs
+from ppuc.compiler.options import CompileOptions, Quantization
 from ppuc.compiler.quantization import fit, repair
 from ppuc.compiler.quantization.apply import rounded
 from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan, plan_from
@@ -29,7 +30,7 @@ from ppuc.compiler.quantization.offsets import best_offset, some_numbers, takes_
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.policy import read_policy, write_policy
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
-from ppuc.compiler.quantization.quantize import Quantization, chosen_plan
+from ppuc.compiler.quantization.quantize import chosen_plan
 from ppuc.compiler.quantization.reconstruct import Options, reconstructed
 from ppuc.compiler.quantization.repair import best_method, surely_better
 from ppuc.compiler.quantization.search import isolated_noise, quantized_share
@@ -118,9 +119,9 @@ def transformer() -> onnx.ModelProto:
 
 
 def prepared(model: onnx.ModelProto, target: str = "ppu-tiny", precision: str = "fp8") -> Prepared:
-    machine = load_target(target)
+    options = CompileOptions(load_target(target), precision)
     imported = load_model(model, dims={"N": 2} if model.graph.input[0].type.tensor_type.shape.dim[0].dim_param else {})
-    return prepare(initial_module(imported, machine, precision), machine)
+    return prepare(initial_module(imported, options), options)
 
 
 def samples_of(ready: Prepared, count: int = SAMPLES, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -497,8 +498,10 @@ def bad(change: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     ],
 )
 def test_calibration_data_that_make_no_sense(stack: dict[str, np.ndarray], message: str) -> None:
+    ready = prepared(mlp())
+    options = replace(ready.options, quantization=Quantization(Data([stack])))
     with pytest.raises(InputError) as caught:
-        chosen_plan(prepared(mlp()), "fp8", Quantization(Data([stack])))
+        chosen_plan(replace(ready, options=options))
     assert message in str(caught.value)
 
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import input_specs
+from ppuc.compiler.options import CompileOptions
 from ppuc.ir.module import Module
 from ppuc.ir.types import DType
 from ppuc.targets.description import load_target
@@ -69,7 +70,7 @@ def expected(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> np.ndar
 
 
 def module_of(model: onnx.ModelProto) -> Module:
-    return initial_module(load_model(model), load_target("ppu-tiny"), "model")
+    return initial_module(load_model(model), CompileOptions(load_target("ppu-tiny")))
 
 
 CASES = {

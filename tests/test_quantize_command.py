@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from ppuc.compiler.cli import cli
 from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import prepare
@@ -45,9 +46,9 @@ def test_the_report_is_what_the_policy_gives(folder: Path) -> None:
     assert record["samples"] == {"fit": 16, "decide": 8, "report": 8, "apart": True}
     assert record["share"] == 1.0
     assert [row["layer"] for row in record["layers"]] == ["c", "d", "p", "y"]
-    machine = load_target("ppu-tiny")
-    module = initial_module(load_model(folder / "net.onnx", dims={"N": 1}), machine, "fp8")
-    ready = prepare(module, machine)
+    options = CompileOptions(load_target("ppu-tiny"), "fp8")
+    module = initial_module(load_model(folder / "net.onnx", dims={"N": 1}), options)
+    ready = prepare(module, options)
     data = np.load(folder / "data.npz")["x"][3::4]
     reference = Reference(ready.module.graph, ready.feeds({"x": row[None]} for row in data))
     plan = read_policy(folder / "p.toml", ready.layers)

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import ppuc
 from ppuc.compiler.driver import compile_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.ir.program import Program
 from ppuc.targets.description import load_target, override
 from ppuc.targets.simulator.flatten import flatten
@@ -17,6 +18,8 @@ from ppuc.targets.simulator.replay import Replay
 from ppuc.targets.simulator.run import simulate
 from ppuc.targets.simulator.shift import Shift
 from ppuc.targets.simulator.tables import new_state
+
+TINY = load_target("ppu-tiny")
 
 
 def layers(widths: list[int], rows: int = 48, *, residual: bool = True) -> onnx.ModelProto:
@@ -60,7 +63,7 @@ def test_a_stack_of_equal_layers_is_skipped_exactly(
     target: str, residual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = skipped_periods(monkeypatch)
-    artifact = compile_model(layers([96] * 24, residual=residual), target=target).artifact
+    artifact = compile_model(layers([96] * 24, residual=residual), CompileOptions(load_target(target))).artifact
     check_same(artifact.program, artifact.vectors, target)
     assert found or target != "ppu-tiny", "nothing was skipped; on the large machines all weights are fetched at once"
     check_same(artifact.program, artifact.vectors, target, "hbm.latency_ns=333.7", "l2.latency_ns=77.123")
@@ -70,13 +73,13 @@ def test_a_stack_of_equal_layers_is_skipped_exactly(
 def test_a_layer_that_differs_is_not_skipped(odd: int) -> None:
     widths = [96] * 24
     widths[odd] = 80
-    artifact = compile_model(layers(widths), target="ppu-tiny").artifact
+    artifact = compile_model(layers(widths), CompileOptions(TINY)).artifact
     check_same(artifact.program, artifact.vectors, "ppu-tiny")
 
 
 def test_layers_that_alternate_repeat_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     found = skipped_periods(monkeypatch)
-    artifact = compile_model(layers([96, 64] * 12), target="ppu-tiny").artifact
+    artifact = compile_model(layers([96, 64] * 12), CompileOptions(TINY)).artifact
     check_same(artifact.program, artifact.vectors, "ppu-tiny")
     assert found, "nothing was skipped"
 
@@ -84,14 +87,14 @@ def test_layers_that_alternate_repeat_in_pairs(monkeypatch: pytest.MonkeyPatch) 
 def test_runs_that_keep_a_record_of_events_skip_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = skipped_periods(monkeypatch)
     model, target = layers([96] * 12), load_target("ppu-tiny")
-    artifact = compile_model(model, target="ppu-tiny").artifact
+    artifact = compile_model(model, CompileOptions(TINY)).artifact
     ppuc.compile(model, target="ppu-tiny").run({"x0": np.ones((48, 64), np.float32)})
     simulate(artifact.program, artifact.vectors, target, {}, None, trace=True)
     assert not found
 
 
 def test_a_program_without_repetition_has_no_replay() -> None:
-    artifact, target = compile_model(layers([96, 80, 64, 48]), target="ppu-tiny").artifact, load_target("ppu-tiny")
+    artifact, target = compile_model(layers([96, 80, 64, 48]), CompileOptions(TINY)).artifact, TINY
     (segment,) = artifact.program.segments
     flat = flatten(artifact.program, segment, {v.name: v for v in artifact.vectors}, target)
     assert Replay.of(flat, new_state(flat.code, flat.machine, 0)) is None
@@ -104,5 +107,5 @@ def test_a_program_without_vector_steps() -> None:
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [48, 64]) for n in ("x0", "x24")]
     graph = helper.make_graph(nodes, "products", values[:1], values[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    artifact = compile_model(model, target="ppu-tiny").artifact
+    artifact = compile_model(model, CompileOptions(TINY)).artifact
     check_same(artifact.program, artifact.vectors, "ppu-tiny")

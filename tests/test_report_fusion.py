@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from ppuc.compiler.cli import cli
 from ppuc.compiler.driver import compile_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.report.fusion import fusion_record
 from ppuc.targets.description import load_target
 from tests.onnx_text import model_of
@@ -40,7 +41,7 @@ def edges_of(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_each_edge_is_fused_or_has_its_reason(residual: Path) -> None:
-    record = fusion_record(residual, load_target("ppu-tiny"), "model", {})
+    record = fusion_record(residual, CompileOptions(load_target("ppu-tiny")))
     edges = edges_of(record)
     assert set(edges) == {("matmul", "relu"), ("relu", "matmul"), ("relu", "add"), ("matmul", "add")}
     assert edges["matmul", "relu"]["fused"]
@@ -53,9 +54,9 @@ def test_each_edge_is_fused_or_has_its_reason(residual: Path) -> None:
 
 
 def test_the_grouping_is_the_one_that_is_compiled(residual: Path) -> None:
-    target = load_target("ppu-tiny")
-    record = fusion_record(residual, target, "model", {})
-    made = compile_model(residual, target=target)
+    options = CompileOptions(load_target("ppu-tiny"))
+    record = fusion_record(residual, options)
+    made = compile_model(residual, options)
     assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments)
 
 
@@ -68,10 +69,11 @@ def test_a_concatenation_computed_in_place_is_fused(tmp_path: Path) -> None:
     weights = {name: np.ones((32, 32), np.float32) for name in ("a", "b")}
     path = tmp_path / "joined.onnx"
     onnx.save(model_of(text, weights), path)
-    record = fusion_record(path, load_target("ppu-tiny"), "model", {})
+    options = CompileOptions(load_target("ppu-tiny"))
+    record = fusion_record(path, options)
     concats = [e["fused"] for e in record["edges"] if e["to_op"] == "concat"]
     assert concats == [True, True]
-    made = compile_model(path, target=load_target("ppu-tiny"))
+    made = compile_model(path, options)
     assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments)
 
 
@@ -79,10 +81,11 @@ def test_what_later_passes_do_to_kernels_is_listed(tmp_path: Path) -> None:
     path, target = tmp_path / "long.onnx", load_target("zhenwu-m890")
     text = "m (float[1, 8192] x) => (float[1, 64] y) { p = MatMul(x, a)  y = Relu(p) }"
     onnx.save(model_of(text, {"a": np.ones((8192, 64), np.float32)}), path)
-    record = fusion_record(path, target, "bf16", {})
+    options = CompileOptions(target, "bf16")
+    record = fusion_record(path, options)
     changes = {c["name"]: (c["before"], c["after"]) for c in record["after_fusion"]}
     assert changes == {"precision": (1, 2), "split": (2, 3)}  # the input is rounded, the product is cut
-    made = compile_model(path, target=target, precision="bf16")
+    made = compile_model(path, options)
     assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments) == 3
     shown = CliRunner().invoke(cli, ["inspect", str(path), "--fusion", "--target", target.name, "-p", "bf16"])
     assert "what later passes change" in shown.stdout

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from ppuc.compiler.cli import cli
 from ppuc.compiler.driver import compile_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.report.memory import MemoryPlan, plan_of_model, plan_of_program
 from ppuc.compiler.report.memory_svg import COLOURS, memory_svg
 from ppuc.targets.description import load_target, override
@@ -52,7 +53,7 @@ def assert_no_overlap(plan: MemoryPlan) -> None:
 
 
 def test_plan_of_a_model(chain: Path) -> None:
-    plan = plan_of_model(chain, load_target("ppu-tiny"), "model", {})
+    plan = plan_of_model(chain, CompileOptions(load_target("ppu-tiny")))
     assert_no_overlap(plan)
     hbm = {b.tensor: b for b in plan.spaces[1].blocks}
     assert {n: hbm[n].role for n in ("x", "y", "w<1>", "w2", "w3")} == {
@@ -64,15 +65,15 @@ def test_plan_of_a_model(chain: Path) -> None:
 
 def test_program_and_model_have_the_same_addresses(chain: Path) -> None:
     target = load_target("ppu-tiny")
-    compiled = compile_model(chain, target=target)
-    ours, theirs = plan_of_model(chain, target, "model", {}), plan_of_program(compiled.artifact.program, target)
+    compiled = compile_model(chain, CompileOptions(target))
+    ours, theirs = plan_of_model(chain, CompileOptions(target)), plan_of_program(compiled.artifact.program, target)
     assert_no_overlap(theirs)
     for a, b in zip(ours.spaces, theirs.spaces, strict=True):
         assert sorted((x.role, x.address) for x in b.blocks) == sorted((x.role, x.address) for x in a.blocks)
 
 
 def test_the_drawing_shows_every_tensor(chain: Path) -> None:
-    plan = plan_of_model(chain, load_target("ppu-tiny"), "model", {})
+    plan = plan_of_model(chain, CompileOptions(load_target("ppu-tiny")))
     root = ElementTree.fromstring(memory_svg(plan))
     titles = [t.text or "" for t in root.iter(f"{SVG}title")]
     drawn = [r for r in root.iter(f"{SVG}rect") if r.find(f"{SVG}title") is not None]
@@ -147,7 +148,7 @@ def test_tensors_that_live_at_different_times_share_hbm() -> None:
     text = f"deep (float[256, 256] x) => (float[256, 256] y) {{ a0 = MatMul(x, x) {lines} y = MatMul(a{steps}, x) }}"
     size = 256 * 256 * 4
     target = override(load_target("ppu-tiny"), f"hbm.bytes={6 * size}")
-    plan = plan_of_program(compile_model(model_of(text), target=target).artifact.program, target)
+    plan = plan_of_program(compile_model(model_of(text), CompileOptions(target)).artifact.program, target)
     hbm = plan.spaces[1]
     assert sum(b.bytes for b in hbm.blocks) > 6 * size
     assert hbm.extent <= 6 * size

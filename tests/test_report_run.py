@@ -31,7 +31,7 @@ from ppuc.compiler.runtime import CompiledProgram
 from ppuc.ir.types import DType, Space
 from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.description import load_target, override
-from ppuc.targets.schema import Leaf
+from ppuc.targets.schema import Leaf, Target
 from ppuc.targets.simulator.retime import Retimer
 from ppuc.targets.simulator.run import RawResult
 from ppuc.targets.simulator.split import PARTS
@@ -43,6 +43,11 @@ MACHINES = ("ppu-tiny", "zhenwu-m890")
 @functools.cache
 def program(target: str = "ppu-tiny", precision: str = "model", rows: int = 40) -> CompiledProgram:
     return compile(mlp(), target=target, precision=precision, dims={"N": rows})
+
+
+def on(made: CompiledProgram, target: Target) -> CompiledProgram:
+    """The same program on another machine."""
+    return dataclasses.replace(made, options=dataclasses.replace(made.options, target=target))
 
 
 def record_of(made: CompiledProgram) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def test_compulsory_bytes_are_weights_inputs_and_outputs_once() -> None:
     in_hbm = [t for t in made.artifact.program.tensors if t.space is Space.HBM and t.role != "temp"]
     assert {t.role for t in in_hbm} == {"const", "input", "output"}
     assert compulsory_bytes(profile, made.artifact.program) == sum(t.bytes for t in in_hbm)
-    slow = dataclasses.replace(made, target=override(made.target, "hbm.gbs=0.01"))
+    slow = on(made, override(made.target, "hbm.gbs=0.01"))
     parts = parts_of(slow)
     before = sum(parts[p] for p in ("ideal", "format", "shape", "compulsory"))
     assert before == pytest.approx(sum(t.bytes for t in in_hbm) / hbm_bytes_per_clk(slow.target), rel=1e-6)
@@ -117,7 +122,7 @@ def test_compulsory_bytes_are_weights_inputs_and_outputs_once() -> None:
 
 def test_latency_is_booked_on_the_exposed_part() -> None:
     made = program("zhenwu-m890")
-    slow = dataclasses.replace(made, target=override(made.target, "hbm.latency_ns=5600", "l2.latency_ns=1800"))
+    slow = on(made, override(made.target, "hbm.latency_ns=5600", "l2.latency_ns=1800"))
     before, after = parts_of(made), parts_of(slow)
     assert {p for p in before if before[p] != pytest.approx(after[p], abs=1e-3)} == {"exposed"}
     assert after["exposed"] > before["exposed"]
@@ -138,7 +143,7 @@ def test_the_split_of_each_kernel_sums_to_its_cycles(target: str) -> None:
 
 def test_a_slower_engine_takes_a_larger_part_of_the_split() -> None:
     made = program("zhenwu-m890")
-    slow = dataclasses.replace(made, target=override(made.target, "tensor.ii_clk.f32=3200"))
+    slow = on(made, override(made.target, "tensor.ii_clk.f32=3200"))
     before, after = (record_of(m)["split"] for m in (made, slow))
     assert after["tensor"] / sum(after.values()) > before["tensor"] / sum(before.values())
     assert {row["bound_by"] for row in record_of(slow)["kernels"]} == {"tensor"}
@@ -167,7 +172,7 @@ def test_the_interval_contains_the_time_and_names_what_it_depends_on() -> None:
     for leaf in groups_of(uncertain_numbers(made.artifact.program, profile, target))["latency"]:
         target = with_number(target, leaf.path, leaf.value * 1.2)
     latency = next(g for g in found["groups"] if g["group"] == "latency")
-    longer = dataclasses.replace(made, target=target).time().profile.seconds
+    longer = on(made, target).time().profile.seconds
     assert latency["seconds"][1] == pytest.approx(longer)
 
 
@@ -175,7 +180,7 @@ def test_a_machine_that_is_known_exactly_has_no_interval() -> None:
     made = program()
     profile = made.time().profile
     known = tuple(dataclasses.replace(leaf, mark="F") for leaf in made.target.leaves())
-    exact = dataclasses.replace(made, target=dataclasses.replace(made.target, provenance=known))
+    exact = on(made, dataclasses.replace(made.target, provenance=known))
     assert uncertain_numbers(made.artifact.program, profile, exact.target) == []
     assert interval(exact, profile)["seconds"] == [profile.seconds, profile.seconds]
 
@@ -194,9 +199,7 @@ def test_a_retimed_run_takes_the_time_of_a_new_one(machine: str) -> None:
     timer = Retimer(made.artifact.program, made.artifact.vectors, made.target)
     for leaf in uncertain_numbers(made.artifact.program, made.time().profile, made.target):
         target = with_number(made.target, leaf.path, deviated(leaf, slower=True))
-        assert timer.seconds(target, [leaf.path]) == dataclasses.replace(made, target=target).time().profile.seconds, (
-            leaf
-        )
+        assert timer.seconds(target, [leaf.path]) == on(made, target).time().profile.seconds, leaf
 
 
 def test_the_interval_is_not_narrower_than_one_number_at_a_time() -> None:
@@ -205,7 +208,7 @@ def test_the_interval_is_not_narrower_than_one_number_at_a_time() -> None:
     effects = []
     for leaf in uncertain_numbers(made.artifact.program, profile, made.target):
         target = with_number(made.target, leaf.path, deviated(leaf, slower=True))
-        effects.append(dataclasses.replace(made, target=target).time().profile.seconds - profile.seconds)
+        effects.append(on(made, target).time().profile.seconds - profile.seconds)
     high = interval(made, profile)["seconds"][1]
     assert high - profile.seconds >= 0.99 * np.sqrt(sum(max(e, 0.0) ** 2 for e in effects))
     assert high - profile.seconds <= 1.01 * sum(abs(e) for e in effects) + 0.01 * profile.seconds
@@ -355,7 +358,7 @@ def test_the_waterfall_needs_no_names_of_kernels_twice() -> None:
 def test_kernels_and_launches_sum_to_the_run(granularity: str) -> None:
     made = program("zhenwu-m890")
     target = override(made.target, f"launch.granularity={granularity}", "launch.kernel_us=2")
-    record = record_of(dataclasses.replace(made, target=target))
+    record = record_of(on(made, target))
     charged = sum(row["cycles"] for row in record["kernels"])
     assert charged + record["launch_cycles"] == pytest.approx(record["cycles"])
     us = (3.5 if granularity == "kernel" else 1.5) * 1e3
@@ -366,7 +369,7 @@ def test_kernels_and_launches_sum_to_the_run(granularity: str) -> None:
 def test_a_program_that_runs_hot_is_slower_without_pause() -> None:
     made = program("zhenwu-m890", rows=333)
     cold = record_of(made)["power"]
-    hot = record_of(dataclasses.replace(made, target=override(made.target, "power.tdp_w=91")))["power"]
+    hot = record_of(on(made, override(made.target, "power.tdp_w=91")))["power"]
     assert cold["throttled_seconds"] == 0
     assert hot["throttled_seconds"] > 0
     assert hot["sustained_seconds"] == pytest.approx(made.time().profile.seconds + hot["throttled_seconds"])

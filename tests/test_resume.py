@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from ppuc.compiler.driver import compile_model
+from ppuc.compiler.options import CompileOptions, Instrumentation
 from ppuc.compiler.pipeline.manager import CompiledModel, Run
 from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes
 from ppuc.ir.errors import UsageError
@@ -41,7 +42,7 @@ def cache() -> onnx.ModelProto:
 
 
 def compiled(model: onnx.ModelProto, folder: Path, target: Target = TINY, **options: Any) -> CompiledModel:
-    return compile_model(model, target=target, dump=folder, **options)
+    return compile_model(model, CompileOptions(target, **options), Instrumentation(dump=folder))
 
 
 def stored(artifact: Artifact, folder: Path) -> bytes:

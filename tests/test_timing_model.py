@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from ppuc.compiler.driver import compile_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.ir.program import Program, Queue
 from ppuc.ir.types import DType, Space
 from ppuc.targets import cost
@@ -72,7 +73,7 @@ def convolution(channels: int, filters: int, side: int) -> onnx.ModelProto:
 
 def engine_cycles(model: onnx.ModelProto, target: Target) -> float:
     """Cycles that the compiled model keeps the tensor engine."""
-    artifact = compile_model(model, target=target).artifact
+    artifact = compile_model(model, CompileOptions(target)).artifact
     profile = simulate(artifact.program, artifact.vectors, target, {}, None).profile
     return sum(kernel.engine.get(Queue.TENSOR, 0.0) for kernel in profile.kernels)
 

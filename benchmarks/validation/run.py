@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from benchmarks.validation.measured import SETS, Case, Measured, product_model
 from benchmarks.validation.plot import scatter
 from ppuc.compiler.driver import compile_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.run import simulate
@@ -64,7 +65,7 @@ class Outcome:
 
 def predict(case: Case, dtype: str, target: Target) -> Outcome:
     """Compile and simulate one case."""
-    compiled = compile_model(product_model(case, dtype), target=target)
+    compiled = compile_model(product_model(case, dtype), CompileOptions(target))
     profile = simulate(compiled.artifact.program, compiled.artifact.vectors, target, {}, None).profile
     tile = next(b.shape for b in compiled.module.kernels[0].buffers if b.name == "c")
     rows, cols = tile if len(tile) == 2 else (1, tile[0])

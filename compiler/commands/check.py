@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import (
-    chosen_target,
-    compile_options,
-    dim_sizes,
-    emit,
-    host_options,
-    json_option,
-    read_inputs,
-)
+from ppuc.compiler.commands.common import emit, json_option
+from ppuc.compiler.commands.inputs import read_inputs
+from ppuc.compiler.commands.options import CompileArguments, compile_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,17 +48,11 @@ FOLDED = "known when compiling, or no output needs it"
     type=click.Path(path_type=Path),
     help="Inputs whose shapes bind open sizes, and whose values may be fixed.",
 )
-@host_options
 @json_option
 def check_command(
     model: Path,
-    target: str,
-    overrides: tuple[str, ...],
-    precision: str,
-    dims: tuple[str, ...],
+    arguments: CompileArguments,
     inputs_file: Path | None,
-    host_ops: tuple[Path, ...],
-    no_host: bool,
     as_json: bool,
 ) -> int:
     """Say for every node of MODEL.onnx whether the PPU or the host runs it, and which sizes have to be given with
@@ -73,34 +61,34 @@ def check_command(
     With all sizes given the model is also taken through the passes that do not depend on tiling. Exit code 1 when
     something stands in the way.
     """
-    from ppuc.compiler.driver import examine
+    from ppuc.compiler.driver import examine, with_shapes_of_data
     from ppuc.compiler.frontend.survey import survey
     from ppuc.compiler.host.client import worker
-    from ppuc.compiler.host.request import HostedRequest
 
-    machine = chosen_target(target, overrides)
-    hosts = worker(host_ops)
-    if host_ops:
+    arrays, _ = read_inputs(inputs_file, ())
+    options = arguments.options(arrays)
+    hosts = worker(options.host.ops)
+    if hosts.files:
         hosts.start()
     found = survey(model, hosts.custom)
-    arrays, _ = read_inputs(inputs_file, ())
-    sizes, shapes = dim_sizes(dims), {name: array.shape for name, array in arrays.items()}
-    unbound = [key for key in found.open_dims if key not in sizes and key.rpartition(":")[0] not in shapes]
+    options = with_shapes_of_data(options, model)
+    shapes = options.shapes
+    unbound = [key for key in found.open_dims if key not in options.dims and key.rpartition(":")[0] not in shapes]
     nodes = [_node(n.node, n.op, n.where, n.how) for n in found.nodes]
     examination = None
     if not (unbound and not shapes):
-        examination = examine(HostedRequest(model, machine, precision, sizes, shapes, arrays), host_ops)
+        examination = examine(model, options)
         nodes = _placed(nodes, examination)
         unbound = []
     problems = [str(d) for d in examination.problems] if examination is not None else []
     counts = {where: sum(n["where"] == where for n in nodes) for where in ("ppu", "host", "refused")}
     share = _host_share(examination)
     later = len(examination.later) if examination is not None else 0
-    stopped = counts["refused"] + (counts["host"] + later if no_host else 0)
+    stopped = counts["refused"] + (0 if options.host.allowed else counts["host"] + later)
     record = {
         **found.record(),
         "model": str(model),
-        "target": machine.name,
+        "target": options.target.name,
         "ok": not stopped and not problems,
         "nodes": nodes,
         **counts,

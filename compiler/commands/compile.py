@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import (
-    chosen_target,
-    dim_choices,
-    emit,
-    json_option,
-    note,
-    pairs,
-    progress_bar,
-    read_inputs,
-)
+from ppuc.compiler.commands.common import emit, json_option, note, progress_bar
+from ppuc.compiler.commands.inputs import read_inputs
+from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
-from ppuc.compiler.commands.program import ProgramOptions, note_compromises, program_options
+from ppuc.compiler.commands.program import note_compromises, note_dynamic_scales
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +29,7 @@ NOISIEST = 3
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.ppu", help="Default: MODEL.ppu here.")
-@program_options
+@compile_options
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -67,7 +60,7 @@ NOISIEST = 3
 def compile_command(
     model: Path,
     output: Path | None,
-    options: ProgramOptions,
+    arguments: CompileArguments,
     dump: Path | None,
     check_passes: bool,
     inputs_file: Path | None,
@@ -79,63 +72,40 @@ def compile_command(
     Sizes that the model leaves open are given with --dim; several sizes (--dim batch=1,8) give a program for each
     combination in one file, with the weights they share stored once. `ppuc run` takes the one for its inputs.
     """
-    from ppuc.compiler.driver import compile_model
-    from ppuc.compiler.entry import variants_of
-    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.entry import compile_program
+    from ppuc.compiler.options import Instrumentation
 
-    machine = chosen_target(options.target, options.overrides)
     arrays, _ = read_inputs(inputs_file, ())
     destination = output or Path(model.with_suffix(".ppu").name)
     keep_input(model, destination)
-    choices = dim_choices(options.dims)
-    every = []
+    choices = arguments.choices()
+    options = arguments.options(arrays, dims=choices[0])
+    note_dynamic_scales(options)
     studies: list[dict[str, Any]] = []
     with progress_bar("compile") as progress:
-        for number, sizes in enumerate(choices):
-            named = ",".join(f"{name}={size}" for name, size in sizes.items())
-            every.append(
-                compile_model(
-                    model,
-                    target=machine,
-                    precision=options.precision,
-                    dims=sizes,
-                    shapes={name: array.shape for name, array in arrays.items()},
-                    dump=dump / named if dump is not None and len(choices) > 1 else dump,
-                    check_passes=check_passes,
-                    inputs=arrays or None,
-                    values=arrays,
-                    aliases=pairs(options.alias, "--alias"),
-                    tune=options.tune,
-                    quantization=options.quantization(progress, None if number else studies.append),
-                    progress=progress,
-                    host=not options.no_host,
-                    host_ops=options.host_ops,
-                )
-            )
-    made = every[0]
-    found = variants_of(model, choices, every, pad)
-    compiled = CompiledProgram(made.artifact, made.target, variants=found)
+        watch = Instrumentation(progress, dump, check_passes, arrays or None, studies.append)
+        compiled = compile_program(model, options, watch, choices, pad)
     compiled.save(destination)
     note_compromises(compiled)
-    if options.calibrate is not None:
+    if options.quantization.data is not None:
         _note_samples(studies)
     if dump is not None:
         note(f"note: every pass is in {dump}")
-    program = made.artifact.program
+    artifact, variants = compiled.artifact, compiled.variants.every if compiled.variants is not None else ()
     record = {
         "model": str(model),
         "output": str(destination),
         "bytes": destination.stat().st_size,
-        "target": machine.name,
-        "target_hash": machine.hash,
+        "target": options.target.name,
+        "target_hash": options.target.hash,
         "precision": options.precision,
-        "kernels": sum(len(s.kernels) for s in program.segments),
-        "seconds": sum(m.seconds for m in every),
+        "kernels": sum(len(s.kernels) for s in artifact.program.segments),
+        "seconds": sum(p.seconds for made in variants or (compiled,) for p in made.passes),
         "quantization": _cost(studies[0]) if studies else None,
-        "variants": [dict(v.dims) for v in found.every] if found is not None else [],
-        "passes": [p.record() for p in made.passes],
-        "inputs": {s.name: str(s.type) for s in made.artifact.inputs},
-        "outputs": {s.name: str(s.type) for s in made.artifact.outputs},
+        "variants": [dict(v.dims) for v in variants],
+        "passes": [p.record() for p in compiled.passes],
+        "inputs": {s.name: str(s.type) for s in artifact.inputs},
+        "outputs": {s.name: str(s.type) for s in artifact.outputs},
     }
     emit("compile", record, as_json, _show)
 

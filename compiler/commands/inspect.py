@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import chosen_target, compile_options, dim_sizes, emit, json_option
+from ppuc.compiler.commands.common import emit, json_option
+from ppuc.compiler.commands.options import (
+    ALIAS,
+    DIM,
+    PRECISION,
+    QUANTIZATION,
+    TARGET,
+    CompileArguments,
+    compile_arguments,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,16 +43,13 @@ if TYPE_CHECKING:
     metavar="OUT.svg",
     help="Draw which tensor holds which bytes of l2 and hbm, and when; compile options apply to an .onnx.",
 )
-@compile_options
+@compile_arguments(*TARGET, PRECISION, DIM, *QUANTIZATION, ALIAS)
 @json_option
 def inspect_command(
     file: Path,
     fusion: bool,
     drawing: Path | None,
-    target: str,
-    overrides: tuple[str, ...],
-    precision: str,
-    dims: tuple[str, ...],
+    arguments: CompileArguments,
     as_json: bool,
 ) -> None:
     """Describe FILE: a model (.onnx), a dumped step (.ppir) or a compiled program (.ppu)."""
@@ -55,18 +61,18 @@ def inspect_command(
 
         if file.suffix != ".onnx":
             raise UsageError.of("--fusion", "explains what is done to a model", got=str(file), expected="an .onnx file")
-        found = fusion_record(file, chosen_target(target, overrides), precision, dim_sizes(dims))
+        found = fusion_record(file, arguments.options())
         emit("inspect", {"file": str(file), **found}, as_json, show)
         return
     if drawing is not None:
-        plan = _memory_plan(file, target, overrides, precision, dims)
+        plan = _memory_plan(file, arguments)
         from ppuc.compiler.report.memory import show as show_memory
         from ppuc.compiler.report.memory_svg import memory_svg
 
         drawing.write_text(memory_svg(plan), encoding="utf-8")
         emit("inspect", {"file": str(file), "drawing": str(drawing), **plan.record()}, as_json, show_memory)
         return
-    if target or overrides or dims or precision != "model":
+    if arguments.explicit:
         hint = "compile options go with --fusion or --memory"
         raise UsageError.of("inspect", "describes the file as it is", hint=hint)
     readers = {".onnx": contents.model_record, ".ppir": contents.module_record, ".ppu": contents.artifact_record}
@@ -75,27 +81,24 @@ def inspect_command(
     emit("inspect", {"file": str(file), **readers[file.suffix](file)}, as_json, _show)
 
 
-def _memory_plan(
-    file: Path, target: str, overrides: tuple[str, ...], precision: str, dims: tuple[str, ...]
-) -> MemoryPlan:
+def _memory_plan(file: Path, arguments: CompileArguments) -> MemoryPlan:
     """The plan in a dump or a program, or the one that compiling a model would make."""
     from ppuc.compiler.report import memory
     from ppuc.ir.errors import UsageError
 
     if file.suffix == ".onnx":
-        return memory.plan_of_model(file, chosen_target(target, overrides), precision, dim_sizes(dims))
+        return memory.plan_of_model(file, arguments.options())
     if file.suffix not in (".ppir", ".ppu"):
         raise UsageError.of(str(file), "has a name that says nothing of its kind", expected=".onnx, .ppir, .ppu")
-    if dims or precision != "model":
-        raise UsageError.of("--memory", "shows a compiled plan as it is", got=str(file), hint="give the .onnx file")
+    late = "has no effect: --memory shows a compiled plan as it is"
+    arguments.refuse_all_but(("target", "overrides"), late, got=file, hint="give the .onnx file")
     if file.suffix == ".ppir":
         from ppuc.compiler.pipeline.resume import read_module
 
-        named = target or read_module(file).target
-        return memory.plan_of_dump(file, chosen_target(named, overrides))
+        return memory.plan_of_dump(file, arguments.machine(read_module(file).target))
     from ppuc.compiler.runtime import load_program
 
-    program = load_program(file, chosen_target(target, overrides) if target or overrides else None)
+    program = load_program(file, arguments.machine() if arguments.names_target else None)
     return memory.plan_of_program(program.artifact.program, program.target)
 
 

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import (
-    chosen_target,
-    emit,
-    json_option,
-    model_options,
-    progress_bar,
-)
+from ppuc.compiler.commands.common import emit, json_option, progress_bar
+from ppuc.compiler.commands.options import CompileArguments, chosen_target, model_options
 from ppuc.compiler.commands.program import program_for
 
 if TYPE_CHECKING:
@@ -47,11 +42,9 @@ if TYPE_CHECKING:
 @json_option
 def targets_command(
     name: str,
-    overrides: tuple[str, ...],
     sweep_range: str | None,
     model: Path | None,
-    precision: str,
-    dims: tuple[str, ...],
+    arguments: CompileArguments,
     as_json: bool,
 ) -> None:
     """List the built-in targets, or print every number of one with its unit, how well it is known, and its source.
@@ -62,14 +55,14 @@ def targets_command(
     from ppuc.targets.description import builtin_targets, default_target, load_target
 
     if sweep_range is not None:
-        _sweep(name, overrides, sweep_range, model, precision, dims, as_json)
+        _sweep(name, sweep_range, model, arguments, as_json)
         return
-    if model is not None or dims or precision != "model":
+    if model is not None or arguments.explicit.keys() - {"overrides"}:
         raise UsageError.of(
             "targets", "has a use for a model with --sweep only", hint="e.g. --sweep hbm.gbs=900:1800:100"
         )
-    if name or overrides:
-        target = chosen_target(name, overrides)
+    if name or arguments.overrides:
+        target = chosen_target(name, arguments.overrides)
         numbers = [
             {
                 "key": leaf.path,
@@ -102,23 +95,20 @@ def targets_command(
     emit("targets", {"targets": rows}, as_json, _show_targets)
 
 
-def _sweep(
-    name: str,
-    overrides: tuple[str, ...],
-    sweep_range: str,
-    model: Path | None,
-    precision: str,
-    dims: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def _sweep(name: str, sweep_range: str, model: Path | None, arguments: CompileArguments, as_json: bool) -> None:
     from ppuc.compiler.report.sweep import show, sweep
+
+    if model is None:
+        arguments.refuse_all_but(("overrides",), "has no effect without --model")
 
     def made(machine: Target) -> CompiledProgram:
         assert model is not None
-        return program_for(model, machine, precision, dims)
+        return program_for(model, arguments, machine)
 
     with progress_bar("sweep") as progress:
-        record = sweep(chosen_target(name, overrides), sweep_range, made if model is not None else None, progress)
+        record = sweep(
+            chosen_target(name, arguments.overrides), sweep_range, made if model is not None else None, progress
+        )
     emit("targets", {"sweep": record}, as_json, lambda out, shown: show(out, shown["sweep"]))
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import chosen_target, emit, json_option, progress_bar, target_options
+from ppuc.compiler.commands.common import emit, json_option, progress_bar
+from ppuc.compiler.commands.options import chosen_target, target_options
 from ppuc.compiler.commands.outputs import OutputFile
 
 if TYPE_CHECKING:

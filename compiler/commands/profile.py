@@ -8,18 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import (
-    complete_inputs,
-    emit,
-    input_options,
-    json_option,
-    note,
-    progress_bar,
-    read_inputs,
-    simulation_bar,
-)
+from ppuc.compiler.commands.common import emit, json_option, note, progress_bar, simulation_bar
+from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs
+from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
-from ppuc.compiler.commands.program import ProgramOptions, program_options
+from ppuc.compiler.commands.program import program_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +26,7 @@ if TYPE_CHECKING:
     "  ppuc profile net.onnx --timing-only --json | jq .waterfall.parts",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
-@program_options
+@compile_options
 @input_options
 @click.option("--timing-only", is_flag=True, help="Simulate time without values; needs no inputs and no weights.")
 @click.option(
@@ -67,7 +60,7 @@ if TYPE_CHECKING:
 @json_option
 def profile_command(
     model: Path,
-    options: ProgramOptions,
+    arguments: CompileArguments,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -95,7 +88,7 @@ def profile_command(
 
     keep_input(model, trace)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = options.program(model, arrays)
+    program = program_of(model, arguments, arrays)
     feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
         if feeds is None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import (
-    chosen_target,
-    dim_sizes,
-    emit,
-    json_option,
-    note,
-    progress_bar,
-    target_options,
+from ppuc.compiler.commands.common import emit, json_option, note, progress_bar
+from ppuc.compiler.commands.options import (
+    ALIAS,
+    CALIBRATION,
+    DIM,
+    TARGET,
+    TUNE,
+    CompileArguments,
+    compile_arguments,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 from ppuc.compiler.precisions import PRECISIONS
@@ -24,7 +24,7 @@ from ppuc.compiler.precisions import PRECISIONS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ppuc.compiler.quantization.data import Data
+    from ppuc.compiler.options import CompileOptions
     from ppuc.compiler.quantization.prepare import Prepared
     from ppuc.ir.errors import ModelError
 
@@ -69,12 +69,6 @@ class Share(click.ParamType):  # type: ignore[type-arg]
     help="Samples to report on. Default: a quarter of --calibrate, which nothing else sees.",
 )
 @click.option(
-    "--preprocess",
-    metavar="FILE.toml",
-    type=click.Path(path_type=Path),
-    help="How the model wants the images of a folder.",
-)
-@click.option(
     "--precision",
     "-p",
     type=click.Choice([p.name for p in PRECISIONS.values() if p.scales_activations]),
@@ -94,50 +88,30 @@ class Share(click.ParamType):  # type: ignore[type-arg]
     "data that are no inputs (labels) come with the inputs.",
 )
 @click.option(
-    "--method",
-    type=click.Choice(("max", "percentile", "mse", "entropy")),
-    default="max",
-    show_default=True,
-    help="How ranges become scales.",
-)
-@click.option("--headroom", type=click.FloatRange(1.0, 64.0), help="Room of f8 scales above the largest number seen.")
-@click.option("--power-of-two", is_flag=True, help="Scales are powers of two.")
-@click.option(
     "--attention", is_flag=True, help="Recognised attention in f8 too: pays where sequences are long and heads wide."
 )
-@click.option("--no-repair", is_flag=True, help="Weights are rounded to the nearest, and nothing is fitted.")
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use the first N samples only.")
 @click.option("--state", type=OutputFile(), metavar="FILE", help="Keep what is measured, to resume after interruption.")
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.toml", help="Write the policy.")
 @click.option("--plot", type=OutputFile(), metavar="FILE.svg", help="Draw accuracy against the share in 8 bits.")
 @click.option("--top", type=click.IntRange(min=0), default=0, metavar="N", help="Show the N noisiest layers (0: all).")
-@click.option("--dim", "dims", metavar="NAME=SIZE", multiple=True, help="Size of a symbolic dimension. Repeatable.")
-@target_options
+@compile_arguments(*TARGET, DIM, *CALIBRATION, ALIAS, TUNE)
 @json_option
 def quantize_command(
     model: Path,
-    calibrate: Path,
+    arguments: CompileArguments,
     evaluate: Path | None,
-    preprocess: Path | None,
-    precision: str,
     min_sqnr: float | None,
     min_agreement: float | None,
     min_share: float | None,
     max_drop: float | None,
     metric: Path | None,
-    method: str,
-    headroom: float | None,
-    power_of_two: bool,
     attention: bool,
-    no_repair: bool,
     samples: int | None,
     state: Path | None,
     output: Path | None,
     plot: Path | None,
     top: int,
-    dims: tuple[str, ...],
-    target: str,
-    overrides: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Quantize MODEL.onnx on data and report, layer by layer, what it costs in accuracy and brings in simulated time.
@@ -145,48 +119,37 @@ def quantize_command(
     With -p mixed the fewest layers are kept in bf16 with which the goal is met. Exit code 1 when the goal is missed on
     the samples that the report is made on.
     """
-    from ppuc.compiler.quantization.calibrate import Calibration
-    from ppuc.compiler.quantization.data import FEW, Data
-    from ppuc.compiler.quantization.images import read_preprocessing
+    from ppuc.compiler.quantization.data import FEW
     from ppuc.compiler.quantization.metric import load_metric
     from ppuc.compiler.quantization.policy import write_policy
     from ppuc.compiler.quantization.search import Goal
-    from ppuc.compiler.quantization.study import Request, study
+    from ppuc.compiler.quantization.study import Aim, study
     from ppuc.ir.errors import ModelError
 
     goal = Goal(min_sqnr, min_agreement, max_drop, min_share)
-    _check_goal(goal, precision, metric)
+    _check_goal(goal, arguments.precision, metric)
     keep_input(model, output)
-    how = read_preprocessing(preprocess) if preprocess is not None else None
-    data = Data(calibrate, how, labels=metric is not None)
-    prepared = _prepared(model, data, precision, target, overrides, dims)
+    options = arguments.options(labels=metric is not None)
+    data = options.quantization.data
+    assert data is not None
+    prepared = _prepared(model, options)
     prepared = prepared.with_attention() if attention else prepared
     given = list(data.samples(prepared.specs))[:samples]
     _check_samples(given, data.where)
     if len(given) < FEW:
-        room = "; f8 scales get fourfold room" if headroom is None else ""
+        room = "; f8 scales get fourfold room" if arguments.headroom is None else ""
         note(f"note: {len(given)} samples say little about ranges{room}; nothing is fitted to them")
-    evaluation: list[Any] = []
-    if evaluate is not None:
-        evaluation = list(Data(evaluate, how, labels=metric is not None).samples(prepared.specs))
-    request = Request(
-        precision,
-        goal,
-        Calibration(method, headroom, power_of_two).for_samples(len(given)),
-        not no_repair,
-        load_metric(metric) if metric is not None else None,
-        state,
-    )
+    evaluation = list(data.beside(evaluate).samples(prepared.specs)) if evaluate is not None else []
+    aim = Aim(goal, load_metric(metric) if metric is not None else None, state)
     try:
         with progress_bar("quantize") as progress:
-            made = study(prepared, given, evaluation, request, lambda what: progress(what, 0, 0))
+            made = study(prepared, given, evaluation, aim, lambda what: progress(what, 0, 0))
     except ModelError as error:
-        raise _with_host_in_mind(
-            error, model, dim_sizes(dims), {s.name: s.type.dims for s in prepared.specs}
-        ) from error
+        raise _with_host_in_mind(error, model, prepared.options) from error
     record = {"model": str(model), "target": prepared.target.name, **made.record, "policy": str(output or "") or None}
     if output is not None:
-        write_policy(output, made.plan, {"model": model.name, "target": prepared.target.name, "precision": precision})
+        about = {"model": model.name, "target": prepared.target.name, "precision": options.precision}
+        write_policy(output, made.plan, about)
     if plot is not None:
         from ppuc.compiler.report.quantization import pareto_svg
 
@@ -226,32 +189,29 @@ def _check_samples(samples: Any, where: str) -> None:
         )
 
 
-def _prepared(
-    model: Path, data: Data, precision: str, target: str, overrides: tuple[str, ...], dims: tuple[str, ...]
-) -> Prepared:
-    from ppuc.compiler.driver import initial_module
+def _prepared(model: Path, options: CompileOptions) -> Prepared:
+    from ppuc.compiler.alias import aliased
+    from ppuc.compiler.driver import initial_module, with_shapes_of_data
     from ppuc.compiler.frontend.load import load_model
     from ppuc.compiler.quantization.prepare import prepare
-    from ppuc.compiler.quantization.quantize import Quantization
     from ppuc.ir.errors import ModelError
 
-    machine, sizes = chosen_target(target, overrides), dim_sizes(dims)
-    shapes = Quantization(data).shapes(model, sizes)
+    options = with_shapes_of_data(options, model)
     try:
-        return prepare(initial_module(load_model(model, dims=sizes, shapes=shapes), machine, precision), machine)
+        module = initial_module(load_model(model, dims=options.dims, shapes=options.shapes), options)
+        aliased(module, options.aliases)  # what cannot share memory is refused before anything is measured
+        return prepare(module, options)
     except ModelError as error:
-        raise _with_host_in_mind(error, model, sizes, shapes) from error
+        raise _with_host_in_mind(error, model, options) from error
 
 
-def _with_host_in_mind(
-    error: ModelError, model: Path, dims: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
-) -> ModelError:
+def _with_host_in_mind(error: ModelError, model: Path, options: CompileOptions) -> ModelError:
     """`error`, with what can be done when it is the host that the model lacks here."""
     from ppuc.compiler.frontend.load_hosted import load_hosted
     from ppuc.ir.errors import ModelError, PpucError
 
     try:
-        load_hosted(model, dims, shapes)
+        load_hosted(model, options.dims, options.shapes)
     except PpucError:
         return error
     hint = "the host would run this; `ppuc compile -p fp8 --calibrate DATA` quantizes the rest of such a model"

@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import (
-    complete_inputs,
-    emit,
-    input_options,
-    json_option,
-    note,
-    read_inputs,
-    simulation_bar,
-)
+from ppuc.compiler.commands.common import emit, json_option, note, simulation_bar
+from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs
+from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
-from ppuc.compiler.commands.program import ProgramOptions, program_options
+from ppuc.compiler.commands.program import program_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,13 +25,13 @@ if TYPE_CHECKING:
     "  ppuc run net.onnx --dim N=1 --input image=random",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
-@program_options
+@compile_options
 @input_options
 @click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
 @json_option
 def run_command(
     model: Path,
-    options: ProgramOptions,
+    arguments: CompileArguments,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -53,7 +47,7 @@ def run_command(
 
     keep_input(model, output)
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = options.program(model, arrays)
+    program = program_of(model, arguments, arrays)
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import dim_sizes, emit, json_option
+from ppuc.compiler.commands.common import emit, json_option
+from ppuc.compiler.commands.options import dim_sizes
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
 if TYPE_CHECKING:

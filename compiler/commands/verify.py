@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import (
-    complete_inputs,
-    emit,
-    input_options,
-    is_artifact,
-    json_option,
-    read_inputs,
-    simulation_bar,
-)
-from ppuc.compiler.commands.program import ProgramOptions, program_options
+from ppuc.compiler.commands.common import emit, json_option, simulation_bar
+from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs
+from ppuc.compiler.commands.options import CompileArguments, compile_options
+from ppuc.compiler.commands.program import is_artifact, program_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,13 +23,13 @@ if TYPE_CHECKING:
     "  ppuc verify net.onnx --dim N=1 -p bf16 --layers",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@program_options
+@compile_options
 @input_options
 @click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
 @json_option
 def verify_command(
     model: Path,
-    options: ProgramOptions,
+    arguments: CompileArguments,
     inputs_file: Path | None,
     single_inputs: tuple[str, ...],
     seed: int,
@@ -54,14 +48,14 @@ def verify_command(
     if is_artifact(model):
         raise UsageError.of(str(model), "is a compiled program", expected="its .onnx model, for ONNX Runtime to run")
     arrays, fills = read_inputs(inputs_file, single_inputs)
-    program = options.program(model, arrays)
+    program = program_of(model, arguments, arrays)
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)
     record = {
         "model": str(model),
         "target": program.target.name,
-        "precision": options.precision,
+        "precision": program.options.precision,
         **verification.record(),
         "later": later_rows(program.plan, verification.later) if program.plan is not None else [],
     }

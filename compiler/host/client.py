@@ -133,9 +133,6 @@ _WORKERS: dict[tuple[str, ...], HostWorker] = {}
 def worker(files: Sequence[str | Path] = ()) -> HostWorker:
     """The worker of this process with the ops of `files`."""
     key = tuple(str(Path(f).resolve()) for f in files)
-    for file in key:
-        if not Path(file).is_file():
-            raise UsageError.of("--host-ops", "there is no such file", got=file, expected="a Python file")
     if key not in _WORKERS:
         if not _WORKERS:
             atexit.register(_stop_all)

@@ -12,18 +12,19 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ppuc.compiler.alias import DECLARED, OPTION, aliased, check_names
 from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
 from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.scope import UnknownOpsError
-from ppuc.compiler.host.client import HostError, HostWorker
+from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.join import Joined, join
 from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, partition
 from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, LaterStep, Plan, PpuStep, Step
-from ppuc.compiler.host.request import HostedRequest
 from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.pipeline.layers import PREFIX as LAYER
 from ppuc.compiler.pipeline.layers import kept_name
 from ppuc.compiler.pipeline.link import NODES
@@ -32,9 +33,10 @@ from ppuc.ir.errors import Diagnostic, ModelError, UsageError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
 from ppuc.targets.artifact import Artifact, IOSpec
-from ppuc.targets.schema import Target
 
 if TYPE_CHECKING:
+    import onnx
+
     from ppuc.compiler.pipeline.manager import CompiledModel
 
 T = TypeVar("T")
@@ -43,22 +45,22 @@ Change = Callable[[HostedModel, Sequence[Part], Sequence[Module]], list[Module]]
 
 
 def compile_hosted(
-    request: HostedRequest,
+    source: str | Path | onnx.ModelProto,
+    options: CompileOptions,
     error: ModelError,
-    worker: HostWorker,
     compile_part: Callable[[Module, int], CompiledModel],
     change: Change | None = None,
 ) -> tuple[Artifact, tuple[CompiledModel, ...]]:
     """The artifact and what was compiled for each segment; `error` is why the PPU alone cannot do it. Raises ModelError
     for what neither side can do (`error` when the host changes nothing), CapacityError when the parts do not fit."""
-    hosted, parts, made = divided(request, error, worker, compile_part, change)
-    return _artifact(hosted, parts, made, request), tuple(made)
+    hosted, parts, made = divided(source, options, error, compile_part, change)
+    return _artifact(hosted, parts, made, options), tuple(made)
 
 
 def divided(
-    request: HostedRequest,
+    source: str | Path | onnx.ModelProto,
+    options: CompileOptions,
     error: ModelError,
-    worker: HostWorker,
     each_part: Callable[[Module, int], T],
     change: Change | None = None,
     examining: bool = False,
@@ -66,22 +68,23 @@ def divided(
     """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment
     and after `change` has had them all. When `examining`, nodes that nobody can run are among the parts, marked as
     refused."""
-    if worker.files:
-        worker.start()
+    hosts = worker(options.host.ops)
+    if hosts.files:
+        hosts.start()
     forced: dict[str, str] = {}
     while True:
-        hosted = _imported(request, error, forced, worker, examining)
+        hosted = _imported(source, options, error, forced, hosts, examining)
         parts = partition(hosted)
         if examining:
-            parts = _with_unknown_marked(hosted, parts, worker)
+            parts = _with_unknown_marked(hosted, parts, hosts)
         else:
-            _check_host_parts(hosted, parts, worker)
+            _check_host_parts(hosted, parts, hosts)
         graphs = [p.graph for p in parts if isinstance(p, PpuPart)]
-        modules = [part_module(g, hosted, request.target, request.precision) for g in graphs]
+        modules = [part_module(g, hosted, options) for g in graphs]
         try:
             if change is not None:
                 modules = change(hosted, parts, modules)
-            modules = _aliased(hosted, modules, request.aliases)
+            modules = _aliased(hosted, modules, options.aliases)
             return hosted, parts, [each_part(module, number) for number, module in enumerate(modules)]
         except HostError:
             raise
@@ -90,25 +93,30 @@ def divided(
 
 
 def _imported(
-    request: HostedRequest, error: ModelError, forced: Mapping[str, str], worker: HostWorker, examining: bool
+    source: str | Path | onnx.ModelProto,
+    options: CompileOptions,
+    error: ModelError,
+    forced: Mapping[str, str],
+    hosts: HostWorker,
+    examining: bool,
 ) -> HostedModel:
     """The model with its host nodes. What is wrong with it besides ops nobody knows, the first import told better."""
-    what = (request.source, request.dims, request.shapes, request.values)
+    what = (source, options.dims, options.shapes, options.values)
     try:
-        return load_hosted(*what, forced=forced, custom=worker.custom, examining=examining)
+        return load_hosted(*what, forced=forced, custom=hosts.custom, examining=examining)
     except ModelError as refused:
         if isinstance(refused, UnknownOpsError) or isinstance(error, UnknownOpsError):
             raise
         raise error from refused
 
 
-def part_module(graph: Graph, hosted: HostedModel, target: Target, precision: str) -> Module:
+def part_module(graph: Graph, hosted: HostedModel, options: CompileOptions) -> Module:
     """The module of one part; its inputs and outputs are called as in the plan."""
-    options = {"model": hosted.name, "model_sha256": hosted.digest, "precision": precision}
+    about = {"model": hosted.name, "model_sha256": hosted.digest, **options.recorded()}
     return Module(
-        target=target.name,
-        target_hash=target.hash,
-        options=tuple(sorted(options.items())),
+        target=options.target.name,
+        target_hash=options.target.hash,
+        options=tuple(sorted(about.items())),
         inputs=tuple((p.name, p.name) for p in graph.params),
         outputs=tuple((r.name, r.name) for r in graph.results),
         graph=graph,
@@ -194,13 +202,13 @@ def _unknown(hosted: HostedModel, part: HostPart, error: HostError) -> Diagnosti
 
 
 def _artifact(
-    hosted: HostedModel, parts: Sequence[Part], made: Sequence[CompiledModel], request: HostedRequest
+    hosted: HostedModel, parts: Sequence[Part], made: Sequence[CompiledModel], options: CompileOptions
 ) -> Artifact:
     """One artifact with the plan in its metadata."""
-    joined = join(hosted.graph.name, [m.artifact for m in made], request.target)
-    plan, host = _plan(hosted, parts, [m.artifact for m in made], joined, request.keep_layers)
+    joined = join(hosted.graph.name, [m.artifact for m in made], options.target)
+    plan, host = _plan(hosted, parts, [m.artifact for m in made], joined, options.keep_layers)
     artifact = replace(joined.artifact, inputs=_specs(hosted.inputs), outputs=_specs(hosted.outputs), host=host)
-    return replace(artifact, meta=_meta(hosted, plan, [m.artifact for m in made], joined, request))
+    return replace(artifact, meta=_meta(hosted, plan, [m.artifact for m in made], joined, options))
 
 
 def _plan(
@@ -245,16 +253,16 @@ def _host_step(part: HostPart, name: str) -> HostStep | LaterStep:
 
 
 def _meta(
-    hosted: HostedModel, plan: Plan, artifacts: Sequence[Artifact], joined: Joined, request: HostedRequest
+    hosted: HostedModel, plan: Plan, artifacts: Sequence[Artifact], joined: Joined, options: CompileOptions
 ) -> dict[str, str]:
     """The metadata of the whole: those of the first part, but for what is about its inputs and kernels."""
     booked: dict[str, str] = {}
     for names, artifact in zip(joined.kernels, artifacts, strict=True):
         booked |= {names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()}
-    about = {"model": hosted.name, "model_sha256": hosted.digest, "precision": request.precision}
+    about = {"model": hosted.name, "model_sha256": hosted.digest, **options.recorded()}
     meta = dict(artifacts[0].meta) if artifacts else about
     meta = {k: v for k, v in meta.items() if not k.startswith((OPTION, DECLARED))}
-    meta |= {OPTION + past: present for past, present in request.aliases.items()}
+    meta |= {OPTION + past: present for past, present in options.aliases.items()}
     meta |= {"compiler": VERSION, NODES: json.dumps(booked, sort_keys=True), PLAN: plan.to_json()}
     ranges = input_ranges(hosted.graph)
     meta |= {RANGE_OPTION + n: str(ranges[v.name]) for n, v in hosted.inputs if v.name in ranges}

@@ -16,11 +16,12 @@ import numpy as np
 from ppuc.compiler.alias import grown
 from ppuc.compiler.frontend.hosting import PREFIX
 from ppuc.compiler.frontend.later import machine_type
-from ppuc.compiler.host.client import HostError, HostWorker
+from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.later import Compile, LaterRun, LaterSteps
 from ppuc.compiler.host.merge import merged_profile
 from ppuc.compiler.host.plan import HostStep, LaterStep, Plan, PpuStep
 from ppuc.compiler.host.transfer import Crossing, crossings, decisions
+from ppuc.compiler.options import CompileOptions
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType, TensorType, parse_type
@@ -48,16 +49,10 @@ class Execution:
     """One run of `plan` on inputs by ONNX name."""
 
     def __init__(
-        self,
-        artifact: Artifact,
-        plan: Plan,
-        target: Target,
-        worker: HostWorker,
-        compile: Compile,
-        inputs: Mapping[str, Any],
+        self, artifact: Artifact, plan: Plan, options: CompileOptions, compile: Compile, inputs: Mapping[str, Any]
     ) -> None:
-        self.artifact, self.plan, self.worker = artifact, plan, worker
-        self.later = LaterSteps(artifact, target, worker, artifact.meta.get("precision", "model"), compile)
+        self.artifact, self.plan, self.worker = artifact, plan, worker(options.host.ops)
+        self.later = LaterSteps(artifact, options, self.worker, compile)
         self.types = {name: parse_type(text) for name, text in plan.types}
         self.held: dict[str, Any] = {value: inputs[name] for name, value in plan.inputs}
         self.seconds: dict[int, float] = {}
@@ -148,24 +143,23 @@ def _type(value: Any) -> TensorType | str:
 def run_hosted(
     artifact: Artifact,
     plan: Plan,
-    target: Target,
+    options: CompileOptions,
     constants: Mapping[str, Resource],
-    worker: HostWorker,
     compile: Compile,
     inputs: Mapping[str, Any] | None,
     *,
     trace: bool = False,
     progress: Progress | None = None,
 ) -> HostedRun:
-    """Run a program with host steps on inputs by ONNX name, with `compile` for what is compiled on the way; without
-    inputs, simulate its time alone."""
-    program = _exposed(artifact.program, plan)
+    """Run a program with host steps, compiled with `options`, on inputs by ONNX name, with `compile` for what is
+    compiled on the way; without inputs, simulate its time alone."""
+    program, target = _exposed(artifact.program, plan), options.target
     vectors: tuple[VectorProgram, ...] = artifact.vectors
     if inputs is None:
         raw = simulate(program, vectors, target, constants, None, trace=trace, progress=progress)
         moves = crossings(plan)
         return HostedRun({}, replace(raw, profile=with_link(raw.profile, moves, target)), {}, moves=moves)
-    execution = Execution(artifact, plan, target, worker, compile, inputs)
+    execution = Execution(artifact, plan, options, compile, inputs)
     raw = simulate(program, vectors, target, constants, {}, trace=trace, progress=progress, before=execution.before)
     outputs = execution.finish(raw.outputs)
     runs, moves = tuple(execution.later.runs.values()), execution.moves()

@@ -26,12 +26,12 @@ from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.control import OnHostError, run_control
 from ppuc.compiler.host.plan import LaterStep, Plan
 from ppuc.compiler.inputs import InputSpec
+from ppuc.compiler.options import CompileOptions, Quantization
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.ir.errors import PpucError
 from ppuc.ir.program import Program
 from ppuc.ir.types import DType, Space, TensorType
 from ppuc.targets.artifact import Artifact
-from ppuc.targets.schema import Target
 from ppuc.targets.simulator.result import Profile
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class LaterProgram(Protocol):
     @property
     def source(self) -> str | Path | onnx.ModelProto | None: ...
     @property
-    def host_ops(self) -> tuple[str | Path, ...]: ...
+    def options(self) -> CompileOptions: ...
     @property
     def plan(self) -> Plan | None: ...
     @property
@@ -79,12 +79,9 @@ class LaterProgram(Protocol):
 
 
 class Compile(Protocol):
-    """Compiles a model with static types at a precision, for the machine of the program that runs, with its host ops.
-    `values` are those of inputs that may be fixed. Raises PpucError."""
+    """Compiles a model with static types. Raises PpucError."""
 
-    def __call__(
-        self, source: onnx.ModelProto, precision: str, values: Mapping[str, np.ndarray], /
-    ) -> LaterProgram: ...
+    def __call__(self, source: onnx.ModelProto, options: CompileOptions, /) -> LaterProgram: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +116,9 @@ class LaterSteps:
     """The later steps of one run of `artifact`, compiled by `compile`. `runs` tells what ran, by name, in the order of
     first calls; `asked` how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
 
-    def __init__(
-        self, artifact: Artifact, target: Target, worker: HostWorker, precision: str, compile: Compile
-    ) -> None:
-        self.artifact, self.target, self.worker, self.compile = artifact, target, worker, compile
-        per_layer = PRECISIONS[precision].per_layer  # a policy cannot know these layers
-        self.precision = "model" if per_layer else precision
+    def __init__(self, artifact: Artifact, options: CompileOptions, worker: HostWorker, compile: Compile) -> None:
+        self.artifact, self.options, self.worker = artifact, later_options(options), worker
+        self.compile = compile
         self.runs: dict[str, LaterRun] = {}
         self.asked: dict[int, int] = {}
         self.trips: dict[int, int] = {}
@@ -192,7 +186,8 @@ class LaterSteps:
         foreign = [name for name, type in types.items() if type is None]
         if foreign:
             raise OnHostError("it reads what only the host holds")
-        place = (hashlib.sha256(model).hexdigest(), self.target.hash, self.precision, *self.worker.files)
+        recorded = (f"{key}={value}" for key, value in sorted(self.options.recorded().items()))
+        place = (hashlib.sha256(model).hexdigest(), self.options.target.hash, *recorded, *self.worker.files)
         forms = _FORMS.setdefault(place, _Forms())
         key = tuple((name, str(type)) for name, type in sorted(types.items()))
         for program in forms.programs.get(key, ()):
@@ -213,8 +208,9 @@ class LaterSteps:
     def _compiled(self, model: bytes, types: Mapping[str, TensorType], settled: Mapping[str, Any]) -> LaterProgram:
         source = typed(model, types)
         sizes = {name: value for name, value in settled.items() if _may_be_sizes(types[name])}
+        options = replace(self.options, values=sizes)
         try:
-            program = self.compile(source, self.precision, sizes)
+            program = self.compile(source, options)
         except PpucError as error:
             raise OnHostError(error.diagnostics[0].what) from error
         everything = settled.keys() == types.keys()
@@ -224,9 +220,25 @@ class LaterSteps:
 
     def _fitting(self, program: LaterProgram) -> LaterProgram:
         """`program` if it fits the device memory beside what it is called from."""
-        if self._taken + device_bytes(program.artifact.program) > self.target.hbm.bytes:
+        if self._taken + device_bytes(program.artifact.program) > self.options.target.hbm.bytes:
             raise OnHostError("it does not fit the device memory beside the rest of the model")
         return program
+
+
+def later_options(options: CompileOptions) -> CompileOptions:
+    """How models are compiled while a program runs that was compiled with `options`: in the same way, with inputs,
+    outputs and layers that those options do not know. Layers that a policy would have to decide on stay as they are."""
+    precision = "model" if PRECISIONS[options.precision].per_layer else options.precision
+    return replace(
+        options,
+        precision=precision,
+        dims={},
+        shapes={},
+        values={},
+        aliases={},
+        quantization=Quantization(),
+        keep_layers=False,
+    )
 
 
 def _may_be_sizes(type: TensorType) -> bool:

@@ -17,47 +17,46 @@ import numpy as np
 
 from ppuc.compiler.frontend.hosting import PREFIX, HostTensor
 from ppuc.compiler.frontend.load_hosted import HostedModel
-from ppuc.compiler.host.client import HostWorker
+from ppuc.compiler.host.client import worker
 from ppuc.compiler.host.partition import HostPart, Part, PpuPart
 from ppuc.compiler.inputs import InputSpec, input_ranges
+from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.data import Data, check_not_zero
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import Prepared, prepare
-from ppuc.compiler.quantization.quantize import Quantization, chosen_plan, sampled_plan
+from ppuc.compiler.quantization.quantize import chosen_plan
+from ppuc.compiler.quantization.study import repaired_plan
 from ppuc.ir.errors import UsageError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module
-from ppuc.targets.schema import Target
 
 Feeds = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
 class PartsQuantizer:
-    """Quantizes the modules of a division's PPU parts as `how` says (None: scales computed at run time)."""
+    """Quantizes the modules of a division's PPU parts as `options` say."""
 
-    target: Target
-    precision: str
-    how: Quantization
-    worker: HostWorker
+    options: CompileOptions
+    watch: Instrumentation = UNWATCHED
 
     def __call__(self, hosted: HostedModel, parts: Sequence[Part], modules: Sequence[Module]) -> list[Module]:
-        """The quantized modules. Raises UsageError and InputError for what `how` asks in vain, HostError."""
-        prepared = [prepare(module, self.target) for module in modules]
+        """The quantized modules. Raises UsageError and InputError for options that nothing can follow, HostError."""
+        prepared = [prepare(module, self.options) for module in modules]
         return [p.quantized(plan) for p, plan in zip(prepared, self._plans(hosted, parts, prepared), strict=True)]
 
     def _plans(self, hosted: HostedModel, parts: Sequence[Part], prepared: Sequence[Prepared]) -> list[Plan]:
-        if self.how.policy is not None and self.how.plan is None:
-            whole = read_policy(self.how.policy, [layer for p in prepared for layer in p.all_layers])
+        how = self.options.quantization
+        if how.policy is not None:
+            whole = read_policy(how.policy, [layer for p in prepared for layer in p.all_layers])
             return [_of_layers(whole, p) for p in prepared]
-        if self.how.plan is not None:
-            return [_of_layers(self.how.plan, p) for p in prepared]
-        if self.how.data is None or PRECISIONS[self.precision].per_layer:
-            return [chosen_plan(p, self.precision, self.how) for p in prepared]
-        given = self._given(hosted, parts, self.how.data)
-        return [sampled_plan(p, self.precision, samples, self.how) for p, samples in zip(prepared, given, strict=True)]
+        if how.data is None or PRECISIONS[self.options.precision].per_layer:
+            return [chosen_plan(p) for p in prepared]
+        given = self._given(hosted, parts, how.data)
+        each = self.watch.quantizing
+        return [repaired_plan(p, samples, each) for p, samples in zip(prepared, given, strict=True)]
 
     def _given(self, hosted: HostedModel, parts: Sequence[Part], data: Data) -> list[list[Feeds]]:
         """For each PPU part, what it is given on every sample, by its inputs' names."""
@@ -67,7 +66,7 @@ class PartsQuantizer:
         for number, sample in enumerate(samples):
             for own, feeds in zip(found, self._one(hosted, parts, sample), strict=True):
                 own.append(feeds)
-            self.how.each(f"sample {number + 1}")
+            self.watch.quantizing(f"sample {number + 1}")
         return found
 
     def _one(self, hosted: HostedModel, parts: Sequence[Part], sample: Feeds) -> list[Feeds]:
@@ -76,7 +75,8 @@ class PartsQuantizer:
         for part in parts:
             if isinstance(part, HostPart):
                 where = f"{hosted.name}: calibrating: nodes {', '.join(n.label for n in part.nodes[:4])}"
-                values = self.worker.run(part.model, {PREFIX + i.name: held[i.name] for i in part.inputs}, where)
+                given_to_host = {PREFIX + i.name: held[i.name] for i in part.inputs}
+                values = worker(self.options.host.ops).run(part.model, given_to_host, where)
                 held |= dict(zip((o.name for o in part.outputs), values, strict=True))
                 continue
             feeds = {p.name: held[p.name] for p in part.graph.params}

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.alias import aliases_of
 from ppuc.compiler.compare import Comparison, compare
 from ppuc.compiler.conditioning import Move, rounds, sensitivities_of_outputs
 from ppuc.compiler.driver import compile_model
@@ -54,7 +53,7 @@ def verify_hosted(
     give against ONNX Runtime's. Raises ModelError when there is no oracle."""
     dense = {n: a for n, a in inputs.items() if n not in dict(plan.host_inputs)}
     hosted = _imported(program, plan, {n: a.shape for n, a in dense.items()})
-    errors = _errors(hosted, plan, _precision(program), result.later)
+    errors = _errors(hosted, plan, program.options.precision, result.later)
     want = _oracle(program, hosted, inputs)
     found: dict[str, list[Comparison]] = {}
     for name, operand in hosted.outputs:
@@ -78,8 +77,8 @@ def _excused(
     assert program.source is not None
     graphs = [part.graph for part in partition(hosted) if isinstance(part, PpuPart)]
     graphs += [_graph_of(run.program) for run in result.later if run.program is not None and run.program.plan is None]
-    step = max((typical_step(graph, _precision(program)) for graph in graphs), default=0.0)
-    if not step or program.host_ops:
+    step = max((typical_step(graph, program.options.precision) for graph in graphs), default=0.0)
+    if not step or program.options.host.ops:
         return {}
 
     def run(move: Move) -> Mapping[str, Any]:
@@ -113,22 +112,13 @@ def _layers(
 ) -> tuple[Comparison, ...]:
     """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
     assert program.source is not None
-    if PRECISIONS[_precision(program)].quantized:
+    if PRECISIONS[program.options.precision].quantized:
         raise UsageError.of(
             program.name,
             "cannot be compared layer by layer: a part of it runs on the host, and its layers are quantized",
             hint="compare the outputs, or the layers at precision bf16",
         )
-    model = compile_model(
-        program.source,
-        target=program.target,
-        precision=_precision(program),
-        shapes={s.name: s.type.dims for s in program.inputs} | {n: a.shape for n, a in program.fixed.items()},
-        values=program.fixed,
-        keep_layers=True,
-        aliases=aliases_of(program.artifact.meta),
-        host_ops=program.host_ops,
-    )
+    model = compile_model(program.source, program.options_keeping_layers)
     got = replace(program, artifact=model.artifact).run(inputs).outputs
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
     whole = {operand.name for _, operand in hosted.outputs}
@@ -153,15 +143,11 @@ def _layers(
 def _imported(program: LaterProgram, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> HostedModel:
     """The model behind a program, cut as the plan says."""
     assert program.source is not None
-    hosts = worker(program.host_ops)
+    hosts = worker(program.options.host.ops)
     if hosts.files:
         hosts.start()
     forced = {n.node: n.reason for n in plan.nodes}
     return load_hosted(program.source, shapes=shapes, values=program.fixed, forced=forced, custom=hosts.custom)
-
-
-def _precision(program: LaterProgram) -> str:
-    return program.artifact.meta.get("precision", "model")
 
 
 def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +156,7 @@ def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, 
         return dict(Oracle(program.source).run(inputs))
     except ModelError:
         model = whole_bytes(program.source)
-        values = worker(program.host_ops).run(model, dict(inputs), f"{program.name} as a whole")
+        values = worker(program.options.host.ops).run(model, dict(inputs), f"{program.name} as a whole")
         return dict(zip((name for name, _ in hosted.outputs), values, strict=True))
 
 
@@ -209,11 +195,11 @@ def _added(run: LaterRun) -> ExpectedError:
     shapes = {s.name: s.type.dims for s in program.inputs}
     if program.plan is not None:
         hosted = _imported(program, program.plan, shapes)
-        errors = _errors(hosted, program.plan, _precision(program), result.later)
+        errors = _errors(hosted, program.plan, program.options.precision, result.later)
         names = [operand.name for _, operand in hosted.outputs]
     else:
         imported = load_model(program.source, shapes=shapes, values=program.fixed)
-        errors = expected_errors(imported.graph, _precision(program), {})
+        errors = expected_errors(imported.graph, program.options.precision, {})
         names = [value.name for _, value in imported.outputs]
     once = inherited_error([errors.get(name, NO_ERROR) for name in names])
     return ExpectedError(run.calls * once.variance, once.narrow)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ppuc.compiler.options import Progress
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.link import link
@@ -26,9 +27,6 @@ from ppuc.targets.limits import check_limits
 
 if TYPE_CHECKING:
     from ppuc.targets.artifact import Artifact
-
-Progress = Callable[[str, int, int], None]
-"""Called with what starts now, its number and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,36 +6,16 @@ Invariant: the same model, samples and options give the same plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppuc.compiler.quantization.data import FEW
+from ppuc.compiler.options import Calibration
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.observe import Observation, observe
 from ppuc.compiler.quantization.plan import FORMATS, LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
 from ppuc.compiler.quantization.scales import activation_scale
 from ppuc.ir.types import DType
-
-FEW_HEADROOM = 4.0
-"""Of f8 scales from fewer than FEW samples; a power of two leaves the rounding errors as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """`method` is max, percentile, mse or entropy (`scales`); `headroom` widens the range of floating-point formats
-    (None: as the number of samples asks for); scales become powers of two on request."""
-
-    method: str = "max"
-    headroom: float | None = None
-    power_of_two: bool = False
-
-    def for_samples(self, count: int) -> Calibration:
-        """With the headroom decided: few samples say little about ranges."""
-        if self.headroom is not None:
-            return self
-        return replace(self, headroom=FEW_HEADROOM if count < FEW else 1.0)
 
 
 def calibrated_plan(

@@ -44,6 +44,10 @@ class Data:
         elif not self._path.exists():
             raise InputError.of(self.where, "no such file or folder", expected="an .npz, or a folder of samples")
 
+    def beside(self, source: Source) -> Data:
+        """Another source of samples, read in the same way."""
+        return Data(source, self._preprocessing, labels=self._labels)
+
     def stacks(self, names: Sequence[str]) -> Iterator[Stack]:
         """What the source holds, in order. Files without names are samples of the model's only input, of `names`."""
         if self._path is None:

@@ -15,8 +15,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ppuc.compiler.options import Calibration
 from ppuc.compiler.quantization.apply import by_channel, nearest, quantized_weights, widened
-from ppuc.compiler.quantization.calibrate import Calibration, layer_plan
+from ppuc.compiler.quantization.calibrate import layer_plan
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.observe import Observation
 from ppuc.compiler.quantization.offsets import best_offset, takes_offsets

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ppuc.compiler.inputs import InputSpec, input_specs
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.legalise import Legalise
-from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.quantization.apply import quantized_graph
 from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer, find_layers, product_nodes
@@ -24,13 +25,18 @@ from ppuc.targets.description import Target
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model ready to be quantized for `target`. `layers` are those that plans are made of; `attentions` stay as they
-    are unless a policy names them."""
+    """A model ready to be quantized as `options` say. `layers` are those that plans are made of; `attentions` stay as
+    they are unless a policy names them."""
 
     module: Module
-    target: Target
+    options: CompileOptions
     layers: tuple[Layer, ...]
     attentions: tuple[Layer, ...] = ()
+
+    @property
+    def target(self) -> Target:
+        """The machine."""
+        return self.options.target
 
     @property
     def all_layers(self) -> tuple[Layer, ...]:
@@ -57,16 +63,15 @@ class Prepared:
         return with_graph(self.module, quantized_graph(self.module.graph, plan, self.all_layers))
 
 
-def prepare(module: Module, target: Target) -> Prepared:
-    """Run the pipeline on an imported module, up to where formats are chosen."""
-    at = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Legalise))
+def prepare(module: Module, options: CompileOptions) -> Prepared:
+    """Run the passes on an imported module, up to where formats are chosen."""
     nodes = product_nodes(module.graph)
-    for step in PIPELINE[:at]:
-        module = step.run(module, target)
+    for step in passes_of(options, Legalise.name):
+        module = step.run(module, options.target)
     found = find_layers(module.graph, nodes)
     return Prepared(
         module,
-        target,
+        options,
         tuple(layer for layer in found if layer.kind != "attention"),
         tuple(layer for layer in found if layer.kind == "attention"),
     )

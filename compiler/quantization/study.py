@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.precisions import PRECISIONS
-from ppuc.compiler.quantization.calibrate import Calibration, plan_from
+from ppuc.compiler.quantization.calibrate import plan_from
 from ppuc.compiler.quantization.data import FEW
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
 from ppuc.compiler.quantization.metric import Metric, Sample, score
@@ -39,15 +39,17 @@ REPORTED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What the user asks for. `state` keeps what a search measured, to go on after an interruption."""
+class Aim:
+    """What a study is for, beside the options that the model is compiled with. `state` keeps what a search measured, to
+    go on after an interruption."""
 
-    precision: str
     goal: Goal = field(default_factory=Goal)
-    calibration: Calibration = field(default_factory=Calibration)
-    repair: bool = True
     metric: Metric | None = None
     state: Path | None = None
+
+
+REPORT = Aim()
+"""Nothing is to be reached: say what it costs and brings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +64,26 @@ class Study:
 def study(
     prepared: Prepared,
     samples: Sequence[Sample],
-    evaluation: Sequence[Sample],
-    request: Request,
+    evaluation: Sequence[Sample] = (),
+    aim: Aim = REPORT,
     each: Callable[[str], None] = lambda what: None,
 ) -> Study:
     """Quantize on `samples` (by ONNX name), report on `evaluation` (none: a part of `samples` kept apart)."""
+    precision = PRECISIONS[prepared.options.precision]
     fit, check, report = dealt(samples, evaluation)
     each("observe")
     whole = _whole(prepared, fit, check)
-    per_layer = PRECISIONS[request.precision].per_layer
-    ranged = prepared.feeds(fit) if per_layer else whole
+    ranged = prepared.feeds(fit) if precision.per_layer else whole
     seen = observe(prepared.module.graph, prepared.layers, ranged)
     judge = Reference(prepared.module.graph, prepared.feeds(check))
-    start = _starting_plan(prepared, seen, judge, request)
+    start = _starting_plan(prepared, seen, judge, len(samples))
     each("time: bf16")
     wide = timed(prepared, Plan())
-    memory = _Memory(request.state, prepared, samples, start)
-    methods = _methods(request, samples)
+    memory = _Memory(aim.state, prepared, samples, start)
+    methods = _methods(prepared, samples)
     found: Found | None = None
-    if per_layer:
-        found = _searched(prepared, fit, check, whole, judge, start, wide, request, methods, memory, each)
+    if precision.per_layer:
+        found = _searched(prepared, fit, check, whole, judge, start, wide, aim, methods, memory, each)
         plan, repair, noise = found.best.plan, found.repair, found.noise
     else:
         made = repaired(prepared, start, whole, methods, lambda m: each(f"repair: {m}"))
@@ -92,11 +94,11 @@ def study(
     each("report")
     final = Reference(prepared.module.graph, prepared.feeds(report)).compare(prepared.quantized(plan).graph)
     accumulated = differences(prepared.module.graph, prepared.layers, plan, list(prepared.feeds(report))[:FEW])
-    goal = request.goal
-    drop, scores = _scores(prepared, plan, report, request)
+    goal = aim.goal
+    drop, scores = _scores(prepared, plan, report, aim)
     met = goal.met(final, drop) and (goal.min_share is None or quantized_share(prepared, plan) >= goal.min_share - 1e-9)
     record = {
-        "precision": request.precision,
+        "precision": precision.name,
         "samples": {
             "fit": len(fit),
             "decide": len(check),
@@ -121,14 +123,14 @@ def study(
 
 
 def repaired_plan(
-    prepared: Prepared, samples: Sequence[Sample], request: Request, each: Callable[[str], None] = lambda what: None
+    prepared: Prepared, samples: Sequence[Sample], each: Callable[[str], None] = lambda what: None
 ) -> Plan:
     """The plan that `study` finds for all layers in one format, without what it measures for the report."""
     fit, check, _ = dealt(samples, ())
     whole = _whole(prepared, fit, check)
     each("observe")
-    start = _one_format(prepared, observe(prepared.module.graph, prepared.layers, whole), request)
-    return repaired(prepared, start, whole, _methods(request, samples), lambda m: each(f"repair: {m}")).plan
+    start = _one_format(prepared, observe(prepared.module.graph, prepared.layers, whole), len(samples))
+    return repaired(prepared, start, whole, _methods(prepared, samples), lambda m: each(f"repair: {m}")).plan
 
 
 def dealt(
@@ -148,28 +150,28 @@ def _whole(prepared: Prepared, fit: Sequence[Sample], check: Sequence[Sample]) -
     return list(prepared.feeds(fit if check is fit else [*fit, *check]))
 
 
-def _methods(request: Request, samples: Sequence[Sample]) -> tuple[str, ...]:
+def _methods(prepared: Prepared, samples: Sequence[Sample]) -> tuple[str, ...]:
     """The repairs to try: to few samples nothing is fitted, because nobody could tell whether it helps on others."""
-    return tuple(CANDIDATES) if request.repair and len(samples) >= FEW else ("none",)
+    return tuple(CANDIDATES) if prepared.options.quantization.repair and len(samples) >= FEW else ("none",)
 
 
-def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: Reference, request: Request) -> Plan:
+def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: Reference, samples: int) -> Plan:
     """Mixed: each layer's better format, or one for all where that does better in all."""
-    how = request.calibration
-    if PRECISIONS[request.precision].per_layer:
+    how = prepared.options.quantization.calibration.for_samples(samples)
+    if PRECISIONS[prepared.options.precision].per_layer:
         whole = [p.layers for p in PRECISIONS.values() if p.scales_activations and not p.per_layer]
         formats = [format for format in whole if native(prepared.target, format)]
         plans = [best_formats(prepared.layers, seen, formats, how)]
         plans += [plan_from(prepared.layers, seen, format, how) for format in formats]
         return max(plans, key=lambda plan: judge.compare(prepared.quantized(plan).graph).merit)
-    return _one_format(prepared, seen, request)
+    return _one_format(prepared, seen, samples)
 
 
-def _one_format(prepared: Prepared, seen: Mapping[str, Observation], request: Request) -> Plan:
-    format = PRECISIONS[request.precision].layers
+def _one_format(prepared: Prepared, seen: Mapping[str, Observation], samples: int) -> Plan:
+    format, how = PRECISIONS[prepared.options.precision].layers, prepared.options.quantization
     if not native(prepared.target, format):
         return storage_plan(prepared, format)
-    return plan_from(prepared.layers, seen, format, request.calibration)
+    return plan_from(prepared.layers, seen, format, how.calibration.for_samples(samples))
 
 
 def _searched(
@@ -180,7 +182,7 @@ def _searched(
     judge: Reference,
     start: Plan,
     wide: Times,
-    request: Request,
+    aim: Aim,
     methods: Sequence[str],
     memory: _Memory,
     each: Callable[[str], None],
@@ -192,7 +194,7 @@ def _searched(
         judge,
         whole,
         start,
-        request.goal,
+        aim.goal,
         wide,
         timed(prepared, start),
         known=memory.known,
@@ -200,13 +202,13 @@ def _searched(
         each=each,
         methods=methods,
     )
-    metric = request.metric
+    metric = aim.metric
     if metric is not None:
         search.full = score(prepared, prepared.module.graph, check, metric, "--metric")
         search.score = lambda plan: score(prepared, prepared.quantized(plan).graph, check, metric, "--metric")
     found = search.run()
     if not found.best.met:
-        goal = request.goal
+        goal = aim.goal
         raise UsageError.of(
             "goal",
             "cannot be met by any choice of layers",
@@ -227,12 +229,12 @@ def _named(accuracy: Accuracy, prepared: Prepared) -> Accuracy:
     return Accuracy({names[value]: d for value, d in accuracy.outputs.items()})
 
 
-def _scores(prepared: Prepared, plan: Plan, report: Sequence[Sample], request: Request) -> tuple[float, Any]:
+def _scores(prepared: Prepared, plan: Plan, report: Sequence[Sample], aim: Aim) -> tuple[float, Any]:
     """The relative drop of the metric, and its values."""
-    if request.metric is None:
+    if aim.metric is None:
         return 0.0, None
-    full = score(prepared, prepared.module.graph, report, request.metric, "--metric")
-    mine = score(prepared, prepared.quantized(plan).graph, report, request.metric, "--metric")
+    full = score(prepared, prepared.module.graph, report, aim.metric, "--metric")
+    mine = score(prepared, prepared.quantized(plan).graph, report, aim.metric, "--metric")
     return (full - mine) / max(abs(full), 1e-12), {"fp32": full, "quantized": mine}
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.alias import aliased
+from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared
@@ -27,7 +28,8 @@ class Times:
 
 def timed(prepared: Prepared, plan: Plan) -> Times:
     """Compile `plan` and simulate it, without values."""
-    made = Run(prepared.target, PIPELINE).to_end(prepared.quantized(plan))
+    options = prepared.options
+    made = Run(options.target, passes_of(options)).to_end(aliased(prepared.quantized(plan), options.aliases))
     profile = simulate(
         made.artifact.program, made.artifact.vectors, prepared.target, {}, None, check_hazards=False
     ).profile

@@ -16,24 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.driver import import_model
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.cascade import Decision
 from ppuc.compiler.passes.fuse import Fuse, Grouping
 from ppuc.compiler.passes.fuse_graph import is_view
-from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.report.regrouping import regrouped
 from ppuc.ir.graph import Op, Value
-from ppuc.targets.description import Target
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str, int]) -> dict[str, Any]:
+def fusion_record(model: Path, options: CompileOptions) -> dict[str, Any]:
     """Every edge of the graph that is fused: its ends, its bytes, and why it was not fused if it was not."""
-    at = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Fuse))
-    run = Run(target, PIPELINE[:at])
-    module = run.run(import_model(run, model, precision, dims).module)
+    target = options.target
+    run = Run(target, passes_of(options, Fuse.name))
+    module = run.run(import_model(run, model, options).module)
     grouping = Grouping(module.graph, target, epilogues=True)
     grouping.build()
     later = regrouped(module, target)
@@ -53,7 +53,7 @@ def fusion_record(model: Path, target: Target, precision: str, dims: Mapping[str
     return {
         "kind": "fusion",
         "target": target.name,
-        "precision": precision,
+        "precision": options.precision,
         "kernels": later.kernels,
         "fused": len(edges) - len(apart),
         "not_fused": len(apart),

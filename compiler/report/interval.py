@@ -52,7 +52,7 @@ _WHOLE = ("tensor.", "vector.")
 
 _UNITS = ("clk", "ns", "us", "B/clk", "GB/s", "op/clk", "lane", "ratio", "MHz")
 if TYPE_CHECKING:
-    from ppuc.compiler.pipeline.manager import Progress
+    from ppuc.compiler.options import Progress
 
 _COSTS = ("clk", "ns", "us")
 """Units of numbers that make a machine slower when they grow; the others make it faster."""

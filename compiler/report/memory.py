@@ -17,9 +17,10 @@ from ppuc.compiler.lowering.capacity import holdings
 from ppuc.compiler.lowering.l2_plan import overwritten
 from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.lowering.ranges import Range
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.allocate import Allocate
-from ppuc.compiler.passes.place import Place
-from ppuc.compiler.pipeline.default import PIPELINE
+from ppuc.compiler.passes.tile import Tile
+from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.pipeline.resume import read_module
 from ppuc.ir.errors import UsageError
@@ -80,11 +81,10 @@ class MemoryPlan:
         return {"kind": "memory", "target": self.target, "steps": list(self.steps), "spaces": spaces}
 
 
-def plan_of_model(model: Path, target: Target, precision: str, dims: Mapping[str, int]) -> MemoryPlan:
+def plan_of_model(model: Path, options: CompileOptions) -> MemoryPlan:
     """Compile up to placing and give addresses; tiles are not needed for that."""
-    at = next(i for i, step in enumerate(PIPELINE) if isinstance(step, Place))
-    run = Run(target, (*PIPELINE[: at + 1], Allocate()))
-    return plan_of_module(run.run(import_model(run, model, precision, dims).module), target)
+    run = Run(options.target, (*passes_of(options, Tile.name), Allocate()))
+    return plan_of_module(run.run(import_model(run, model, options).module), options.target)
 
 
 def plan_of_dump(file: Path, target: Target) -> MemoryPlan:

@@ -18,7 +18,7 @@ from ppuc.targets.description import Leaf, Target, override
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ppuc.compiler.pipeline.manager import Progress
+    from ppuc.compiler.options import Progress
     from ppuc.compiler.runtime import CompiledProgram
 
 MOST = 200

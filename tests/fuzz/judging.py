@@ -19,12 +19,11 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+import ppuc
 from ppuc.compiler.compare import compare
-from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.judge import Judge
 from ppuc.compiler.oracle import Session
-from ppuc.compiler.runtime import CompiledProgram
 from ppuc.compiler.tolerance import Tolerance
 from ppuc.ir.errors import PpucError
 from ppuc.ir.graph import Graph
@@ -192,13 +191,13 @@ def by_reference(node: Node) -> Answer:
 def outcome_of(node: Node, target: str, host: bool = False) -> Outcome:
     """Compile, simulate and compare. Only compiling may refuse: what was promised has to run."""
     try:
-        made = compile_model(node.model, target=target, host=host)
+        program = ppuc.compile(node.model, target, host=host)
     except PpucError as error:
         return Outcome(Fate.REFUSED, str(error))
     except Exception:
         return Outcome(Fate.FAULT, traceback.format_exc())
     try:
-        result = CompiledProgram(made.artifact, made.target, node.model).run(node.feeds)
+        result = program.run(node.feeds)
     except Exception:  # PpucError too
         return Outcome(Fate.FAULT, traceback.format_exc())
     if result.profile.hazards:

@@ -1,0 +1,78 @@
+"""The inputs of a run: the options that give them, and what they leave to chance.
+
+Invariant: what is random is said to be, and the same seed gives the same arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ppuc.compiler.commands.common import note, pairs
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ppuc.compiler.runtime import CompiledProgram
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def input_options(function: F) -> F:
+    """--inputs, --input and --seed."""
+    function = click.option("--seed", default=0, show_default=True, help="Seed of random inputs.")(function)
+    function = click.option(
+        "--input",
+        "single_inputs",
+        metavar="NAME=FILE.npy|random|ones|zeros",
+        multiple=True,
+        help="One input. Repeatable.",
+    )(function)
+    return click.option(
+        "--inputs", "inputs_file", metavar="FILE.npz", type=click.Path(path_type=Path), help="Inputs by name."
+    )(function)
+
+
+def read_inputs(inputs_file: Path | None, singles: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays that the options give, and the fills (`random`, `ones`, `zeros`) of inputs to be generated."""
+    from ppuc.compiler.inputs import FILLS, read_npy, read_npz
+
+    arrays = read_npz(inputs_file) if inputs_file is not None else {}
+    fills: dict[str, str] = {}
+    for name, value in pairs(singles, "--input").items():
+        if value in FILLS:
+            fills[name] = value
+        else:
+            arrays[name] = read_npy(value)
+    return arrays, fills
+
+
+def complete_inputs(
+    program: CompiledProgram, arrays: dict[str, np.ndarray], fills: dict[str, str], seed: int, where: str
+) -> dict[str, Any]:
+    """What the options give, with fills generated; everything random, and said so, when they give nothing. Inputs that
+    were fixed have their value; those that only the host holds must be given."""
+    from ppuc.compiler.inputs import checked_inputs, generate, without_fixed
+
+    if program.variants is not None:  # inputs to be padded, whose shapes are nobody's
+        return dict(arrays)
+    specs, fixed = program.inputs, program.fixed
+    foreign = dict(program.plan.host_inputs) if program.plan is not None else {}
+    hosted = {name: arrays[name] for name in foreign if name in arrays}
+    arrays = {name: a for name, a in without_fixed(fixed, arrays, where).items() if name not in foreign}
+    by_name = {spec.name: spec for spec in specs}
+    if not arrays and not fills and specs:
+        note(f"note: no inputs given; using random ones (seed {seed})")
+        fills = dict.fromkeys(by_name, "random")
+    given = {**arrays, **{n: generate(by_name[n], fill, seed) for n, fill in fills.items() if n in by_name}}
+    unknown = {n: _nothing() for n in fills if n not in by_name}
+    return {**fixed, **hosted, **checked_inputs(specs, {**given, **unknown}, where)}
+
+
+def _nothing() -> np.ndarray:
+    import numpy as np
+
+    return np.zeros(0)

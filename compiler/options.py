@@ -1,0 +1,162 @@
+"""What a compilation is asked for: one record, which the API, the commands and all parts of the compiler pass on whole.
+
+`CompileOptions` decides, with the model, every byte of the program. `Instrumentation` is what watches while it is made.
+
+Invariant: a CompileOptions that exists is consistent: what can be said without the model has been checked when it was
+made. No byte of a program depends on its instrumentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppuc.compiler.alias import aliases_of
+from ppuc.compiler.precisions import PRECISIONS, Precision, named_precision
+from ppuc.compiler.quantization.data import FEW
+from ppuc.ir.errors import UsageError
+from ppuc.targets.description import Target, resolve_target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ppuc.compiler.quantization.data import Data
+
+FEW_HEADROOM = 4.0
+"""Of f8 scales from fewer than FEW samples; a power of two leaves the rounding errors as they are."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what starts now, its number and how many there are (0: nobody knows)."""
+
+_PRECISION, _TUNE = "precision", "tune"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How ranges become scales. `method` is max, percentile, mse or entropy (quantization/scales.py); `headroom` widens
+    the range of floating-point formats (None: as the number of samples asks for); scales become powers of two on
+    request."""
+
+    method: str = "max"
+    headroom: float | None = None
+    power_of_two: bool = False
+
+    def for_samples(self, count: int) -> Calibration:
+        """With the headroom decided: few samples say little about ranges."""
+        if self.headroom is not None:
+            return self
+        return replace(self, headroom=FEW_HEADROOM if count < FEW else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How layers are quantized, at precisions that quantize. The file `policy` decides all layers; else `data` gives
+    scales, found as `calibration` says, and with `repair` weights are changed where the outputs gain; else scales are
+    computed at run time."""
+
+    data: Data | None = None
+    policy: Path | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    repair: bool = True
+
+    def check(self, precision: Precision) -> None:
+        """Raise UsageError for what contradicts itself, or has no effect at `precision`."""
+        if not precision.quantized:
+            for name, given in (("--calibrate", self.data), ("--policy", self.policy)):
+                if given is not None:
+                    quantized = ", ".join(p.name for p in PRECISIONS.values() if p.quantized)
+                    raise UsageError.of(name, "has no effect at this precision", got=precision.name, expected=quantized)
+        if self.data is not None and self.policy is not None:
+            what = "decides the scales, so there is nothing to calibrate"
+            raise UsageError.of("--policy", what, hint="leave out one")
+        if not self.repair and (self.data is None or precision.weights_only):
+            got = f"precision {precision.name}" + ("" if self.data is not None else " without --calibrate")
+            wanted = "fp8 or int8 with --calibrate"
+            raise UsageError.of("--no-repair", "has no effect where nothing is repaired", got=got, expected=wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class HostPolicy:
+    """Whether what the PPU cannot run may go to the host, and the Python files with functions for `ops` that nobody
+    else knows."""
+
+    allowed: bool = True
+    ops: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        for file in self.ops:
+            if not file.is_file():
+                raise UsageError.of("--host-ops", "there is no such file", got=file.resolve(), expected="a Python file")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompileOptions:
+    """Everything that decides what a program is, besides the model.
+
+    `target` is the machine, `precision` one of PRECISIONS. `dims` binds symbols (`N`) or single axes (`input:axis`),
+    `shapes` whole inputs; `values` are those of inputs that may be fixed: the ones that sizes depend on are. `aliases`
+    names, by input, the output that is this input with something appended and shares its memory. `tune` is how many
+    tilings of each matmul and convolution are measured on the simulator. With `keep_layers` the result of every kernel
+    is an output too. Raises UsageError for options that nobody can follow, or that do not go together."""
+
+    target: Target = field(default_factory=resolve_target)
+    precision: str = "model"
+    dims: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    tune: int = 1
+    quantization: Quantization = field(default_factory=Quantization)
+    host: HostPolicy = field(default_factory=HostPolicy)
+    keep_layers: bool = False
+
+    def __post_init__(self) -> None:
+        self.quantization.check(named_precision(self.precision))
+        if self.tune < 1:
+            raise UsageError.of("--tune", "is no number of tilings", got=self.tune, expected="1 or more")
+
+    def recorded(self) -> dict[str, str]:
+        """What modules and artifacts say of their options: what more of the model is compiled with when it runs."""
+        return {_PRECISION: self.precision, **({_TUNE: str(self.tune)} if self.tune > 1 else {})}
+
+    @staticmethod
+    def of_record(meta: Mapping[str, str], target: Target, host: HostPolicy | None = None) -> CompileOptions:
+        """The options that an artifact's metadata record. Raises UsageError for some that do not exist."""
+        tries = meta.get(_TUNE, "1")
+        if not tries.isdecimal():
+            raise UsageError.of("--tune", "is no number of tilings", got=tries, expected="1 or more")
+        return CompileOptions(
+            target,
+            precision=meta.get(_PRECISION, "model"),
+            aliases=aliases_of(meta),
+            tune=int(tries),
+            host=host or HostPolicy(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Instrumentation:
+    """What watches a compilation. `progress` is told what starts. `dump` is a folder for the module after every pass.
+    With `check_passes` the module is executed after every pass and compared, on `inputs` by ONNX name (None: random
+    ones). `studied` is called with the record of what a quantization costs and brings; without it nobody looks."""
+
+    progress: Progress | None = None
+    dump: Path | None = None
+    check_passes: bool = False
+    inputs: Mapping[str, np.ndarray] | None = None
+    studied: Callable[[dict[str, Any]], None] | None = None
+
+    def quantizing(self, what: str) -> None:
+        """Tell what quantization does now."""
+        if self.progress is not None:
+            self.progress(f"quantize: {what}", 0, 0)
+
+    def within(self, folder: str) -> Instrumentation:
+        """The same, with a dump of its own in that folder of the dump."""
+        return replace(self, dump=self.dump / folder) if self.dump is not None else self
+
+
+UNWATCHED = Instrumentation()
+"""Nobody looks."""
