@@ -192,10 +192,11 @@ class Gemm:
 
 def gemm_program(g: Gemm) -> Program:
     a, b, y = g.m * g.k, g.k * g.n, g.m * g.n
+    held = 4 * (a * (g.a_space is Space.L2) + b * (g.b_space is Space.L2))
     tensors = [
         tensor("a", a, g.a_space, 0, "input", g.dtype),
         tensor("b", b, g.b_space, 0 if g.b_space is not g.a_space else a * 4, "input", g.dtype),
-        tensor("y", y, Space.L2, (a + b) * 4, "output"),
+        tensor("y", y, Space.L2, held, "output"),
     ]
     return program("gemm", tensors, Segment("s0", (g.kernel(),), (), ()))
 

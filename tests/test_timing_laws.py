@@ -20,7 +20,7 @@ from ppuc.targets.simulator.result import Profile
 from ppuc.targets.simulator.run import simulate
 from tests.simulator_programs import RELU, Gemm, chain_program, copy_program, gemm_program
 
-TINY = load_target("ppu-tiny")
+TINY = override(load_target("ppu-tiny"), "l2.bytes=1048576")  # room for whatever is drawn
 CHANCE = 0.02
 """Queues that meet by chance may change order when one of them slows down, as in any list schedule (Graham 1969): a law
 over whole programs holds to this on all but contrived ones, so those laws are tested on fixed examples."""

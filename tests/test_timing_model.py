@@ -272,8 +272,11 @@ def test_a_cached_l2_fetches_a_shared_tile_once() -> None:
     p = timed(gemm_program(g), cached).profile
     assert p.read_bytes[Space.HBM] == 64 * 16 * 4, "every tile of b comes from device memory once"
     assert timed(gemm_program(g), TINY).profile.read_bytes[Space.HBM] == 4 * 64 * 16 * 4
-    small = override(cached, "l2.bytes=1024")
-    assert timed(gemm_program(g), small).profile.read_bytes[Space.HBM] == 4 * 64 * 16 * 4, "evicted before reuse"
+    both = Gemm(64, 16, 64, a_space=Space.HBM, b_space=Space.HBM)
+    small = override(cached, "l2.bytes=4096")
+    assert timed(gemm_program(both), cached).profile.read_bytes[Space.HBM] == 64 * 64 * 4 + 64 * 16 * 4
+    evicted = timed(gemm_program(both), small).profile.read_bytes[Space.HBM]
+    assert evicted == 64 * 64 * 4 + 4 * 64 * 16 * 4, "b is gone before it is read again"
 
 
 # Power.
