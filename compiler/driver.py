@@ -155,7 +155,7 @@ def _hosted(
         replace(p, name=f"segment {n}: {p.name}" if n else p.name) for n, m in enumerate(made) for p in m.passes
     )
     modules = tuple(m.module for m in made if m.module is not None)
-    return CompiledModel(modules[0] if modules else None, artifact, options.target, records, modules)
+    return CompiledModel(modules[0] if modules else None, artifact, records, modules)
 
 
 def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantizer | None:

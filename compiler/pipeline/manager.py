@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.options import Progress
@@ -63,15 +63,9 @@ class CompiledModel:
 
     module: Module | None
     artifact: Artifact
-    target: Target
-    passes: tuple[PassRecord, ...] = field(default=())
+    passes: tuple[PassRecord, ...] = ()
     modules: tuple[Module, ...] = ()
     quantized: Module | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of all passes, importing included."""
-        return sum(p.seconds for p in self.passes)
 
 
 def op_counts(graph: Graph) -> dict[str, int]:
@@ -135,7 +129,7 @@ class Run:
         module = self.run(module)
         self.progress("link", self._total - 1, self._total)
         artifact = link(module, self.target)
-        return CompiledModel(module, artifact, self.target, tuple(self.records))
+        return CompiledModel(module, artifact, tuple(self.records))
 
     @property
     def _total(self) -> int:
