@@ -37,11 +37,11 @@ def compile(
     dump: str | Path | None = None,
 ) -> CompiledProgram:
     """Compile an ONNX model (a path or a ModelProto). `target` is a built-in name, a .toml path or a Target ("": the
-    default one); `precision` one of model, fp32, bf16, fp16, fp8, int8, mixed; `dims` binds symbolic dimensions; `dump`
-    is a folder for the program after every pass. Precisions fp8 and int8 take scales from samples: `calibrate` is an
-    .npz, a folder, or an iterable of dicts of arrays; `policy` is a file that decides every layer. `alias` names, by
-    input, the output that is this input with something appended and shares its memory (a cache of keys or values);
-    `tune` is how many tilings of each matmul and convolution are measured.
+    default one); `precision` is one of model, fp32, bf16, fp16, fp8, int8, mixed, mxfp8, mxfp4, nvfp4; `dims` binds
+    symbolic dimensions; `dump` is a folder for the program after every pass. Precisions fp8 and int8 take scales from
+    samples: `calibrate` is an .npz, a folder, or an iterable of dicts of arrays; `policy` is a file that decides every
+    layer. `alias` names, by input, the output that is this input with something appended and shares its memory (a cache
+    of keys or values); `tune` is how many tilings of each matmul and convolution are measured.
 
     Several sizes of a dimension (`dims={"batch": (1, 8)}`) give a program for each combination; a run takes the one for
     its inputs, padding those of dimensions in `pad` to the next size. `values` are those of inputs that may be fixed,
@@ -112,11 +112,13 @@ def check_pad(pad: Sequence[str], choices: Sequence[Mapping[str, int]]) -> None:
             raise UsageError.of("--pad", f"dimension '{name}' has not several sizes", hint=f"as in --dim {name}=1,8")
 
 
-def load(path: str | Path, target: Target | None = None) -> CompiledProgram:
-    """Load a `.ppu` file. `target` replaces the machine it names. Raises PpucError."""
+def load(path: str | Path, target: Target | None = None, *, host_ops: Sequence[str | Path] = ()) -> CompiledProgram:
+    """Load a `.ppu` file. `target` replaces the machine it names; `host_ops` are the files that it was compiled with.
+    Raises PpucError."""
+    from ppuc.compiler.options import HostPolicy
     from ppuc.compiler.runtime import load_program
 
-    return load_program(path, target)
+    return load_program(path, target, HostPolicy(ops=tuple(map(Path, host_ops))))
 
 
 def verify(

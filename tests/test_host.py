@@ -179,6 +179,9 @@ def test_custom_ops_are_python_functions(tmp_path: Path) -> None:
     x = x46()
     want = -np.roll(np.maximum(x, 0), 2)
     np.testing.assert_array_equal(program.run({"x": x}).outputs["y"], want)
+    program.save(tmp_path / "m.ppu")
+    loaded = ppuc.load(tmp_path / "m.ppu", host_ops=[tmp_path / "ops.py"])
+    np.testing.assert_array_equal(loaded.run({"x": x}).outputs["y"], want)
     for command in ("verify", "check"):
         result = run(command, tmp_path / "m.onnx", "--host-ops", tmp_path / "ops.py", "-t", TINY)
         assert result.exit_code == 0, result.output

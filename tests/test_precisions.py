@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import ppuc
 from ppuc.compiler.precisions import PRECISIONS, Precision, named_precision
 from ppuc.compiler.quantization.plan import BLOCKS, FORMATS
 from ppuc.compiler.tolerance import UNIT_ROUNDOFF
@@ -46,6 +47,10 @@ def test_an_unknown_precision_is_refused() -> None:
         named_precision("fp7")
     listed = "model, fp32, bf16, fp16, fp8, int8, mixed, mxfp8, mxfp4, nvfp4"
     assert str(refused.value) == f"--precision: unknown precision 'fp7'\n  expected: {listed}"
+
+
+def test_the_api_names_all_of_them() -> None:
+    assert f"`precision` is one of {', '.join(PRECISIONS)};" in " ".join(str(ppuc.compile.__doc__).split())
 
 
 def test_nothing_else_lists_precisions() -> None:
