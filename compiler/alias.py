@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ppuc.ir.errors import Diagnostic, UsageError
+from ppuc.ir.errors import Diagnostic, Entity, EntityKind, UsageError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.movement import ConcatAttrs, InsertAttrs
@@ -72,7 +72,14 @@ def check_names(aliases: Mapping[str, str], inputs: Iterable[str], outputs: Iter
     """Raise UsageError for names that a model with these inputs and outputs does not have, or that are used twice."""
     faults = [*_unknown("input", aliases, inputs), *_unknown("output", aliases.values(), outputs)]
     twice = sorted({o for o in aliases.values() if list(aliases.values()).count(o) > 1})
-    faults += [Diagnostic("--alias", f"output '{o}' would share the memory of several inputs") for o in twice]
+    faults += [
+        Diagnostic(
+            "--alias",
+            f"output '{o}' would share the memory of several inputs",
+            entities=(Entity(EntityKind.OUTPUT, o),),
+        )
+        for o in twice
+    ]
     if faults:
         raise UsageError(faults)
 
@@ -84,7 +91,8 @@ def _unknown(what: str, names: Iterable[str], having: Iterable[str]) -> list[Dia
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean '{close[0]}'?" if close else None
             listed = ", ".join(known) or f"a model with {what}s"
-            found.append(Diagnostic("--alias", f"no {what} is called '{name}'", None, listed, hint))
+            about = (Entity(EntityKind(what), name),)
+            found.append(Diagnostic("--alias", f"no {what} is called '{name}'", None, listed, hint, about))
     return found
 
 
@@ -93,9 +101,13 @@ def _shared(graph: Graph, param: Value, result: str, past: str, present: str) ->
     op = next((op for op in graph.ops if any(r.name == result for r in op.results)), None)
     value = next(v for v in graph.results if v.name == result)
     pair = f"{past}={present}"
+    about = (Entity(EntityKind.INPUT, past), Entity(EntityKind.OUTPUT, present))
     if value.type.dtype is not param.type.dtype or value.type.rank != param.type.rank:
         raise UsageError.of(
-            "--alias", f"'{pair}' joins tensors of different types", got=f"{param.type} and {value.type}"
+            "--alias",
+            f"'{pair}' joins tensors of different types",
+            got=f"{param.type} and {value.type}",
+            entities=about,
         )
     if op is None or op.name != "concat" or op.operands[0] != param or param in op.operands[1:]:
         raise UsageError.of(
@@ -103,6 +115,7 @@ def _shared(graph: Graph, param: Value, result: str, past: str, present: str) ->
             f"'{present}' is not '{past}' with something appended",
             got=f"{value.type} computed by {', '.join(op.loc) or op.name}" if op is not None else "another input",
             expected=f"a concatenation that begins with '{past}' ({param.type})",
+            entities=about,
         )
     assert isinstance(op.attrs, ConcatAttrs)
     axis = op.attrs.axis

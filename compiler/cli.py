@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
@@ -84,9 +85,7 @@ def _show_error(error: PpucError, as_json: bool) -> None:
 
 
 def _show_json(error: str, diagnostics: Sequence[Diagnostic]) -> None:
-    keys = ("where", "what", "got", "expected", "hint")
-    found = [{key: getattr(d, key) for key in keys} for d in diagnostics]
-    click.echo(json.dumps({"error": error, "diagnostics": found}, ensure_ascii=False))
+    click.echo(json.dumps({"error": error, "diagnostics": [asdict(d) for d in diagnostics]}, ensure_ascii=False))
 
 
 @click.group(

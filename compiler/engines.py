@@ -5,27 +5,42 @@ Invariant: what is not objected to here is computed exactly as the op records sa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ppuc.ir.graph import Op
 from ppuc.ir.ops import OPS, Kind
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.types import DType
 
-DOUBLE = "computes in double precision, which no engine of the machine has"
-UNSIGNED = "computes on unsigned 64-bit integers, of which the engines know the lower half only"
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Arithmetic on `dtype` that no engine has: `what` an op does that needs it; `widest` is the nearest type that
+    engines have."""
+
+    what: str
+    dtype: DType
+    widest: DType
+
+
+DOUBLE = Objection("computes in double precision, which no engine of the machine has", DType.F64, DType.F32)
+UNSIGNED = Objection(
+    "computes on unsigned 64-bit integers, of which the engines know the lower half only", DType.U64, DType.I64
+)
 
 _MODULAR = frozenset({"add", "bitand", "bitnot", "bitor", "bitxor", "eq", "mul", "ne", "select", "shl", "sub"})
 """Elementwise ops whose results, modulo 2**64, do not depend on whether integers are signed."""
 _MOVING = (Kind.VIEW, Kind.MOVE, Kind.CONSTANT, Kind.STRUCTURE)
 
 
-def objection(op: Op) -> str:
-    """Why no engine can compute `op`, as what the op does; "" when one can."""
+def objection(op: Op) -> Objection | None:
+    """Why no engine can compute `op`; None when one can."""
     if op.name == "const":
-        return ""
+        return None
     types = {v.type.dtype for v in (*op.operands, *op.results)}
     if DType.F64 in types:
         return DOUBLE
-    return UNSIGNED if DType.U64 in types and _reads_sign(op) else ""
+    return UNSIGNED if DType.U64 in types and _reads_sign(op) else None
 
 
 def _reads_sign(op: Op) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.alias import declared_type, grown
-from ppuc.ir.errors import Diagnostic, InputError
+from ppuc.ir.errors import Diagnostic, Entity, EntityKind, InputError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.ir.types import DType, TensorType
@@ -138,7 +138,8 @@ def checked_inputs(specs: Sequence[InputSpec], given: Mapping[str, np.ndarray], 
     faults = [_unknown(name, known, where) for name in given if name not in known]
     for spec in specs:
         if spec.name not in given:
-            faults.append(Diagnostic(where, f"input '{spec.name}' is missing", expected=str(spec.type)))
+            what, about = f"input '{spec.name}' is missing", _about(spec.name)
+            faults.append(Diagnostic(where, what, expected=str(spec.type), entities=about))
         elif fault := _type_fault(spec, np.asarray(given[spec.name]), where):
             faults.append(fault)
     if faults:
@@ -149,9 +150,12 @@ def checked_inputs(specs: Sequence[InputSpec], given: Mapping[str, np.ndarray], 
 def _unknown(name: str, known: Mapping[str, InputSpec], where: str) -> Diagnostic:
     close = difflib.get_close_matches(name, known, 1)
     names = ", ".join(f"{s.name}: {s.type}" for s in known.values()) or "no inputs"
-    return Diagnostic(
-        where, f"no input is called '{name}'", None, names, f"did you mean '{close[0]}'?" if close else None
-    )
+    hint = f"did you mean '{close[0]}'?" if close else None
+    return Diagnostic(where, f"no input is called '{name}'", None, names, hint, _about(name))
+
+
+def _about(name: str) -> tuple[Entity, ...]:
+    return (Entity(EntityKind.INPUT, name),)
 
 
 def _type_fault(spec: InputSpec, array: np.ndarray, where: str) -> Diagnostic | None:
@@ -166,7 +170,7 @@ def _type_fault(spec: InputSpec, array: np.ndarray, where: str) -> Diagnostic | 
         what, hint = "has the wrong shape", "shapes are fixed when a model is compiled; compile again with other --dim"
     else:
         what, hint = "has the wrong dtype", f"convert it with x.astype('{spec.type.dtype.numpy}')"
-    return Diagnostic(where, f"input '{spec.name}' {what}", got, str(spec.type), hint)
+    return Diagnostic(where, f"input '{spec.name}' {what}", got, str(spec.type), hint, _about(spec.name))
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:

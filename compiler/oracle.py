@@ -41,13 +41,19 @@ class Oracle:
         else:
             model = str(source) if isinstance(source, str | Path) else serialised(source)
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the binding raises its own unexported kinds
-            older = of_known_version(source) if "IR version" in str(error) else None
+            self._session = self._loaded(model, options)
+        except ModelError:  # perhaps for its IR version alone, which with_outputs has seen to
+            older = of_known_version(source) if not tensors else None
             if older is None:
-                raise _refusal(self.where, "ONNX Runtime cannot load the model", error) from error
-            self._session = onnxruntime.InferenceSession(older, options, providers=["CPUExecutionProvider"])
+                raise
+            self._session = self._loaded(older, options)
         self.outputs = tuple(o.name for o in self._session.get_outputs())
+
+    def _loaded(self, model: str | bytes, options: Any) -> Any:
+        try:
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the binding raises its own unexported kinds
+            raise _refusal(self.where, "ONNX Runtime cannot load the model", error) from error
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs (and the inner tensors asked for) by ONNX name: arrays, and lists for sequences. Raises ModelError

@@ -10,27 +10,62 @@
     `- CapacityError           the model does not fit the machine, or a program exceeds its limits
     InternalError              ppuc broke one of its own rules: always with a traceback
 
-Every PpucError carries Diagnostics; its text is `where: what`, then `got`, `expected` and `hint` lines.
+Every PpucError carries Diagnostics; its text is `where: what`, then `got`, `expected` and `hint` lines. Code that has
+to know what an error is about reads `entities`, never a text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
+class EntityKind(StrEnum):
+    """What kind of thing a Diagnostic is about."""
+
+    NODE = "node"  # of the ONNX model, by its name or its path through functions and branches
+    OP = "op"  # an ONNX op type, with its domain in front unless it is of the standard
+    ATTRIBUTE = "attribute"
+    INPUT = "input"
+    OUTPUT = "output"
+    DIMENSION = "dimension"  # a key of --dim
+    TENSOR = "tensor"  # of the model or of a graph: an initializer, a value
+    TYPE = "type"  # an element type
+    KERNEL = "kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A thing that a Diagnostic is about, by its plain name, however the texts quote it."""
+
+    kind: EntityKind
+    name: str
+
+    @staticmethod
+    def each(kind: EntityKind, names: Iterable[str]) -> tuple[Entity, ...]:
+        """Entities of one kind."""
+        return tuple(Entity(kind, name) for name in names)
+
+
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One finding: place and entity (`where`), the rule that is broken (`what`), and what helps the reader mend it."""
+    """One finding: place and entity (`where`), the rule that is broken (`what`), and what helps the reader mend it;
+    `entities` are the things that it is about, all of them, even where the texts name a few."""
 
     where: str
     what: str
     got: str | None = None
     expected: str | None = None
     hint: str | None = None
+    entities: tuple[Entity, ...] = ()
+
+    def about(self, kind: EntityKind) -> tuple[str, ...]:
+        """Names of the entities of one kind."""
+        return tuple(e.name for e in self.entities if e.kind is kind)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}" if self.where else self.what]
@@ -52,11 +87,18 @@ class PpucError(Exception):
 
     @classmethod
     def of(
-        cls, where: str, what: str, *, got: object = None, expected: object = None, hint: str | None = None
+        cls,
+        where: str,
+        what: str,
+        *,
+        got: object = None,
+        expected: object = None,
+        hint: str | None = None,
+        entities: Sequence[Entity] = (),
     ) -> PpucError:
         """Build the error from the parts of its single Diagnostic."""
         texts = [None if x is None else str(x) for x in (got, expected)]
-        return cls(Diagnostic(where, what, texts[0], texts[1], hint))
+        return cls(Diagnostic(where, what, texts[0], texts[1], hint, tuple(entities)))
 
 
 class ModelError(PpucError):

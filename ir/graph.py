@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ppuc.ir.errors import Entity, EntityKind
 from ppuc.ir.types import Space, TensorType
 
 if TYPE_CHECKING:
@@ -52,6 +53,12 @@ class Op:
         """The single result. Raises ValueError when there are several."""
         (only,) = self.results
         return only
+
+    @property
+    def entities(self) -> tuple[Entity, ...]:
+        """What a Diagnostic about this op is about: the ONNX nodes that it came from, its first result if none is
+        known."""
+        return Entity.each(EntityKind.NODE, self.loc) or (Entity(EntityKind.TENSOR, self.results[0].name),)
 
 
 @dataclass(frozen=True, slots=True)

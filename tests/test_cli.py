@@ -153,7 +153,14 @@ def test_errors_as_json() -> None:
     assert json.loads(result.stdout) == {
         "error": "ModelError",
         "diagnostics": [
-            {"where": "none.onnx", "what": "there is no such file", "got": None, "expected": None, "hint": None}
+            {
+                "where": "none.onnx",
+                "what": "there is no such file",
+                "got": None,
+                "expected": None,
+                "hint": None,
+                "entities": [],
+            }
         ],
     }
     assert result.stderr == "error: none.onnx: there is no such file\n"

@@ -17,7 +17,7 @@ from onnx_text import model_of
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.frontend.load_hosted import load_hosted
 from ppuc.compiler.frontend.source import NEWEST_OPSET
-from ppuc.ir.errors import ModelError, UsageError
+from ppuc.ir.errors import ModelError, PpucError, UsageError
 
 RELU = "g (float[2] x) => (float[2] y) { y = Relu(x) }"
 
@@ -444,6 +444,48 @@ def test_a_shape_that_depends_on_data() -> None:
         "expected: a value known at compile time",
         "hint: bind dynamic dimensions with --dim, or export the model with fixed shapes",
     )
+
+
+# What an error is about, apart from its text.
+
+
+def entities_of(source: object, **options: object) -> list[str]:
+    with pytest.raises(PpucError) as raised:
+        load_model(source, **options)  # type: ignore[arg-type]
+    return [f"{e.kind} {e.name}" for d in raised.value.diagnostics for e in d.entities]
+
+
+def test_errors_name_all_nodes_that_they_are_about() -> None:
+    """The text stops after eight."""
+    nodes = "".join(f"y{i} = com.example.Twist(x) " for i in range(12))
+    model = model_of(f"g (float[2] x) => (float[2] y) {{ {nodes} y = Sum({', '.join(f'y{i}' for i in range(12))}) }}")
+    assert "and 4 more" in text_of(ModelError, model)
+    assert entities_of(model) == ["op com.example.Twist", *(f"node Twist_{i}" for i in range(12))]
+
+
+@pytest.mark.parametrize(
+    ("text", "entities"),
+    [
+        ("g (float[2] x) => (float[2] y) { y = Neg(z) }", ["node Neg_0", "tensor z"]),
+        ("g (float[2] x) => (float[2] y) { z = Neg(x) }", ["output y"]),
+        ("g (float[2] x) => (float[2] y) { a = Neg(y) y = Neg(a) }", ["node Neg_0", "node Neg_1"]),
+        ("g (float[2] x) => (float[2] y) { y = Relu<slope = 1.5>(x) }", ["node Relu_0", "attribute slope"]),
+        ("g (float[2] x) => (float[2] y) { y = Softmax<axis = 1.5>(x) }", ["node Softmax_0", "attribute axis"]),
+        ("g (float[2] x) => (float[2] y) { y = Softmax<axis = 5>(x) }", ["node Softmax_0"]),
+        ("g (float[2] x, int64[1] n) => (float[1, 2] y) { y = Unsqueeze(x, n) }", ["node Unsqueeze_0", "tensor n"]),
+        ("g (float[2, N] x) => (float[2, N] y) { y = Neg(x) }", ["input x", "dimension N"]),
+        ("g (string[2] x) => (string[2] y) { y = Identity(x) }", ["input x", "type string"]),
+    ],
+)
+def test_errors_say_what_they_are_about(text: str, entities: list[str]) -> None:
+    assert entities_of(model_of(text)) == entities
+
+
+def test_wrong_sizes_name_dimension_and_input() -> None:
+    model = model_of("g (float[2, N] x) => (float[2, N] y) { y = Neg(x) }")
+    assert entities_of(model, dims={"M": 3}) == ["dimension M"]
+    assert entities_of(model, shapes={"z": (2, 3)}) == ["input z"]
+    assert entities_of(model, shapes={"x": (3, 3)}) == ["input x"]
 
 
 # Files made to do harm.

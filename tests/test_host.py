@@ -109,6 +109,31 @@ def test_host_bytes_of_a_file_are_checked(tmp_path: Path) -> None:
     assert "is damaged" in result.stderr
 
 
+def test_what_a_pass_refuses_goes_to_the_host_whatever_nodes_are_called() -> None:
+    """The texts of the refusal list ten nodes between words and commas; what goes to the host is neither more nor
+    less than the nodes that the refusal is about."""
+    casts = [f"cast, {i} and 2 more" for i in range(6)] + [f"/block.{i}/Cast" for i in range(6)]
+    others = ["graph", "engines", "@g", "and", "2", "more", "casts"]
+    nodes = []
+    for name in casts:
+        nodes.append(helper.make_node("Cast", ["a"], [f"{name}:8"], name, to=TensorProto.FLOAT8E5M2, saturate=0))
+        nodes.append(helper.make_node("Cast", [f"{name}:8"], [f"{name}:32"], f"{name}:back", to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Sum", [f"{name}:32" for name in casts], ["s"], "sum"))
+    chain = ["x", *others[:-1]]
+    nodes = [helper.make_node("Neg", [a], [b], b) for a, b in zip(chain, others[:-1], strict=False)] + nodes
+    nodes.insert(len(others) - 1, helper.make_node("Neg", [others[-2]], ["a"], others[-1]))
+    nodes.append(helper.make_node("Add", ["s", "x"], ["y"], "last"))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 6]) for name in "xy")
+    source = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 19)], ir_version=9
+    )
+    program = compiled(source)
+    assert program.plan is not None
+    assert {n.node for n in program.plan.nodes if n.op == "Cast" and "saturate" in n.reason} == set(casts)
+    assert not {n.node for n in program.plan.nodes} & {*others, "sum", "last"}
+    np.testing.assert_allclose(program.run({"x": x46()}).outputs["y"], Oracle(source).run({"x": x46()})["y"], rtol=1e-5)
+
+
 def test_transfers_cost_time_and_energy() -> None:
     program = compiled(model(MIXED))
     plan, target = program.plan, load_target(TINY)

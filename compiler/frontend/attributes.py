@@ -11,17 +11,21 @@ from typing import Any
 
 import onnx
 
+from ppuc.compiler.frontend.place import Place
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range, read_tensor
-from ppuc.ir.errors import ModelError
+from ppuc.ir.errors import Entity, EntityKind
 
 
-def plain_value(attribute: onnx.AttributeProto, source: Source, place: str) -> Any:
+def plain_value(attribute: onnx.AttributeProto, source: Source, place: Place) -> Any:
     """The value of an attribute as plain Python; an array for a tensor. Raises ModelError for kinds that no op of ours
     has."""
     kinds = onnx.AttributeProto
+    about = (Entity(EntityKind.ATTRIBUTE, attribute.name),)
     if attribute.type == kinds.TENSOR and packed_range(attribute.t.data_type) is not None:
-        raise ModelError.of(place, f"attribute '{attribute.name}' has elements below a byte", expected="an initializer")
+        raise place.error(
+            f"attribute '{attribute.name}' has elements below a byte", expected="an initializer", about=about
+        )
     if attribute.type == kinds.TENSOR:
         return read_tensor(attribute.t, source).array()
     if attribute.type == kinds.STRING:
@@ -33,7 +37,7 @@ def plain_value(attribute: onnx.AttributeProto, source: Source, place: str) -> A
     if attribute.type in (kinds.FLOATS, kinds.INTS):
         return list(onnx.helper.get_attribute_value(attribute))
     kind = kinds.AttributeType.Name(attribute.type).lower().replace("_", " ")
-    raise ModelError.of(place, f"attribute '{attribute.name}' is of a kind that is not supported", got=kind)
+    raise place.error(f"attribute '{attribute.name}' is of a kind that is not supported", got=kind, about=about)
 
 
 def ignored(node: onnx.NodeProto, used: Collection[str], opset: int) -> list[str]:

@@ -22,9 +22,10 @@ from typing import NoReturn
 
 import onnx
 
+from ppuc.compiler.frontend.place import input_place
 from ppuc.compiler.frontend.source import read_source
 from ppuc.compiler.frontend.tensors import dtype_of
-from ppuc.ir.errors import ModelError, UsageError
+from ppuc.ir.errors import Entity, EntityKind, ModelError, UsageError
 from ppuc.ir.types import DType, TensorType
 
 Declared = int | str | None
@@ -51,14 +52,13 @@ def declared_inputs(infos: Sequence[onnx.ValueInfoProto], where: str) -> tuple[I
     """Read the declarations. Raises ModelError for inputs that are not dense tensors of numbers."""
     declarations: list[InputDecl] = []
     for info in infos:
-        place = f"{where}: input '{info.name}'"
+        place = input_place(where, info.name)
         if any(d.name == info.name for d in declarations):
-            raise ModelError.of(place, "it is declared twice")
+            raise place.error("it is declared twice")
         kind = info.type.WhichOneof("value")
         if kind != "tensor_type":
-            raise ModelError.of(
-                place, f"its type is {(kind or 'missing').removesuffix('_type')}", expected="a dense tensor"
-            )
+            what = f"its type is {(kind or 'missing').removesuffix('_type')}"
+            raise place.error(what, expected="a dense tensor")
         tensor = info.type.tensor_type
         shape = tuple(map(_declared, tensor.shape.dim)) if tensor.HasField("shape") else None
         declarations.append(InputDecl(info.name, dtype_of(tensor.elem_type, place), shape))
@@ -101,7 +101,7 @@ class _Binding:
     def bind_key(self, key: str, size: int) -> None:
         """`N`, `input:axis`, or `input` when exactly one of its dimensions is unnamed."""
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise UsageError.of(self.where, f"the size of dimension '{key}' must be a whole number", got=size)
+            self._refuse(f"the size of dimension '{key}' must be a whole number", _dimension(key), got=size)
         declared = [d for i in self.inputs.values() for d in i.shape or ()]
         if key in declared:
             self.symbols[key] = size
@@ -120,7 +120,7 @@ class _Binding:
     def bind_shape(self, name: str, shape: Sequence[int]) -> None:
         """The whole shape of one input."""
         if name not in self.inputs:
-            raise UsageError.of(self.where, f"the model has no input '{name}'", expected=self._one_of(self.inputs))
+            self._refuse(f"the model has no input '{name}'", _input(name), expected=self._one_of(self.inputs))
         declared = self.inputs[name].shape
         if declared is not None and len(declared) != len(shape):
             self._misfit(name, list(shape))
@@ -133,12 +133,14 @@ class _Binding:
         unbound = [i for i, sizes in bound if None in sizes or (i.shape is None and not sizes)]
         if unbound:
             options = dict.fromkeys(o for i in unbound for o in self._options(i))
+            keys = dict.fromkeys(k for i in unbound for k in self._open_keys(i))
             raise ModelError.of(
                 self.where,
                 "dimensions of the inputs are not fixed",
                 got="; ".join(map(str, unbound)),
                 expected="a size for each",
                 hint=f"add {' '.join(options)}",
+                entities=(*(_input(i.name) for i in unbound), *map(_dimension, keys)),
             )
         return tuple(TensorType(i.dtype, tuple(s for s in sizes if s is not None)) for i, sizes in bound)
 
@@ -174,9 +176,10 @@ class _Binding:
     def _check_decided(self, symbol: str, name: str, axis: int, size: int) -> None:
         """Raise UsageError when `size`, that of an array, contradicts what was asked for by name."""
         if symbol in self.decided and (name, axis) not in self.decided_axes:
-            raise UsageError.of(
-                self.where,
+            self._refuse(
                 f"dimension '{symbol}' has two sizes",
+                _dimension(symbol),
+                _input(name),
                 got=f"{self.symbols[symbol]}, and {size} from axis {axis} of input '{name}'",
                 hint=f"where '{symbol}' means different things, add --dim {name}:{axis}={size}",
             )
@@ -185,12 +188,15 @@ class _Binding:
         """The options that would bind what is open in one input."""
         if declaration.shape is None:
             return [f"--dim {declaration.name}:0=... (and so on, one for each axis)"]
-        open_axes = [(a, d) for a, d in enumerate(declaration.shape) if self._size(declaration, a) is None]
-        keys = [_quoted(str(d or f"{declaration.name}:{a}")) for a, d in open_axes]
-        return [f"--dim {key}=..." for key in keys]
+        return [f"--dim {_quoted(key)}=..." for key in self._open_keys(declaration)]
+
+    def _open_keys(self, declaration: InputDecl) -> list[str]:
+        """The `--dim` keys of what is open in one input; none for an input of unknown rank."""
+        open_axes = [(a, d) for a, d in enumerate(declaration.shape or ()) if self._size(declaration, a) is None]
+        return [str(d or f"{declaration.name}:{a}") for a, d in open_axes]
 
     def _misfit(self, name: str, got: object) -> NoReturn:
-        raise UsageError.of(self.where, f"the size does not fit input '{name}'", got=got, expected=self.inputs[name])
+        self._refuse(f"the size does not fit input '{name}'", _input(name), got=got, expected=self.inputs[name])
 
     def _unknown_dim(self, key: str) -> NoReturn:
         open_dims: dict[str, None] = {}
@@ -198,11 +204,26 @@ class _Binding:
             for axis, dim in enumerate(declaration.shape or ()):
                 if not isinstance(dim, int):
                     open_dims[dim or f"{declaration.name}:{axis}"] = None
-        raise UsageError.of(self.where, f"the model has no open dimension '{key}'", expected=self._one_of(open_dims))
+        expected = self._one_of(open_dims)
+        self._refuse(f"the model has no open dimension '{key}'", _dimension(key), expected=expected)
+
+    def _refuse(
+        self, what: str, *about: Entity, got: object = None, expected: object = None, hint: str | None = None
+    ) -> NoReturn:
+        """Raise UsageError for what was given."""
+        raise UsageError.of(self.where, what, got=got, expected=expected, hint=hint, entities=about)
 
     @staticmethod
     def _one_of(names: Mapping[str, object]) -> str:
         return f"one of {', '.join(names)}" if names else "none: all are fixed"
+
+
+def _dimension(key: str) -> Entity:
+    return Entity(EntityKind.DIMENSION, key)
+
+
+def _input(name: str) -> Entity:
+    return Entity(EntityKind.INPUT, name)
 
 
 def _quoted(symbol: str) -> str:

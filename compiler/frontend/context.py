@@ -15,7 +15,8 @@ from typing import Any, NoReturn, TypeVar, overload
 
 import numpy as np
 
-from ppuc.ir.errors import Diagnostic, ModelError
+from ppuc.compiler.frontend.place import Place, node_place
+from ppuc.ir.errors import Entity, EntityKind, ModelError
 from ppuc.ir.graph import Attrs, Value
 from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import DType, TensorType
@@ -97,6 +98,7 @@ class NodeContext:
                 got=f"{self.operand(index)} computed at run time",
                 expected="a value known at compile time",
                 hint="bind dynamic dimensions with --dim, or export the model with fixed shapes",
+                about=(Entity(EntityKind.TENSOR, self.operand(index).name),),
             )
         return value
 
@@ -126,6 +128,11 @@ class NodeContext:
             self.fail(str(error))
 
     @property
+    def place(self) -> Place:
+        """This node in messages."""
+        return node_place(self.where, self.name, self.op_type)
+
+    @property
     def hint(self) -> str:
         """A readable base for value names: the node's first output."""
         return next((o for o in self.outputs if o), self.op_type.lower())
@@ -143,10 +150,16 @@ class NodeContext:
 
     def breaks(self, what: str, *, got: object, expected: object) -> NoReturn:
         """Raise BrokenRuleError at this node: no machine can run it."""
-        place = f"{self.where}: node '{self.name}' ({self.op_type})"
-        raise BrokenRuleError(Diagnostic(place, what, str(got), str(expected)))
+        raise BrokenRuleError(self.place.diagnostic(what, got=got, expected=expected))
 
-    def fail(self, what: str, *, got: object = None, expected: object = None, hint: str | None = None) -> NoReturn:
-        """Raise ModelError at this node."""
-        text = [None if x is None else str(x) for x in (got, expected)]
-        raise ModelError(Diagnostic(f"{self.where}: node '{self.name}' ({self.op_type})", what, text[0], text[1], hint))
+    def fail(
+        self,
+        what: str,
+        *,
+        got: object = None,
+        expected: object = None,
+        hint: str | None = None,
+        about: Sequence[Entity] = (),
+    ) -> NoReturn:
+        """Raise ModelError at this node; `about` are entities besides the node."""
+        raise self.place.error(what, got=got, expected=expected, hint=hint, about=about)

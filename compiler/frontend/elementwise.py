@@ -161,7 +161,7 @@ def _bound(ctx: NodeContext, index: int) -> Value:
 
 @importer("Cast")
 def import_cast(ctx: NodeContext) -> Sequence[Value]:
-    return (_converted(ctx, dtype_of(int(ctx.attr("to", 0)), f"{ctx.where}: node '{ctx.name}' (Cast)")),)
+    return (_converted(ctx, dtype_of(int(ctx.attr("to", 0)), ctx.place)),)
 
 
 @importer("CastLike")

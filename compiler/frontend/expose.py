@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs on PyPI's protobuf
 
 from ppuc.ir.errors import ModelError
 
@@ -78,9 +79,12 @@ def serialised(model: onnx.ModelProto) -> bytes:
 
 
 def of_known_version(source: str | Path | onnx.ModelProto) -> bytes | None:
-    """The model marked as of the newest IR version that ONNX Runtime reads; None when it is no newer. Versions differ
-    in what a file may hold beside the graph; what a node means is the opset's."""
-    model = _model(source)
+    """The model marked as of the newest IR version that ONNX Runtime reads; None when it is no newer, or no model.
+    Versions differ in what a file may hold beside the graph; what a node means is the opset's."""
+    try:
+        model = _model(source)
+    except DecodeError:
+        return None
     if model.ir_version <= NEWEST_IR:
         return None
     model.ir_version = NEWEST_IR

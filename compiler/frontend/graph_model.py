@@ -133,7 +133,7 @@ class _Exporter:
             self.composite(op, decompose)
         else:
             where = f"node '{op.loc[0]}' ({op.name})" if op.loc else str(op.results[0])
-            raise ModelError(Diagnostic(where, "has no form in ONNX"))
+            raise ModelError(Diagnostic(where, "has no form in ONNX", entities=op.entities))
 
     def composite(self, op: Op, decompose: Callable[[Builder, Op], Sequence[Value]]) -> None:
         """Append the ops that `op` stands for."""
@@ -201,7 +201,8 @@ def _conv(x: _Exporter, op: Op, names: list[str], out: str) -> None:
 
 def _channels_first(attrs: Any, op: Op) -> None:
     if attrs.layout != "nchw":
-        raise ModelError(Diagnostic(str(op.results[0]), f"{op.name} in layout {attrs.layout} has no form in ONNX"))
+        what = f"{op.name} in layout {attrs.layout} has no form in ONNX"
+        raise ModelError(Diagnostic(str(op.results[0]), what, entities=op.entities))
 
 
 def _pool(x: _Exporter, op: Op, names: list[str], out: str) -> None:

@@ -30,6 +30,7 @@ from ppuc.compiler.frontend.hosting import (
     tensor_proto,
     type_text,
 )
+from ppuc.compiler.frontend.place import node_place
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range
 from ppuc.ir.errors import ModelError, PpucError
@@ -173,8 +174,8 @@ class Handover:
                 type = claimed if type is None or static_type(claimed) is not None else type
             static = static_type(type)
             if static is not None and static.bytes > LARGEST_BYTES:
-                where = f"{self.source.where}: node '{made.label}' ({made.proto.op_type})"
-                raise RefusedError(ModelError.of(where, "its result does not fit any memory", got=static))
+                place = node_place(self.source.where, made.label, made.proto.op_type)
+                raise RefusedError(place.error("its result does not fit any memory", got=static))
             found.append(Value(output.name, static) if static is not None else HostTensor(output.name, type))
         return tuple(found)
 
@@ -188,9 +189,8 @@ class Handover:
             if has_bodies and _breaks_rules(str(error)):  # what is declared in there, nobody else looks at
                 return None
             if known and _breaks_rules(str(error)):
-                where = f"{self.source.where}: node '{made.label}' ({made.proto.op_type})"
-                found = ModelError.of(where, "breaks the rules of its op", got=_first_line(error))
-                raise RefusedError(found) from error
+                place = node_place(self.source.where, made.label, made.proto.op_type)
+                raise RefusedError(place.error("breaks the rules of its op", got=_first_line(error))) from error
         try:
             return inferred_types(made, self.functions)
         except (onnx.shape_inference.InferenceError, ValueError):

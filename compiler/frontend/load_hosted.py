@@ -24,10 +24,11 @@ from ppuc.compiler.frontend.load import (
     model_name,
     register_importers,
 )
+from ppuc.compiler.frontend.place import output_place
 from ppuc.compiler.frontend.scope import Scope, Unknown
 from ppuc.compiler.frontend.source import Source, read_source
 from ppuc.compiler.frontend.walk import Walk
-from ppuc.ir.errors import InternalError, ModelError
+from ppuc.ir.errors import InternalError
 from ppuc.ir.graph import Graph, Op, Value
 
 
@@ -135,7 +136,7 @@ def _output(info: onnx.ValueInfoProto, value: object, builder: FoldingBuilder, s
     if isinstance(value, Unknown) and value.error is not None:
         raise value.error
     if value is None:
-        raise ModelError.of(f"{source.where}: output '{info.name}'", "no node defines it")
+        raise output_place(source.where, info.name).error("no node defines it")
     raise InternalError("an output is unknown, but no error was reported")
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 
 import onnx
 
-from ppuc.ir.errors import ModelError
+from ppuc.compiler.frontend.place import node_place, output_place
+from ppuc.ir.errors import Entity, EntityKind, ModelError
 
 Labelled = tuple[str, onnx.NodeProto]
 """A node and the name by which messages and locs call it."""
@@ -29,14 +30,14 @@ def ordered(nodes: Sequence[onnx.NodeProto], defined: Set[str], outputs: Sequenc
     for index, node in enumerate(nodes):
         for name in sorted(needs[index] - producers.keys() - defined):
             close = difflib.get_close_matches(name, [*producers, *defined], 1)
-            raise ModelError.of(
-                f"{where}: node '{labels[index]}' ({node.op_type})",
+            raise node_place(where, labels[index], node.op_type).error(
                 f"input '{name}' is never defined",
                 hint=f"did the exporter mean '{close[0]}'?" if close else None,
+                about=(Entity(EntityKind.TENSOR, name),),
             )
     for name in outputs:
         if name not in producers and name not in defined:
-            raise ModelError.of(f"{where}: output '{name}'", "no node defines it")
+            raise output_place(where, name).error("no node defines it")
     before = [{producers[n] for n in names if n in producers} for names in needs]
     live = _reachable(before, [producers[n] for n in outputs if n in producers])
     return [(labels[i], nodes[i]) for i in _sorted(before, labels, where) if i in live]
@@ -48,10 +49,8 @@ def _producers(nodes: Sequence[onnx.NodeProto], labels: Sequence[str], defined: 
         for name in filter(None, node.output):
             if name in producers or name in defined:
                 first = f"node '{labels[producers[name]]}'" if name in producers else "an input or initializer"
-                raise ModelError.of(
-                    f"{where}: node '{labels[index]}' ({node.op_type})",
-                    f"'{name}' is defined twice",
-                    got=f"also by {first}",
+                raise node_place(where, labels[index], node.op_type).error(
+                    f"'{name}' is defined twice", got=f"also by {first}", about=(Entity(EntityKind.TENSOR, name),)
                 )
             producers[name] = index
     return producers
@@ -102,7 +101,8 @@ def _sorted(before: Sequence[Set[int]], labels: Sequence[str], where: str) -> li
                 heapq.heappush(ready, successor)
     if len(order) < len(before):
         names = [labels[i] for i in _cycle(before, set(range(len(before))) - set(order))]
-        raise ModelError.of(where, "the graph has a cycle", got=" -> ".join([*names, names[0]]))
+        nodes = Entity.each(EntityKind.NODE, names)
+        raise ModelError.of(where, "the graph has a cycle", got=" -> ".join([*names, names[0]]), entities=nodes)
     return order
 
 

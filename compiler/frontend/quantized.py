@@ -59,7 +59,7 @@ def _stored(ctx: NodeContext) -> tuple[DType, tuple[int, int] | None]:
         return ctx.dtype(2), resource.range if isinstance(resource, PackedResource) else None
     if (narrow := packed_range(named)) is not None:
         return DType.I8 if narrow[0] < 0 else DType.U8, narrow
-    return (dtype_of(named, ctx.where) if named else DType.U8), None
+    return (dtype_of(named, ctx.place) if named else DType.U8), None
 
 
 @importer("QuantizeLinear")
@@ -70,7 +70,7 @@ def quantize_linear(ctx: NodeContext) -> Sequence[Value]:
     to, narrow = _stored(ctx)
     low, high = narrow if narrow is not None else (None, None)
     precision = int(ctx.attr("precision", 0))
-    if precision and dtype_of(precision, ctx.where) is not DType.F32:
+    if precision and dtype_of(precision, ctx.place) is not DType.F32:
         ctx.fail("quotients can only be computed in float32", got=f"precision = {precision}", expected="0 or 1")
     attrs = QuantizeAttrs(to, axis, block, bool(ctx.attr("saturate", 1)), low, high)
     zero = zero_point(ctx, 2)
@@ -84,7 +84,7 @@ def dequantize_linear(ctx: NodeContext) -> Sequence[Value]:
     axis, block = _axis(ctx, scale)
     named = int(ctx.attr("output_dtype", 0))
     known = ctx.b.known.get(ctx.operand(0).name) if isinstance(ctx.b, FoldingBuilder) else None
-    to = dtype_of(named, ctx.where) if named else scale.type.dtype
+    to = dtype_of(named, ctx.place) if named else scale.type.dtype
     attrs = DequantizeAttrs(to, axis, block, isinstance(known, PackedResource))
     zero = zero_point(ctx, 2)
     return (ctx.op("dequantize", ctx.operand(0), scale, *([zero] if zero is not None else []), attrs=attrs),)

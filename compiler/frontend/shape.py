@@ -198,7 +198,7 @@ def eye_like(ctx: NodeContext) -> Sequence[Value]:
     if ctx.type(0).rank != 2:
         ctx.fail("the input must be a matrix", got=ctx.type(0))
     named = ctx.attr("dtype")
-    dtype = dtype_of(int(named), ctx.where) if named is not None else ctx.dtype(0)
+    dtype = dtype_of(int(named), ctx.place) if named is not None else ctx.dtype(0)
     rows, columns = ctx.shape(0)
     return [ctx.b.const(np.eye(rows, columns, int(ctx.attr("k", 0))).astype(dtype.numpy), ctx.hint)]
 

@@ -152,7 +152,7 @@ def mel_weight_matrix(ctx: NodeContext) -> Sequence[Value]:
             weights[first : middle + 1, i] = (np.arange(first, middle + 1) - first) / (middle - first)
         if last > middle:
             weights[middle:last, i] = (last - np.arange(middle, last)) / (last - middle)
-    dtype = dtype_of(int(ctx.attr("output_datatype", 1)), ctx.where)
+    dtype = dtype_of(int(ctx.attr("output_datatype", 1)), ctx.place)
     return (ctx.b.const(weights.astype(dtype.numpy), ctx.hint),)
 
 

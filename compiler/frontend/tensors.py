@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from ppuc.compiler.frontend.place import Place, tensor_place
 from ppuc.compiler.frontend.source import Source
-from ppuc.ir.errors import ModelError
+from ppuc.ir.errors import Entity, EntityKind
 from ppuc.ir.resource import FileRange, Resource
 from ppuc.ir.types import DType, TensorType
 
@@ -66,13 +67,13 @@ def foreign(elem_type: int) -> bool:
     return elem_type not in ONNX_DTYPES and elem_type not in _PACKED
 
 
-def dtype_of(elem_type: int, where: str) -> DType:
+def dtype_of(elem_type: int, place: Place) -> DType:
     """The DType of an ONNX element type. Raises ModelError for strings, complex numbers and the like."""
     dtype = ONNX_DTYPES.get(elem_type)
     if dtype is None:
         known = elem_type in TensorProto.DataType.values()
         name = TensorProto.DataType.Name(elem_type).lower() if known else f"number {elem_type}"
-        raise ModelError.of(where, f"element type {name} is not supported")
+        raise place.error(f"element type {name} is not supported", about=(Entity(EntityKind.TYPE, name),))
     return dtype
 
 
@@ -85,47 +86,47 @@ def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> 
     """The Resource of an initializer or of a tensor attribute; `of_model` for the initializers of the main graph, whose
     bytes may have been left in the file. Raises ModelError when its type is not supported or its bytes are missing,
     misplaced or of the wrong number."""
-    where = f"{source.where}: tensor '{tensor.name}'"
+    place = tensor_place(source.where, tensor.name)
     if any(d < 0 for d in tensor.dims):
-        raise ModelError.of(where, "a dimension is negative", got=list(tensor.dims))
+        raise place.error("a dimension is negative", got=list(tensor.dims))
     if tensor.data_type in _PACKED:
-        return _unpacked(tensor, source if of_model else None, where)
-    type = TensorType(dtype_of(tensor.data_type, where), tuple(tensor.dims))
+        return _unpacked(tensor, source if of_model else None, place)
+    type = TensorType(dtype_of(tensor.data_type, place), tuple(tensor.dims))
     if tensor.data_location == TensorProto.EXTERNAL:
-        return _external(tensor, type, source, where)
+        return _external(tensor, type, source, place)
     if of_model and tensor.name in source.ranges and not tensor.HasField("raw_data") and source.path is not None:
         offset, length = source.ranges[tensor.name]
-        _check_size(type, length, where)
+        _check_size(type, length, place)
         return _in_file(tensor.name, type, FileRange(source.path.resolve(), offset, length))
     if not tensor.HasField("raw_data") or type.dtype.bits < 8:
-        return _listed(tensor, type, where)
+        return _listed(tensor, type, place)
     data = tensor.raw_data
-    _check_size(type, len(data), where)
+    _check_size(type, len(data), place)
     return Resource(type, array=np.frombuffer(data, type.dtype.numpy).reshape(type.dims), name=tensor.name)
 
 
-def _check_size(type: TensorType, length: int, where: str) -> None:
+def _check_size(type: TensorType, length: int, place: Place) -> None:
     if length != type.bytes:
-        raise ModelError.of(where, "the data do not fit the shape", got=f"{length} bytes", expected=_expected(type))
+        raise place.error("the data do not fit the shape", got=f"{length} bytes", expected=_expected(type))
 
 
 def _expected(type: TensorType) -> str:
     return f"{type.bytes} bytes for {type}"
 
 
-def _listed(tensor: TensorProto, type: TensorType, where: str) -> Resource:
+def _listed(tensor: TensorProto, type: TensorType, place: Place) -> Resource:
     """Values in typed lists (float_data and so on), or packed below a byte: a copy, made now."""
     try:
         array = numpy_helper.to_array(tensor).astype(type.dtype.numpy, copy=False).reshape(type.dims)
     except (ValueError, TypeError) as error:
-        raise ModelError.of(where, "the data do not fit the shape", got=error, expected=_expected(type)) from None
+        raise place.error("the data do not fit the shape", got=error, expected=_expected(type)) from None
     return Resource(type, array=array, name=tensor.name)
 
 
-def _unpacked(tensor: TensorProto, source: Source | None, where: str) -> Resource:
+def _unpacked(tensor: TensorProto, source: Source | None, place: Place) -> Resource:
     """A byte for each element; `source` when the bytes may have been left in the file."""
     if tensor.data_location == TensorProto.EXTERNAL:
-        raise ModelError.of(where, "external data of elements below a byte are not supported")
+        raise place.error("external data of elements below a byte are not supported")
     if source is not None and source.path is not None and tensor.name in source.ranges:
         offset, length = source.ranges[tensor.name]
         whole = TensorProto()
@@ -134,7 +135,7 @@ def _unpacked(tensor: TensorProto, source: Source | None, where: str) -> Resourc
         tensor = whole
     low, high = _PACKED[tensor.data_type]
     type = TensorType(DType.I8 if low < 0 else DType.U8, tuple(tensor.dims))
-    return PackedResource(type, _listed(tensor, type, where).array(), tensor.name, (low, high))
+    return PackedResource(type, _listed(tensor, type, place).array(), tensor.name, (low, high))
 
 
 def _in_file(name: str, type: TensorType, file: FileRange) -> Resource:
@@ -150,9 +151,9 @@ def _mapped(type: TensorType, file: FileRange) -> np.ndarray:
     return flat.view(type.dtype.numpy).reshape(type.dims)
 
 
-def _external(tensor: TensorProto, type: TensorType, source: Source, where: str) -> Resource:
+def _external(tensor: TensorProto, type: TensorType, source: Source, place: Place) -> Resource:
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    path = _external_path(entries.get("location", ""), source, where)
+    path = _external_path(entries.get("location", ""), source, place)
     try:
         offset = int(entries.get("offset", "0"))
         length = int(entries["length"]) if "length" in entries else type.bytes
@@ -160,14 +161,13 @@ def _external(tensor: TensorProto, type: TensorType, source: Source, where: str)
         offset = length = -1
     if offset < 0 or length < 0:
         got = ", ".join(f"{key} {entries[key]}" for key in ("offset", "length") if key in entries)
-        raise ModelError.of(where, "offset and length of external data must be whole numbers", got=got)
+        raise place.error("offset and length of external data must be whole numbers", got=got)
     if type.dtype.bits < 8:
-        raise ModelError.of(where, f"external data of element type {type.dtype} are not supported")
-    _check_size(type, length, where)
+        raise place.error(f"external data of element type {type.dtype} are not supported")
+    _check_size(type, length, place)
     size = path.stat().st_size
     if offset + length > size:
-        raise ModelError.of(
-            where,
+        raise place.error(
             f"external data file '{entries['location']}' is too short",
             got=f"{size} bytes",
             expected=f"at least {offset + length}",
@@ -181,11 +181,10 @@ def _external(tensor: TensorProto, type: TensorType, source: Source, where: str)
     return Resource(type, file=file, name=tensor.name)
 
 
-def _external_path(location: str, source: Source, where: str) -> Path:
+def _external_path(location: str, source: Source, place: Place) -> Path:
     """The file that holds external data: a regular file inside the model's folder, links followed."""
     if source.folder is None:
-        raise ModelError.of(
-            where,
+        raise place.error(
             "its data lie in another file, but the model was given in memory",
             got=location,
             hint="pass the path of the model, or load it with onnx.load(path, load_external_data=True)",
@@ -193,23 +192,20 @@ def _external_path(location: str, source: Source, where: str) -> Path:
     folder = source.folder.resolve()
     path = (folder / location).resolve()
     if not location or not path.is_relative_to(folder) or ".." in Path(location).parts or Path(location).is_absolute():
-        raise ModelError.of(
-            where,
+        raise place.error(
             "external data must lie inside the model's folder",
             got=repr(location),
             expected=f"a path below {source.folder}",
         )
     if path.is_file() and path.stat().st_nlink > 1:
-        raise ModelError.of(
-            where,
+        raise place.error(
             "external data must lie inside the model's folder",
             got=f"'{location}', which has other names elsewhere (hard links)",
             expected="a file of its own",
             hint=f"replace it by a copy: cp {location} copy && mv copy {location}",
         )
     if not path.is_file():
-        raise ModelError.of(
-            where,
+        raise place.error(
             f"external data file '{location}' is missing",
             expected=f"it beside {source.path}",
             hint="copy it together with the .onnx file",

@@ -31,12 +31,13 @@ from ppuc.compiler.frontend.handover import Handover, RefusedError
 from ppuc.compiler.frontend.host_ops import why_host
 from ppuc.compiler.frontend.hosting import HostSide, HostTensor, may_be_dense
 from ppuc.compiler.frontend.order import ordered
+from ppuc.compiler.frontend.place import Place, node_place, tensor_place
 from ppuc.compiler.frontend.products import CONTROL, is_control
 from ppuc.compiler.frontend.rules import broken_rule
 from ppuc.compiler.frontend.scope import ExpansionError, Scope, Site, Tensor, Unknown, UnknownOpsError
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import foreign, read_tensor
-from ppuc.ir.errors import Diagnostic, InternalError, ModelError
+from ppuc.ir.errors import Diagnostic, Entity, EntityKind, InternalError, ModelError
 from ppuc.ir.graph import Value
 from ppuc.ir.types import DType
 
@@ -75,11 +76,11 @@ class Walk:
         """Import the initializers and nodes of `graph` into `scope`; the values of its outputs."""
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
-            raise ModelError.of(f"{self.source.where}: tensor '{name}'", "sparse tensors are not supported")
+            raise tensor_place(self.source.where, name).error("sparse tensors are not supported")
         for tensor in graph.initializer:
             if tensor.name in scope.tensors or tensor.name in scope.values:
-                place = f"{self.source.where}: tensor '{tensor.name}'"
-                raise ModelError.of(place, "the name is taken by an input or another initializer")
+                place = tensor_place(self.source.where, tensor.name)
+                raise place.error("the name is taken by an input or another initializer")
             scope.tensors[tensor.name] = tensor
         return self.nodes(graph.node, [o.name for o in graph.output], scope, prefix, depth)
 
@@ -106,7 +107,9 @@ class Walk:
         more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
         count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
         what, got = f"op {op} is not supported", f"{count}: {shown}{more}"
-        return Diagnostic(self.source.where, what, got, hint=SUPPLY if self.host is not None else None)
+        entities = (Entity(EntityKind.OP, op), *Entity.each(EntityKind.NODE, nodes))
+        hint = SUPPLY if self.host is not None else None
+        return Diagnostic(self.source.where, what, got, hint=hint, entities=entities)
 
     def _node(self, node: onnx.NodeProto, scope: Scope, label: str, depth: int) -> list[Tensor]:
         """The values of the node's outputs, `Unknown` where there was an error."""
@@ -119,8 +122,8 @@ class Walk:
         body = local_body(node, self.functions)
         if body is not None:
             return self._call(body, site, operands)
-        if (rule := broken_rule(node, scope.opsets)) is not None:
-            return self._broken(site, ModelError(Diagnostic(self._place(site), *rule)))
+        if (rule := broken_rule(node, scope.opsets, self._place(site))) is not None:
+            return self._broken(site, ModelError(rule))
         if self.host is None:
             return self._standard(site, operands)
         hosted = [v for v in operands if isinstance(v, HostTensor)]
@@ -228,13 +231,13 @@ class Walk:
             later = node.op_type in SIZED and self._asked_for_sizes(operands)
             return self._failed(site, error, later=later)
         except (ValueError, IndexError, OverflowError, MemoryError) as error:
-            wrapped = ModelError(Diagnostic(place, str(error) or type(error).__name__))
+            wrapped = place.error(str(error) or type(error).__name__)
             wrapped.__cause__ = error
             return self._failed(site, wrapped)
         unread = ignored(node, ctx.used, opset)
         if unread:
-            got = f"{unread[0]} = {ctx.attributes[unread[0]]}"
-            return self._failed(site, ModelError(Diagnostic(place, f"attribute '{unread[0]}' is not supported", got)))
+            got, about = f"{unread[0]} = {ctx.attributes[unread[0]]}", (Entity(EntityKind.ATTRIBUTE, unread[0]),)
+            return self._failed(site, place.error(f"attribute '{unread[0]}' is not supported", got=got, about=about))
         return self._with_missing(results, site)
 
     def _broken(self, site: Site, error: ModelError) -> list[Tensor]:
@@ -283,8 +286,8 @@ class Walk:
                     seen.add(operand.name)
                     todo.append(operand)
 
-    def _place(self, site: Site) -> str:
-        return f"{self.source.where}: node '{site.label}' ({site.node.op_type})"
+    def _place(self, site: Site) -> Place:
+        return node_place(self.source.where, site.label, site.node.op_type)
 
     def _with_missing(self, results: Sequence[Tensor], site: Site) -> list[Tensor]:
         """One entry for each output; those that the importer does not give are an error only if they are read."""
@@ -292,7 +295,12 @@ class Walk:
         if self.host is not None and any(node.output[len(results) :]):
             return self._hand_over(site, f"output {len(results)} ('{node.output[len(results)]}') has no importer")
         missing = [
-            Unknown(ModelError(Diagnostic(self._place(site), f"output {i} ('{node.output[i]}') is not supported")))
+            Unknown(
+                self._place(site).error(
+                    f"output {i} ('{node.output[i]}') is not supported",
+                    about=(Entity(EntityKind.TENSOR, node.output[i]),),
+                )
+            )
             for i in range(len(results), len(node.output))
         ]
         return [*results[: len(node.output)], *missing]
@@ -301,7 +309,7 @@ class Walk:
         """Inline a function body. Inputs that the call omits are known to be absent."""
         node, label, depth, place = site.node, site.label, site.depth, self._place(site)
         if depth >= DEEPEST_CALL:
-            raise ModelError.of(place, f"functions call each other more than {DEEPEST_CALL} levels deep")
+            raise place.error(f"functions call each other more than {DEEPEST_CALL} levels deep")
         inner = Scope({**self.source.opsets, **body.opsets})
         padded = [*operands, *[None] * (len(body.inputs) - len(operands))]
         inner.values = dict(zip(body.inputs, padded, strict=False))
@@ -320,7 +328,7 @@ class Walk:
         wanted = "then_branch" if bool(chosen.reshape(-1)[0]) else "else_branch"
         branch = next((a.g for a in node.attribute if a.name == wanted), None)
         if branch is None:
-            raise ModelError(Diagnostic(self._place(site), f"'{wanted}' is missing"))
+            raise self._place(site).error(f"'{wanted}' is missing", about=(Entity(EntityKind.ATTRIBUTE, wanted),))
         inner = Scope(site.scope.opsets, outer=site.scope)
         return self._with_missing(self.graph(branch, inner, f"{site.label}/", site.depth), site)
 
@@ -331,7 +339,7 @@ class Walk:
             return self._unknown(node, operands)
         graph = next((a.g for a in node.attribute if a.name == "body"), None)
         if graph is None:
-            raise ModelError(Diagnostic(place, "'body' is missing"))
+            raise place.error("'body' is missing", about=(Entity(EntityKind.ATTRIBUTE, "body"),))
 
         before = self.expanded
 
@@ -343,7 +351,7 @@ class Walk:
             names = [i.name for i in graph.input]
             if len(names) != len(inputs):
                 got, expected = f"{len(inputs)} inputs", f"{len(names)}"
-                raise ModelError(Diagnostic(place, "its body takes another number of inputs", got, expected))
+                raise place.error("its body takes another number of inputs", got=got, expected=expected)
             inner.values = dict(zip(names, inputs, strict=True))
             results = [v for v in self.graph(graph, inner, f"{site.label}/", site.depth) if isinstance(v, Value)]
             self.builder.loc = (site.label,)

@@ -9,7 +9,6 @@ Invariant: every host model has been loaded by what will run it; no node is on t
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from ppuc.compiler.pipeline.layers import PREFIX as LAYER
 from ppuc.compiler.pipeline.layers import kept_name
 from ppuc.compiler.pipeline.link import NODES
 from ppuc.compiler.version import VERSION
-from ppuc.ir.errors import Diagnostic, ModelError, UsageError
+from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError, UsageError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
 from ppuc.targets.artifact import Artifact, IOSpec
@@ -135,19 +134,17 @@ def _aliased(hosted: HostedModel, modules: list[Module], aliases: Mapping[str, s
     for past, present in aliases.items():
         if not any(inputs[past] in home for home in homes):
             what = f"'{past}={present}' joins tensors that no part of the model on the PPU has together"
-            raise UsageError.of("--alias", what, hint="`ppuc check` says what lies between them on the host")
+            hint = "`ppuc check` says what lies between them on the host"
+            about = (Entity(EntityKind.INPUT, past), Entity(EntityKind.OUTPUT, present))
+            raise UsageError.of("--alias", what, hint=hint, entities=about)
     return [aliased(module, home) for module, home in zip(modules, homes, strict=True)]
 
 
 def _blamed(error: ModelError, graphs: Sequence[Graph], forced: Mapping[str, str]) -> dict[str, str]:
-    """The nodes of `graphs` that an error of the pipeline names, with its reason. Raises the error when it names none
-    that is still on the PPU."""
-    text = " ".join(f"{d.where} {d.got or ''}" for d in error.diagnostics)
-    words = set(re.split(r"[,\s]+", text))
-    labels = {name for graph in graphs for op in graph.ops if op.name != "const" for name in op.loc}
-    named = {name for name in labels if name in words} or {name for name in labels if f"{name} " in f"{text} "}
-    reason = error.diagnostics[0].what
-    found = dict.fromkeys(sorted(named - forced.keys()), reason)
+    """The nodes of `graphs` that an error of the pipeline is about, with its reason. Raises the error when it is about
+    none that is still on the PPU."""
+    on_ppu = {name for graph in graphs for op in graph.ops if op.name != "const" for name in op.loc} - forced.keys()
+    found = {name: d.what for d in error.diagnostics for name in d.about(EntityKind.NODE) if name in on_ppu}
     if not found:
         raise error
     return found
@@ -198,6 +195,7 @@ def _unknown(hosted: HostedModel, part: HostPart, error: HostError) -> Diagnosti
         f"neither the PPU nor the host can run {nodes}{more}",
         got=f"PPU: {part.nodes[0].reason}; host: {error.diagnostics[0].got}",
         hint="supply custom ops as Python functions with --host-ops FILE.py",
+        entities=Entity.each(EntityKind.NODE, (n.label for n in part.nodes)),
     )
 
 

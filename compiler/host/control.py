@@ -12,6 +12,7 @@ import numpy as np
 
 from ppuc.compiler.frontend.later import Body, ControlNode
 from ppuc.compiler.host.client import HostError
+from ppuc.ir.errors import Entity, EntityKind
 
 MOST_TRIPS = 100_000
 """Trips after which a loop is taken for endless."""
@@ -60,7 +61,10 @@ def _loop(
     while going and (trips is None or number < trips):
         if trips is None and number >= MOST_TRIPS:
             raise HostError.of(
-                f"node '{node.name}' (Loop)", "the loop does not end", got=f"more than {MOST_TRIPS} trips"
+                f"node '{node.name}' (Loop)",
+                "the loop does not end",
+                got=f"more than {MOST_TRIPS} trips",
+                entities=(Entity(EntityKind.NODE, node.name),),
             )
         more, *results = trip([np.array(number, np.int64), np.array(going), *carried])
         going = second is None or _truth(more)

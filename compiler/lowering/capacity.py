@@ -12,7 +12,7 @@ from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots
 from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.compiler.precisions import named_precision
-from ppuc.ir.errors import CapacityError, Diagnostic
+from ppuc.ir.errors import CapacityError, Diagnostic, Entity, EntityKind
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
 from ppuc.ir.types import DType, Space, TensorType
@@ -102,6 +102,15 @@ def _refusal(module: Module, graph: Graph, held: Sequence[Holding], needed: int,
         f"{needed:,} bytes alive together at {step_name(graph, step)} ({parts}); largest: {largest}",
         f"at most {target.hbm.bytes:,} bytes",
         _remedies(module, held, needed, target, shares),
+        _entities(alive[:SHOWN]),
+    )
+
+
+def _entities(holdings: Sequence[Holding]) -> tuple[Entity, ...]:
+    """Inputs, outputs and constants by their ONNX names, other tensors by those of the graph."""
+    kinds = {"input": EntityKind.INPUT, "output": EntityKind.OUTPUT, "constant": EntityKind.TENSOR}
+    return tuple(
+        Entity(kinds[h.role], h.label) if h.role in kinds else Entity(EntityKind.TENSOR, h.name) for h in holdings
     )
 
 

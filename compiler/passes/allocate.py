@@ -15,7 +15,7 @@ from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots
 from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.compiler.passes.place import UNREAD, priorities
-from ppuc.ir.errors import CapacityError, Diagnostic, InternalError
+from ppuc.ir.errors import CapacityError, Diagnostic, Entity, EntityKind, InternalError
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel
 from ppuc.ir.module import Module, Placement
@@ -80,7 +80,11 @@ def _stack(
     if total > capacity:
         raise CapacityError(
             Diagnostic(
-                f"kernel @{kernel}", f"its rings do not fit {space}", f"{total:,} bytes", f"at most {capacity:,} bytes"
+                f"kernel @{kernel}",
+                f"its rings do not fit {space}",
+                f"{total:,} bytes",
+                f"at most {capacity:,} bytes",
+                entities=(Entity(EntityKind.KERNEL, kernel),),
             )
         )
     at = capacity - total if from_top else 0

@@ -15,7 +15,7 @@ from typing import ClassVar, NoReturn
 from ppuc.compiler.engines import DOUBLE, UNSIGNED, objection
 from ppuc.compiler.passes.graph_walk import Rules, Walk, to_fixpoint, with_graph
 from ppuc.compiler.precisions import named_precision
-from ppuc.ir.errors import Diagnostic, ModelError, UsageError
+from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError, UsageError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
@@ -35,11 +35,10 @@ def _cast(w: Walk, value: Value, to: DType) -> Value:
 def _refuse_unknown(graph: Graph) -> None:
     """Raises ModelError naming the nodes that compute what no engine does."""
     objections = [(op, objection(op)) for op in graph.ops]
-    for what, expected, hint in (
-        (DOUBLE, "f32 or narrower", "convert these nodes to float32 before exporting the model"),
-        (UNSIGNED, "i64 or narrower", "convert these nodes to int64 before exporting the model"),
-    ):
-        _refuse(graph, [op for op, why in objections if why == what], f"the model {what}", expected, hint)
+    for each in (DOUBLE, UNSIGNED):
+        ops = [op for op, why in objections if why == each]
+        hint = f"convert these nodes to {each.widest.numpy} before exporting the model"
+        _refuse(graph, ops, f"the model {each.what}", f"{each.widest} or narrower", hint, each.dtype)
 
 
 LAST_E4M3 = 464.0
@@ -50,7 +49,8 @@ def _refuse_overflow(graph: Graph) -> None:
     """Raises ModelError naming the nodes whose casts are to overflow to infinities of 8 bits."""
     casts = [op for op in graph.ops if isinstance(op.attrs, CastAttrs) and not op.attrs.saturate]
     loose = [op for op in casts if op.result.type.dtype is DType.F8E5M2]
-    _refuse(graph, loose, "the engines saturate casts to f8e5m2", "saturate = 1", "export with saturate = 1")
+    what, expected = "the engines saturate casts to f8e5m2", "saturate = 1"
+    _refuse(graph, loose, what, expected, "export with saturate = 1", DType.F8E5M2)
 
 
 def _overflow(w: Walk, op: Op) -> Value | None:
@@ -64,11 +64,17 @@ def _overflow(w: Walk, op: Op) -> Value | None:
     return w.emit("cast", w.emit("select", beyond, w.scalar(math.nan, DType.F32), x), attrs=CastAttrs(attrs.to))
 
 
-def _refuse(graph: Graph, ops: Sequence[Op], what: str, expected: str, hint: str) -> None:
-    nodes = list(dict.fromkeys(name for op in ops for name in op.loc or (str(op.results[0]),)))
-    if nodes:
-        more = f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else ""
-        raise ModelError(Diagnostic(f"graph @{graph.name}", what, ", ".join(nodes[:_LISTED]) + more, expected, hint))
+def _refuse(graph: Graph, ops: Sequence[Op], what: str, expected: str, hint: str, dtype: DType) -> None:
+    """Raise ModelError about all `ops`, if there are any; its text lists the first ones."""
+    named = [op.loc or (str(op.results[0]),) for op in ops]
+    nodes = list(dict.fromkeys(name for names in named for name in names))
+    if not nodes:
+        return
+    more = f" and {len(nodes) - _LISTED} more" if len(nodes) > _LISTED else ""
+    entities = [entity for op in ops for entity in op.entities]
+    entities.append(Entity(EntityKind.TYPE, str(dtype)))
+    got = ", ".join(nodes[:_LISTED]) + more
+    raise ModelError(Diagnostic(f"graph @{graph.name}", what, got, expected, hint, tuple(dict.fromkeys(entities))))
 
 
 @dataclass(frozen=True)
@@ -135,10 +141,12 @@ def _check_supported(graph: Graph, module: Module, target: Target) -> None:
         if target.tensor.supports(DType.I8 if given is DType.U8 else given):
             continue
         where = f"node '{op.loc[0]}' ({op.name})" if op.loc else str(op.results[0])
-        _refuse_format(op.operands[0].type.dtype, module, target, where)
+        _refuse_format(op.operands[0].type.dtype, module, target, where, op.entities)
 
 
-def _refuse_format(dtype: DType, module: Module, target: Target, where: str = _WHERE) -> NoReturn:
+def _refuse_format(
+    dtype: DType, module: Module, target: Target, where: str = _WHERE, about: tuple[Entity, ...] = ()
+) -> NoReturn:
     raise UsageError(
         Diagnostic(
             where,
@@ -146,5 +154,6 @@ def _refuse_format(dtype: DType, module: Module, target: Target, where: str = _W
             got=f"precision {module.option('precision', 'model')}",
             expected=f"one of the formats it has: {', '.join(sorted(target.tensor.ii_clk))}",
             hint="choose another format with --precision",
+            entities=(*about, Entity(EntityKind.TYPE, str(dtype))),
         )
     )

@@ -83,6 +83,7 @@ def _lower(op: Op, name: str, lowered: Lowered) -> tuple[Kernel, tuple[VectorPro
                 f"tiles within l1 of {lowered.target.l1.bytes:,} and acc of {lowered.target.acc.bytes:,} bytes, "
                 f"in {lowered.target.sync.rings_per_cu} rings",
                 "choose a larger target, or report the model: every op should be divisible",
+                op.entities,
             )
         ) from error
 

@@ -17,7 +17,7 @@ from ppuc.compiler.compare import Comparison
 from ppuc.compiler.inputs import feeds_of
 from ppuc.compiler.judge import Judge
 from ppuc.compiler.pipeline.execute import run_module
-from ppuc.ir.errors import Diagnostic, PpucError
+from ppuc.ir.errors import Diagnostic, Entity, EntityKind, PpucError
 from ppuc.ir.graph import Graph
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module
@@ -108,5 +108,6 @@ def _divergence(pass_name: str, first: Comparison, failed: list[Comparison]) -> 
         got=first.reason,
         expected=f"the imported model's value within {first.tolerance:.2e}",
         hint=f"outputs out of tolerance: {outputs}; dump with --dump and compare the texts before and after this pass",
+        entities=(Entity(EntityKind.TENSOR, first.name),),
     )
     return DivergenceError(diagnostic, first)
