@@ -33,8 +33,8 @@ from ppuc.ir.module import Module
 if TYPE_CHECKING:
     import onnx
 
-    from ppuc.compiler.frontend.hosting import HostNode
     from ppuc.compiler.frontend.load import ImportedModel
+    from ppuc.compiler.frontend.offload.hosting import HostNode
     from ppuc.compiler.host.quantize import PartsQuantizer
 
 

@@ -15,8 +15,8 @@ from onnx_text import model_of
 
 from ppuc.compiler.frontend import load
 from ppuc.compiler.frontend.context import IMPORTERS
-from ppuc.compiler.frontend.host_ops import WHY_HOST
 from ppuc.compiler.frontend.load import ImportedModel, load_model, register_importers
+from ppuc.compiler.frontend.offload.host_ops import WHY_HOST
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.wire import LARGE_BYTES, WireError, split
 from ppuc.ir.interpret import run_graph

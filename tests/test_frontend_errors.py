@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from onnx_text import model_of
 
 from ppuc.compiler.frontend.load import load_model
-from ppuc.compiler.frontend.load_hosted import load_hosted
+from ppuc.compiler.frontend.offload.load_hosted import load_hosted
 from ppuc.compiler.frontend.source import NEWEST_OPSET
 from ppuc.ir.errors import ModelError, PpucError, UsageError
 

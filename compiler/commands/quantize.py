@@ -207,7 +207,7 @@ def _prepared(model: Path, options: CompileOptions) -> Prepared:
 
 def _with_host_in_mind(error: ModelError, model: Path, options: CompileOptions) -> ModelError:
     """`error`, with what can be done when it is the host that the model lacks here."""
-    from ppuc.compiler.frontend.load_hosted import load_hosted
+    from ppuc.compiler.frontend.offload.load_hosted import load_hosted
     from ppuc.ir.errors import ModelError, PpucError
 
     try:

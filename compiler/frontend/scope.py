@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from ppuc.compiler.frontend.hosting import HostTensor
+from ppuc.compiler.frontend.offload.hosting import HostTensor
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Value
 

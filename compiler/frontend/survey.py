@@ -17,11 +17,11 @@ import onnx
 from ppuc.compiler.frontend.bind import InputDecl, declared_inputs
 from ppuc.compiler.frontend.context import IMPORTERS
 from ppuc.compiler.frontend.functions import has_schema_body, local_functions
-from ppuc.compiler.frontend.handover import is_hostable
-from ppuc.compiler.frontend.host_ops import why_host
-from ppuc.compiler.frontend.hosting import dense_inputs, type_text
 from ppuc.compiler.frontend.load import FAMILIES
-from ppuc.compiler.frontend.products import is_control
+from ppuc.compiler.frontend.offload.handover import is_hostable
+from ppuc.compiler.frontend.offload.host_ops import why_host
+from ppuc.compiler.frontend.offload.hosting import dense_inputs, type_text
+from ppuc.compiler.frontend.offload.products import is_control
 from ppuc.compiler.frontend.source import normal_domain, read_source
 
 

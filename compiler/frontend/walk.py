@@ -2,7 +2,7 @@
 
 All nodes are walked even when some cannot be imported: their outputs become `Unknown`, and so do the outputs of
 whatever reads these, so that one error can name every unsupported op of the model. With a host side, such nodes are
-handed to the host instead (`ppuc.compiler.frontend.handover`).
+handed to the host instead (`ppuc.compiler.frontend.offload.handover`).
 
 Invariant: every op of the built graph has the loc of the ONNX node that it came from; without a host side no HostTensor
 arises.
@@ -27,12 +27,12 @@ from ppuc.compiler.frontend.functions import (
     local_functions,
     schema_body,
 )
-from ppuc.compiler.frontend.handover import Handover, RefusedError
-from ppuc.compiler.frontend.host_ops import why_host
-from ppuc.compiler.frontend.hosting import HostSide, HostTensor, may_be_dense
+from ppuc.compiler.frontend.offload.handover import Handover, RefusedError
+from ppuc.compiler.frontend.offload.host_ops import why_host
+from ppuc.compiler.frontend.offload.hosting import HostSide, HostTensor, may_be_dense
+from ppuc.compiler.frontend.offload.products import CONTROL, is_control
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.place import Place, node_place, tensor_place
-from ppuc.compiler.frontend.products import CONTROL, is_control
 from ppuc.compiler.frontend.rules import broken_rule
 from ppuc.compiler.frontend.scope import ExpansionError, Scope, Site, Tensor, Unknown, UnknownOpsError
 from ppuc.compiler.frontend.source import Source, normal_domain

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ppuc.compiler.alias import DECLARED, OPTION, aliased, check_names
-from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
-from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
+from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
+from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.scope import UnknownOpsError
 from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.join import Joined, join

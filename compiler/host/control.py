@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.frontend.later import Body, ControlNode
+from ppuc.compiler.frontend.offload.deferred import Body, ControlNode
 from ppuc.compiler.host.client import HostError
 from ppuc.ir.errors import Entity, EntityKind
 

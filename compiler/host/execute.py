@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.alias import grown
-from ppuc.compiler.frontend.hosting import PREFIX
-from ppuc.compiler.frontend.later import machine_type
+from ppuc.compiler.frontend.offload.deferred import machine_type
+from ppuc.compiler.frontend.offload.hosting import PREFIX
 from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.later import Compile, LaterRun, LaterSteps
 from ppuc.compiler.host.merge import merged_profile

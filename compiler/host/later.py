@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ppuc.compiler.frontend.hosting import PREFIX
-from ppuc.compiler.frontend.later import Body, control_node, machine_type, of_elements, typed
+from ppuc.compiler.frontend.offload.deferred import Body, control_node, machine_type, of_elements, typed
+from ppuc.compiler.frontend.offload.hosting import PREFIX
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.control import OnHostError, run_control
 from ppuc.compiler.host.plan import LaterStep, Plan

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from ppuc.compiler.frontend.hosting import HostNode, HostOperand, node_model, subgraphs
-from ppuc.compiler.frontend.load_hosted import HostedModel
-from ppuc.compiler.frontend.products import has_products, is_control
+from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, node_model, subgraphs
+from ppuc.compiler.frontend.offload.load_hosted import HostedModel
+from ppuc.compiler.frontend.offload.products import has_products, is_control
 from ppuc.ir.graph import Graph, Op
 
 SIDES = PPU, HOST, LATER = range(3)

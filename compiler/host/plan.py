@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ppuc.compiler.frontend.product_ops import PRODUCTS
+from ppuc.compiler.frontend.offload.product_ops import PRODUCTS
 
 PLAN = "plan"
 """Metadata key of the artifact."""

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.frontend.hosting import PREFIX, HostTensor
-from ppuc.compiler.frontend.load_hosted import HostedModel
+from ppuc.compiler.frontend.offload.hosting import PREFIX, HostTensor
+from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.host.client import worker
 from ppuc.compiler.host.partition import HostPart, Part, PpuPart
 from ppuc.compiler.inputs import InputSpec, input_ranges

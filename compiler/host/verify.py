@@ -19,9 +19,9 @@ from ppuc.compiler.compare import Comparison, compare
 from ppuc.compiler.conditioning import Move, rounds, sensitivities_of_outputs
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import moved_model, node_outputs, whole_bytes
-from ppuc.compiler.frontend.hosting import HostOperand
 from ppuc.compiler.frontend.load import load_model
-from ppuc.compiler.frontend.load_hosted import HostedModel, load_hosted
+from ppuc.compiler.frontend.offload.hosting import HostOperand
+from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.host.client import worker
 from ppuc.compiler.host.later import LaterProgram, LaterRun
 from ppuc.compiler.host.partition import PpuPart, partition

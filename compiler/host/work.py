@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ppuc.compiler.frontend.hosting import HostNode
+from ppuc.compiler.frontend.offload.hosting import HostNode
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import OPS, Kind
 

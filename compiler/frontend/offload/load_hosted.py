@@ -15,7 +15,6 @@ import onnx
 
 from ppuc.compiler.frontend.bind import InputDecl, bind_inputs, declared_inputs
 from ppuc.compiler.frontend.folding import FoldingBuilder
-from ppuc.compiler.frontend.hosting import HostNode, HostOperand, HostSide, HostTensor, bound_type, dense_inputs
 from ppuc.compiler.frontend.load import (
     entering,
     fixing_values,
@@ -24,6 +23,7 @@ from ppuc.compiler.frontend.load import (
     model_name,
     register_importers,
 )
+from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostSide, HostTensor, bound_type, dense_inputs
 from ppuc.compiler.frontend.place import output_place
 from ppuc.compiler.frontend.scope import Scope, Unknown
 from ppuc.compiler.frontend.source import Source, read_source

@@ -11,8 +11,8 @@ from __future__ import annotations
 import onnx
 import onnx.shape_inference
 
-from ppuc.compiler.frontend.hosting import HostNode, host_name, node_model, static_type, type_of
-from ppuc.compiler.frontend.later import control_node
+from ppuc.compiler.frontend.offload.deferred import control_node
+from ppuc.compiler.frontend.offload.hosting import HostNode, host_name, node_model, static_type, type_of
 from ppuc.compiler.frontend.tensors import proto_type
 from ppuc.ir.types import DType, TensorType
 

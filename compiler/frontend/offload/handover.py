@@ -13,9 +13,8 @@ import onnx
 import onnx.shape_inference
 
 from ppuc.compiler.engines import objection as engine_objection
-from ppuc.compiler.frontend.carried import carried_types
 from ppuc.compiler.frontend.folding import FoldingBuilder
-from ppuc.compiler.frontend.hosting import (
+from ppuc.compiler.frontend.offload.hosting import (
     HostNode,
     HostOperand,
     HostSide,
@@ -30,6 +29,7 @@ from ppuc.compiler.frontend.hosting import (
     tensor_proto,
     type_text,
 )
+from ppuc.compiler.frontend.offload.loop_carried import carried_types
 from ppuc.compiler.frontend.place import node_place
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range

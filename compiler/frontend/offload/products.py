@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from ppuc.compiler.frontend.hosting import subgraphs
-from ppuc.compiler.frontend.product_ops import PRODUCTS
+from ppuc.compiler.frontend.offload.hosting import subgraphs
+from ppuc.compiler.frontend.offload.product_ops import PRODUCTS
 from ppuc.compiler.frontend.source import normal_domain
 
 CONTROL = ("If", "Loop", "Scan")
