@@ -113,7 +113,7 @@ def compile_model(
     """Compile an ONNX model. What the PPU cannot run goes to the host, where that is allowed. Raises ModelError,
     UsageError, InputError or CapacityError for what the caller can mend, DivergenceError when a pass changed the
     model's values."""
-    from ppuc.compiler.frontend.scope import ExpansionError
+    from ppuc.compiler.frontend.inlining import ExpansionError
 
     run = _run(options, watch)
     try:
@@ -170,7 +170,7 @@ def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantize
 def examine(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Examination:
     """What compiling would meet, found by importing and running the passes before placing: everything short of whether
     tiles fit. Of calibration data only the shapes are used. Raises UsageError when sizes do not suit the model."""
-    from ppuc.compiler.frontend.scope import ExpansionError
+    from ppuc.compiler.frontend.inlining import ExpansionError
     from ppuc.compiler.host.compile import divided
     from ppuc.compiler.host.partition import HostPart
 
@@ -191,8 +191,8 @@ def examine(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Ex
             change = _quantizer(options, UNWATCHED)
             _, parts, graphs = divided(source, options, error, passed, change, examining=True)
             nodes = [n for p in parts if isinstance(p, HostPart) for n in p.nodes]
-            host = tuple(n for n in nodes if not n.later and not n.refused)
-            later, refused = (tuple(n for n in nodes if getattr(n, kind)) for kind in ("later", "refused"))
+            host = tuple(n for n in nodes if not n.deferred and not n.refused)
+            later, refused = (tuple(n for n in nodes if getattr(n, kind)) for kind in ("deferred", "refused"))
             return Examination(tuple(graphs), host, later, refused)
     except PpucError as error:
         if isinstance(error, UsageError):

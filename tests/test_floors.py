@@ -67,6 +67,16 @@ def test_imports_are_absolute(path: Path) -> None:
         assert not module.startswith("."), f"relative import of {module}"
 
 
+def test_importing_knows_no_host() -> None:
+    """What becomes of nodes that cannot be imported is a policy's business; only `survey` reports both sides."""
+    above = ("ppuc.compiler.frontend.offload", "ppuc.compiler.host")
+    folder = ROOT / "compiler" / "frontend"
+    importing = [f for f in folder.rglob("*.py") if not f.is_relative_to(folder / "offload") and f.stem != "survey"]
+    found = {name_of(f): m for f in importing for m, _ in imports(f) if m.startswith(above)}
+    assert importing
+    assert not found
+
+
 @pytest.mark.parametrize("path", product_files(), ids=name_of)
 def test_libraries_stay_at_home(path: Path) -> None:
     for module, at_run_time in imports(path):

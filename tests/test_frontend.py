@@ -13,11 +13,16 @@ from against_onnxruntime import F32_STEP, floats
 from onnx import TensorProto, helper
 from onnx_text import model_of
 
-from ppuc.compiler.frontend import load
-from ppuc.compiler.frontend.context import IMPORTERS
-from ppuc.compiler.frontend.load import ImportedModel, load_model, register_importers
+from ppuc.compiler.frontend import registry
+from ppuc.compiler.frontend.enter import Sizes, enter
+from ppuc.compiler.frontend.folding import FoldingBuilder
+from ppuc.compiler.frontend.inlining import Site, Tensor
+from ppuc.compiler.frontend.load import ImportedModel, load_model
 from ppuc.compiler.frontend.offload.host_ops import WHY_HOST
 from ppuc.compiler.frontend.order import ordered
+from ppuc.compiler.frontend.policy import Refusal, Strict
+from ppuc.compiler.frontend.registry import IMPORTERS, register_importers
+from ppuc.compiler.frontend.source import read_source
 from ppuc.compiler.frontend.wire import LARGE_BYTES, WireError, split
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.types import parse_type
@@ -230,8 +235,6 @@ def test_local_functions_are_inlined(body: str, expected: float) -> None:
 
 def test_ops_without_importer_use_the_function_of_their_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     """The body of HardSwish is fixed, that of Softmax is built for the node."""
-    from ppuc.compiler.frontend.context import IMPORTERS
-
     model = model_of("g (float[2, 5] x) => (y) { a = HardSwish(x) y = Softmax <axis = 0> (a) }")
     load_model(model)
     monkeypatch.delitem(IMPORTERS, ("", "HardSwish"))
@@ -269,8 +272,44 @@ def test_old_opsets_are_converted() -> None:
 
 
 def test_every_module_with_importers_is_a_family() -> None:
-    folder = Path(load.__file__).parent
-    assert {path.stem for path in folder.glob("*.py") if "\n@importer(" in path.read_text()} == set(load.FAMILIES)
+    folder = Path(registry.__file__).parent
+    assert {path.stem for path in folder.glob("*.py") if "\n@importer(" in path.read_text()} == set(registry.FAMILIES)
+
+
+class TakesFirstOperand(Strict):
+    """Lets the first operand stand for every output of a node that is not imported."""
+
+    def __init__(self) -> None:
+        super().__init__("m")
+        self.refusals: list[tuple[str, str, bool, bool]] = []
+
+    def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
+        what = refusal.what or (refusal.error.diagnostics[0].what if refusal.error is not None else site.op)
+        self.refusals.append((site.label, what, refusal.wanted is not None, refusal.invalid))
+        return [site.operands[0]] * len(site.node.output)
+
+
+def test_a_policy_decides_what_stands_for_nodes_that_are_not_imported() -> None:
+    text = """g (float[4] x, bool c) => (float[4] y) {
+        a = com.example.Twist(x)
+        b = Reshape(a, n)
+        d = If (c) <then_branch = t () => (p) { p = Neg(b) }, else_branch = e () => (q) { q = Abs(b) }>
+        s = Softmax<axis = 7>(b)
+        w = Where(d, s, b)
+        y = Neg(w)
+    }"""
+    builder, policy = FoldingBuilder(), TakesFirstOperand()
+    entered = enter(read_source(model_of(text, {"n": np.array([3, 3])})), builder, policy, Sizes())
+    policy.finish()
+    assert policy.refusals == [
+        ("Twist_0", "com.example.Twist", False, False),
+        ("Reshape_1", "cannot reshape f32[4] (4 elements) to [3, 3]", False, False),
+        ("If_2", "If with a condition computed at run time", True, False),
+        ("Softmax_3", "axis is out of range", False, True),
+    ]
+    (select,) = (op for op in builder.ops if op.name == "select")
+    assert select.operands == (entered.inputs["c"], entered.inputs["x"], entered.inputs["x"])
+    assert entered.wanted == ("c",)
 
 
 def test_double_constants_are_kept_as_they_are() -> None:

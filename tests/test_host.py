@@ -339,6 +339,22 @@ def test_profile_and_check_tell_what_the_host_does(tmp_path: Path) -> None:
     assert "segments on the host" in result.stdout
 
 
+def test_what_helps_is_found_by_the_cause_not_by_words_of_the_reason(tmp_path: Path) -> None:
+    """A node inside a function may be called like anything; what a node waits for is what its importer asked for."""
+    text = """g (float[4, 6] x, int64[1] n) => (float[4, 6] y, float[a, b] z, double[4, 6] w) {
+        y = local.Noise(x) z = Unsqueeze(x, n) w = Cast<to = 11>(x) }
+    <opset_import: ["" : 17], domain: "local"> Noise (a) => (c) { b = RandomUniformLike(a) c = Add(a, b) }"""
+    source = parser.parse_model('<ir_version: 8, opset_import: ["" : 17, "local" : 1]>' + text)
+    source.functions[0].node[0].name = "f64 computed at run time"
+    onnx.save(source, tmp_path / "m.onnx")
+    record = json.loads(run("check", tmp_path / "m.onnx", "--json").stdout)
+    assert {n["node"]: n["suggestion"] for n in record["nodes"] if n["where"] == "host"} == {
+        "Noise_0": None,
+        "Unsqueeze_1": "give the values with --inputs, or export with constant sizes",
+        "Cast_2": "convert it to float32 before exporting",
+    }
+
+
 def test_strings_and_sequences_on_the_command_line(tmp_path: Path) -> None:
     text = """g (string[2] s, float[2, 6] x) => (string[2] y, q, float[2, 6] z) {
         y = StringConcat(s, s) q = SplitToSequence<axis = 1>(x) z = Neg(x) }"""

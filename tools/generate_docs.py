@@ -16,8 +16,7 @@ from pathlib import Path
 import click
 
 from ppuc.compiler.cli import cli
-from ppuc.compiler.frontend.context import IMPORTERS
-from ppuc.compiler.frontend.survey import importable_ops
+from ppuc.compiler.frontend.registry import IMPORTERS, importable_ops
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline import default as pipeline
 from ppuc.compiler.pipeline.pass_options import describe_options

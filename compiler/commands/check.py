@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ppuc.compiler.driver import Examination
-
-SUGGESTIONS = (
-    ("double precision", "convert it to float32 before exporting"),
-    ("f64", "convert it to float32 before exporting"),
-    ("depends on the model's inputs", "give the values with --inputs, or export with constant sizes"),
-    ("computed at run time", "give the values with --inputs, or export with constant sizes"),
-    ("only the host holds", "what it reads comes from the host; mend that node first"),
-    ("nor the host", "supply it with --host-ops FILE.py: a Python function marked @ppuc.host_op('DOMAIN::OP')"),
-)
-"""What helps, by a part of the reason."""
+    from ppuc.compiler.frontend.offload.reason import Reason
+    from ppuc.compiler.frontend.survey import NodeSurvey
 
 WORST = ("ppu", "host", "refused")
 LATER = "compiled when it runs and its sizes are known"
@@ -78,7 +70,7 @@ def check_command(
     examination = None
     if not (unbound and not shapes):
         examination = examine(model, options)
-        nodes = _placed(nodes, examination)
+        nodes = _placed(found.nodes, examination)
         unbound = []
     problems = [str(d) for d in examination.problems] if examination is not None else []
     counts = {where: sum(n["where"] == where for n in nodes) for where in ("ppu", "host", "refused")}
@@ -102,31 +94,35 @@ def check_command(
     return 0 if record["ok"] else 1
 
 
-def _node(node: str, op: str, where: str, why: str) -> dict[str, str | None]:
-    hint = next((hint for part, hint in SUGGESTIONS if part in why), None) if where != "ppu" else None
+def _node(node: str, op: str, where: str, why: Reason) -> dict[str, str | None]:
+    from ppuc.compiler.frontend.offload.reason import REMEDIES
+
+    hint = REMEDIES.get(why.cause) if where != "ppu" else None
     domain, _, op_type = op.rpartition(":")
     hint = hint.replace("DOMAIN::OP", f"{domain}::{op_type}") if hint else None
-    return {"node": node, "op": op, "where": where, "why": why, "suggestion": hint}
+    return {"node": node, "op": op, "where": where, "why": why.text, "suggestion": hint}
 
 
-def _placed(nodes: Sequence[Mapping[str, Any]], examination: Examination) -> list[dict[str, str | None]]:
+def _placed(nodes: Sequence[NodeSurvey], examination: Examination) -> list[dict[str, str | None]]:
     """The nodes with what importing found. A call of which a part is the host's is the host's, and says which part."""
-    fates = {n.label: ("ppu", f"{LATER}: {n.reason}") for n in examination.later}
+    from ppuc.compiler.frontend.offload.reason import Reason
+
+    fates = {n.label: ("ppu", n.reason.within(LATER)) for n in examination.later}
     fates |= {n.label: ("host", n.reason) for n in examination.host}
-    fates |= {n.label: ("refused", n.refused) for n in examination.refused}
+    fates |= {n.label: ("refused", n.refused) for n in examination.refused if n.refused is not None}
     placed = []
     for node in nodes:
-        name = node["node"]
+        name = node.node
         inner = [(label, *fate) for label, fate in fates.items() if label.startswith(f"{name}/")]
         if name in fates:
-            placed.append(_node(name, node["op"], *fates[name]))
+            placed.append(_node(name, node.op, *fates[name]))
         elif inner:
             part, where, why = max(inner, key=lambda i: WORST.index(i[1]))
-            placed.append(_node(name, node["op"], where, f"its part {part}: {why}"))
-        elif examination.problems or node["where"] == "ppu":
-            placed.append(_node(name, node["op"], node["where"], node["why"]))
+            placed.append(_node(name, node.op, where, why.within(f"its part {part}")))
+        elif examination.problems or node.where == "ppu":
+            placed.append(_node(name, node.op, node.where, node.how))
         else:
-            placed.append(_node(name, node["op"], "ppu", FOLDED))
+            placed.append(_node(name, node.op, "ppu", Reason(FOLDED)))
     return placed
 
 

@@ -152,7 +152,7 @@ def ops_command(onnx_ops: bool, as_json: bool) -> None:
     ONNX ops that are not listed by --onnx are expanded by their own ONNX definition when they have one.
     """
     if onnx_ops:
-        from ppuc.compiler.frontend.survey import importable_ops
+        from ppuc.compiler.frontend.registry import importable_ops
 
         record: dict[str, Any] = {"onnx": importable_ops()}
         emit("ops", record, as_json, lambda out, shown: out.print("\n".join(shown["onnx"])))

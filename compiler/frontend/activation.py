@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ppuc.compiler.frontend.context import Importer, NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import Importer, importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.composite import cast, reshape, widen
 from ppuc.ir.ops.normalization import LogSoftmaxAttrs, SoftmaxAttrs

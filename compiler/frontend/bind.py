@@ -258,5 +258,4 @@ def _evaluate(text: str, symbols: Mapping[str, int]) -> int | None:
 def declarations_of(source: str | Path | onnx.ModelProto) -> tuple[InputDecl, ...]:
     """The inputs of a model as it declares them."""
     read = read_source(source)
-    constants = {t.name for t in read.model.graph.initializer}
-    return declared_inputs([i for i in read.model.graph.input if i.name not in constants], read.where)
+    return declared_inputs(read.inputs, read.where)

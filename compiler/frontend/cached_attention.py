@@ -21,7 +21,8 @@ from ppuc.compiler.frontend.attention import (
     rotated,
     split_heads,
 )
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.compiler.frontend.shape import cast_to, reshaped, sliced
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.contraction import MatmulAttrs

@@ -1,8 +1,8 @@
-"""What an ONNX op importer sees, and the table of all importers.
+"""What an ONNX op importer sees of its node.
 
-An importer is a function `(NodeContext) -> Sequence[Value]` registered by `@importer("Conv")`; it appends ppuc ops to
-`ctx.b` and returns one Value per ONNX output that the node names. Importers handle every opset from 7 on themselves
-(attributes that became inputs and the like), by asking `ctx.attr` and `ctx.constant`.
+An importer (`ppuc.compiler.frontend.registry`) appends ppuc ops to `ctx.b` and returns one Value per ONNX output that
+the node names. Importers handle every opset from 7 on themselves (attributes that became inputs and the like), by
+asking `ctx.attr` and `ctx.constant`.
 
 Invariant: an importer either returns values whose types are right or raises ModelError through `ctx.fail`.
 """
@@ -22,23 +22,6 @@ from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import DType, TensorType
 
 T = TypeVar("T")
-Importer = Callable[["NodeContext"], Sequence[Value]]
-
-IMPORTERS: dict[tuple[str, str], Importer] = {}
-"""(domain, op type) -> importer; the domain of standard ops is ""."""
-
-
-def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]:
-    """Register the decorated function for ONNX op types."""
-
-    def add(function: Importer) -> Importer:
-        for op_type in op_types:
-            if (domain, op_type) in IMPORTERS:
-                raise ValueError(f"two importers for {domain}:{op_type}")
-            IMPORTERS[domain, op_type] = function
-        return function
-
-    return add
 
 
 class BrokenRuleError(ModelError):

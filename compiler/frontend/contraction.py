@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
 from ppuc.compiler.frontend.fused_activation import apply_activation
+from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.contraction import MatmulAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, TransposeAttrs

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.blocks import Weights, emit_weights
-from ppuc.compiler.frontend.context import IMPORTERS, NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
 from ppuc.compiler.frontend.quantized import (
     as_parameter,
     dynamically_quantized,
@@ -22,6 +22,7 @@ from ppuc.compiler.frontend.quantized import (
     saturated,
     zero_point,
 )
+from ppuc.compiler.frontend.registry import IMPORTERS, importer
 from ppuc.compiler.frontend.shape import cast_to, reshaped, transposed
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.contraction import MatmulAttrs

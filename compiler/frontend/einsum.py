@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.contraction import MatmulAttrs
 from ppuc.ir.ops.reduction import ReduceAttrs

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.compiler.frontend.tensors import dtype_of
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.composite import cast

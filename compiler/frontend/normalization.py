@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops import composite as c
 from ppuc.ir.ops.normalization import (

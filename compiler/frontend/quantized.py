@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
 from ppuc.compiler.frontend.folding import FoldingBuilder
+from ppuc.compiler.frontend.registry import importer
 from ppuc.compiler.frontend.shape import cast_to, reshaped
 from ppuc.compiler.frontend.tensors import PackedResource, dtype_of, packed_range
 from ppuc.compiler.frontend.windows import read_window, spatial_attr

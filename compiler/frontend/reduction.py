@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.composite import cast, widen
 from ppuc.ir.ops.movement import PadAttrs

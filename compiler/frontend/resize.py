@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.resize import ResizeAttrs
 from ppuc.ir.types import DType

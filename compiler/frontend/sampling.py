@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.compiler.frontend.shape import cast_to, reshaped, sliced
 from ppuc.compiler.frontend.windows import explicit_pads, spatial_attr
 from ppuc.ir.graph import Value

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.compiler.frontend.tensors import dtype_of
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.view import ExpandAttrs, ReshapeAttrs, SliceAttrs, TransposeAttrs

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppuc.compiler.frontend.context import NodeContext, importer
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.sorting import TopkAttrs
 

@@ -36,6 +36,12 @@ class Source:
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """Declarations of the inputs that are no initializers."""
+        constants = {t.name for t in self.model.graph.initializer}
+        return [i for i in self.model.graph.input if i.name not in constants]
+
+    @property
     def opsets(self) -> dict[str, int]:
         """Domain -> version; the standard domain is ""."""
         return opset_versions(self.model.opset_import)
@@ -51,9 +57,11 @@ def normal_domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def read_source(source: str | Path | onnx.ModelProto) -> Source:
-    """Parse a file or take a model in memory. Raises ModelError when it is missing, no model, damaged, or of an opset
-    that is unknown."""
+def read_source(source: str | Path | onnx.ModelProto | Source) -> Source:
+    """Parse a file or take a model in memory; a Source is what it is. Raises ModelError when it is missing, no model,
+    damaged, or of an opset that is unknown."""
+    if isinstance(source, Source):
+        return source
     if isinstance(source, onnx.ModelProto):
         return _of_known_opset(Source(source, source.graph.name or "model"))
     path = Path(source)

@@ -5,7 +5,6 @@ Invariant: surveying needs no sizes, reads no weights and raises only for files 
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,25 +14,25 @@ from typing import Any
 import onnx
 
 from ppuc.compiler.frontend.bind import InputDecl, declared_inputs
-from ppuc.compiler.frontend.context import IMPORTERS
 from ppuc.compiler.frontend.functions import has_schema_body, local_functions
-from ppuc.compiler.frontend.load import FAMILIES
+from ppuc.compiler.frontend.offload.deferred import is_control
 from ppuc.compiler.frontend.offload.handover import is_hostable
 from ppuc.compiler.frontend.offload.host_ops import why_host
-from ppuc.compiler.frontend.offload.hosting import dense_inputs, type_text
-from ppuc.compiler.frontend.offload.products import is_control
+from ppuc.compiler.frontend.offload.hosting import is_dense, type_text
+from ppuc.compiler.frontend.offload.reason import Cause, Reason
+from ppuc.compiler.frontend.registry import IMPORTERS, register_importers
 from ppuc.compiler.frontend.source import normal_domain, read_source
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSurvey:
     """`where` is ppu when there is an importer or an expansion, host when only the host knows the op, refused when
-    nobody does; `how` says more."""
+    neither does; `how` says more."""
 
     node: str
     op: str
     where: str
-    how: str
+    how: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +82,11 @@ class ModelSurvey:
 def survey(path: str | Path, custom: Collection[tuple[str, str]] = ()) -> ModelSurvey:
     """Read the file at `path`; `custom` are ops that Python functions stand for. Raises ModelError when it is no
     model."""
-    _register_importers()
+    register_importers()
     source = read_source(path)
     graph = source.model.graph
-    weights = {t.name for t in graph.initializer}
-    dense, other = dense_inputs([i for i in graph.input if i.name not in weights])
+    dense = [i for i in source.inputs if is_dense(i)]
+    other = [i for i in source.inputs if not is_dense(i)]
     return ModelSurvey(
         name=graph.name or Path(path).stem,
         producer=" ".join(filter(None, (source.model.producer_name, source.model.producer_version))),
@@ -122,7 +121,7 @@ def _node(
 ) -> NodeSurvey:
     domain = normal_domain(node.domain)
     op = f"{domain}:{node.op_type}" if domain else node.op_type
-    where, how = "ppu", "imported"
+    where, cause, how = "ppu", Cause.UNSUPPORTED, "imported"
     if (domain, node.op_type, node.overload) in local_functions(model):
         how = "expanded: a function of the model"
     elif (domain, node.op_type) in IMPORTERS:
@@ -132,20 +131,9 @@ def _node(
     elif has_schema_body(node, opsets.get(domain, 1)):
         how = "expanded: ONNX's own definition"
     elif (domain, node.op_type) in custom:
-        where, how = "host", "a Python function stands for it"
+        where, cause, how = "host", Cause.CUSTOM, "a Python function stands for it"
     elif is_hostable(node, opsets):
         where, how = "host", why_host(node)
     else:
-        where, how = "refused", "neither the PPU nor the host knows it"
-    return NodeSurvey(node.name or f"{node.op_type}_{index}", op, where, how)
-
-
-def importable_ops() -> list[str]:
-    """ONNX ops that have an importer, in order; those outside the standard domain with their domain in front."""
-    _register_importers()
-    return sorted(f"{domain}:{op}" if domain else op for domain, op in IMPORTERS)
-
-
-def _register_importers() -> None:
-    for family in FAMILIES:
-        importlib.import_module(f"ppuc.compiler.frontend.{family}")
+        where, cause, how = "refused", Cause.UNKNOWN, "neither the PPU nor the host knows it"
+    return NodeSurvey(node.name or f"{node.op_type}_{index}", op, where, Reason(how, cause))

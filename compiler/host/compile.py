@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ppuc.compiler.alias import DECLARED, OPTION, aliased, check_names
+from ppuc.compiler.frontend.inlining import UnknownOpsError
 from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
-from ppuc.compiler.frontend.scope import UnknownOpsError
+from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.join import Joined, join
 from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, partition
@@ -70,7 +71,7 @@ def divided(
     hosts = worker(options.host.ops)
     if hosts.files:
         hosts.start()
-    forced: dict[str, str] = {}
+    forced: dict[str, Reason] = {}
     while True:
         hosted = _imported(source, options, error, forced, hosts, examining)
         parts = partition(hosted)
@@ -95,7 +96,7 @@ def _imported(
     source: str | Path | onnx.ModelProto,
     options: CompileOptions,
     error: ModelError,
-    forced: Mapping[str, str],
+    forced: Mapping[str, Reason],
     hosts: HostWorker,
     examining: bool,
 ) -> HostedModel:
@@ -140,11 +141,11 @@ def _aliased(hosted: HostedModel, modules: list[Module], aliases: Mapping[str, s
     return [aliased(module, home) for module, home in zip(modules, homes, strict=True)]
 
 
-def _blamed(error: ModelError, graphs: Sequence[Graph], forced: Mapping[str, str]) -> dict[str, str]:
+def _blamed(error: ModelError, graphs: Sequence[Graph], forced: Mapping[str, Reason]) -> dict[str, Reason]:
     """The nodes of `graphs` that an error of the pipeline is about, with its reason. Raises the error when it is about
     none that is still on the PPU."""
     on_ppu = {name for graph in graphs for op in graph.ops if op.name != "const" for name in op.loc} - forced.keys()
-    found = {name: d.what for d in error.diagnostics for name in d.about(EntityKind.NODE) if name in on_ppu}
+    found = {n: Reason.of(d) for d in error.diagnostics for n in d.about(EntityKind.NODE) if n in on_ppu}
     if not found:
         raise error
     return found
@@ -183,7 +184,8 @@ def _asked(node: HostNode, hosted: HostedModel, worker: HostWorker) -> HostNode:
     try:
         worker.load(model, hosted.name)
     except HostError as error:
-        return replace(node, refused=f"neither the PPU nor the host can run it: {error.diagnostics[0].got}")
+        text = f"neither the PPU nor the host can run it: {error.diagnostics[0].got}"
+        return replace(node, refused=Reason(text, Cause.UNKNOWN))
     return node
 
 
@@ -243,7 +245,7 @@ def _plan(
 
 def _host_step(part: HostPart, name: str) -> HostStep | LaterStep:
     """The step of a part whose model is called `name`."""
-    nodes = tuple(HostedNode(n.label, n.op, n.reason) for n in part.nodes)
+    nodes = tuple(HostedNode(n.label, n.op, n.reason.text) for n in part.nodes)
     takes, gives = _names(part.inputs), _names(part.outputs)
     if isinstance(part, LaterPart):
         return LaterStep(name, takes, gives, nodes, part.control)

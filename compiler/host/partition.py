@@ -17,9 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from ppuc.compiler.frontend.offload.deferred import is_control
 from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, node_model, subgraphs
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel
-from ppuc.compiler.frontend.offload.products import has_products, is_control
+from ppuc.compiler.frontend.offload.products import has_products
 from ppuc.ir.graph import Graph, Op
 
 SIDES = PPU, HOST, LATER = range(3)
@@ -86,7 +87,8 @@ def _with_sides(model: HostedModel) -> tuple[HostNode, ...]:
 
 
 def _for_host(node: HostNode) -> HostNode:
-    return replace(node, later=False, reason=f"{node.reason}; without products it is not worth a program of its own")
+    text = f"{node.reason}; without products it is not worth a program of its own"
+    return replace(node, deferred=False, reason=replace(node.reason, text=text))
 
 
 def _constants(model: HostedModel) -> dict[str, Op]:
@@ -100,7 +102,7 @@ def _at(time: int, model: HostedModel, times: Mapping[str, int]) -> list[HostNod
 def _side(maker: Op | HostNode) -> int:
     if isinstance(maker, Op):
         return PPU
-    return LATER if maker.later else HOST
+    return LATER if maker.deferred else HOST
 
 
 def _key(maker: Op | HostNode) -> str:
@@ -181,7 +183,7 @@ def _ppu_part(
 def _runs(nodes: Sequence[HostNode]) -> Iterable[tuple[HostNode, ...]]:
     """Neighbours that one model can hold: of the same opsets, all or none for Python functions, or refused. What is
     repeated or chosen at run time is by itself."""
-    alone = {id(n): i for i, n in enumerate(nodes, 1) if n.later and is_control(n.proto, n.opsets)}
+    alone = {id(n): i for i, n in enumerate(nodes, 1) if n.deferred and is_control(n.proto, n.opsets)}
     for _, run in groupby(nodes, lambda n: (n.custom, bool(n.refused), alone.get(id(n)), sorted(n.opsets.items()))):
         yield tuple(run)
 
@@ -193,7 +195,7 @@ def _host_part(nodes: tuple[HostNode, ...], model: HostedModel, read: Mapping[st
     outputs = [o for n in nodes for o in n.outputs if o is not None and read.get(o.name, set()) - inside]
     functions = model.functions if any(True for n in nodes for _ in subgraphs(n.proto)) else ()
     data = node_model(nodes, outputs, functions).SerializeToString(deterministic=True)
-    if nodes[0].later:
+    if nodes[0].deferred:
         return LaterPart(
             nodes, tuple(inputs.values()), tuple(outputs), data, is_control(nodes[0].proto, nodes[0].opsets)
         )

@@ -22,6 +22,7 @@ from ppuc.compiler.frontend.expose import moved_model, node_outputs, whole_bytes
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.frontend.offload.hosting import HostOperand
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
+from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.host.client import worker
 from ppuc.compiler.host.later import LaterProgram, LaterRun
 from ppuc.compiler.host.partition import PpuPart, partition
@@ -146,7 +147,7 @@ def _imported(program: LaterProgram, plan: Plan, shapes: Mapping[str, tuple[int,
     hosts = worker(program.options.host.ops)
     if hosts.files:
         hosts.start()
-    forced = {n.node: n.reason for n in plan.nodes}
+    forced = {n.node: Reason(n.reason) for n in plan.nodes}
     return load_hosted(program.source, shapes=shapes, values=program.fixed, forced=forced, custom=hosts.custom)
 
 

@@ -15,8 +15,7 @@ import numpy as np
 import onnx
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
-from ppuc.compiler.frontend.context import IMPORTERS
-from ppuc.compiler.frontend.load import register_importers
+from ppuc.compiler.frontend.registry import IMPORTERS, register_importers
 from tests.fuzz.sample import TYPES, Node, Sample, UnsuitedError
 
 OLDEST = 7

@@ -15,7 +15,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ppuc.compiler.frontend.order import captured
+from ppuc.compiler.frontend.source import normal_domain
 from ppuc.compiler.frontend.tensors import proto_type
+from ppuc.compiler.frontend.unrolling import CONTROL
 from ppuc.ir.types import DType, TensorType
 
 STRING = onnx.TensorProto.STRING
@@ -43,6 +45,13 @@ class ControlNode:
     constants: Mapping[str, np.ndarray]
     bodies: Mapping[str, Body]
     attributes: Mapping[str, Sequence[int]]
+
+
+def is_control(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether a node repeats a body or chooses one, of a kind that can be taken apart: the Scan of opset 8 scans
+    batches."""
+    old = node.op_type == "Scan" and opsets.get("", 1) < 9
+    return normal_domain(node.domain) == "" and node.op_type in CONTROL and not old
 
 
 def machine_type(value: object) -> TensorType | None:
@@ -109,4 +118,4 @@ def _body(graph: onnx.GraphProto, known: Mapping[str, onnx.TensorProto], model: 
     return Body(made.SerializeToString(deterministic=True), inputs, outer, outputs)
 
 
-__all__ = ["Body", "ControlNode", "control_node", "machine_type", "of_elements", "typed"]
+__all__ = ["Body", "ControlNode", "control_node", "is_control", "machine_type", "of_elements", "typed"]

@@ -1,23 +1,22 @@
-"""Deciding that a node is the host's, and giving it over: what it reads, what types its results have.
+"""Handing a node over to the host, as ONNX: what it reads, what types its results have.
 
 Invariant: nothing is handed over that breaks the rules of its op, or that no op of the standard, of ONNX Runtime or of
-the user stands for; what was imported of a node before it was handed over is taken back.
+the user stands for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx
 import onnx.shape_inference
 
-from ppuc.compiler.engines import objection as engine_objection
 from ppuc.compiler.frontend.folding import FoldingBuilder
+from ppuc.compiler.frontend.inlining import Scope, Site, Tensor, Unknown
 from ppuc.compiler.frontend.offload.hosting import (
     HostNode,
     HostOperand,
-    HostSide,
     HostTensor,
     host_name,
     inferred_types,
@@ -27,19 +26,14 @@ from ppuc.compiler.frontend.offload.hosting import (
     stored_proto,
     subgraphs,
     tensor_proto,
-    type_text,
 )
 from ppuc.compiler.frontend.offload.loop_carried import carried_types
+from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.place import node_place
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range
 from ppuc.ir.errors import ModelError, PpucError
 from ppuc.ir.graph import Value
-
-Reader = Callable[[str], tuple[HostOperand, onnx.TensorProto | None]]
-"""A name's tensor, and the constant of the file that it names."""
-Mark = tuple[int, int]
-"""How many ops and host nodes there are."""
 
 RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
 """Domains whose ops are ONNX Runtime's or onnx.reference's to know."""
@@ -60,45 +54,14 @@ class RefusedError(Exception):
 
 
 class Handover:
-    """Collects the host's nodes of one walk in `side`."""
+    """Makes nodes of one model the host's, in `nodes`. `custom` are ops that Python functions stand for; `declared` are
+    types that the file claims for tensors of the main graph."""
 
-    def __init__(
-        self, side: HostSide, source: Source, builder: FoldingBuilder, functions: Sequence[onnx.FunctionProto]
-    ) -> None:
-        self.side, self.source, self.builder, self.functions = side, source, builder, functions
-
-    def reason(self, node: onnx.NodeProto, label: str, hosted: Sequence[HostTensor]) -> str:
-        """Why a node must run on the host before anything else is known of it; "" when it need not."""
-        if label in self.side.forced:
-            return self.side.forced[label]
-        if (normal_domain(node.domain), node.op_type) in self.side.custom:
-            return "a Python function stands for it"
-        if hosted:
-            return f"it reads {type_text(hosted[0].type)}, which only the host holds"
-        return ""
-
-    def chosen(self, node: onnx.NodeProto, label: str) -> bool:
-        """Whether somebody decided that a node is the host's."""
-        return label in self.side.forced or (normal_domain(node.domain), node.op_type) in self.side.custom
-
-    def mark(self) -> Mark:
-        """Where the walk is."""
-        return len(self.builder.ops), len(self.side.nodes)
-
-    def rewind(self, mark: Mark) -> None:
-        """Take back what was imported since."""
-        del self.builder.ops[mark[0] :]
-        del self.side.nodes[mark[1] :]
-
-    def objection(self, mark: Mark, label: str) -> str:
-        """Why what was imported since `mark` for the standard op `label` cannot run on the PPU; "" when it can. An op
-        of which a part is the host's is the host's as a whole, unless it is that part."""
-        for op in self.builder.ops[mark[0] :]:
-            if why := engine_objection(op):
-                return f"it {why}"
-        inner = self.side.nodes[mark[1] :]
-        split = [n for n in inner if n.label != label]
-        return f"its part {split[0].op} cannot run on the PPU: {split[0].reason}" if split else ""
+    def __init__(self, source: Source, builder: FoldingBuilder, custom: frozenset[tuple[str, str]]) -> None:
+        self.source, self.builder, self.custom = source, builder, custom
+        self.functions = tuple(source.model.functions)
+        self.declared: Mapping[str, onnx.TypeProto] = {}
+        self.nodes: list[HostNode] = []
 
     def constant(self, tensor: onnx.TensorProto) -> HostTensor:
         """A constant of a type that the machine does not have."""
@@ -106,39 +69,38 @@ class Handover:
         return HostTensor(self.builder.fresh(tensor.name), type, stored_proto(tensor, self.source))
 
     def node(
-        self,
-        node: onnx.NodeProto,
-        label: str,
-        opsets: Mapping[str, int],
-        read: Reader,
-        reason: str,
-        declared: Mapping[str, onnx.TypeProto],
-        later: bool = False,
-        refused: str = "",
-    ) -> tuple[HostOperand | None, ...]:
-        """Hand a node over; what stands for its outputs. `declared` are types that the file claims for tensors. A node
-        that is `refused` is noted as such, and its outputs are what the file says. Raises RefusedError."""
-        domain = normal_domain(node.domain)
-        key = (domain, node.op_type)
-        custom = key in self.side.custom
-        if not refused and not custom and not is_hostable(node, opsets):
+        self, site: Site, reason: Reason, *, deferred: bool = False, refused: Reason | None = None
+    ) -> list[Tensor]:
+        """Hand a node over; what stands for its outputs. A node that is `refused` is noted as such, and its outputs are
+        what the file says. Raises RefusedError."""
+        node, custom = site.node, is_custom(site, self.custom)
+        if refused is None and not custom and not is_hostable(node, site.scope.opsets):
             raise RefusedError(unknown=True)
-        operands = {name: read(name) for name in read_names(node)}
+        operands = {name: _read(site.scope, name) for name in read_names(node)}
         inputs = {o.name: o for o, _ in operands.values()}
         constants = {o.name: proto for o, stored in operands.values() if (proto := self._proto(o, stored)) is not None}
         names = {name: host_name(o.name) for name, (o, _) in operands.items()}
         outputs = [HostTensor(self.builder.fresh(o)) if o else None for o in node.output]
         proto = renamed_node(node, names, [host_name(o.name) if o else "" for o in outputs])
-        proto.name = label
-        for constant in constants.items():
-            constant[1].name = host_name(constant[0])
-        op = f"{domain}.{node.op_type}" if domain else node.op_type
+        proto.name = site.label
+        for name, constant in constants.items():
+            constant.name = host_name(name)
         made = HostNode(
-            proto, label, op, reason, opsets, tuple(inputs.values()), constants, tuple(outputs), custom, later, refused
+            proto,
+            site.label,
+            site.op,
+            reason,
+            site.scope.opsets,
+            tuple(inputs.values()),
+            constants,
+            tuple(outputs),
+            custom,
+            deferred,
+            refused,
         )
-        made = replace(made, outputs=self._typed(made, node, declared))
-        self.side.nodes.append(made)
-        return tuple(self._without_elements(o) for o in made.outputs)
+        made = replace(made, outputs=self._typed(made, node, self.declared if site.of_main_graph else {}))
+        self.nodes.append(made)
+        return [self._without_elements(o) for o in made.outputs]
 
     def _without_elements(self, output: HostOperand | None) -> HostOperand | None:
         """A result of no elements needs no host: it is known."""
@@ -161,7 +123,7 @@ class Handover:
         """The outputs with their types; Values where the machine can hold them."""
         types = {} if made.custom or made.refused else self._inferred(made)
         contradictory = types is None
-        if made.later and made.op == "Loop":
+        if made.deferred and made.op == "Loop":
             types = {**(types or {}), **carried_types(made, list(self.functions))}
         found: list[HostOperand | None] = []
         for output, original in zip(made.outputs, node.output, strict=True):
@@ -197,6 +159,14 @@ class Handover:
             return {}
 
 
+def _read(scope: Scope, name: str) -> tuple[HostOperand, onnx.TensorProto | None]:
+    """What a name stands for, and the constant of the file that it names."""
+    value = scope.read(name)
+    if not isinstance(value, Value | HostTensor):
+        raise RefusedError(value.error if isinstance(value, Unknown) else None)
+    return value, scope.initializer(name)
+
+
 def _breaks_rules(text: str) -> bool:
     """Whether inference found a contradiction, and does not merely lack the means to infer."""
     return "[ShapeInferenceError]" in text and "not currently supported" not in text
@@ -205,6 +175,11 @@ def _breaks_rules(text: str) -> bool:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if "[ShapeInferenceError]" in line]
     return (lines or [str(error)])[-1].rpartition("[ShapeInferenceError]")[2].strip()[:300]
+
+
+def is_custom(site: Site, custom: frozenset[tuple[str, str]]) -> bool:
+    """Whether a Python function stands for the op of a node."""
+    return (site.domain, site.node.op_type) in custom
 
 
 def is_hostable(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
@@ -221,4 +196,4 @@ def _has_schema(node: onnx.NodeProto, opset: int) -> bool:
     return True
 
 
-__all__ = ["Handover", "Mark", "Reader", "RefusedError", "is_hostable"]
+__all__ = ["Handover", "RefusedError", "is_custom", "is_hostable"]

@@ -11,7 +11,7 @@ Invariant: names of Values and HostTensors are unique in a hosted model; a host 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -19,6 +19,8 @@ import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from ppuc.compiler.frontend.expose import NEWEST_IR
+from ppuc.compiler.frontend.inlining import Elsewhere
+from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.order import captured
 from ppuc.compiler.frontend.source import OLDEST_OPSET, Source
 from ppuc.compiler.frontend.tensors import ONNX_DTYPES, foreign, onnx_dtype, packed_range, proto_type
@@ -31,7 +33,7 @@ INFERENCE_ELEMENTS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
-class HostTensor:
+class HostTensor(Elsewhere):
     """A tensor (or sequence, optional, map) that only the host holds. `type` is None when nothing is known of it;
     `constant` is set when the file gives its value."""
 
@@ -49,34 +51,21 @@ HostOperand = Value | HostTensor
 @dataclass(frozen=True, slots=True)
 class HostNode:
     """A node for the host. `proto` names tensors by `host_name`; `inputs` are the tensors it reads (subgraphs
-    included), `constants` those of them that are known. `opsets` is what it is to be read by. `later`: the PPU has the
-    op, and can compile it once a run has decided its sizes. `refused` is why nobody can run it ("" except in a model
-    that is only examined)."""
+    included), `constants` those of them that are known. `opsets` is what it is to be read by. `deferred`: the PPU has
+    the op, and can compile it once a run has decided its sizes. `refused` is why nobody can run it (None except in a
+    model that is only examined)."""
 
     proto: onnx.NodeProto
     label: str
     op: str
-    reason: str
+    reason: Reason
     opsets: Mapping[str, int]
     inputs: tuple[HostOperand, ...]
     constants: Mapping[str, onnx.TensorProto]
     outputs: tuple[HostOperand | None, ...]
     custom: bool = False
-    later: bool = False
-    refused: str = ""
-
-
-@dataclass(slots=True)
-class HostSide:
-    """What a walk collects for the host. `forced` are nodes that must go there, with the reason; `custom` are ops that
-    Python functions stand for; `declared` are types that the file claims for tensors of the main graph. `examining`:
-    nodes that nobody can run do not end the walk, but stand in the list as refused."""
-
-    forced: Mapping[str, str] = field(default_factory=dict)
-    custom: frozenset[tuple[str, str]] = frozenset()
-    declared: Mapping[str, onnx.TypeProto] = field(default_factory=dict)
-    nodes: list[HostNode] = field(default_factory=list)
-    examining: bool = False
+    deferred: bool = False
+    refused: Reason | None = None
 
 
 def host_name(name: str) -> str:
@@ -162,21 +151,20 @@ def type_text(type: onnx.TypeProto | None) -> str:
     return str(kind).removesuffix("_type")
 
 
-def dense_inputs(
-    infos: Sequence[onnx.ValueInfoProto],
-) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
-    """Declarations that the machine can hold (or that say nothing, which is an error later), and those it cannot."""
-    dense: list[onnx.ValueInfoProto] = []
-    other: list[onnx.ValueInfoProto] = []
-    for info in infos:
-        kind = info.type.WhichOneof("value")
-        element = info.type.tensor_type.elem_type
-        known = element in TensorProto.DataType.values()
-        fits = kind is None or (
-            kind == "tensor_type" and not (known and foreign(element)) and not packed_range(element)
-        )
-        (dense if fits else other).append(info)
-    return dense, other
+def is_dense(info: onnx.ValueInfoProto) -> bool:
+    """Whether the machine can hold an input (or its declaration says nothing, which is an error of its own)."""
+    kind = info.type.WhichOneof("value")
+    element = info.type.tensor_type.elem_type
+    known = element in TensorProto.DataType.values()
+    return kind is None or (kind == "tensor_type" and not (known and foreign(element)) and not packed_range(element))
+
+
+def innermost_element(type: onnx.TypeProto | None) -> int:
+    """The ONNX element type of a tensor, or of the tensors in a sequence or optional; 0 when it is not known."""
+    kind = type.WhichOneof("value") if type is not None else None
+    if type is None or kind not in ("tensor_type", "sequence_type", "optional_type"):
+        return TensorProto.UNDEFINED
+    return type.tensor_type.elem_type if kind == "tensor_type" else innermost_element(getattr(type, kind).elem_type)
 
 
 def static_type(type: onnx.TypeProto | None) -> TensorType | None:

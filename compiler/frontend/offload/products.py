@@ -12,16 +12,6 @@ import onnx
 
 from ppuc.compiler.frontend.offload.hosting import subgraphs
 from ppuc.compiler.frontend.offload.product_ops import PRODUCTS
-from ppuc.compiler.frontend.source import normal_domain
-
-CONTROL = ("If", "Loop", "Scan")
-
-
-def is_control(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
-    """Whether a node repeats a body or chooses one, of a kind that can be taken apart: the Scan of opset 8 scans
-    batches."""
-    old = node.op_type == "Scan" and opsets.get("", 1) < 9
-    return normal_domain(node.domain) == "" and node.op_type in CONTROL and not old
 
 
 def has_products(nodes: Sequence[onnx.NodeProto], functions: Mapping[tuple[str, str], onnx.FunctionProto]) -> bool:

@@ -17,6 +17,8 @@ from ppuc.ir.graph import Value
 from ppuc.ir.ops.movement import ConcatAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs
 
+CONTROL = ("If", "Loop", "Scan")
+"""Standard ops that choose or repeat a graph."""
 MOST_NODES = 20_000
 """Nodes that a loop may become."""
 MOST_OPS = 10_000
@@ -31,7 +33,7 @@ class NotUnrolledError(Exception):
         self.reason, self.wanted = reason, tuple(wanted)
 
 
-Body = Callable[[Sequence[Value]], "list[Value]"]
+Body = Callable[[Sequence[Value]], list[Value]]
 """Imports the body once for the given inputs; its outputs. Raises NotUnrolledError when one of them is unknown."""
 
 

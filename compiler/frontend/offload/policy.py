@@ -1,0 +1,239 @@
+"""Which nodes are the host's, which are compiled when a run knows their sizes, and which nobody can run.
+
+A node is the host's when somebody chose that, when it reads what only the host holds, when it cannot be imported, or
+when what was imported of it has arithmetic that no engine has. A node without its sizes, or a branch or loop that a run
+decides, is deferred: the host's until the program runs, and compiled then.
+
+Invariant: what was imported of a node before it was handed over is taken back; an op of which a part is the host's is
+the host's as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import onnx
+
+from ppuc.compiler.engines import DOUBLE, objection
+from ppuc.compiler.frontend.folding import FoldingBuilder
+from ppuc.compiler.frontend.functions import has_schema_body
+from ppuc.compiler.frontend.inlining import Elsewhere, Site, Tensor
+from ppuc.compiler.frontend.offload.deferred import is_control
+from ppuc.compiler.frontend.offload.handover import Handover, RefusedError, is_custom
+from ppuc.compiler.frontend.offload.host_ops import why_host
+from ppuc.compiler.frontend.offload.hosting import (
+    HostNode,
+    HostTensor,
+    bound_type,
+    innermost_element,
+    is_dense,
+    may_be_dense,
+    type_text,
+)
+from ppuc.compiler.frontend.offload.reason import Cause, Reason
+from ppuc.compiler.frontend.policy import Refusal, Strict
+from ppuc.compiler.frontend.registry import IMPORTERS
+from ppuc.compiler.frontend.source import Source
+from ppuc.compiler.frontend.tensors import foreign
+from ppuc.compiler.frontend.unrolling import NotUnrolledError
+from ppuc.ir.errors import ModelError
+from ppuc.ir.graph import Value
+from ppuc.ir.types import DType
+
+SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function with --host-ops FILE.py"
+SIZED = ("Expand", "Pad", "Reshape", "Resize", "Tile", "TopK", "Upsample")
+"""Ops whose results have the sizes that an operand says. Others that must know an operand, a Slice say, would be
+compiled anew for each of its values, for results of the same sizes."""
+
+
+class _Mark(NamedTuple):
+    """How far an import is: ops built, nodes handed over."""
+
+    ops: int
+    nodes: int
+
+
+class Offload(Strict):
+    """Hands nodes that cannot be imported over to the host. `forced` are nodes that must go there, with the reason;
+    `custom` are (domain, op) that Python functions stand for."""
+
+    def __init__(
+        self,
+        source: Source,
+        builder: FoldingBuilder,
+        forced: Mapping[str, Reason],
+        custom: frozenset[tuple[str, str]],
+    ) -> None:
+        super().__init__(source.where)
+        self.source, self.builder, self.forced = source, builder, forced
+        self.handover = Handover(source, builder, custom)
+
+    @property
+    def nodes(self) -> Sequence[HostNode]:
+        """What was handed over, in order."""
+        return self.handover.nodes
+
+    def input(self, info: onnx.ValueInfoProto) -> Elsewhere | None:
+        """A HostTensor for an input that the machine cannot hold."""
+        return None if is_dense(info) else HostTensor(self.builder.fresh(info.name), info.type)
+
+    def bound(self, sizes: Mapping[str, int], error: ModelError | None) -> None:
+        """Take the types that the file claims for its tensors. Raises `error`."""
+        if error is not None:
+            raise error
+        graph = self.source.model.graph
+        self.handover.declared = {i.name: bound_type(i.type, sizes) for i in (*graph.value_info, *graph.output)}
+
+    def constant(self, tensor: onnx.TensorProto) -> Elsewhere | None:
+        """A HostTensor for elements that the machine does not have."""
+        return self.handover.constant(tensor) if foreign(tensor.data_type) else None
+
+    def node(self, site: Site, imported: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The outputs as imported, or of a node handed over, before or after it was imported."""
+        hosted = [v for v in site.operands if isinstance(v, HostTensor)]
+        reason = self._claim(site, hosted)
+        if reason is not None:
+            return self._hand_over(site, reason, deferred=self._awaits_sizes(site, hosted))
+        mark, wrong = self._mark(), self.faults.count
+        results = imported()
+        reason = self._objection(mark, site.label)
+        if reason is None or wrong != self.faults.count:
+            return results
+        self._rewind(mark)
+        return self._hand_over(site, reason, deferred=is_control(site.node, site.scope.opsets))
+
+    def loop(self, unrolled: Callable[[], list[Value]]) -> list[Value]:
+        """What is wrong in the body of a loop that is not unrolled is between it and the host."""
+        mark, back = self._mark(), self.faults.mark()
+        try:
+            return unrolled()
+        except NotUnrolledError:
+            self._rewind(mark)
+            back()
+            raise
+
+    def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
+        """Hand the node over, unless no machine can run it."""
+        if refusal.invalid:
+            return super().refused(site, refusal)
+        text = refusal.what or why_host(site.node)
+        if refusal.error is not None:
+            text = refusal.error.diagnostics[0].what
+        cause = Cause.RUNTIME_VALUE if refusal.wanted is not None else Cause.UNSUPPORTED
+        return self._hand_over(site, Reason(text, cause), refusal.error, deferred=_needs_sizes(site, refusal))
+
+    def incomplete(self, site: Site, results: Sequence[Tensor]) -> list[Tensor]:
+        """Hand the whole node over if the model names an output that is not imported."""
+        missing = site.node.output[len(results) :]
+        if not any(missing):
+            return super().incomplete(site, results)
+        return self._hand_over(site, Reason(f"output {len(results)} ('{missing[0]}') has no importer"))
+
+    def finish(self) -> None:
+        """Raise what neither side can do."""
+        self.faults.finish(SUPPLY)
+
+    def _claim(self, site: Site, hosted: Sequence[HostTensor]) -> Reason | None:
+        """Why a node is the host's before anything else is known of it."""
+        if site.label in self.forced:
+            return self.forced[site.label]
+        if is_custom(site, self.handover.custom):
+            return Reason("a Python function stands for it", Cause.CUSTOM)
+        if not hosted:
+            return None
+        double = innermost_element(hosted[0].type) == onnx.TensorProto.DOUBLE
+        text = f"it reads {type_text(hosted[0].type)}, which only the host holds"
+        return Reason(text, Cause.DOUBLE if double else Cause.HOST_OPERAND)
+
+    def _awaits_sizes(self, site: Site, hosted: Sequence[HostTensor]) -> bool:
+        """Whether a node is the host's only because the sizes of what it reads are not known yet."""
+        chosen = site.label in self.forced or is_custom(site, self.handover.custom)
+        if chosen or not all(may_be_dense(t.type) for t in hosted):
+            return False
+        opsets = site.scope.opsets
+        known = (site.domain, site.node.op_type) in IMPORTERS or is_control(site.node, opsets)
+        return known or has_schema_body(site.node, opsets.get(site.domain, 1))
+
+    def _mark(self) -> _Mark:
+        return _Mark(len(self.builder.ops), len(self.handover.nodes))
+
+    def _rewind(self, mark: _Mark) -> None:
+        """Take back what was imported since."""
+        del self.builder.ops[mark.ops :]
+        del self.handover.nodes[mark.nodes :]
+
+    def _objection(self, mark: _Mark, label: str) -> Reason | None:
+        """Why what was imported since `mark` for the standard op `label` cannot run on the PPU. An op of which a part
+        is the host's is the host's as a whole, unless it is that part."""
+        for op in self.builder.ops[mark.ops :]:
+            if found := objection(op):
+                return Reason(f"it {found.what}", Cause.DOUBLE if found == DOUBLE else Cause.UNSUPPORTED)
+        for inner in self.handover.nodes[mark.nodes :]:
+            if inner.label != label:
+                return inner.reason.within(f"its part {inner.op} cannot run on the PPU")
+        return None
+
+    def _hand_over(
+        self, site: Site, reason: Reason, error: ModelError | None = None, deferred: bool = False
+    ) -> list[Tensor]:
+        """The outputs of a node for the host; `error` is what its importer said."""
+        try:
+            return self.handover.node(site, reason, deferred=deferred)
+        except RefusedError as refused:
+            return self._neither(site, reason, refused, error)
+
+    def _neither(self, site: Site, reason: Reason, refused: RefusedError, error: ModelError | None) -> list[Tensor]:
+        """The outputs of a node that nobody can run."""
+        if refused.unknown:
+            self.faults.add_unsupported(site.op, site.label)
+        else:
+            self.faults.add(error or refused.error)
+        return site.unknown()
+
+
+class Examine(Offload):
+    """As Offload, but nodes that nobody can run do not end the import: they stand among the host's, as refused."""
+
+    def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
+        """Note a node that no machine can run."""
+        if not refusal.invalid or refusal.error is None:
+            return super().refused(site, refusal)
+        why = Reason(refusal.error.diagnostics[0].what)
+        return self._noted(site, why, why) or site.unknown()
+
+    def finish(self) -> None:
+        """Raise all that is wrong besides."""
+        errors = self.faults.errors
+        if errors and not self.faults.unsupported:
+            raise ModelError([d for error in errors for d in error.diagnostics])
+        super().finish()
+
+    def _neither(self, site: Site, reason: Reason, refused: RefusedError, error: ModelError | None) -> list[Tensor]:
+        told = None if refused.unknown else error or refused.error
+        why = Reason(SUPPLY, Cause.UNKNOWN)
+        if told is not None:
+            why = Reason(told.diagnostics[0].what, reason.cause if told is error else Cause.UNSUPPORTED)
+        noted = self._noted(site, why, reason) if refused.unknown or told is not None else None
+        return noted if noted is not None else super()._neither(site, reason, refused, error)
+
+    def _noted(self, site: Site, why: Reason, reason: Reason) -> list[Tensor] | None:
+        """A node noted as refused; None when what it reads is unknown as well."""
+        try:
+            return self.handover.node(site, reason, refused=why)
+        except RefusedError:
+            return None
+
+
+def _needs_sizes(site: Site, refusal: Refusal) -> bool:
+    """Whether a node can be imported once a run has decided: a branch, the trips of a loop, the sizes of a result (but
+    not the data that it computes with)."""
+    if is_control(site.node, site.scope.opsets):
+        return True
+    wanted = refusal.wanted
+    if wanted is None or site.node.op_type not in SIZED:
+        return False
+    return wanted is not site.operands[0] and wanted.type.dtype is not DType.BOOL
+
+
+__all__ = ["Examine", "Offload"]

@@ -1,0 +1,159 @@
+"""What becomes of a node that cannot be imported. The importer reports it; a policy decides.
+
+`Strict` is the policy of a compiler without a host: every node has to be imported, and what is wrong is collected, so
+that one error names all unsupported ops of a model. `ppuc.compiler.frontend.offload.policy` has the others.
+
+Invariant: a policy gives one tensor for each output of a node; where that is `Unknown`, `finish` raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import onnx
+
+from ppuc.compiler.frontend.inlining import Elsewhere, Site, Tensor, Unknown, UnknownOpsError
+from ppuc.compiler.frontend.place import node_place
+from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError
+from ppuc.ir.graph import Value
+
+NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a node is not imported. `error` is what is wrong with it; None when nothing imports its op, for which
+    messages say `what` ("": the op by its name). `wanted` is a tensor whose value would have to be known; `invalid`:
+    the node breaks the rules of its op, so no machine can run it."""
+
+    what: str = ""
+    error: ModelError | None = None
+    wanted: Value | None = None
+    invalid: bool = False
+
+
+class Faults:
+    """What is wrong with a model called `where` in messages, collected while its nodes are imported."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.errors: list[ModelError] = []
+        self.unsupported: dict[str, list[str]] = {}
+
+    def add(self, error: ModelError | None) -> None:
+        """Collect an error; None has been collected already."""
+        if error is not None:
+            self.errors.append(error)
+
+    def add_unsupported(self, op: str, label: str) -> None:
+        """Collect a node whose op nothing imports."""
+        self.unsupported.setdefault(op, []).append(label)
+
+    @property
+    def count(self) -> int:
+        return len(self.errors) + sum(map(len, self.unsupported.values()))
+
+    def mark(self) -> Callable[[], None]:
+        """What takes back all that is collected from now on."""
+        errors, unsupported = len(self.errors), {op: list(nodes) for op, nodes in self.unsupported.items()}
+
+        def back() -> None:
+            del self.errors[errors:]
+            self.unsupported = unsupported
+
+        return back
+
+    def finish(self, hint: str | None = None) -> None:
+        """Raise UnknownOpsError for all unsupported ops together (with `hint`), else the first error."""
+        if self.unsupported:
+            raise UnknownOpsError([self._diagnostic(op, nodes, hint) for op, nodes in self.unsupported.items()])
+        if self.errors:
+            raise self.errors[0]
+
+    def _diagnostic(self, op: str, nodes: Sequence[str], hint: str | None) -> Diagnostic:
+        shown = ", ".join(f"'{n}'" for n in nodes[:NAMES_SHOWN])
+        more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
+        got = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}: {shown}{more}"
+        entities = (Entity(EntityKind.OP, op), *Entity.each(EntityKind.NODE, nodes))
+        return Diagnostic(self.where, f"op {op} is not supported", got, hint=hint, entities=entities)
+
+
+class Policy(Protocol):
+    """Decides about nodes, and about tensors that no Value can hold."""
+
+    faults: Faults
+
+    def input(self, info: onnx.ValueInfoProto) -> Elsewhere | None:
+        """What holds an input of the model; None for a Value."""
+
+    def bound(self, sizes: Mapping[str, int], error: ModelError | None) -> None:
+        """The symbols of the model have these sizes; `error` when inputs have none. May raise it."""
+
+    def constant(self, tensor: onnx.TensorProto) -> Elsewhere | None:
+        """What holds an initializer; None for a Value."""
+
+    def node(self, site: Site, imported: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The outputs of a node: `imported()`, or what stands in their place."""
+
+    def loop(self, unrolled: Callable[[], list[Value]]) -> list[Value]:
+        """`unrolled()`; what it raises NotUnrolledError for, nodes of the loop's body among it, is the policy's."""
+
+    def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
+        """The outputs of a node that cannot be imported."""
+
+    def incomplete(self, site: Site, results: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs of a node of which only the first `results` were imported."""
+
+    def finish(self) -> None:
+        """Raise what is wrong with the model."""
+
+
+class Strict:
+    """Every node is imported, or an error."""
+
+    def __init__(self, where: str) -> None:
+        self.faults = Faults(where)
+
+    def input(self, info: onnx.ValueInfoProto) -> Elsewhere | None:
+        """None: an input that no Value can hold is an error where it is declared."""
+        return None
+
+    def bound(self, sizes: Mapping[str, int], error: ModelError | None) -> None:
+        """Unsupported ops are worth knowing before any size is chosen: they are found regardless."""
+
+    def constant(self, tensor: onnx.TensorProto) -> Elsewhere | None:
+        """None: an initializer that no Value can hold is an error where it is read."""
+        return None
+
+    def node(self, site: Site, imported: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The outputs as imported."""
+        return imported()
+
+    def loop(self, unrolled: Callable[[], list[Value]]) -> list[Value]:
+        """A loop that cannot be unrolled is an error, and so is what is wrong in its body."""
+        return unrolled()
+
+    def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
+        """Collects why."""
+        if refusal.error is None:
+            self.faults.add_unsupported(refusal.what or site.op, site.label)
+        self.faults.add(refusal.error)
+        return site.unknown()
+
+    def incomplete(self, site: Site, results: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs that are not imported are errors only if they are read."""
+        place = node_place(self.faults.where, site.label, site.node.op_type)
+        missing = [
+            Unknown(place.error(f"output {i} ('{name}') is not supported", about=(Entity(EntityKind.TENSOR, name),)))
+            for i, name in enumerate(site.node.output)
+        ]
+        return [*results, *missing[len(results) :]]
+
+    def finish(self) -> None:
+        """Raises what was collected."""
+        self.faults.finish()
+
+
+__all__ = ["Faults", "Policy", "Refusal", "Strict"]

@@ -1,0 +1,73 @@
+"""The importers of ONNX ops, by op type.
+
+An importer is a function `(NodeContext) -> Sequence[Value]`, registered with `@importer("Conv")` or, for ops of another
+domain, `@importer("FusedConv", domain="com.microsoft")`. Modules of FAMILIES hold those of ppuc itself; any other
+module may register more before a model is imported.
+
+Invariant: an op of a domain has one importer at most.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.ir.graph import Value
+
+Importer = Callable[[NodeContext], Sequence[Value]]
+
+FAMILIES = (
+    "activation",
+    "attention",
+    "cached_attention",
+    "contraction",
+    "contrib",
+    "convolution",
+    "einsum",
+    "elementwise",
+    "movement",
+    "normalization",
+    "pooling",
+    "quantized",
+    "recurrent",
+    "reduction",
+    "resize",
+    "sampling",
+    "shape",
+    "sorting",
+    "spectral",
+    "unpooling",
+)
+"""Modules of this package that hold importers."""
+
+IMPORTERS: dict[tuple[str, str], Importer] = {}
+"""(domain, op type) -> importer; the domain of standard ops is ""."""
+
+
+def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]:
+    """Register the decorated function for ONNX op types. Raises ValueError when one of them has an importer."""
+
+    def add(function: Importer) -> Importer:
+        for op_type in op_types:
+            if (domain, op_type) in IMPORTERS:
+                raise ValueError(f"two importers for {domain}:{op_type}")
+            IMPORTERS[domain, op_type] = function
+        return function
+
+    return add
+
+
+def register_importers() -> None:
+    """Import the op families, which register their importers; again costs nothing."""
+    for family in FAMILIES:
+        importlib.import_module(f"ppuc.compiler.frontend.{family}")
+
+
+def importable_ops() -> list[str]:
+    """ONNX ops that have an importer, in order; those outside the standard domain with their domain in front."""
+    register_importers()
+    return sorted(f"{domain}:{op}" if domain else op for domain, op in IMPORTERS)
+
+
+__all__ = ["FAMILIES", "IMPORTERS", "Importer", "importable_ops", "importer", "register_importers"]
