@@ -39,7 +39,7 @@ FAMILIES = (
     "spectral",
     "unpooling",
 )
-"""Modules of this package that hold importers."""
+"""Modules of `ppuc.compiler.frontend.ops` that hold importers."""
 
 IMPORTERS: dict[tuple[str, str], Importer] = {}
 """(domain, op type) -> importer; the domain of standard ops is ""."""
@@ -61,7 +61,7 @@ def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]
 def register_importers() -> None:
     """Import the op families, which register their importers; again costs nothing."""
     for family in FAMILIES:
-        importlib.import_module(f"ppuc.compiler.frontend.{family}")
+        importlib.import_module(f"ppuc.compiler.frontend.ops.{family}")
 
 
 def importable_ops() -> list[str]:

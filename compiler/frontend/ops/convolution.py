@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppuc.compiler.frontend.context import NodeContext
-from ppuc.compiler.frontend.fused_activation import apply_activation
+from ppuc.compiler.frontend.ops.fused_activation import apply_activation
+from ppuc.compiler.frontend.ops.windows import auto_pad, explicit_pads, read_window, spatial_attr
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.windows import auto_pad, explicit_pads, read_window, spatial_attr
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.ir.ops.conv_transpose import ConvTransposeAttrs

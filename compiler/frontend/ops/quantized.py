@@ -13,10 +13,10 @@ import numpy as np
 
 from ppuc.compiler.frontend.context import NodeContext
 from ppuc.compiler.frontend.folding import FoldingBuilder
+from ppuc.compiler.frontend.ops.shape import cast_to, reshaped
+from ppuc.compiler.frontend.ops.windows import read_window, spatial_attr
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.shape import cast_to, reshaped
 from ppuc.compiler.frontend.tensors import PackedResource, dtype_of, packed_range
-from ppuc.compiler.frontend.windows import read_window, spatial_attr
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.quantized import DequantizeAttrs, IntConvAttrs, IntMatmulAttrs, QuantizeAttrs
 from ppuc.ir.types import DType

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppuc.compiler.frontend.context import NodeContext
-from ppuc.compiler.frontend.fused_activation import apply_activation
+from ppuc.compiler.frontend.ops.fused_activation import apply_activation
 from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.contraction import MatmulAttrs

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ppuc.compiler.frontend.context import NodeContext
-from ppuc.compiler.frontend.quantized import as_parameter, dynamically_quantized, integer_matmul, zero_point
+from ppuc.compiler.frontend.ops.quantized import as_parameter, dynamically_quantized, integer_matmul, zero_point
+from ppuc.compiler.frontend.ops.shape import cast_to, reshaped, sliced, transposed
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.shape import cast_to, reshaped, sliced, transposed
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.composite import cast
 from ppuc.ir.ops.gates import GATES

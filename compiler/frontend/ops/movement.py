@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.ops.shape import expanded, normal_axes, reshaped, sliced, transposed
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.shape import expanded, normal_axes, reshaped, sliced, transposed
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.movement import (
     ConcatAttrs,

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.ops.shape import cast_to, reshaped
+from ppuc.compiler.frontend.ops.windows import Window, explicit_pads, spatial_attr
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.shape import cast_to, reshaped
-from ppuc.compiler.frontend.windows import Window, explicit_pads, spatial_attr
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.movement import PadAttrs, ScatterNdAttrs
 from ppuc.ir.ops.view import SliceAttrs

@@ -14,7 +14,7 @@ import numpy as np
 
 from ppuc.compiler.blocks import Weights, emit_weights
 from ppuc.compiler.frontend.context import NodeContext
-from ppuc.compiler.frontend.quantized import (
+from ppuc.compiler.frontend.ops.quantized import (
     as_parameter,
     dynamically_quantized,
     integer_matmul,
@@ -22,8 +22,8 @@ from ppuc.compiler.frontend.quantized import (
     saturated,
     zero_point,
 )
+from ppuc.compiler.frontend.ops.shape import cast_to, reshaped, transposed
 from ppuc.compiler.frontend.registry import IMPORTERS, importer
-from ppuc.compiler.frontend.shape import cast_to, reshaped, transposed
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.contraction import MatmulAttrs
 from ppuc.ir.ops.movement import ConcatAttrs, GatherAttrs

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppuc.compiler.frontend.attention import (
+from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.ops.attention import (
     Mask,
     add_mask,
     angles,
@@ -21,9 +22,8 @@ from ppuc.compiler.frontend.attention import (
     rotated,
     split_heads,
 )
-from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.ops.shape import cast_to, reshaped, sliced
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.shape import cast_to, reshaped, sliced
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.contraction import MatmulAttrs
 from ppuc.ir.ops.elementwise import compute_dtype

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.ops.shape import cast_to, reshaped, sliced, transposed
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.shape import cast_to, reshaped, sliced, transposed
 from ppuc.ir.graph import Value
 from ppuc.ir.ops import composite as c
 from ppuc.ir.ops.attention import AttentionAttrs

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.ops.unpooling import max_indices
+from ppuc.compiler.frontend.ops.windows import Window, auto_pad, read_window, spatial_attr
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.unpooling import max_indices
-from ppuc.compiler.frontend.windows import Window, auto_pad, read_window, spatial_attr
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.reduction import ReduceAttrs

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppuc.compiler.frontend.context import NodeContext
+from ppuc.compiler.frontend.ops.shape import cast_to, reshaped, sliced
+from ppuc.compiler.frontend.ops.windows import explicit_pads, spatial_attr
 from ppuc.compiler.frontend.registry import importer
-from ppuc.compiler.frontend.shape import cast_to, reshaped, sliced
-from ppuc.compiler.frontend.windows import explicit_pads, spatial_attr
 from ppuc.ir.graph import Value
 from ppuc.ir.ops.deform import DeformConvAttrs
 from ppuc.ir.ops.regions import MaxRoiPoolAttrs, RoiAlignAttrs

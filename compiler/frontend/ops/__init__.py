@@ -1,0 +1,1 @@
+"""Importers of ONNX ops, a file per family."""
