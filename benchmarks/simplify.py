@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 import onnx.backend.test
 
-from ppuc.compiler.simplify import node_counts, simplify
+from ppuc.compiler.simplify.driver import node_counts, simplify
 
 
 def nodes(model: onnx.ModelProto) -> int:

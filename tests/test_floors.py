@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = ("ir", "targets", "compiler")
 HOMES = {
-    "onnx": ("compiler/frontend/", "compiler/host/worker.py"),
+    "onnx": ("compiler/frontend/", "compiler/simplify/", "compiler/host/worker.py"),
     "onnxruntime": ("compiler/oracle.py", "compiler/host/worker.py"),
     "lark": ("ir/text/",),
     "numba": ("targets/simulator/", "ir/encode.py"),

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppuc.compiler.cli import cli
-from ppuc.compiler.frontend import export, sizes
-from ppuc.compiler.frontend.clean_views import RULES
-from ppuc.compiler.frontend.model_graph import ModelGraph, Node
 from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.simplify import Simplified, node_counts, simplify
+from ppuc.compiler.simplify import convert
+from ppuc.compiler.simplify import symbolic_sizes as sizes
+from ppuc.compiler.simplify.driver import Simplified, node_counts, simplify
+from ppuc.compiler.simplify.model import ModelGraph, Node
+from ppuc.compiler.simplify.rules.base import RULES
 from ppuc.ir.errors import ModelError, UsageError
 from tests.onnx_text import model_of
 
@@ -377,10 +378,10 @@ def test_the_command_writes_what_it_reports(tmp_path: Path) -> None:
 
 
 def test_large_weights_go_to_a_file_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "LARGEST_MESSAGE", 1000)
+    monkeypatch.setattr(convert, "LARGEST_MESSAGE", 1000)
     w = normal(64, 64)
     model = model_of("g (float[2, 64] x) => (float[2, 64] y) { i = Identity(x) y = MatMul(i, w) }", {"w": w})
-    export.save_model(simplify(model).model, tmp_path / "o.onnx")
+    convert.save_model(simplify(model).model, tmp_path / "o.onnx")
     assert (tmp_path / "o.onnx").stat().st_size < 1000
     x = normal(2, 64)
     np.testing.assert_allclose(Oracle(tmp_path / "o.onnx").run({"x": x})["y"], x @ w, rtol=1e-4, atol=1e-4)

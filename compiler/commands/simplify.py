@@ -40,8 +40,8 @@ def simplify_command(model: Path, output: Path, dims: tuple[str, ...], no_check:
     The result has the same inputs, outputs, opset and standard ops. Both models are run on random inputs with ONNX
     Runtime; exit code 1, and nothing is written, when they disagree.
     """
-    from ppuc.compiler.frontend.export import save_model
-    from ppuc.compiler.simplify import simplify
+    from ppuc.compiler.simplify.convert import save_model
+    from ppuc.compiler.simplify.driver import simplify
 
     keep_input(model, output)
     result = simplify(model, dim_sizes(dims), verify=not no_check, seed=seed)

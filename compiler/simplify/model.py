@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from ppuc.compiler.frontend.order import captured
-from ppuc.compiler.frontend.sizes import Size
+from ppuc.compiler.simplify.symbolic_sizes import Size
 
 Shape = tuple[Size, ...]
 
@@ -56,6 +56,14 @@ class Node:
             else:
                 self.attributes[name] = onnx.helper.make_attribute(name, value)
         return self
+
+    def to_proto(self) -> onnx.NodeProto:
+        """The node as ONNX writes it."""
+        proto = onnx.NodeProto(
+            op_type=self.op, domain=self.domain, name=self.name, input=self.inputs, output=self.outputs
+        )
+        proto.attribute.extend(self.attributes[k] for k in sorted(self.attributes))
+        return proto
 
     def input(self, index: int) -> str:
         """Name of an input; "" when it is left out."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ppuc.compiler.frontend.model_graph import ModelGraph, Node, Shape
-from ppuc.compiler.frontend.sizes import broadcast_shapes, symbol
-from ppuc.compiler.frontend.symbolic_shapes import BROADCASTING, SHAPES, UNARY
-from ppuc.compiler.frontend.symbolic_values import MOST_VALUES, value_of
+from ppuc.compiler.simplify.model import ModelGraph, Node, Shape
+from ppuc.compiler.simplify.symbolic_shapes import BROADCASTING, SHAPES, UNARY
+from ppuc.compiler.simplify.symbolic_sizes import broadcast_shapes, symbol
+from ppuc.compiler.simplify.symbolic_values import MOST_VALUES, value_of
 
 
 def infer(g: ModelGraph, static: Mapping[str, tuple[int, Sequence[int | None] | None]]) -> None:

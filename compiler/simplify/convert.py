@@ -15,11 +15,10 @@ import onnx.inliner
 import onnx.shape_inference
 
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
-from ppuc.compiler.frontend.clean_constants import to_proto
-from ppuc.compiler.frontend.model_graph import Constant, ModelGraph, Node
 from ppuc.compiler.frontend.order import ordered
-from ppuc.compiler.frontend.sizes import Poly, symbol
 from ppuc.compiler.frontend.source import normal_domain, opset_versions, read_source
+from ppuc.compiler.simplify.model import Constant, ModelGraph, Node
+from ppuc.compiler.simplify.symbolic_sizes import Poly, symbol
 from ppuc.ir.errors import ModelError
 
 LARGEST_MESSAGE = 1_900_000_000
@@ -145,7 +144,7 @@ def _without_weights(g: ModelGraph) -> onnx.ModelProto:
     light.opset_import.extend(g.imports)
     graph = light.graph
     graph.name = "light"
-    graph.node.extend(to_proto(n) for n in g.nodes)
+    graph.node.extend(n.to_proto() for n in g.nodes)
     graph.input.extend(g.inputs)
     for o in g.outputs:
         info = graph.output.add(name=o.name)
@@ -171,7 +170,7 @@ def to_model(g: ModelGraph, original: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     graph.name = original.graph.name or "model"
     graph.doc_string = original.graph.doc_string
-    graph.node.extend(to_proto(n) for n in g.nodes)
+    graph.node.extend(n.to_proto() for n in g.nodes)
     graph.initializer.extend(c.proto(n) for n, c in g.constants.items())
     graph.input.extend(g.inputs)
     for o in g.outputs:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from ppuc.compiler.frontend.model_graph import Constant, ModelGraph, Node
+from ppuc.compiler.simplify.model import Constant, ModelGraph, Node
 
 MOST_FOLDED = 1 << 30
 """Bytes of the largest constant that folding makes."""
@@ -57,7 +57,7 @@ def _evaluated(g: ModelGraph, node: Node) -> list[np.ndarray] | None:
     feeds = {n: g.constants[n].array for n in node.inputs if n}
     inputs = [onnx.helper.make_tensor_value_info(n, g.constants[n].dtype, None) for n in feeds]
     outputs = [onnx.ValueInfoProto(name=n) for n in node.outputs if n]
-    graph = onnx.helper.make_graph([to_proto(node)], "fold", inputs, outputs)
+    graph = onnx.helper.make_graph([node.to_proto()], "fold", inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", g.opset)])
     try:
         with np.errstate(all="ignore"):
@@ -83,13 +83,6 @@ def _put(g: ModelGraph, node: Node, results: list[np.ndarray]) -> bool:
         g.types[name] = (g.constants[name].dtype, g.constants[name].shape)
         g.values.pop(name, None)
     return True
-
-
-def to_proto(node: Node) -> onnx.NodeProto:
-    """The node as ONNX writes it."""
-    proto = onnx.NodeProto(op_type=node.op, domain=node.domain, name=node.name, input=node.inputs, output=node.outputs)
-    proto.attribute.extend(node.attributes[k] for k in sorted(node.attributes))
-    return proto
 
 
 def merge_equal_nodes(g: ModelGraph) -> bool:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ppuc.compiler.frontend.clean_arithmetic import is_wide
-from ppuc.compiler.frontend.clean_views import VIEWS, rule
-from ppuc.compiler.frontend.model_graph import ModelGraph, Node
-from ppuc.compiler.frontend.symbolic_values import axes_of
+from ppuc.compiler.simplify.model import ModelGraph, Node
+from ppuc.compiler.simplify.rules.arithmetic import is_wide
+from ppuc.compiler.simplify.rules.base import rule
+from ppuc.compiler.simplify.rules.views import VIEWS
+from ppuc.compiler.simplify.symbolic_values import axes_of
 
 
 def operand_and_scalar(g: ModelGraph, node: Node | None, *ops: str) -> tuple[str, float] | None:

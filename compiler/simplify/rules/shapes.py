@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from ppuc.compiler.frontend.clean_views import rule
-from ppuc.compiler.frontend.model_graph import ModelGraph, Node
-from ppuc.compiler.frontend.sizes import Poly, Size
-from ppuc.compiler.frontend.symbolic import infer_node
-from ppuc.compiler.frontend.symbolic_values import known_list
+from ppuc.compiler.simplify.model import ModelGraph, Node
+from ppuc.compiler.simplify.rules.base import rule
+from ppuc.compiler.simplify.symbolic import infer_node
+from ppuc.compiler.simplify.symbolic_sizes import Poly, Size
+from ppuc.compiler.simplify.symbolic_values import known_list
 
 
 @rule("Add", "Cast", "Concat", "Div", "Expand", "Gather", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze")

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import onnx
 
-from ppuc.compiler.frontend.export import constant_of, parsed_node
-from ppuc.compiler.frontend.model_graph import Constant, ModelGraph, Node
 from ppuc.compiler.frontend.order import captured
+from ppuc.compiler.simplify.convert import constant_of, parsed_node
+from ppuc.compiler.simplify.model import Constant, ModelGraph, Node
 
 
 def inline_branches(g: ModelGraph) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from ppuc.compiler.frontend.clean_views import VIEWS, rule
-from ppuc.compiler.frontend.model_graph import ModelGraph, Node, Shape
-from ppuc.compiler.frontend.sizes import broadcast_shapes
+from ppuc.compiler.simplify.model import ModelGraph, Node, Shape
+from ppuc.compiler.simplify.rules.base import rule
+from ppuc.compiler.simplify.rules.views import VIEWS
+from ppuc.compiler.simplify.symbolic_sizes import broadcast_shapes
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NORMS = ("LayerNormalization", "BatchNormalization", "InstanceNormalization")

@@ -1,37 +1,24 @@
 """Clean-up of what only moves or relabels data: reshapes, transposes, expansions, slices, casts, and shape arithmetic.
 
-Every rule is `(graph, node) -> whether it changed something`; shapes with symbols stay as they are unless a constant
+Shapes with symbols stay as they are unless a constant
 says the same for every size. Invariant: no rule adds nodes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 
-from ppuc.compiler.frontend.model_graph import ModelGraph, Node, Shape
-from ppuc.compiler.frontend.sizes import Poly, broadcast_shapes, product
-from ppuc.compiler.frontend.symbolic_shapes import BROADCASTING
-from ppuc.compiler.frontend.symbolic_values import axes_of, clamp, ints, slice_parameters
-
-Rule = Callable[[ModelGraph, Node], bool]
-RULES: dict[str, list[Rule]] = {}
+from ppuc.compiler.simplify.model import ModelGraph, Node, Shape
+from ppuc.compiler.simplify.rules.base import rule
+from ppuc.compiler.simplify.symbolic_shapes import BROADCASTING
+from ppuc.compiler.simplify.symbolic_sizes import Poly, broadcast_shapes, product
+from ppuc.compiler.simplify.symbolic_values import axes_of, clamp, ints, slice_parameters
 
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-
-
-def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Register a rule for nodes of these ops."""
-
-    def register(function: Rule) -> Rule:
-        for op in ops:
-            RULES.setdefault(op, []).append(function)
-        return function
-
-    return register
 
 
 def constant_target(x: Shape, target: Shape) -> list[int] | None:

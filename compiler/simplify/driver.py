@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppuc.compiler.compare import Comparison, compare
-from ppuc.compiler.frontend import clean_arithmetic, clean_patterns, clean_shapes
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
-from ppuc.compiler.frontend.clean_branches import inline_branches
-from ppuc.compiler.frontend.clean_constants import drop_unread, fold_constants, merge_equal_nodes
-from ppuc.compiler.frontend.clean_views import RULES
-from ppuc.compiler.frontend.export import bind, read_model, static_types, to_graph, to_model
-from ppuc.compiler.frontend.model_graph import ModelGraph
-from ppuc.compiler.frontend.symbolic import infer
 from ppuc.compiler.inputs import InputSpec, generate_all
+from ppuc.compiler.simplify.convert import bind, read_model, static_types, to_graph, to_model
+from ppuc.compiler.simplify.model import ModelGraph
+from ppuc.compiler.simplify.rules import arithmetic, patterns, shapes, views
+from ppuc.compiler.simplify.rules.base import RULES
+from ppuc.compiler.simplify.rules.branches import inline_branches
+from ppuc.compiler.simplify.rules.constants import drop_unread, fold_constants, merge_equal_nodes
+from ppuc.compiler.simplify.symbolic import infer
 from ppuc.compiler.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance
 from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.types import DType
@@ -37,7 +37,7 @@ MOST_ROUNDS = 100
 TRIED_SIZES = (2, 1, 8, 32, 64, 224, 256)
 """Sizes given to symbolic dimensions for the check, one after the other until ONNX Runtime accepts the original."""
 
-_FAMILIES = (clean_arithmetic, clean_patterns, clean_shapes)  # importing them registers their rules
+_FAMILIES = (views, arithmetic, patterns, shapes)  # importing them registers their rules
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ppuc.compiler.frontend.model_graph import ModelGraph, Node, Shape
-from ppuc.compiler.frontend.sizes import (
+from ppuc.compiler.simplify.model import ModelGraph, Node, Shape
+from ppuc.compiler.simplify.symbolic_sizes import (
     Poly,
     Size,
     add,
@@ -21,7 +21,7 @@ from ppuc.compiler.frontend.sizes import (
     subtract,
     symbol,
 )
-from ppuc.compiler.frontend.symbolic_values import axes_of, clamp, ints, known, known_list, slice_parameters
+from ppuc.compiler.simplify.symbolic_values import axes_of, clamp, ints, known, known_list, slice_parameters
 
 UNARY = frozenset(
     {

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
-from ppuc.compiler.frontend.model_graph import ModelGraph, Node
-from ppuc.compiler.frontend.sizes import Size, add, divide, multiply, not_negative, positive, product, subtract
+from ppuc.compiler.simplify.model import ModelGraph, Node
+from ppuc.compiler.simplify.symbolic_sizes import Size, add, divide, multiply, not_negative, positive, product, subtract
 
 MOST_VALUES = 64
 """Elements of the largest integer tensor whose values are followed."""

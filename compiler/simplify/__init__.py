@@ -1,0 +1,1 @@
+"""Cleaning an ONNX model up: ONNX in, ONNX out."""
