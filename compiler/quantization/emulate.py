@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ppuc.compiler.frontend.graph_model import carried, graph_model
+from ppuc.compiler.frontend.onnx_export import carried, to_onnx
 from ppuc.compiler.oracle import Session
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Graph
@@ -28,7 +28,7 @@ class Emulator:
         self._types = {p.name: p.type.dtype for p in graph.params}
         self._session: Session | None = None
         try:
-            self._session = Session(graph_model(graph, self.outputs), graph.name)
+            self._session = Session(to_onnx(graph, self.outputs), graph.name)
         except (ModelError, ValueError):  # an op without a form, a type that ONNX Runtime lacks, more than 2 GB
             self._session = None
 

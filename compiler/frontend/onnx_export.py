@@ -53,7 +53,7 @@ def carried(dtype: DType) -> DType:
     return DType.F32 if dtype.is_float and dtype is not DType.F64 else dtype
 
 
-def graph_model(graph: Graph, outputs: Sequence[str]) -> bytes:
+def to_onnx(graph: Graph, outputs: Sequence[str]) -> bytes:
     """`graph` serialised as a model with the graph's parameters as inputs and the values named `outputs` as outputs.
     Raises ModelError naming an op that ONNX has no form of."""
     return _Exporter(graph).model(outputs)
