@@ -45,7 +45,7 @@ class Examination:
 
     graphs: tuple[Graph, ...] = ()
     host: tuple[HostNode, ...] = ()
-    later: tuple[HostNode, ...] = ()
+    deferred: tuple[HostNode, ...] = ()
     refused: tuple[HostNode, ...] = ()
     problems: tuple[Diagnostic, ...] = ()
 
@@ -192,8 +192,8 @@ def examine(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Ex
             _, parts, graphs = divided(source, options, error, passed, change, examining=True)
             nodes = [n for p in parts if isinstance(p, HostPart) for n in p.nodes]
             host = tuple(n for n in nodes if not n.deferred and not n.refused)
-            later, refused = (tuple(n for n in nodes if getattr(n, kind)) for kind in ("deferred", "refused"))
-            return Examination(tuple(graphs), host, later, refused)
+            deferred, refused = (tuple(n for n in nodes if getattr(n, kind)) for kind in ("deferred", "refused"))
+            return Examination(tuple(graphs), host, deferred, refused)
     except PpucError as error:
         if isinstance(error, UsageError):
             raise

@@ -38,7 +38,7 @@ from ppuc.targets.simulator.result import Profile
 if TYPE_CHECKING:
     import onnx
 
-    from ppuc.compiler.host.later import LaterRun
+    from ppuc.compiler.host.deferred import DeferredRun
     from ppuc.compiler.host.transfer import Crossing
     from ppuc.compiler.pipeline.manager import PassRecord
     from ppuc.ir.module import Module
@@ -58,7 +58,7 @@ class ProgramResult:
     trace: RawResult | None = None
     host_seconds: Mapping[int, float] = field(default_factory=dict)
     """Wall time of each host step on this machine, by its number in the plan; never part of the profile."""
-    later: tuple[LaterRun, ...] = ()
+    deferred: tuple[DeferredRun, ...] = ()
     """What was compiled while the program ran, and part of the profile; or why it was not."""
     moves: tuple[Crossing, ...] = ()
     """What crossed the link to the host between steps."""
@@ -203,7 +203,7 @@ class CompiledProgram:
             plan,
             self.options,
             self._constants,
-            _compiled_later,
+            _compiled_deferred,
             inputs,
             trace=trace,
             progress=progress,
@@ -213,11 +213,11 @@ class CompiledProgram:
             found.raw.profile,
             found.raw if trace else None,
             found.host_seconds,
-            found.later,
+            found.deferred,
             found.moves,
-            merged_program(self.artifact.program, found.later),
-            merged_nodes(self.nodes, found.later),
-            launches(found.later),
+            merged_program(self.artifact.program, found.deferred),
+            merged_nodes(self.nodes, found.deferred),
+            launches(found.deferred),
         )
 
     def _simulate(
@@ -260,7 +260,7 @@ def load_program(path: str | Path, target: Target | None = None, host: HostPolic
     return CompiledProgram(artifact, CompileOptions.of_record(artifact.meta, machine, host), variants=variants)
 
 
-def _compiled_later(source: onnx.ModelProto, options: CompileOptions) -> CompiledProgram:
+def _compiled_deferred(source: onnx.ModelProto, options: CompileOptions) -> CompiledProgram:
     """A part of a model, compiled while its program runs."""
     from ppuc.compiler.driver import compile_model
 

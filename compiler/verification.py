@@ -36,21 +36,21 @@ from ppuc.ir.types import DType
 from ppuc.targets.simulator.result import Profile
 
 if TYPE_CHECKING:
-    from ppuc.compiler.host.later import LaterRun
+    from ppuc.compiler.host.deferred import DeferredRun
     from ppuc.targets.simulator.run import Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
     """`outputs` in the model's order; `layers` in execution order (empty unless asked for), named by ONNX node;
-    `hazards` as text; `later` is what was compiled while the program ran. `ok` when all outputs and layers agree and
+    `hazards` as text; `deferred` is what was compiled while the program ran. `ok` when all outputs and layers agree and
     there are no hazards."""
 
     outputs: tuple[Comparison, ...]
     layers: tuple[Comparison, ...]
     hazards: tuple[str, ...]
     profile: Profile
-    later: tuple[LaterRun, ...] = ()
+    deferred: tuple[DeferredRun, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -94,7 +94,7 @@ def verify_program(
 
         result = program.run(arrays, progress=progress)
         outputs, inner = verify_hosted(program, program.plan, arrays, result, layers)
-        return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile, result.later)
+        return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile, result.deferred)
     shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
     imported = load_model(program.source, shapes=shapes, values=fixed)
     precision = program.options.precision

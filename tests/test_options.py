@@ -18,7 +18,7 @@ from ppuc.compiler.cli import cli
 from ppuc.compiler.commands.options import MODEL, TARGET, CompileArguments, compile_arguments
 from ppuc.compiler.commands.program import AT_RUN
 from ppuc.compiler.driver import compile_model, examine
-from ppuc.compiler.host.later import later_options
+from ppuc.compiler.host.deferred import later_options
 from ppuc.compiler.options import Calibration, CompileOptions, HostPolicy, Quantization
 from ppuc.compiler.quantization.data import Data
 from ppuc.ir.errors import PpucError, UsageError

@@ -128,4 +128,4 @@ def test_variants_with_steps_compiled_later(tmp_path: Path) -> None:
         array = np.maximum(x(rows)[:, :6], 0)
         result = loaded.run({"x": array})
         np.testing.assert_allclose(result.outputs["y"], Oracle(model).run({"x": array})["y"], rtol=1e-5, atol=1e-6)
-        assert [(r.calls, r.reason) for r in result.later] == [(1, "")]
+        assert [(r.calls, r.reason) for r in result.deferred] == [(1, "")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ppuc.compiler.frontend.survey import NodeSurvey
 
 WORST = ("ppu", "host", "refused")
-LATER = "compiled when it runs and its sizes are known"
+DEFERRED = "compiled when it runs and its sizes are known"
 FOLDED = "known when compiling, or no output needs it"
 
 
@@ -75,8 +75,8 @@ def check_command(
     problems = [str(d) for d in examination.problems] if examination is not None else []
     counts = {where: sum(n["where"] == where for n in nodes) for where in ("ppu", "host", "refused")}
     share = _host_share(examination)
-    later = len(examination.later) if examination is not None else 0
-    stopped = counts["refused"] + (0 if options.host.allowed else counts["host"] + later)
+    deferred = len(examination.deferred) if examination is not None else 0
+    stopped = counts["refused"] + (0 if options.host.allowed else counts["host"] + deferred)
     record = {
         **found.record(),
         "model": str(model),
@@ -84,7 +84,7 @@ def check_command(
         "ok": not stopped and not problems,
         "nodes": nodes,
         **counts,
-        "later": later,
+        "later": deferred,
         "host_share": share,
         "ppu_share": None if share is None else 1.0 - share,
         "unbound": unbound,
@@ -107,7 +107,7 @@ def _placed(nodes: Sequence[NodeSurvey], examination: Examination) -> list[dict[
     """The nodes with what importing found. A call of which a part is the host's is the host's, and says which part."""
     from ppuc.compiler.frontend.offload.reason import Reason
 
-    fates = {n.label: ("ppu", n.reason.within(LATER)) for n in examination.later}
+    fates = {n.label: ("ppu", n.reason.within(DEFERRED)) for n in examination.deferred}
     fates |= {n.label: ("host", n.reason) for n in examination.host}
     fates |= {n.label: ("refused", n.refused) for n in examination.refused if n.refused is not None}
     placed = []

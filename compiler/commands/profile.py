@@ -81,8 +81,8 @@ def profile_command(
     node is charged for the kernels that do most of their work for it.
     """
     from ppuc.compiler.host.transfer import host_rows
+    from ppuc.compiler.report.deferred import deferred_rows, show_deferred
     from ppuc.compiler.report.interval import interval as time_interval
-    from ppuc.compiler.report.later import later_rows, show_later
     from ppuc.compiler.report.profile import profile_record
     from ppuc.compiler.report.trace import write_trace
 
@@ -100,25 +100,25 @@ def profile_command(
         note(f"note: {trace} shows {summary}; open it at ui.perfetto.dev")
     record = profile_record(result.profile, program.target, result.nodes, result.program, result.launches)
     found = None
-    later = later_rows(program.plan, result.later) if program.plan is not None else []
-    if later and interval:
+    deferred = deferred_rows(program.plan, result.deferred) if program.plan is not None else []
+    if deferred and interval:
         note("note: no interval, because a part of the program was compiled while it ran")
-    if later and trace is not None:
+    if deferred and trace is not None:
         note("note: the trace leaves out what was compiled while the program ran")
-    if interval is not False and not later:
+    if interval is not False and not deferred:
         with progress_bar("interval") as progress:
             found = time_interval(program, result.profile, always=bool(interval), progress=progress)
     host = []
     if program.plan is not None:
         host = host_rows(program.plan, program.target, result.host_seconds, result.moves)
-    record = {"model": str(model), **record, "host": host, "later": later, "interval": found}
+    record = {"model": str(model), **record, "host": host, "later": deferred, "interval": found}
 
     def show(out: Console, shown: dict[str, Any]) -> None:
         from ppuc.compiler.report.profile_tables import profile_tables
 
         profile_tables(out, shown, top or None)
         _show_host(out, shown["host"])
-        show_later(out, shown["later"])
+        show_deferred(out, shown["later"])
 
     emit("profile", record, as_json, show)
     return 1 if result.profile.hazards else 0

@@ -100,15 +100,15 @@ def note_compromises(program: CompiledProgram) -> None:
         count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
         if nodes:
             note(f"note: {count} on the host: {names}; `ppuc check` says why")
-        if program.plan.later:
-            waiting = len(program.plan.later)
-            how = _later_formats(PRECISIONS[program.options.precision])
+        if program.plan.deferred:
+            waiting = len(program.plan.deferred)
+            how = _deferred_formats(PRECISIONS[program.options.precision])
             note(
                 f"note: {waiting} node{'s are' if waiting > 1 else ' is'} compiled when the program runs on inputs{how}"
             )
 
 
-def _later_formats(precision: Precision) -> str:
+def _deferred_formats(precision: Precision) -> str:
     """What becomes of 8-bit formats in what no samples reach when a program is compiled."""
     if precision.per_layer:
         return ", in the model's own precision"

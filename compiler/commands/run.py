@@ -43,7 +43,7 @@ def run_command(
     Without --inputs and --input, inputs are random. Exit code 1 when the run shows a hazard.
     """
     from ppuc.compiler.inputs import write_npz
-    from ppuc.compiler.report.later import later_rows
+    from ppuc.compiler.report.deferred import deferred_rows
 
     keep_input(model, output)
     arrays, fills = read_inputs(inputs_file, single_inputs)
@@ -62,7 +62,7 @@ def run_command(
         "seconds": profile.seconds,
         "outputs": {name: summary(array) for name, array in result.outputs.items()},
         "hazards": [str(h) for h in profile.hazards],
-        "later": later_rows(program.plan, result.later) if program.plan is not None else [],
+        "later": deferred_rows(program.plan, result.deferred) if program.plan is not None else [],
     }
     emit("run", record, as_json, _show)
     return 1 if profile.hazards else 0
@@ -109,7 +109,7 @@ def _number(value: Any) -> float | int | str:
 
 
 def _show(out: Console, record: dict[str, Any]) -> None:
-    from ppuc.compiler.report.later import show_later
+    from ppuc.compiler.report.deferred import show_deferred
     from ppuc.compiler.report.tables import duration, table
 
     out.print(f"{record['target']}: {duration(record['seconds'])} simulated ({record['cycles']:,.0f} cycles)")
@@ -118,7 +118,7 @@ def _show(out: Console, record: dict[str, Any]) -> None:
         for name, r in record["outputs"].items()
     ]
     table(out, "", ("output", "type", "min", "max", "mean", "first elements"), rows, left=(0, 1, 5))
-    show_later(out, record["later"])
+    show_deferred(out, record["later"])
     for hazard in record["hazards"]:
         out.print(hazard)
 

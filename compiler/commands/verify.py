@@ -41,7 +41,7 @@ def verify_command(
     Allowed errors follow from the number formats and the lengths of sums in the model. Exit code 1 when an output is
     further off, or the run shows a hazard.
     """
-    from ppuc.compiler.report.later import later_rows
+    from ppuc.compiler.report.deferred import deferred_rows
     from ppuc.compiler.verification import verify_program
     from ppuc.ir.errors import UsageError
 
@@ -57,20 +57,20 @@ def verify_command(
         "target": program.target.name,
         "precision": program.options.precision,
         **verification.record(),
-        "later": later_rows(program.plan, verification.later) if program.plan is not None else [],
+        "later": deferred_rows(program.plan, verification.deferred) if program.plan is not None else [],
     }
     emit("verify", record, as_json, _show)
     return 0 if verification.ok else 1
 
 
 def _show(out: Console, record: dict[str, Any]) -> None:
-    from ppuc.compiler.report.later import show_later
+    from ppuc.compiler.report.deferred import show_deferred
     from ppuc.compiler.report.tables import comparison_table, duration
 
     comparison_table(out, "outputs", record["outputs"])
     if record["layers"]:
         comparison_table(out, "\nlayers", record["layers"])
-    show_later(out, record["later"])
+    show_deferred(out, record["later"])
     for hazard in record["hazards"]:
         out.print(hazard)
     first = f"; first offender: {record['first_offender']}" if record["first_offender"] else ""

@@ -21,8 +21,8 @@ from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.join import Joined, join
-from ppuc.compiler.host.partition import HostPart, LaterPart, Part, PpuPart, partition
-from ppuc.compiler.host.plan import PLAN, HostedNode, HostStep, LaterStep, Plan, PpuStep, Step
+from ppuc.compiler.host.partition import DeferredPart, HostPart, Part, PpuPart, partition
+from ppuc.compiler.host.plan import PLAN, DeferredStep, HostedNode, HostStep, Plan, PpuStep, Step
 from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.pipeline.layers import PREFIX as LAYER
@@ -155,7 +155,7 @@ def _check_host_parts(hosted: HostedModel, parts: Sequence[Part], worker: HostWo
     """Raise ModelError naming every node that the host does not know either."""
     faults = []
     for part in parts:
-        if isinstance(part, HostPart) and not isinstance(part, LaterPart):
+        if isinstance(part, HostPart) and not isinstance(part, DeferredPart):
             try:
                 worker.load(part.model, hosted.name)
             except HostError as error:
@@ -168,7 +168,7 @@ def _with_unknown_marked(hosted: HostedModel, parts: Sequence[Part], worker: Hos
     """`parts`; nodes that the host does not know when it is asked are refused, with what it said."""
     found = []
     for part in parts:
-        if isinstance(part, HostPart) and not isinstance(part, LaterPart) and not part.nodes[0].refused:
+        if isinstance(part, HostPart) and not isinstance(part, DeferredPart) and not part.nodes[0].refused:
             try:
                 worker.load(part.model, hosted.name)
             except HostError:
@@ -243,12 +243,12 @@ def _plan(
     return plan, host
 
 
-def _host_step(part: HostPart, name: str) -> HostStep | LaterStep:
+def _host_step(part: HostPart, name: str) -> HostStep | DeferredStep:
     """The step of a part whose model is called `name`."""
     nodes = tuple(HostedNode(n.label, n.op, n.reason.text) for n in part.nodes)
     takes, gives = _names(part.inputs), _names(part.outputs)
-    if isinstance(part, LaterPart):
-        return LaterStep(name, takes, gives, nodes, part.control)
+    if isinstance(part, DeferredPart):
+        return DeferredStep(name, takes, gives, nodes, part.control)
     return HostStep(name, takes, gives, nodes, part.nodes[0].custom)
 
 

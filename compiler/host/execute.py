@@ -17,9 +17,9 @@ from ppuc.compiler.alias import grown
 from ppuc.compiler.frontend.offload.deferred import machine_type
 from ppuc.compiler.frontend.offload.hosting import PREFIX
 from ppuc.compiler.host.client import HostError, HostWorker, worker
-from ppuc.compiler.host.later import Compile, LaterRun, LaterSteps
+from ppuc.compiler.host.deferred import Compile, DeferredRun, DeferredSteps
 from ppuc.compiler.host.merge import merged_profile
-from ppuc.compiler.host.plan import HostStep, LaterStep, Plan, PpuStep
+from ppuc.compiler.host.plan import DeferredStep, HostStep, Plan, PpuStep
 from ppuc.compiler.host.transfer import Crossing, crossings, decisions
 from ppuc.compiler.options import CompileOptions
 from ppuc.ir.program import Program
@@ -36,12 +36,12 @@ from ppuc.targets.simulator.run import Progress, RawResult, simulate
 @dataclass(frozen=True, slots=True)
 class HostedRun:
     """`outputs` by ONNX name: arrays, or what else the host gives. `host_seconds` is the wall time of each host step on
-    this machine, by its number in the plan; `later` what was compiled on the way; `moves` what crossed the link."""
+    this machine, by its number in the plan; `deferred` what was compiled on the way; `moves` what crossed the link."""
 
     outputs: Mapping[str, Any]
     raw: RawResult
     host_seconds: Mapping[int, float]
-    later: tuple[LaterRun, ...] = ()
+    deferred: tuple[DeferredRun, ...] = ()
     moves: tuple[Crossing, ...] = ()
 
 
@@ -52,7 +52,7 @@ class Execution:
         self, artifact: Artifact, plan: Plan, options: CompileOptions, compile: Compile, inputs: Mapping[str, Any]
     ) -> None:
         self.artifact, self.plan, self.worker = artifact, plan, worker(options.host.ops)
-        self.later = LaterSteps(artifact, options, self.worker, compile)
+        self.deferred = DeferredSteps(artifact, options, self.worker, compile)
         self.types = {name: parse_type(text) for name, text in plan.types}
         self.held: dict[str, Any] = {value: inputs[name] for name, value in plan.inputs}
         self.seconds: dict[int, float] = {}
@@ -89,9 +89,9 @@ class Execution:
             if isinstance(step, PpuStep):
                 return
             started = perf_counter()
-            if isinstance(step, LaterStep):
+            if isinstance(step, DeferredStep):
                 self.held |= checked(
-                    self.later.run(self._next, step, self.held), self.types, _where(step, self.artifact)
+                    self.deferred.run(self._next, step, self.held), self.types, _where(step, self.artifact)
                 )
             else:
                 self.held |= host_step(step, self.artifact, self.worker, self.held, self.types)
@@ -101,9 +101,9 @@ class Execution:
     def moves(self) -> tuple[Crossing, ...]:
         """What crossed the link, given what ran where."""
         sizes = {name: int(value.nbytes) for name, value in self.held.items() if machine_type(value) is not None}
-        runs = self.later.runs.values()
-        steps = {n for n, s in enumerate(self.plan.steps) if isinstance(s, LaterStep)}
-        asked, made = self.later.asked, self.later.trips
+        runs = self.deferred.runs.values()
+        steps = {n for n, s in enumerate(self.plan.steps) if isinstance(s, DeferredStep)}
+        asked, made = self.deferred.asked, self.deferred.trips
         on_ppu = {r.step for r in runs if r.program is not None}
         return (*crossings(self.plan, sizes, steps - on_ppu), *decisions(asked, made))
 
@@ -118,7 +118,7 @@ def host_step(
     return checked(dict(zip(step.outputs, values, strict=True)), types, where)
 
 
-def _where(step: HostStep | LaterStep, artifact: Artifact) -> str:
+def _where(step: HostStep | DeferredStep, artifact: Artifact) -> str:
     return f"{artifact.program.name}: nodes {', '.join(n.node for n in step.nodes[:4])}"
 
 
@@ -162,7 +162,7 @@ def run_hosted(
     execution = Execution(artifact, plan, options, compile, inputs)
     raw = simulate(program, vectors, target, constants, {}, trace=trace, progress=progress, before=execution.before)
     outputs = execution.finish(raw.outputs)
-    runs, moves = tuple(execution.later.runs.values()), execution.moves()
+    runs, moves = tuple(execution.deferred.runs.values()), execution.moves()
     profile = merged_profile(with_link(raw.profile, moves, target), runs, target)
     return HostedRun(outputs, replace(raw, profile=profile), execution.seconds, runs, moves)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ppuc.compiler.host.later import LaterRun
+from ppuc.compiler.host.deferred import DeferredRun
 from ppuc.compiler.host.rename import renamed_segment
 from ppuc.ir.program import Program
 from ppuc.targets.schema import Target
@@ -25,7 +25,7 @@ _SUMS = ("start", "end", "macs", "ideal_tensor", "shaped_tensor", "ideal_vector"
 _MAPS = ("busy", "instructions", "read_bytes", "write_bytes", "engine", "operand_wait", "transfer")
 
 
-def merged_profile(profile: Profile, runs: Sequence[LaterRun], target: Target) -> Profile:
+def merged_profile(profile: Profile, runs: Sequence[DeferredRun], target: Target) -> Profile:
     """The profile of the program itself with those of `runs`."""
     for run in runs:
         if run.result is not None:
@@ -33,7 +33,7 @@ def merged_profile(profile: Profile, runs: Sequence[LaterRun], target: Target) -
     return profile
 
 
-def merged_program(program: Program, runs: Sequence[LaterRun]) -> Program:
+def merged_program(program: Program, runs: Sequence[DeferredRun]) -> Program:
     """Everything that ran, as one program, for reports."""
     tensors, segments = list(program.tensors), list(program.segments)
     for run in runs:
@@ -44,7 +44,7 @@ def merged_program(program: Program, runs: Sequence[LaterRun]) -> Program:
     return replace(program, tensors=tuple(tensors), segments=tuple(segments))
 
 
-def merged_nodes(nodes: Mapping[str, str], runs: Sequence[LaterRun]) -> dict[str, str]:
+def merged_nodes(nodes: Mapping[str, str], runs: Sequence[DeferredRun]) -> dict[str, str]:
     """Kernel -> ONNX node, of everything that ran."""
     found = dict(nodes)
     for run in runs:
@@ -53,7 +53,7 @@ def merged_nodes(nodes: Mapping[str, str], runs: Sequence[LaterRun]) -> dict[str
     return found
 
 
-def launches(runs: Sequence[LaterRun]) -> dict[str, int]:
+def launches(runs: Sequence[DeferredRun]) -> dict[str, int]:
     """Segment -> how often it was launched, for those of `runs`."""
     found: dict[str, int] = {}
     for run in runs:
@@ -63,7 +63,7 @@ def launches(runs: Sequence[LaterRun]) -> dict[str, int]:
     return found
 
 
-def _with(profile: Profile, other: Profile, run: LaterRun, target: Target) -> Profile:
+def _with(profile: Profile, other: Profile, run: DeferredRun, target: Target) -> Profile:
     calls, prefix = run.calls, f"{run.name}/"
     energy = Counter(profile.energy_joules)
     energy.update({part: joules * calls for part, joules in other.energy_joules.items()})

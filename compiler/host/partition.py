@@ -1,10 +1,11 @@
 """Cutting a hosted model into steps that alternate between PPU and host.
 
-There are three sides: the PPU, the host, and what is compiled for the PPU later, when a run has decided its sizes.
+There are three sides: the PPU, the host, and deferred nodes, which are compiled for the PPU once a run has decided
+their sizes.
 Every op and node gets a time whose remainder by three is its side. A time is the smallest of its side that is not
 before what it reads; so each side works as early, and they change as rarely, as the dependencies allow.
 
-Nodes that could be compiled later are the host's after all where they come without a product or convolution among
+Nodes that could be deferred are the host's after all where they come without a product or convolution among
 them: compiling, and a trip over the link, pay for arithmetic only.
 
 Invariant: a part reads only inputs and earlier parts; constants belong to every part that reads them; nothing dead is
@@ -23,7 +24,7 @@ from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.frontend.offload.products import has_products
 from ppuc.ir.graph import Graph, Op
 
-SIDES = PPU, HOST, LATER = range(3)
+SIDES = PPU, HOST, DEFERRED = range(3)
 START = HOST - len(SIDES)
 """The host may begin before the PPU's first part."""
 
@@ -46,7 +47,7 @@ class HostPart:
 
 
 @dataclass(frozen=True, slots=True)
-class LaterPart(HostPart):
+class DeferredPart(HostPart):
     """Nodes for the PPU once their sizes are known: one If, Loop or Scan (`control`), of which bodies are compiled, or
     nodes that become one program."""
 
@@ -74,12 +75,12 @@ def partition(model: HostedModel) -> tuple[Part, ...]:
 
 
 def _with_sides(model: HostedModel) -> tuple[HostNode, ...]:
-    """The nodes; those that would be compiled later without a product among them are the host's."""
+    """The nodes; those that would be deferred without a product among them are the host's."""
     functions = {(f.domain, f.name): f for f in model.functions}
     constants = _constants(model)
     while True:
         times = _times(model, constants)
-        runs = [r for t in set(times.values()) if t % len(SIDES) == LATER for r in _runs(_at(t, model, times))]
+        runs = [r for t in set(times.values()) if t % len(SIDES) == DEFERRED for r in _runs(_at(t, model, times))]
         light = {id(n) for run in runs if not has_products([n.proto for n in run], functions) for n in run}
         if not light:
             return model.nodes
@@ -102,7 +103,7 @@ def _at(time: int, model: HostedModel, times: Mapping[str, int]) -> list[HostNod
 def _side(maker: Op | HostNode) -> int:
     if isinstance(maker, Op):
         return PPU
-    return LATER if maker.deferred else HOST
+    return DEFERRED if maker.deferred else HOST
 
 
 def _key(maker: Op | HostNode) -> str:
@@ -196,10 +197,10 @@ def _host_part(nodes: tuple[HostNode, ...], model: HostedModel, read: Mapping[st
     functions = model.functions if any(True for n in nodes for _ in subgraphs(n.proto)) else ()
     data = node_model(nodes, outputs, functions).SerializeToString(deterministic=True)
     if nodes[0].deferred:
-        return LaterPart(
+        return DeferredPart(
             nodes, tuple(inputs.values()), tuple(outputs), data, is_control(nodes[0].proto, nodes[0].opsets)
         )
     return HostPart(nodes, tuple(inputs.values()), tuple(outputs), data)
 
 
-__all__ = ["HostPart", "LaterPart", "Part", "PpuPart", "partition"]
+__all__ = ["DeferredPart", "HostPart", "Part", "PpuPart", "partition"]

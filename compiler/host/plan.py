@@ -48,7 +48,7 @@ class PpuStep:
 
 
 @dataclass(frozen=True, slots=True)
-class LaterStep:
+class DeferredStep:
     """Nodes that are compiled for the PPU when a run has decided their sizes: `model` is their ONNX in the artifact.
     `control`: it is one If, Loop or Scan, whose bodies are compiled and whose trips the host counts."""
 
@@ -64,7 +64,7 @@ class LaterStep:
         return next((n.node for n in self.nodes if n.op.rpartition(".")[2] in PRODUCTS), self.nodes[0].node)
 
 
-Step = HostStep | PpuStep | LaterStep
+Step = HostStep | PpuStep | DeferredStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,9 @@ class Plan:
         return tuple(n for s in self.steps if isinstance(s, HostStep) for n in s.nodes)
 
     @property
-    def later(self) -> tuple[HostedNode, ...]:
+    def deferred(self) -> tuple[HostedNode, ...]:
         """Everything that is compiled when the program runs, in order."""
-        return tuple(n for s in self.steps if isinstance(s, LaterStep) for n in s.nodes)
+        return tuple(n for s in self.steps if isinstance(s, DeferredStep) for n in s.nodes)
 
     @property
     def ppu_steps(self) -> tuple[PpuStep, ...]:
@@ -107,7 +107,7 @@ class Plan:
         return Plan(tuple(map(_step, data["steps"])), **{key: _pairs(data[key]) for key in pairs})
 
 
-_KINDS: dict[type, str] = {HostStep: "host", PpuStep: "ppu", LaterStep: "later"}
+_KINDS: dict[type, str] = {HostStep: "host", PpuStep: "ppu", DeferredStep: "deferred"}
 
 
 def _step(data: dict[str, Any]) -> Step:
@@ -115,9 +115,9 @@ def _step(data: dict[str, Any]) -> Step:
         return PpuStep(int(data["segment"]), _pairs(data["inputs"]), _pairs(data["outputs"]))
     nodes = tuple(HostedNode(**n) for n in data["nodes"])
     place = (data["model"], tuple(data["inputs"]), tuple(data["outputs"]), nodes)
-    return (
-        LaterStep(*place, bool(data["control"])) if data["kind"] == "later" else HostStep(*place, bool(data["custom"]))
-    )
+    if data["kind"] == "deferred":
+        return DeferredStep(*place, bool(data["control"]))
+    return HostStep(*place, bool(data["custom"]))
 
 
 def _pairs(data: Sequence[Sequence[str]]) -> tuple[tuple[str, str], ...]:

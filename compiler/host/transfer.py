@@ -39,7 +39,7 @@ def crossings(
     plan: Plan, sizes: Mapping[str, int] | None = None, on_host: Collection[int] = ()
 ) -> tuple[Crossing, ...]:
     """Every crossing, in the order of the steps; of tensors whose bytes a run decides only when they are among `sizes`.
-    `on_host` are later steps that the host computed after all."""
+    `on_host` are deferred steps that the host computed after all."""
     known = {name: parse_type(text).bytes for name, text in plan.types} | dict(sizes or {})
     made_by: dict[str, bool] = {}
     seen: set[tuple[str, bool]] = set()

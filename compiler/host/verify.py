@@ -24,7 +24,7 @@ from ppuc.compiler.frontend.offload.hosting import HostOperand
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.host.client import worker
-from ppuc.compiler.host.later import LaterProgram, LaterRun
+from ppuc.compiler.host.deferred import DeferredProgram, DeferredRun
 from ppuc.compiler.host.partition import PpuPart, partition
 from ppuc.compiler.host.plan import Plan, PpuStep
 from ppuc.compiler.oracle import Oracle
@@ -54,7 +54,7 @@ def verify_hosted(
     give against ONNX Runtime's. Raises ModelError when there is no oracle."""
     dense = {n: a for n, a in inputs.items() if n not in dict(plan.host_inputs)}
     hosted = _imported(program, plan, {n: a.shape for n, a in dense.items()})
-    errors = _errors(hosted, plan, program.options.precision, result.later)
+    errors = _errors(hosted, plan, program.options.precision, result.deferred)
     want = _oracle(program, hosted, inputs)
     found: dict[str, list[Comparison]] = {}
     for name, operand in hosted.outputs:
@@ -77,7 +77,9 @@ def _excused(
     where the oracle can say it."""
     assert program.source is not None
     graphs = [part.graph for part in partition(hosted) if isinstance(part, PpuPart)]
-    graphs += [_graph_of(run.program) for run in result.later if run.program is not None and run.program.plan is None]
+    graphs += [
+        _graph_of(run.program) for run in result.deferred if run.program is not None and run.program.plan is None
+    ]
     step = max((typical_step(graph, program.options.precision) for graph in graphs), default=0.0)
     if not step or program.options.host.ops:
         return {}
@@ -101,7 +103,7 @@ def _excused(
     return again
 
 
-def _graph_of(program: LaterProgram) -> Graph:
+def _graph_of(program: DeferredProgram) -> Graph:
     """What a program that was compiled on the way computes."""
     assert program.source is not None
     shapes = {s.name: s.type.dims for s in program.inputs}
@@ -141,7 +143,7 @@ def _layers(
     return tuple(found)
 
 
-def _imported(program: LaterProgram, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> HostedModel:
+def _imported(program: DeferredProgram, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> HostedModel:
     """The model behind a program, cut as the plan says."""
     assert program.source is not None
     hosts = worker(program.options.host.ops)
@@ -161,7 +163,7 @@ def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, 
         return dict(zip((name for name, _ in hosted.outputs), values, strict=True))
 
 
-def _errors(hosted: HostedModel, plan: Plan, precision: str, runs: Sequence[LaterRun]) -> dict[str, ExpectedError]:
+def _errors(hosted: HostedModel, plan: Plan, precision: str, runs: Sequence[DeferredRun]) -> dict[str, ExpectedError]:
     """Expected errors of everything that the parts give each other."""
     errors: dict[str, ExpectedError] = {}
     for part in partition(hosted):
@@ -187,7 +189,7 @@ def _first_node(plan: Plan, step: int) -> str:
     return "" if isinstance(found, PpuStep) else found.nodes[0].node
 
 
-def _added(run: LaterRun) -> ExpectedError:
+def _added(run: DeferredRun) -> ExpectedError:
     """What all calls of a program together add to the error of what they are given."""
     program, result = run.program, run.result
     assert program is not None
@@ -196,7 +198,7 @@ def _added(run: LaterRun) -> ExpectedError:
     shapes = {s.name: s.type.dims for s in program.inputs}
     if program.plan is not None:
         hosted = _imported(program, program.plan, shapes)
-        errors = _errors(hosted, program.plan, program.options.precision, result.later)
+        errors = _errors(hosted, program.plan, program.options.precision, result.deferred)
         names = [operand.name for _, operand in hosted.outputs]
     else:
         imported = load_model(program.source, shapes=shapes, values=program.fixed)

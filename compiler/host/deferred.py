@@ -24,7 +24,7 @@ from ppuc.compiler.frontend.offload.deferred import Body, control_node, machine_
 from ppuc.compiler.frontend.offload.hosting import PREFIX
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.control import OnHostError, run_control
-from ppuc.compiler.host.plan import LaterStep, Plan
+from ppuc.compiler.host.plan import DeferredStep, Plan
 from ppuc.compiler.inputs import InputSpec
 from ppuc.compiler.options import CompileOptions, Quantization
 from ppuc.compiler.precisions import PRECISIONS
@@ -43,8 +43,8 @@ LARGEST_SHAPE, LARGEST_FACTORS = 64, 8
 """Elements of integers and floats that sizes are taken from."""
 
 
-class LaterResult(Protocol):
-    """What a run of a LaterProgram gives: outputs by ONNX name, the profile, and everything that is in the profile."""
+class DeferredResult(Protocol):
+    """What a run of a DeferredProgram gives: outputs by ONNX name, the profile, and all that is in the profile."""
 
     @property
     def outputs(self) -> Mapping[str, Any]: ...
@@ -57,10 +57,10 @@ class LaterResult(Protocol):
     @property
     def launches(self) -> Mapping[str, int]: ...
     @property
-    def later(self) -> tuple[LaterRun, ...]: ...
+    def deferred(self) -> tuple[DeferredRun, ...]: ...
 
 
-class LaterProgram(Protocol):
+class DeferredProgram(Protocol):
     """A model compiled while another program runs; `fixed` are inputs that it was compiled for one value of."""
 
     @property
@@ -75,25 +75,25 @@ class LaterProgram(Protocol):
     def fixed(self) -> Mapping[str, np.ndarray]: ...
     @property
     def inputs(self) -> tuple[InputSpec, ...]: ...
-    def run(self, inputs: Mapping[str, Any], /) -> LaterResult: ...
+    def run(self, inputs: Mapping[str, Any], /) -> DeferredResult: ...
 
 
 class Compile(Protocol):
     """Compiles a model with static types. Raises PpucError."""
 
-    def __call__(self, source: onnx.ModelProto, options: CompileOptions, /) -> LaterProgram: ...
+    def __call__(self, source: onnx.ModelProto, options: CompileOptions, /) -> DeferredProgram: ...
 
 
 @dataclass(frozen=True, slots=True)
-class LaterRun:
+class DeferredRun:
     """What ran for a step: a program, `calls` times, with the result of its first call; or the host, for a reason.
     `name` is unique among the runs of a program and leads the names of its kernels."""
 
     step: int
     name: str
     calls: int
-    program: LaterProgram | None = None
-    result: LaterResult | None = None
+    program: DeferredProgram | None = None
+    result: DeferredResult | None = None
     reason: str = ""
 
 
@@ -101,7 +101,7 @@ class LaterRun:
 class _Forms:
     """The programs of one model by the types of its inputs."""
 
-    programs: dict[object, list[LaterProgram]] = field(default_factory=dict)
+    programs: dict[object, list[DeferredProgram]] = field(default_factory=dict)
     refused: dict[object, str] = field(default_factory=dict)
 
     @property
@@ -112,21 +112,21 @@ class _Forms:
 _FORMS: dict[tuple[str, ...], _Forms] = {}
 
 
-class LaterSteps:
-    """The later steps of one run of `artifact`, compiled by `compile`. `runs` tells what ran, by name, in the order of
-    first calls; `asked` how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
+class DeferredSteps:
+    """The deferred steps of one run of `artifact`, compiled by `compile`. `runs` tells what ran, by name, in the order
+    of first calls; `asked` how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
 
     def __init__(self, artifact: Artifact, options: CompileOptions, worker: HostWorker, compile: Compile) -> None:
         self.artifact, self.options, self.worker = artifact, later_options(options), worker
         self.compile = compile
-        self.runs: dict[str, LaterRun] = {}
+        self.runs: dict[str, DeferredRun] = {}
         self.asked: dict[int, int] = {}
         self.trips: dict[int, int] = {}
         self._taken = device_bytes(artifact.program)
         self._names: dict[tuple[int, int], str] = {}
         self._forms: Counter[str] = Counter()
 
-    def run(self, number: int, step: LaterStep, held: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, number: int, step: DeferredStep, held: Mapping[str, Any]) -> dict[str, Any]:
         """What step `number` gives, by names of the plan. Raises HostError."""
         model = self.artifact.host[step.model]
         feeds = {PREFIX + name: held[name] for name in step.inputs}
@@ -141,7 +141,7 @@ class LaterSteps:
             found = self._on_host(model, feeds, step.name, outputs)
         return {name: found[PREFIX + name] for name in step.outputs}
 
-    def _control(self, number: int, step: LaterStep, model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    def _control(self, number: int, step: DeferredStep, model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
         node, label = control_node(model), step.name
         count = self.asked if node.kind == "If" else self.trips
         count[number] = 0
@@ -163,7 +163,7 @@ class LaterSteps:
 
     def _note_host(self, number: int, name: str, reason: str) -> None:
         known = self.runs.get(f"{name}~host")
-        self.runs[f"{name}~host"] = LaterRun(number, name, known.calls + 1 if known else 1, reason=reason)
+        self.runs[f"{name}~host"] = DeferredRun(number, name, known.calls + 1 if known else 1, reason=reason)
 
     def _computed(
         self, number: int, name: str, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]
@@ -177,11 +177,11 @@ class LaterSteps:
             self._forms[name] += 1
             self._names[key] = f"{name}~{self._forms[name]}" if self._forms[name] > 1 else name
         known = self.runs.get(self._names[key])
-        run = LaterRun(number, self._names[key], 1, program, result) if known is None else known
+        run = DeferredRun(number, self._names[key], 1, program, result) if known is None else known
         self.runs[run.name] = replace(run, calls=run.calls + (known is not None))
         return dict(result.outputs)
 
-    def _program(self, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]) -> LaterProgram:
+    def _program(self, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]) -> DeferredProgram:
         types = {name: machine_type(value) for name, value in feeds.items()}
         foreign = [name for name, type in types.items() if type is None]
         if foreign:
@@ -205,7 +205,7 @@ class LaterSteps:
         forms.programs.setdefault(key, []).append(program)
         return self._fitting(program)
 
-    def _compiled(self, model: bytes, types: Mapping[str, TensorType], settled: Mapping[str, Any]) -> LaterProgram:
+    def _compiled(self, model: bytes, types: Mapping[str, TensorType], settled: Mapping[str, Any]) -> DeferredProgram:
         source = typed(model, types)
         sizes = {name: value for name, value in settled.items() if _may_be_sizes(types[name])}
         options = replace(self.options, values=sizes)
@@ -218,7 +218,7 @@ class LaterSteps:
             raise OnHostError("its sizes depend on values that are too large to be fixed")
         return program
 
-    def _fitting(self, program: LaterProgram) -> LaterProgram:
+    def _fitting(self, program: DeferredProgram) -> DeferredProgram:
         """`program` if it fits the device memory beside what it is called from."""
         if self._taken + device_bytes(program.artifact.program) > self.options.target.hbm.bytes:
             raise OnHostError("it does not fit the device memory beside the rest of the model")
@@ -248,8 +248,8 @@ def _may_be_sizes(type: TensorType) -> bool:
 
 
 def _waits_again(plan: Plan, nodes: int) -> bool:
-    """Whether a program leaves all its nodes to be compiled later, which its own run would do again."""
-    return any(isinstance(s, LaterStep) and not s.control and len(s.nodes) >= nodes for s in plan.steps)
+    """Whether a program leaves all its nodes to be deferred, which its own run would do again."""
+    return any(isinstance(s, DeferredStep) and not s.control and len(s.nodes) >= nodes for s in plan.steps)
 
 
 def device_bytes(program: Program) -> int:
@@ -257,4 +257,4 @@ def device_bytes(program: Program) -> int:
     return max((t.address + t.bytes for t in program.tensors if t.space is Space.HBM), default=0)
 
 
-__all__ = ["Compile", "LaterProgram", "LaterRun", "LaterSteps"]
+__all__ = ["Compile", "DeferredProgram", "DeferredRun", "DeferredSteps"]

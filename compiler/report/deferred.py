@@ -1,6 +1,6 @@
 """What was compiled while a program ran, as rows and as a table.
 
-Invariant: every later step of the plan has a row, whether it ran or not.
+Invariant: every deferred step of the plan has a row, whether it ran or not.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.host.later import LaterRun
-from ppuc.compiler.host.plan import LaterStep, Plan
+from ppuc.compiler.host.deferred import DeferredRun
+from ppuc.compiler.host.plan import DeferredStep, Plan
 from ppuc.compiler.report.tables import table
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 UNTIMED = "not timed: its sizes are known when the program runs on --inputs"
 
 
-def later_rows(plan: Plan, runs: Sequence[LaterRun]) -> list[dict[str, Any]]:
-    """One row for each program or host run of a later step, in the order of the steps; JSON-able."""
+def deferred_rows(plan: Plan, runs: Sequence[DeferredRun]) -> list[dict[str, Any]]:
+    """One row for each program or host run of a deferred step, in the order of the steps; JSON-able."""
     rows = []
     for number, step in enumerate(plan.steps):
-        if isinstance(step, LaterStep):
+        if isinstance(step, DeferredStep):
             nodes = [n.node for n in step.nodes]
             own = [r for r in runs if r.step == number]
             rows += [_row(run, nodes) for run in own] or [
@@ -31,7 +31,7 @@ def later_rows(plan: Plan, runs: Sequence[LaterRun]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(run: LaterRun, nodes: Sequence[str]) -> dict[str, Any]:
+def _row(run: DeferredRun, nodes: Sequence[str]) -> dict[str, Any]:
     inputs = [f"{s.type}" for s in run.program.inputs] if run.program is not None else []
     return {
         "name": run.name,
@@ -44,7 +44,7 @@ def _row(run: LaterRun, nodes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def show_later(out: Console, rows: Sequence[dict[str, Any]]) -> None:
+def show_deferred(out: Console, rows: Sequence[dict[str, Any]]) -> None:
     """The rows as a table."""
     if not rows:
         return
@@ -54,4 +54,4 @@ def show_later(out: Console, rows: Sequence[dict[str, Any]]) -> None:
     table(out, "\ncompiled when it ran", ("step", "on", "calls", "cycles", "sizes"), shown, left=(0, 1, 4))
 
 
-__all__ = ["later_rows", "show_later"]
+__all__ = ["deferred_rows", "show_deferred"]

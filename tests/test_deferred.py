@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 import ppuc
 from ppuc.compiler.cli import cli
-from ppuc.compiler.host import later
-from ppuc.compiler.host.plan import HostStep, LaterStep, Plan, PpuStep
+from ppuc.compiler.host import deferred
+from ppuc.compiler.host.plan import DeferredStep, HostStep, Plan, PpuStep
 from ppuc.compiler.host.verify import verify_hosted
 from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.runtime import CompiledProgram, ProgramResult, load_program
@@ -106,10 +106,10 @@ def run(*arguments: object) -> Any:
 def test_what_follows_a_size_that_data_decide_runs_on_the_ppu() -> None:
     program, result = agrees(head(), x=x(20, 6))
     plan = plan_of(program)
-    assert [type(s) for s in plan.steps] == [PpuStep, HostStep, LaterStep, PpuStep]
+    assert [type(s) for s in plan.steps] == [PpuStep, HostStep, DeferredStep, PpuStep]
     assert [n.node for n in plan.nodes] == ["NonZero_2"]
-    assert [n.op for n in plan.later] == ["Squeeze", "Gather", "MatMul", "Relu", "ReduceSum"]
-    (ran,) = result.later
+    assert [n.op for n in plan.deferred] == ["Squeeze", "Gather", "MatMul", "Relu", "ReduceSum"]
+    (ran,) = result.deferred
     assert (ran.calls, ran.reason) == (1, "")
     assert ran.result is not None
     assert result.profile.cycles == program.time().profile.cycles + ran.result.profile.cycles
@@ -118,11 +118,11 @@ def test_what_follows_a_size_that_data_decide_runs_on_the_ppu() -> None:
 
 def test_other_sizes_are_other_programs_and_the_same_ones_are_kept() -> None:
     program, first = agrees(head(), x=x(20, 6))
-    again = program.run({"x": x(20, 6)}).later[0]
-    assert again.program is first.later[0].program
+    again = program.run({"x": x(20, 6)}).deferred[0]
+    assert again.program is first.deferred[0].program
     _, empty = agrees(head(), x=np.full((20, 6), -1, np.float32))
     assert empty.outputs["y"].shape == (0, 9)
-    assert empty.later[0].program is not first.later[0].program
+    assert empty.deferred[0].program is not first.deferred[0].program
 
 
 def test_reduced_precision_holds_for_what_is_compiled_later() -> None:
@@ -143,21 +143,21 @@ def test_a_saved_program_compiles_when_it_runs(tmp_path: Path) -> None:
 
 
 def test_sizes_beyond_the_first_ones_are_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(later, "MOST_FORMS", 0)
+    monkeypatch.setattr(deferred, "MOST_FORMS", 0)
     model = head()
     model.graph.name = "nothing compiled"
-    monkeypatch.setattr(later, "_FORMS", {})
+    monkeypatch.setattr(deferred, "_FORMS", {})
     program = ppuc.compile(model, TINY)
     result = program.run({"x": x(20, 6)})
     np.testing.assert_allclose(result.outputs["y"], Oracle(model).run({"x": x(20, 6)})["y"], rtol=1e-5, atol=1e-5)
-    assert [r.reason for r in result.later] == ["it was compiled for 0 other sizes already"]
+    assert [r.reason for r in result.deferred] == ["it was compiled for 0 other sizes already"]
     assert result.profile.cycles == program.time().profile.cycles
 
 
 def test_nodes_without_products_stay_the_hosts() -> None:
     model = model_of("g (float[4, 6] x) => (float[a] y) { i = NonZero(x) f = Cast<to = 1>(i) y = Exp(f) }")
     plan = plan_of(ppuc.compile(model, TINY))
-    assert not plan.later
+    assert not plan.deferred
     assert plan.nodes[1].reason.endswith("without products it is not worth a program of its own")
 
 
@@ -173,14 +173,14 @@ def test_a_resize_by_computed_sizes_is_compiled_with_their_values() -> None:
     model = model_of(text, {"lead": np.array([1, 3]), "K": kernel})
     for size in (7.5, 5.0):
         program, result = agrees(model, x=x(1, 3, 4, 4), f=np.array([size], np.float32))
-        assert [n.op for n in plan_of(program).later] == ["Resize", "Conv"]
-        assert not any(r.reason for r in result.later)
+        assert [n.op for n in plan_of(program).deferred] == ["Resize", "Conv"]
+        assert not any(r.reason for r in result.deferred)
 
 
 def test_loops_of_counted_trips() -> None:
     program, result = agrees(model_of(LOOP, {"V": V}), x=x(4, 6), n=np.array(5))
-    assert [type(s) for s in plan_of(program).steps] == [LaterStep]
-    (body,) = result.later
+    assert [type(s) for s in plan_of(program).steps] == [DeferredStep]
+    (body,) = result.deferred
     assert (body.name, body.calls) == ("Loop_0/body", 5)
     assert body.result is not None
     assert result.profile.cycles == pytest.approx(5 * body.result.profile.cycles)
@@ -189,7 +189,7 @@ def test_loops_of_counted_trips() -> None:
 
 def test_a_loop_without_trips_is_computed_by_the_host() -> None:
     _, result = agrees(model_of(LOOP, {"V": V}), x=x(4, 6), n=np.array(0))
-    assert [r.reason for r in result.later] == ["it makes no trip"]
+    assert [r.reason for r in result.deferred] == ["it makes no trip"]
     assert result.profile.cycles == 0
 
 
@@ -203,19 +203,19 @@ def test_trips_cost_the_link() -> None:
 def test_loops_that_end_by_their_own_condition() -> None:
     weights = {"V": 3 * V, "limit": np.array(20, np.float32)}
     _, result = agrees(model_of(WHILE, weights), x=np.abs(x(4, 6)))
-    assert result.later[0].calls > 1
+    assert result.deferred[0].calls > 1
 
 
 def test_the_branch_that_a_run_takes_is_compiled() -> None:
     model = model_of(BRANCH, {"W": W, "limit": np.array(0, np.float32)})
     for sign, branch in ((1, "then"), (-1, "else")):
         _, result = agrees(model, x=sign * np.abs(x(4, 6)))
-        assert [r.name for r in result.later] == [f"If_2/{branch}_branch"]
+        assert [r.name for r in result.deferred] == [f"If_2/{branch}_branch"]
 
 
 def test_a_body_with_a_part_for_the_host() -> None:
     _, result = agrees(model_of(SCAN, {"V": V}), h=x(4, 6), x=x(7, 4, 6, seed=1))
-    (body,) = result.later
+    (body,) = result.deferred
     assert body.calls == 7
     assert body.program is not None
     assert [n.op for n in plan_of(body.program).nodes] == ["NonZero", "Cast", "ReduceMax"]
@@ -260,7 +260,7 @@ def test_the_scan_of_opset_8_is_the_hosts() -> None:
     }"""
     program, result = agrees(model_of(text, {"V": V}, opset=8), h=x(2, 4, 6), x=x(2, 7, 4, 6))
     assert [type(s) for s in plan_of(program).steps] == [HostStep]
-    assert not result.later
+    assert not result.deferred
 
 
 def test_branches_whose_declared_ranks_contradict_each_other() -> None:
@@ -284,7 +284,7 @@ def test_branches_whose_declared_ranks_contradict_each_other() -> None:
         "none": np.array([], np.int64),
     }
     _, result = agrees(model_of(text, weights), x=x(4, 6), n=np.array(3))
-    assert [(r.name, r.calls, r.reason) for r in result.later] == [("Loop_0/body", 3, "")]
+    assert [(r.name, r.calls, r.reason) for r in result.deferred] == [("Loop_0/body", 3, "")]
 
 
 CARRIED = """g (float[4, 6] x, float[2, 3] a, int64 n) => (float[4, 6] y, float[p, q] c) {
@@ -303,10 +303,10 @@ def test_what_a_loop_leaves_of_the_same_type_goes_back_to_the_program() -> None:
     """`u` keeps its shape in every trip, `d` grows: what reads the first is compiled at once."""
     program, result = agrees(model_of(CARRIED, {"V": V}), x=x(4, 6), a=x(2, 3), n=np.array(2))
     plan = plan_of(program)
-    assert [type(s) for s in plan.steps if not isinstance(s, HostStep)] == [LaterStep, PpuStep]
+    assert [type(s) for s in plan.steps if not isinstance(s, HostStep)] == [DeferredStep, PpuStep]
     assert [n.op for n in plan.nodes] == ["Exp"]
     assert result.outputs["c"].shape == (8, 3)
-    assert [r.calls for r in result.later] == [1, 1]
+    assert [r.calls for r in result.deferred] == [1, 1]
 
 
 @pytest.mark.parametrize("backward", [0, 1])
@@ -327,7 +327,7 @@ def test_scans_that_the_host_counts(backward: int, prepend: int, axes: tuple[int
         }}> (h, x)
     }}"""
     _, result = agrees(model_of(text, {"V": V}), h=x(6), x=x(6, 6, seed=2))
-    assert [(r.calls, r.reason) for r in result.later] == [(6, "")]
+    assert [(r.calls, r.reason) for r in result.deferred] == [(6, "")]
 
 
 def test_without_the_host_nothing_is_compiled_later(tmp_path: Path) -> None:
@@ -349,10 +349,10 @@ def test_a_branch_inside_a_loop_is_all_of_its_body() -> None:
     weights = {"V": V, "U": -V}
     for c in (True, False):
         _, result = agrees(model_of(text, weights), x=x(4, 6), n=np.array(3 if c else 1), c=np.array(c))
-        (body,) = result.later
+        (body,) = result.deferred
         assert (body.reason, body.calls) == ("", 3 if c else 1)
         assert body.result is not None
-        assert [r.name for r in body.result.later] == [f"If_0/{'then' if c else 'else'}_branch"]
+        assert [r.name for r in body.result.deferred] == [f"If_0/{'then' if c else 'else'}_branch"]
 
 
 def test_loops_that_amplify_rounding_are_excused_by_their_own_conditioning() -> None:

@@ -1,7 +1,7 @@
 """Random models around a loop of unknown trips, a loop that its body ends, or a choice of rows that data make: what is
 compiled while they run agrees with ONNX Runtime.
 
-PPUC_LATER_SEEDS sets how many models there are.
+PPUC_DEFERRED_SEEDS sets how many models there are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import ppuc
 from ppuc.compiler.oracle import Oracle
 from tests.onnx_text import model_of
 
-SEEDS = int(os.environ.get("PPUC_LATER_SEEDS", "30"))
+SEEDS = int(os.environ.get("PPUC_DEFERRED_SEEDS", "30"))
 PLAIN = ("{y} = MatMul({a}, V)", "{y} = Add({a}, {b})", "{y} = Tanh({a})", "{y} = Mul({a}, {b})", "{y} = Softmax({a})")
 MIXED = (
     "{y}i = NonZero({a}) {y}f = Cast<to = 1>({y}i) {y}m = ReduceMean<keepdims = 0>({y}f) {y} = Add({a}, {y}m)",
@@ -95,4 +95,4 @@ def test_random_models_agree(seed: int) -> None:
 
 def test_most_random_models_are_compiled_while_they_run() -> None:
     plans = [ppuc.compile(model(seed)[0], "ppu-tiny").plan for seed in range(20)]
-    assert sum(plan is not None and bool(plan.later) for plan in plans) > 12
+    assert sum(plan is not None and bool(plan.deferred) for plan in plans) > 12
