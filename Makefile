@@ -28,7 +28,7 @@ check: $(VENV)/.dev $(VENV)/.demo
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/mypy -p ppuc
-	$(RUN) -m pytest tests/test_house.py tests/test_floors.py tests/test_docs.py
+	$(RUN) -m pytest tests/repository/test_house.py tests/repository/test_floors.py tests/repository/test_docs.py
 
 docs: $(VENV)/.dev
 	$(RUN) -m tools.generate_docs

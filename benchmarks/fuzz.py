@@ -17,8 +17,8 @@ if not __package__:  # run as a file rather than with -m
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ppuc.targets.description import load_target
-from tests.graph_generator import module_of_seed
-from tests.whole_pipeline import compiled
+from tests.property.graph_generator import module_of_seed
+from tests.support.whole_pipeline import compiled
 
 NOISE = {"model": 0.0, "fp32": 0.0, "bf16": 2.0**-7, "fp16": 2.0**-10}
 

@@ -35,7 +35,7 @@ from ppuc.ir.errors import PpucError
 from ppuc.targets.artifact import Artifact
 from ppuc.targets.assembler import encode
 from tests.fuzz.models import model_of_seed
-from tests.small_models import lookup, mlp
+from tests.support.small_models import lookup, mlp
 
 Source = Path | onnx.ModelProto
 

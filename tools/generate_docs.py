@@ -1,6 +1,6 @@
 """Writes the references in docs/ from the records: `make docs`, or `python -m tools.generate_docs`.
 
-Invariant: a document depends on nothing but the repository, so tests/test_docs.py can compare bytes.
+Invariant: a document depends on nothing but the repository, so tests/repository/test_docs.py can compare bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ppuc.ir.ops import OPS, Kind, OpDef
 from ppuc.targets import isa
 from ppuc.targets.description import builtin_targets, default_target, load_target
 from ppuc.targets.schema import MARKS, Leaf, Target
-from tests import text_samples
+from tests.support import text_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTICE = "<!-- Written by `make docs`; edit the records instead. -->"

@@ -24,7 +24,7 @@ from tests.filetests.case import Case, CaseError, Expected
 from tests.filetests.problems import compare_errors, problems_of
 from tests.filetests.reading import read_module
 from tests.filetests.texts import check_text, compare_output, different, text_of
-from tests.whole_pipeline import check_program
+from tests.support.whole_pipeline import check_program
 
 _CALL = re.compile(r"\((.*)\) == \((.*)\)")
 

@@ -1,7 +1,7 @@
 """Which ops are claimed to run on the PPU, and the strategy of each.
 
 A strategy fills in a Sample whose op and opset are chosen already. Invariant: `STRATEGIES` covers `claimed_ops()`
-exactly (tests/test_fuzz_ops.py).
+exactly (tests/fuzz/test_ops.py).
 """
 
 from __future__ import annotations

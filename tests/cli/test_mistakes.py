@@ -1,0 +1,175 @@
+"""What a user gets wrong on the command line: the text of every error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from ppuc.compiler.cli import INTERNAL_ERROR, cli
+from tests.cli.calling import TINY, error_of, ppuc
+from tests.support.small_models import mlp
+
+
+def test_missing_model_file() -> None:
+    assert error_of("compile", "none.onnx") == "error: none.onnx: there is no such file\n"
+
+
+def test_unbound_dimension_says_what_to_type(model: Path) -> None:
+    assert error_of("compile", model) == (
+        f"error: {model}: dimensions of the inputs are not fixed\n"
+        "  got: x: f32[N, 20]\n  expected: a size for each\n  hint: add --dim N=...\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("N", "error: --dim: is not of the form NAME=VALUE\n  got: N\n"),
+        ("N=two", "error: --dim: the size of 'N' is not a whole number\n  got: two\n  hint: e.g. --dim N=1\n"),
+        ("M=2", "error: MODEL: the model has no open dimension 'M'\n  expected: one of N\n"),
+    ],
+)
+def test_wrong_dimensions(model: Path, option: str, text: str) -> None:
+    assert error_of("compile", model, "--dim", option) == text.replace("MODEL", str(model))
+
+
+def test_unknown_target_and_key(model: Path) -> None:
+    text = error_of("compile", model, "--dim", "N=1", "--target", "zhenwu-m89")
+    assert text.startswith("error: target 'zhenwu-m89': no builtin target has this name\n")
+    assert "zhenwu-m890" in text
+    assert error_of("targets", "ppu-tiny", "--set", "hbm.gb=1").startswith("error: ")
+    assert error_of("targets", "ppu-tiny", "--set", "hbm.gbs=fast").startswith("error: ")
+
+
+def test_unknown_precision_and_command(model: Path) -> None:
+    assert "'fp7' is not one of 'model', 'fp32', 'bf16', 'fp16'" in error_of("compile", model, "--precision", "fp7")
+    assert "No such command 'compiel'" in error_of("compiel", model)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a protobuf at all", b"\x08\x07\x12\x02"])
+def test_damaged_models(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    for command in ("compile", "run", "verify", "profile", "check", "inspect"):
+        assert error_of(command, path).startswith(f"error: {path}: ")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.onnx"]
+
+
+def test_errors_as_json() -> None:
+    result = ppuc("compile", "none.onnx", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout) == {
+        "error": "ModelError",
+        "diagnostics": [
+            {
+                "where": "none.onnx",
+                "what": "there is no such file",
+                "got": None,
+                "expected": None,
+                "hint": None,
+                "entities": [],
+            }
+        ],
+    }
+    assert result.stderr == "error: none.onnx: there is no such file\n"
+
+
+def test_internal_errors_show_a_traceback_and_what_to_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ppuc.targets.description as description
+
+    def broken() -> list[str]:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(description, "builtin_targets", broken)
+    result = ppuc("targets")
+    assert result.exit_code == INTERNAL_ERROR
+    assert "RuntimeError: boom" in result.stderr
+    assert "This is a fault of ppuc" in result.stderr
+    assert result.stdout == ""
+
+
+def test_files_of_unknown_kind() -> None:
+    assert error_of("inspect", "net.pdf") == (
+        "error: net.pdf: has a name that says nothing of its kind\n  expected: .onnx, .ppir, .ppu\n"
+    )
+
+
+def test_wrong_inputs(program: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", y=np.ones((2, 20), np.float32))
+    assert error_of("run", program, "--inputs", tmp_path / "in.npz") == (
+        f"error: {program}: no input is called 'y'\n  expected: x: f32[2, 20]\n"
+        f"error: {program}: input 'x' is missing\n  expected: f32[2, 20]\n"
+    )
+    np.save(tmp_path / "x.npy", np.ones((2, 20)))
+    assert error_of("run", program, "--input", f"x={tmp_path / 'x.npy'}") == (
+        f"error: {program}: input 'x' has the wrong dtype\n  got: f64[2, 20]\n  expected: f32[2, 20]\n"
+        "  hint: convert it with x.astype('float32')\n"
+    )
+    assert error_of("run", program, "--input", "z=random").startswith(f"error: {program}: no input is called 'z'\n")
+    assert error_of("run", program, "--input", "x=none.npy") == "error: none.npy: no such file\n"
+
+
+@pytest.mark.parametrize("command", ["run", "profile"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--alias", "a=b"),
+        ("--tune", "2"),
+        ("--calibrate", "data.npz"),
+        ("--policy", "p.toml"),
+        ("--no-repair",),
+        ("--no-host",),
+    ],
+)
+def test_options_that_come_too_late_are_refused(program: Path, command: str, option: tuple[str, ...]) -> None:
+    assert error_of(command, program, *option) == (
+        f"error: {option[0]}: has no effect on a compiled program\n  got: {program}\n  hint: give the .onnx file\n"
+    )
+
+
+def test_options_of_compiling_do_not_fit_a_program(program: Path) -> None:
+    assert error_of("run", program, "--dim", "N=1") == (
+        f"error: --dim: has no effect on a compiled program\n  got: {program}\n  hint: give the .onnx file\n"
+    )
+    assert error_of("verify", program).startswith(f"error: {program}: is a compiled program\n")
+
+
+def test_opt_mistakes(model: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "steps"
+    assert ppuc("compile", model, "--dim", "N=2", *TINY, "-o", tmp_path / "a.ppu", "--dump", dump).exit_code == 0
+    first = dump / "00-import.ppir"
+    assert error_of("opt", first, "-p", "fould").startswith("error: -p: there is no pass 'fould'\n")
+    assert "hint: did you mean 'fold'?" in error_of("opt", first, "-p", "fould")
+    assert error_of("opt", first, "-p", "fold{speed=3}").startswith("error: -p: pass 'fold' has no option 'speed'\n")
+    assert error_of("opt", first, "-p", "fold", "--to-end") == "error: --to-end: cannot be combined with -p\n"
+    assert error_of("opt", first, "-o", "x.txt").startswith("error: -o: has a name that says neither")
+    assert error_of("opt", first, "-o", tmp_path / "x.ppu").startswith("error: module: holds no program yet")
+    assert error_of("opt", first, "--set", "hbm.gbs=900", "-p", "fold").startswith(
+        f"error: {first}: was made for another target\n"
+    )
+    first.write_text(first.read_text().replace("matmul(", "matmull(", 1))
+    text = error_of("opt", first, "-p", "fold")
+    assert "matmull" in text
+    assert "^" in text
+
+
+def test_damaged_programs(program: Path, tmp_path: Path) -> None:
+    whole = program.read_bytes()
+    bad = tmp_path / "bad.ppu"
+    for content in (b"", whole[:100], whole[:-1], b"x" + whole[1:]):
+        bad.write_bytes(content)
+        for command in ("run", "profile", "inspect", "disasm"):
+            assert error_of(command, bad).startswith(f"error: {bad}: ")
+
+
+def test_a_precision_that_is_refused_has_no_note(tmp_path: Path) -> None:
+    path = tmp_path / "mlp.onnx"
+    onnx.save(mlp(), path)
+    result = CliRunner().invoke(cli, ["compile", str(path), "--dim", "N=2", "-p", "mixed"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --precision mixed: needs a policy")

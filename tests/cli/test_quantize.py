@@ -1,0 +1,151 @@
+"""`ppuc quantize`: goals, reports, policies, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from ppuc.compiler.cli import cli
+from ppuc.compiler.driver import initial_module
+from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.options import CompileOptions
+from ppuc.compiler.quantization.measure import Reference
+from ppuc.compiler.quantization.policy import read_policy
+from ppuc.compiler.quantization.prepare import prepare
+from ppuc.targets.description import load_target
+from tests.quantization.test_plans import convnet
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    onnx.save(convnet(), tmp_path / "net.onnx")
+    rng = np.random.default_rng(2)
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((32, 3, 9, 9)).astype(np.float32))
+    return tmp_path
+
+
+def run(folder: Path, *arguments: object, code: int = 0) -> dict[str, Any]:
+    words = ["quantize", folder / "net.onnx", "--target", "ppu-tiny", "--json", *arguments]
+    if "--calibrate" not in arguments:
+        words += ["--calibrate", folder / "data.npz"]
+    result = CliRunner().invoke(cli, [str(w) for w in words])
+    assert result.exit_code == code, result.output
+    record: dict[str, Any] = json.loads(result.stdout)
+    return record
+
+
+def test_the_report_is_what_the_policy_gives(folder: Path) -> None:
+    """The accuracy in the report, measured again from the policy's file on the samples that were kept apart."""
+    record = run(folder, "-o", folder / "p.toml")
+    assert record["samples"] == {"fit": 16, "decide": 8, "report": 8, "apart": True}
+    assert record["share"] == 1.0
+    assert [row["layer"] for row in record["layers"]] == ["c", "d", "p", "y"]
+    options = CompileOptions(load_target("ppu-tiny"), "fp8")
+    module = initial_module(load_model(folder / "net.onnx", dims={"N": 1}), options)
+    ready = prepare(module, options)
+    data = np.load(folder / "data.npz")["x"][3::4]
+    reference = Reference(ready.module.graph, ready.feeds({"x": row[None]} for row in data))
+    plan = read_policy(folder / "p.toml", ready.layers)
+    assert reference.compare(ready.quantized(plan).graph).sqnr == pytest.approx(record["accuracy"]["sqnr_db"], abs=1e-3)
+
+
+def test_compile_says_the_same_as_quantize(folder: Path) -> None:
+    """The summary, and the program: that of the policy."""
+    whole = run(folder, "-o", folder / "p.toml")
+    words = [str(w) for w in ("compile", folder / "net.onnx", "-t", "ppu-tiny", "-p", "fp8", "--json", "-o")]
+    calibrated = [*words, str(folder / "a.ppu"), "--calibrate", str(folder / "data.npz")]
+    made = json.loads(CliRunner().invoke(cli, calibrated).stdout)["quantization"]
+    for key in ("samples", "repair", "share", "time"):
+        assert made[key] == whole[key]
+    assert made["sqnr_db"] == whole["accuracy"]["sqnr_db"]
+    order = sorted(whole["layers"], key=lambda row: row["isolated_sqnr_db"])
+    assert [row["layer"] for row in made["noisiest"]] == [row["layer"] for row in order[:3]]
+    CliRunner().invoke(cli, [*words, str(folder / "b.ppu"), "--policy", str(folder / "p.toml"), "--dim", "N=1"])
+    assert (folder / "a.ppu").read_bytes() == (folder / "b.ppu").read_bytes()
+    plain = json.loads(CliRunner().invoke(cli, [*calibrated, "--no-repair"]).stdout)["quantization"]
+    assert plain["repair"] == "none"
+    assert plain["sqnr_db"] < made["sqnr_db"]
+
+
+def test_a_metric_sees_labels(folder: Path) -> None:
+    """Each sample's own rows of what has rows for them, all of what has not; without a metric a label is a mistake."""
+    x = np.load(folder / "data.npz")["x"]
+    np.savez(folder / "labelled.npz", x=x, mark=x[:, 0, 0, 0], names=np.array(["a", "b", "c"]))
+    (folder / "m.py").write_text(
+        "def metric(outputs, inputs):\n"
+        "    assert all(i['mark'][0] == i['x'][0, 0, 0, 0] and list(i['names']) == ['a', 'b', 'c'] for i in inputs)\n"
+        "    return float(len(inputs))\n"
+    )
+    given = ("--calibrate", folder / "labelled.npz")
+    assert run(folder, *given, "--metric", folder / "m.py")["metric"] == {"fp32": 8.0, "quantized": 8.0}
+    assert "no input is called 'mark'" in refusal(folder, *given)
+    np.savez(folder / "scaled.npz", x=x, scale=np.float32(2))
+    assert "no input is called 'scale'" in refusal(folder, "--calibrate", folder / "scaled.npz")
+
+
+def test_mixed_lifts_as_little_as_the_goal_allows(folder: Path) -> None:
+    """The state holds the noise of every layer, so the second search measures none again and finds the same."""
+    goal = ("-p", "mixed", "--min-sqnr", "52", "--state", folder / "s.json", "--evaluate", folder / "data.npz")
+    record = run(folder, *goal, "--plot", folder / "p.svg")
+    assert record["share"] < 1.0
+    tried = {p["lifted"]: p for p in record["pareto"]}
+    settled = min(k for k, p in tried.items() if p["met"])
+    assert all(not tried[k]["met"] for k in tried if k < settled)
+    assert {row["format"] for row in record["layers"]} > {"bf16"}
+    assert sum(row["format"] == "bf16" for row in record["layers"]) == settled
+    assert (folder / "p.svg").read_text().count("<circle") == len(tried)
+    state = json.loads((folder / "s.json").read_text())
+    assert set(state["noise"]) == {"c", "d", "p", "y"}
+    assert run(folder, *goal) == record
+
+
+def test_a_share_is_kept_and_its_policy_compiles(folder: Path) -> None:
+    record = run(folder, "-p", "mixed", "--min-share", "80%", "-o", folder / "p.toml")
+    assert 0.8 <= record["share"] < 1.0
+    words = ["verify", folder / "net.onnx", "-p", "mixed", "--policy", folder / "p.toml", "--dim", "N=1"]
+    result = CliRunner().invoke(cli, [*map(str, words), "--target", "ppu-tiny"])
+    assert result.exit_code == 0, result.output
+
+
+def refusal(folder: Path, *arguments: object) -> str:
+    record = run(folder, *arguments, code=2)
+    return " ".join(f"{d['where']} {d['what']} {d['got']}" for d in record["diagnostics"])
+
+
+def test_what_is_refused(folder: Path) -> None:
+    assert "needs a goal" in refusal(folder, "-p", "mixed")
+    assert "needs a task metric" in refusal(folder, "-p", "mixed", "--max-drop", "1%")
+    assert "holds a single sample" in refusal(folder, "--samples", "1")
+    (folder / "s.json").write_text("{}")
+    assert "is not the state of a search" in refusal(folder, "--state", folder / "s.json")
+    np.savez(folder / "zero.npz", x=np.zeros((9, 3, 9, 9), np.float32))
+    assert "is zero in every sample" in refusal(folder, "--calibrate", folder / "zero.npz")
+    assert "cannot be met by any choice" in refusal(folder, "-p", "mixed", "--min-sqnr", "300")
+    (folder / "m.py").write_text("def metric(outputs, inputs):\n    return 1 / 0\n")
+    assert "fails ZeroDivisionError" in refusal(folder, "-p", "mixed", "--max-drop", "1%", "--metric", folder / "m.py")
+    (folder / "m.py").write_text("x = 1\n")
+    assert "defines no function 'metric'" in refusal(folder, "--metric", folder / "m.py")
+
+
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [
+        ((), "precision model without --calibrate"),
+        (("-p", "fp8"), "precision fp8 without --calibrate"),
+        (("-p", "mixed", "--policy", "{folder}/p.toml"), "precision mixed without --calibrate"),
+        (("-p", "mxfp4", "--calibrate", "{folder}/data.npz"), "precision mxfp4"),
+    ],
+)
+def test_no_repair_is_refused_where_nothing_is_repaired(folder: Path, options: tuple[str, ...], got: str) -> None:
+    (folder / "p.toml").write_text('[[layer]]\nname = "*"\nformat = "bf16"\n')
+    words = [o.format(folder=folder) for o in options]
+    result = CliRunner().invoke(cli, ["compile", str(folder / "net.onnx"), "--no-repair", *words])
+    assert result.exit_code == 2
+    assert f"error: --no-repair: has no effect where nothing is repaired\n  got: {got}\n" in result.stderr
+    assert not list(folder.glob("*.ppu"))

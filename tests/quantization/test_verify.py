@@ -1,0 +1,80 @@
+"""Verification at 8 bits: as much error as the quantized model itself has, and no more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import ppuc
+from ppuc.compiler.entry import compile as compile_program
+from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.judge import Judge
+from ppuc.compiler.oracle import Oracle
+from ppuc.compiler.quantization.expected import allowed_errors
+from ppuc.compiler.tolerance import tolerances
+from tests.quantization.test_plans import convnet, transformer
+from tests.support.onnx_text import model_of
+
+INPUTS = {"convnet": (1, 3, 9, 9), "transformer": (2, 9, 16)}
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+@pytest.mark.parametrize("name", ["convnet", "transformer"])
+def test_right_programs_agree_and_wrong_ones_do_not(name: str, format: str) -> None:
+    model = {"convnet": convnet, "transformer": transformer}[name]()
+    shape = INPUTS[name]
+    rng = np.random.default_rng(3)
+    samples = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(4)]
+    dims = {"N": 1} if name == "convnet" else None
+    program = compile_program(model, "ppu-tiny", format, dims, calibrate=samples)
+    for sample in samples:
+        assert ppuc.verify(program, sample, layers=True).ok
+    assert program.quantized is not None
+    imported = load_model(model, dims=dims)
+    ((label, value),) = imported.outputs
+    feeds = {v.name: samples[0][n] for n, v in imported.inputs}
+    allowed = allowed_errors(imported.graph, {label: value.name}, program.quantized, feeds)[label]
+    judge = Judge(imported.graph, format, feeds)
+    want = Oracle(model).run(samples[0])[label]
+    off = want.copy()
+    off.reshape(-1)[0] += np.sqrt(np.mean(want**2))
+    assert judge.compare(label, value.name, want, want, allowed).ok
+    for wrong in (want / 2, off, np.zeros_like(want)):
+        assert not judge.compare(label, value.name, wrong, want, allowed).ok
+    assert allowed.relative < tolerances(imported.graph, format)[value.name].relative
+
+
+def test_a_state_that_begins_with_zeros_gets_scales_at_run_time() -> None:
+    """Its samples say nothing about what it will hold; with a scale for zeros it would stay zero for ever."""
+    text = """net (float[8, 16] x, float[8, 16] h) => (float[8, 12] y, float[8, 16] n) {
+        y = MatMul(h, wh)
+        n = MatMul(x, wn)
+    }"""
+    rng = np.random.default_rng(5)
+    shapes = {"wh": (16, 12), "wn": (16, 16)}
+    model = model_of(text, {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()})
+    sample = {n: rng.standard_normal((8, 16)).astype(np.float32) for n in ("x", "h")}
+    program = compile_program(model, "ppu-tiny", "fp8", calibrate=[{**sample, "h": np.zeros((8, 16), np.float32)}] * 2)
+    found = ppuc.verify(program, sample)
+    assert found.ok
+    assert all(20 < c.sqnr_db < 60 for c in found.outputs)
+
+
+def test_layers_are_those_of_the_program_that_is_verified() -> None:
+    """Scales that were found on small numbers clip all others, inside too; those that a run computes do not."""
+    rng = np.random.default_rng(4)
+    sample = {"x": rng.standard_normal((2, 3, 9, 9)).astype(np.float32)}
+    program = compile_program(convnet(), "ppu-tiny", "fp8", {"N": 2}, calibrate=[{"x": sample["x"] / 64}] * 2)
+    clipped = ppuc.verify(program, sample, layers=True)
+    dynamic = ppuc.verify(compile_program(convnet(), "ppu-tiny", "fp8", {"N": 2}), sample, layers=True)
+    assert max(c.rms_rel for c in clipped.layers) > 3 * max(c.rms_rel for c in dynamic.layers)
+
+
+def test_every_variant_is_verified_with_its_own_layers() -> None:
+    rng = np.random.default_rng(6)
+    samples = [{"x": rng.standard_normal((1, 3, 9, 9)).astype(np.float32)} for _ in range(8)]
+    program = compile_program(convnet(), "ppu-tiny", "int8", {"N": (1, 4)}, calibrate=samples)
+    for size in (1, 4):
+        inputs = {"x": rng.standard_normal((size, 3, 9, 9)).astype(np.float32)}
+        assert ppuc.verify(program, inputs, layers=True).ok
+        assert ppuc.verify(program.variant({"N": size}), inputs).ok

@@ -1,0 +1,37 @@
+"""Small models with seeded weights that every output depends on."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from tests.support.onnx_text import model_of
+
+
+def mlp() -> onnx.ModelProto:
+    """Two layers, batch N: x[N, 20] -> y[N, 7]; nodes are named."""
+    rng = np.random.default_rng(7)
+    weights = {
+        "w0": rng.standard_normal((20, 33), np.float32) / 4,
+        "b0": rng.standard_normal(33, np.float32),
+        "w1": rng.standard_normal((33, 7), np.float32) / 5,
+    }
+    model = model_of(
+        "mlp (float[N, 20] x) => (float[N, 7] y) { h = MatMul(x, w0) a = Add(h, b0) r = Relu(a) y = MatMul(r, w1) }",
+        weights,
+    )
+    for node, name in zip(model.graph.node, ("first", "bias", "relu", "second"), strict=True):
+        node.name = name
+    return model
+
+
+def lookup() -> onnx.ModelProto:
+    """A table of 11 rows looked up by ids, weighted by a mask: ids[3], mask[3] -> y[3, 4]."""
+    table = np.random.default_rng(3).standard_normal((11, 4), np.float32)
+    text = """lookup (int64[3] ids, int64[3] attention_mask) => (float[3, 4] y) {
+        g = Gather(table, ids)
+        f = Cast<to = 1>(attention_mask)
+        m = Unsqueeze(f, one)
+        y = Mul(g, m)
+    }"""
+    return model_of(text, {"table": table, "one": np.array([1], np.int64)})
