@@ -117,7 +117,7 @@ class DeferredSteps:
     of first calls; `asked` how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
 
     def __init__(self, artifact: Artifact, options: CompileOptions, worker: HostWorker, compile: Compile) -> None:
-        self.artifact, self.options, self.worker = artifact, later_options(options), worker
+        self.artifact, self.options, self.worker = artifact, deferred_options(options), worker
         self.compile = compile
         self.runs: dict[str, DeferredRun] = {}
         self.asked: dict[int, int] = {}
@@ -225,7 +225,7 @@ class DeferredSteps:
         return program
 
 
-def later_options(options: CompileOptions) -> CompileOptions:
+def deferred_options(options: CompileOptions) -> CompileOptions:
     """How models are compiled while a program runs that was compiled with `options`: in the same way, with inputs,
     outputs and layers that those options do not know. Layers that a policy would have to decide on stay as they are."""
     precision = "model" if PRECISIONS[options.precision].per_layer else options.precision

@@ -18,7 +18,7 @@ from ppuc.compiler.cli import cli
 from ppuc.compiler.commands.options import MODEL, TARGET, CompileArguments, compile_arguments
 from ppuc.compiler.commands.program import AT_RUN
 from ppuc.compiler.driver import compile_model, examine
-from ppuc.compiler.host.deferred import later_options
+from ppuc.compiler.host.deferred import deferred_options
 from ppuc.compiler.options import Calibration, CompileOptions, HostPolicy, Quantization
 from ppuc.compiler.quantization.data import Data
 from ppuc.ir.errors import PpucError, UsageError
@@ -102,7 +102,7 @@ def test_what_runs_is_compiled_alike_after_loading(tmp_path: Path) -> None:
     aliases = {f"alias.{past}": present for past, present in options.aliases.items()}
     again = CompileOptions.of_record({**options.recorded(), **aliases}, TINY, options.host)
     assert again.aliases == options.aliases
-    first, second = later_options(options), later_options(again)
+    first, second = deferred_options(options), deferred_options(again)
     assert {f.name for f in fields(options)} == {"target", "host", *RECORDED, *OF_ONE_MODEL}
     for f in fields(options):
         assert getattr(first, f.name) == getattr(second, f.name), f.name
@@ -118,8 +118,8 @@ def test_a_record_that_makes_no_sense_is_refused(tries: str) -> None:
 
 def test_a_policy_does_not_reach_what_is_compiled_later() -> None:
     options = CompileOptions(TINY, "mixed", quantization=Quantization(policy=Path("p.toml")))
-    assert later_options(options).precision == "model"
-    assert later_options(options).quantization == Quantization()
+    assert deferred_options(options).precision == "model"
+    assert deferred_options(options).quantization == Quantization()
 
 
 def test_programs_record_how_they_were_tuned(tmp_path: Path) -> None:
