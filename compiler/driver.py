@@ -23,7 +23,8 @@ from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.layers import PLACE
-from ppuc.compiler.pipeline.manager import CompiledModel, Run
+from ppuc.compiler.pipeline.manager import CompiledModel, PassRecord, Run
+from ppuc.compiler.pipeline.packed_remarks import with_remarks
 from ppuc.compiler.pipeline.recheck import Recheck
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.ir.errors import Diagnostic, ModelError, PpucError, UsageError
@@ -127,7 +128,7 @@ def compile_model(
 
 def _run(options: CompileOptions, watch: Instrumentation) -> Run:
     dump = DumpFolder(watch.dump) if watch.dump is not None else None
-    return Run(options.target, passes_of(options), dump, watch.progress)
+    return Run(options.target, passes_of(options), dump, watch.progress, listening=True)
 
 
 def _compiled(run: Run, module: Module, watch: Instrumentation) -> CompiledModel:
@@ -151,11 +152,18 @@ def _hosted(
 
     options = with_shapes_of_data(options, source)
     artifact, made = compile_hosted(source, options, error, compile_part, _quantizer(options, watch))
-    records = tuple(
-        replace(p, name=f"segment {n}: {p.name}" if n else p.name) for n, m in enumerate(made) for p in m.passes
-    )
+    records = tuple(_of_segment(p, n) for n, m in enumerate(made) for p in m.passes)
     modules = tuple(m.module for m in made if m.module is not None)
-    return CompiledModel(modules[0] if modules else None, artifact, records, modules)
+    compiled = CompiledModel(modules[0] if modules else None, artifact, records, modules)
+    return replace(compiled, artifact=with_remarks(artifact, compiled.remarks))
+
+
+def _of_segment(record: PassRecord, number: int) -> PassRecord:
+    """The record of a pass as that of one program of several."""
+    if number == 0:
+        return record
+    remarks = tuple(replace(remark, segment=number) for remark in record.remarks)
+    return replace(record, name=f"segment {number}: {record.name}", remarks=remarks)
 
 
 def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantizer | None:

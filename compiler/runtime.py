@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from ppuc.compiler.host.deferred import DeferredRun
     from ppuc.compiler.host.transfer import Crossing
+    from ppuc.compiler.passes.remarks import Remark
     from ppuc.compiler.pipeline.manager import PassRecord
     from ppuc.ir.module import Module
     from ppuc.targets.simulator.run import Progress, RawResult
@@ -119,6 +120,13 @@ class CompiledProgram:
         return dict(json.loads(self.artifact.meta.get("nodes", "{}")))
 
     @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What the passes of the compiler did and refused, and why. Raises ArtifactError when that is damaged."""
+        from ppuc.compiler.pipeline.packed_remarks import remarks_of
+
+        return remarks_of(self.artifact)
+
+    @property
     def name(self) -> str:
         """The model's name."""
         return self.artifact.program.name
@@ -130,12 +138,10 @@ class CompiledProgram:
     def variant(self, dims: Mapping[str, int]) -> CompiledProgram:
         """The program of one variant, by its sizes (all of them, or those that tell it from the others). Raises
         UsageError when there is none."""
-        every = self.variants.every if self.variants is not None else ()
-        found = [v for v in every if dims.items() <= v.dims.items()]
-        if not found:
-            known = "; ".join(map(str, every)) or "none: the program has fixed sizes"
-            raise UsageError.of(self.name, "has no variant of these sizes", got=dict(dims), expected=known)
-        return self._of(found[0])
+        if self.variants is None:
+            expected = "none: the program has fixed sizes"
+            raise UsageError.of(self.name, "has no variant of these sizes", got=dict(dims), expected=expected)
+        return self._of(self.variants.of_sizes(dims, self.name))
 
     def variant_for(self, inputs: Mapping[str, np.ndarray]) -> CompiledProgram:
         """The program that a run with `inputs` takes. Raises InputError when there is none."""

@@ -81,6 +81,15 @@ class Variants:
             raise InputError.of(where, "no program was compiled for these shapes", got=got, expected=known, hint=hint)
         return min(fitting, key=lambda v: sum(t.type.elements for t in v.artifact.inputs)), sizes
 
+    def of_sizes(self, dims: Mapping[str, int], where: str) -> Variant:
+        """The first variant of these sizes (all of them, or those that tell it from the others). Raises UsageError when
+        there is none."""
+        found = [v for v in self.every if dims.items() <= v.dims.items()]
+        if not found:
+            known = "; ".join(map(str, self.every))
+            raise UsageError.of(where, "has no variant of these sizes", got=dict(dims), expected=known)
+        return found[0]
+
     def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """What the shapes say of symbols that may be padded; {} when they contradict each other."""
         found: dict[str, set[int]] = {}
@@ -137,6 +146,7 @@ def bundle(variants: Variants) -> Artifact:
     tensors, segments, vectors = [], [], []
     constants: dict[str, np.ndarray | Resource] = {}
     host: dict[str, bytes] = {}
+    notes: dict[str, bytes] = {}
     shared: dict[tuple[str, str], Resource] = {}
     for number, variant in enumerate(variants.every):
         part, rename = variant.artifact, partial(str.__add__, f"v{number}.")
@@ -144,6 +154,7 @@ def bundle(variants: Variants) -> Artifact:
         segments += [renamed_segment(s, rename) for s in part.program.segments]
         vectors += [replace(v, name=rename(v.name)) for v in part.vectors]
         host |= {rename(name): data for name, data in part.host.items()}
+        notes |= {rename(name): data for name, data in part.notes.items()}
         for name, value in part.constants.items():
             resource = value if isinstance(value, Resource) else Resource.of(value, name)
             constants[rename(name)] = shared.setdefault((str(resource.type), resource.key), resource)
@@ -156,7 +167,7 @@ def bundle(variants: Variants) -> Artifact:
         "every": [_record(v) for v in variants.every],
     }
     meta = {VARIANTS: json.dumps(record, sort_keys=True)}
-    return Artifact(program, tuple(vectors), constants, (), (), meta, host)
+    return Artifact(program, tuple(vectors), constants, (), (), meta, host, notes)
 
 
 def _record(variant: Variant) -> dict[str, Any]:
@@ -211,6 +222,7 @@ def _part(artifact: Artifact, record: Mapping[str, Any], prefix: str, at: int) -
         _specs(record["outputs"]),
         record["meta"],
         {bare(n): data for n, data in artifact.host.items() if n.startswith(prefix)},
+        {bare(n): data for n, data in artifact.notes.items() if n.startswith(prefix)},
     )
 
 

@@ -4,6 +4,7 @@
     descriptors   int64[m]       what the words refer to
     const.NAME    the model's weights, by the program's tensor names, in their own dtype
     host.NAME     uint8[k]       what runs on the host, as its owner wrote it
+    note.NAME     uint8[k]       what is said about the program and does not run, as its owner wrote it
     metadata      format marker and version, target and its hash, inputs and outputs, symbols (names and origins), the
                   dtypes of the constants, free `meta` (model, digest, compiler version, options), checksum
 
@@ -39,7 +40,7 @@ FORMAT = "ppu"
 VERSION = "1"
 
 _MAX_HEADER = 1 << 30
-_CODE, _DESCRIPTORS, _CONST, _HOST = "code", "descriptors", "const.", "host."
+_CODE, _DESCRIPTORS, _CONST, _HOST, _NOTE = "code", "descriptors", "const.", "host.", "note."
 _STORED_AS = {
     DType.F64: "F64",
     DType.F32: "F32",
@@ -74,7 +75,7 @@ class IOSpec:
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """A compiled model. `constants` are the weights by tensor name; `meta` is free text about its making; `host` holds
-    what runs on the host, by name."""
+    what runs on the host, by name; `notes` what does not run: the compiler's remarks."""
 
     program: Program
     vectors: tuple[VectorProgram, ...]
@@ -83,6 +84,7 @@ class Artifact:
     outputs: tuple[IOSpec, ...]
     meta: Mapping[str, str]
     host: Mapping[str, bytes] = field(default_factory=dict)
+    notes: Mapping[str, bytes] = field(default_factory=dict)
 
     def constant(self, name: str) -> np.ndarray:
         """The values of a constant (mapped from the file when the artifact was loaded). KeyError when there is none."""
@@ -103,7 +105,8 @@ def save(artifact: Artifact, path: str | Path) -> None:
     arrays: dict[str, np.ndarray | Resource] = {_CODE: encoded.code, _DESCRIPTORS: encoded.descriptors}
     stored = _stored(artifact.constants)
     arrays.update({_CONST + name: artifact.constants[name] for name in stored.values()})
-    arrays.update({_HOST + name: np.frombuffer(data, np.uint8) for name, data in artifact.host.items()})
+    for prefix, parts in ((_HOST, artifact.host), (_NOTE, artifact.notes)):
+        arrays.update({prefix + name: np.frombuffer(data, np.uint8) for name, data in parts.items()})
     _check_constants(artifact)
     header = _header(artifact, encoded, arrays, stored)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -155,11 +158,17 @@ def _header(
         "shared": _json({name: first for name, first in stored.items() if name != first}),
         "symbols": _json(encoded.symbols),
         "meta": _json(dict(artifact.meta)),
-        "host": _json({name: hashlib.sha256(data).hexdigest() for name, data in artifact.host.items()}),
+        "host": _json(_digests(artifact.host)),
     }
+    if artifact.notes:
+        metadata["notes"] = _json(_digests(artifact.notes))
     metadata["checksum"] = _checksum(metadata, table, encoded.code, encoded.descriptors)
     text = _json({"__metadata__": metadata, **table}).encode()
     return text + b" " * (-len(text) % 8)
+
+
+def _digests(parts: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
 
 
 def _file_order(arrays: Mapping[str, np.ndarray | Resource]) -> list[str]:
@@ -235,23 +244,24 @@ def _artifact(
             tuple(IOSpec(name, tensor, parse_type(text)) for name, tensor, text in json.loads(metadata[key]))
             for key in ("inputs", "outputs")
         )
-        host = {
-            name: _host_part(path, start, table[_HOST + name], name, digest)
-            for name, digest in json.loads(metadata["host"]).items()
-        }
-        return Artifact(program, vectors, constants, inputs, outputs, json.loads(metadata["meta"]), host)
+        host = _parts(path, start, table, _HOST, metadata["host"])
+        notes = _parts(path, start, table, _NOTE, metadata.get("notes", "{}"))
+        return Artifact(program, vectors, constants, inputs, outputs, json.loads(metadata["meta"]), host, notes)
     except (ArtifactError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"its parts contradict each other ({type(error).__name__}: {error})") from None
 
 
-def _host_part(path: Path, start: int, entry: Mapping[str, Any], name: str, digest: str) -> bytes:
-    first, last = entry["data_offsets"]
-    with path.open("rb") as file:
-        file.seek(start + first)
-        data = file.read(last - first)
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ValueError(f"the bytes of host part '{name}' are not those that were written")
-    return data
+def _parts(path: Path, start: int, table: Mapping[str, Any], prefix: str, digests: str) -> dict[str, bytes]:
+    """The bytes of every tensor under `prefix`. Raises ValueError when they are not those that were written."""
+    found = {}
+    for name, digest in json.loads(digests).items():
+        first, last = table[prefix + name]["data_offsets"]
+        with path.open("rb") as file:
+            file.seek(start + first)
+            found[name] = file.read(last - first)
+        if hashlib.sha256(found[name]).hexdigest() != digest:
+            raise ValueError(f"the bytes of '{prefix}{name}' are not those that were written")
+    return found
 
 
 def _constant(path: Path, start: int, entry: Mapping[str, Any], name: str, type: TensorType) -> Resource:

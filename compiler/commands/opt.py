@@ -12,8 +12,11 @@ from ppuc.compiler.commands.options import chosen_target, target_options
 from ppuc.compiler.commands.outputs import OutputFile
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from ppuc.compiler.passes.remarks import Remark
     from ppuc.compiler.pipeline.manager import Run
     from ppuc.ir.module import Module
     from ppuc.targets.description import Target
@@ -51,7 +54,8 @@ def opt_command(
     Going on from any dump with --to-end gives the same bytes as the compilation that was dumped. Without -p and
     --to-end the file is parsed, verified and printed again.
     """
-    from ppuc.compiler.pipeline.manager import Run
+    from ppuc.compiler.pipeline.dump import read_manifest
+    from ppuc.compiler.pipeline.manager import Run, said
     from ppuc.compiler.pipeline.pass_options import build_passes
     from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes
     from ppuc.ir.errors import TextError, UsageError
@@ -64,7 +68,7 @@ def opt_command(
     check_target(module, machine, str(file))
     steps = remaining_passes(module, str(file)) if to_end else build_passes(passes or "")
     with progress_bar("opt") as progress:
-        run = Run(machine, steps, progress=progress)
+        run = Run(machine, steps, progress=progress, listening=True)
         try:
             after = run.run(module)
         except VerificationError as error:  # texts are edited by hand, in ways that only show further down
@@ -74,15 +78,17 @@ def opt_command(
                 got=error,
                 hint="if ppuc wrote this text and nobody changed it, please report it as a fault of ppuc",
             ) from error
-    text = _write(after, machine, output)
+    manifest = read_manifest(file.parent)
+    before = manifest.said(file.name) if manifest is not None else ()
+    text = _write(after, machine, output, (*before, *said(run.records)))
     if as_json or output is not None:
         emit("opt", _record(file, output, run, after), as_json, _show)
     else:
         click.echo(text, nl=False)
 
 
-def _write(module: Module, target: Target, output: Path | None) -> str:
-    """Write the outcome where it was asked for; the text when it was not."""
+def _write(module: Module, target: Target, output: Path | None, remarks: Sequence[Remark]) -> str:
+    """Write the outcome where it was asked for, a program with `remarks`; the text when it was not."""
     from ppuc.ir.errors import UsageError
 
     if output is None:
@@ -93,7 +99,7 @@ def _write(module: Module, target: Target, output: Path | None) -> str:
         from ppuc.compiler.pipeline.link import link
         from ppuc.targets.artifact import save
 
-        save(link(module, target), output)
+        save(link(module, target, remarks), output)
     elif output.suffix == ".ppir":
         from ppuc.compiler.pipeline.dump import write_ppir
 

@@ -1,6 +1,6 @@
 """A dump: the module after every pass as text, its constants once, and a manifest of what was done.
 
-    DIR/manifest.json            passes in order: options, time, op counts, error if it was asked for, file
+    DIR/manifest.json            passes in order: options, time, op counts, error if it was asked for, file, remarks
     DIR/00-import.ppir ...       the module after each pass that changed it
     DIR/constants/index.json     key -> type and file of every constant that is stored
     DIR/constants/<key>.bin      its bytes: little-endian, row-major
@@ -17,12 +17,14 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppuc.compiler.passes.graph_constants import Derived
+from ppuc.compiler.passes.remarks import Remark
 from ppuc.ir.errors import TextError, UsageError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -133,8 +135,47 @@ class DumpFolder:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Write the manifest."""
-        text = json.dumps({"format": FORMAT, **manifest}, indent=2, ensure_ascii=False)
-        write_file(self.folder / MANIFEST, text.encode() + b"\n")
+        write_file(self.folder / MANIFEST, _manifest_text({"format": FORMAT, **manifest}).encode())
+
+
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """The manifest as JSON, with one line for each remark."""
+    passes = [{**p, "remarks": f"@{i}"} for i, p in enumerate(manifest["passes"])]
+    text = json.dumps({**manifest, "passes": passes}, indent=2, ensure_ascii=False)
+    for i, p in enumerate(manifest["passes"]):
+        lines = ",\n".join(f"        {json.dumps(remark, ensure_ascii=False)}" for remark in p["remarks"])
+        text = text.replace(f'"remarks": "@{i}"', f'"remarks": [\n{lines}\n      ]' if lines else '"remarks": []', 1)
+    return text + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the manifest of a dump tells of a compilation: machine, precision, and for each pass its text in the dump
+    ("" when it changed nothing) and what it said."""
+
+    target: str
+    precision: str
+    passes: tuple[tuple[str, tuple[Remark, ...]], ...]
+
+    def said(self, file: str = "") -> tuple[Remark, ...]:
+        """The remarks of the passes that the text `file` has been through, or of all; () for a text of another dump."""
+        files = [name for name, _ in self.passes]
+        end = files.index(file) + 1 if file in files else 0
+        return tuple(remark for _, remarks in self.passes[: end if file else None] for remark in remarks)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a folder; None when there is none. Raises TextError when it is damaged."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        passes = ((p["file"] or "", tuple(map(Remark.of, p.get("remarks", ())))) for p in record["passes"])
+        return Manifest(record["target"], record["options"].get("precision", "model"), tuple(passes))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        hint = "dump again; a text needs no manifest to go on from, so this one can be deleted"
+        raise TextError.of(str(file), "the manifest of the dump is damaged", got=error, hint=hint) from error
 
 
 def write_ppir(path: Path, module: Module) -> None:

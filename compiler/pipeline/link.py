@@ -1,18 +1,20 @@
 """From a module at its last level to the artifact that runs.
 
-Invariant: the artifact is a function of the module and the compiler's version alone, so that a resumed dump links to
-the same bytes.
+Invariant: the artifact is a function of the module, the passes' remarks and the compiler's version alone, so that a
+resumed dump links to the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ppuc.compiler.alias import declared_type
+from ppuc.compiler.passes.remarks import Remark
 from ppuc.compiler.pipeline.execute import program_constants
+from ppuc.compiler.pipeline.packed_remarks import with_remarks
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph, Op
@@ -26,8 +28,9 @@ NODES = "nodes"
 """Metadata key: JSON object, kernel name -> the ONNX node that its time is booked on."""
 
 
-def link(module: Module, target: Target) -> Artifact:
-    """The artifact of a module that holds a program. Raises UsageError when it does not yet."""
+def link(module: Module, target: Target, remarks: Sequence[Remark] = ()) -> Artifact:
+    """The artifact of a module that holds a program, with what the passes said. Raises UsageError when it holds none
+    yet."""
     program = module.program
     if program is None:
         raise UsageError.of(
@@ -38,7 +41,7 @@ def link(module: Module, target: Target) -> Artifact:
         )
     types = {v.name: v.type for v in (*module.graph.params, *module.graph.results)}
     meta = {**dict(module.options), "compiler": VERSION, NODES: json.dumps(kernel_nodes(module.graph), sort_keys=True)}
-    return Artifact(
+    artifact = Artifact(
         program=program,
         vectors=module.vectors,
         constants=program_constants(module),
@@ -48,6 +51,7 @@ def link(module: Module, target: Target) -> Artifact:
         outputs=_specs(module.outputs, program.outputs, types),
         meta=meta,
     )
+    return with_remarks(artifact, remarks)
 
 
 def _specs(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.options import Progress
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.remarks import Remark, collecting
 from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.link import link
 from ppuc.compiler.pipeline.pass_options import options_text, spec_of
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class PassRecord:
     """One pass that ran. `ops` counts the ops of the graph after it; `file` is its text in the dump ("" when the pass
-    changed nothing, or nothing is dumped)."""
+    changed nothing, or nothing is dumped); `remarks` is what it said, if anybody listened."""
 
     name: str
     options: str
@@ -41,6 +43,7 @@ class PassRecord:
     ops: Mapping[str, int]
     file: str = ""
     check: CheckedPass | None = None
+    remarks: tuple[Remark, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -52,7 +55,13 @@ class PassRecord:
             "ops": dict(self.ops),
             "error": self.check.record() if self.check is not None else None,
             "file": self.file or None,
+            "remarks": [remark.record() for remark in self.remarks],
         }
+
+
+def said(passes: Sequence[PassRecord]) -> tuple[Remark, ...]:
+    """The remarks of all passes."""
+    return tuple(remark for record in passes for remark in record.remarks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,11 @@ class CompiledModel:
     passes: tuple[PassRecord, ...] = ()
     modules: tuple[Module, ...] = ()
     quantized: Module | None = None
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What all passes said."""
+        return said(self.passes)
 
 
 def op_counts(graph: Graph) -> dict[str, int]:
@@ -83,7 +97,7 @@ def op_counts(graph: Graph) -> dict[str, int]:
 
 
 class Run:
-    """One walk down a list of passes."""
+    """One walk down a list of passes; `listening`, it keeps their remarks."""
 
     def __init__(
         self,
@@ -91,8 +105,9 @@ class Run:
         passes: Sequence[Pass],
         dump: DumpFolder | None = None,
         progress: Progress | None = None,
+        listening: bool = False,
     ) -> None:
-        self.target, self.passes, self.dump = target, tuple(passes), dump
+        self.target, self.passes, self.dump, self.listening = target, tuple(passes), dump, listening
         self.progress = progress or (lambda what, number, total: None)
         self.recheck: Recheck | None = None
         self.records: list[PassRecord] = []
@@ -109,7 +124,7 @@ class Run:
         since = time.perf_counter() if since is None else since
         module = replace(module, pipeline=recorded(self.passes))
         verify_module(module)
-        self._record(name, "", time.perf_counter() - since, True, module)
+        self._record(PassRecord(name, "", time.perf_counter() - since, True, op_counts(module.graph)), module)
         return module
 
     def run(self, module: Module) -> Module:
@@ -128,7 +143,7 @@ class Run:
         """Run every pass and link the artifact."""
         module = self.run(module)
         self.progress("link", self._total - 1, self._total)
-        artifact = link(module, self.target)
+        artifact = link(module, self.target, said(self.records))
         return CompiledModel(module, artifact, tuple(self.records))
 
     @property
@@ -137,7 +152,8 @@ class Run:
 
     def _step(self, step: Pass, module: Module) -> Module:
         started = time.perf_counter()
-        after = step.run(module, self.target)
+        with collecting(step.name) if self.listening else nullcontext() as collector:
+            after = step.run(module, self.target)
         changed = after is not module
         after = replace(after, done=(*module.done, spec_of(step)))
         if changed:
@@ -146,14 +162,16 @@ class Run:
                 check_limits(after.program, self.target)
         seconds = time.perf_counter() - started
         checked = self.recheck.check(step.name, after, self.target) if self.recheck is not None and changed else None
-        self._record(step.name, options_text(step), seconds, changed, after, checked)
+        remarks = collector.remarks if collector is not None else ()
+        counts = op_counts(after.graph)
+        record = PassRecord(step.name, options_text(step), seconds, changed, counts, check=checked, remarks=remarks)
+        self._record(record, after)
         return after
 
-    def _record(
-        self, name: str, options: str, seconds: float, changed: bool, module: Module, check: CheckedPass | None = None
-    ) -> None:
-        file = self.dump.write_module(len(self.records), name, module) if self.dump is not None and changed else ""
-        self.records.append(PassRecord(name, options, seconds, changed, op_counts(module.graph), file, check))
+    def _record(self, record: PassRecord, module: Module) -> None:
+        if self.dump is not None and record.changed:
+            record = replace(record, file=self.dump.write_module(len(self.records), record.name, module))
+        self.records.append(record)
         self._about = {"options": dict(module.options), "target": module.target, "target_hash": module.target_hash}
 
     def _write_manifest(self, failed: dict[str, str] | None) -> None:

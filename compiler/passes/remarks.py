@@ -1,0 +1,189 @@
+"""Remarks: what a pass did, what it refused, and why, said while it runs.
+
+Whoever wants to know opens a collector around a pass; the pass asks for it, and says nothing when there is none:
+
+    if (remarks := listener()) is not None:
+        remarks.missed("not-fused", value.name, op.loc, f"'{op.name}' starts a kernel of its own")
+
+Invariants: remarks change nothing that a pass does; they depend on the module, the pass and the target alone (no time,
+no order of sets); without a collector no text is put together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ppuc.ir.graph import Op
+
+Kind = Literal["applied", "missed", "note"]
+KINDS: tuple[Kind, ...] = ("applied", "missed", "note")
+"""Done; considered and refused; found."""
+
+Detail = int | float | str
+
+FIRST_NODES = 3
+"""ONNX nodes that the remark on a rewrite rule names, whatever the number of its applications."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One decision of a pass.
+
+    `entity` is the value, op or kernel it is about, `nodes` the ONNX nodes behind that, `decision` a short code that
+    stays the same between versions, `reason` a text for people. Where a price decided, `before_clk` and `after_clk` are
+    the cycles expected without and with what the pass considered; None otherwise. `details` are a few numbers or short
+    codes. Those with a meaning for reports, whatever the pass: `kernels` (change in the number of kernels), `bytes`
+    (size of the tensor), `lost_clk` (cycles that a refusal costs at least). `segment` counts the programs of a model
+    that has several."""
+
+    pass_name: str
+    kind: Kind
+    decision: str
+    entity: str
+    nodes: tuple[str, ...] = ()
+    reason: str = ""
+    before_clk: float | None = None
+    after_clk: float | None = None
+    details: Mapping[str, Detail] = field(default_factory=dict)
+    segment: int = 0
+
+    @property
+    def lost_clk(self) -> float:
+        """Cycles that a refusal costs at least; 0 when nothing was refused, or it would have been slower."""
+        lost = self.details.get("lost_clk")
+        if self.kind == "missed":
+            return float(lost) if lost is not None else self._saving_clk
+        return 0.0
+
+    @property
+    def gained_clk(self) -> float:
+        """Cycles that what was done is expected to save; 0 where no price decided."""
+        return self._saving_clk if self.kind == "applied" else 0.0
+
+    @property
+    def _saving_clk(self) -> float:
+        if self.before_clk is None or self.after_clk is None:
+            return 0.0
+        return max(0.0, self.before_clk - self.after_clk)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "pass": self.pass_name,
+            "kind": self.kind,
+            "decision": self.decision,
+            "entity": self.entity,
+            "nodes": list(self.nodes),
+            "reason": self.reason,
+            "before_clk": self.before_clk,
+            "after_clk": self.after_clk,
+            "details": dict(self.details),
+            "segment": self.segment,
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Remark:
+        """The remark of a record. Raises KeyError or TypeError when it is none."""
+        values = dict(record)
+        return cls(pass_name=values.pop("pass"), nodes=tuple(values.pop("nodes")), **values)
+
+
+class Collector:
+    """Takes the remarks of one pass, in the order in which they are made."""
+
+    def __init__(self, pass_name: str) -> None:
+        self.pass_name = pass_name
+        self._made: list[Remark] = []
+        self._counts: dict[str, tuple[int, str, tuple[str, ...]]] = {}
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What was said, and one remark for every rule that was counted."""
+        counted = (
+            Remark(self.pass_name, "applied", rule, entity, nodes, details={"count": count})
+            for rule, (count, entity, nodes) in self._counts.items()
+        )
+        return (*self._made, *counted)
+
+    def applied(
+        self,
+        decision: str,
+        entity: str,
+        nodes: Sequence[str] = (),
+        reason: str = "",
+        *,
+        before: float | None = None,
+        after: float | None = None,
+        **details: Detail,
+    ) -> None:
+        """Say what was done, at a price of `after` cycles instead of `before`."""
+        self._add("applied", decision, entity, nodes, reason, before, after, details)
+
+    def missed(
+        self,
+        decision: str,
+        entity: str,
+        nodes: Sequence[str] = (),
+        reason: str = "",
+        *,
+        before: float | None = None,
+        after: float | None = None,
+        **details: Detail,
+    ) -> None:
+        """Say what was considered and not done: it stays at `before` cycles, and would take `after`."""
+        self._add("missed", decision, entity, nodes, reason, before, after, details)
+
+    def note(self, decision: str, entity: str, nodes: Sequence[str] = (), reason: str = "", **details: Detail) -> None:
+        """Say what was found."""
+        self._add("note", decision, entity, nodes, reason, None, None, details)
+
+    def count(self, rule: str, op: Op) -> None:
+        """Count an application of a rewrite rule to `op`: they make one remark together."""
+        count, entity, nodes = self._counts.get(rule, (0, op.results[0].name, ()))
+        if len(nodes) < FIRST_NODES:
+            nodes = tuple(dict.fromkeys((*nodes, *op.loc)))[:FIRST_NODES]
+        self._counts[rule] = count + 1, entity, nodes
+
+    def _add(
+        self,
+        kind: Kind,
+        decision: str,
+        entity: str,
+        nodes: Sequence[str],
+        reason: str,
+        before: float | None,
+        after: float | None,
+        details: Mapping[str, Detail],
+    ) -> None:
+        rounded = {name: round(v, 1) if isinstance(v, float) else v for name, v in details.items()}
+        prices = (_cycles(before), _cycles(after))
+        self._made.append(Remark(self.pass_name, kind, decision, entity, tuple(nodes), reason, *prices, rounded))
+
+
+def _cycles(price: float | None) -> float | None:
+    """To a tenth of a cycle; None for a price that is infinite."""
+    return None if price is None or not math.isfinite(price) else round(float(price), 1)
+
+
+_LISTENER: ContextVar[Collector | None] = ContextVar("remarks", default=None)
+
+
+def listener() -> Collector | None:
+    """Who collects the remarks of the pass that runs; None when nobody does."""
+    return _LISTENER.get()
+
+
+@contextmanager
+def collecting(pass_name: str) -> Iterator[Collector]:
+    """A collector for what passes say inside the context."""
+    collector = Collector(pass_name)
+    token = _LISTENER.set(collector)
+    try:
+        yield collector
+    finally:
+        _LISTENER.reset(token)
