@@ -36,6 +36,16 @@ def json_option(function: F) -> F:
     )(function)
 
 
+def remarks_option(function: F) -> F:
+    """--remarks."""
+    return click.option(
+        "--remarks",
+        metavar="FILTER",
+        help="What the passes did and refused, and why: 'all', or words separated by commas that all have to fit, each "
+        "the name of a pass, 'missed', 'applied' or 'note', a decision such as split-k, or a part of a node's name.",
+    )(function)
+
+
 def emit(command: str, record: dict[str, Any], as_json: bool, show: Callable[[Console, dict[str, Any]], None]) -> None:
     """Print the command's result."""
     if as_json:

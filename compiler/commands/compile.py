@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import emit, json_option, note, progress_bar
+from ppuc.compiler.commands.common import emit, json_option, note, progress_bar, remarks_option
 from ppuc.compiler.commands.inputs import read_inputs
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
@@ -56,6 +57,7 @@ NOISIEST = 3
     help="With several sizes of dimension NAME: inputs between them may be padded with zeros to the next one, and "
     "outputs are cut. Safe when results do not depend on what lies behind them. Repeatable.",
 )
+@remarks_option
 @json_option
 def compile_command(
     model: Path,
@@ -65,6 +67,7 @@ def compile_command(
     check_passes: bool,
     inputs_file: Path | None,
     pad: tuple[str, ...],
+    remarks: str | None,
     as_json: bool,
 ) -> None:
     """Compile MODEL.onnx for a target and write the program as FILE.ppu.
@@ -74,6 +77,8 @@ def compile_command(
     """
     from ppuc.compiler.entry import compile_program
     from ppuc.compiler.options import Instrumentation
+    from ppuc.compiler.report.remarks import ALL, chosen, remarks_record, show
+    from ppuc.compiler.report.tables import console
 
     arrays, _ = read_inputs(inputs_file, ())
     destination = output or Path(model.with_suffix(".ppu").name)
@@ -103,11 +108,15 @@ def compile_command(
         "seconds": sum(p.seconds for made in variants or (compiled,) for p in made.passes),
         "quantization": _cost(studies[0]) if studies else None,
         "variants": [dict(v.dims) for v in variants],
-        "passes": [p.record() for p in compiled.passes],
+        "passes": [
+            {**p.record(), "remarks": [r.record() for r in chosen(p.remarks, remarks or ALL)]} for p in compiled.passes
+        ],
         "inputs": {s.name: str(s.type) for s in artifact.inputs},
         "outputs": {s.name: str(s.type) for s in artifact.outputs},
     }
     emit("compile", record, as_json, _show)
+    if remarks is not None and not as_json:
+        show(console(sys.stdout), remarks_record(compiled.remarks, remarks))
 
 
 def _note_samples(studies: list[dict[str, Any]]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ppuc.compiler.commands.common import emit, json_option
+from ppuc.compiler.commands.common import emit, json_option, remarks_option
 from ppuc.compiler.commands.options import (
     ALIAS,
     DIM,
@@ -19,22 +19,22 @@ from ppuc.compiler.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from ppuc.compiler.passes.remarks import Remark
     from ppuc.compiler.report.memory import MemoryPlan
 
 
 @click.command(
     "inspect",
-    short_help="What an .onnx, .ppir or .ppu file holds.",
+    short_help="What an .onnx, .ppir or .ppu file holds, and why it was compiled so.",
     epilog="Examples:\n\n  ppuc inspect net.ppu\n\n  ppuc inspect steps/12-tile.ppir --json\n\n"
-    "  ppuc inspect net.onnx --fusion --dim N=1\n\n  ppuc inspect net.onnx --memory plan.svg -t ppu-tiny",
+    "  ppuc inspect net.onnx --fusion --dim N=1\n\n  ppuc inspect net.ppu --remarks missed\n\n"
+    "  ppuc inspect net.onnx --memory plan.svg -t ppu-tiny",
 )
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option(
     "--fusion",
     is_flag=True,
-    help="Say for each tensor of FILE.onnx whether it stays inside a kernel, and why not; compile options apply.",
+    help="Say for each tensor whether it stays inside a kernel, and why not; compile options apply to an .onnx.",
 )
 @click.option(
     "--memory",
@@ -43,66 +43,101 @@ if TYPE_CHECKING:
     metavar="OUT.svg",
     help="Draw which tensor holds which bytes of l2 and hbm, and when; compile options apply to an .onnx.",
 )
+@remarks_option
 @compile_arguments(*TARGET, PRECISION, DIM, *QUANTIZATION, ALIAS)
 @json_option
 def inspect_command(
     file: Path,
     fusion: bool,
     drawing: Path | None,
+    remarks: str | None,
     arguments: CompileArguments,
     as_json: bool,
 ) -> None:
-    """Describe FILE: a model (.onnx), a dumped step (.ppir) or a compiled program (.ppu)."""
+    """Describe FILE: a model (.onnx), a dumped step (.ppir) or a compiled program (.ppu).
+
+    What the passes did and refused is read from the program, from the manifest of the dump (FILE may be its folder), or
+    from compiling the model.
+    """
     from ppuc.compiler.report import contents
     from ppuc.ir.errors import UsageError
 
-    if fusion:
-        from ppuc.compiler.report.fusion import fusion_record, show
-
-        if file.suffix != ".onnx":
-            raise UsageError.of("--fusion", "explains what is done to a model", got=str(file), expected="an .onnx file")
-        found = fusion_record(file, arguments.options())
-        emit("inspect", {"file": str(file), **found}, as_json, show)
-        return
-    if drawing is not None:
-        plan = _memory_plan(file, arguments)
-        from ppuc.compiler.report.memory import show as show_memory
-        from ppuc.compiler.report.memory_svg import memory_svg
-
-        drawing.write_text(memory_svg(plan), encoding="utf-8")
-        emit("inspect", {"file": str(file), "drawing": str(drawing), **plan.record()}, as_json, show_memory)
-        return
-    if arguments.explicit:
-        hint = "compile options go with --fusion or --memory"
+    if sum((fusion, drawing is not None, remarks is not None)) > 1:
+        raise UsageError.of("inspect", "gives one report at a time", expected="--fusion, --memory or --remarks")
+    if fusion or remarks is not None:
+        _report(file, arguments, remarks, as_json)
+    elif drawing is not None:
+        _draw(file, arguments, drawing, as_json)
+    elif arguments.explicit:
+        hint = "compile options go with --fusion, --memory or --remarks"
         raise UsageError.of("inspect", "describes the file as it is", hint=hint)
-    readers = {".onnx": contents.model_record, ".ppir": contents.module_record, ".ppu": contents.artifact_record}
-    if file.suffix not in readers:
-        raise UsageError.of(str(file), "has a name that says nothing of its kind", expected=", ".join(readers))
-    emit("inspect", {"file": str(file), **readers[file.suffix](file)}, as_json, _show)
+    else:
+        readers = {".onnx": contents.model_record, ".ppir": contents.module_record, ".ppu": contents.artifact_record}
+        if file.suffix not in readers:
+            raise UsageError.of(str(file), "has a name that says nothing of its kind", expected=", ".join(readers))
+        emit("inspect", {"file": str(file), **readers[file.suffix](file)}, as_json, contents.show)
 
 
-def _memory_plan(file: Path, arguments: CompileArguments) -> MemoryPlan:
-    """The plan in a dump or a program, or the one that compiling a model would make."""
+def _report(file: Path, arguments: CompileArguments, filter: str | None, as_json: bool) -> None:
+    """Print the report on fusion, or the remarks that fit `filter`."""
+    from ppuc.compiler.driver import compile_model
+    from ppuc.compiler.report import fusion, remarks
+
+    if file.suffix == ".onnx":
+        options = arguments.options()
+        said = remarks.Said(options.target.name, options.precision, compile_model(file, options).remarks)
+    else:
+        own = ("dims",) if file.suffix == ".ppu" else ()  # they name one of its variants
+        _refuse_all_but(own, arguments, file, "--fusion" if filter is None else "--remarks")
+        said = remarks.said_in(file, arguments.sizes())
+    about = {"file": str(file), "target": said.target, "precision": said.precision}
+    if filter is None:
+        emit("inspect", {**about, **fusion.fusion_record(said.remarks)}, as_json, fusion.show)
+    else:
+        emit("inspect", {**about, **remarks.remarks_record(said.remarks, filter)}, as_json, remarks.show)
+
+
+def _draw(file: Path, arguments: CompileArguments, drawing: Path, as_json: bool) -> None:
+    """Draw the memory plan, and print it with what found no room."""
+    from ppuc.compiler.report import memory
+    from ppuc.compiler.report.memory_svg import memory_svg
+
+    plan, remarks = _memory_plan(file, arguments)
+    drawing.write_text(memory_svg(plan), encoding="utf-8")
+    record = {"file": str(file), "drawing": str(drawing), **plan.record(), "refused": memory.refused(remarks)}
+    emit("inspect", record, as_json, memory.show)
+
+
+def _memory_plan(file: Path, arguments: CompileArguments) -> tuple[MemoryPlan, tuple[Remark, ...]]:
+    """The plan in a dump or a program, or the one that compiling a model makes, and what the passes said."""
     from ppuc.compiler.report import memory
     from ppuc.ir.errors import UsageError
 
     if file.suffix == ".onnx":
-        return memory.plan_of_model(file, arguments.options())
+        from ppuc.compiler.driver import compile_model
+
+        options = arguments.options()
+        made = compile_model(file, options)
+        if len(made.modules) > 1 or made.module is None:
+            return memory.plan_of_program(made.artifact.program, options.target), made.remarks
+        return memory.plan_of_module(made.module, options.target), made.remarks
     if file.suffix not in (".ppir", ".ppu"):
         raise UsageError.of(str(file), "has a name that says nothing of its kind", expected=".onnx, .ppir, .ppu")
-    late = "has no effect: --memory shows a compiled plan as it is"
-    arguments.refuse_all_but(("target", "overrides"), late, got=file, hint="give the .onnx file")
+    _refuse_all_but(("target", "overrides"), arguments, file, "--memory")
     if file.suffix == ".ppir":
+        from ppuc.compiler.pipeline.dump import read_manifest
         from ppuc.compiler.pipeline.resume import read_module
 
-        return memory.plan_of_dump(file, arguments.machine(read_module(file).target))
+        manifest = read_manifest(file.parent)
+        remarks = manifest.said(file.name) if manifest is not None else ()
+        return memory.plan_of_dump(file, arguments.machine(read_module(file).target)), remarks
     from ppuc.compiler.runtime import load_program
 
     program = load_program(file, arguments.machine() if arguments.names_target else None)
-    return memory.plan_of_program(program.artifact.program, program.target)
+    return memory.plan_of_program(program.artifact.program, program.target), program.remarks
 
 
-def _show(out: Console, record: dict[str, Any]) -> None:
-    from ppuc.compiler.report.contents import show
-
-    show(out, record)
+def _refuse_all_but(names: tuple[str, ...], arguments: CompileArguments, file: Path, report: str) -> None:
+    """Raise UsageError about options of compilation given for what is compiled already."""
+    late = f"has no effect: {report} shows a compiled plan as it is"
+    arguments.refuse_all_but(names, late, got=file, hint="give the .onnx file")

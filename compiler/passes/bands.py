@@ -17,6 +17,7 @@ from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
 from ppuc.compiler.passes.graph_bodies import ancestors, fresh_body
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.parts import Parts
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.attention import AttentionAttrs
@@ -59,7 +60,7 @@ class Banding:
         self.graph, self.target = graph, target
         self.names = Builder(all_names(graph))
         self.lowered = Lowered(target)
-        self.decided: dict[object, int] = {}
+        self.decided: dict[object, Parts] = {}
 
     def build(self) -> Graph:
         """The rewritten graph; the graph itself when nothing is cut."""
@@ -77,11 +78,12 @@ class Banding:
         _, key = canonical_body(op.body)
         if key not in self.decided:
             self.decided[key] = self._best(op, attention)
-        if self.decided[key] == 1:
-            return [op]
-        return self._cut(op, self.decided[key])
+        bands = self.decided[key]
+        cut = [op] if bands.count == 1 else self._cut(op, bands.count)
+        bands.say("split-causal", op, kernels=sum(o.name == "group" for o in cut) - 1)
+        return cut
 
-    def _best(self, op: Op, attention: Op) -> int:
+    def _best(self, op: Op, attention: Op) -> Parts:
         """The number of bands. Of p bands the i-th reads i / p of the keys, (p + 1) / 2p of all together; each starts
         and ends for itself."""
         assert op.body is not None
@@ -90,18 +92,21 @@ class Banding:
         try:
             whole = self.lowered.price(op)
             self._cut(op, 2)
-        except NotFusable:
-            return 1
+        except NotFusable as error:
+            return Parts(1, why_whole=str(error))
         ends = 2 * cost.latency_clk(self.target) + cost.memory_latency_clk(self.target)
-        chosen, least = 1, whole
+        prices: dict[int, float] = {}
         for bands in BANDS:
             rows = m // bands
             if rows < LEAST_ROWS or batch * heads * (rows // LEAST_ROWS) < self.target.cu:
                 break
-            price = whole * (1 - hidden * (bands - 1) / bands) + bands * ends
-            if price < least:
-                chosen, least = bands, price
-        return chosen
+            prices[bands] = whole * (1 - hidden * (bands - 1) / bands) + bands * ends
+        if not prices:
+            return Parts(1, whole, why_whole="bands would have too few rows for all units")
+        chosen = min(prices, key=prices.__getitem__)
+        if prices[chosen] < whole:
+            return Parts(chosen, whole, prices[chosen])
+        return Parts(1, whole, prices[chosen], "starting and ending every band takes longer than the keys it saves")
 
     def _cut(self, op: Op, bands: int) -> list[Op]:
         """Empty memory and the groups that fill it. Raises NotFusable when the group is not made of rows."""

@@ -18,6 +18,7 @@ from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import joined_kind, may_follow
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.analysis import users
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -42,23 +43,6 @@ class Cascade:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """Two groups in a row, by the ONNX nodes of each, and the cycles expected of them as one kernel (None: there is no
-    such kernel, for the reason `why_not`) and as two, the handover between them included."""
-
-    first: tuple[str, ...]
-    second: tuple[str, ...]
-    joined_clk: float | None
-    apart_clk: float
-    why_not: str = ""
-
-    @property
-    def taken(self) -> bool:
-        """Whether one kernel is expected to be faster."""
-        return self.joined_clk is not None and self.joined_clk < self.apart_clk
-
-
-@dataclass(frozen=True, slots=True)
 class Cut:
     """The cheapest way to run a chain up to some group: its cycles, and where its last kernel starts."""
 
@@ -75,24 +59,18 @@ class Cascading:
         self.users = users(graph)
         self.outputs = {v.name for v in graph.results}
         self.lowered = Lowered(target)
-        self._why_not = ""
-
-    def decisions(self) -> list[Decision]:
-        """What the choice was between, for every two groups that could be one kernel by their kinds."""
-        found = []
-        for chain in self._chains():
-            for first, second in itertools.pairwise(chain):
-                joined, why_not = self._price([first, second]), self._why_not
-                apart = sum(self._price([op]) or 0.0 for op in (first, second)) + self._handover_clk()
-                found.append(Decision(first.loc, second.loc, joined, apart, "" if joined is not None else why_not))
-        return found
+        self._prices: dict[tuple[str, ...], float | None] = {}  # results of groups in a row -> cycles of one kernel
+        self._why_not: dict[tuple[str, ...], str] = {}  # the same -> why there is no such kernel
 
     def build(self) -> Graph:
         """The rewritten graph; the graph itself when nothing is joined."""
         joined: dict[str, Op] = {}  # name of the last group's first result -> the cascade
         gone: set[str] = set()
         for chain in self._chains():
-            for members in self._kernels(chain):
+            kernels = self._kernels(chain)
+            if (remarks := listener()) is not None:
+                self._say(chain, kernels, remarks)
+            for members in kernels:
                 if len(members) > 1:
                     joined[members[-1].results[0].name] = self._joined(members)
                     gone |= {op.results[0].name for op in members[:-1]}
@@ -100,6 +78,21 @@ class Cascading:
             return self.graph
         ops = [joined.get(op.results[0].name, op) if op.results else op for op in self.graph.ops]
         return self.graph.with_ops(op for op in ops if not op.results or op.results[0].name not in gone)
+
+    def _say(self, chain: Sequence[Op], kernels: Sequence[Sequence[Op]], remarks: Collector) -> None:
+        """A remark on every two groups in a row, with the price of two kernels and of one; the first `writers` nodes
+        are those of the first group."""
+        kernel_of = {op.results[0].name: i for i, members in enumerate(kernels) for op in members}
+        for first, second in itertools.pairwise(chain):
+            value, nodes = first.results[0], (*first.loc, *second.loc)
+            key = (value.name, second.results[0].name)
+            apart = sum(self._price([op]) or 0.0 for op in (first, second)) + self._handover_clk()
+            joined, writers = self._price([first, second]), len(first.loc)
+            if kernel_of[key[0]] == kernel_of[key[1]]:
+                remarks.applied("cascaded", value.name, nodes, before=apart, after=joined, kernels=-1, writers=writers)
+            else:
+                why = self._why_not.get(key, "one kernel that keeps the tensor in l1 would take longer than two")
+                remarks.missed("not-cascaded", value.name, nodes, why, before=apart, after=joined, writers=writers)
 
     def _chains(self) -> list[list[Op]]:
         """Groups in a row, each the only reader of the one before it, as long as they are."""
@@ -139,11 +132,14 @@ class Cascading:
 
     def _price(self, members: Sequence[Op]) -> float | None:
         """Cycles of one kernel of these groups; None when there is none. What has no price stays as it is."""
-        try:
-            return self.lowered.price(members[0] if len(members) == 1 else self._joined(members))
-        except NotFusable as error:
-            self._why_not = str(error)
-            return 0.0 if len(members) == 1 else None
+        key = tuple(op.results[0].name for op in members)
+        if key not in self._prices:
+            try:
+                self._prices[key] = self.lowered.price(members[0] if len(members) == 1 else self._joined(members))
+            except NotFusable as error:
+                self._why_not[key] = str(error)
+                self._prices[key] = 0.0 if len(members) == 1 else None
+        return self._prices[key]
 
     def _handover_clk(self) -> float:
         """Cycles from a kernel's last store to its reader's first load, beyond what the prices of the two contain."""

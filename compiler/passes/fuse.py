@@ -20,7 +20,9 @@ from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable
 from ppuc.compiler.lowering.kinds import anchored_kind, check_group, needs_kernel
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.fuse_graph import GroupedGraph, is_view
+from ppuc.compiler.passes.fuse_remarks import say_groups
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.remarks import listener
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind
@@ -71,7 +73,10 @@ class Grouping(GroupedGraph):
                 self.group_of[i] = len(self.groups)
                 self.groups.append([i])
         self._copies()
-        return self._assemble()
+        graph = self._assemble()
+        if (remarks := listener()) is not None:
+            say_groups(self, graph, self.refused, remarks)
+        return graph
 
     def _grow(self, seed: int) -> None:
         """Make a group of `seed` and whatever may join it."""

@@ -19,12 +19,14 @@ from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.memory import inserted_operands, updated_operand
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.movement import ConcatAttrs, InsertAttrs
 from ppuc.ir.ops.structure import EmptyAttrs, GroupAttrs
 from ppuc.ir.ops.view import SliceAttrs
 from ppuc.ir.rewrite import Builder, all_names
+from ppuc.targets.cost import l2_bytes_per_clk
 from ppuc.targets.schema import Target
 
 SHORTEST_RUN = 64
@@ -52,11 +54,12 @@ class Join:
 @dataclass(frozen=True, slots=True)
 class Part:
     """One operand of a concatenation: the value joined, where it starts, and the group that can compute it in place
-    (position, result; None: it must be copied)."""
+    (position, result; None: it must be copied, for the reason `why_copied`)."""
 
     value: Value
     starts: tuple[int, ...]
     producer: tuple[int, int] | None
+    why_copied: str = ""
 
 
 class Joining:
@@ -73,10 +76,16 @@ class Joining:
     def build(self) -> Graph:
         """The rewritten graph; the same when nothing is joined in place."""
         found = False
-        for i in range(len(self.ops)):
+        for i, op in enumerate(self.graph.ops):
+            if op.body is None or [inner.name for inner in op.body.ops] != ["concat"]:
+                continue
+            if len(op.body.ops[0].operands) < 2:
+                continue
             parts = self._parts(i)
-            if parts and sum(p.producer is None for p in parts) <= COPIES and len(parts) > 1:
-                found |= self._join(i, parts)
+            why_not = self._obstacle(i, parts)
+            found |= not why_not
+            if (remarks := listener()) is not None:
+                _say(op, parts, why_not, l2_bytes_per_clk(self.target), remarks)
         if not found:
             return self.graph
         ops = [op for i, old in enumerate(self.ops) for op in (*self.before.get(i, ()), old) if op.name]
@@ -97,38 +106,57 @@ class Joining:
         for operand in concat.operands:
             value = outer[operand.name]
             starts = tuple(at if a == axis else 0 for a in range(operand.type.rank))
-            run = math.prod(value.type.dims[axis:]) * value.type.dtype.bytes
-            producer = self._producer(value, i) if run >= SHORTEST_RUN else None
-            repeated = sum(v.name == operand.name for v in concat.operands) > 1
-            # A group cannot insert into a whole that holds another of its results before it has run.
-            taken = producer is not None and producer[0] in {p.producer[0] for p in parts if p.producer is not None}
-            parts.append(Part(value, starts, None if repeated or taken else producer))
             at += operand.type.dims[axis]
+            run = math.prod(value.type.dims[axis:]) * value.type.dtype.bytes
+            producer = self._producer(value, i)
+            if sum(v.name == operand.name for v in concat.operands) > 1:
+                why_copied = "it is joined more than once"
+            elif run < SHORTEST_RUN:
+                why_copied = f"only {run} bytes of it lie together in the whole"
+            elif isinstance(producer, str):
+                why_copied = producer
+            elif producer[0] in {p.producer[0] for p in parts if p.producer is not None}:
+                # A group cannot insert into a whole that holds another of its results before it has run.
+                why_copied = "the kernel that computes it stores another part"
+            else:
+                parts.append(Part(value, starts, producer))
+                continue
+            parts.append(Part(value, starts, None, why_copied))
         return parts
 
-    def _producer(self, value: Value, reader: int) -> tuple[int, int] | None:
-        """Position and result of the group that computes `value`, if it can be told to store elsewhere."""
-        copied = any(v.name == value.name for copies in self.before.values() for op in copies for v in op.operands)
-        if value.name in self.outputs or copied:  # a copy made for an earlier concatenation reads it where it is
-            return None
+    def _producer(self, value: Value, reader: int) -> tuple[int, int] | str:
+        """Position and result of the group that computes `value`; why it cannot be told to store elsewhere."""
+        if value.name in self.outputs:
+            return "it is an output of the model"
+        if any(v.name == value.name for copies in self.before.values() for op in copies for v in op.operands):
+            return "a copy made for an earlier concatenation reads it where it is"
         for i in range(reader - 1, -1, -1):
             names = [r.name for r in self.ops[i].results]
             if value.name in names:
                 op = self.ops[i]
-                if op.name != "group" or updated_operand(op) is not None or inserted_operands(op):
-                    return None
+                if op.name != "group":
+                    return "no kernel computes it"
+                if updated_operand(op) is not None or inserted_operands(op):
+                    return "its kernel stores into other memory already"
                 return i, names.index(value.name)
-        return None
+        return "it is an input of the model"
 
     # -- rewriting -----------------------------------------------------------------------------------------------
+
+    def _obstacle(self, i: int, parts: Sequence[Part]) -> str:
+        """Replace concatenation `i`; why that cannot be, or ""."""
+        copied = [p for p in parts if p.producer is None]
+        if not parts:
+            return "it reads a part of another concatenation in place"
+        if len(copied) > COPIES:
+            return f"{len(copied)} parts need a copy, which one kernel makes faster"
+        return "" if self._join(i, parts) else "a kernel cannot be built that stores or reads a part in place"
 
     def _join(self, i: int, parts: Sequence[Part]) -> bool:
         """Replace concatenation `i`; False when some kernel cannot be built in its new form."""
         op = self.ops[i]
         whole = op.result
-        first = min((p.producer[0] for p in parts if p.producer is not None), default=None)
-        if first is None:
-            return False
+        first = min(p.producer[0] for p in parts if p.producer is not None)
         ordered = sorted(parts, key=lambda p: (i, 0) if p.producer is None else p.producer)
         base = Value(self.builder.fresh(f"{whole.name}.whole"), whole.type)
         empty = Op("empty", EmptyAttrs(whole.type.dtype, whole.type.dims), (), (base,), op.loc)
@@ -210,3 +238,20 @@ class Joining:
         except NotFusable:
             return False
         return True
+
+
+def _say(op: Op, parts: Sequence[Part], why_not: str, rate: float, remarks: Collector) -> None:
+    """Remarks on a concatenation and its parts; memory moves `rate` bytes a cycle."""
+    whole, copied = op.result, sum(p.producer is None for p in parts)
+    if why_not:
+        size = whole.type.bytes
+        remarks.missed("not-in-place", whole.name, op.loc, why_not, bytes=size, lost_clk=2 * size / rate)
+    else:
+        remarks.applied("in-place", whole.name, op.loc, parts=len(parts), kernels=copied - 1)
+    for p in parts:
+        size = p.value.type.bytes
+        if p.producer is None:
+            lost = 0.0 if why_not else 2 * size / rate  # else the whole is moved anyway
+            remarks.missed("part-copied", p.value.name, op.loc, p.why_copied, bytes=size, lost_clk=lost)
+        elif not why_not:
+            remarks.applied("part-in-place", p.value.name, op.loc, into=whole.name, bytes=size)

@@ -19,6 +19,7 @@ from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_products import Product, read_product
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.remarks import listener
 from ppuc.ir.analysis import users
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -48,6 +49,16 @@ class Merge:
         return with_graph(module, Merging(module.graph, target).build())
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why products are not merged, and the cycles of all apart and of the joint one, where they have a price."""
+
+    nodes: tuple[str, ...]
+    why: str
+    apart_clk: float | None
+    merged_clk: float | None
+
+
 class Merging:
     """One rewrite of a grouped graph."""
 
@@ -55,12 +66,18 @@ class Merging:
         self.graph, self.target = graph, target
         self.names = Builder(all_names(graph))
         self.lowered = Lowered(target)
+        self.refused: dict[tuple[str, ...], Refusal] = {}
 
     def build(self) -> Graph:
         """The rewritten graph; the graph itself when nothing merges."""
         start = self.graph
         while self._round():
             pass
+        if (remarks := listener()) is not None:
+            left = {r.name for op in self.graph.ops for r in op.results}
+            for names, r in self.refused.items():
+                if left.issuperset(names):
+                    remarks.missed("not-merged", names[0], r.nodes, r.why, before=r.apart_clk, after=r.merged_clk)
         return start if self.graph is start else without_dead_ops(self.graph)
 
     def _round(self) -> bool:
@@ -99,13 +116,21 @@ class Merging:
         """`graph` with `products` merged, and the results of their readers; None when that is slower or a reader cannot
         follow."""
         constants, joint = self._joint(products)
+        names = tuple(p.op.results[0].name for p in products)
+        apart, merged = None, None
         try:
             apart = sum(self.lowered.price(p.op) for p in products)
-            if self.lowered.price(joint) >= apart:
-                return None
+            merged = self.lowered.price(joint)
+            if merged >= apart:
+                raise NotFusable("one product of all columns takes longer")
             replaced = dict(self._readers(graph, products, joint.results[0]))
-        except NotFusable:
+        except NotFusable as error:
+            self.refused[names] = Refusal(joint.loc, str(error), apart, merged)
             return None
+        self.refused.pop(names, None)
+        if (remarks := listener()) is not None:
+            name, fewer = joint.results[0].name, 1 - len(products)
+            remarks.applied("merged", name, joint.loc, before=apart, after=merged, kernels=fewer)
         gone = {p.op.results[0].name for p in products}
         ops: list[Op] = []
         for op in graph.ops:

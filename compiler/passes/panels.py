@@ -21,6 +21,7 @@ from ppuc.compiler.lowering.memory import inserted_operands
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.parts import Parts
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops import OPS
@@ -71,29 +72,31 @@ class Paneling:
         self.builder = Builder(all_names(graph))
         self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
         self.lowered = Lowered(target)
-        self.decided: dict[object, int] = {}
+        self.decided: dict[object, Parts] = {}
 
     def build(self) -> Graph:
         """The rewritten graph; the same when nothing is cut."""
         ops: list[Op] = []
         for op in self.graph.ops:
-            count = self._count(op)
-            ops += [op] if count == 1 else self._cut(op, count)
+            panels = self._panels(op)
+            ops += [op] if panels is None or panels.count == 1 else self._cut(op, panels.count)
+            if panels is not None:
+                panels.say("split-n", op, kernels=panels.count - 1)
         return self.graph if len(ops) == len(self.graph.ops) else without_dead_ops(self.graph.with_ops(ops))
 
     # -- deciding ------------------------------------------------------------------------------------------------
 
-    def _count(self, op: Op) -> int:
-        """Into how many panels a group is cut; 1 when it stays whole."""
+    def _panels(self, op: Op) -> Parts | None:
+        """Into how many panels a group is cut; None when its weights give no reason to."""
         weights = self._weights(op)
         if weights is None or op.body is None:
-            return 1
+            return None
         size, anchor = op.operands[weights].type.bytes, anchor_in(op.body)
         assert anchor is not None
         dims = anchor.results[0].type.dims
         rereads = math.prod(dims[:-1]) // TILE
         if size <= self.budget or rereads < 2:
-            return 1
+            return None
         _, key = canonical_body(op.body)
         if key not in self.decided:
             self.decided[key] = self._best(op, anchor, size)
@@ -112,21 +115,25 @@ class Paneling:
         at = names.index(anchor.operands[1].name)
         return at if op.operands[at].name in self.constants else None
 
-    def _best(self, op: Op, anchor: Op, size: int) -> int:
+    def _best(self, op: Op, anchor: Op, size: int) -> Parts:
         """The number of panels that the cost model likes best, of those of which two fit the budget."""
         columns = anchor.results[0].type.dims[-1]
         granule = max(self.target.tensor.fragment[str(cost.tensor_dtype(anchor.operands[0].type.dtype, self.target))])
-        least, chosen = math.inf, 1
+        prices: dict[int, float] = {}
         for count in range(-(-2 * size // self.budget), MOST + 1):
             if columns % (count * granule) or columns // count < TILE:
                 continue
             try:
-                price = count * self._price(self._panel(op, count, 0))
-            except NotFusable:
-                return 1
-            if price < least:
-                least, chosen = price, count
-        return chosen if least < TOLERANCE * self._whole(op, size) else 1
+                prices[count] = count * self._price(self._panel(op, count, 0))
+            except NotFusable as error:
+                return Parts(1, why_whole=str(error))
+        whole = self._whole(op, size)
+        if not prices:
+            return Parts(1, whole, why_whole=f"{columns} columns do not cut into panels of whole fragments")
+        best = min(prices, key=prices.__getitem__)
+        if prices[best] < TOLERANCE * whole:
+            return Parts(best, whole, prices[best])
+        return Parts(1, whole, prices[best], "panels take longer than reading the weights again for every tile of rows")
 
     def _whole(self, op: Op, size: int) -> float:
         """Cycles of the group as it is: what it takes with weights in l2, or what device memory takes to deliver them

@@ -22,6 +22,8 @@ from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import live_ranges, storage_roots
 from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.place_remarks import Placed, say_places
+from ppuc.compiler.passes.remarks import listener
 from ppuc.ir.graph import Attrs, Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.rewrite import Builder, all_names
@@ -92,9 +94,13 @@ class Placing:
             rest = [c for c in values if c.name in names]
             for share in LEAD_SHARES:
                 free = capacity - int((1.0 - share) * capacity)
-                graph = self._with_copies(advanced(ahead, rest, self.steps, free))
+                starts = advanced(ahead, rest, self.steps, free)
+                graph = self._with_copies(starts)
                 spaces = self._spaces(graph, {c.name for c in rest})
                 if self._finds_addresses(graph, spaces, last=share == LEAD_SHARES[-1]):
+                    if (remarks := listener()) is not None:
+                        placed = Placed(self.graph, values, staged, chosen, starts, self.readers, capacity)
+                        say_places(placed, self.target, remarks)
                     return graph, spaces
             capacity = int(capacity * RETRY)
 

@@ -20,6 +20,7 @@ from ppuc.compiler.lowering.kinds import anchored_kind, check_group, group_ancho
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.precisions import named_precision
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -29,6 +30,7 @@ from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import DType, TensorType
+from ppuc.targets.cost import l2_bytes_per_clk
 from ppuc.targets.schema import Target
 
 CONTRACTIONS = ("matmul", "conv", "attention")
@@ -124,7 +126,30 @@ class Narrowing:
             else:
                 self._group(op)
         results = tuple(self.values.get(v.name, v) for v in self.graph.results)
-        return without_dead_ops(Graph(self.graph.name, self.graph.params, results, tuple(self.ops)))
+        graph = without_dead_ops(Graph(self.graph.name, self.graph.params, results, tuple(self.ops)))
+        if (remarks := listener()) is not None:
+            self._say(graph, remarks)
+        return graph
+
+    def _say(self, graph: Graph, remarks: Collector) -> None:
+        """Remarks on the tensors between kernels that are stored narrow, those that stay wide, and those that a kernel
+        of its own narrows."""
+        made, rate = {r.name for op in graph.ops for r in op.results}, l2_bytes_per_clk(self.target)
+        for op in self.graph.ops:
+            for r in op.results if op.body is not None else ():
+                root, size, narrow = self.roots[r.name], r.type.bytes, r.type.with_dtype(self.narrow).bytes
+                if root in self.narrowed:
+                    remarks.applied("stored-narrow", r.name, op.loc, bytes=narrow, saved_bytes=size - narrow)
+                elif self._wide(r.type.dtype):
+                    outside = "it shares the memory of an input or output of the model, which keep their types"
+                    why = outside if root in self.fixed else "it does not descend from a product"
+                    lost = 2 * (size - narrow) / rate
+                    remarks.missed("stored-wide", r.name, op.loc, why, bytes=size, lost_clk=lost)
+        for (source, dtype), value in self.casts.items():
+            if value.name in made and source not in self.constants:
+                readers = [op for op in graph.ops if any(v.name == value.name for v in op.operands)]
+                why = f"{source} is stored in another type, and products read {dtype}"
+                remarks.applied("cast-kernel", value.name, readers[0].loc, why, bytes=value.type.bytes, kernels=1)
 
     def _outside(self, op: Op) -> None:
         """Constants stay; an alias takes the dtype of what it renames."""

@@ -6,7 +6,7 @@ the units finish in; a contraction is cut only where the cost model expects both
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from ppuc.compiler.lowering.reuse import Lowered, canonical_body
 from ppuc.compiler.passes.graph_bodies import ancestors
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.parts import Parts
 from ppuc.compiler.passes.split_keys import cut_keys, keys_of
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -71,7 +72,7 @@ class Splitting:
         self.lowered = Lowered(target)
         self.roots = storage_roots(graph)
         self.inputs = {p.name for p in graph.params}
-        self.decided: dict[object, int] = {}
+        self.decided: dict[object, Parts] = {}
 
     def build(self) -> Graph:
         """The rewritten graph; the graph itself when nothing is cut."""
@@ -88,9 +89,12 @@ class Splitting:
         if key not in self.decided:
             self.decided[key] = self._best_keys(kind, op) if kind.shortest_keys else self._best(kind, op)
         parts = self.decided[key]
-        if parts == 1:
+        parts.say("split-keys" if kind.shortest_keys else "split-k", op, kernels=1)
+        if parts.count == 1:
             return [op]
-        return cut_keys(op, parts, self.names, self.target) if kind.shortest_keys else self._cut(op, parts)
+        if kind.shortest_keys:
+            return cut_keys(op, parts.count, self.names, self.target)
+        return self._cut(op, parts.count)
 
     def _in_memory(self, op: Op) -> Graph:
         """The body of a group, its operands in the memory where they will be: the model's inputs and large constants
@@ -110,54 +114,55 @@ class Splitting:
         ops = tuple(replace(o, operands=tuple(map(put, o.operands))) for o in body.ops)
         return Graph(body.name, tuple(map(put, body.params)), body.results, ops)
 
-    def _best_keys(self, kind: KernelKind, op: Op) -> int:
+    def _best_keys(self, kind: KernelKind, op: Op) -> Parts:
         """The number of parts of an attention's keys, 1 to leave it whole."""
-        chosen = 1
+        why_not = "parts would have too few keys"
         try:
-            least = self._price(op)
-        except NotFusable:
-            return 1
+            whole = self._price(op)
+        except NotFusable as error:
+            return Parts(1, why_whole=str(error))
+        prices: dict[int, float] = {}
         for parts in KEY_PARTS:
             if keys_of(op) // parts < kind.shortest_keys:
                 break
             try:
                 first, second, _ = cut_keys(op, parts, self.names, self.target)
-                price = self._price(first) + self._price(second) + self._handover_clk()
-            except NotFusable:
-                continue
-            if price < least:
-                least, chosen = price, parts
-        return chosen
+                prices[parts] = self._price(first) + self._price(second) + self._handover_clk()
+            except NotFusable as error:
+                why_not = str(error)
+        return _cheapest(whole, prices, why_not)
 
-    def _best(self, kind: KernelKind, op: Op) -> int:
+    def _best(self, kind: KernelKind, op: Op) -> Parts:
         """The number of parts, 1 to leave the group whole."""
         body = op.body
         assert body is not None
         anchor = anchor_in(body)
         if anchor is None or not self._divisible(anchor, op):
-            return 1
+            return Parts(1, why_whole="only ungrouped convolutions with constant weights are cut")
         try:
-            least, chosen = self._price(op), 1
-        except NotFusable:  # no tile fits the machine: said where tiles are chosen
-            return 1
-        if least < self._bound(anchor) + 2 * self._handover_clk():
-            return 1
-        length = _length(anchor)
+            whole = least = self._price(op)
+        except NotFusable as error:  # no tile fits the machine: an error where tiles are chosen
+            return Parts(1, why_whole=str(error))
+        if whole < self._bound(anchor) + 2 * self._handover_clk():
+            return Parts(1, whole, why_whole="its arithmetic, on all units, and two handovers take as long")
+        length, prices = _length(anchor), dict[int, float]()
+        why_not = f"{length} does not cut into parts of whole fragments that are long enough"
         for parts in PARTS:
             if length % (parts * 16) or length // parts < kind.shortest_k:
                 continue
             if self._bound(anchor) + self._adding_clk(anchor, parts) > least:
+                why_not = "its arithmetic, on all units, and adding the parts take as long"
                 break
             try:
                 *_, first, second = self._cut(op, parts)
-                whole = sum(self._price(g) for g in (first, second)) + self._handover_clk()
-            except NotFusable:
+                prices[parts] = sum(self._price(g) for g in (first, second)) + self._handover_clk()
+            except NotFusable as error:
+                why_not = str(error)
                 continue
-            if whole < least:
-                least, chosen = whole, parts
-            elif whole > WORSE * least:  # more parts cost more to add
+            if prices[parts] > WORSE * least:  # more parts cost more to add
                 break
-        return chosen
+            least = min(least, prices[parts])
+        return _cheapest(whole, prices, why_not)
 
     def _adding_clk(self, anchor: Op, parts: int) -> float:
         """Cycles for writing the parts and adding them at the least."""
@@ -334,6 +339,16 @@ class Splitting:
         if part.type.dims == anchor.results[0].type.dims:
             return part
         return self.names("reshape", part, attrs=ReshapeAttrs(anchor.results[0].type.dims), hint="part")
+
+
+def _cheapest(whole: float, prices: Mapping[int, float], why_not: str) -> Parts:
+    """The number of parts with the lowest price below that of the whole; `why_not` says why there are no prices."""
+    if not prices:
+        return Parts(1, whole, why_whole=why_not)
+    best = min(prices, key=prices.__getitem__)
+    if prices[best] < whole:
+        return Parts(best, whole, prices[best])
+    return Parts(1, whole, prices[best], "two kernels and the handover between them take longer")
 
 
 def _length(anchor: Op) -> int:

@@ -17,6 +17,7 @@ from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
+from ppuc.compiler.passes.remarks import listener
 from ppuc.ir.analysis import users
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -82,9 +83,16 @@ class _Turning:
         param = body.params[at]
         other = _with_turned(body, param)
         try:
-            if self._price(op, other, param) > GAIN * self._price(op, body, param):
-                return None
+            stored, turned = self._price(op, body, param), self._price(op, other, param)
         except NotFusable:
+            return None
+        gains = turned <= GAIN * stored
+        if (remarks := listener()) is not None:
+            say = remarks.applied if gains else remarks.missed
+            why = "" if gains else "device memory does not deliver the weights faster by columns"
+            decision, name = "stored-by-columns" if gains else "stored-by-rows", op.operands[at].name
+            say(decision, name, op.loc, why, before=stored, after=turned, bytes=param.type.bytes)
+        if not gains:
             return None
         value, source = op.operands[at], self.constants[op.operands[at].name]
         assert isinstance(source.attrs, ConstAttrs)

@@ -1,4 +1,4 @@
-"""Which tensors stay inside a kernel, which are written to memory between two, and why.
+"""Which tensors stay inside a kernel, which are written to memory between two, and why: from the passes' remarks.
 
 An edge leads from the op that computes a tensor to one that reads it, through views that cost nothing; constants and
 the model's inputs have none. The edges are those of fusion; what later passes fuse too (a concatenation computed in
@@ -10,40 +10,26 @@ Invariant: the kernels counted are those that the pipeline compiles.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.driver import import_model
-from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.passes.cascade import Decision
-from ppuc.compiler.passes.fuse import Fuse, Grouping
-from ppuc.compiler.passes.fuse_graph import is_view
-from ppuc.compiler.pipeline.chosen import passes_of
-from ppuc.compiler.pipeline.manager import Run
-from ppuc.compiler.report.regrouping import regrouped
-from ppuc.ir.graph import Op, Value
+from ppuc.compiler.passes.remarks import Remark
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+FUSE = "fuse"
+"""The pass whose remarks tell of edges."""
 
-def fusion_record(model: Path, options: CompileOptions) -> dict[str, Any]:
-    """Every edge of the graph that is fused: its ends, its bytes, and why it was not fused if it was not."""
-    target = options.target
-    run = Run(target, passes_of(options, Fuse.name))
-    module = run.run(import_model(run, model, options).module)
-    grouping = Grouping(module.graph, target, epilogues=True)
-    grouping.build()
-    later = regrouped(module, target)
-    ends = _ends(grouping)
-    edges = [_edge(grouping, *end) for end in ends]
-    for edge, (value, _, reader) in zip(edges, ends, strict=True):
-        if (value.name, grouping.graph.ops[reader].results[0].name) in later.joined:
-            edge["fused"], edge["why"] = True, ""
-    for cascade in later.cascades:
-        _mark(edges, cascade)
+
+def fusion_record(remarks: Sequence[Remark]) -> dict[str, Any]:
+    """Every edge of the graph that was fused: its ends, its bytes, and why it was not fused if it was not; and what
+    became of the groups."""
+    later: dict[tuple[int, str], list[Remark]] = {}
+    for remark in remarks:
+        if remark.decision in ("part-in-place", "cascaded", "not-cascaded"):
+            later.setdefault((remark.segment, remark.entity), []).append(remark)
+    edges = [_edge(r, later) for r in remarks if r.decision in ("fused", "not-fused")]
     apart = [e for e in edges if not e["fused"]]
     reasons: dict[str, dict[str, int]] = {}
     for edge in apart:
@@ -52,91 +38,68 @@ def fusion_record(model: Path, options: CompileOptions) -> dict[str, Any]:
         found["bytes"] += edge["bytes"]
     return {
         "kind": "fusion",
-        "target": target.name,
-        "precision": options.precision,
-        "kernels": later.kernels,
+        "kernels": sum(map(_kernels, remarks)),
         "fused": len(edges) - len(apart),
         "not_fused": len(apart),
         "reasons": reasons,
         "edges": edges,
-        "cascades": [asdict(cascade) for cascade in later.cascades],
-        "after_fusion": [asdict(change) for change in later.passes],
+        "cascades": [_cascade(r) for r in remarks if r.decision in ("cascaded", "not-cascaded")],
+        "after_fusion": _regroupings(remarks),
     }
 
 
-def _mark(edges: list[dict[str, Any]], cascade: Decision) -> None:
-    """Say of the edge between two groups what the choice for or against a cascade was."""
-    for edge in edges:
-        if edge["from"] in cascade.first and edge["to"] in cascade.second and not edge["fused"]:
-            if cascade.taken:
-                edge["fused"], edge["why"] = True, ""
-            elif cascade.joined_clk is not None:
-                edge["why"] = "one kernel that keeps the tensor in l1 would take longer than two"
-            else:
-                edge["why"] = cascade.why_not
+def _edge(remark: Remark, later: Mapping[tuple[int, str], Sequence[Remark]]) -> dict[str, Any]:
+    """The edge of a remark of fusion, and what the passes after it made of it."""
+    (first, second), fused, why = remark.nodes, remark.kind == "applied", remark.reason
+    for other in later.get((remark.segment, remark.entity), ()) if not fused else ():
+        if second in other.nodes:
+            fused, why = other.kind == "applied", other.reason
+    return {
+        "tensor": remark.entity,
+        "bytes": remark.details["bytes"],
+        "from": first,
+        "from_op": remark.details["from_op"],
+        "to": second,
+        "to_op": remark.details["to_op"],
+        "fused": fused,
+        "why": why,
+    }
+
+
+def _kernels(remark: Remark) -> int:
+    return int(remark.details.get("kernels", 0))
+
+
+def _cascade(remark: Remark) -> dict[str, Any]:
+    writers = int(remark.details["writers"])
+    return {
+        "first": list(remark.nodes[:writers]),
+        "second": list(remark.nodes[writers:]),
+        "joined_clk": remark.after_clk,
+        "apart_clk": remark.before_clk,
+        "why_not": remark.reason,
+    }
+
+
+def _regroupings(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
+    """The passes after fusion that changed the number of kernels, and by the first node of what they changed how many
+    kernels there are more or fewer."""
+    count = sum(_kernels(r) for r in remarks if r.pass_name == FUSE)
+    found: dict[str, dict[str, int]] = {}
+    for remark in remarks:
+        if remark.pass_name != FUSE and _kernels(remark):
+            nodes, node = found.setdefault(remark.pass_name, {}), (*remark.nodes, remark.entity)[0]
+            nodes[node] = nodes.get(node, 0) + _kernels(remark)
+    listed = []
+    for name, nodes in found.items():
+        before, count = count, count + sum(nodes.values())
+        listed.append({"name": name, "before": before, "after": count, "nodes": nodes})
+    return listed
 
 
 def _kind_of_reason(why: str) -> str:
     """A reason without the shapes that it mentions."""
     return re.sub(r"\[[\d, ]*\]", "[...]", why)
-
-
-def _ends(grouping: Grouping) -> list[tuple[Value, int, int]]:
-    """(tensor, op that computes it, op that reads it) of every edge between ops that belong to kernels."""
-    found: dict[tuple[int, int], tuple[Value, int, int]] = {}
-    for i, op in enumerate(grouping.graph.ops):
-        if _is_free(grouping, i):
-            continue
-        for operand in op.operands:
-            value, source = _computed(grouping, operand)
-            if source is not None and grouping.graph.ops[source].name != "const":
-                found.setdefault((source, i), (value, source, i))
-    return list(found.values())
-
-
-def _is_free(grouping: Grouping, i: int) -> bool:
-    return is_view(grouping.graph.ops[i]) and i not in grouping.group_of
-
-
-def _computed(grouping: Grouping, value: Value) -> tuple[Value, int | None]:
-    """The tensor that `value` is a view of, and the op that computes it; None for an input of the model."""
-    source = grouping.position.get(value.name)
-    while source is not None and _is_free(grouping, source):
-        value = grouping.graph.ops[source].operands[0]
-        source = grouping.position.get(value.name)
-    return value, source
-
-
-def _edge(grouping: Grouping, value: Value, source: int, reader: int) -> dict[str, Any]:
-    ops, group_of = grouping.graph.ops, grouping.group_of
-    fused = source not in group_of or group_of[source] == group_of.get(reader)
-    return {
-        "tensor": value.name,
-        "bytes": value.type.bytes,
-        "from": _node(ops[source]),
-        "from_op": ops[source].name,
-        "to": _node(ops[reader]),
-        "to_op": ops[reader].name,
-        "fused": fused,
-        "why": "" if fused else _why(grouping, source, reader),
-    }
-
-
-def _node(op: Op) -> str:
-    return op.loc[0] if op.loc else op.results[0].name
-
-
-def _why(grouping: Grouping, source: int, reader: int) -> str:
-    """Why the reader is not in the kernel that computes what it reads."""
-    known = grouping.refused.get((grouping.group_of[source], reader))
-    if known:
-        return known
-    first, op = grouping.graph.ops[source], grouping.graph.ops[reader]
-    if is_view(first) or first.name in ("pad", "gather", "scatter_nd", "concat"):
-        return f"the kernel of a '{first.name}' takes no other ops"
-    if is_view(op) or op.name == "pad":
-        return f"'{op.name}' is written out, because its readers cannot read through it"
-    return f"'{op.name}' starts a kernel of its own"
 
 
 def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
@@ -149,7 +112,7 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
         f"{record['fused']} of {total} edges stay inside one"
     )
     if record["cascades"]:
-        taken = [c for c in record["cascades"] if c["joined_clk"] is not None and c["joined_clk"] < c["apart_clk"]]
+        taken = [c for c in record["cascades"] if not c["why_not"]]
         out.print(f"{len(taken)} of {len(record['cascades'])} windows and the products that read them are one kernel")
         rows = [
             (

@@ -12,16 +12,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.driver import import_model
 from ppuc.compiler.lowering.capacity import holdings
 from ppuc.compiler.lowering.l2_plan import overwritten
 from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.lowering.ranges import Range
-from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.passes.allocate import Allocate
-from ppuc.compiler.passes.tile import Tile
-from ppuc.compiler.pipeline.chosen import passes_of
-from ppuc.compiler.pipeline.manager import Run
+from ppuc.compiler.passes.remarks import Remark
 from ppuc.compiler.pipeline.resume import read_module
 from ppuc.ir.errors import UsageError
 from ppuc.ir.module import Module
@@ -81,12 +76,6 @@ class MemoryPlan:
         return {"kind": "memory", "target": self.target, "steps": list(self.steps), "spaces": spaces}
 
 
-def plan_of_model(model: Path, options: CompileOptions) -> MemoryPlan:
-    """Compile up to placing and give addresses; tiles are not needed for that."""
-    run = Run(options.target, (*passes_of(options, Tile.name), Allocate()))
-    return plan_of_module(run.run(import_model(run, model, options).module), options.target)
-
-
 def plan_of_dump(file: Path, target: Target) -> MemoryPlan:
     """The plan in a `.ppir`. Raises UsageError for a dump from before addresses were given."""
     module = read_module(file)
@@ -138,6 +127,23 @@ def plan_of_program(program: Program, target: Target) -> MemoryPlan:
     return MemoryPlan(program.name, program.target, tuple(k.name for k in kernels), _spaces(blocks, target))
 
 
+def refused(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
+    """What could live in l2 and does not, with the bytes of device memory that this moves more and the cycles that it
+    takes at least, the costliest first."""
+    found = [r for r in remarks if r.decision in ("kept-in-hbm", "not-staged")]
+    return [
+        {
+            "tensor": r.entity,
+            "nodes": list(r.nodes),
+            "bytes": r.details["bytes"],
+            "saved_bytes": r.details["saved_bytes"],
+            "lost_clk": r.lost_clk,
+            "why": r.reason,
+        }
+        for r in sorted(found, key=lambda r: -r.lost_clk)
+    ]
+
+
 def _spaces(blocks: Mapping[Space, Sequence[Block]], target: Target) -> tuple[SpacePlan, ...]:
     capacities = {Space.L2: target.l2.bytes, Space.HBM: target.hbm.bytes}
     return tuple(
@@ -167,4 +173,9 @@ def show(out: Console, record: dict[str, Any]) -> None:
         ]
         if rows:
             table(out, "", ("tensor", "role", "type", "bytes", "address", "steps"), rows, left=(0, 1, 2))
+    if record["refused"]:
+        costliest = record["refused"][:SHOWN]
+        lines = [(r["tensor"], quantity(r["bytes"], "B"), f"{r['lost_clk']:,.0f}", r["why"]) for r in costliest]
+        title = f"not in l2 (the costliest {len(costliest)} of {len(record['refused'])})"
+        table(out, title, ("tensor", "bytes", "costs clk", "reason"), lines, left=(0, 3))
     out.print(f"drawn in {record['drawing']}")

@@ -85,6 +85,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         "inspect": [
             *(run("inspect", path) for path in (model, steps[-1], program)),
             run("inspect", model, "--fusion", *SHAPE),
+            run("inspect", program, "--remarks", "missed"),
+            run("inspect", model, "--memory", folder / "plan.svg", *SHAPE, "--set", "l2.bytes=8192"),
         ],
         "targets": [
             run("targets"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ppuc.compiler.passes.bands import Banding
+from ppuc.compiler.passes.parts import Parts
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.graph import Graph, Op, Value
@@ -68,7 +69,7 @@ def feeds_of(graph: Graph) -> dict[str, np.ndarray]:
     ids=["even", "heads", "past and groups", "epilogue", "mask"],
 )
 def test_bands_compute_the_same(graph: Graph, precision: str, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Banding, "_best", lambda self, op, attention: 3)
+    monkeypatch.setattr(Banding, "_best", lambda self, op, attention: Parts(3))
     m = graph.params[0].type.dims[2]
     module = compiled(module_of(graph, precision=precision), target, feeds_of(graph))
     found = attentions(module)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import networks
+from ppuc.compiler.driver import compile_model
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import lower_group
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.cascade import Cascading
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.report.fusion import fusion_record
@@ -111,8 +113,8 @@ def test_without_room_there_is_no_cascade() -> None:
 
 
 def test_the_fusion_report_says_what_was_chosen_between(tmp_path: Path) -> None:
-    model = networks.mobilenet_v2(tmp_path, 2)
-    record = fusion_record(model, LARGE, "bf16", {})
+    made = compile_model(networks.mobilenet_v2(tmp_path, 2), CompileOptions(LARGE, "bf16"))
+    record = fusion_record(made.remarks)
     assert len(record["cascades"]) == 17
     taken = [c for c in record["cascades"] if c["joined_clk"] < c["apart_clk"]]
     assert 0 < len(taken) < 17

@@ -41,7 +41,7 @@ def edges_of(record: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_each_edge_is_fused_or_has_its_reason(residual: Path) -> None:
-    record = fusion_record(residual, CompileOptions(load_target("ppu-tiny")))
+    record = fusion_record(compile_model(residual, CompileOptions(load_target("ppu-tiny"))).remarks)
     edges = edges_of(record)
     assert set(edges) == {("matmul", "relu"), ("relu", "matmul"), ("relu", "add"), ("matmul", "add")}
     assert edges["matmul", "relu"]["fused"]
@@ -54,9 +54,8 @@ def test_each_edge_is_fused_or_has_its_reason(residual: Path) -> None:
 
 
 def test_the_grouping_is_the_one_that_is_compiled(residual: Path) -> None:
-    options = CompileOptions(load_target("ppu-tiny"))
-    record = fusion_record(residual, options)
-    made = compile_model(residual, options)
+    made = compile_model(residual, CompileOptions(load_target("ppu-tiny")))
+    record = fusion_record(made.remarks)
     assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments)
 
 
@@ -69,11 +68,10 @@ def test_a_concatenation_computed_in_place_is_fused(tmp_path: Path) -> None:
     weights = {name: np.ones((32, 32), np.float32) for name in ("a", "b")}
     path = tmp_path / "joined.onnx"
     onnx.save(model_of(text, weights), path)
-    options = CompileOptions(load_target("ppu-tiny"))
-    record = fusion_record(path, options)
+    made = compile_model(path, CompileOptions(load_target("ppu-tiny")))
+    record = fusion_record(made.remarks)
     concats = [e["fused"] for e in record["edges"] if e["to_op"] == "concat"]
     assert concats == [True, True]
-    made = compile_model(path, options)
     assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments)
 
 
@@ -81,11 +79,10 @@ def test_what_later_passes_do_to_kernels_is_listed(tmp_path: Path) -> None:
     path, target = tmp_path / "long.onnx", load_target("zhenwu-m890")
     text = "m (float[1, 8192] x) => (float[1, 64] y) { p = MatMul(x, a)  y = Relu(p) }"
     onnx.save(model_of(text, {"a": np.ones((8192, 64), np.float32)}), path)
-    options = CompileOptions(target, "bf16")
-    record = fusion_record(path, options)
+    made = compile_model(path, CompileOptions(target, "bf16"))
+    record = fusion_record(made.remarks)
     changes = {c["name"]: (c["before"], c["after"]) for c in record["after_fusion"]}
     assert changes == {"precision": (1, 2), "split": (2, 3)}  # the input is rounded, the product is cut
-    made = compile_model(path, options)
     assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments) == 3
     shown = CliRunner().invoke(cli, ["inspect", str(path), "--fusion", "--target", target.name, "-p", "bf16"])
     assert "what later passes change" in shown.stdout
@@ -107,5 +104,6 @@ def test_the_command_prints_reasons_and_takes_compile_options(tmp_path: Path) ->
     wrong = runner.invoke(cli, ["inspect", str(path), "--dim", "N=4"])
     assert wrong.exit_code == 2
     assert "compile options go with --fusion" in wrong.stderr
-    other = runner.invoke(cli, ["inspect", str(tmp_path / "a.ppu"), "--fusion"])
-    assert "expected: an .onnx file" in other.stderr
+    two = runner.invoke(cli, ["inspect", *options, "--remarks", "all"])
+    assert two.exit_code == 2
+    assert "gives one report at a time" in two.stderr

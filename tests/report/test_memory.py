@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from ppuc.compiler.cli import cli
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.report.memory import MemoryPlan, plan_of_model, plan_of_program
+from ppuc.compiler.report.memory import MemoryPlan, plan_of_module, plan_of_program
 from ppuc.compiler.report.memory_svg import COLOURS, memory_svg
 from ppuc.targets.description import load_target, override
+from ppuc.targets.schema import Target
 from tests.support.onnx_text import model_of
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,6 +45,12 @@ def chain(tmp_path: Path) -> Path:
     return path
 
 
+def plan_of(model: Path, target: Target) -> MemoryPlan:
+    module = compile_model(model, CompileOptions(target)).module
+    assert module is not None
+    return plan_of_module(module, target)
+
+
 def assert_no_overlap(plan: MemoryPlan) -> None:
     for space in plan.spaces:
         assert space.bound <= space.extent <= space.capacity
@@ -53,7 +60,7 @@ def assert_no_overlap(plan: MemoryPlan) -> None:
 
 
 def test_plan_of_a_model(chain: Path) -> None:
-    plan = plan_of_model(chain, CompileOptions(load_target("ppu-tiny")))
+    plan = plan_of(chain, load_target("ppu-tiny"))
     assert_no_overlap(plan)
     hbm = {b.tensor: b for b in plan.spaces[1].blocks}
     assert {n: hbm[n].role for n in ("x", "y", "w<1>", "w2", "w3")} == {
@@ -65,15 +72,16 @@ def test_plan_of_a_model(chain: Path) -> None:
 
 def test_program_and_model_have_the_same_addresses(chain: Path) -> None:
     target = load_target("ppu-tiny")
-    compiled = compile_model(chain, CompileOptions(target))
-    ours, theirs = plan_of_model(chain, CompileOptions(target)), plan_of_program(compiled.artifact.program, target)
+    made = compile_model(chain, CompileOptions(target))
+    assert made.module is not None
+    ours, theirs = plan_of_module(made.module, target), plan_of_program(made.artifact.program, target)
     assert_no_overlap(theirs)
     for a, b in zip(ours.spaces, theirs.spaces, strict=True):
         assert sorted((x.role, x.address) for x in b.blocks) == sorted((x.role, x.address) for x in a.blocks)
 
 
 def test_the_drawing_shows_every_tensor(chain: Path) -> None:
-    plan = plan_of_model(chain, CompileOptions(load_target("ppu-tiny")))
+    plan = plan_of(chain, load_target("ppu-tiny"))
     root = ElementTree.fromstring(memory_svg(plan))
     titles = [t.text or "" for t in root.iter(f"{SVG}title")]
     drawn = [r for r in root.iter(f"{SVG}rect") if r.find(f"{SVG}title") is not None]
