@@ -14,6 +14,7 @@ from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.lowering.kinds import check_group, lower_group
 from ppuc.compiler.lowering.limits import may_lack_rings
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.tile import Tile
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
@@ -126,7 +127,7 @@ def groups_of(model: onnx.ModelProto, target: Target) -> list[Op]:
     """The groups of a model, just before they become kernels."""
     passes = PIPELINE[: next(i for i, step in enumerate(PIPELINE) if isinstance(step, Tile))]
     try:
-        module = Run(target, passes).run(initial_module(load_model(model), target, "model"))
+        module = Run(target, passes).run(initial_module(load_model(model), CompileOptions(target)))
     except ModelError:
         return []  # a part of it runs on the host
     return [op for op in module.graph.ops if op.name == "group"]
@@ -243,6 +244,7 @@ def test_copies_on_queues_that_do_not_exist() -> None:
 
 def test_a_compiled_program_on_a_smaller_machine() -> None:
     model = model_of("p (float[64, 64] x) => (float[64, 64] y) { y = MatMul(x, w) }", {"w": np.eye(64, dtype="f4")})
-    program = replace(ppuc.compile(model, target=TINY), target=with_rings(2))
+    program = ppuc.compile(model, target=TINY)
+    program = replace(program, options=replace(program.options, target=with_rings(2)))
     with pytest.raises(CapacityError, match="needs more rings than a unit has"):
         program.time()
