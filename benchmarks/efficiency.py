@@ -38,7 +38,7 @@ from ppuc.compiler.report.waterfall import compulsory_bytes
 from ppuc.ir.errors import InternalError, PpucError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
-from ppuc.ir.ops import OPS
+from ppuc.ir.ops import points
 from ppuc.ir.types import DType, Space
 from ppuc.ir.verify import VerificationError
 from ppuc.targets.cost import hbm_bytes_per_clk
@@ -237,9 +237,7 @@ def macs(op: Op) -> int:
     if op.name.startswith("attention"):
         (batch, heads, m, d), k, v = (x.type.dims for x in op.operands[:3])
         return batch * heads * m * k[2] * (d + v[3])
-    indexing = OPS[op.name].indexing
-    assert indexing is not None
-    return indexing(op.attrs, [v.type for v in op.operands]).points
+    return points(op)
 
 
 def traffic(module: Module, profile: Profile, target: Target) -> Iterator[Traffic]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnxruntime
 
 from ppuc.compiler.frontend.expose import of_known_version, serialised, with_outputs
@@ -60,7 +61,7 @@ class Oracle:
         when ONNX Runtime refuses."""
         known = {i.name for i in self._session.get_inputs()}
         try:
-            values = self._session.run(None, {n: a for n, a in inputs.items() if n in known})
+            values = self._session.run(None, {n: _array(a) for n, a in inputs.items() if n in known})
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the model", error) from error
         return dict(zip(self.outputs, values, strict=True))
@@ -88,6 +89,11 @@ class Session:
             return list(self._session.run(None, {n: a for n, a in feeds.items() if n in self._inputs}))
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the graph", error) from error
+
+
+def _array(value: Any) -> Any:
+    """numpy's numbers of rank 0 as arrays, which ONNX Runtime wants."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def _refusal(where: str, what: str, error: Exception) -> ModelError:

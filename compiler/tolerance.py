@@ -208,8 +208,8 @@ def reduction_length(op: Op) -> int:
     bounded by the elements of its first operand outside the leading axis."""
     record = OPS[op.name]
     if record.indexing is not None:
-        indexing = record.indexing(op.attrs, [v.type for v in op.operands])
-        return math.prod(d.size for d in indexing.dims if d.reduced)
+        pattern = record.pattern(op)  # None: a movement of elements
+        return 1 if pattern is None else math.prod(d.size for d in pattern.dims if d.reduced)
     shapes = [v.type.dims for v in op.operands]
     if op.name in _LENGTHS:
         return max(1, _LENGTHS[op.name](op, shapes))

@@ -8,29 +8,18 @@ Invariant: a function of graphs and nodes alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ppuc.compiler.frontend.offload.hosting import HostNode
-from ppuc.ir.graph import Graph, Op, Value
-from ppuc.ir.ops import OPS, Kind
+from ppuc.ir.graph import Graph, Value
+from ppuc.ir.ops import OPS, Kind, points
 
 _FREE = (Kind.VIEW, Kind.CONSTANT, Kind.STRUCTURE)
 
 
 def ppu_work(graph: Graph) -> int:
     """Points that the ops of `graph` compute."""
-    return sum(_points(op) for op in graph.ops if OPS[op.name].kind not in _FREE)
-
-
-def _points(op: Op) -> int:
-    indexing = OPS[op.name].indexing
-    if indexing is not None:
-        try:
-            return indexing(op.attrs, [v.type for v in op.operands]).points
-        except ValueError:  # no affine pattern: a reflecting pad, say
-            pass
-    return sum(math.prod(r.type.dims) for r in op.results)
+    return sum(points(op) for op in graph.ops if OPS[op.name].kind not in _FREE)
 
 
 def host_work(nodes: Sequence[HostNode]) -> int:

@@ -139,8 +139,9 @@ class _Chain:
         outside = self.outer[source.name]
         constant = self.constants.get(outside.name)
         if constant is None:
-            rows = wide is None and other.type.dims[-1] == 1 and other.type.rank == self.value.type.rank
+            one = other.type.rank == 0 or (other.type.dims[-1] == 1 and other.type.rank == self.value.type.rank)
+            rows = wide is None and one
             return Step(op.name, op.attrs, shared=outside) if rows else None
-        if outside.type.elements != self.columns or outside.type.dims[-1] != self.columns:
+        if outside.type.elements != self.columns or outside.type.dims[-1:] != (self.columns,):
             return None
         return Step(op.name, op.attrs, column=constant, wide=wide)

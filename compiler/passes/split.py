@@ -23,7 +23,7 @@ from ppuc.compiler.passes.parts import Parts
 from ppuc.compiler.passes.split_keys import cut_keys, keys_of
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
-from ppuc.ir.ops.base import OPS
+from ppuc.ir.ops.base import points
 from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
 from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs, TransposeAttrs
@@ -175,11 +175,8 @@ class Splitting:
 
     def _bound(self, anchor: Op) -> float:
         """Cycles of the contraction with every unit at its peak."""
-        indexing = OPS[anchor.name].indexing
-        assert indexing is not None
         dtype = cost.tensor_dtype(anchor.operands[0].type.dtype, self.target)
-        points = indexing(anchor.attrs, [v.type for v in anchor.operands]).points
-        return points / self.target.peak_macs_per_clk(dtype)
+        return points(anchor) / self.target.peak_macs_per_clk(dtype)
 
     def _handover_clk(self) -> float:
         """Cycles from a tile's last store to the next kernel's first load, which start-up and latency of the two do not

@@ -7,7 +7,6 @@ resumed dump links to the same bytes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
-from ppuc.ir.ops import OPS, Kind
+from ppuc.ir.ops import OPS, Kind, points
 from ppuc.ir.types import TensorType
 from ppuc.targets.artifact import Artifact, IOSpec
 from ppuc.targets.description import Target
@@ -77,6 +76,4 @@ def kernel_nodes(graph: Graph) -> dict[str, str]:
 def _work(op: Op) -> tuple[bool, int]:
     record = OPS[op.name]
     contracts = record.kind is Kind.CONTRACTION or op.name.startswith("attention")
-    if record.indexing is None:
-        return contracts, sum(math.prod(r.type.dims) for r in op.results)
-    return contracts, record.indexing(op.attrs, [v.type for v in op.operands]).points
+    return contracts, points(op)

@@ -99,7 +99,7 @@ def _work(op: Op) -> tuple[int, int]:
     if op.name == "attention":
         (batch, heads, m, d), s, e = op.operands[0].type.dims, op.operands[1].type.dims[2], op.results[0].type.dims[3]
         return batch * heads * m * s * (d + e), max(s, d)
-    record = OPS[op.name]
-    assert record.indexing is not None
-    dims = record.indexing(op.attrs, [v.type for v in op.operands]).dims
+    pattern = OPS[op.name].pattern(op)
+    assert pattern is not None
+    dims = pattern.dims
     return math.prod(d.size for d in dims), math.prod(d.size for d in dims if d.reduced)

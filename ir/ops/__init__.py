@@ -20,6 +20,6 @@ from ppuc.ir.ops import (  # noqa: F401 - imported for their records
     view,
     window,
 )
-from ppuc.ir.ops.base import OPS, Indexing, IterDim, Kind, OpDef
+from ppuc.ir.ops.base import OPS, Indexing, IterDim, Kind, OpDef, points
 
-__all__ = ["OPS", "Indexing", "IterDim", "Kind", "OpDef"]
+__all__ = ["OPS", "Indexing", "IterDim", "Kind", "OpDef", "points"]

@@ -76,8 +76,13 @@ class OpDef:
     infer: Callable[[Any, Sequence[TensorType]], tuple[TensorType, ...]]
     reference: Callable[..., tuple[np.ndarray, ...]] | None
     attrs: type[Attrs] = Attrs
-    indexing: Callable[[Any, Sequence[TensorType]], Indexing] | None = None
+    indexing: Callable[[Any, Sequence[TensorType]], Indexing | None] | None = None
+    """The access pattern; None for operands and attributes whose access is not affine."""
     decompose: Callable[[Builder, Op], Sequence[Value]] | None = None
+
+    def pattern(self, op: Op) -> Indexing | None:
+        """The access pattern of `op`, or None when it has none that is affine."""
+        return None if self.indexing is None else self.indexing(op.attrs, [v.type for v in op.operands])
 
 
 OPS: dict[str, OpDef] = {}
@@ -90,6 +95,13 @@ def register(record: OpDef) -> OpDef:
         raise ValueError(f"op '{record.name}' is defined twice")
     OPS[record.name] = record
     return record
+
+
+def points(op: Op) -> int:
+    """Points that `op` computes: multiply-accumulates of a contraction, else of its iteration space, or the elements of
+    its results."""
+    pattern = OPS[op.name].pattern(op)
+    return sum(r.type.elements for r in op.results) if pattern is None else pattern.points
 
 
 def dim_names(rank: int) -> tuple[str, ...]:

@@ -156,11 +156,11 @@ def _pad(attrs: PadAttrs, x: np.ndarray) -> tuple[np.ndarray, ...]:
     return (result,)
 
 
-def _index_pad(attrs: PadAttrs, types: Sequence[TensorType]) -> Indexing:
-    """Reads outside the operand mean the pad value. Raises ValueError when the access is not affine (other modes,
-    interior padding)."""
+def _index_pad(attrs: PadAttrs, types: Sequence[TensorType]) -> Indexing | None:
+    """Reads outside the operand mean the pad value. None when the access is not affine (other modes, interior
+    padding)."""
     if attrs.mode != "constant" or any(attrs.interior):
-        raise ValueError(f"pad of {types[0]} in mode '{attrs.mode}' with interior {list(attrs.interior)} is not affine")
+        return None
     shape = _infer_pad(attrs, types)[0].dims
     names = dim_names(len(shape))
     dims = tuple(IterDim(n, s) for n, s in zip(names, shape, strict=True))

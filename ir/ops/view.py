@@ -116,11 +116,11 @@ def _grouped(shape: Sequence[int], factors: Sequence[int]) -> tuple[Affine, ...]
     return tuple(accesses)
 
 
-def _index_reshape(attrs: ReshapeAttrs, types: Sequence[TensorType]) -> Indexing:
-    """Raises ValueError when the two shapes have no common factors: such a reshape is not affine."""
+def _index_reshape(attrs: ReshapeAttrs, types: Sequence[TensorType]) -> Indexing | None:
+    """None when the two shapes have no common factors: such a reshape is not affine."""
     factors = common_factors(types[0].dims, attrs.shape)
     if factors is None:
-        raise ValueError(f"reshape of {types[0]} to {list(attrs.shape)} is not affine")
+        return None
     dims = tuple(IterDim(f"d{i}", size) for i, size in enumerate(factors))
     return Indexing(dims, (_grouped(types[0].dims, factors),), (_grouped(attrs.shape, factors),))
 

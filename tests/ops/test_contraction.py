@@ -18,6 +18,7 @@ from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
 from ppuc.ir.ops.conv_transpose import ConvTransposeAttrs
 from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import DType, TensorType
+from tests.support.against_onnxruntime import indexing_of
 from tests.support.single_node import (
     Inputs,
     check,
@@ -291,9 +292,7 @@ def test_conv_layouts_agree(x: tuple[int, ...], w: tuple[int, ...], attributes: 
 def by_indexing(name: str, attrs: Any, *arrays: np.ndarray) -> np.ndarray:
     """The sum of products that a record's indexing describes, point by point; outside the operands is zero."""
     types = [TensorType(DType.of(a.dtype), a.shape) for a in arrays]
-    indexing_of = OPS[name].indexing
-    assert indexing_of is not None
-    indexing = indexing_of(attrs, types)
+    indexing = indexing_of(name, attrs, *types)
     (out,) = OPS[name].infer(attrs, types)
     total = np.zeros(out.dims)
     for point in itertools.product(*(range(d.size) for d in indexing.dims)):

@@ -22,7 +22,7 @@ from ppuc.ir.ops.movement import (
     ScatterNdAttrs,
 )
 from ppuc.ir.types import DType, TensorType, parse_type
-from tests.support.against_onnxruntime import assert_agrees, computed, floats, indexing_of, onnx_node
+from tests.support.against_onnxruntime import assert_agrees, computed, floats, indexing_of, onnx_node, pattern_of
 
 
 def ints(*values: int) -> np.ndarray:
@@ -80,8 +80,7 @@ def test_pad_indexing_reads_outside_where_it_pads() -> None:
         read = tuple(a.value(env) for a in indexing.operands[0])
         inside = all(0 <= i < n for i, n in zip(read, x.shape, strict=True))
         assert result[point] == (x[read] if inside else 7)
-    with pytest.raises(ValueError, match="not affine"):
-        indexing_of("pad", PadAttrs((1,), (1,), (0,), mode="edge"), parse_type("f32[4]"))
+    assert pattern_of("pad", PadAttrs((1,), (1,), (0,), mode="edge"), parse_type("f32[4]")) is None
 
 
 @pytest.mark.parametrize(

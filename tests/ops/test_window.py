@@ -13,6 +13,7 @@ from ppuc.ir.errors import ModelError
 from ppuc.ir.ops import OPS
 from ppuc.ir.ops.window import PoolAttrs
 from ppuc.ir.types import DType, TensorType
+from tests.support.against_onnxruntime import indexing_of
 from tests.support.single_node import check, directly, node_model, sum_tolerance, uniform, without_composites
 
 WINDOWS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
@@ -82,9 +83,7 @@ def test_pool_indexing(kind: str, combine: Any, identity: float, layout: str) ->
     x = uniform(0, 1, 2, 5, 4)
     x = np.moveaxis(x, 1, -1) if layout == "nhwc" else x
     types = [TensorType(DType.F32, x.shape)]
-    indexing_of = OPS["pool"].indexing
-    assert indexing_of is not None
-    indexing = indexing_of(attrs, types)
+    indexing = indexing_of("pool", attrs, *types)
     want = directly("pool", attrs, x)
     got = np.full(OPS["pool"].infer(attrs, types)[0].dims, identity)
     for point in itertools.product(*(range(d.size) for d in indexing.dims)):

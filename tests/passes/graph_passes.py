@@ -63,10 +63,9 @@ def tolerance_of(graph: Graph) -> float:
     lengths = [1]
     for op in graph.ops:
         if op.name in ("matmul", "conv", "reduce"):
-            indexing = OPS[op.name].indexing
-            assert indexing is not None
-            dims = indexing(op.attrs, [v.type for v in op.operands]).dims
-            lengths.append(math.prod(d.size for d in dims if d.reduced))
+            pattern = OPS[op.name].pattern(op)
+            assert pattern is not None
+            lengths.append(math.prod(d.size for d in pattern.dims if d.reduced))
     return float(np.finfo(np.float32).eps) * math.sqrt(max(lengths)) * len(lengths) * 4
 
 

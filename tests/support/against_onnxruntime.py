@@ -92,6 +92,13 @@ def computed(name: str, attrs: Attrs, *arrays: np.ndarray) -> np.ndarray:
 
 def indexing_of(name: str, attrs: Attrs, *types: TensorType) -> Indexing:
     """The access pattern that a record claims."""
+    pattern = pattern_of(name, attrs, *types)
+    assert pattern is not None
+    return pattern
+
+
+def pattern_of(name: str, attrs: Attrs, *types: TensorType) -> Indexing | None:
+    """The access pattern that a record claims; None when the access is not affine."""
     indexing = OPS[name].indexing
     assert indexing is not None
     return indexing(attrs, types)
