@@ -32,13 +32,13 @@ from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.quantization.calibrate import calibrated_plan
-from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, prepare, storage_plan
 from ppuc.compiler.quantization.search import Goal
 from ppuc.compiler.quantization.study import Aim, study
 from ppuc.compiler.quantization.timing import timed
+from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.graph import Graph
 from ppuc.targets.description import load_target
 

@@ -22,7 +22,7 @@ import onnx
 
 import ppuc
 from benchmarks.fuzz import seed_range
-from ppuc.compiler.oracle import Oracle
+from ppuc.compiler.validation.oracle import Oracle
 from ppuc.compiler.verification import verify_program
 from ppuc.ir.errors import PpucError
 from tests.fuzz.judging import SLACK

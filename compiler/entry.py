@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
     from ppuc.compiler.options import CompileOptions, Instrumentation
-    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.program.compiled import CompiledProgram
     from ppuc.compiler.verification import Verification
     from ppuc.targets.description import Target
 
@@ -48,8 +48,8 @@ def compile(
     because sizes or axes depend on them. With `host`, what the PPU cannot run goes to the host; `host_ops` are Python
     files with functions for ops that nobody else knows (`host_op`). Raises PpucError."""
     from ppuc.compiler.options import CompileOptions, HostPolicy, Instrumentation, Quantization
+    from ppuc.compiler.program.variants import combinations
     from ppuc.compiler.quantization.data import Data
-    from ppuc.compiler.variants import combinations
     from ppuc.targets.description import resolve_target
 
     options = CompileOptions(
@@ -80,7 +80,7 @@ def compile_program(
     first quantization is studied. Raises PpucError."""
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.options import UNWATCHED
-    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.program.compiled import CompiledProgram
 
     watch = watch or UNWATCHED
     choices = choices or (options.dims,)
@@ -90,7 +90,7 @@ def compile_program(
         made = compile_model(source, options, watch)
         return CompiledProgram(made.artifact, options, source, made.passes, quantized=made.quantized)
     from ppuc.compiler.frontend.expose import symbols_of
-    from ppuc.compiler.variants import Variant, Variants
+    from ppuc.compiler.program.variants import Variant, Variants
 
     every = []
     for number, sizes in enumerate(choices):
@@ -116,7 +116,7 @@ def load(path: str | Path, target: Target | None = None, *, host_ops: Sequence[s
     """Load a `.ppu` file. `target` replaces the machine it names; `host_ops` are the files that it was compiled with.
     Raises PpucError."""
     from ppuc.compiler.options import HostPolicy
-    from ppuc.compiler.runtime import load_program
+    from ppuc.compiler.program.compiled import load_program
 
     return load_program(path, target, HostPolicy(ops=tuple(map(Path, host_ops))))
 

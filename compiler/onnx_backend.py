@@ -17,7 +17,7 @@ import numpy as np
 from ppuc.compiler.entry import compile_program
 from ppuc.compiler.frontend.backend_base import Backend, BackendRep, model_of_node, names_of
 from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.runtime import CompiledProgram
+from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.targets.description import resolve_target
 
 if TYPE_CHECKING:

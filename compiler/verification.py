@@ -14,12 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppuc.compiler.alias import aliased
-from ppuc.compiler.compare import Comparison
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import node_outputs
 from ppuc.compiler.frontend.load import ImportedModel, load_model
-from ppuc.compiler.judge import Judge
-from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.layers import (
     final_node,
@@ -29,8 +26,11 @@ from ppuc.compiler.pipeline.layers import (
     node_values,
 )
 from ppuc.compiler.pipeline.manager import CompiledModel, Run
-from ppuc.compiler.quantization.expected import Allowed, allowed_errors
-from ppuc.compiler.runtime import CompiledProgram
+from ppuc.compiler.program.compiled import CompiledProgram
+from ppuc.compiler.validation.compare import Comparison
+from ppuc.compiler.validation.expected import Allowed, allowed_errors
+from ppuc.compiler.validation.judge import Judge
+from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import UsageError
 from ppuc.ir.types import DType
 from ppuc.targets.simulator.result import Profile

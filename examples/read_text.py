@@ -22,8 +22,8 @@ import onnx
 from PIL import Image, ImageDraw, ImageFont
 
 import ppuc
-from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.report.profile import profile_record
+from ppuc.compiler.validation.oracle import Oracle
 
 PACKAGE = "rapidocr-onnxruntime"
 HEIGHT, WIDTH = 48, 320

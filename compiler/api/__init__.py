@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from ppuc.compiler import onnx_backend
     from ppuc.compiler.entry import compile, load, verify
     from ppuc.compiler.host.registry import host_op
-    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+    from ppuc.compiler.program.compiled import CompiledProgram, ProgramResult
     from ppuc.compiler.verification import Verification
     from ppuc.compiler.version import VERSION as __version__  # noqa: N811 - the name that packages use
     from ppuc.ir.errors import InternalError, PpucError
 
 _HOMES = {
-    "CompiledProgram": ("ppuc.compiler.runtime", "CompiledProgram"),
+    "CompiledProgram": ("ppuc.compiler.program.compiled", "CompiledProgram"),
     "InternalError": ("ppuc.ir.errors", "InternalError"),
     "PpucError": ("ppuc.ir.errors", "PpucError"),
-    "ProgramResult": ("ppuc.compiler.runtime", "ProgramResult"),
+    "ProgramResult": ("ppuc.compiler.program.compiled", "ProgramResult"),
     "Verification": ("ppuc.compiler.verification", "Verification"),
     "__version__": ("ppuc.compiler.version", "VERSION"),
     "compile": ("ppuc.compiler.entry", "compile"),

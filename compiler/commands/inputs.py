@@ -16,7 +16,7 @@ from ppuc.compiler.commands.common import note, pairs
 if TYPE_CHECKING:
     import numpy as np
 
-    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.program.compiled import CompiledProgram
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -131,7 +131,7 @@ def _memory_plan(file: Path, arguments: CompileArguments) -> tuple[MemoryPlan, t
         manifest = read_manifest(file.parent)
         remarks = manifest.said(file.name) if manifest is not None else ()
         return memory.plan_of_dump(file, arguments.machine(read_module(file).target)), remarks
-    from ppuc.compiler.runtime import load_program
+    from ppuc.compiler.program.compiled import load_program
 
     program = load_program(file, arguments.machine() if arguments.names_target else None)
     return memory.plan_of_program(program.artifact.program, program.target), program.remarks

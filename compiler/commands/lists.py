@@ -14,7 +14,7 @@ from ppuc.compiler.commands.program import program_for
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.program.compiled import CompiledProgram
     from ppuc.targets.description import Target
 
 

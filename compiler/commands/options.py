@@ -170,7 +170,7 @@ class CompileArguments:
 
     def choices(self) -> tuple[dict[str, int], ...]:
         """Every combination of the sizes in --dim, which may give several: `batch=1,8`."""
-        from ppuc.compiler.variants import combinations
+        from ppuc.compiler.program.variants import combinations
 
         given = pairs(self.dims, "--dim")
         return combinations({key: [_size(key, size) for size in text.split(",")] for key, text in given.items()})

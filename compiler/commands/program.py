@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ppuc.compiler.options import CompileOptions
-    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.program.compiled import CompiledProgram
     from ppuc.targets.description import Target
 
 AT_RUN = ("target", "overrides", "dims", "host_ops")
@@ -57,7 +57,7 @@ def _loaded(
     model: Path, arguments: CompileArguments, machine: Target | None, arrays: dict[str, np.ndarray]
 ) -> CompiledProgram:
     from ppuc.compiler.options import HostPolicy
-    from ppuc.compiler.runtime import load_program
+    from ppuc.compiler.program.compiled import load_program
 
     late, hint = "has no effect on a compiled program", "give the .onnx file"
     arguments.refuse_all_but(AT_RUN, late, got=model, hint=hint)

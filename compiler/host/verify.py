@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.compare import Comparison, compare
-from ppuc.compiler.conditioning import Move, rounds, sensitivities_of_outputs
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import moved_model, node_outputs, whole_bytes
 from ppuc.compiler.frontend.load import load_model
@@ -27,11 +25,13 @@ from ppuc.compiler.host.client import worker
 from ppuc.compiler.host.deferred import DeferredProgram, DeferredRun
 from ppuc.compiler.host.partition import PpuPart, partition
 from ppuc.compiler.host.plan import Plan, PpuStep
-from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.pipeline.layers import PREFIX, final_node, kept_name, layer_candidates, matching, node_values
 from ppuc.compiler.precisions import PRECISIONS
-from ppuc.compiler.runtime import CompiledProgram, ProgramResult
-from ppuc.compiler.tolerance import (
+from ppuc.compiler.program.compiled import CompiledProgram, ProgramResult
+from ppuc.compiler.validation.compare import Comparison, compare
+from ppuc.compiler.validation.conditioning import Move, rounds, sensitivities_of_outputs
+from ppuc.compiler.validation.oracle import Oracle
+from ppuc.compiler.validation.tolerance import (
     NO_ERROR,
     ExpectedError,
     Tolerance,

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.compare import Comparison
 from ppuc.compiler.inputs import feeds_of
-from ppuc.compiler.judge import Judge
 from ppuc.compiler.pipeline.execute import run_module
+from ppuc.compiler.validation.compare import Comparison
+from ppuc.compiler.validation.judge import Judge
 from ppuc.ir.errors import Diagnostic, Entity, EntityKind, PpucError
 from ppuc.ir.graph import Graph
 from ppuc.ir.interpret import run_graph

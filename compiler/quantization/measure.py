@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.quantization.emulate import Emulator
+from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.graph import Graph
 
 EXACT_DB = 200.0

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.prepare import Prepared
+from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph
 

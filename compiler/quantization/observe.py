@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.layers import Layer
+from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.graph import Graph
 
 KEPT = 1 << 16

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ppuc.compiler.quantization.apply import quantized_graph
-from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.fit import fitted_layer
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Difference
 from ppuc.compiler.quantization.offsets import best_offset, padded, some_numbers, takes_offsets
 from ppuc.compiler.quantization.plan import BLOCKS, LayerPlan, Plan
 from ppuc.compiler.quantization.rows import sampled_rows
+from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.graph import Graph, Op
 
 Tensors = dict[str, list[np.ndarray]]

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.runtime import CompiledProgram
+from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.ir.kernel import Mma
 from ppuc.ir.program import Instr, Program, Queue, StreamNode
 from ppuc.ir.types import DType, Space

@@ -17,7 +17,7 @@ from ppuc.ir.types import Space
 from ppuc.targets.description import Target
 from ppuc.targets.simulator.launch import launch_clk
 from ppuc.targets.simulator.result import STALL_CAUSES, KernelStats, Profile
-from ppuc.targets.simulator.split import PARTS, bound_by, time_split
+from ppuc.targets.simulator.time_breakdown import PARTS, bound_by, time_split
 
 
 def profile_record(

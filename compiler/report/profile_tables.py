@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from ppuc.compiler.report.tables import duration, percent, quantity, shortened, table
-from ppuc.targets.simulator.split import PARTS
+from ppuc.targets.simulator.time_breakdown import PARTS
 
 _ENGINES = ("tensor", "vector", "l2", "hbm")
 

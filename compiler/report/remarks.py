@@ -45,7 +45,7 @@ def said_in(path: Path, dims: Mapping[str, int]) -> Said:
 
 def _said_of_program(path: Path, dims: Mapping[str, int]) -> Said:
     from ppuc.compiler.pipeline.packed_remarks import remarks_of
-    from ppuc.compiler.variants import unbundle
+    from ppuc.compiler.program.variants import unbundle
     from ppuc.targets.artifact import load
 
     artifact = load(path)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ppuc.compiler.options import Progress
-    from ppuc.compiler.runtime import CompiledProgram
+    from ppuc.compiler.program.compiled import CompiledProgram
 
 MOST = 200
 """Values of one sweep."""

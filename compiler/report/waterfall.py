@@ -28,7 +28,7 @@ from ppuc.ir.types import Space
 from ppuc.targets.cost import hbm_bytes_per_clk, l2_bytes_per_clk
 from ppuc.targets.description import Target
 from ppuc.targets.simulator.result import KernelStats, Profile
-from ppuc.targets.simulator.split import time_split
+from ppuc.targets.simulator.time_breakdown import time_split
 
 STEPS: tuple[tuple[str, str, str], ...] = (
     ("ideal", "algorithm", "arithmetic at the chip's 16-bit peak"),

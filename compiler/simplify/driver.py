@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppuc.compiler.compare import Comparison, compare
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
 from ppuc.compiler.inputs import InputSpec, generate_all
 from ppuc.compiler.simplify.convert import bind, read_model, static_types, to_graph, to_model
@@ -24,7 +23,8 @@ from ppuc.compiler.simplify.rules.base import RULES
 from ppuc.compiler.simplify.rules.branches import inline_branches
 from ppuc.compiler.simplify.rules.constants import drop_unread, fold_constants, merge_equal_nodes
 from ppuc.compiler.simplify.symbolic import infer
-from ppuc.compiler.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance
+from ppuc.compiler.validation.compare import Comparison, compare
+from ppuc.compiler.validation.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance
 from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.types import DType
 
@@ -123,7 +123,7 @@ def check(
 ) -> tuple[dict[str, int], tuple[Comparison, ...]]:
     """Run both models on the same random inputs. Returns the sizes that symbols were given and the comparisons. Raises
     ModelError when ONNX Runtime refuses the original for every size tried, or the result."""
-    from ppuc.compiler.oracle import Oracle
+    from ppuc.compiler.validation.oracle import Oracle
 
     oracle = Oracle(original)
     refusal: ModelError | None = None

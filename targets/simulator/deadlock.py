@@ -6,7 +6,7 @@ import numpy as np
 
 from ppuc.ir.program import UNIT_QUEUES
 from ppuc.targets.simulator import tables as t
-from ppuc.targets.simulator.flatten import FlatSegment
+from ppuc.targets.simulator.decode import FlatSegment
 
 
 def describe_deadlock(flat: FlatSegment, state: t.State, at_most: int = 12) -> str:

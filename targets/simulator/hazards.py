@@ -19,11 +19,11 @@ import numpy as np
 from ppuc.ir.kernel import Load, Store
 from ppuc.ir.program import Copy, MemTensor, Program
 from ppuc.ir.types import Space
-from ppuc.targets.simulator import check, clocks, jit, records, tables
-from ppuc.targets.simulator.clocks import FOUND_ROWS, PER_UNIT, RAW, WAR, Checker
-from ppuc.targets.simulator.flatten import FlatSegment
+from ppuc.targets.simulator import hazard_check, jit, records, tables, vector_clocks
+from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.result import Hazard
 from ppuc.targets.simulator.tables import ints
+from ppuc.targets.simulator.vector_clocks import FOUND_ROWS, PER_UNIT, RAW, WAR, Checker
 
 _POOL_ROWS = 4096
 _SPARE = 512
@@ -31,8 +31,8 @@ MAX_GRANULES = 1 << 24
 """Granules of one segment; a segment that needs more has its largest tensors checked by whole accesses of other
 tensors only."""
 
-_run: Callable[..., int] = check.entry_point(
-    jit.source_digest(__file__, check.__file__, clocks.__file__, records.__file__, tables.__file__)
+_run: Callable[..., int] = hazard_check.entry_point(
+    jit.source_digest(__file__, hazard_check.__file__, vector_clocks.__file__, records.__file__, tables.__file__)
 )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ppuc.ir.program import Queue
 from ppuc.ir.types import Space
 from ppuc.targets.simulator.power import PowerState
-from ppuc.targets.simulator.split import bound_by, time_split
+from ppuc.targets.simulator.time_breakdown import bound_by, time_split
 
 STALL_CAUSES = ("data", "space", "bandwidth", "latency", "sync")
 """Why a queue waits: for a filled slot, for a free slot, for a share of a memory's bandwidth, for a memory's latency,

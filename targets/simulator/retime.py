@@ -11,7 +11,7 @@ from dataclasses import replace
 from ppuc.ir.program import Program
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
-from ppuc.targets.simulator.flatten import FlatSegment
+from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.launch import launch_clk
 from ppuc.targets.simulator.machine import machine_of
 from ppuc.targets.simulator.run import prepare, run_flat

@@ -1,7 +1,7 @@
 """Simulate a program: time, values and hazards of every segment, one after another.
 
-The event loop (time.py) writes a log of starts and completions that values, hazards and trace read. The log is emptied
-whenever it is full, so memory does not grow with trip counts; without readers nothing is logged.
+The event loop (event_loop.py) writes a log of starts and completions that values, hazards and trace read. The log is
+emptied whenever it is full, so memory does not grow with trip counts; without readers nothing is logged.
 
 Invariant: outputs do not depend on the target's timing numbers, nor on the size of the log.
 """
@@ -20,16 +20,16 @@ from ppuc.ir.resource import Resource
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.limits import check_limits
 from ppuc.targets.schema import Target
-from ppuc.targets.simulator import time
+from ppuc.targets.simulator import event_loop
 from ppuc.targets.simulator.deadlock import describe_deadlock
-from ppuc.targets.simulator.flatten import FlatSegment, flatten
+from ppuc.targets.simulator.decode import FlatSegment, flatten
 from ppuc.targets.simulator.hazards import HazardChecker
 from ppuc.targets.simulator.jit import is_compiled
 from ppuc.targets.simulator.launch import launch_clk, launches
 from ppuc.targets.simulator.memory import ChipMemory
-from ppuc.targets.simulator.replay import Replay
 from ppuc.targets.simulator.result import Hazard, Profile
 from ppuc.targets.simulator.stats import Totals
+from ppuc.targets.simulator.steady_state.replay import Replay
 from ppuc.targets.simulator.tables import State, new_state
 from ppuc.targets.simulator.trace import Details, EventTable
 from ppuc.targets.simulator.values import SegmentValues
@@ -72,10 +72,9 @@ def simulate(
 
     `inputs` are arrays by tensor name (None: timing only, which needs no constants either); `constants` are resources
     by tensor name. Hazards are checked when values are computed, or with `trace`; they are reported in the profile,
-    not raised. `replay`: layers that repeat exactly are not simulated again (replay.py). Raises CapacityError for a
-    program that exceeds a limit of `target`, InputError for inputs that do not fit and InternalError when the program
-    deadlocks.
-    """
+    not raised. `replay`: layers that repeat exactly are not simulated again (steady_state/replay.py). Raises
+    CapacityError for a program that exceeds a limit of `target`, InputError for inputs that do not fit and
+    InternalError when the program deadlocks."""
     check_limits(program, target)
     chip = None if inputs is None else ChipMemory(program, constants, inputs, late=before is not None)
     by_name = {v.name: v for v in vectors}
@@ -116,7 +115,7 @@ def run_flat(flat: FlatSegment) -> State:
 
 def compiled() -> bool:
     """Whether the event loop exists as machine code: not yet while the first simulation on a machine compiles it."""
-    return is_compiled(time.run)
+    return is_compiled(event_loop.run)
 
 
 def _launched(program: Program, target: Target) -> Iterator[tuple[int, Segment, bool]]:
@@ -141,8 +140,8 @@ def _run(
     state = new_state(flat.code, flat.machine, rows)
     skipping = Replay.of(flat, state) if replay else None
     while True:
-        status = time.run(flat.code, flat.machine, state)
-        if status == time.PAUSED and skipping is not None:
+        status = event_loop.run(flat.code, flat.machine, state)
+        if status == event_loop.PAUSED and skipping is not None:
             skipping.stop(state)
             continue
         used = int(state.core["log"][0])
@@ -153,9 +152,9 @@ def _run(
         state.core["log"] = 0
         if progress is not None:
             progress(flat.segment.name, begin + float(state.core["now"][0]))
-        if status == time.DONE:
+        if status == event_loop.DONE:
             return state
-        if status == time.DEADLOCK:
+        if status == event_loop.DEADLOCK:
             raise InternalError(describe_deadlock(flat, state))
 
 

@@ -14,8 +14,8 @@ from ppuc.ir.program import UNIT_QUEUES, Instr, Queue
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.energy import energy_joules
-from ppuc.targets.simulator.flatten import FlatSegment
 from ppuc.targets.simulator.power import steady_power
 from ppuc.targets.simulator.result import STALL_CAUSES, CopyStats, Hazard, KernelStats, Profile
 

@@ -7,7 +7,7 @@ A grid axes, I instructions, R rings, D loop depths, B boxes, G counter groups.
 
 Invariant: Code and Machine are never written during a run; State holds all of a run, so the loop may return at any
 event (to hand over a full log) and continue later. All times are multiples of 1/TICKS cycle, so a run that starts
-later by any whole number of ticks is the same run, later (replay.py).
+later by any whole number of ticks is the same run, later (steady_state/replay.py).
 """
 
 from __future__ import annotations

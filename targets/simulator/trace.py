@@ -14,8 +14,8 @@ import numpy as np
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.energy import energy_joules
-from ppuc.targets.simulator.flatten import FlatSegment
 
 EVENT = np.dtype(
     [

@@ -1,7 +1,7 @@
 """Transfers: their place behind those before them, their data phases, and their landing.
 
 Transfers of a queue issue one after another; their starts and latencies overlap; their data phases pass through the
-engine in order and share bandwidth (fairness.py). Rings move on when the data has passed, counters when it has landed.
+engine in order and share bandwidth (bandwidth.py). Rings move on when the data has passed, counters when it has landed.
 
 Invariant: transfers of a queue land in order.
 """

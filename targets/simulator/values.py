@@ -21,7 +21,7 @@ from ppuc.ir.program import Copy, Ring
 from ppuc.ir.tile import LoadPlan, MmaPlan, StorePlan, VecPlan
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
-from ppuc.targets.simulator.flatten import FlatSegment
+from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.memory import ChipMemory, UnitMemory
 from ppuc.targets.simulator.tables import LOG_ENV
 

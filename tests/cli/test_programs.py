@@ -79,7 +79,7 @@ def test_verify_layers_compares_inner_nodes(model: Path) -> None:
 
 
 def test_verify_fails_with_exit_code_1_when_values_are_wrong(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+    from ppuc.compiler.program.compiled import CompiledProgram, ProgramResult
 
     honest = CompiledProgram.run
 
@@ -95,7 +95,7 @@ def test_verify_fails_with_exit_code_1_when_values_are_wrong(model: Path, monkey
 
 
 def test_a_hazard_fails_verify_and_run_although_values_agree(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+    from ppuc.compiler.program.compiled import CompiledProgram, ProgramResult
     from ppuc.targets.simulator.result import Hazard
 
     honest = CompiledProgram.run
@@ -114,7 +114,7 @@ def test_a_hazard_fails_verify_and_run_although_values_agree(model: Path, monkey
 
 
 def test_json_has_no_nan_or_infinity(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppuc.compiler.runtime import CompiledProgram, ProgramResult
+    from ppuc.compiler.program.compiled import CompiledProgram, ProgramResult
 
     honest = CompiledProgram.run
 

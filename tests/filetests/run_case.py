@@ -11,10 +11,10 @@ import re
 import numpy as np
 
 from ppuc.compiler.inputs import feeds_of, generate_all, input_specs
-from ppuc.compiler.judge import Judge
 from ppuc.compiler.pipeline.execute import run_module
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.compiler.pipeline.recheck import Recheck
+from ppuc.compiler.validation.judge import Judge
 from ppuc.ir.errors import PpucError
 from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import ConstAttrs

@@ -20,11 +20,11 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 import ppuc
-from ppuc.compiler.compare import compare
 from ppuc.compiler.frontend.load import load_model
-from ppuc.compiler.judge import Judge
-from ppuc.compiler.oracle import Session
-from ppuc.compiler.tolerance import Tolerance
+from ppuc.compiler.validation.compare import compare
+from ppuc.compiler.validation.judge import Judge
+from ppuc.compiler.validation.oracle import Session
+from ppuc.compiler.validation.tolerance import Tolerance
 from ppuc.ir.errors import PpucError
 from ppuc.ir.graph import Graph
 from ppuc.ir.ops import OPS, Kind

@@ -11,7 +11,7 @@ from onnx import parser
 
 import ppuc
 from ppuc.compiler.cli import cli
-from ppuc.compiler.runtime import CompiledProgram
+from ppuc.compiler.program.compiled import CompiledProgram
 
 TINY = "ppu-tiny"
 HEADER = '<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>'

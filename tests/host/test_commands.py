@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 import ppuc
-from ppuc.compiler.compare import Comparison
 from ppuc.compiler.host.verify import verify_hosted
+from ppuc.compiler.validation.compare import Comparison
 from ppuc.ir.errors import UsageError
 from tests.host.host_models import MIXED, TINY, compiled, model, run, x46
 

@@ -17,8 +17,8 @@ from ppuc.compiler.cli import cli
 from ppuc.compiler.host import deferred
 from ppuc.compiler.host.plan import DeferredStep, HostStep, Plan, PpuStep
 from ppuc.compiler.host.verify import verify_hosted
-from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.runtime import CompiledProgram, ProgramResult, load_program
+from ppuc.compiler.program.compiled import CompiledProgram, ProgramResult, load_program
+from ppuc.compiler.validation.oracle import Oracle
 from tests.support.onnx_text import model_of
 
 TINY = "ppu-tiny"

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, parser
 import ppuc
 from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
 from ppuc.compiler.host.transfer import crossings
-from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.runtime import load_program
+from ppuc.compiler.program.compiled import load_program
+from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import InputError
 from ppuc.targets.description import load_target
 from tests.host.host_models import CUSTOM, MIXED, OPS, TINY, compiled, model, run, x46

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import ppuc
 from ppuc.compiler.cli import cli
-from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.runtime import CompiledProgram
+from ppuc.compiler.program.compiled import CompiledProgram
+from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import UsageError
 from tests.support.onnx_text import model_of
 

@@ -10,7 +10,7 @@ import pytest
 import ppuc
 from ppuc.compiler.precisions import PRECISIONS, Precision, named_precision
 from ppuc.compiler.quantization.plan import BLOCKS, FORMATS
-from ppuc.compiler.tolerance import UNIT_ROUNDOFF
+from ppuc.compiler.validation.tolerance import UNIT_ROUNDOFF
 from ppuc.ir.errors import UsageError
 
 ROOT = Path(__file__).parents[2]

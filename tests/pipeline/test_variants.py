@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 import ppuc
 from ppuc.compiler.cli import cli
-from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.variants import Variants, bundle, combinations, unbundle
+from ppuc.compiler.program.variants import Variants, bundle, combinations, unbundle
+from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import InputError, UsageError
 from tests.support.small_models import mlp
 

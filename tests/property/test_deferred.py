@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 import ppuc
-from ppuc.compiler.oracle import Oracle
+from ppuc.compiler.validation.oracle import Oracle
 from tests.support.onnx_text import model_of
 
 SEEDS = int(os.environ.get("PPUC_DEFERRED_SEEDS", "30"))

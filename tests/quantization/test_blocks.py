@@ -9,12 +9,12 @@ import onnx
 import pytest
 
 from ppuc.compiler.entry import compile as compile_program
-from ppuc.compiler.quantization.emulate import Emulator
+from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import BLOCKS, LayerPlan, Plan
 from ppuc.compiler.quantization.policy import read_policy, write_policy
 from ppuc.compiler.quantization.prepare import dynamic_plan
-from ppuc.compiler.runtime import CompiledProgram
+from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.errors import UsageError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.microscaling import decode_blocks, encode_blocks

@@ -10,12 +10,12 @@ import pytest
 
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.quantization.calibrate import Calibration, calibrated_plan
-from ppuc.compiler.quantization.emulate import Emulator
 from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.policy import read_policy, write_policy
 from ppuc.compiler.quantization.prepare import dynamic_plan
 from ppuc.compiler.quantization.search import isolated_noise, quantized_share
+from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.errors import UsageError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.types import DType

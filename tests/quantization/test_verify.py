@@ -8,10 +8,10 @@ import pytest
 import ppuc
 from ppuc.compiler.entry import compile as compile_program
 from ppuc.compiler.frontend.load import load_model
-from ppuc.compiler.judge import Judge
-from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.quantization.expected import allowed_errors
-from ppuc.compiler.tolerance import tolerances
+from ppuc.compiler.validation.expected import allowed_errors
+from ppuc.compiler.validation.judge import Judge
+from ppuc.compiler.validation.oracle import Oracle
+from ppuc.compiler.validation.tolerance import tolerances
 from tests.quantization.test_plans import convnet, transformer
 from tests.support.onnx_text import model_of
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ppuc.compiler.entry import compile
+from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.compiler.report import interval as interval_module
 from ppuc.compiler.report.interval import (
     GROUPS,
@@ -27,14 +28,13 @@ from ppuc.compiler.report.profile import profile_record
 from ppuc.compiler.report.trace import write_trace
 from ppuc.compiler.report.trace_counters import counters, spread
 from ppuc.compiler.report.waterfall import STEPS, compulsory_bytes, waterfall
-from ppuc.compiler.runtime import CompiledProgram
 from ppuc.ir.types import DType, Space
 from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Leaf, Target
 from ppuc.targets.simulator.retime import Retimer
 from ppuc.targets.simulator.run import RawResult
-from ppuc.targets.simulator.split import PARTS
+from ppuc.targets.simulator.time_breakdown import PARTS
 from tests.support.small_models import mlp
 
 MACHINES = ("ppu-tiny", "zhenwu-m890")

@@ -11,14 +11,14 @@ import onnx
 import pytest
 from rich.console import Console
 
-from ppuc.compiler.conditioning import sensitivities
 from ppuc.compiler.frontend.load import load_model
-from ppuc.compiler.judge import Judge
 from ppuc.compiler.report.profile import profile_record
 from ppuc.compiler.report.profile_tables import profile_tables
 from ppuc.compiler.report.tables import capacity, comparison_table, duration, quantity, shortened, table
 from ppuc.compiler.report.trace import write_trace
-from ppuc.compiler.tolerance import UNIT_ROUNDOFF, tolerances, typical_step
+from ppuc.compiler.validation.conditioning import sensitivities
+from ppuc.compiler.validation.judge import Judge
+from ppuc.compiler.validation.tolerance import UNIT_ROUNDOFF, tolerances, typical_step
 from ppuc.ir.errors import UsageError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.program import Queue

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = ("ir", "targets", "compiler")
 HOMES = {
     "onnx": ("compiler/frontend/", "compiler/simplify/", "compiler/host/worker.py"),
-    "onnxruntime": ("compiler/oracle.py", "compiler/host/worker.py"),
+    "onnxruntime": ("compiler/validation/oracle.py", "compiler/host/worker.py"),
     "lark": ("ir/text/",),
     "numba": ("targets/simulator/", "ir/encode.py"),
     "google": ("compiler/frontend/",),

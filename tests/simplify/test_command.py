@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from ppuc.compiler.cli import cli
-from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.simplify import convert
 from ppuc.compiler.simplify.driver import node_counts, simplify
 from ppuc.compiler.simplify.model import ModelGraph, Node
 from ppuc.compiler.simplify.rules.base import RULES
+from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import ModelError, UsageError
 from tests.simplify.checking import normal
 from tests.support.onnx_text import model_of

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.simplify import symbolic_sizes as sizes
 from ppuc.compiler.simplify.driver import simplify
+from ppuc.compiler.validation.oracle import Oracle
 from tests.simplify.checking import normal, simplified
 from tests.support.onnx_text import model_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.simplify.driver import simplify
+from ppuc.compiler.validation.oracle import Oracle
 from tests.simplify.checking import normal, simplified
 from tests.support.onnx_text import model_of
 

@@ -13,10 +13,10 @@ from ppuc.compiler.driver import compile_model
 from ppuc.compiler.options import CompileOptions
 from ppuc.ir.program import Program
 from ppuc.targets.description import load_target, override
-from ppuc.targets.simulator.flatten import flatten
-from ppuc.targets.simulator.replay import Replay
+from ppuc.targets.simulator.decode import flatten
 from ppuc.targets.simulator.run import simulate
-from ppuc.targets.simulator.shift import Shift
+from ppuc.targets.simulator.steady_state.replay import Replay
+from ppuc.targets.simulator.steady_state.shift import Shift
 from ppuc.targets.simulator.tables import new_state
 
 TINY = load_target("ppu-tiny")

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppuc.compiler.compare import MAX_SQNR_DB, compare
 from ppuc.compiler.frontend.expose import moved_model
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import InputSpec, checked_inputs, generate, input_ranges, read_npy, read_npz, write_npz
-from ppuc.compiler.judge import Judge
-from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.pipeline.layers import final_node, layer_candidates, matching, node_values
-from ppuc.compiler.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance, exact, tolerances
+from ppuc.compiler.validation.compare import MAX_SQNR_DB, compare
+from ppuc.compiler.validation.judge import Judge
+from ppuc.compiler.validation.oracle import Oracle
+from ppuc.compiler.validation.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance, exact, tolerances
 from ppuc.ir.errors import InputError, ModelError
 from ppuc.ir.types import DType, TensorType
 from tests.support.onnx_text import model_of

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.tolerance import SAFETY, Tolerance
+from ppuc.compiler.validation.tolerance import SAFETY, Tolerance
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.ops.structure import ConstAttrs

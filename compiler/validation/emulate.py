@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ppuc.compiler.frontend.onnx_export import carried, to_onnx
-from ppuc.compiler.oracle import Session
+from ppuc.compiler.validation.oracle import Session
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Graph
 from ppuc.ir.interpret import run_graph

@@ -1,8 +1,8 @@
 """What a quantized program's outputs may differ from the model's: as much as its emulation does.
 
-The rule for rounding errors (`ppuc.compiler.tolerance`) allows deep networks of 8-bit layers anything: it cannot know
-how large activations are beside their scales. Emulating the quantized graph in f32 tells. What the emulation leaves out
-is bf16 storage between layers, whose effect is measured by changing weights and inputs by as much.
+The rule for rounding errors (`ppuc.compiler.validation.tolerance`) allows deep networks of 8-bit layers anything: it
+cannot know how large activations are beside their scales. Emulating the quantized graph in f32 tells. What the
+emulation leaves out is bf16 storage between layers, whose effect is measured by changing weights and inputs by as much.
 
 A program and its emulation do not agree bit for bit, because a sum that is rounded another way moves numbers over the
 edges of 8-bit codes. But both are draws from one distribution, so that the sizes of their errors agree.
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppuc.compiler.conditioning import moved, perturbed
-from ppuc.compiler.quantization.emulate import Emulator
-from ppuc.compiler.tolerance import FP32_FLOOR, SAFETY, typical_step
+from ppuc.compiler.validation.conditioning import moved, perturbed
+from ppuc.compiler.validation.emulate import Emulator
+from ppuc.compiler.validation.tolerance import FP32_FLOOR, SAFETY, typical_step
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 

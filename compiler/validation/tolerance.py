@@ -24,7 +24,7 @@ power of two, go by way of a chirp (Bluestein, "A linear filtering approach to t
 transform", 1970) of phases pi k^2 / N, k = 0 .. N, in f32: three factors of mean square error (pi N u_f32)^2 / 15.
 
 What the rule leaves out is conditioning: a model that amplifies a change of its weights amplifies rounding as well.
-That is measured (ppuc.compiler.conditioning) when a tensor breaks the rule.
+That is measured (ppuc.compiler.validation.conditioning) when a tensor breaks the rule.
 """
 
 from __future__ import annotations

@@ -68,16 +68,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ppuc.ir.errors import InternalError
-from ppuc.ir.findings import Finding, Findings
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel
 from ppuc.ir.module import Module
 from ppuc.ir.program import Program
 from ppuc.ir.vector import VectorProgram
-from ppuc.ir.verify_graph import check_graph
-from ppuc.ir.verify_kernel import check_kernel
-from ppuc.ir.verify_program import check_program
-from ppuc.ir.verify_vector import check_vector
+from ppuc.ir.verify.findings import Finding, Findings
+from ppuc.ir.verify.graph import check_graph
+from ppuc.ir.verify.kernel import check_kernel
+from ppuc.ir.verify.program import check_program
+from ppuc.ir.verify.vector import check_vector
 
 __all__ = [
     "Finding",

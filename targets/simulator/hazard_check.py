@@ -6,21 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ppuc.targets.simulator.clocks import (
-    PER_UNIT,
-    RAW,
-    WAR,
-    WAW,
-    Checker,
-    bump,
-    claim,
-    component,
-    join_counter,
-    knows,
-    report,
-    signal,
-    wait,
-)
 from ppuc.targets.simulator.jit import entry, helper
 from ppuc.targets.simulator.records import Box, BoxAxis, Group, Instruction, Operand, Use
 from ppuc.targets.simulator.tables import (
@@ -41,6 +26,21 @@ from ppuc.targets.simulator.tables import (
     WAIT,
     Code,
     Machine,
+)
+from ppuc.targets.simulator.vector_clocks import (
+    PER_UNIT,
+    RAW,
+    WAR,
+    WAW,
+    Checker,
+    bump,
+    claim,
+    component,
+    join_counter,
+    knows,
+    report,
+    signal,
+    wait,
 )
 
 

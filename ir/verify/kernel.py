@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from ppuc.ir.affine import Affine
-from ppuc.ir.findings import Findings
 from ppuc.ir.kernel import (
     MAX_LOOPS,
     MAX_TILE_RANK,
@@ -30,6 +29,7 @@ from ppuc.ir.kernel import (
 )
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import VectorProgram
+from ppuc.ir.verify.findings import Findings
 
 _COMBINES = ("", "add", "mul", "max", "min")
 

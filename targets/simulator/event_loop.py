@@ -1,9 +1,9 @@
 """The event loop: when every instruction of a segment starts and ends.
 
 A stream (an instruction queue of a unit, or a stage queue) tries its head; the head is blocked until its rings have
-room or data, its counters are complete and its queue has room (head.py). Compute queues decode one instruction ahead:
+room or data, its counters are complete and its queue has room (issue.py). Compute queues decode one instruction ahead:
 issue costs overlap with the execution of the instruction before (engines.py). Transfers are in transfers.py, the
-bandwidth they share in fairness.py. What an instruction does to rings and counters happens when it completes.
+bandwidth they share in bandwidth.py. What an instruction does to rings and counters happens when it completes.
 
 Events of one time are handled together: completions, then starts, then heads that may go on, and then bandwidth is
 shared anew. Same-time order is by event kind and stream number, so a run is deterministic.
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ppuc.targets import cost, vector_cost
+from ppuc.targets.simulator.bandwidth import refill
 from ppuc.targets.simulator.engines import complete, start_compute
 from ppuc.targets.simulator.events import (
     E_COMPLETE,
@@ -28,8 +29,7 @@ from ppuc.targets.simulator.events import (
     put_back,
     wake_all,
 )
-from ppuc.targets.simulator.fairness import refill
-from ppuc.targets.simulator.head import try_head
+from ppuc.targets.simulator.issue import try_head
 from ppuc.targets.simulator.jit import entry, helper, source_digest
 from ppuc.targets.simulator.records import Core, Stream
 from ppuc.targets.simulator.tables import Code, Machine, State
@@ -94,7 +94,8 @@ def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
 
 
 _SOURCES = (
-    "cache", "cursor", "engines", "events", "fairness", "head", "records", "tables", "time", "transfers", "work",
+    "bandwidth", "cache", "cursor", "engines", "event_loop", "events", "issue", "records", "tables", "transfers",
+    "work",
 )  # fmt: skip
 
 run = _entry_point(

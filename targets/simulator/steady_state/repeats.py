@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppuc.targets.simulator import tables as t
-from ppuc.targets.simulator.flatten import MARKS, FlatSegment
+from ppuc.targets.simulator.decode import MARKS, FlatSegment
 
 LEAST = 4
 """Fewer repetitions are not worth looking for."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ppuc.ir.findings import Findings
 from ppuc.ir.program import KernelProgram, Ring
 from ppuc.ir.types import Space
+from ppuc.ir.verify.findings import Findings
 
 _Key = tuple[str, str]
 """(kernel, ring)."""

@@ -17,9 +17,9 @@ from collections import deque
 import numpy as np
 
 from ppuc.targets.simulator import tables as t
-from ppuc.targets.simulator.flatten import MARKS, FlatSegment
-from ppuc.targets.simulator.repeats import Repeats, find_repeats
-from ppuc.targets.simulator.shift import Shift, Stop
+from ppuc.targets.simulator.decode import MARKS, FlatSegment
+from ppuc.targets.simulator.steady_state.repeats import Repeats, find_repeats
+from ppuc.targets.simulator.steady_state.shift import Shift, Stop
 
 PERIODS_BACK = 8
 """Stops that a state is compared with: copies are dealt over queues, so a state may repeat every few layers only."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppuc.targets.simulator import tables as t
-from ppuc.targets.simulator.flatten import MARKS, FlatSegment
-from ppuc.targets.simulator.repeats import Repeats
+from ppuc.targets.simulator.decode import MARKS, FlatSegment
+from ppuc.targets.simulator.steady_state.repeats import Repeats
 
 _INS, _NODE, _SYNC = (MARKS.index(name) for name in ("ins", "node", "sync"))
 _CORE = ("heap", "flows", "stack", "wakes", "done", "stale", "over", "hbm_rate")

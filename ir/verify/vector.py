@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ppuc.ir.findings import Findings
 from ppuc.ir.ops import OPS, Kind
 from ppuc.ir.vector import REDUCTIONS, STRUCTURAL, Step, VectorProgram
+from ppuc.ir.verify.findings import Findings
 
 _STRUCTURAL_ARGS = {"const": 0, "scalar": 0, "mac": 3, "clip": 3}
 

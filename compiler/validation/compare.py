@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.tolerance import Tolerance
+from ppuc.compiler.validation.tolerance import Tolerance
 from ppuc.ir.types import DType
 
 MAX_SQNR_DB = 999.0

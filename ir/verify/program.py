@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ppuc.ir.findings import Findings
 from ppuc.ir.kernel import Load, Mma, Param, Store, Vec
 from ppuc.ir.program import (
     UNIT_QUEUES,
@@ -25,8 +24,9 @@ from ppuc.ir.program import (
 )
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
-from ppuc.ir.verify_kernel import StatementChecker, reads_and_writes
-from ppuc.ir.verify_rings import check_rings
+from ppuc.ir.verify.findings import Findings
+from ppuc.ir.verify.kernel import StatementChecker, reads_and_writes
+from ppuc.ir.verify.rings import check_rings
 
 _QUEUE_OF = {Load: Queue.LOAD, Store: Queue.STORE, Mma: Queue.TENSOR, Vec: Queue.VECTOR}
 _ROLES = ("input", "output", "const", "temp")

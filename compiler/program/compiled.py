@@ -25,7 +25,7 @@ from ppuc.compiler.inputs import (
     without_fixed,
 )
 from ppuc.compiler.options import CompileOptions, HostPolicy
-from ppuc.compiler.variants import Variant, Variants, bundle, unbundle
+from ppuc.compiler.program.variants import Variant, Variants, bundle, unbundle
 from ppuc.ir.errors import InputError, UsageError
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ppuc.compiler.compare import Comparison, compare
-from ppuc.compiler.conditioning import Sensitivity, sensitivities
-from ppuc.compiler.quantization.expected import Allowed
-from ppuc.compiler.tolerance import exact, stored_as, tolerances, typical_step
+from ppuc.compiler.validation.compare import Comparison, compare
+from ppuc.compiler.validation.conditioning import Sensitivity, sensitivities
+from ppuc.compiler.validation.expected import Allowed
+from ppuc.compiler.validation.tolerance import exact, stored_as, tolerances, typical_step
 from ppuc.ir.graph import Graph
 
 

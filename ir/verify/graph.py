@@ -8,11 +8,11 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from ppuc.ir.findings import IDENTIFIER, Findings
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import OPS
 from ppuc.ir.ops.base import OpDef
 from ppuc.ir.types import TensorType
+from ppuc.ir.verify.findings import IDENTIFIER, Findings
 
 _OWN_TYPES = ("group",)
 """Ops whose result types do not follow from operand types."""

@@ -1,0 +1,1 @@
+"""What compiling gives: a program to save, load and run, and its variants for several sizes."""
