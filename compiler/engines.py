@@ -28,8 +28,10 @@ UNSIGNED = Objection(
     "computes on unsigned 64-bit integers, of which the engines know the lower half only", DType.U64, DType.I64
 )
 
-_MODULAR = frozenset({"add", "bitand", "bitnot", "bitor", "bitxor", "eq", "mul", "ne", "select", "shl", "sub"})
-"""Elementwise ops whose results, modulo 2**64, do not depend on whether integers are signed."""
+_MODULAR = frozenset(
+    {"add", "bitand", "bitnot", "bitor", "bitxor", "eq", "matmul", "mul", "ne", "select", "shl", "sub"}
+)
+"""Ops whose results, modulo 2**64, do not depend on whether integers are signed."""
 _MOVING = (Kind.VIEW, Kind.MOVE, Kind.CONSTANT, Kind.STRUCTURE)
 
 

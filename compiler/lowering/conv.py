@@ -1,8 +1,10 @@
 """Convolutions (channels last) on the tensor engine, with an epilogue.
 
-Three ways to feed the engine:
+Four ways to feed the engine:
   taps    an input tile with its halo is loaded once per channel chunk; each filter tap multiplies a shifted, strided
           view of it with that tap's weights. No element is loaded twice for the sake of overlapping windows.
+  tapwise each filter tap multiplies an input tile that was loaded for it alone: for windows that reach far (large
+          dilations, long filters), whose halo fits no memory or is mostly not read.
   packed  `load.window` unrolls windows so that filter window and channels form one long k axis: for first layers, whose
           few channels would leave most of a fragment's k empty.
   rolled  the same product, its windows read from the input tile with its halo: overlapping windows are one strided view
@@ -44,6 +46,9 @@ from ppuc.targets.schema import Target
 
 FEW = 16
 """Input channels below which a fragment's k is filled with the filter window as well."""
+
+FAR = 16
+"""Distance of a window's first and last tap along an axis from which loading the input for each tap may pay."""
 
 POINTS = ((16, 32, 64, 128, 256), (8, 4, 2, 1))
 """Result points of a tile that are tried: those that fill a fragment's rows, then, where the halo around so many does
@@ -137,13 +142,19 @@ class ConvLowering(ContractionLowering):
         feeds = ["taps"]
         if math.prod(self.filter) > 1 and self.channels < FEW and not self.grouped:
             feeds += ["rolled", "packed"] if 2 * self.spatial + 1 <= MAX_TILE_RANK else ["rolled"]
-        found: list[ConvChoice] = []
+        if any((taps - 1) * d >= FAR for taps, d in zip(self.filter, self.attrs.dilations, strict=True)):
+            feeds.append("tapwise")
+        found = self._fed(feeds) or self._fed(["tapwise"])
+        return ranked(found, rank, "convolution", self.target)
+
+    def _fed(self, feeds: Sequence[str]) -> list[ConvChoice]:
+        """The best of each tile that fits, with as many points as fit."""
         for points in POINTS:
             choices = (self._best(tiles, feed) for tiles in self._tile_candidates(points) for feed in feeds)
-            found += [choice for choice in choices if choice is not None]
+            found = [choice for choice in choices if choice is not None]
             if found:
-                break
-        return ranked(found, rank, "convolution", self.target)
+                return found
+        return []
 
     def _tile_candidates(self, sizes_of_space: Sequence[int]) -> list[list[int]]:
         """Tiles of all merged axes: images and groups one at a time, space (some of `sizes_of_space` points) from whole
@@ -220,6 +231,15 @@ class ConvLowering(ContractionLowering):
                 steps = -(-self.filter[0] // rows)
                 found.append((points * k * size, runs, k * tn, (c, rows, True, steps, 1, k)))
             return found
+        if feed == "tapwise":
+            extents = [self._extent(tiles, 1 + d) for d in range(self.spatial)]
+            points = math.prod(extents)
+            for channels in sizes(c, 16, 512):
+                dense = channels == c and not self.grouped and self.attrs.strides[-1] == 1
+                runs = points // extents[-1] if dense else points
+                steps = taps * -(-c // channels)
+                found.append((points * channels * size, runs, channels * tn, (channels, 0, False, steps, 1, channels)))
+            return found
         halo = math.prod(self._halo(tiles))
         if feed == "rolled":
             runs = halo // self._halo(tiles)[-1]
@@ -255,7 +275,8 @@ class ConvLowering(ContractionLowering):
             "c", self.acc_dtype, [self.tiles[i] for i in self.tile_axes()], Space.ACC, choice.rings.acc
         )
         named = {loop.name: loop for loop in nest.loops}
-        feed = {"taps": self._taps, "rolled": self._rolled, "packed": self._packed}[choice.feed]
+        feeds = {"taps": self._taps, "tapwise": self._tapwise, "rolled": self._rolled, "packed": self._packed}
+        feed = feeds[choice.feed]
         mma = feed(nest, named, acc)
         nest.add(len(nest.loops), mma)
         self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
@@ -300,6 +321,21 @@ class ConvLowering(ContractionLowering):
             w_ref = TileRef(wt, (*(tap.offset for tap in taps), axis(0), axis(1)), (choice.channels, tn))
         start = tuple(loop.name for loop in (chunk, *taps) if loop.exists)
         return Mma(acc, x_ref, w_ref, start, valid=self._valid(named, [chunk]))
+
+    def _tapwise(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
+        choice, a, n = self.choice, self.attrs, self.spatial
+        chunk, taps = named["ci"], [named[f"k{d}"] for d in range(n)]
+        points = [self._extent(self.tiles, 1 + d) for d in range(n)]
+        xt = self.kernel.buffer("xt", self.dtype, [*points, choice.channels], depth=choice.rings.operands)
+        index = [self._offset(named, 0)]
+        for d, tap in enumerate(taps):
+            at = self._offset(named, 1 + d) * a.strides[d] - a.low[d] + tap.offset * a.dilations[d]
+            index.append(at + axis(d, a.strides[d]))
+        index += [*self._group(named), chunk.offset + axis(n)]
+        wt = self._weights(nest, named, len(nest.loops))
+        nest.add(len(nest.loops), Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
+        start = tuple(loop.name for loop in (chunk, *taps) if loop.exists)
+        return Mma(acc, TileRef(xt), TileRef(wt), start, valid=self._valid(named, [chunk]))
 
     def _weights(self, nest: Nest, named: Mapping[str, Tiling], outer: int) -> str:
         """Load of the weights: of all taps beside the input tile, or of one tap inside the tap loops."""

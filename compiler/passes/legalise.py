@@ -20,6 +20,8 @@ from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
 from ppuc.ir.ops.elementwise import CastAttrs
+from ppuc.ir.ops.reduction import ReduceAttrs
+from ppuc.ir.ops.view import ReshapeAttrs, TransposeAttrs
 from ppuc.ir.types import DType
 from ppuc.targets.description import Target
 
@@ -81,7 +83,8 @@ def _refuse(graph: Graph, ops: Sequence[Op], what: str, expected: str, hint: str
 class Legalise:
     """Give every contraction operands in a format of the tensor engine and f32 sums.
 
-    Without `narrow`, precisions below f32 are computed in f32 here and narrowed once kernels are known.
+    Products of integers of more than 8 bits become elementwise products and a sum, for the vector engine. Without
+    `narrow`, precisions below f32 are computed in f32 here and narrowed once kernels are known.
 
     %y: f32[m, n] = matmul(%a, %b)      ->      %p = cast(%a) {to = bf16}; %q = cast(%b) {to = bf16}
                                                 %y: f32[m, n] = matmul(%p, %q) {out = f32}
@@ -98,6 +101,8 @@ class Legalise:
         wanted = self._format(module, target)
 
         def contract(w: Walk, op: Op) -> Value | None:
+            if _is_wide(op):
+                return _by_elements(w, op)
             return _in_format(w, op, wanted or op.operands[0].type.dtype)
 
         rules: Rules = {"cast": (_overflow,), **dict.fromkeys(_CONTRACTIONS, (contract,))}
@@ -110,6 +115,31 @@ class Legalise:
         if wanted is not None and not target.tensor.supports(wanted):
             _refuse_format(wanted, module, target)
         return wanted if wanted is None or self.narrow else DType.F32
+
+
+def _is_wide(op: Op) -> bool:
+    """Whether `op` multiplies matrices of integers of more than 8 bits, which no tensor engine takes."""
+    given = op.operands[0].type.dtype
+    return op.name == "matmul" and given.is_integer and given.bits > 8
+
+
+def _by_elements(w: Walk, op: Op) -> Value:
+    """matmul(a, b) -> the sum over k of a[.., m, k, 1] * b[.., 1, k, n], which wraps as the product of the op does."""
+    assert isinstance(op.attrs, MatmulAttrs)
+    a, b = op.operands
+    a = _rows(w, a, swapped=op.attrs.transpose_a)
+    b = _rows(w, b, swapped=op.attrs.transpose_b)
+    a = w.emit("reshape", a, attrs=ReshapeAttrs((*a.type.dims, 1)))
+    b = w.emit("reshape", b, attrs=ReshapeAttrs((*b.type.dims[:-2], 1, *b.type.dims[-2:])))
+    products = w.emit("mul", a, b)
+    total = w.emit("reduce", products, attrs=ReduceAttrs("sum", (products.type.rank - 2,), keepdims=False))
+    return _cast(w, total, op.result.type.dtype)
+
+
+def _rows(w: Walk, x: Value, swapped: bool) -> Value:
+    """`x` with its last two axes in the order of the product."""
+    rank = x.type.rank
+    return w.emit("transpose", x, attrs=TransposeAttrs((*range(rank - 2), rank - 1, rank - 2))) if swapped else x
 
 
 def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:

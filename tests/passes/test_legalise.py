@@ -6,6 +6,7 @@ import pytest
 
 from ppuc.ir.errors import ModelError, UsageError
 from ppuc.ir.graph import Graph
+from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.types import DType
 from tests.passes.graph_passes import CANONICALISE, FOLD, LEGALISE, RECOGNISE, TARGET, assert_same, count, run
@@ -69,6 +70,7 @@ class TestLegalise:
 
     def test_a_format_without_hardware_is_refused(self) -> None:
         s = Sketch()
-        y = s.matmul(s.param(2, 4, dtype=DType.I32), s.param(4, 3, dtype=DType.I32))
+        attrs = ConvAttrs((1,), (0,), (0,), (1,))
+        y = s.op("conv", s.param(1, 4, 9, dtype=DType.I32), s.param(2, 4, 3, dtype=DType.I32), attrs=attrs)
         with pytest.raises(UsageError, match="the tensor engine of ppu-tiny does not multiply i32"):
             LEGALISE.run(module_of(s.graph(y)), TARGET)
