@@ -1,0 +1,51 @@
+"""The check of a model against the rules of ONNX, once, before it is imported.
+
+Invariant: a model that passes has no finding; with `lenient`, what most likely was meant is put in place of what the
+rules forbid wherever that can be known, and each finding is a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+
+from ppuc.compiler.frontend.conformance.findings import Finding, node_sites
+from ppuc.compiler.frontend.conformance.inference import inference_findings
+from ppuc.compiler.frontend.conformance.model_rules import model_findings
+from ppuc.compiler.frontend.conformance.node_rules import node_findings
+from ppuc.compiler.frontend.source import Source, normal_domain
+from ppuc.ir.errors import Diagnostic, ModelError
+
+SHOWN = 20
+"""Findings that one error names."""
+HINT = "mend the file, or take it as it is with --lenient"
+
+
+def findings(model: onnx.ModelProto) -> list[Finding]:
+    """What breaks the rules of ONNX, in the order of the rules; inference is asked when nothing else does."""
+    sites = list(node_sites(model))
+    functions = frozenset((normal_domain(f.domain), f.name) for f in model.functions)
+    found = list(model_findings(model))
+    found += [finding for site in sites for finding in node_findings(site, functions)]
+    return found or list(inference_findings(model, sites))
+
+
+def check(source: Source, warn: Callable[[str], object] | None = None) -> None:
+    """Raise ModelError that names what breaks the rules. With `warn`, that is told for each finding instead, and the
+    model is mended where it can be."""
+    found = findings(source.model)
+    if not found:
+        return
+    told = [_diagnostic(source, finding) for finding in found[:SHOWN]]
+    if warn is None:
+        raise ModelError(told)
+    for finding, diagnostic in zip(found, told, strict=False):
+        warn(str(diagnostic))
+        if finding.mend is not None:
+            finding.mend()
+
+
+def _diagnostic(source: Source, finding: Finding) -> Diagnostic:
+    where = f"{source.where}: {finding.place}" if finding.place else source.where
+    return Diagnostic(where, finding.what, finding.got, finding.expected, HINT)

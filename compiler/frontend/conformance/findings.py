@@ -1,0 +1,66 @@
+"""What a rule says of a model, and how rules walk its nodes.
+
+Invariant: a Finding names the node or tensor, the rule, what stands there and what should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from ppuc.compiler.frontend.source import opset_versions
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One broken rule. `place` is empty for the model as a whole, else a node or tensor as messages call it. `mend`
+    changes the model so that it says what most likely was meant; None when that cannot be known."""
+
+    place: str
+    what: str
+    got: str | None = None
+    expected: str | None = None
+    mend: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSite:
+    """A node, the name by which messages call it, the opsets in force, and the attributes of the function that it is
+    in (None outside functions)."""
+
+    node: onnx.NodeProto
+    label: str
+    opsets: Mapping[str, int]
+    parameters: frozenset[str] | None
+
+    @property
+    def place(self) -> str:
+        return f"node '{self.label}' ({self.node.op_type})"
+
+
+def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs among the attributes of a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def node_sites(model: onnx.ModelProto) -> Iterator[NodeSite]:
+    """Every node of the model: of its graph, of graphs inside nodes, and of functions."""
+    yield from _sites(model.graph.node, opset_versions(model.opset_import), None, "")
+    for function in model.functions:
+        parameters = frozenset((*function.attribute, *(a.name for a in function.attribute_proto)))
+        yield from _sites(function.node, opset_versions(function.opset_import), parameters, f"{function.name}/")
+
+
+def _sites(
+    nodes: Sequence[onnx.NodeProto], opsets: Mapping[str, int], parameters: frozenset[str] | None, prefix: str
+) -> Iterator[NodeSite]:
+    for index, node in enumerate(nodes):
+        label = prefix + (node.name or f"{node.op_type}_{index}")
+        yield NodeSite(node, label, opsets, parameters)
+        for graph in graphs_of(node):
+            yield from _sites(graph.node, opsets, parameters, f"{label}/")

@@ -1,0 +1,94 @@
+"""Rules about a model as a whole: versions, functions, names and types that are declared.
+
+M1  the IR version is given and known (onnx.proto, Version)
+M2  each domain is imported once, in a version that exists
+M3  a function is defined once, and not under the name of an operator of the standard
+M4  graph inputs and outputs have a name and a type
+M5  a function's inputs, outputs and attributes have distinct names
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+from ppuc.compiler.frontend.conformance.findings import Finding
+from ppuc.compiler.frontend.conformance.node_rules import schema_of
+from ppuc.compiler.frontend.source import normal_domain
+
+NEWEST_IR = onnx.IR_VERSION
+NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
+"""Domain -> newest version that the installed onnx package knows."""
+
+
+def model_findings(model: onnx.ModelProto) -> Iterator[Finding]:
+    """Everything that breaks rules M1 to M5."""
+    yield from _ir_version(model)
+    yield from _opsets("", model.opset_import)
+    yield from _functions(model)
+    yield from _declarations(model.graph)
+
+
+def _ir_version(model: onnx.ModelProto) -> Iterator[Finding]:
+    if not model.HasField("ir_version") or model.ir_version < 1:
+        got = str(model.ir_version) if model.HasField("ir_version") else "none"
+        yield Finding("", "the IR version is missing", got, f"1 to {NEWEST_IR}")
+    elif model.ir_version > NEWEST_IR:
+        yield Finding("", "the IR version is newer than this version of onnx knows", str(model.ir_version),
+                      f"at most {NEWEST_IR}")  # fmt: skip
+
+
+def _opsets(place: str, imports: Iterable[onnx.OperatorSetIdProto]) -> Iterator[Finding]:
+    versions: dict[str, int] = {}
+    for entry in imports:
+        domain = normal_domain(entry.domain)
+        name = f"opset of domain '{domain or 'ai.onnx'}'"
+        if domain in versions:
+            yield Finding(
+                place, f"the {name} is imported twice", f"{versions[domain]} and {entry.version}", "one version"
+            )
+        versions.setdefault(domain, entry.version)
+        newest = NEWEST_OPSETS.get(domain)
+        if entry.version < 1:
+            yield Finding(place, f"the {name} has no version", str(entry.version), "1 or more")
+        elif newest is not None and entry.version > newest:
+            yield Finding(place, f"the {name} is newer than this version of onnx knows", str(entry.version),
+                          f"at most {newest}")  # fmt: skip
+
+
+def _functions(model: onnx.ModelProto) -> Iterator[Finding]:
+    known: set[tuple[str, str, str]] = set()
+    for function in model.functions:
+        place, domain = f"function '{function.name}'", normal_domain(function.domain)
+        key = (domain, function.name, function.overload)
+        if key in known:
+            yield Finding(place, "it is defined twice", expected="one definition for a name and overload")
+        known.add(key)
+        if domain in NEWEST_OPSETS and schema_of(function.name, NEWEST_OPSETS[domain], domain) is not None:
+            got = f"domain '{domain or 'ai.onnx'}'"
+            yield Finding(place, "it has the name of an operator of the standard", got, "a domain of its own")
+        yield from _opsets(place, function.opset_import)
+        for kind, names in (
+            ("input", function.input),
+            ("output", function.output),
+            ("attribute", [*function.attribute, *(a.name for a in function.attribute_proto)]),
+        ):
+            for name in _repeated(names):
+                yield Finding(place, f"it has two {kind}s called '{name}'")
+
+
+def _declarations(graph: onnx.GraphProto) -> Iterator[Finding]:
+    for kind, infos in (("input", graph.input), ("output", graph.output)):
+        for info in infos:
+            if not info.name:
+                yield Finding(f"an {kind} of the graph", "it has no name")
+            elif kind == "input" and info.type.WhichOneof("value") is None:
+                yield Finding(f"{kind} '{info.name}'", "its type is missing")
+        for name in _repeated(i.name for i in infos):
+            yield Finding(f"{kind} '{name}'", "it is declared twice")
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,0 +1,169 @@
+"""Rules about single nodes, from the schemas of their ops.
+
+N1  a node has as many inputs and outputs as its schema allows; those that are not optional have a name
+N2  every attribute is known, given once, and of the schema's kind; required ones are there
+N3  an attribute refers to one of the function that the node is in, and to nothing outside functions
+N4  an attribute's type names the one field that holds its value
+N5  the domain of an op is imported
+N6  an enumerated attribute has one of its values
+N7  an op is not used in an opset that has withdrawn it
+
+Ops without a schema (of other domains, of local functions) are subject to N3 to N5 only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import onnx
+
+from ppuc.compiler.frontend.conformance.findings import Finding, NodeSite
+from ppuc.compiler.frontend.source import normal_domain
+
+KINDS = onnx.AttributeProto.AttributeType
+FIELDS = {
+    KINDS.FLOAT: "f",
+    KINDS.INT: "i",
+    KINDS.STRING: "s",
+    KINDS.TENSOR: "t",
+    KINDS.GRAPH: "g",
+    KINDS.SPARSE_TENSOR: "sparse_tensor",
+    KINDS.TYPE_PROTO: "tp",
+    KINDS.FLOATS: "floats",
+    KINDS.INTS: "ints",
+    KINDS.STRINGS: "strings",
+    KINDS.TENSORS: "tensors",
+    KINDS.GRAPHS: "graphs",
+    KINDS.SPARSE_TENSORS: "sparse_tensors",
+    KINDS.TYPE_PROTOS: "type_protos",
+}
+"""Kind of attribute -> the field of AttributeProto that holds its value."""
+_LISTS = frozenset(field for field in FIELDS.values() if field.endswith("s") and field != "s")
+
+AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+ENUMERATIONS: dict[tuple[str, str], tuple[str, ...]] = {
+    **{(op, "auto_pad"): AUTO_PAD for op in ("AveragePool", "Conv", "ConvInteger", "ConvTranspose", "DeformConv")},
+    **{(op, "auto_pad"): AUTO_PAD for op in ("LpPool", "MaxPool", "QLinearConv")},
+    ("BitShift", "direction"): ("LEFT", "RIGHT"),
+    ("DepthToSpace", "mode"): ("DCR", "CRD"),
+    ("Gelu", "approximate"): ("none", "tanh"),
+    ("GridSample", "padding_mode"): ("zeros", "border", "reflection"),
+    ("Pad", "mode"): ("constant", "reflect", "edge", "wrap"),
+    ("Resize", "coordinate_transformation_mode"): (
+        *("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"),
+        *("tf_crop_and_resize", "tf_half_pixel_for_nn"),
+    ),
+    ("Resize", "keep_aspect_ratio_policy"): ("stretch", "not_larger", "not_smaller"),
+    ("Resize", "mode"): ("nearest", "linear", "cubic"),
+    ("Resize", "nearest_mode"): ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"),
+    ("RoiAlign", "coordinate_transformation_mode"): ("half_pixel", "output_half_pixel"),
+    ("RoiAlign", "mode"): ("avg", "max"),
+    **{(op, "reduction"): ("none", "add", "mul", "max", "min") for op in ("ScatterElements", "ScatterND")},
+    **{(op, "reduction"): ("none", "mean", "sum") for op in ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")},
+    ("TensorScatter", "mode"): ("linear", "circular"),
+    ("Upsample", "mode"): ("nearest", "linear", "bilinear"),
+    **{(op, "direction"): ("forward", "reverse", "bidirectional") for op in ("GRU", "LSTM", "RNN")},
+}
+"""(op, attribute) -> the values that the operators' documentation lists; schemas do not hold them."""
+
+
+@lru_cache(maxsize=4096)
+def schema_of(op_type: str, opset: int, domain: str) -> Any:
+    """An onnx.defs.OpSchema (whose type stub lacks what is used here), or None."""
+    try:
+        return onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iterator[Finding]:
+    """Everything that breaks rules N1 to N7. `functions` are domain and name of the model's own."""
+    node, domain = site.node, normal_domain(site.node.domain)
+    yield from _references(site)
+    if domain not in site.opsets:
+        yield Finding(site.place, f"its domain '{domain or 'ai.onnx'}' is not imported", expected=_imported(site))
+        return
+    if (domain, node.op_type) in functions:
+        return
+    schema = schema_of(node.op_type, site.opsets[domain], domain)
+    if schema is None:
+        return
+    if schema.deprecated:
+        yield Finding(site.place, f"the op does not exist in opset {site.opsets[domain]}")
+        return
+    yield from _ends(site, "input", node.input, schema.inputs, schema.min_input, schema.max_input)
+    yield from _ends(site, "output", node.output, schema.outputs, schema.min_output, schema.max_output)
+    yield from _attributes(site, schema)
+
+
+def _imported(site: NodeSite) -> str:
+    return "one of " + ", ".join(f"'{domain or 'ai.onnx'}'" for domain in site.opsets) if site.opsets else "an import"
+
+
+def _ends(site: NodeSite, what: str, names: Any, formal: Any, least: int, most: int) -> Iterator[Finding]:
+    """N1 for inputs or outputs."""
+    if len(names) > most:
+        yield Finding(site.place, f"it has too many {what}s", str(len(names)), f"at most {most}")
+    elif len(names) < least:
+        yield Finding(site.place, f"it has too few {what}s", str(len(names)), f"at least {least}")
+    for index, (name, parameter) in enumerate(zip(names, formal, strict=False)):
+        if not name and index < least and parameter.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+            yield Finding(site.place, f"{what} '{parameter.name}' is missing", "an empty name", "a tensor")
+
+
+def _attributes(site: NodeSite, schema: Any) -> Iterator[Finding]:
+    """N2 and N6."""
+    node = site.node
+    for attribute in list(node.attribute):
+        known = schema.attributes.get(attribute.name)
+        if known is None:
+            expected = ", ".join(sorted(schema.attributes)) or "no attributes"
+            mend = lambda a=attribute: node.attribute.remove(a)  # noqa: E731 - as short as what it does
+            yield Finding(site.place, f"attribute '{attribute.name}' is unknown", expected=expected, mend=mend)
+            continue
+        wanted = int(known.type.value)
+        if attribute.type not in (wanted, KINDS.UNDEFINED):
+            got, expected = (KINDS.Name(kind).lower() for kind in (attribute.type, wanted))
+            yield Finding(site.place, f"attribute '{attribute.name}' is of the wrong kind", got, expected)
+            continue
+        values = ENUMERATIONS.get((node.op_type, attribute.name))
+        if (
+            values is not None
+            and not attribute.ref_attr_name
+            and (got := attribute.s.decode("utf-8", "replace")) not in values
+        ):
+            yield Finding(
+                site.place, f"attribute '{attribute.name}' has an unknown value", repr(got), ", ".join(values)
+            )
+    given = Counter(a.name for a in node.attribute)
+    for name, count in given.items():
+        if count > 1:
+            yield Finding(site.place, f"attribute '{name}' is given {count} times")
+    for name, known in schema.attributes.items():
+        if known.required and name not in given:
+            yield Finding(
+                site.place, f"attribute '{name}' is missing", expected=KINDS.Name(int(known.type.value)).lower()
+            )
+
+
+def _references(site: NodeSite) -> Iterator[Finding]:
+    """N3 and N4."""
+    for attribute in site.node.attribute:
+        if attribute.ref_attr_name:
+            if site.parameters is None:
+                what = f"attribute '{attribute.name}' refers to an attribute of a function, outside of functions"
+                yield Finding(site.place, what, attribute.ref_attr_name)
+            elif attribute.ref_attr_name not in site.parameters:
+                what = f"attribute '{attribute.name}' refers to an attribute that its function does not have"
+                expected = ", ".join(sorted(site.parameters)) or "none"
+                yield Finding(site.place, what, attribute.ref_attr_name, expected)
+            continue
+        filled = [f for f in FIELDS.values() if (len(getattr(attribute, f)) if f in _LISTS else attribute.HasField(f))]
+        own = FIELDS.get(attribute.type)
+        others = [f for f in filled if f != own]
+        if own is not None and (others or (own not in _LISTS and not filled)):
+            got = ", ".join(filled) or "nothing"
+            yield Finding(site.place, f"attribute '{attribute.name}' does not hold what its type says", got, own)
