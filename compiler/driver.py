@@ -6,7 +6,6 @@ Invariant: a model is refused only when neither can run it, and then for the PPU
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppuc.compiler.alias import aliased
@@ -32,10 +31,9 @@ from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 
 if TYPE_CHECKING:
-    import onnx
-
     from ppuc.compiler.frontend.load import ImportedModel
     from ppuc.compiler.frontend.offload.hosting import HostNode
+    from ppuc.compiler.frontend.source import ModelSource
     from ppuc.compiler.host.quantize import PartsQuantizer
 
 
@@ -61,7 +59,7 @@ class FirstModule:
 
 
 def import_model(
-    run: Run, source: str | Path | onnx.ModelProto, options: CompileOptions, watch: Instrumentation = UNWATCHED
+    run: Run, source: ModelSource, options: CompileOptions, watch: Instrumentation = UNWATCHED
 ) -> FirstModule:
     """Import `source` for `run`, which records it as the step `import`, and quantize its layers at a precision that
     asks for it: the step `quantize`. Raises ModelError and UsageError."""
@@ -81,7 +79,7 @@ def import_model(
     return FirstModule(run.started(aliased(quantized, options.aliases), "quantize", started), quantized)
 
 
-def with_shapes_of_data(options: CompileOptions, source: str | Path | onnx.ModelProto) -> CompileOptions:
+def with_shapes_of_data(options: CompileOptions, source: ModelSource) -> CompileOptions:
     """`options` with the sizes that the model leaves open and calibration data tell. Raises ModelError, InputError."""
     data = options.quantization.data
     if data is None:
@@ -108,9 +106,7 @@ def initial_module(imported: ImportedModel, options: CompileOptions) -> Module:
     )
 
 
-def compile_model(
-    source: str | Path | onnx.ModelProto, options: CompileOptions, watch: Instrumentation = UNWATCHED
-) -> CompiledModel:
+def compile_model(source: ModelSource, options: CompileOptions, watch: Instrumentation = UNWATCHED) -> CompiledModel:
     """Compile an ONNX model. What the PPU cannot run goes to the host, where that is allowed. Raises ModelError,
     UsageError, InputError or CapacityError for what the caller can mend, DivergenceError when a pass changed the
     model's values."""
@@ -139,9 +135,7 @@ def _compiled(run: Run, module: Module, watch: Instrumentation) -> CompiledModel
     return run.to_end(module)
 
 
-def _hosted(
-    source: str | Path | onnx.ModelProto, options: CompileOptions, error: ModelError, watch: Instrumentation
-) -> CompiledModel:
+def _hosted(source: ModelSource, options: CompileOptions, error: ModelError, watch: Instrumentation) -> CompiledModel:
     """The model with the help of the host; `error` is why it cannot do without."""
     from ppuc.compiler.host.compile import compile_hosted
 
@@ -175,7 +169,7 @@ def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantize
     return PartsQuantizer(options, watch)
 
 
-def examine(source: str | Path | onnx.ModelProto, options: CompileOptions) -> Examination:
+def examine(source: ModelSource, options: CompileOptions) -> Examination:
     """What compiling would meet, found by importing and running the passes before placing: everything short of whether
     tiles fit. Of calibration data only the shapes are used. Raises UsageError when sizes do not suit the model."""
     from ppuc.compiler.frontend.inlining import ExpansionError

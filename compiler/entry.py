@@ -35,6 +35,7 @@ def compile(
     host: bool = True,
     host_ops: Sequence[str | Path] = (),
     dump: str | Path | None = None,
+    lenient: bool = False,
 ) -> CompiledProgram:
     """Compile an ONNX model (a path or a ModelProto). `target` is a built-in name, a .toml path or a Target ("": the
     default one); `precision` is one of model, fp32, bf16, fp16, fp8, int8, mixed, mxfp8, mxfp4, nvfp4; `dims` binds
@@ -46,7 +47,8 @@ def compile(
     Several sizes of a dimension (`dims={"batch": (1, 8)}`) give a program for each combination; a run takes the one for
     its inputs, padding those of dimensions in `pad` to the next size. `values` are those of inputs that may be fixed,
     because sizes or axes depend on them. With `host`, what the PPU cannot run goes to the host; `host_ops` are Python
-    files with functions for ops that nobody else knows (`host_op`). Raises PpucError."""
+    files with functions for ops that nobody else knows (`host_op`). A model that breaks rules of ONNX is refused;
+    `lenient` takes it for what it most likely means, with a warning for each rule. Raises PpucError."""
     from ppuc.compiler.options import CompileOptions, HostPolicy, Instrumentation, Quantization
     from ppuc.compiler.program.variants import combinations
     from ppuc.compiler.quantization.data import Data
@@ -62,6 +64,7 @@ def compile(
             Data(calibrate) if calibrate is not None else None, Path(policy) if policy is not None else None
         ),
         host=HostPolicy(host, tuple(map(Path, host_ops))),
+        lenient=lenient,
     )
     choices = combinations({n: [s] if isinstance(s, int) else list(s) for n, s in (dims or {}).items()})
     watch = Instrumentation(dump=Path(dump) if dump is not None else None)
@@ -79,15 +82,17 @@ def compile_program(
     pad inputs along the dimensions `pad`. What each choice is dumped into is a folder called after its sizes; only the
     first quantization is studied. Raises PpucError."""
     from ppuc.compiler.driver import compile_model
+    from ppuc.compiler.frontend.conformance.check import conforming
     from ppuc.compiler.options import UNWATCHED
     from ppuc.compiler.program.compiled import CompiledProgram
 
     watch = watch or UNWATCHED
     choices = choices or (options.dims,)
     check_pad(pad, choices)
+    model = conforming(source, options.lenient, watch.warn)
     if len(choices) == 1:
         options = replace(options, dims=choices[0])
-        made = compile_model(source, options, watch)
+        made = compile_model(model, options, watch)
         return CompiledProgram(made.artifact, options, source, made.passes, quantized=made.quantized)
     from ppuc.compiler.frontend.expose import symbols_of
     from ppuc.compiler.program.variants import Variant, Variants
@@ -96,7 +101,7 @@ def compile_program(
     for number, sizes in enumerate(choices):
         named = ",".join(f"{name}={size}" for name, size in sizes.items())
         own = replace(watch.within(named), studied=None if number else watch.studied)
-        made = compile_model(source, replace(options, dims=sizes), own)
+        made = compile_model(model, replace(options, dims=sizes), own)
         every.append(Variant(dict(sizes), made.artifact, made.passes, made.quantized))
     first = every[0]
     variants = Variants(tuple(every), tuple(pad), symbols_of(source))

@@ -99,7 +99,8 @@ class CompileOptions:
     `shapes` whole inputs; `values` are those of inputs that may be fixed: the ones that sizes depend on are. `aliases`
     names, by input, the output that is this input with something appended and shares its memory. `tune` is how many
     tilings of each matmul and convolution are measured on the simulator. With `keep_layers` the result of every kernel
-    is an output too. Raises UsageError for options that nobody can follow, or that do not go together."""
+    is an output too. `lenient` takes a model that breaks rules of ONNX for what it most likely means. Raises UsageError
+    for options that nobody can follow, or that do not go together."""
 
     target: Target = field(default_factory=resolve_target)
     precision: str = "model"
@@ -111,6 +112,7 @@ class CompileOptions:
     quantization: Quantization = field(default_factory=Quantization)
     host: HostPolicy = field(default_factory=HostPolicy)
     keep_layers: bool = False
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         self.quantization.check(named_precision(self.precision))
@@ -140,13 +142,15 @@ class CompileOptions:
 class Instrumentation:
     """What watches a compilation. `progress` is told what starts. `dump` is a folder for the module after every pass.
     With `check_passes` the module is executed after every pass and compared, on `inputs` by ONNX name (None: random
-    ones). `studied` is called with the record of what a quantization costs and brings; without it nobody looks."""
+    ones). `studied` is called with the record of what a quantization costs and brings; without it nobody looks.
+    `warn` is told what a lenient compilation lets pass (None: Python's warnings are)."""
 
     progress: Progress | None = None
     dump: Path | None = None
     check_passes: bool = False
     inputs: Mapping[str, np.ndarray] | None = None
     studied: Callable[[dict[str, Any]], None] | None = None
+    warn: Callable[[str], object] | None = None
 
     def quantizing(self, what: str) -> None:
         """Tell what quantization does now."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import emit, json_option
+from ppuc.compiler.commands.common import emit, json_option, note
 from ppuc.compiler.commands.inputs import read_inputs
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 
@@ -54,6 +54,7 @@ def check_command(
     something stands in the way.
     """
     from ppuc.compiler.driver import examine, with_shapes_of_data
+    from ppuc.compiler.frontend.conformance.check import conforming
     from ppuc.compiler.frontend.survey import survey
     from ppuc.compiler.host.client import worker
 
@@ -62,14 +63,15 @@ def check_command(
     hosts = worker(options.host.ops)
     if hosts.files:
         hosts.start()
-    found = survey(model, hosts.custom)
-    options = with_shapes_of_data(options, model)
+    source = conforming(model, options.lenient, note)
+    found = survey(source, hosts.custom)
+    options = with_shapes_of_data(options, source)
     shapes = options.shapes
     unbound = [key for key in found.open_dims if key not in options.dims and key.rpartition(":")[0] not in shapes]
     nodes = [_node(n.node, n.op, n.where, n.how) for n in found.nodes]
     examination = None
     if not (unbound and not shapes):
-        examination = examine(model, options)
+        examination = examine(source, options)
         nodes = _placed(found.nodes, examination)
         unbound = []
     problems = [str(d) for d in examination.problems] if examination is not None else []

@@ -88,7 +88,7 @@ def compile_command(
     note_dynamic_scales(options)
     studies: list[dict[str, Any]] = []
     with progress_bar("compile") as progress:
-        watch = Instrumentation(progress, dump, check_passes, arrays or None, studies.append)
+        watch = Instrumentation(progress, dump, check_passes, arrays or None, studies.append, note)
         compiled = compile_program(model, options, watch, choices, pad)
     compiled.save(destination)
     note_compromises(compiled)

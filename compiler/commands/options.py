@@ -121,6 +121,12 @@ TUNE = click.option(
     "cost model decides. What was found is kept, so only the first compilation of a shape takes long.",
 )
 
+LENIENT = click.option(
+    "--lenient",
+    is_flag=True,
+    help="Take a model that breaks rules of ONNX for what it most likely means, and warn of each rule.",
+)
+
 HOST: tuple[Decorator, ...] = (
     click.option(
         "--host-ops",
@@ -153,6 +159,7 @@ class CompileArguments:
     tune: int = 1
     host_ops: tuple[Path, ...] = ()
     no_host: bool = False
+    lenient: bool = False
     explicit: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -199,6 +206,7 @@ class CompileArguments:
             self.tune,
             self._quantization(labels),
             HostPolicy(not self.no_host, self.host_ops),
+            lenient=self.lenient,
         )
 
     def _quantization(self, labels: bool) -> Quantization:
@@ -261,7 +269,7 @@ def _options_of(context: click.Context) -> Sequence[click.Parameter]:
 
 
 QUANTIZATION: tuple[Decorator, ...] = (CALIBRATE, *CALIBRATION, POLICY)
-MODEL: tuple[Decorator, ...] = (PRECISION, DIM, *QUANTIZATION, ALIAS, TUNE, *HOST)
+MODEL: tuple[Decorator, ...] = (PRECISION, DIM, *QUANTIZATION, ALIAS, TUNE, *HOST, LENIENT)
 
 model_options = compile_arguments(*MODEL)
 """Everything about how a model is compiled but the machine."""

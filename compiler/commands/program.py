@@ -39,7 +39,7 @@ def program_of(model: Path, arguments: CompileArguments, arrays: dict[str, np.nd
     options = arguments.options(arrays)
     note_dynamic_scales(options)
     with progress_bar("compile") as progress:
-        program = compile_program(model, options, Instrumentation(progress))
+        program = compile_program(model, options, Instrumentation(progress, warn=note))
     note_compromises(program)
     return program
 

@@ -13,6 +13,7 @@ from ppuc.compiler.commands.options import (
     ALIAS,
     CALIBRATION,
     DIM,
+    LENIENT,
     TARGET,
     TUNE,
     CompileArguments,
@@ -95,7 +96,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.toml", help="Write the policy.")
 @click.option("--plot", type=OutputFile(), metavar="FILE.svg", help="Draw accuracy against the share in 8 bits.")
 @click.option("--top", type=click.IntRange(min=0), default=0, metavar="N", help="Show the N noisiest layers (0: all).")
-@compile_arguments(*TARGET, DIM, *CALIBRATION, ALIAS, TUNE)
+@compile_arguments(*TARGET, DIM, *CALIBRATION, ALIAS, TUNE, LENIENT)
 @json_option
 def quantize_command(
     model: Path,
@@ -192,13 +193,15 @@ def _check_samples(samples: Any, where: str) -> None:
 def _prepared(model: Path, options: CompileOptions) -> Prepared:
     from ppuc.compiler.alias import aliased
     from ppuc.compiler.driver import initial_module, with_shapes_of_data
+    from ppuc.compiler.frontend.conformance.check import conforming
     from ppuc.compiler.frontend.load import load_model
     from ppuc.compiler.quantization.prepare import prepare
     from ppuc.ir.errors import ModelError
 
-    options = with_shapes_of_data(options, model)
+    source = conforming(model, options.lenient, note)
+    options = with_shapes_of_data(options, source)
     try:
-        module = initial_module(load_model(model, dims=options.dims, shapes=options.shapes), options)
+        module = initial_module(load_model(source, dims=options.dims, shapes=options.shapes), options)
         aliased(module, options.aliases)  # what cannot share memory is refused before anything is measured
         return prepare(module, options)
     except ModelError as error:

@@ -17,13 +17,12 @@ import ast
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import onnx
 
 from ppuc.compiler.frontend.place import input_place
-from ppuc.compiler.frontend.source import read_source
+from ppuc.compiler.frontend.source import ModelSource, read_source
 from ppuc.compiler.frontend.tensors import dtype_of
 from ppuc.ir.errors import Entity, EntityKind, ModelError, UsageError
 from ppuc.ir.types import DType, TensorType
@@ -255,7 +254,7 @@ def _evaluate(text: str, symbols: Mapping[str, int]) -> int | None:
         return None
 
 
-def declarations_of(source: str | Path | onnx.ModelProto) -> tuple[InputDecl, ...]:
+def declarations_of(source: ModelSource) -> tuple[InputDecl, ...]:
     """The inputs of a model as it declares them."""
     read = read_source(source)
     return declared_inputs(read.inputs, read.where)

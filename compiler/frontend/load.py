@@ -26,7 +26,7 @@ from ppuc.compiler.frontend.enter import (
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.inlining import Tensor
 from ppuc.compiler.frontend.policy import Strict
-from ppuc.compiler.frontend.source import Source, read_source
+from ppuc.compiler.frontend.source import ModelSource, Source, read_source
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.rewrite import without_dead_ops
@@ -64,7 +64,7 @@ class ValuesNeededError(ModelError):
 
 
 def load_model(
-    source: str | Path | onnx.ModelProto | Source,
+    source: ModelSource,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, np.ndarray] | None = None,

@@ -57,7 +57,11 @@ def normal_domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def read_source(source: str | Path | onnx.ModelProto | Source) -> Source:
+ModelSource = str | Path | onnx.ModelProto | Source
+"""What a model may be given as: a file, a model in memory, or one that has been read."""
+
+
+def read_source(source: ModelSource) -> Source:
     """Parse a file or take a model in memory; a Source is what it is. Raises ModelError when it is missing, no model,
     damaged, or of an opset that is unknown."""
     if isinstance(source, Source):

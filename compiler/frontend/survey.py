@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
 
 from ppuc.compiler.frontend.bind import InputDecl, declared_inputs
+from ppuc.compiler.frontend.enter import model_name
 from ppuc.compiler.frontend.functions import has_schema_body, local_functions
 from ppuc.compiler.frontend.offload.deferred import is_control
 from ppuc.compiler.frontend.offload.handover import is_hostable
@@ -21,7 +21,7 @@ from ppuc.compiler.frontend.offload.host_ops import why_host
 from ppuc.compiler.frontend.offload.hosting import is_dense, type_text
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.frontend.registry import IMPORTERS, register_importers
-from ppuc.compiler.frontend.source import normal_domain, read_source
+from ppuc.compiler.frontend.source import ModelSource, normal_domain, read_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +79,16 @@ class ModelSurvey:
         }
 
 
-def survey(path: str | Path, custom: Collection[tuple[str, str]] = ()) -> ModelSurvey:
-    """Read the file at `path`; `custom` are ops that Python functions stand for. Raises ModelError when it is no
+def survey(model: ModelSource, custom: Collection[tuple[str, str]] = ()) -> ModelSurvey:
+    """Read a model; `custom` are ops that Python functions stand for. Raises ModelError when it is no
     model."""
     register_importers()
-    source = read_source(path)
+    source = read_source(model)
     graph = source.model.graph
     dense = [i for i in source.inputs if is_dense(i)]
     other = [i for i in source.inputs if not is_dense(i)]
     return ModelSurvey(
-        name=graph.name or Path(path).stem,
+        name=model_name(source),
         producer=" ".join(filter(None, (source.model.producer_name, source.model.producer_version))),
         opsets=source.opsets,
         inputs=declared_inputs(dense, source.where),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ppuc.compiler.alias import DECLARED, OPTION, aliased, check_names
@@ -19,6 +18,7 @@ from ppuc.compiler.frontend.inlining import UnknownOpsError
 from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
+from ppuc.compiler.frontend.source import ModelSource
 from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.join import Joined, join
 from ppuc.compiler.host.partition import DeferredPart, HostPart, Part, PpuPart, partition
@@ -35,8 +35,6 @@ from ppuc.ir.module import Module
 from ppuc.targets.artifact import Artifact, IOSpec
 
 if TYPE_CHECKING:
-    import onnx
-
     from ppuc.compiler.pipeline.manager import CompiledModel
 
 T = TypeVar("T")
@@ -45,7 +43,7 @@ Change = Callable[[HostedModel, Sequence[Part], Sequence[Module]], list[Module]]
 
 
 def compile_hosted(
-    source: str | Path | onnx.ModelProto,
+    source: ModelSource,
     options: CompileOptions,
     error: ModelError,
     compile_part: Callable[[Module, int], CompiledModel],
@@ -58,7 +56,7 @@ def compile_hosted(
 
 
 def divided(
-    source: str | Path | onnx.ModelProto,
+    source: ModelSource,
     options: CompileOptions,
     error: ModelError,
     each_part: Callable[[Module, int], T],
@@ -93,7 +91,7 @@ def divided(
 
 
 def _imported(
-    source: str | Path | onnx.ModelProto,
+    source: ModelSource,
     options: CompileOptions,
     error: ModelError,
     forced: Mapping[str, Reason],

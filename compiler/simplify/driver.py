@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
+from ppuc.compiler.frontend.conformance.check import conforming
 from ppuc.compiler.inputs import InputSpec, generate_all
 from ppuc.compiler.simplify.convert import bind, read_model, static_types, to_graph, to_model
 from ppuc.compiler.simplify.model import ModelGraph
@@ -62,6 +63,7 @@ def simplify(
 ) -> Simplified:
     """Clean a model up. `dims` fixes symbolic dimensions. Raises ModelError and UsageError."""
     where = str(source) if isinstance(source, str | Path) else source.graph.name or "model"
+    conforming(source)
     original = read_model(source)
     bind(original, dims or {}, where)
     before = node_counts(original)

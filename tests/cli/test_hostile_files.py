@@ -14,7 +14,7 @@ from ppuc.compiler.cli import cli
 from tests.cli.hostile_files import HOSTILE
 
 SECONDS, BYTES = 5.0, 2 << 30
-FINE = ("deep_type", "huge_stride", "ifs_in_ifs", "lying_inner", "lying_output", "long_name", "option_as_dim")
+FINE = ("deep_type", "huge_stride", "ifs_in_ifs", "long_name", "option_as_dim")
 """Files that are odd, but mean something."""
 LATE = ("huge_kernel",)
 """Files whose fault the host finds when it computes."""

@@ -6,7 +6,9 @@ rules forbid wherever that can be known, and each finding is a warning.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import onnx
 
@@ -14,7 +16,7 @@ from ppuc.compiler.frontend.conformance.findings import Finding, node_sites
 from ppuc.compiler.frontend.conformance.inference import inference_findings
 from ppuc.compiler.frontend.conformance.model_rules import model_findings
 from ppuc.compiler.frontend.conformance.node_rules import node_findings
-from ppuc.compiler.frontend.source import Source, normal_domain
+from ppuc.compiler.frontend.source import ModelSource, Source, normal_domain, read_source
 from ppuc.ir.errors import Diagnostic, ModelError
 
 SHOWN = 20
@@ -31,19 +33,19 @@ def findings(model: onnx.ModelProto) -> list[Finding]:
     return found or list(inference_findings(model, sites))
 
 
-def check(source: Source, warn: Callable[[str], object] | None = None) -> None:
-    """Raise ModelError that names what breaks the rules. With `warn`, that is told for each finding instead, and the
-    model is mended where it can be."""
-    found = findings(source.model)
-    if not found:
-        return
-    told = [_diagnostic(source, finding) for finding in found[:SHOWN]]
-    if warn is None:
-        raise ModelError(told)
-    for finding, diagnostic in zip(found, told, strict=False):
-        warn(str(diagnostic))
+def conforming(source: ModelSource, lenient: bool = False, warn: Callable[[str], object] | None = None) -> Source:
+    """`source`, read. Raises ModelError that names what breaks the rules; when `lenient`, `warn` is told of each
+    finding instead (None: Python's warnings), and the model is mended where it can be."""
+    read = read_source(source)
+    found = findings(read.model)
+    diagnostics = [_diagnostic(read, finding) for finding in found[:SHOWN]]
+    if found and not lenient:
+        raise ModelError(diagnostics)
+    for finding, diagnostic in zip(found, diagnostics, strict=False):
+        (warn or warnings.warn)(str(replace(diagnostic, hint=None)))
         if finding.mend is not None:
             finding.mend()
+    return read
 
 
 def _diagnostic(source: Source, finding: Finding) -> Diagnostic:

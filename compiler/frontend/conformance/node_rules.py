@@ -6,7 +6,7 @@ N3  an attribute refers to one of the function that the node is in, and to nothi
 N4  an attribute's type names the one field that holds its value
 N5  the domain of an op is imported
 N6  an enumerated attribute has one of its values
-N7  an op is not used in an opset that has withdrawn it
+N7  an op has a name, and is not used in an opset that has withdrawn it
 
 Ops without a schema (of other domains, of local functions) are subject to N3 to N5 only.
 """
@@ -83,6 +83,9 @@ def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iter
     """Everything that breaks rules N1 to N7. `functions` are domain and name of the model's own."""
     node, domain = site.node, normal_domain(site.node.domain)
     yield from _references(site)
+    if not node.op_type:
+        yield Finding(site.place, "it names no op")
+        return
     if domain not in site.opsets:
         yield Finding(site.place, f"its domain '{domain or 'ai.onnx'}' is not imported", expected=_imported(site))
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -29,7 +28,7 @@ from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTe
 from ppuc.compiler.frontend.offload.policy import Examine, Offload
 from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.place import output_place
-from ppuc.compiler.frontend.source import Source, read_source
+from ppuc.compiler.frontend.source import ModelSource, Source, read_source
 from ppuc.ir.graph import Graph, Op, Value
 
 
@@ -51,7 +50,7 @@ class HostedModel:
 
 
 def load_hosted(
-    source: str | Path | onnx.ModelProto | Source,
+    source: ModelSource,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, np.ndarray] | None = None,

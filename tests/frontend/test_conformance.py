@@ -1,0 +1,156 @@
+"""The check against the rules of ONNX: what it refuses, how it says so, and that correct models pass."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import AttributeProto, TensorProto, helper
+from onnx.backend.test.case.node import collect_testcases
+
+import ppuc
+from ppuc.compiler.cli import cli
+from ppuc.compiler.frontend.conformance.check import findings
+from ppuc.ir.errors import ModelError
+from tests.fuzz.malformed import MUTATIONS
+
+LEFT_OPEN = ("graph without name", "output without type", "outputs without names")
+"""What ONNX's checker refuses and this check leaves open: the first two change no meaning and ONNX Runtime takes them;
+the last is found when nodes are ordered."""
+
+
+def model_with(*nodes: onnx.NodeProto, **more: object) -> onnx.ModelProto:
+    """Nodes from x f32[2, 3] to y."""
+    graph = helper.make_graph(
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])],
+        [helper.make_empty_tensor_value_info("y")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, **more)
+
+
+def node(op: str, *inputs: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(op, inputs or ("x",), ["y"], name="n", **attributes)
+
+
+def changed(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
+    model = model_with(node("Relu"))
+    change(model)
+    return model
+
+
+def function(name: str, domain: str = "own") -> onnx.FunctionProto:
+    return helper.make_function(domain, name, ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])],
+                                [helper.make_opsetid("", 17)])  # fmt: skip
+
+
+def outside_reference() -> onnx.NodeProto:
+    found = node("Softmax")
+    found.attribute.append(AttributeProto(name="axis", type=AttributeProto.INT, ref_attr_name="outer"))
+    return found
+
+
+def twice() -> onnx.NodeProto:
+    found = node("Softmax", axis=1)
+    found.attribute.append(found.attribute[0])
+    return found
+
+
+BROKEN: dict[str, tuple[onnx.ModelProto, str]] = {
+    "missing attribute": (model_with(node("Concat", "x", "x")), "node 'n' (Concat): attribute 'axis' is missing"),
+    "unknown attribute": (model_with(node("Relu", alpha=0.1)), "node 'n' (Relu): attribute 'alpha' is unknown"),
+    "attribute twice": (model_with(twice()), "node 'n' (Softmax): attribute 'axis' is given 2 times"),
+    "kind of attribute": (model_with(node("Softmax", axis=1.5)), "attribute 'axis' is of the wrong kind"),
+    "value of attribute": (model_with(node("MaxPool", kernel_shape=[1], auto_pad="SAME")), "has an unknown value"),
+    "reference": (model_with(outside_reference()), "refers to an attribute of a function, outside of functions"),
+    "too many inputs": (model_with(node("Relu", "x", "x")), "it has too many inputs"),
+    "too few inputs": (model_with(node("Add", "x")), "it has too few inputs"),
+    "empty input": (model_with(node("Add", "x", "")), "input 'B' is missing"),
+    "too many outputs": (model_with(helper.make_node("Relu", ["x"], ["y", "z"], name="n")), "too many outputs"),
+    "withdrawn op": (model_with(node("Upsample", "x", "x")), "the op does not exist in opset 17"),
+    "domain": (model_with(helper.make_node("F", ["x"], ["y"], domain="own", name="n")), "domain 'own' is not imported"),
+    "no IR version": (changed(lambda m: m.ClearField("ir_version")), "the IR version is missing"),
+    "IR version": (changed(lambda m: setattr(m, "ir_version", 99)), "the IR version is newer"),
+    "opset twice": (changed(lambda m: m.opset_import.append(helper.make_opsetid("ai.onnx", 9))), "imported twice"),
+    "output type": (
+        changed(lambda m: m.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, [2, 3]))),
+        "breaks the rules of its op",
+    ),
+    "output shape": (
+        changed(lambda m: m.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 4]))),
+        "breaks the rules of its op",
+    ),
+    "function twice": (model_with(node("Relu"), functions=[function("F"), function("F")]), "it is defined twice"),
+    "function of the standard": (
+        model_with(node("Relu"), functions=[function("Relu", "")]), "the name of an operator of the standard",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_rules_are_named(name: str) -> None:
+    model, message = BROKEN[name]
+    with pytest.raises(ModelError) as caught:
+        ppuc.compile(model, target="ppu-tiny")
+    assert message in str(caught.value)
+    assert "--lenient" in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["check", "compile", "run", "verify"])
+def test_every_command_refuses(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(BROKEN["unknown attribute"][0], path)
+    more = ["-o", str(tmp_path / "m.ppu")] if command == "compile" else []
+    result = CliRunner().invoke(cli, [command, str(path), "-t", "ppu-tiny", *more])
+    assert result.exit_code == 2
+    assert "attribute 'alpha' is unknown" in result.output
+    assert not (tmp_path / "m.ppu").exists()
+
+
+def test_lenient_takes_what_is_meant() -> None:
+    model = BROKEN["unknown attribute"][0]
+    with pytest.warns(UserWarning, match="attribute 'alpha' is unknown"):
+        program = ppuc.compile(model, target="ppu-tiny", lenient=True)
+    x = np.array([[-1, 2, -3], [4, -5, 6]], np.float32)
+    np.testing.assert_array_equal(program.run({"x": x}).outputs["y"], np.maximum(x, 0))
+
+
+@cache
+def cases() -> tuple[onnx.ModelProto, ...]:
+    """Models of the standard's own tests."""
+    return tuple(case.model for case in collect_testcases(None))
+
+
+def test_correct_models_have_no_findings() -> None:
+    for model in cases()[::4]:
+        assert not findings(model), model.graph.name
+
+
+def test_whatever_the_checker_refuses_is_found() -> None:
+    """Every twelfth model of the standard's own tests, changed in one place at random."""
+    draw = random.Random(5)
+    refused = 0
+    for model in cases()[::12]:
+        for kind, mutate in MUTATIONS.items():
+            mutants = list(mutate(model))
+            for what, mutant in draw.sample(mutants, min(2, len(mutants))):
+                if what in LEFT_OPEN or onnx_accepts(mutant):
+                    continue
+                refused += 1
+                assert findings(mutant), f"{model.graph.name}: {kind}: {what}"
+    assert refused > 200
+
+
+def onnx_accepts(model: onnx.ModelProto) -> bool:
+    try:
+        onnx.checker.check_model(model)
+    except Exception:  # ValidationError, and what its binding raises of its own
+        return False
+    return True
