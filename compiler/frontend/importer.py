@@ -29,7 +29,6 @@ from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.place import Place, node_place, tensor_place
 from ppuc.compiler.frontend.policy import Policy, Refusal
 from ppuc.compiler.frontend.registry import IMPORTERS, Importer
-from ppuc.compiler.frontend.rules import broken_rule
 from ppuc.compiler.frontend.source import Source
 from ppuc.compiler.frontend.tensors import read_tensor
 from ppuc.compiler.frontend.unrolling import CONTROL, LoopNode, NotUnrolledError
@@ -93,8 +92,6 @@ class ModelImporter:
         body = local_body(node, self.functions)
         if body is not None:
             return self._call(body, site)
-        if (rule := broken_rule(node, scope.opsets, self._place(site))) is not None:
-            return self.policy.refused(site, Refusal(error=ModelError(rule), invalid=True))
         return self.policy.node(site, lambda: self._standard(site))
 
     def _count(self, inside: bool) -> None:

@@ -7,21 +7,27 @@ declares of outputs and inner tensors with what it infers. Sizes that are symbol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx.shape_inference
 
 from ppuc.compiler.frontend.conformance.findings import Finding, NodeSite
+from ppuc.compiler.frontend.functions import DEEPEST_CALL, FunctionKey, expanded_nodes, local_functions
+from ppuc.compiler.frontend.source import normal_domain
 
 _OP = re.compile(r"\(op_type:([^,)]*)(?:, node name: ([^)]*))?\): ")
 _KIND = re.compile(r"\[(?:Shape|Type)InferenceError\] ?")
-UNSUPPORTED = ("not currently supported", "not supported", "No Op registered", "unsupported type")
-"""Parts of messages about what inference itself cannot do."""
+MOST_EXPANDED = 20_000
+"""Nodes that calls of functions may become where inference is asked."""
 
 
 def inference_findings(model: onnx.ModelProto, sites: list[NodeSite]) -> Iterator[Finding]:
-    """The first contradiction that strict inference meets."""
+    """The first contradiction that strict inference meets. Models whose functions call each other in circles, too
+    deeply or too often are left to the importer, which refuses them: inference would follow every call."""
+    functions = local_functions(model)
+    if expanded_nodes(model.graph.node, functions, MOST_EXPANDED) > MOST_EXPANDED or too_deep(functions):
+        return
     try:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
@@ -35,6 +41,22 @@ def inference_findings(model: onnx.ModelProto, sites: list[NodeSite]) -> Iterato
         yield Finding(
             _place(op, name, sites), "breaks the rules of its op", reason[:300] or "types or shapes that do not fit"
         )
+
+
+def too_deep(functions: Mapping[FunctionKey, onnx.FunctionProto]) -> bool:
+    """Whether functions call each other deeper than importing follows them, or in a circle."""
+    depth: dict[FunctionKey, int] = {}
+
+    def of(key: FunctionKey, level: int) -> int:
+        if level > DEEPEST_CALL:
+            return level
+        if key not in depth:
+            depth[key] = DEEPEST_CALL + 1  # as long as it is open: a call from inside is a circle
+            called = ((normal_domain(n.domain), n.op_type, n.overload) for n in functions[key].node)
+            depth[key] = 1 + max((of(k, level + 1) for k in called if k in functions), default=0)
+        return depth[key]
+
+    return any(of(key, 0) > DEEPEST_CALL for key in functions)
 
 
 def _has_graphs(model: onnx.ModelProto, op: str) -> bool:

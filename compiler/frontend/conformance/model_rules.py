@@ -3,7 +3,7 @@
 M1  the IR version is given and known (onnx.proto, Version)
 M2  each domain is imported once, in a version that exists
 M3  a function is defined once, and not under the name of an operator of the standard
-M4  graph inputs and outputs have a name and a type
+M4  graph inputs have a name and a type, outputs a name; none is declared twice, or again with other elements
 M5  a function's inputs, outputs and attributes have distinct names
 """
 
@@ -88,6 +88,12 @@ def _declarations(graph: onnx.GraphProto) -> Iterator[Finding]:
                 yield Finding(f"{kind} '{info.name}'", "its type is missing")
         for name in _repeated(i.name for i in infos):
             yield Finding(f"{kind} '{name}'", "it is declared twice")
+    types = {i.name: i.type.tensor_type.elem_type for i in graph.input}
+    for info in graph.value_info:
+        declared = info.type.tensor_type.elem_type
+        if declared and types.get(info.name, declared) != declared:
+            got, wanted = (onnx.TensorProto.DataType.Name(t).lower() for t in (declared, types[info.name]))
+            yield Finding(f"input '{info.name}'", "its elements are declared again, of another type", got, wanted)
 
 
 def _repeated(names: Iterable[str]) -> list[str]:
