@@ -103,6 +103,13 @@ def test_broken_rules_are_named(name: str) -> None:
     assert "--lenient" in str(caught.value)
 
 
+def test_findings_say_what_they_are_about() -> None:
+    with pytest.raises(ModelError) as caught:
+        ppuc.compile(BROKEN["kind of attribute"][0], target="ppu-tiny")
+    (diagnostic,) = caught.value.diagnostics
+    assert [str(e.kind) + " " + e.name for e in diagnostic.entities] == ["node n", "attribute axis"]
+
+
 @pytest.mark.parametrize("command", ["check", "compile", "run", "verify"])
 def test_every_command_refuses(command: str, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"

@@ -50,4 +50,4 @@ def conforming(source: ModelSource, lenient: bool = False, warn: Callable[[str],
 
 def _diagnostic(source: Source, finding: Finding) -> Diagnostic:
     where = f"{source.where}: {finding.place}" if finding.place else source.where
-    return Diagnostic(where, finding.what, finding.got, finding.expected, HINT)
+    return Diagnostic(where, finding.what, finding.got, finding.expected, HINT, finding.about)

@@ -11,18 +11,21 @@ from dataclasses import dataclass
 import onnx
 
 from ppuc.compiler.frontend.source import opset_versions
+from ppuc.ir.errors import Entity, EntityKind
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One broken rule. `place` is empty for the model as a whole, else a node or tensor as messages call it. `mend`
-    changes the model so that it says what most likely was meant; None when that cannot be known."""
+    changes the model so that it says what most likely was meant; None when that cannot be known. `about` are the things
+    that it is about."""
 
     place: str
     what: str
     got: str | None = None
     expected: str | None = None
     mend: Callable[[], object] | None = None
+    about: tuple[Entity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,20 @@ class NodeSite:
     @property
     def place(self) -> str:
         return f"node '{self.label}' ({self.node.op_type})"
+
+    def broken(
+        self,
+        what: str,
+        got: str | None = None,
+        expected: str | None = None,
+        *,
+        attribute: str = "",
+        mend: Callable[[], object] | None = None,
+    ) -> Finding:
+        """A rule that the node breaks, in one of its attributes perhaps."""
+        about = [Entity(EntityKind.NODE, self.label)]
+        about += [Entity(EntityKind.ATTRIBUTE, attribute)] if attribute else []
+        return Finding(self.place, what, got, expected, mend, tuple(about))
 
 
 def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

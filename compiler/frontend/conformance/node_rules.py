@@ -84,10 +84,10 @@ def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iter
     node, domain = site.node, normal_domain(site.node.domain)
     yield from _references(site)
     if not node.op_type:
-        yield Finding(site.place, "it names no op")
+        yield site.broken("it names no op")
         return
     if domain not in site.opsets:
-        yield Finding(site.place, f"its domain '{domain or 'ai.onnx'}' is not imported", expected=_imported(site))
+        yield site.broken(f"its domain '{domain or 'ai.onnx'}' is not imported", expected=_imported(site))
         return
     if (domain, node.op_type) in functions:
         return
@@ -95,7 +95,7 @@ def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iter
     if schema is None:
         return
     if schema.deprecated:
-        yield Finding(site.place, f"the op does not exist in opset {site.opsets[domain]}")
+        yield site.broken(f"the op does not exist in opset {site.opsets[domain]}")
         return
     yield from _ends(site, "input", node.input, schema.inputs, schema.min_input, schema.max_input)
     yield from _ends(site, "output", node.output, schema.outputs, schema.min_output, schema.max_output)
@@ -109,12 +109,12 @@ def _imported(site: NodeSite) -> str:
 def _ends(site: NodeSite, what: str, names: Any, formal: Any, least: int, most: int) -> Iterator[Finding]:
     """N1 for inputs or outputs."""
     if len(names) > most:
-        yield Finding(site.place, f"it has too many {what}s", str(len(names)), f"at most {most}")
+        yield site.broken(f"it has too many {what}s", str(len(names)), f"at most {most}")
     elif len(names) < least:
-        yield Finding(site.place, f"it has too few {what}s", str(len(names)), f"at least {least}")
+        yield site.broken(f"it has too few {what}s", str(len(names)), f"at least {least}")
     for index, (name, parameter) in enumerate(zip(names, formal, strict=False)):
         if not name and index < least and parameter.option == onnx.defs.OpSchema.FormalParameterOption.Single:
-            yield Finding(site.place, f"{what} '{parameter.name}' is missing", "an empty name", "a tensor")
+            yield site.broken(f"{what} '{parameter.name}' is missing", "an empty name", "a tensor")
 
 
 def _attributes(site: NodeSite, schema: Any) -> Iterator[Finding]:
@@ -125,12 +125,16 @@ def _attributes(site: NodeSite, schema: Any) -> Iterator[Finding]:
         if known is None:
             expected = ", ".join(sorted(schema.attributes)) or "no attributes"
             mend = lambda a=attribute: node.attribute.remove(a)  # noqa: E731 - as short as what it does
-            yield Finding(site.place, f"attribute '{attribute.name}' is unknown", expected=expected, mend=mend)
+            yield site.broken(
+                f"attribute '{attribute.name}' is unknown", expected=expected, mend=mend, attribute=attribute.name
+            )
             continue
         wanted = int(known.type.value)
         if attribute.type not in (wanted, KINDS.UNDEFINED):
             got, expected = (KINDS.Name(kind).lower() for kind in (attribute.type, wanted))
-            yield Finding(site.place, f"attribute '{attribute.name}' is of the wrong kind", got, expected)
+            yield site.broken(
+                f"attribute '{attribute.name}' is of the wrong kind", got, expected, attribute=attribute.name
+            )
             continue
         values = ENUMERATIONS.get((node.op_type, attribute.name))
         if (
@@ -144,7 +148,7 @@ def _attributes(site: NodeSite, schema: Any) -> Iterator[Finding]:
     given = Counter(a.name for a in node.attribute)
     for name, count in given.items():
         if count > 1:
-            yield Finding(site.place, f"attribute '{name}' is given {count} times")
+            yield site.broken(f"attribute '{name}' is given {count} times", attribute=name)
     for name, known in schema.attributes.items():
         if known.required and name not in given:
             yield Finding(
@@ -158,15 +162,17 @@ def _references(site: NodeSite) -> Iterator[Finding]:
         if attribute.ref_attr_name:
             if site.parameters is None:
                 what = f"attribute '{attribute.name}' refers to an attribute of a function, outside of functions"
-                yield Finding(site.place, what, attribute.ref_attr_name)
+                yield site.broken(what, attribute.ref_attr_name, attribute=attribute.name)
             elif attribute.ref_attr_name not in site.parameters:
                 what = f"attribute '{attribute.name}' refers to an attribute that its function does not have"
                 expected = ", ".join(sorted(site.parameters)) or "none"
-                yield Finding(site.place, what, attribute.ref_attr_name, expected)
+                yield site.broken(what, attribute.ref_attr_name, expected, attribute=attribute.name)
             continue
         filled = [f for f in FIELDS.values() if (len(getattr(attribute, f)) if f in _LISTS else attribute.HasField(f))]
         own = FIELDS.get(attribute.type)
         others = [f for f in filled if f != own]
         if own is not None and (others or (own not in _LISTS and not filled)):
             got = ", ".join(filled) or "nothing"
-            yield Finding(site.place, f"attribute '{attribute.name}' does not hold what its type says", got, own)
+            yield site.broken(
+                f"attribute '{attribute.name}' does not hold what its type says", got, own, attribute=attribute.name
+            )
