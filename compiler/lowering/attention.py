@@ -81,6 +81,7 @@ class AttentionLowering(TiledAttention):
     def lower(self) -> KernelBuilder:
         """Choose tiles and build the kernel. Raises NotFusable when no tile fits."""
         self.shape = shape = self.choose()
+        self.kernel.price_clk = self._price(shape)
         self.tiles = epilogue_tiles(shape)
         loops, _, _ = self.loops(shape)
         self.keys, self.depth = Tiling("s", self.s, shape.keys), Tiling("d", self.d, shape.depth)

@@ -111,6 +111,7 @@ class BlockMatmulLowering(MatmulLowering):
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
         choice, stored = self.choice, self.stored
+        self.kernel.price_clk = choice.price
         loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         blocks = choice.k // (stored.attrs.block * stored.halves)
         nest = Nest([*loops, Tiling("k", stored.blocks, blocks)])

@@ -183,6 +183,7 @@ class CascadeLowering(UnmergedLowering):
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
         choice, axes, window = self.choice, self.space.axes, self.window
+        self.kernel.price_clk = choice.price
         outer = [
             Tiling(axes[i].name, axes[i].size, t, n)
             for i, (t, n) in enumerate(zip((1, *choice.points), choice.units, strict=True))

@@ -262,6 +262,7 @@ class ConvLowering(ContractionLowering):
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
         choice = self.choice
+        self.kernel.price_clk = choice.price
         loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         if choice.feed == "rolled":
             inner = []

@@ -244,6 +244,7 @@ class MapLowering(TiledLowering):
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
         axes = self.space.axes
+        self.kernel.price_clk = self.price
         chunked = [i for i in self.reduced if self.tiles[i] < axes[i].size]
         order = self.parallel + chunked
         loops = [Tiling(axes[i].name, axes[i].size, self.tiles[i], self.units[i]) for i in order]

@@ -244,6 +244,7 @@ class MatmulLowering(ContractionLowering):
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
         choice = self.choice
+        self.kernel.price_clk = choice.price
         loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         k_loop = Tiling("k", self.k, choice.k)
         nest = Nest([*loops, k_loop])

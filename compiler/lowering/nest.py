@@ -83,7 +83,8 @@ class Nest:
 
 @dataclass(slots=True)
 class KernelBuilder:
-    """Parameters, buffers, vector programs and nests of one kernel."""
+    """Parameters, buffers, vector programs and nests of one kernel. `price_clk` is what the cost model expects of it,
+    where it was chosen by that."""
 
     name: str
     loc: tuple[str, ...]
@@ -91,6 +92,7 @@ class KernelBuilder:
     buffers: list[Buffer] = field(default_factory=list)
     vectors: list[VectorProgram] = field(default_factory=list)
     nests: list[Nest] = field(default_factory=list)
+    price_clk: float | None = None
     _names: set[str] = field(default_factory=set)
 
     def fresh(self, hint: str) -> str:

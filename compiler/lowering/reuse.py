@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from ppuc.compiler.lowering.body import NotFusable
@@ -33,7 +33,19 @@ Settle = Callable[[Kernel, tuple[VectorProgram, ...]], float]
 """Measures a kernel, in cycles."""
 
 
-Outcome = tuple[Kernel, tuple[VectorProgram, ...]]
+Outcome = tuple[Kernel, tuple[VectorProgram, ...], float | None]
+"""A kernel, its vector programs, and the cycles that the cost model expects, where it has a price."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKernel:
+    """The kernel of a group, its vector programs, and the cycles that the cost model expects of it (None: kernels of
+    its kind have no price). `pattern` is the kernel that groups of the same form share, under placeholder names."""
+
+    kernel: Kernel
+    vectors: tuple[VectorProgram, ...]
+    price_clk: float | None
+    pattern: Kernel
 
 
 class Lowered:
@@ -50,7 +62,7 @@ class Lowered:
 
     def kernel(
         self, kind: str, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...]
-    ) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+    ) -> GroupKernel:
         """The kernel of a group; `tensors` maps body parameters and results to graph values. Raises NotFusable."""
         canonical, key = canonical_body(body)
         found = self._known.get((kind, key))
@@ -61,9 +73,11 @@ class Lowered:
             self._known[kind, key] = found
         if isinstance(found, NotFusable):
             raise found
+        pattern, vectors, price = found
         outer = [tensors[v.name] for v in (*body.params, *body.results)]
         inner = [v.name for v in (*canonical.params, *canonical.results)]
-        return renamed(*found, name, dict(zip(inner, outer, strict=True)), loc)
+        made, programs = renamed(pattern, vectors, name, dict(zip(inner, outer, strict=True)), loc)
+        return GroupKernel(made, programs, price, pattern)
 
     def price(self, group: Op, body: Graph | None = None) -> float:
         """Cycles that the cost model expects of the kernel of a group, or of `body` as a kernel of its kind (see
@@ -104,7 +118,7 @@ class Lowered:
         self._store.put(key, encoded((None, str(found)) if failed else (found, "")))
         return found
 
-    def _fastest(self, kind: str, body: Graph) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+    def _fastest(self, kind: str, body: Graph) -> Outcome:
         best, least = self._candidate(kind, body, 0), 0.0
         if self.settle is None or self.tries < 2:
             return best
@@ -113,19 +127,21 @@ class Lowered:
                 other = self._candidate(kind, body, rank)
             except NotFusable:
                 break
-            least = least or self.settle(*best)
-            cycles = self.settle(*other)
+            least = least or self.settle(*best[:2])
+            cycles = self.settle(*other[:2])
             if cycles < least:
                 best, least = other, cycles
         return best
 
-    def _candidate(self, kind: str, body: Graph, rank: int) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+    def _candidate(self, kind: str, body: Graph, rank: int) -> Outcome:
         values = (*body.params, *body.results)
         names = {v.name: v.name for v in values}
-        kernel, vectors = lower_group(kind, PLACEHOLDER, body, names, (), self.target, rank).finish()
+        builder = lower_group(kind, PLACEHOLDER, body, names, (), self.target, rank)
+        kernel, vectors = builder.finish()
         require_limits(kernel, self.target)
         spaces = {v.name: v.space or Space.L2 for v in values}
-        return replace(kernel, params=tuple(replace(p, space=spaces[p.tensor]) for p in kernel.params)), vectors
+        params = tuple(replace(p, space=spaces[p.tensor]) for p in kernel.params)
+        return replace(kernel, params=params), vectors, builder.price_clk
 
 
 def _identity(kind: str, body: Graph) -> tuple[str, ...]:

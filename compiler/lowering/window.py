@@ -183,6 +183,7 @@ class WindowLowering(UnmergedLowering):
     def lower(self) -> KernelBuilder:
         """Choose tiles and build the kernel. Raises NotFusable when no tile fits."""
         self.choose()
+        self.kernel.price_clk = self.price
         axes = self.space.axes
         loops = [
             Tiling(axes[i].name, axes[i].size, self.tiles[i], n) for i, n in zip(self.order, self.units, strict=True)

@@ -7,14 +7,16 @@ disjoint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots
+from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.lowering.ranges import Range, padded
 from ppuc.compiler.passes.place import UNREAD, priorities
+from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.errors import CapacityError, Diagnostic, Entity, EntityKind, InternalError
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel
@@ -45,8 +47,9 @@ def _tensors(graph: Graph, target: Target) -> list[Placement]:
     ranges = [Range(n, padded(values[n].type), *live[n], ranks.get(n, UNREAD)) for n in live]
     hbm = [replace(r, rank=0) for r in ranges if values[r.name].space is Space.HBM]
     l2 = {r.name: r for r in ranges if values[r.name].space is Space.L2}
+    shared = overwritten(graph)
     at, failed = assign(hbm, target.hbm.bytes)
-    at_l2, failed_l2 = plan_l2(l2, overwritten(graph), target.l2.bytes)
+    at_l2, failed_l2 = plan_l2(l2, shared, target.l2.bytes)
     found: list[Placement] = []
     for space, held, where, left in (
         (Space.HBM, hbm, at, failed),
@@ -55,7 +58,34 @@ def _tensors(graph: Graph, target: Target) -> list[Placement]:
         if left:
             raise InternalError(f"{space} has no room for {left}")
         found += [Placement(r.name, space, where[r.name], r.bytes) for r in held]
+    if (remarks := listener()) is not None:
+        over = {new: old for new, old in shared.items() if new in at_l2 and old in at_l2}
+        _say_overwritten(graph, over, at_l2, remarks)
+        replaced = {old for new, old in over.items() if at_l2[new] == at_l2[old]}
+        _say_extent(Space.HBM, hbm, at, remarks)
+        ending = (
+            replace(r, end=r.end - (r.name in replaced)) for r in l2.values()
+        )  # its successor holds the last step
+        _say_extent(Space.L2, list(ending), at_l2, remarks)
     return sorted(found, key=lambda p: (p.space.value, p.address, p.name))
+
+
+def _say_extent(space: Space, held: Sequence[Range], at: Mapping[str, int], remarks: Collector) -> None:
+    """A remark on a memory: the bytes that the plan needs, and those that any plan needs."""
+    extent = max((at[r.name] + r.bytes for r in held), default=0)
+    remarks.note("allocated", str(space), tensors=len(held), extent_bytes=extent, alive_bytes=max_live(held))
+
+
+def _say_overwritten(graph: Graph, over: Mapping[str, str], at: Mapping[str, int], remarks: Collector) -> None:
+    """A remark on every result that could be written over an operand; `at` are their addresses."""
+    producers = {r.name: (op, r) for op in graph.ops for r in op.results}
+    for result, operand in over.items():
+        op, value = producers[result]
+        if at[result] == at[operand]:
+            remarks.applied("overwrites", result, op.loc, operand=operand, bytes=value.type.bytes)
+        else:
+            why = "their bytes find no room for as long as both live"
+            remarks.missed("not-overwritten", result, op.loc, why, operand=operand, bytes=value.type.bytes)
 
 
 def ring_placements(kernel: Kernel, target: Target, from_top: bool) -> list[Placement]:

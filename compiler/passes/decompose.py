@@ -8,17 +8,23 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ppuc.compiler.lowering.kinds import anchoring_ops
-from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
+from ppuc.compiler.passes.graph_walk import Rule, Walk, to_fixpoint, with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops import OPS
 from ppuc.targets.description import Target
 
 
-def expand_composite(w: Walk, op: Op) -> Sequence[Value] | None:
-    """composite(...) -> what its record says it is made of."""
-    expand = OPS[op.name].decompose
-    return None if expand is None else expand(w.builder, op)
+def _expand(name: str) -> Rule:
+    """The rule composite(...) -> what its record says it is made of."""
+
+    def expand(w: Walk, op: Op) -> Sequence[Value] | None:
+        parts = OPS[name].decompose
+        assert parts is not None
+        return parts(w.builder, op)
+
+    expand.__name__ = f"expand_{name}"
+    return expand
 
 
 @dataclass(frozen=True)
@@ -40,5 +46,5 @@ class Decompose:
         """The module without composites other than those in `keep` and, with `kernels`, those that a kernel is built
         around."""
         kept = {*self.keep, *(anchoring_ops() if self.kernels else ())}
-        rules = {name: (expand_composite,) for name, op in OPS.items() if op.decompose is not None and name not in kept}
+        rules = {name: (_expand(name),) for name, op in OPS.items() if op.decompose is not None and name not in kept}
         return with_graph(module, to_fixpoint(module.graph, rules))

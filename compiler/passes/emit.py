@@ -18,6 +18,7 @@ from ppuc.compiler.lowering.l2_plan import overwritten
 from ppuc.compiler.lowering.memory import storage_roots, updated_operand
 from ppuc.compiler.passes.emit_counters import CounterPlan
 from ppuc.compiler.passes.emit_rings import RingOwners, Site, claiming_units, ring_uses, sites_of
+from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.kernel import Buffer, Kernel, Loop, Stmt
 from ppuc.ir.module import Module, Placement
 from ppuc.ir.program import (
@@ -100,6 +101,8 @@ class Emission:
             else:
                 copies += self._copies(name, sources[name], stages[name].loc, plan, len(copies))
         segment = Segment(self.graph.name, tuple(programs), tuple(copies), plan.groups())
+        if (remarks := listener()) is not None:
+            _say(segment, remarks)
         return Program(
             self.graph.name,
             self.module.target,
@@ -157,6 +160,18 @@ class Emission:
             waits, bumps = plan.copy_sync(name, source)
             found.append(Copy(queue, name, source, start, count, waits, bumps, loc))
         return found
+
+
+def _say(segment: Segment, remarks: Collector) -> None:
+    """A remark on the streams of a segment and what orders them."""
+    remarks.note(
+        "streams",
+        segment.name,
+        emitted=len(segment.kernels),
+        rings=sum(len(k.rings) for k in segment.kernels),
+        copies=len(segment.copies),
+        counters=sum(len(group.expect) for group in segment.counters),
+    )
 
 
 Sync = Callable[[Site], tuple[tuple[Wait, ...], tuple[Bump, ...]]]

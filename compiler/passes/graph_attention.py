@@ -3,6 +3,8 @@ heads.
 
 A level is the shape of the scores at one point of the chain; its lead is all but the last two dimensions. Reshapes
 between levels only regroup leads, so the same heads can be (B, H) at one level and (B * H) at the next.
+
+What cannot be read raises NoMatch with the reason.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ Lead = tuple[int, ...]
 HIDDEN = -1e30
 """Stands for a finite mask value that replaces a score: any score added to it vanishes, in f32 exactly."""
 _NEGLIGIBLE = -1e4
+
+
+class NoMatch(Exception):  # noqa: N818 - an outcome of looking, not an error
+    """What is looked at is not a part of attention, for the reason given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,47 +88,57 @@ def _passes_through(op: Op) -> bool:
     return op.operands[0].type.dtype.is_float if op.name == "cast" else _regroups_lead(op)
 
 
-def read_weights(w: Walk, value: Value) -> Weights | None:
-    """Find the softmax over the last dimension that `value` comes from."""
+def read_weights(w: Walk, value: Value) -> Weights:
+    """Find the softmax over the last dimension that `value` comes from. Raises NoMatch."""
     ops: list[Op] = []
     leads = [_lead(value)]
     guarded = False
-    op = w.sole(value)
-    while op is not None:
+    op = _sole(w, value, "weights")
+    while True:
         ops.append(op)
         if op.name == "softmax":
             assert isinstance(op.attrs, SoftmaxAttrs)
-            return Weights(op, tuple(ops), tuple(leads), guarded) if op.attrs.axis == op.result.type.rank - 1 else None
+            if op.attrs.axis != op.result.type.rank - 1:
+                raise NoMatch("the softmax runs along another dimension than the last")
+            return Weights(op, tuple(ops), tuple(leads), guarded)
         if op.name == "select":
             op = _nan_guarded(w, op)
             guarded = True
             continue
         if not _passes_through(op):
-            return None
+            raise NoMatch(f"'{op.name}' lies between the softmax and the product with the values")
         leads.append(_lead(op.operands[0]))
-        op = w.sole(op.operands[0])
-    return None
+        op = _sole(w, op.operands[0], "weights")
 
 
-def _nan_guarded(w: Walk, op: Op) -> Op | None:
-    """The softmax p of select(isnan(p), 0, p), which nothing else reads."""
-    condition, zero, p = op.operands
-    test = w.sole(condition, "isnan")
-    if test is None or test.operands[0] != p or w.number(zero) != 0 or w.uses(p) != 2:
-        return None
-    return w.producer(p, "softmax")
-
-
-def read_scores(w: Walk, value: Value, after: float = 1.0) -> Scores | None:
-    """Read the scores chain that ends in `value`, whose multiples `after` are what the softmax sees."""
+def _sole(w: Walk, value: Value, what: str) -> Op:
+    """The op that computes `value`, which nothing else reads. Raises NoMatch."""
     op = w.sole(value)
-    if op is None or value.type.rank < 2:
-        return None
+    if op is None:
+        computed = w.producer(value) is not None
+        raise NoMatch(f"the {what} are read by something else too" if computed else f"the {what} are an input")
+    return op
+
+
+def _nan_guarded(w: Walk, op: Op) -> Op:
+    """The softmax p of select(isnan(p), 0, p), which nothing else reads. Raises NoMatch."""
+    condition, zero, p = op.operands
+    test, softmax = w.sole(condition, "isnan"), w.producer(p, "softmax")
+    if test is None or test.operands[0] != p or w.number(zero) != 0 or w.uses(p) != 2 or softmax is None:
+        raise NoMatch("'select' changes the weights")
+    return softmax
+
+
+def read_scores(w: Walk, value: Value, after: float = 1.0) -> Scores:
+    """Read the scores chain that ends in `value`, whose multiples `after` are what the softmax sees. Raises NoMatch."""
+    op = _sole(w, value, "scores")
+    if value.type.rank < 2:
+        raise NoMatch("the scores are no matrices")
     found = _read_op(w, op, value, after)
-    return None if found is None else replace(found, ops=(*found.ops, op), leads=(*found.leads, _lead(value)))
+    return replace(found, ops=(*found.ops, op), leads=(*found.leads, _lead(value)))
 
 
-def _read_op(w: Walk, op: Op, value: Value, after: float) -> Scores | None:
+def _read_op(w: Walk, op: Op, value: Value, after: float) -> Scores:
     if op.name == "matmul":
         return _read_matmul(w, op, after)
     if _passes_through(op):
@@ -130,11 +146,25 @@ def _read_op(w: Walk, op: Op, value: Value, after: float) -> Scores | None:
     if op.name == "select":
         return _read_select(w, op, after)
     if op.name == "add":
-        for term, mask in (op.operands, op.operands[::-1]):
-            if term.type == value.type and (found := read_scores(w, term, after)) is not None:
-                return replace(found, masks=(*found.masks, Mask(mask, _lead(value), after)))
+        return _read_sum(w, op, value, after)
     factor = _factor(w, op)
-    return None if factor is None else read_scores(w, op.operands[0], after * factor)
+    if factor is None:
+        raise NoMatch(f"'{op.name}' lies between the product and the softmax")
+    return read_scores(w, op.operands[0], after * factor)
+
+
+def _read_sum(w: Walk, op: Op, value: Value, after: float) -> Scores:
+    """Scores and a mask, in either order."""
+    why = NoMatch("a term of the scores is broadcast")
+    for term, mask in (op.operands, op.operands[::-1]):
+        if term.type == value.type:
+            try:
+                found = read_scores(w, term, after)
+            except NoMatch as reason:
+                why = reason
+            else:
+                return replace(found, masks=(*found.masks, Mask(mask, _lead(value), after)))
+    raise why
 
 
 def _factor(w: Walk, op: Op | None) -> float | None:
@@ -147,20 +177,24 @@ def _factor(w: Walk, op: Op | None) -> float | None:
     return float(number) if op.name == "mul" else 1 / number
 
 
-def _read_select(w: Walk, op: Op, after: float) -> Scores | None:
+def _read_select(w: Walk, op: Op, after: float) -> Scores:
     condition, x, y = op.operands
+    why = NoMatch("'select' changes the scores")
     for scores, other, when in ((y, x, True), (x, y, False)):
         number = w.number(other)
         if number is None or number > _NEGLIGIBLE or scores.type != op.result.type or after <= 0:
             continue
-        found = read_scores(w, scores, after)
-        if found is not None:
-            hidden = number if math.isinf(number) else HIDDEN
-            return replace(found, masks=(*found.masks, Mask(condition, _lead(scores), hidden=hidden, when=when)))
-    return None
+        try:
+            found = read_scores(w, scores, after)
+        except NoMatch as reason:
+            why = reason
+            continue
+        hidden = number if math.isinf(number) else HIDDEN
+        return replace(found, masks=(*found.masks, Mask(condition, _lead(scores), hidden=hidden, when=when)))
+    raise why
 
 
-def _read_matmul(w: Walk, op: Op, after: float) -> Scores | None:
+def _read_matmul(w: Walk, op: Op, after: float) -> Scores:
     attrs = op.attrs
     assert isinstance(attrs, MatmulAttrs)
     q, q_factor, transpose_q = _unscaled(w, op.operands[0], attrs.transpose_a)
@@ -197,11 +231,11 @@ class Heads:
     heads: int
 
     @classmethod
-    def of(cls, leads: tuple[Lead, ...]) -> Heads | None:
-        """From the first level of rank 4, else by merging all but the last leading dimension. None when levels differ
-        in how many matrices they have."""
+    def of(cls, leads: tuple[Lead, ...]) -> Heads:
+        """From the first level of rank 4, else by merging all but the last leading dimension. Raises NoMatch when
+        levels differ in how many matrices they have."""
         if len({math.prod(lead) for lead in leads}) != 1:
-            return None
+            raise NoMatch("the number of matrices changes on the way")
         chosen = next((lead for lead in leads if len(lead) == 2), leads[0])
         return cls(math.prod(chosen[:-1]), chosen[-1] if chosen else 1)
 

@@ -34,14 +34,14 @@ def _merges(w: Walk, value: Value) -> Value | None:
 
 
 def _split_groups(wanted: Mapping[str, Op]) -> Rule:
-    def split(w: Walk, op: Op) -> Value | None:
+    def split_groups(w: Walk, op: Op) -> Value | None:
         if op.result.name not in wanted or not _groups(op):
             return None
         x, shape = op.operands[0], op.result.type.dims
         apart = reshaped(w, x, (*shape[:2], x.type.dims[1] // shape[1], *x.type.dims[2:]))
         return reshaped(w, apart, shape)
 
-    return split
+    return split_groups
 
 
 def _reduce_apart(w: Walk, op: Op) -> Value | None:

@@ -35,7 +35,7 @@ def block_size(extent: int, longest: int) -> int:
 def split_scans(target: Target) -> Callable[[Walk, Op], Value | None]:
     """The rule for `target`: cumsum(x[n]) -> cumsum(x[m, b]) + exclusive cumsum(sum(x[m, b]))."""
 
-    def split(w: Walk, op: Op) -> Value | None:
+    def split_scan(w: Walk, op: Op) -> Value | None:
         x = op.operands[0]
         assert isinstance(op.attrs, CumsumAttrs)
         extent, longest = x.type.dims[op.attrs.axis], longest_row(x.type.dtype, target)
@@ -46,7 +46,7 @@ def split_scans(target: Target) -> Callable[[Walk, Op], Value | None]:
             return w.emit("cast", wide, attrs=CastAttrs(x.type.dtype))
         return _in_blocks(w, op, op.attrs, block_size(extent, longest))
 
-    return split
+    return split_scan
 
 
 def _in_blocks(w: Walk, op: Op, attrs: CumsumAttrs, block: int) -> Value:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.passes.graph_constants import identity_of, splat
+from ppuc.compiler.passes.remarks import code, listener
 from ppuc.ir.analysis import use_counts
 from ppuc.ir.errors import InternalError
 from ppuc.ir.graph import Attrs, Graph, Op, Value
@@ -29,6 +30,7 @@ from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import DType
 
 Rule = Callable[["Walk", Op], Value | Sequence[Value] | None]
+"""Its name is what remarks call it."""
 Rules = Mapping[str, Sequence[Rule]]
 """Op name -> rules, tried in order; the first that fires wins. The rules under "*" are tried for every op after
 those."""
@@ -52,6 +54,7 @@ class Walk:
         self._position: dict[str, int] = {}
         self._seen: dict[Any, Op] = {}
         self._hint = ""
+        self._remarks = listener()
 
     def run(self) -> Graph:
         """The rebuilt graph; `graph` itself when no rule fired and no two ops were equal."""
@@ -93,6 +96,8 @@ class Walk:
     def _rewritten(self, op: Op) -> Value | Sequence[Value] | None:
         for rule in (*self._rules.get(op.name, ()), *self._every):
             if (outcome := rule(self, op)) is not None:
+                if self._remarks is not None:
+                    self._remarks.count(code(rule), op)
                 return outcome
         return None
 
@@ -111,6 +116,8 @@ class Walk:
         if first is op or first.results[0].name not in self._position:
             self._seen[key] = op
             return False
+        if self._remarks is not None:
+            self._remarks.count("merge-equal", op)
         self._drop_uses(op)
         for old, new in zip(op.results, first.results, strict=True):
             self._rename(old, new)

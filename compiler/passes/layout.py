@@ -14,6 +14,8 @@ from ppuc.compiler.passes.graph_groups import group_rules
 from ppuc.compiler.passes.graph_layouts import Reads, choose, is_channels_first
 from ppuc.compiler.passes.graph_perms import Form, Perm, channels_last, compose, identity, same_bytes, swapped
 from ppuc.compiler.passes.graph_walk import to_fixpoint, with_graph
+from ppuc.compiler.passes.remarks import Collector, listener
+from ppuc.ir.analysis import users
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
@@ -54,6 +56,7 @@ class _Emitter:
         elif op.results and (form := self._forms.get(op.results[0].name)) is not None:
             operands = [self._aligned(v, p) for v, p in zip(op.operands, form.operands, strict=True)]
             self._keep(op, form.result, self._b(op.name, *operands, attrs=form.attrs, hint=op.result.name))
+            self._count("follow-layout", op)
         elif op.name == "matmul":
             self._matmul(op)
         else:
@@ -79,6 +82,11 @@ class _Emitter:
             operands.append(self._read(op.operands[1], (*range(2, rank), 1, 0)))
         value = self._b(op.name, *operands, attrs=replace(op.attrs, layout="nhwc"), hint=op.result.name)
         self._keep(op, channels_last(rank), value)
+        self._count("channels-last", op)
+
+    def _count(self, decision: str, op: Op) -> None:
+        if (remarks := listener()) is not None:
+            remarks.count(decision, op)
 
     def _matmul(self, op: Op) -> None:
         """Operands that exist with their last two dimensions swapped are read so."""
@@ -155,4 +163,21 @@ class Layout:
             if not chosen and not any(is_channels_first(op) for op in graph.ops):
                 break
             graph = _Emitter(graph, reads, chosen).run()
+        if (remarks := listener()) is not None:
+            _say_transposes(graph, remarks)
         return with_graph(module, graph)
+
+
+def _say_transposes(graph: Graph, remarks: Collector) -> None:
+    """A remark on every transpose of an activation that remains: who stores what it reads, and who wants it so."""
+    reads = Reads.of(graph)
+    readers = users(graph)
+    for op in graph.ops:
+        if op.name != "transpose" or reads.root[op.result.name][0].name in reads.constant:
+            continue
+        source = graph.producer(op.operands[0])
+        stored = f"'{source.name}' gives it" if source is not None else "an input of the model has it"
+        wanted = [f"'{name}'" for name in dict.fromkeys(reader.name for reader in readers[op.result.name])]
+        wanted += ["an output of the model"] if op.result in graph.results else []
+        why = f"{stored} in another order of dimensions than {' and '.join(wanted)} can take at less cost"
+        remarks.missed("transposed", op.result.name, op.loc, why, bytes=op.result.type.bytes)

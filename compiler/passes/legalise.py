@@ -55,7 +55,7 @@ def _refuse_overflow(graph: Graph) -> None:
     _refuse(graph, loose, what, expected, "export with saturate = 1", DType.F8E5M2)
 
 
-def _overflow(w: Walk, op: Op) -> Value | None:
+def _overflow_to_nan(w: Walk, op: Op) -> Value | None:
     """cast(x) {to = f8e4m3, saturate = false} -> cast(select(|x| > LAST_E4M3, NaN, x)): the format has no infinity."""
     attrs = op.attrs
     assert isinstance(attrs, CastAttrs)
@@ -100,12 +100,12 @@ class Legalise:
         _refuse_overflow(module.graph)
         wanted = self._format(module, target)
 
-        def contract(w: Walk, op: Op) -> Value | None:
+        def product_in_format(w: Walk, op: Op) -> Value | None:
             if _is_wide(op):
                 return _by_elements(w, op)
             return _in_format(w, op, wanted or op.operands[0].type.dtype)
 
-        rules: Rules = {"cast": (_overflow,), **dict.fromkeys(_CONTRACTIONS, (contract,))}
+        rules: Rules = {"cast": (_overflow_to_nan,), **dict.fromkeys(_CONTRACTIONS, (product_in_format,))}
         graph = to_fixpoint(module.graph, rules)
         _check_supported(graph, module, target)
         return with_graph(module, graph)

@@ -18,6 +18,7 @@ import numpy as np
 from ppuc.compiler.passes.graph_ranks import in_steps
 from ppuc.compiler.passes.graph_rotary import ROTARY_RULES
 from ppuc.compiler.passes.graph_walk import to_fixpoint, with_graph
+from ppuc.compiler.passes.remarks import listener
 from ppuc.ir.graph import Attrs, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS
@@ -45,7 +46,7 @@ class Prepare:
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph prepared."""
         graph = to_fixpoint(module.graph, ROTARY_RULES)
-        graph = rewrite(rewrite(graph, partial(_rule, most_joined(target))), in_steps)
+        graph = rewrite(rewrite(graph, partial(_rule, most_joined(target))), _in_steps)
         return with_graph(module, without_dead_ops(graph))
 
 
@@ -55,17 +56,30 @@ def most_joined(target: Target) -> int:
 
 
 def _rule(most: int, b: Builder, op: Op) -> Sequence[Value] | None:
-    attrs = op.attrs
+    """What the rules make of `op`: at most one applies."""
     if op.operands and any(0 in v.type.dims for v in (*op.operands, *op.results)):
-        return _without_empty(b, op, most)
+        return _counted("drop-empty", op, _without_empty(b, op, most))
     if op.name == "concat" and len(op.operands) > most:
-        return [_joined(b, op.operands, attrs, most)]
-    if isinstance(attrs, ReduceAttrs | ArgreduceAttrs) and not attrs.keepdims:
-        kept = b(op.name, *op.operands, attrs=replace(attrs, keepdims=True), hint=op.results[0].name)
-        return [b("reshape", kept, attrs=ReshapeAttrs(op.results[0].type.dims), hint=op.results[0].name)]
-    if op.name == "conv":
-        return _pointwise(b, op)
-    return None
+        return _counted("concat-in-parts", op, [_joined(b, op.operands, op.attrs, most)])
+    if isinstance(op.attrs, ReduceAttrs | ArgreduceAttrs) and not op.attrs.keepdims:
+        return _counted("reduce-keeping-axes", op, _keeping_axes(b, op, op.attrs))
+    return _counted("pointwise-as-matmul", op, _pointwise(b, op)) if op.name == "conv" else None
+
+
+def _in_steps(b: Builder, op: Op) -> Sequence[Value] | None:
+    return _counted("in-steps", op, in_steps(b, op))
+
+
+def _counted(rule: str, op: Op, outcome: Sequence[Value] | None) -> Sequence[Value] | None:
+    """The outcome of a rule, which whoever listens counts."""
+    if outcome is not None and (remarks := listener()) is not None:
+        remarks.count(rule, op)
+    return outcome
+
+
+def _keeping_axes(b: Builder, op: Op, attrs: ReduceAttrs | ArgreduceAttrs) -> Sequence[Value]:
+    kept = b(op.name, *op.operands, attrs=replace(attrs, keepdims=True), hint=op.results[0].name)
+    return [b("reshape", kept, attrs=ReshapeAttrs(op.results[0].type.dims), hint=op.results[0].name)]
 
 
 def _without_empty(b: Builder, op: Op, most: int) -> Sequence[Value] | None:

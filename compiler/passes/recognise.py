@@ -12,10 +12,11 @@ from typing import ClassVar
 import numpy as np
 
 from ppuc.compiler.passes.fold import fold_constants
-from ppuc.compiler.passes.graph_attention import Heads, Scores, key_heads, read_scores, read_weights
+from ppuc.compiler.passes.graph_attention import Heads, NoMatch, Scores, key_heads, read_scores, read_weights
 from ppuc.compiler.passes.graph_views import reshaped
 from ppuc.compiler.passes.graph_walk import Rules, Walk, to_fixpoint, with_graph
-from ppuc.ir.graph import Op, Value
+from ppuc.compiler.passes.remarks import listener
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.attention import AttentionAttrs
 from ppuc.ir.ops.contraction import MatmulAttrs
@@ -29,32 +30,81 @@ _MASK_ELEMENTS = 1 << 24
 """Constant masks beyond this size are not examined."""
 
 
-def attention(w: Walk, op: Op) -> Value | None:
-    """matmul(softmax(matmul(q, k^T) * scale + mask), v) -> attention(q, k, v, mask)."""
-    attrs = op.attrs
-    assert isinstance(attrs, MatmulAttrs)
-    if attrs.transpose_a or attrs.out is not None or not op.result.type.dtype.is_float:
-        return None
-    weights = read_weights(w, op.operands[0])
-    scores = None if weights is None else read_scores(w, weights.softmax.operands[0])
-    if weights is None or scores is None or any(t.rank < 2 for t in (scores.q.type, scores.k.type)):
-        return None
-    heads = Heads.of((*weights.leads, *scores.leads))
-    v = (op.operands[1], attrs.transpose_b)
-    return _emit(w, op, heads, scores, v, (*weights.ops, *scores.ops), weights.guarded) if heads is not None else None
+class Attentions:
+    """The rule that finds attention, what it found, and products that a softmax feeds and that are none."""
+
+    def __init__(self) -> None:
+        self.remarks = listener()
+        self.missed: dict[str, tuple[Op, str]] = {}
+        """Result of a product -> the product, and why it is not attention."""
+
+    def attention(self, w: Walk, op: Op) -> Value | None:
+        """matmul(softmax(matmul(q, k^T) * scale + mask), v) -> attention(q, k, v, mask)."""
+        attrs = op.attrs
+        assert isinstance(attrs, MatmulAttrs)
+        try:
+            if attrs.transpose_a or attrs.out is not None or not op.result.type.dtype.is_float:
+                raise NoMatch("the weights are transposed, or the product is not of floats")
+            weights = read_weights(w, op.operands[0])
+            scores = read_scores(w, weights.softmax.operands[0])
+            if any(t.rank < 2 for t in (scores.q.type, scores.k.type)):
+                raise NoMatch("queries or keys are vectors")
+            heads = Heads.of((*weights.leads, *scores.leads))
+            v = (op.operands[1], attrs.transpose_b)
+            found = _emit(w, op, heads, scores, v, (*weights.ops, *scores.ops), weights.guarded)
+        except NoMatch as why:
+            if self.remarks is not None and _between_products(w, op):
+                self.missed[op.result.name] = op, str(why)
+            return None
+        self.missed.pop(op.result.name, None)
+        if self.remarks is not None:
+            self.remarks.applied("attention", op.result.name, w.builder.loc, heads=heads.heads, batch=heads.batch)
+        return found
+
+    def say_missed(self, graph: Graph) -> None:
+        """Remarks on the products that `graph` still has."""
+        if self.remarks is not None:
+            left = {op.results[0].name for op in graph.ops}
+            for name, (op, why) in self.missed.items():
+                if name in left:
+                    self.remarks.missed("not-attention", name, op.loc, why)
+
+
+DEPTH = 8
+"""Ops between a product, a softmax and the product before it, up to which the three look like attention."""
+
+
+def _between_products(w: Walk, op: Op) -> bool:
+    """Whether a softmax of a product feeds the left operand of product `op`."""
+    softmax = _behind(w, op.operands[0], "softmax")
+    return softmax is not None and _behind(w, softmax.operands[0], "matmul") is not None
+
+
+def _behind(w: Walk, value: Value, name: str) -> Op | None:
+    """The op `name` that is among the nearest that `value` is computed from."""
+    values = [value]
+    for _ in range(DEPTH):
+        ops = [op for v in values if (op := w.producer(v)) is not None and op.name != "const"]
+        found = next((op for op in ops if op.name == name), None)
+        if found is not None or not ops:
+            return found
+        values = [v for op in ops if op.name not in ("matmul", "conv") for v in op.operands]
+    return None
 
 
 def _emit(
     w: Walk, op: Op, heads: Heads, scores: Scores, v: tuple[Value, bool], ops: tuple[Op, ...], guarded: bool
-) -> Value | None:
+) -> Value:
     if not op.result.type.dtype is scores.q.type.dtype is scores.k.type.dtype is v[0].type.dtype:
-        return None
+        raise NoMatch("queries, keys, values and result differ in type")
     masks = [heads.mask(w, term, compute_dtype(op.result.type.dtype)) for term in scores.masks]
     q = heads.operand(w, scores.q, scores.transpose_q)
     key = key_heads(w, heads, scores.k, scores.transpose_k)
     value = key_heads(w, heads, *v)
-    if q is None or key is None or value is None or None in masks or key.type.dims[1] != value.type.dims[1]:
-        return None
+    if q is None or key is None or value is None or key.type.dims[1] != value.type.dims[1]:
+        raise NoMatch("queries, keys and values do not have the same heads")
+    if None in masks:
+        raise NoMatch("a mask has other heads than the scores")
     w.absorb(*ops)
     mask: Value | None = None
     for term in masks:
@@ -95,9 +145,6 @@ def constant_mask(w: Walk, op: Op) -> Value | None:
     return w.emit("attention", *op.operands[:3], attrs=replace(attrs, causal=True))
 
 
-RULES: Rules = {"matmul": (attention,), "attention": (constant_mask,), "*": (fold_constants,)}
-
-
 @dataclass(frozen=True)
 class Recognise:
     """Find attention in its parts.
@@ -110,4 +157,8 @@ class Recognise:
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its attention patterns as `attention` ops."""
-        return with_graph(module, to_fixpoint(module.graph, RULES))
+        found = Attentions()
+        rules: Rules = {"matmul": (found.attention,), "attention": (constant_mask,), "*": (fold_constants,)}
+        graph = to_fixpoint(module.graph, rules)
+        found.say_missed(graph)
+        return with_graph(module, graph)

@@ -12,7 +12,7 @@ no order of sets); without a collector no text is put together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -103,10 +103,12 @@ class Collector:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What was said, and one remark for every rule that was counted."""
+        """What was said, and one remark for every rule that was counted and whose applications were not each told."""
+        told = {remark.decision for remark in self._made}
         counted = (
             Remark(self.pass_name, "applied", rule, entity, nodes, details={"count": count})
             for rule, (count, entity, nodes) in self._counts.items()
+            if rule not in told
         )
         return (*self._made, *counted)
 
@@ -168,6 +170,11 @@ class Collector:
 def _cycles(price: float | None) -> float | None:
     """To a tenth of a cycle; None for a price that is infinite."""
     return None if price is None or not math.isfinite(price) else round(float(price), 1)
+
+
+def code(rule: Callable[..., object]) -> str:
+    """What remarks call a rewrite rule: its name, `merge_casts` as `merge-casts`."""
+    return rule.__name__.strip("_").replace("_", "-")
 
 
 _LISTENER: ContextVar[Collector | None] = ContextVar("remarks", default=None)

@@ -6,12 +6,15 @@ programs have unique names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
 from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.reuse import Lowered
+from ppuc.compiler.lowering.busy import bound_by, busy_clk
+from ppuc.compiler.lowering.reuse import GroupKernel, Lowered
+from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.passes.settle import cycles_alone
 from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Op
@@ -43,18 +46,51 @@ class Tile:
         taken: set[str] = set()
         lowered = Lowered(target, partial(cycles_alone, target=target), self.tries)
         ops: list[Op] = []
+        said = Tilings(target)
         for op in module.graph.ops:
             if op.name != "group":
                 ops.append(op)
                 continue
             name = _fresh(op, taken)
-            kernel, programs = _lower(op, name, lowered)
-            kernels.append(_in_spaces(kernel, op))
-            vectors += programs
+            made = _lower(op, name, lowered)
+            kernels.append(_in_spaces(made.kernel, op))
+            vectors += made.vectors
+            if (remarks := listener()) is not None:
+                said.say(made, op, remarks)
             assert isinstance(op.attrs, GroupAttrs)
             ops.append(replace(op, attrs=replace(op.attrs, kernel=name)))
         graph = module.graph.with_ops(ops)
         return replace(module, graph=graph, kernels=tuple(kernels), vectors=tuple(vectors))
+
+
+class Tilings:
+    """What is said of kernels: those of the same form have the same loops and take as long."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._known: dict[int, tuple[str, Mapping[str, float]]] = {}
+
+    def say(self, made: GroupKernel, op: Op, remarks: Collector) -> None:
+        """A remark on a kernel: its loops and tiles, units, price, and how long each queue works."""
+        if id(made.pattern) not in self._known:
+            loops = {loop.var: loop for around, _ in made.kernel.statements() for loop in around}
+            shown = " ".join(f"{loop.var} {loop.stop - loop.start}/{loop.step}" for loop in loops.values())
+            work = busy_clk(_in_spaces(made.kernel, op), made.vectors, self.target)
+            self._known[id(made.pattern)] = shown or "whole", work
+        tiles, busy = self._known[id(made.pattern)]
+        remarks.applied(
+            "tiled",
+            made.kernel.name,
+            op.loc,
+            after=made.price_clk,
+            tiles=tiles,
+            units=made.kernel.units,
+            bound=bound_by(busy, made.price_clk),
+            load_clk=busy["load"],
+            tensor_clk=busy["tensor"],
+            vector_clk=busy["vector"],
+            store_clk=busy["store"],
+        )
 
 
 def _fresh(op: Op, taken: set[str]) -> str:
@@ -67,7 +103,7 @@ def _fresh(op: Op, taken: set[str]) -> str:
     return name
 
 
-def _lower(op: Op, name: str, lowered: Lowered) -> tuple[Kernel, tuple[VectorProgram, ...]]:
+def _lower(op: Op, name: str, lowered: Lowered) -> GroupKernel:
     body = op.body
     assert body is not None
     tensors = {inner.name: outer.name for inner, outer in zip(body.params, op.operands, strict=True)}
