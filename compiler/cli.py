@@ -19,8 +19,9 @@ from ppuc.compiler.commands.assembly import asm_command, disasm_command
 from ppuc.compiler.commands.check import check_command
 from ppuc.compiler.commands.compile import compile_command
 from ppuc.compiler.commands.inspect import inspect_command
-from ppuc.compiler.commands.lists import ops_command, passes_command, targets_command
+from ppuc.compiler.commands.lists import ops_command, targets_command
 from ppuc.compiler.commands.opt import opt_command
+from ppuc.compiler.commands.passes import passes_command
 from ppuc.compiler.commands.profile import profile_command
 from ppuc.compiler.commands.quantize import quantize_command
 from ppuc.compiler.commands.run import run_command

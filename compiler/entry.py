@@ -30,6 +30,8 @@ def compile(
     policy: str | Path | None = None,
     alias: Mapping[str, str] | None = None,
     tune: int = 1,
+    pipeline: str = "default",
+    disable_passes: Sequence[str] = (),
     pad: Sequence[str] = (),
     values: Mapping[str, np.ndarray] | None = None,
     host: bool = True,
@@ -42,7 +44,8 @@ def compile(
     symbolic dimensions; `dump` is a folder for the program after every pass. Precisions fp8 and int8 take scales from
     samples: `calibrate` is an .npz, a folder, or an iterable of dicts of arrays; `policy` is a file that decides every
     layer. `alias` names, by input, the output that is this input with something appended and shares its memory (a cache
-    of keys or values); `tune` is how many tilings of each matmul and convolution are measured.
+    of keys or values); `tune` is how many tilings of each matmul and convolution are measured. `pipeline` names the
+    passes (`ppuc passes` lists pipelines), `disable_passes` are those that it leaves out.
 
     Several sizes of a dimension (`dims={"batch": (1, 8)}`) give a program for each combination; a run takes the one for
     its inputs, padding those of dimensions in `pad` to the next size. `values` are those of inputs that may be fixed,
@@ -60,6 +63,8 @@ def compile(
         values=values or {},
         aliases=alias or {},
         tune=tune,
+        pipeline=pipeline,
+        disabled=tuple(disable_passes),
         quantization=Quantization(
             Data(calibrate) if calibrate is not None else None, Path(policy) if policy is not None else None
         ),

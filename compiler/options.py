@@ -30,6 +30,9 @@ FEW_HEADROOM = 4.0
 Progress = Callable[[str, int, int], None]
 """Called with what starts now, its number and how many there are (0: nobody knows)."""
 
+PIPELINE = "pipeline"
+"""Key of an artifact's metadata: the specs of the passes that made the program, unless they are the default ones."""
+
 _PRECISION, _TUNE = "precision", "tune"
 
 
@@ -98,9 +101,10 @@ class CompileOptions:
     `target` is the machine, `precision` one of PRECISIONS. `dims` binds symbols (`N`) or single axes (`input:axis`),
     `shapes` whole inputs; `values` are those of inputs that may be fixed: the ones that sizes depend on are. `aliases`
     names, by input, the output that is this input with something appended and shares its memory. `tune` is how many
-    tilings of each matmul and convolution are measured on the simulator. With `keep_layers` the result of every kernel
-    is an output too. `lenient` takes a model that breaks rules of ONNX for what it most likely means. Raises UsageError
-    for options that nobody can follow, or that do not go together."""
+    tilings of each matmul and convolution are measured on the simulator. `pipeline` is the name of one, or a list of
+    specs of passes, and `disabled` are passes that it leaves out. With `keep_layers` the result of every kernel is an
+    output too. `lenient` takes a model that breaks rules of ONNX for what it most likely means. Raises UsageError for
+    options that nobody can follow, or that do not go together."""
 
     target: Target = field(default_factory=resolve_target)
     precision: str = "model"
@@ -109,6 +113,8 @@ class CompileOptions:
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     tune: int = 1
+    pipeline: str = "default"
+    disabled: tuple[str, ...] = ()
     quantization: Quantization = field(default_factory=Quantization)
     host: HostPolicy = field(default_factory=HostPolicy)
     keep_layers: bool = False
@@ -134,6 +140,7 @@ class CompileOptions:
             precision=meta.get(_PRECISION, "model"),
             aliases=aliases_of(meta),
             tune=int(tries),
+            pipeline=meta.get(PIPELINE, "default"),
             host=host or HostPolicy(),
         )
 

@@ -7,6 +7,7 @@
     |- ArtifactError           a .ppu file
     |- InputError              arrays given to a program
     |- UsageError              options of a command or call
+    |- PluginError             a package that adds to ppuc cannot be used
     `- CapacityError           the model does not fit the machine, or a program exceeds its limits
     InternalError              ppuc broke one of its own rules: always with a traceback
 
@@ -123,6 +124,10 @@ class InputError(PpucError):
 
 class UsageError(PpucError):
     """Options contradict each other or name something that does not exist."""
+
+
+class PluginError(PpucError):
+    """A package that adds to ppuc does not load, or adds what it must not."""
 
 
 class CapacityError(PpucError):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ppuc.ir.errors import Diagnostic, TargetError
+from ppuc.ir.plugins import Extensible
 from ppuc.targets.consistency import contradicted_peaks, contradictions
 from ppuc.targets.schema import INFORMATIONAL_DTYPES, MARKS, PEAKS, TENSOR_DTYPES, Leaf, Target
 
@@ -48,6 +49,22 @@ def builtin_targets() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
+def _file(name: str, found: Any) -> dict[str, Path]:
+    path = Path(str(found))
+    if path.name != f"{name}.toml":
+        raise ValueError(f"is not the path of {name}.toml")
+    return {name: path}
+
+
+_FILES: Extensible[str, Path] = Extensible("ppuc.targets", _file)
+"""Files of machines that packages bring, by name: entry points of group `ppuc.targets` stand for their paths."""
+
+
+def known_targets() -> list[str]:
+    """Names of all machines that have one: those that come with ppuc, and then those of other packages, each sorted."""
+    return [*builtin_targets(), *_FILES.complete()]
+
+
 def default_target() -> str:
     """The machine that is compiled for when none is named."""
     return "zhenwu-m890"
@@ -59,26 +76,28 @@ def resolve_target(target: str | Target = "") -> Target:
 
 
 def load_target(name_or_path: str | Path) -> Target:
-    """The builtin machine of that name, or the one described by a `.toml` file.
+    """The machine of that name, or the one described by a `.toml` file.
 
     Raises TargetError for an unknown name, an unreadable file and any deviation from the schema, naming file and key.
     """
     text = str(name_or_path)
     if text.endswith(".toml") or "/" in text:
         return _load_file(Path(text))
-    if text not in builtin_targets():
-        raise TargetError.of(
-            f"target '{text}'",
-            "no builtin target has this name",
-            expected=f"one of {', '.join(builtin_targets())}, or the path of a .toml file",
-            hint=_closest(text, builtin_targets()),
-        )
-    return _load_builtin(text)
+    return _load_named(text)
 
 
 @functools.cache
-def _load_builtin(name: str) -> Target:
-    return _load_file(_FOLDER / f"{name}.toml")
+def _load_named(name: str) -> Target:
+    if name in builtin_targets():
+        return _load_file(_FOLDER / f"{name}.toml")
+    if name in _FILES:
+        return _load_file(_FILES[name])
+    raise TargetError.of(
+        f"target '{name}'",
+        "no target has this name",
+        expected=f"one of {', '.join(known_targets())}, or the path of a .toml file",
+        hint=_closest(name, known_targets()),
+    )
 
 
 def override(target: Target, *assignments: str) -> Target:
@@ -355,4 +374,4 @@ def _peak_hint(target: Target, key: str, text: str) -> str:
     return f"set tensor.ii_clk.{dtype}={interval} for {peak:.4g} TOPS"
 
 
-__all__ = ["Leaf", "Target", "builtin_targets", "default_target", "load_target", "override"]
+__all__ = ["Leaf", "Target", "builtin_targets", "default_target", "known_targets", "load_target", "override"]

@@ -9,10 +9,13 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from ppuc.ir import plugins
 
 os.environ["PPUC_CACHE_DIR"] = ""  # what earlier runs found must not decide what a test sees
 
@@ -59,3 +62,18 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
             pytest.fail("\n".join([*diff, "", "if this is meant: pytest --update-golden"]), pytrace=False)
 
     return compare
+
+
+Offered = Callable[..., None]
+"""`offered("ppuc.ops", snake="package:SNAKE")`: makes these entry points of a group all that are installed."""
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch) -> Offered:
+    """Entry points of packages that are not there."""
+
+    def offer(group: str, **points: str) -> None:
+        every = EntryPoints(EntryPoint(name, value, group) for name, value in points.items())
+        monkeypatch.setattr(plugins, "_installed", lambda: every)
+
+    return offer

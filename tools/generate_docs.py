@@ -19,8 +19,8 @@ from ppuc.compiler.cli import cli
 from ppuc.compiler.frontend.registry import IMPORTERS, importable_ops
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline import default as pipeline
-from ppuc.compiler.pipeline.pass_options import describe_options
-from ppuc.compiler.pipeline.registry import PASSES
+from ppuc.compiler.pipeline.pass_options import describe_options, spec_of
+from ppuc.compiler.pipeline.registry import OWN
 from ppuc.ir import verify
 from ppuc.ir.ops import OPS, Kind, OpDef
 from ppuc.targets import isa
@@ -126,31 +126,42 @@ def _importers() -> list[tuple[str, str]]:
 
 def passes_document() -> str:
     """docs/passes.md."""
-    reasons = _reasons()
-    rows = [
-        (i, f"[`{p.name}`](#{p.name})", why)
-        for i, (p, why) in enumerate(zip(pipeline.PIPELINE, reasons, strict=True), 1)
-    ]
     parts = [
-        "The pipeline, in order, and why each pass stands where it does (`compiler/pipeline/default.py`). The verifier "
-        "runs after every pass; `ppuc compile --dump DIR` writes the module after each one, and `ppuc opt` goes on "
-        "from there.",
-        table(("", "pass", "why here"), rows),
+        "The default pipeline, in order, and why each pass stands where it does (`compiler/pipeline/default.py`). The "
+        "verifier runs after every pass; `ppuc compile --dump DIR` writes the module after each one, and `ppuc opt` "
+        "goes on from there. `--disable-pass NAME` leaves out any pass that is not required.",
+        _steps("PIPELINE", pipeline.PIPELINE),
+        "`--pipeline none`, the shortest that runs: only what is required, and without the optional parts of those.",
+        _steps("NONE", pipeline.NONE),
+        "`--pipeline` also takes a list of passes as `ppuc opt -p` does, options in braces: `fold,tile{tries=8}`. "
+        "Packages add passes and pipelines through entry points; `ppuc passes` lists what is installed, and "
+        "[examples/plugin](../examples/plugin/README.md) is such a package.",
     ]
-    for name, kind in PASSES.items():
+    for name, kind in OWN.items():
         parts += [f"## {name}", *_pass(kind)]
     return document("Passes", *parts)
 
 
-def _reasons() -> list[str]:
-    """The comments at the end of the lines of PIPELINE."""
-    source = inspect.getsource(pipeline).partition("PIPELINE: ")[2].partition("\n)")[0]
+def _steps(name: str, passes: Sequence[Pass]) -> str:
+    """The steps of the pipeline that is the constant `name`, with what the comments say of each."""
+    rows = [
+        (i, f"[`{spec_of(p)}`](#{p.name})", why)
+        for i, (p, why) in enumerate(zip(passes, _reasons(name), strict=True), 1)
+    ]
+    return table(("", "pass", "why here"), rows)
+
+
+def _reasons(name: str) -> list[str]:
+    """The comments at the end of the lines of a pipeline."""
+    source = inspect.getsource(pipeline).partition(f"\n{name}: ")[2].partition("\n)")[0]
     return [m[1] for line in source.splitlines() if (m := re.fullmatch(r"    \w+\(.*\),  # (.*)", line))]
 
 
 def _pass(kind: type[Pass]) -> list[str]:
     module = sys.modules[kind.__module__]
     parts = [*paragraphs(kind.__doc__), *paragraphs(module.__doc__)]
+    if kind.required:
+        parts.append(f"Required: {kind.required}.")
     options = describe_options(kind)
     if options:
         rows = [(code(o["name"]), code(o["type"]), code(o["default"])) for o in options]

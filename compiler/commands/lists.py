@@ -47,12 +47,12 @@ def targets_command(
     arguments: CompileArguments,
     as_json: bool,
 ) -> None:
-    """List the built-in targets, or print every number of one with its unit, how well it is known, and its source.
+    """List the targets known by name, or print every number of one with its unit, how well it is known, and its source.
 
     Marks: F official, M measured, E estimate, E-cal estimate fitted to measurements, D design choice of this model.
     """
     from ppuc.ir.errors import UsageError
-    from ppuc.targets.description import builtin_targets, default_target, load_target
+    from ppuc.targets.description import default_target, known_targets, load_target
 
     if sweep_range is not None:
         _sweep(name, sweep_range, model, arguments, as_json)
@@ -77,7 +77,7 @@ def targets_command(
         record = {"name": target.name, "hash": target.hash, "description": target.description, "numbers": numbers}
         emit("targets", record, as_json, _show_target)
         return
-    listed = [load_target(known) for known in builtin_targets()]
+    listed = [load_target(known) for known in known_targets()]
     rows = [
         {
             "name": t.name,
@@ -159,7 +159,10 @@ def ops_command(onnx_ops: bool, as_json: bool) -> None:
         return
     from ppuc.ir.ops import OPS
 
-    rows = [{"op": o.name, "kind": o.kind.value, "operands": o.operands, "formula": o.formula} for o in OPS.values()]
+    rows = [
+        {"op": o.name, "kind": o.kind.value, "operands": o.operands, "formula": o.formula}
+        for o in OPS.complete().values()
+    ]
     emit("ops", {"ops": rows}, as_json, _show_ops)
 
 
@@ -168,32 +171,3 @@ def _show_ops(out: Console, record: dict[str, Any]) -> None:
 
     rows = [(r["op"], r["kind"], r["operands"], r["formula"]) for r in record["ops"]]
     table(out, "", ("op", "kind", "operands", "formula"), rows, left=(0, 1, 2, 3))
-
-
-@click.command("passes", short_help="The passes, in the order of the pipeline.")
-@json_option
-def passes_command(as_json: bool) -> None:
-    """List the pipeline's passes in order, what each does, and its options for `ppuc opt -p PASS{NAME=VALUE}`."""
-    from ppuc.compiler.pipeline.default import PIPELINE
-    from ppuc.compiler.pipeline.pass_options import describe_options, options_text
-    from ppuc.compiler.pipeline.registry import PASSES
-
-    help_of = {name: (kind.__doc__ or "").strip().split("\n")[0] for name, kind in PASSES.items()}
-    rows = [
-        {"number": i + 1, "pass": p.name, "help": help_of[p.name], "options": options_text(p)}
-        for i, p in enumerate(PIPELINE)
-    ]
-    record = {"pipeline": rows, "options": {name: describe_options(kind) for name, kind in PASSES.items()}}
-    emit("passes", record, as_json, _show_passes)
-
-
-def _show_passes(out: Console, record: dict[str, Any]) -> None:
-    from ppuc.compiler.report.tables import table
-
-    rows = [(r["number"], r["pass"], r["options"], r["help"]) for r in record["pipeline"]]
-    table(out, "", ("", "pass", "options", "what it does"), rows, left=(1, 2, 3))
-    if any(record["options"].values()):
-        out.print("\noptions")
-    for name, options in record["options"].items():
-        for option in options:
-            out.print(f"  {name}{{{option['name']}=...}} ({option['type']}, default {option['default']})")

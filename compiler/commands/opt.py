@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import emit, json_option, progress_bar
-from ppuc.compiler.commands.options import chosen_target, target_options
+from ppuc.compiler.commands.options import PIPELINE, TARGET, CompileArguments, compile_arguments
 from ppuc.compiler.commands.outputs import OutputFile
 
 if TYPE_CHECKING:
@@ -38,33 +38,37 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write here: a .ppir text, or a .ppu program. Default: the text goes to stdout.",
 )
-@target_options
+@compile_arguments(*PIPELINE, *TARGET)
 @json_option
 def opt_command(
     file: Path,
     passes: str | None,
     to_end: bool,
     output: Path | None,
-    target: str,
-    overrides: tuple[str, ...],
+    arguments: CompileArguments,
     as_json: bool,
 ) -> None:
     """Read FILE.ppir, run passes, and write the outcome.
 
-    Going on from any dump with --to-end gives the same bytes as the compilation that was dumped. Without -p and
-    --to-end the file is parsed, verified and printed again.
+    Going on from any dump with --to-end gives the same bytes as the compilation that was dumped, unless --pipeline or
+    --disable-pass ask for other passes. Without -p and --to-end the file is parsed, verified and printed again.
     """
     from ppuc.compiler.pipeline.dump import read_manifest
     from ppuc.compiler.pipeline.manager import Run, said
     from ppuc.compiler.pipeline.pass_options import build_passes
-    from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes
+    from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes, rerouted
     from ppuc.ir.errors import TextError, UsageError
     from ppuc.ir.verify import VerificationError
 
     if passes is not None and to_end:
         raise UsageError.of("--to-end", "cannot be combined with -p")
     module = read_module(file)
-    machine = chosen_target(target or module.target, overrides)
+    if to_end:
+        pipeline = arguments.pipeline if "pipeline" in arguments.explicit else ""
+        module = rerouted(module, str(file), pipeline, arguments.disable_pass)
+    else:
+        arguments.refuse(("pipeline", "disable_pass"), "has no effect without --to-end")
+    machine = arguments.machine(module.target)
     check_target(module, machine, str(file))
     steps = remaining_passes(module, str(file)) if to_end else build_passes(passes or "")
     with progress_bar("opt") as progress:

@@ -121,6 +121,23 @@ TUNE = click.option(
     "cost model decides. What was found is kept, so only the first compilation of a shape takes long.",
 )
 
+PIPELINE: tuple[Decorator, ...] = (
+    click.option(
+        "--pipeline",
+        metavar="NAME|PASS,PASS",
+        default="default",
+        show_default=True,
+        help="The passes to run: a pipeline (`ppuc passes` lists them; none is the shortest that runs), or passes as "
+        "`ppuc opt -p` takes them.",
+    ),
+    click.option(
+        "--disable-pass",
+        metavar="NAME",
+        multiple=True,
+        help="Leave a pass out. Repeatable; one that every program needs is refused.",
+    ),
+)
+
 LENIENT = click.option(
     "--lenient",
     is_flag=True,
@@ -157,6 +174,8 @@ class CompileArguments:
     policy: Path | None = None
     alias: tuple[str, ...] = ()
     tune: int = 1
+    pipeline: str = "default"
+    disable_pass: tuple[str, ...] = ()
     host_ops: tuple[Path, ...] = ()
     no_host: bool = False
     lenient: bool = False
@@ -204,6 +223,8 @@ class CompileArguments:
             arrays,
             pairs(self.alias, "--alias"),
             self.tune,
+            self.pipeline,
+            self.disable_pass,
             self._quantization(labels),
             HostPolicy(not self.no_host, self.host_ops),
             lenient=self.lenient,
@@ -269,7 +290,7 @@ def _options_of(context: click.Context) -> Sequence[click.Parameter]:
 
 
 QUANTIZATION: tuple[Decorator, ...] = (CALIBRATE, *CALIBRATION, POLICY)
-MODEL: tuple[Decorator, ...] = (PRECISION, DIM, *QUANTIZATION, ALIAS, TUNE, *HOST, LENIENT)
+MODEL: tuple[Decorator, ...] = (PRECISION, DIM, *QUANTIZATION, ALIAS, TUNE, *PIPELINE, *HOST, LENIENT)
 
 model_options = compile_arguments(*MODEL)
 """Everything about how a model is compiled but the machine."""

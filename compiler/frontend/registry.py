@@ -1,8 +1,8 @@
 """The importers of ONNX ops, by op type.
 
 An importer is a function `(NodeContext) -> Sequence[Value]`, registered with `@importer("Conv")` or, for ops of another
-domain, `@importer("FusedConv", domain="com.microsoft")`. Modules of FAMILIES hold those of ppuc itself; any other
-module may register more before a model is imported.
+domain, `@importer("FusedConv", domain="com.microsoft")`. Modules of FAMILIES hold those of ppuc itself, and
+entry points of group `ppuc.importers` name modules of packages that register more.
 
 Invariant: an op of a domain has one importer at most.
 """
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
 
 from ppuc.compiler.frontend.context import NodeContext
 from ppuc.ir.graph import Value
+from ppuc.ir.plugins import Extensible
 
 Importer = Callable[[NodeContext], Sequence[Value]]
 
@@ -41,7 +44,15 @@ FAMILIES = (
 )
 """Modules of `ppuc.compiler.frontend.ops` that hold importers."""
 
-IMPORTERS: dict[tuple[str, str], Importer] = {}
+
+def _registered(name: str, found: Any) -> dict[tuple[str, str], Importer]:
+    """Nothing: the importers of a package's module were registered when it was loaded."""
+    if not isinstance(found, ModuleType):
+        raise ValueError("is no module")
+    return {}
+
+
+IMPORTERS: Extensible[tuple[str, str], Importer] = Extensible("ppuc.importers", _registered)
 """(domain, op type) -> importer; the domain of standard ops is ""."""
 
 
@@ -50,7 +61,7 @@ def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]
 
     def add(function: Importer) -> Importer:
         for op_type in op_types:
-            if (domain, op_type) in IMPORTERS:
+            if IMPORTERS.holds((domain, op_type)):
                 raise ValueError(f"two importers for {domain}:{op_type}")
             IMPORTERS[domain, op_type] = function
         return function
@@ -67,7 +78,7 @@ def register_importers() -> None:
 def importable_ops() -> list[str]:
     """ONNX ops that have an importer, in order; those outside the standard domain with their domain in front."""
     register_importers()
-    return sorted(f"{domain}:{op}" if domain else op for domain, op in IMPORTERS)
+    return sorted(f"{domain}:{op}" if domain else op for domain, op in IMPORTERS.complete())
 
 
 __all__ = ["FAMILIES", "IMPORTERS", "Importer", "importable_ops", "importer", "register_importers"]

@@ -25,6 +25,7 @@ from ppuc.compiler.host.partition import DeferredPart, HostPart, Part, PpuPart, 
 from ppuc.compiler.host.plan import PLAN, DeferredStep, HostedNode, HostStep, Plan, PpuStep, Step
 from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
 from ppuc.compiler.options import CompileOptions
+from ppuc.compiler.pipeline.chosen import passes_of, recorded, recorded_text
 from ppuc.compiler.pipeline.layers import PREFIX as LAYER
 from ppuc.compiler.pipeline.layers import kept_name
 from ppuc.compiler.pipeline.link import NODES
@@ -258,7 +259,7 @@ def _meta(
     for names, artifact in zip(joined.kernels, artifacts, strict=True):
         booked |= {names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()}
     about = {"model": hosted.name, "model_sha256": hosted.digest, **options.recorded()}
-    meta = dict(artifacts[0].meta) if artifacts else about
+    meta = dict(artifacts[0].meta) if artifacts else about | recorded_text(recorded(passes_of(options)))
     meta = {k: v for k, v in meta.items() if not k.startswith((OPTION, DECLARED))}
     meta |= {OPTION + past: present for past, present in options.aliases.items()}
     meta |= {"compiler": VERSION, NODES: json.dumps(booked, sort_keys=True), PLAN: plan.to_json()}

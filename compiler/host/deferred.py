@@ -186,8 +186,10 @@ class DeferredSteps:
         foreign = [name for name, type in types.items() if type is None]
         if foreign:
             raise OnHostError("it reads what only the host holds")
-        recorded = (f"{key}={value}" for key, value in sorted(self.options.recorded().items()))
-        place = (hashlib.sha256(model).hexdigest(), self.options.target.hash, *recorded, *self.worker.files)
+        options = self.options
+        recorded = (f"{key}={value}" for key, value in sorted(options.recorded().items()))
+        passes = (options.pipeline, *options.disabled)
+        place = (hashlib.sha256(model).hexdigest(), options.target.hash, *recorded, *passes, *self.worker.files)
         forms = _FORMS.setdefault(place, _Forms())
         key = tuple((name, str(type)) for name, type in sorted(types.items()))
         for program in forms.programs.get(key, ()):

@@ -1,7 +1,7 @@
 """The kinds of kernels: one row each, and which kind a group is of.
 
-A new kind is a row here and a module beside it. A package of others adds its rows with `add_kind`; of several rows
-that take an op (or a body, or groups in a row), the one added last has it.
+A new kind is a row here and a module beside it. Of several rows that take an op (or a body, or groups in a row), the
+one added last has it; those that packages add come after these.
 
 Invariant: no module but this one and those that build kernels compares kinds by name: what a pass needs to know of a
 kernel is a field of its row.
@@ -9,8 +9,9 @@ kernel is a field of its row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from ppuc.compiler.lowering.attention import AttentionLowering, check_attention, lower_attention
 from ppuc.compiler.lowering.blocks import check_matmul, lower_matmul, matmul_lowering
@@ -27,6 +28,7 @@ from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.ops.structure import GroupAttrs
+from ppuc.ir.plugins import Extensible
 from ppuc.targets.schema import Target
 
 _ROWS = (
@@ -112,8 +114,20 @@ _ROWS = (
     ),
 )
 
-KINDS: dict[str, KernelKind] = {}
-"""Every row by name."""
+
+def _package_kind(name: str, found: Any) -> dict[str, KernelKind]:
+    """The row that a package names. Raises ValueError."""
+    if not isinstance(found, KernelKind):
+        raise ValueError("is no ppuc.compiler.lowering.kernel_kind.KernelKind")
+    if found.name != name:
+        raise ValueError(f"the kind calls itself '{found.name}'")
+    _check_row(found)
+    _anchor(found)
+    return {name: found}
+
+
+KINDS: Extensible[str, KernelKind] = Extensible("ppuc.kinds", _package_kind)
+"""Every row by name: those of ppuc, and those that packages name in the entry points of group `ppuc.kinds`."""
 
 _ANCHORED: dict[str, list[KernelKind]] = {}
 """Op name -> the kinds that such an op may anchor, those added last first."""
@@ -122,18 +136,31 @@ _ANCHORED: dict[str, list[KernelKind]] = {}
 def add_kind(kind: KernelKind) -> KernelKind:
     """Add a row. Raises ValueError when the name is taken, an anchor or a member does not exist, or an anchor is an op
     that is part of any kernel (elementwise, a view, ...)."""
-    if kind.name in KINDS:
+    if KINDS.holds(kind.name):
         raise ValueError(f"kernel kind '{kind.name}' is defined twice")
+    _check_row(kind)
+    _anchor(kind)
+    KINDS[kind.name] = kind
+    return kind
+
+
+def _check_row(kind: KernelKind) -> None:
     for name in kind.anchors:
         if name not in OPS or not needs_kernel(name):
             raise ValueError(f"kernel kind '{kind.name}': no kernel is built around an op '{name}'")
     for name in kind.members:
         if name not in KINDS:
             raise ValueError(f"kernel kind '{kind.name}' is made of an unknown kind '{name}'")
-    KINDS[kind.name] = kind
+
+
+def _anchor(kind: KernelKind) -> None:
     for name in kind.anchors:
         _ANCHORED.setdefault(name, []).insert(0, kind)
-    return kind
+
+
+def _every_kind() -> Collection[KernelKind]:
+    """All rows, those of packages last. A choice among them is the same whenever it is made."""
+    return KINDS.complete().values()
 
 
 # -- ops and bodies --------------------------------------------------------------------------------------------------
@@ -148,11 +175,13 @@ def needs_kernel(name: str) -> bool:
 
 def anchoring_ops() -> frozenset[str]:
     """Names of the ops that some kernel is built around."""
+    _every_kind()
     return frozenset(_ANCHORED)
 
 
 def anchored_kind(op: Op) -> KernelKind | None:
     """The kind of kernel that `op` anchors; None when it is part of other kernels, or has none."""
+    _every_kind()
     return next((kind for kind in _ANCHORED.get(op.name, ()) if kind.anchors[op.name](op)), None)
 
 
@@ -171,7 +200,7 @@ def check_group(body: Graph, target: Target) -> str:
     if anchor is not None:
         kind = anchored_kind(anchor)
     else:
-        rows = reversed(KINDS.values())
+        rows = reversed([*_every_kind()])
         kind = next((row for row in rows if row.unanchored is not None and row.unanchored(body)), None)
     if kind is None:
         raise NotFusable(f"no kernel for '{anchor.name}'" if anchor is not None else "no kernel for the group")
@@ -213,13 +242,13 @@ def group_anchor(op: Op) -> Op | None:
 def may_follow(first: Op, second: Op) -> bool:
     """Whether some kernel computes two groups of their kinds in a row, perhaps among more."""
     pair = _kind_name(first), _kind_name(second)
-    return any(pair in pairwise(kind.members) for kind in KINDS.values())
+    return any(pair in pairwise(kind.members) for kind in _every_kind())
 
 
 def joined_kind(groups: Sequence[Op]) -> KernelKind | None:
     """The kind of the kernel that computes groups of their kinds in a row, if there is one."""
     names = tuple(map(_kind_name, groups))
-    return next((kind for kind in reversed(KINDS.values()) if kind.members and kind.members == names), None)
+    return next((kind for kind in reversed([*_every_kind()]) if kind.members and kind.members == names), None)
 
 
 def _kind_name(op: Op) -> str:

@@ -15,6 +15,7 @@ from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots
 from ppuc.compiler.lowering.minimalloc import max_live
 from ppuc.compiler.lowering.ranges import Range, padded
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.place import UNREAD, priorities
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.errors import CapacityError, Diagnostic, Entity, EntityKind, InternalError
@@ -26,10 +27,11 @@ from ppuc.targets.schema import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Allocate:
+class Allocate(Pass):
     """Assign addresses: tensors in hbm and l2 by live range, rings in l1 and acc per kernel."""
 
     name: ClassVar[str] = "allocate"
+    required: ClassVar[str] = "tensors and buffers need addresses"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its placement."""

@@ -15,6 +15,7 @@ from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.contraction import anchor_of
 from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_bodies import ancestors, fresh_body
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.parts import Parts
@@ -39,7 +40,7 @@ LEAST_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Bands:
+class Bands(Pass):
     """Cut causal attention into bands of rows, so that keys which none of them sees are not read.
 
     %y = group(%q, %k, %v) { attention {causal = true} }

@@ -6,18 +6,27 @@ and leaves valid IR, and returns the same module object when nothing changed.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
 
-@runtime_checkable
-class Pass(Protocol):
-    """One step of the pipeline."""
+class Pass(ABC):
+    """One step of a pipeline. `required` says why no pipeline can do without the pass; "" when it can be left out.
 
+    A pass of another package goes into the default pipeline right after the first step called `after`, or right before
+    the first one called `before`; with neither it runs only where it is named. One that is required goes into every
+    named pipeline of ppuc.
+    """
+
+    __slots__ = ()
     name: ClassVar[str]
+    required: ClassVar[str] = ""
+    after: ClassVar[str] = ""
+    before: ClassVar[str] = ""
 
+    @abstractmethod
     def run(self, module: Module, target: Target) -> Module:
         """The module after this step."""
-        ...

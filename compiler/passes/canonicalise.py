@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.fold import fold_constants
 from ppuc.compiler.passes.graph_arithmetic import ARITHMETIC_RULES
 from ppuc.compiler.passes.graph_contractions import CONTRACTION_RULES
@@ -25,7 +26,7 @@ RULES: Rules = {
 
 
 @dataclass(frozen=True)
-class Canonicalise:
+class Canonicalise(Pass):
     """Remove what changes nothing and spell the rest one way.
 
     %t = transpose(transpose(%x))               ->  %t = transpose(%x)

@@ -17,6 +17,7 @@ from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import joined_kind, may_follow
 from ppuc.compiler.lowering.reuse import Lowered
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.analysis import users
@@ -28,7 +29,7 @@ from ppuc.targets.schema import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Cascade:
+class Cascade(Pass):
     """Make one kernel of groups in a row where what lies between them can stay in l1 and that is faster.
 
     %d = group(%x) {kind = "window"}; %y = group(%d, %w) {kind = "matmul"}

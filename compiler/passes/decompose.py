@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ppuc.compiler.lowering.kinds import anchoring_ops
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_walk import Rule, Walk, to_fixpoint, with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
@@ -28,7 +29,7 @@ def _expand(name: str) -> Rule:
 
 
 @dataclass(frozen=True)
-class Decompose:
+class Decompose(Pass):
     """Expand composite ops (softmax, normalisations, resize, ...) into primitives.
 
     Those named in `keep` stay and, with `kernels`, those that a kernel is built around.
@@ -39,6 +40,7 @@ class Decompose:
     """
 
     name: ClassVar[str] = "decompose"
+    required: ClassVar[str] = "kernels are made of primitive ops"
     keep: tuple[str, ...] = ("unblock",)
     kernels: bool = True
 

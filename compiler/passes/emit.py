@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering.l2_plan import overwritten
 from ppuc.compiler.lowering.memory import storage_roots, updated_operand
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.emit_counters import CounterPlan
 from ppuc.compiler.passes.emit_rings import RingOwners, Site, claiming_units, ring_uses, sites_of
 from ppuc.compiler.passes.remarks import Collector, listener
@@ -43,7 +44,7 @@ from ppuc.targets.schema import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(Pass):
     """Turn kernels and stage ops into the instruction streams of a program.
 
     load %at <- %x[%m, %k]  ->  queue load { ... load.box %at <- %x[%m, %k] {claim(%at, 2), push(%at, 2),
@@ -51,6 +52,7 @@ class Emit:
     """
 
     name: ClassVar[str] = "emit"
+    required: ClassVar[str] = "it writes the instructions"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its program."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_quantized import quantized_product
 from ppuc.compiler.passes.graph_stored import stored_weights
@@ -46,7 +47,7 @@ def _unpacks_weights(op: Op) -> bool:
 
 
 @dataclass(frozen=True)
-class Fold:
+class Fold(Pass):
     """Compute ops on constants; merge equal ops and constants; multiply dequantized operands as they are stored.
 
     %a = const(); %b = reshape(%a); %y = mul(%x, %b)    ->    %b = const(); %y = mul(%x, %b)

@@ -19,6 +19,7 @@ from typing import ClassVar
 from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable
 from ppuc.compiler.lowering.kinds import anchored_kind, check_group, needs_kernel
 from ppuc.compiler.lowering.reuse import Lowered
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.fuse_graph import GroupedGraph, is_view
 from ppuc.compiler.passes.fuse_remarks import say_groups
 from ppuc.compiler.passes.graph_walk import with_graph
@@ -30,7 +31,7 @@ from ppuc.targets.schema import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Fuse:
+class Fuse(Pass):
     """Group ops into kernels: anchors with their epilogues, row-wise chains, moves.
 
     %1 = matmul(%x, %w); %2 = add(%1, %b); %3 = relu(%2)
@@ -39,6 +40,7 @@ class Fuse:
 
     epilogues: bool = True
     name: ClassVar[str] = "fuse"
+    required: ClassVar[str] = "kernels are built from groups"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph grouped."""

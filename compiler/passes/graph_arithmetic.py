@@ -7,6 +7,7 @@ other, never constant terms added; everything else is exact but for the sign of 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -243,7 +244,7 @@ def decided_select(w: Walk, op: Op) -> Value | None:
 
 
 def _table() -> Rules:
-    rules: dict[str, list[Rule]] = {name: [] for name, record in OPS.items() if record.kind is Kind.ELEMENTWISE}
+    rules: defaultdict[str, list[Rule]] = defaultdict(list)
 
     def add(rule: Callable[[Walk, Op], Value | None], *names: str) -> None:
         for name in names:
@@ -266,9 +267,16 @@ def _table() -> Rules:
     add(_idempotent, "relu", "abs", "floor", "ceil", "round")
     add(merge_casts, "cast")
     add(decided_select, "select")
-    add(splat_as_scalar, *(name for name in rules if len(OPS[name].operands.split(",")) > 1))
-    add(drop_expand, *(name for name in rules if len(OPS[name].operands.split(",")) > 1))
     return {name: tuple(listed) for name, listed in rules.items()}
 
 
-ARITHMETIC_RULES = _table()
+def broadcast_operands(w: Walk, op: Op) -> Value | None:
+    """Constants and expansions read by an elementwise op of several operands. No table lists those ops: packages add
+    to them."""
+    if len(op.operands) < 2 or OPS[op.name].kind is not Kind.ELEMENTWISE:
+        return None
+    simpler = splat_as_scalar(w, op)
+    return simpler if simpler is not None else drop_expand(w, op)
+
+
+ARITHMETIC_RULES: Rules = {**_table(), "*": (broadcast_operands,)}

@@ -18,6 +18,7 @@ from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.memory import inserted_operands, updated_operand
 from ppuc.compiler.lowering.reuse import Lowered
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.graph import Graph, Op, Value
@@ -37,7 +38,7 @@ COPIES = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class Join(Pass):
     """Compute the parts of a concatenation in place.
 
     %a = group(%x); %y = group(%a, %b) { concat }

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_groups import group_rules
 from ppuc.compiler.passes.graph_layouts import Reads, choose, is_channels_first
 from ppuc.compiler.passes.graph_perms import Form, Perm, channels_last, compose, identity, same_bytes, swapped
@@ -141,7 +142,7 @@ class _Emitter:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Pass):
     """Store activations channels last, with as few transposes as that takes.
 
     %y = relu(conv(%x, %w) {layout = nchw})
@@ -151,6 +152,7 @@ class Layout:
     """
 
     name: ClassVar[str] = "layout"
+    required: ClassVar[str] = "convolutions and pools have kernels channels last"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with every conv and pool channels last."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NoReturn
 
 from ppuc.compiler.engines import DOUBLE, UNSIGNED, objection
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_walk import Rules, Walk, to_fixpoint, with_graph
 from ppuc.compiler.precisions import named_precision
 from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError, UsageError
@@ -80,7 +81,7 @@ def _refuse(graph: Graph, ops: Sequence[Op], what: str, expected: str, hint: str
 
 
 @dataclass(frozen=True)
-class Legalise:
+class Legalise(Pass):
     """Give every contraction operands in a format of the tensor engine and f32 sums.
 
     Products of integers of more than 8 bits become elementwise products and a sum, for the vector engine. Without
@@ -92,6 +93,7 @@ class Legalise:
 
     narrow: bool = True
     name: ClassVar[str] = "legalise"
+    required: ClassVar[str] = "the tensor engine multiplies the machine's formats only"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for

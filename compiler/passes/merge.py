@@ -16,6 +16,7 @@ import numpy as np
 from ppuc.compiler.lowering.body import NotFusable, Resolver
 from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.reuse import Lowered
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_products import Product, read_product
 from ppuc.compiler.passes.graph_walk import with_graph
@@ -35,7 +36,7 @@ from ppuc.targets.schema import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
+class Merge(Pass):
     """Merge matmuls of one operand with several weights where one wide product is faster.
 
     %q = group(%x, %wq) { matmul }; %k = group(%x, %wk) { matmul }; %s = group(%q, %k) { ... }

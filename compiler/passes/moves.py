@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.fold import fold_constants
 from ppuc.compiler.passes.graph_indices import INDEX_RULES
 from ppuc.compiler.passes.graph_pads import PAD_RULES
@@ -19,7 +20,7 @@ from ppuc.targets.schema import Target
 
 
 @dataclass(frozen=True)
-class Moves:
+class Moves(Pass):
     """Rewrite pads, gathers, scatters and long scans into those that kernels know.
 
     %y = pad(%x) {low = 2, mode = "reflect"}  ->  %y = concat(slice(%x) {step = -1}, %x)
@@ -27,6 +28,7 @@ class Moves:
     """
 
     name: ClassVar[str] = "moves"
+    required: ClassVar[str] = "movement has kernels in few forms"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with movement in kernels' forms."""

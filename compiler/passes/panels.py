@@ -19,6 +19,7 @@ from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable, op_axes
 from ppuc.compiler.lowering.kinds import anchor_in, check_group, group_anchor
 from ppuc.compiler.lowering.memory import inserted_operands
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.parts import Parts
@@ -45,7 +46,7 @@ TOLERANCE = 1.03
 
 
 @dataclass(frozen=True, slots=True)
-class Panels:
+class Panels(Pass):
     """Cut products with weights too large for l2 into panels of columns, whose weights are staged in turn.
 
     `share` of l2 may hold two panels: the one in use and the next.

@@ -21,6 +21,7 @@ from ppuc.compiler.lowering.l2_choice import Candidate, advanced, kept
 from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
 from ppuc.compiler.lowering.memory import live_ranges, storage_roots
 from ppuc.compiler.lowering.ranges import Range, padded
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.place_remarks import Placed, say_places
 from ppuc.compiler.passes.remarks import listener
@@ -44,7 +45,7 @@ SMALL = 1 / 20
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Place(Pass):
     """Put values in l2 or hbm by the traffic they save there, and stage shared constants into l2.
 
     %w = const()                ->  %w = const() @hbm; %w.l2 = stage(%w) @l2
@@ -53,6 +54,7 @@ class Place:
 
     stage: bool = True
     name: ClassVar[str] = "place"
+    required: ClassVar[str] = "kernels need to know the memories of their operands"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with spaces on values and stage ops in its graph."""

@@ -18,6 +18,7 @@ from typing import ClassVar
 from ppuc.compiler.lowering.body import Resolver, unpacks
 from ppuc.compiler.lowering.kinds import anchored_kind, check_group, group_anchor, group_kind
 from ppuc.compiler.lowering.memory import storage_roots
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.remarks import Collector, listener
@@ -42,13 +43,14 @@ MOST_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Precision:
+class Precision(Pass):
     """Store contraction operands and what descends from contractions in the precision asked for.
 
     %y: f32 @hbm = group(%x: f32) { matmul, add }  ->  %y: bf16 = group(%x: bf16) { matmul {out = f32}, add, cast }
     """
 
     name: ClassVar[str] = "precision"
+    required: ClassVar[str] = "it stores tensors in the precision asked for"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with narrowed edges; unchanged at precisions that store what the model says."""

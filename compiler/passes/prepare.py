@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_ranks import in_steps
 from ppuc.compiler.passes.graph_rotary import ROTARY_RULES
 from ppuc.compiler.passes.graph_walk import to_fixpoint, with_graph
@@ -30,7 +31,7 @@ from ppuc.targets.schema import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Prepare:
+class Prepare(Pass):
     """Rewrite reductions to keep their axes and pointwise convolutions to matmuls; drop what is empty.
 
     reduce(x) {keepdims = false}         ->  reshape(reduce(x) {keepdims = true})
@@ -42,6 +43,7 @@ class Prepare:
     """
 
     name: ClassVar[str] = "prepare"
+    required: ClassVar[str] = "reductions and empty tensors have kernels in one form"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph prepared."""

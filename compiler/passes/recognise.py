@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.fold import fold_constants
 from ppuc.compiler.passes.graph_attention import Heads, NoMatch, Scores, key_heads, read_scores, read_weights
 from ppuc.compiler.passes.graph_views import reshaped
@@ -146,7 +147,7 @@ def constant_mask(w: Walk, op: Op) -> Value | None:
 
 
 @dataclass(frozen=True)
-class Recognise:
+class Recognise(Pass):
     """Find attention in its parts.
 
     %s = add(mul(matmul(%q, %k) {transpose_b = true}, 0.125), %mask)

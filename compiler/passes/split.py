@@ -16,6 +16,7 @@ from ppuc.compiler.lowering.kernel_kind import KernelKind
 from ppuc.compiler.lowering.kinds import anchor_in, check_group, group_kind
 from ppuc.compiler.lowering.memory import storage_roots
 from ppuc.compiler.lowering.reuse import Lowered, canonical_body
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_bodies import ancestors
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
@@ -47,7 +48,7 @@ FEW_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class Split(Pass):
     """Cut contractions with too few result tiles for all units along k, and add the parts in a kernel of their own.
 
     %y = group(%a, %b) { %c = matmul(%a, %b); relu(%c) }

@@ -14,6 +14,7 @@ from typing import ClassVar
 from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.busy import bound_by, busy_clk
 from ppuc.compiler.lowering.reuse import GroupKernel, Lowered
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.passes.settle import cycles_alone
 from ppuc.ir.errors import CapacityError, Diagnostic
@@ -27,7 +28,7 @@ from ppuc.targets.schema import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class Tile(Pass):
     """Cut every group into tiles for the compute units: sizes by search under the cost model.
 
     `tries` is how many of the best candidates of a matmul or convolution are measured; with one, the cost model
@@ -38,6 +39,7 @@ class Tile:
 
     tries: int = 1
     name: ClassVar[str] = "tile"
+    required: ClassVar[str] = "it builds the kernels"
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with kernels and vector programs."""

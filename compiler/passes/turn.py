@@ -15,6 +15,7 @@ from typing import ClassVar
 from ppuc.compiler.lowering.body import NotFusable, unpacks
 from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.reuse import Lowered
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.graph_constants import folded
 from ppuc.compiler.passes.graph_walk import with_graph
 from ppuc.compiler.passes.remarks import listener
@@ -39,7 +40,7 @@ GAIN = 0.995
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Pass):
     """Store weights that few rows read by columns where device memory delivers them faster so.
 
     %w: [k, n] = const(); %y = group(%x, %w) { matmul }

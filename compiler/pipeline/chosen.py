@@ -1,19 +1,106 @@
-"""The passes of one compilation: the pipeline as its options change it."""
+"""The passes of one compilation: a named pipeline, what packages put into it, and what the options leave out or change.
+
+Invariant: the passes follow from the options and the installed packages alone, and every module records them, so that
+what is installed when a dump is resumed changes nothing.
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 
+from ppuc.compiler.options import PIPELINE as RECORDED
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.tile import Tile
-from ppuc.compiler.pipeline.default import PIPELINE
-from ppuc.compiler.pipeline.layers import keeping_layers
+from ppuc.compiler.pipeline.default import NONE, PIPELINE
+from ppuc.compiler.pipeline.layers import KeepLayers
+from ppuc.compiler.pipeline.pass_options import build_passes, pass_named, specs_of
+from ppuc.compiler.pipeline.registry import OWN, PASSES, PIPELINES
+from ppuc.ir.errors import UsageError
+
+_ORDER = tuple(step.name for step in PIPELINE)
 
 
 def passes_of(options: CompileOptions, before: str = "") -> tuple[Pass, ...]:
-    """The passes that a compilation with `options` runs; with `before` those up to the first pass of that name."""
-    passes = keeping_layers(PIPELINE) if options.keep_layers else PIPELINE
+    """The passes that a compilation with `options` runs; with `before` those up to the first pass of that name. Raises
+    UsageError for a pipeline that does not exist and a disabled pass that is not in it or cannot be left out."""
+    passes = without(named_pipeline(options.pipeline), options.disabled, options.pipeline)
     if options.tune > 1:
         passes = tuple(replace(step, tries=options.tune) if isinstance(step, Tile) else step for step in passes)
-    return passes[: next(i for i, step in enumerate(passes) if step.name == before)] if before else passes
+    if options.keep_layers and not any(isinstance(step, KeepLayers) for step in passes):
+        passes = _with(passes, KeepLayers())
+    return passes[: _place_of(before, passes)] if before else passes
+
+
+def _place_of(name: str, passes: Sequence[Pass]) -> int:
+    """The position of the first pass called `name`. Raises UsageError."""
+    found = next((i for i, step in enumerate(passes) if step.name == name), None)
+    if found is None:
+        got = ", ".join(step.name for step in passes)
+        raise UsageError.of("--pipeline", f"the pipeline lacks pass '{name}'", got=got, hint="add it to the list")
+    return found
+
+
+def recorded(passes: Sequence[Pass]) -> tuple[str, ...]:
+    """What a module that is to go through `passes` holds as its pipeline: their specs, or () for the default one."""
+    specs = specs_of(passes)
+    return () if specs == specs_of(PIPELINE) else specs
+
+
+def recorded_text(pipeline: Sequence[str]) -> dict[str, str]:
+    """What an artifact says of the pipeline that a module recorded: how to make the program again, without the outputs
+    that were kept to look at layers; nothing about the default pipeline."""
+    specs = tuple(spec for spec in pipeline if spec != KeepLayers.name)
+    return {RECORDED: ",".join(specs)} if specs and specs != specs_of(PIPELINE) else {}
+
+
+def named_pipeline(name: str) -> tuple[Pass, ...]:
+    """The pipeline of that name with the passes that packages put into it, or the listed passes. Raises UsageError."""
+    if name not in PIPELINES:
+        if "," in name or "{" in name:
+            return build_passes(name, "--pipeline")
+        close = difflib.get_close_matches(name, PIPELINES, 1)
+        hint = f"did you mean '{close[0]}'?" if close else "`ppuc passes` lists them"
+        raise UsageError.of("--pipeline", f"there is no pipeline '{name}'", expected=", ".join(PIPELINES), hint=hint)
+    own = passes = PIPELINES[name]
+    for kind in _foreign():
+        if own is PIPELINE or (own is NONE and kind.required):
+            passes = _with(passes, kind())
+    return passes
+
+
+def _foreign() -> list[type[Pass]]:
+    """The passes of other packages that have a place in the default pipeline."""
+    return [kind for name, kind in PASSES.complete().items() if name not in OWN and (kind.after or kind.before)]
+
+
+def without(passes: Sequence[Pass], disabled: Sequence[str], pipeline: str) -> tuple[Pass, ...]:
+    """`passes`, those of `pipeline`, without the ones that are named. Raises UsageError."""
+    for name in disabled:
+        where = f"--disable-pass {name}"
+        kind = pass_named(name, where)
+        if kind.required:
+            raise UsageError.of(where, f"pass '{name}' is required: {kind.required}")
+        if not any(step.name == name for step in passes):
+            raise UsageError.of(
+                where,
+                f"pass '{name}' is not in the pipeline",
+                got=pipeline,
+                expected=", ".join(dict.fromkeys(step.name for step in passes if not step.required)) or None,
+            )
+    return tuple(step for step in passes if step.name not in disabled)
+
+
+def _with(passes: Sequence[Pass], step: Pass) -> tuple[Pass, ...]:
+    """`passes` with `step` where it says it goes; where its neighbour is missing, behind the passes that precede the
+    neighbour in the default pipeline."""
+    names = [p.name for p in passes]
+    neighbour = step.after or step.before
+    if neighbour in names:
+        at = names.index(neighbour) + bool(step.after)
+    else:
+        earlier = _ORDER[: _ORDER.index(neighbour)]
+        at = max((i + 1 for i, name in enumerate(names) if name in earlier), default=0)
+    return (*passes[:at], step, *passes[at:])

@@ -1,4 +1,4 @@
-"""The pipeline: what runs, in which order, and why there."""
+"""The pipelines: what runs, in which order, and why there."""
 
 from __future__ import annotations
 
@@ -53,3 +53,18 @@ PIPELINE: tuple[Pass, ...] = (
     Allocate(),  # addresses, with tile sizes known
     Emit(),  # streams: mechanical
 )
+
+NONE: tuple[Pass, ...] = (
+    Decompose(),  # composites into the primitives that kernels are made of
+    Moves(),  # gathers, scatters and pads into the few forms that have kernels
+    Legalise(narrow=False),  # formats the machine has
+    Layout(),  # channels last, or convolutions and pools have no kernel
+    Prepare(),  # forms that kernels know
+    Fuse(epilogues=False),  # a kernel for each op that a kernel begins with
+    Precision(),  # storage formats, which --precision asks for
+    Place(stage=False),  # l2 or hbm; nothing is staged
+    Tile(),  # kernels
+    Allocate(),  # addresses
+    Emit(),  # streams
+)
+"""The shortest pipeline that runs: nothing is made faster. For telling whether a pass is to blame."""

@@ -29,13 +29,14 @@ PREFIX = "ppuc:layer:"
 
 
 @dataclass(frozen=True)
-class KeepLayers:
+class KeepLayers(Pass):
     """Make the result of every fused group an output, so that it can be compared with the model's own tensor.
 
     (%x) -> (%y) { %h = group(%x) ...; %y = group(%h) ... }      ->      (%x) -> (%y, %h) { ... }
     """
 
     name: ClassVar[str] = "keep_layers"
+    before: ClassVar[str] = PLACE
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with more outputs; itself when every candidate is one already."""
@@ -47,12 +48,6 @@ class KeepLayers:
         graph = replace(module.graph, results=(*module.graph.results, *values))
         outputs = tuple((PREFIX + v.name, v.name) for v in values)
         return replace(module, graph=graph, outputs=(*module.outputs, *outputs))
-
-
-def keeping_layers(pipeline: Sequence[Pass]) -> tuple[Pass, ...]:
-    """The pipeline with KeepLayers between fusing and placing."""
-    at = next(i for i, step in enumerate(pipeline) if step.name == PLACE)
-    return (*pipeline[:at], KeepLayers(), *pipeline[at:])
 
 
 def layer_candidates(graph: Graph) -> dict[str, tuple[str, ...]]:

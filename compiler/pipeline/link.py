@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from ppuc.compiler.alias import declared_type
 from ppuc.compiler.passes.remarks import Remark
+from ppuc.compiler.pipeline.chosen import recorded_text
 from ppuc.compiler.pipeline.execute import program_constants
 from ppuc.compiler.pipeline.packed_remarks import with_remarks
 from ppuc.compiler.version import VERSION
@@ -39,7 +40,8 @@ def link(module: Module, target: Target, remarks: Sequence[Remark] = ()) -> Arti
             hint="run the rest of the pipeline with --to-end",
         )
     types = {v.name: v.type for v in (*module.graph.params, *module.graph.results)}
-    meta = {**dict(module.options), "compiler": VERSION, NODES: json.dumps(kernel_nodes(module.graph), sort_keys=True)}
+    meta = {**dict(module.options), **recorded_text(module.pipeline), "compiler": VERSION}
+    meta[NODES] = json.dumps(kernel_nodes(module.graph), sort_keys=True)
     artifact = Artifact(
         program=program,
         vectors=module.vectors,

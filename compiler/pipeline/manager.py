@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from ppuc.compiler.options import Progress
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.remarks import Remark, collecting
+from ppuc.compiler.pipeline.chosen import recorded
 from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.link import link
 from ppuc.compiler.pipeline.pass_options import options_text, spec_of
 from ppuc.compiler.pipeline.recheck import CheckedPass, Recheck
-from ppuc.compiler.pipeline.resume import recorded
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.ir.verify import verify_module

@@ -25,6 +25,11 @@ def spec_of(step: Pass) -> str:
     return f"{step.name}{{{shown}}}" if shown else step.name
 
 
+def specs_of(passes: Sequence[Pass]) -> tuple[str, ...]:
+    """The specs of passes."""
+    return tuple(spec_of(step) for step in passes)
+
+
 def options_text(step: Pass) -> str:
     """The options of a pass that differ from their defaults, as `name=value, ...`."""
     values = ((f, getattr(step, f.name)) for f in _fields(type(step)))

@@ -6,12 +6,14 @@ Invariant: a module read back from a dump ends in the same bytes as the one that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.pipeline.chosen import named_pipeline, recorded, without
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.dump import read_constants
-from ppuc.compiler.pipeline.pass_options import build_pass, spec_of
+from ppuc.compiler.pipeline.pass_options import build_pass, specs_of
 from ppuc.ir.errors import TextError, UsageError
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
@@ -37,23 +39,24 @@ def read_module(path: str | Path) -> Module:
     return module
 
 
-def recorded(passes: Sequence[Pass]) -> tuple[str, ...]:
-    """What a module that is to go through `passes` holds as its pipeline: their specs, or () for the default one."""
-    specs = _specs(passes)
-    return () if specs == _specs(PIPELINE) else specs
-
-
 def recorded_pipeline(module: Module, where: str) -> tuple[Pass, ...]:
     """The passes that `module`, read from `where`, is to go through from the import on. Raises UsageError for one that
     does not exist."""
     return tuple(build_pass(spec, where) for spec in module.pipeline) or PIPELINE
 
 
+def rerouted(module: Module, where: str, pipeline: str = "", disabled: Sequence[str] = ()) -> Module:
+    """`module`, read from `where`, to go through `pipeline` ("": the one it records) without the `disabled` passes.
+    Raises UsageError."""
+    passes = named_pipeline(pipeline) if pipeline else recorded_pipeline(module, where)
+    return replace(module, pipeline=recorded(without(passes, disabled, pipeline or "as recorded")))
+
+
 def remaining_passes(module: Module, where: str) -> tuple[Pass, ...]:
     """The part of its pipeline that `module` has not been through. Raises UsageError when what it has been through is
     not a beginning of it."""
     passes = recorded_pipeline(module, where)
-    specs, count = _specs(passes), len(module.done)
+    specs, count = specs_of(passes), len(module.done)
     if specs[:count] != module.done:
         raise UsageError.of(
             where,
@@ -63,10 +66,6 @@ def remaining_passes(module: Module, where: str) -> tuple[Pass, ...]:
             hint="name the passes to run with -p",
         )
     return passes[count:]
-
-
-def _specs(passes: Sequence[Pass]) -> tuple[str, ...]:
-    return tuple(spec_of(step) for step in passes)
 
 
 def check_target(module: Module, target: Target, where: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ppuc.ir.affine import Affine, var
 from ppuc.ir.graph import Attrs, Op, Value
+from ppuc.ir.plugins import Extensible
 from ppuc.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -85,13 +86,22 @@ class OpDef:
         return None if self.indexing is None else self.indexing(op.attrs, [v.type for v in op.operands])
 
 
-OPS: dict[str, OpDef] = {}
-"""Every op record by name, filled by importing `ppuc.ir.ops`."""
+def _record(name: str, found: Any) -> dict[str, OpDef]:
+    if not isinstance(found, OpDef):
+        raise ValueError("is no ppuc.ir.ops.OpDef")
+    if found.name != name:
+        raise ValueError(f"the op calls itself '{found.name}'")
+    return {name: found}
+
+
+OPS: Extensible[str, OpDef] = Extensible("ppuc.ops", _record)
+"""Every op record by name: ppuc's own, filled by importing `ppuc.ir.ops`, and those of packages, which entry points of
+group `ppuc.ops` name under the op's name."""
 
 
 def register(record: OpDef) -> OpDef:
-    """Add a record to OPS. Raises ValueError when the name is taken."""
-    if record.name in OPS:
+    """Add a record of ppuc itself to OPS. Raises ValueError when the name is taken."""
+    if OPS.holds(record.name):
         raise ValueError(f"op '{record.name}' is defined twice")
     OPS[record.name] = record
     return record

@@ -111,5 +111,12 @@ def test_passes_lists_the_pipeline() -> None:
     record = json_of("passes")
     names = [p["pass"] for p in record["pipeline"]]
     assert names[0] in record["options"]
+    assert "fuse{epilogues=false}" in record["pipelines"]["none"]
+    known = {p["pass"]: p for p in record["passes"]}
+    assert known["tile"]["required"] == "it builds the kernels"
+    assert known["fold"]["required"] is known["fold"]["package"] is None
+    text = ppuc("passes").stdout
+    assert "keep_layers" in text
+    assert "tile{tries=...}" in text
     assert {"fold", "legalise", "place", "emit"} <= set(names)
     assert all(p["help"].endswith(".") for p in record["pipeline"])

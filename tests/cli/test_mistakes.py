@@ -40,7 +40,7 @@ def test_wrong_dimensions(model: Path, option: str, text: str) -> None:
 
 def test_unknown_target_and_key(model: Path) -> None:
     text = error_of("compile", model, "--dim", "N=1", "--target", "zhenwu-m89")
-    assert text.startswith("error: target 'zhenwu-m89': no builtin target has this name\n")
+    assert text.startswith("error: target 'zhenwu-m89': no target has this name\n")
     assert "zhenwu-m890" in text
     assert error_of("targets", "ppu-tiny", "--set", "hbm.gb=1").startswith("error: ")
     assert error_of("targets", "ppu-tiny", "--set", "hbm.gbs=fast").startswith("error: ")
@@ -120,6 +120,8 @@ def test_wrong_inputs(program: Path, tmp_path: Path) -> None:
     [
         ("--alias", "a=b"),
         ("--tune", "2"),
+        ("--pipeline", "none"),
+        ("--disable-pass", "fold"),
         ("--calibrate", "data.npz"),
         ("--policy", "p.toml"),
         ("--no-repair",),
@@ -156,6 +158,19 @@ def test_opt_mistakes(model: Path, tmp_path: Path) -> None:
     text = error_of("opt", first, "-p", "fold")
     assert "matmull" in text
     assert "^" in text
+
+
+def test_mistakes_about_pipelines(model: Path, program: Path, tmp_path: Path) -> None:
+    given = ("compile", model, "--dim", "N=2", *TINY, "-o", tmp_path / "a.ppu", "--dump", tmp_path / "dump")
+    assert error_of(*given, "--pipeline", "fast").startswith("error: --pipeline: there is no pipeline 'fast'\n")
+    assert error_of(*given, "--disable-pass", "tile") == (
+        "error: --disable-pass tile: pass 'tile' is required: it builds the kernels\n"
+    )
+    assert ppuc(*given).exit_code == 0
+    late = tmp_path / "dump" / "25-allocate.ppir"
+    assert error_of("opt", late, "--pipeline", "none") == "error: --pipeline: has no effect without --to-end\n"
+    text = error_of("opt", late, "--to-end", "--disable-pass", "fold")
+    assert text.startswith(f"error: {late}: the recorded passes are not a prefix of the pipeline")
 
 
 def test_damaged_programs(program: Path, tmp_path: Path) -> None:

@@ -183,6 +183,30 @@ def test_dump_resumes_to_the_same_program(model: Path, program: Path, tmp_path: 
     assert json_of("inspect", texts[-1])["kind"] == "module"
 
 
+def test_other_pipelines_from_the_command_line(model: Path, tmp_path: Path) -> None:
+    given = (model, "--dim", "N=2", *TINY)
+    compiled = json_of(
+        "compile", *given, "-o", tmp_path / "none.ppu", "--pipeline", "none", "--dump", tmp_path / "dump"
+    )
+    assert [p["pass"] for p in compiled["passes"]][:3] == ["import", "decompose", "moves"]
+    fewer = json_of("compile", *given, "-o", tmp_path / "a.ppu", "--disable-pass", "fold", "--disable-pass", "cascade")
+    assert not {"fold", "cascade"} & {p["pass"] for p in fewer["passes"]}
+    for command in ("run", "verify", "profile"):
+        record = json_of(command, *given, "--pipeline", "none", "--seed", "1")
+        plain = json_of(command, *given, "--seed", "1")
+        assert record["cycles"] > plain["cycles"]
+    assert ppuc("compile", *given, "-o", tmp_path / "plain.ppu", "--dump", tmp_path / "plain").exit_code == 0
+    first = tmp_path / "plain" / "00-import.ppir"
+    assert ppuc("opt", first, "--to-end", "--pipeline", "none", "-o", tmp_path / "b.ppu").exit_code == 0
+    assert (tmp_path / "b.ppu").read_bytes() == (tmp_path / "none.ppu").read_bytes()
+    less = ("--to-end", "--disable-pass", "fold", "--disable-pass", "cascade", "-o", tmp_path / "b.ppu")
+    assert ppuc("opt", first, *less).exit_code == 0
+    assert (tmp_path / "b.ppu").read_bytes() == (tmp_path / "a.ppu").read_bytes()
+    back = ("--to-end", "--pipeline", "default", "-o", tmp_path / "b.ppu")
+    assert ppuc("opt", tmp_path / "dump" / "00-import.ppir", *back).exit_code == 0
+    assert (tmp_path / "b.ppu").read_bytes() == (tmp_path / "plain.ppu").read_bytes()
+
+
 def test_check_passes_succeeds_on_a_right_compiler(model: Path, tmp_path: Path) -> None:
     record = json_of("compile", model, "--dim", "N=2", *TINY, "-o", tmp_path / "a.ppu", "--check-passes")
     checked = [p for p in record["passes"] if p["error"]]

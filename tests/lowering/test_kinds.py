@@ -28,9 +28,11 @@ from ppuc.ir.graph import Attrs, Graph
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind, OpDef
 from ppuc.ir.ops.movement import GatherAttrs
+from ppuc.ir.plugins import Extensible
 from ppuc.ir.types import DType
 from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
+from tests.conftest import Offered
 from tests.support.pass_graphs import Sketch, module_of
 from tests.support.small_models import mlp
 from tests.support.whole_pipeline import compiled
@@ -42,7 +44,7 @@ TINY = load_target("ppu-tiny")
 @pytest.fixture(autouse=True)
 def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that a test adds are gone after it."""
-    monkeypatch.setattr(kinds, "KINDS", dict(KINDS))
+    monkeypatch.setattr(kinds, "KINDS", Extensible("ppuc.kinds", kinds._package_kind, KINDS))
     monkeypatch.setattr(kinds, "_ANCHORED", {op: list(rows) for op, rows in kinds._ANCHORED.items()})
 
 
@@ -78,20 +80,22 @@ def lower_roll(
 ROLL = KernelKind(name="roll", anchors={"roll": always}, check=check_move, lower=one_tiling(lower_roll), epilogue=False)
 
 
+ROLL_OP = OpDef(
+    name="roll",
+    formula="result[i] = x[i - by]",
+    kind=Kind.MOVE,
+    operands="x",
+    attrs=RollAttrs,
+    infer=lambda attrs, types: (types[0],),
+    reference=lambda attrs, x: (np.roll(x, attrs.by, 0),),
+)
+
+
 @pytest.fixture
-def roll(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An op and its kind of kernel, as a package of others would add them."""
-    record = OpDef(
-        name="roll",
-        formula="result[i] = x[i - by]",
-        kind=Kind.MOVE,
-        operands="x",
-        attrs=RollAttrs,
-        infer=lambda attrs, types: (types[0],),
-        reference=lambda attrs, x: (np.roll(x, attrs.by, 0),),
-    )
-    monkeypatch.setitem(OPS, "roll", record)
-    add_kind(ROLL)
+def roll(monkeypatch: pytest.MonkeyPatch, offered: Offered) -> None:
+    """An op and its kind of kernel, as a package adds them."""
+    monkeypatch.setitem(OPS, "roll", ROLL_OP)
+    offered("ppuc.kinds", roll=f"{__name__}:ROLL")
 
 
 def kinds_of(module: Module) -> list[str]:
@@ -133,6 +137,7 @@ def test_of_rows_that_take_an_op_the_last_one_has_it() -> None:
 
 @pytest.mark.usefixtures("roll")
 def test_what_the_registry_refuses() -> None:
+    assert "roll" in kinds.KINDS
     for row, why in (
         (ROLL, "kernel kind 'roll' is defined twice"),
         (replace(ROLL, name="a", anchors={"rol": always}), "no kernel is built around an op 'rol'"),

@@ -103,7 +103,7 @@ def test_what_runs_is_compiled_alike_after_loading(tmp_path: Path) -> None:
     again = CompileOptions.of_record({**options.recorded(), **aliases}, TINY, options.host)
     assert again.aliases == options.aliases
     first, second = deferred_options(options), deferred_options(again)
-    assert {f.name for f in fields(options)} == {"target", "host", *RECORDED, *OF_ONE_MODEL}
+    assert {f.name for f in fields(options)} == {"target", "host", *RECORDED, *OF_ONE_MODEL, "pipeline", "disabled"}
     for f in fields(options):
         assert getattr(first, f.name) == getattr(second, f.name), f.name
     assert (first.precision, first.tune, first.host) == ("fp8", 3, options.host)
@@ -187,6 +187,8 @@ VALUES = {
     "--preprocess": ["how.toml"],
     "--alias": ["a=b"],
     "--tune": ["1"],
+    "--pipeline": ["none"],
+    "--disable-pass": ["fold"],
 }
 
 

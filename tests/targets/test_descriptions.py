@@ -153,7 +153,7 @@ def test_unknown_names() -> None:
     with pytest.raises(TargetError) as caught:
         load_target("zhenwu-m980")
     assert str(caught.value) == (
-        "target 'zhenwu-m980': no builtin target has this name\n"
+        "target 'zhenwu-m980': no target has this name\n"
         "  expected: one of h20-class, ppu-edge, ppu-tiny, zhenwu-810e, zhenwu-m890, or the path of a .toml file\n"
         "  hint: did you mean 'zhenwu-m890'?"
     )
