@@ -240,6 +240,7 @@ def deferred_options(options: CompileOptions) -> CompileOptions:
         aliases={},
         quantization=Quantization(),
         keep_layers=False,
+        lenient=False,
     )
 
 

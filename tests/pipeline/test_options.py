@@ -88,6 +88,7 @@ OF_ONE_MODEL = {
     "aliases": {"past": "present"},
     "quantization": Quantization(Data(SAMPLES), calibration=Calibration("mse")),
     "keep_layers": True,
+    "lenient": True,
 }
 
 
@@ -189,6 +190,7 @@ VALUES = {
     "--tune": ["1"],
     "--pipeline": ["none"],
     "--disable-pass": ["fold"],
+    "--lenient": [],
 }
 
 
