@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from ppuc.compiler.lowering.minimalloc import GREEDY, Plan, first_fit, plan
-from ppuc.compiler.lowering.ranges import Range
+from ppuc.compiler.passes.memory.minimalloc import GREEDY, Plan, first_fit, plan
+from ppuc.compiler.passes.memory.ranges import Range
 from tests.passes.test_allocator import assert_legal, dissected
 
 

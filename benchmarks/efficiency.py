@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks import networks
 from ppuc.compiler.driver import import_model
-from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline.default import PIPELINE
@@ -77,16 +77,16 @@ def altered(name: str, **options: object) -> Callable[[Passes], Passes]:
 ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "fold": without("fold"),
     "canonicalise": without("canonicalise"),
-    "recognise": without("recognise"),
+    "recognise": without("match-attention"),
     "layout": without("layout"),
     "epilogues": altered("fuse", epilogues=False),
-    "merge": without("merge"),
-    "split": without("split"),
-    "bands": without("bands"),
-    "panels": without("panels"),
-    "join": without("join"),
+    "merge": without("horizontal-fusion"),
+    "split": without("split-k"),
+    "bands": without("causal-split"),
+    "panels": without("split-n"),
+    "join": without("in-place-concat"),
     "cascade": without("cascade"),
-    "staging": altered("place", stage=False),
+    "staging": altered("memory-space-assignment", stage=False),
     "4 measured tilings": altered("tile", tries=4),
 }
 """What `--ablation` takes away (or, the last one, adds)."""

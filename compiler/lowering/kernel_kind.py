@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Protocol
 
-from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.cost import Priced
-from ppuc.compiler.lowering.nest import KernelBuilder
+from ppuc.compiler.lowering.tiling.body import NotFusable
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder
 from ppuc.ir.graph import Graph, Op
 from ppuc.targets.schema import Target
 

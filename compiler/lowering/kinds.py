@@ -13,17 +13,24 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ppuc.compiler.lowering.attention import AttentionLowering, check_attention, lower_attention
-from ppuc.compiler.lowering.blocks import check_matmul, lower_matmul, matmul_lowering
-from ppuc.compiler.lowering.body import CHAIN_KINDS, NotFusable
-from ppuc.compiler.lowering.cascade import CascadeLowering, lower_cascade
-from ppuc.compiler.lowering.conv import ConvLowering, check_conv, lower_conv
 from ppuc.compiler.lowering.kernel_kind import KernelKind, always, one_tiling, price_of
+from ppuc.compiler.lowering.kernels.attention import AttentionLowering, check_attention, lower_attention
+from ppuc.compiler.lowering.kernels.blocks import check_matmul, lower_matmul, matmul_lowering
+from ppuc.compiler.lowering.kernels.cascade import CascadeLowering, lower_cascade
+from ppuc.compiler.lowering.kernels.conv import ConvLowering, check_conv, lower_conv
+from ppuc.compiler.lowering.kernels.map import MapLowering, check_map, lower_map
+from ppuc.compiler.lowering.kernels.moves import (
+    check_move,
+    lower_concat,
+    lower_copy,
+    lower_gather,
+    lower_scatter,
+    only_views,
+)
+from ppuc.compiler.lowering.kernels.window import WindowLowering, check_window, is_depthwise, lower_window
 from ppuc.compiler.lowering.limits import require_loads
-from ppuc.compiler.lowering.map import MapLowering, check_map, lower_map
-from ppuc.compiler.lowering.moves import check_move, lower_concat, lower_copy, lower_gather, lower_scatter, only_views
-from ppuc.compiler.lowering.nest import KernelBuilder
-from ppuc.compiler.lowering.window import WindowLowering, check_window, is_depthwise, lower_window
+from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, NotFusable
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder
 from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops.base import OPS, Kind

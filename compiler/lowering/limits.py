@@ -9,7 +9,7 @@ Invariant: no group becomes a kernel with more rings than `sync.rings_per_cu`, o
 
 from __future__ import annotations
 
-from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import MAX_VIEW_RANK, Kernel
 from ppuc.ir.ops.base import OPS, Kind

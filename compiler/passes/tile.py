@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.busy import bound_by, busy_clk
-from ppuc.compiler.lowering.reuse import GroupKernel, Lowered
+from ppuc.compiler.lowering.kernel_cache import GroupKernel, KernelCache
+from ppuc.compiler.lowering.tiling.body import NotFusable
+from ppuc.compiler.passes.autotune import cycles_alone
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.remarks import Collector, listener
-from ppuc.compiler.passes.settle import cycles_alone
 from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Op
 from ppuc.ir.kernel import Kernel, Param
@@ -46,7 +46,7 @@ class Tile(Pass):
         kernels: list[Kernel] = []
         vectors: list[VectorProgram] = []
         taken: set[str] = set()
-        lowered = Lowered(target, partial(cycles_alone, target=target), self.tries)
+        lowered = KernelCache(target, partial(cycles_alone, target=target), self.tries)
         ops: list[Op] = []
         said = Tilings(target)
         for op in module.graph.ops:
@@ -105,7 +105,7 @@ def _fresh(op: Op, taken: set[str]) -> str:
     return name
 
 
-def _lower(op: Op, name: str, lowered: Lowered) -> GroupKernel:
+def _lower(op: Op, name: str, lowered: KernelCache) -> GroupKernel:
     body = op.body
     assert body is not None
     tensors = {inner.name: outer.name for inner, outer in zip(body.params, op.operands, strict=True)}

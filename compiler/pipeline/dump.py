@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.passes.graph_constants import Derived
 from ppuc.compiler.passes.remarks import Remark
+from ppuc.compiler.passes.rules.constants import Derived
 from ppuc.ir.errors import TextError, UsageError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module

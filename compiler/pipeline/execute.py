@@ -51,7 +51,7 @@ def _hook(on_tensor: OnTensor | None) -> Callable[[Op, Sequence[np.ndarray]], No
 def _run_kernels(module: Module, feeds: Mapping[str, np.ndarray], on_tensor: OnTensor | None) -> dict[str, np.ndarray]:
     """Groups that name a kernel run as that kernel, other ops as their references, on one flat memory per storage
     root."""
-    from ppuc.compiler.lowering.memory import storage_roots
+    from ppuc.compiler.passes.memory.live_ranges import storage_roots
     from ppuc.ir.interpret_kernel import run_kernel
 
     kernels = {k.name: k for k in module.kernels}

@@ -21,7 +21,7 @@ from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
-PLACE = "place"
+PLACE = "memory-space-assignment"
 """The pass before which the graph's fused groups are final and its outputs not yet given memory."""
 
 PREFIX = "ppuc:layer:"
@@ -35,7 +35,7 @@ class KeepLayers(Pass):
     (%x) -> (%y) { %h = group(%x) ...; %y = group(%h) ... }      ->      (%x) -> (%y, %h) { ... }
     """
 
-    name: ClassVar[str] = "keep_layers"
+    name: ClassVar[str] = "keep-layers"
     before: ClassVar[str] = PLACE
 
     def run(self, module: Module, target: Target) -> Module:

@@ -12,8 +12,8 @@ import numpy as np
 
 from ppuc.compiler.inputs import InputSpec, input_specs
 from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.passes.graph_walk import with_graph
-from ppuc.compiler.passes.legalise import Legalise
+from ppuc.compiler.passes.normalise.legalise import Legalise
+from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.quantization.apply import quantized_graph
 from ppuc.compiler.quantization.block_weights import in_blocks

@@ -12,10 +12,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppuc.compiler.lowering.capacity import holdings
-from ppuc.compiler.lowering.l2_plan import overwritten
-from ppuc.compiler.lowering.minimalloc import max_live
-from ppuc.compiler.lowering.ranges import Range
+from ppuc.compiler.passes.memory.capacity import holdings
+from ppuc.compiler.passes.memory.l2_plan import overwritten
+from ppuc.compiler.passes.memory.minimalloc import max_live
+from ppuc.compiler.passes.memory.ranges import Range
 from ppuc.compiler.passes.remarks import Remark
 from ppuc.compiler.pipeline.resume import read_module
 from ppuc.ir.errors import UsageError

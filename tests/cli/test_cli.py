@@ -116,7 +116,7 @@ def test_passes_lists_the_pipeline() -> None:
     assert known["tile"]["required"] == "it builds the kernels"
     assert known["fold"]["required"] is known["fold"]["package"] is None
     text = ppuc("passes").stdout
-    assert "keep_layers" in text
+    assert "keep-layers" in text
     assert "tile{tries=...}" in text
-    assert {"fold", "legalise", "place", "emit"} <= set(names)
+    assert {"fold", "legalise", "memory-space-assignment", "emit"} <= set(names)
     assert all(p["help"].endswith(".") for p in record["pipeline"])

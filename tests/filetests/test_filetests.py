@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ppuc.compiler.passes.fold import Fold
+from ppuc.compiler.passes.normalise.fold import Fold
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir import verify
 from ppuc.ir.module import Module

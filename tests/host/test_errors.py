@@ -38,7 +38,7 @@ def test_without_the_host_such_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_node_that_breaks_its_op_is_not_handed_over() -> None:
-    with pytest.raises(ModelError, match="do not broadcast"):
+    with pytest.raises(ModelError, match="breaks the rules of its op"):
         compiled(model("g (float[4] x, float[3] z) => (float[4] y) { y = Add(x, z) }"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ppuc.compiler.lowering.nest import KernelBuilder
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder
 from ppuc.ir.graph import Attrs, Graph, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.interpret_kernel import run_kernel

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.attention import AttentionLowering, check_attention
-from ppuc.compiler.lowering.attention_tiles import Shape
-from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.kernels.attention import AttentionLowering, check_attention
+from ppuc.compiler.lowering.kernels.attention_tiles import Shape
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.interpret_kernel import run_kernel

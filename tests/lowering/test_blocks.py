@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.kernel import Load, Vec

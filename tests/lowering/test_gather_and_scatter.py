@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.moves import lower_gather, lower_scatter
+from ppuc.compiler.lowering.kernels.moves import lower_gather, lower_scatter
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Value
 from ppuc.ir.kernel import Kernel
 from ppuc.ir.ops.movement import GatherAttrs, ScatterNdAttrs

@@ -9,9 +9,9 @@ import itertools
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.conv import ConvLowering
+from ppuc.compiler.lowering.kernels.conv import ConvLowering
 from ppuc.compiler.lowering.kinds import check_group
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.kernel import Load, Loop, Mma

@@ -15,14 +15,14 @@ from click.testing import CliRunner
 
 from ppuc.compiler.cli import cli
 from ppuc.compiler.lowering import kinds, search_store
-from ppuc.compiler.lowering.body import NotFusable, Resolver
-from ppuc.compiler.lowering.copies import add_copies, strided_copy
-from ppuc.compiler.lowering.gather import lower_gather
 from ppuc.compiler.lowering.kernel_kind import KernelKind, always, one_tiling
+from ppuc.compiler.lowering.kernels.copies import add_copies, strided_copy
+from ppuc.compiler.lowering.kernels.gather import lower_gather
+from ppuc.compiler.lowering.kernels.move_bodies import stored_view
+from ppuc.compiler.lowering.kernels.moves import check_move
 from ppuc.compiler.lowering.kinds import KINDS, add_kind, check_group, lower_group, price_group
-from ppuc.compiler.lowering.move_bodies import stored_view
-from ppuc.compiler.lowering.moves import check_move
-from ppuc.compiler.lowering.nest import KernelBuilder
+from ppuc.compiler.lowering.tiling.body import NotFusable, Resolver
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder
 from ppuc.ir import views
 from ppuc.ir.graph import Attrs, Graph
 from ppuc.ir.module import Module
@@ -202,9 +202,7 @@ def test_outcomes_on_disk_depend_on_the_sources_of_others(tmp_path: Path, monkey
 def test_no_pass_knows_a_kind_by_name() -> None:
     """Groups are told apart by their kinds' traits and by their anchors, which are ops."""
     files = [f for folder in ("passes", "report", "pipeline") for f in (ROOT / "compiler" / folder).rglob("*.py")]
-    files += [
-        ROOT / "compiler/lowering" / f"{name}.py" for name in ("capacity", "l2_choice", "l2_plan", "memory", "reuse")
-    ]
+    files.append(ROOT / "compiler/lowering/kernel_cache.py")
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare) and "kind" in ast.unparse(node.left):

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.copies import Geometry, plan
-from ppuc.compiler.lowering.moves import lower_concat, lower_copy, lower_gather
-from ppuc.compiler.lowering.space import Access
+from ppuc.compiler.lowering.kernels.copies import Geometry, plan
+from ppuc.compiler.lowering.kernels.moves import lower_concat, lower_copy, lower_gather
+from ppuc.compiler.lowering.tiling.body import NotFusable
+from ppuc.compiler.lowering.tiling.space import Access
 from ppuc.ir.graph import Value
 from ppuc.ir.kernel import Store, Vec, View
 from ppuc.ir.ops.movement import ConcatAttrs, GatherAttrs, PadAttrs

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 
 from ppuc.compiler.lowering import search_store
-from ppuc.compiler.lowering.body import NotFusable
+from ppuc.compiler.lowering.kernel_cache import KernelCache
 from ppuc.compiler.lowering.records import decoded, encoded
-from ppuc.compiler.lowering.reuse import Lowered
 from ppuc.compiler.lowering.search_store import SearchStore, key_of
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.kernel import Kernel
@@ -59,8 +59,8 @@ def test_the_second_compilation_does_not_search(folder: Path, monkeypatch: pytes
     def searched(*_: object) -> None:
         raise AssertionError("a search ran")
 
-    monkeypatch.setattr("ppuc.compiler.lowering.reuse.lower_group", searched)
-    monkeypatch.setattr("ppuc.compiler.lowering.reuse.price_group", searched)
+    monkeypatch.setattr("ppuc.compiler.lowering.kernel_cache.lower_group", searched)
+    monkeypatch.setattr("ppuc.compiler.lowering.kernel_cache.price_group", searched)
     assert print_module(compiled()) == print_module(first)
 
 
@@ -79,7 +79,7 @@ def test_failures_are_kept_with_their_reason(folder: Path, monkeypatch: pytest.M
     reasons = []
     for _ in range(2):
         with pytest.raises(NotFusable) as caught:
-            Lowered(small).kernel("matmul", "kernel", body, names, ())
+            KernelCache(small).kernel("matmul", "kernel", body, names, ())
         reasons.append(str(caught.value))
     assert reasons[0] == reasons[1] != ""
 

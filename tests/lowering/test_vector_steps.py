@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.vectorise import ProgramBuilder
+from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir.kernel import Buffer, Vec
 from ppuc.ir.tile import VecPlan
 from ppuc.ir.types import DType, Space

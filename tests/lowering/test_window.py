@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.body import NotFusable
-from ppuc.compiler.lowering.window import WindowLowering, check_window, lower_window
-from ppuc.compiler.lowering.window_steps import doubles, identity
+from ppuc.compiler.lowering.kernels.window import WindowLowering, check_window, lower_window
+from ppuc.compiler.lowering.kernels.window_steps import doubles, identity
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.interpret_kernel import run_kernel

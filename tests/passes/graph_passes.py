@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.passes.canonicalise import Canonicalise
-from ppuc.compiler.passes.decompose import Decompose
-from ppuc.compiler.passes.fold import Fold
-from ppuc.compiler.passes.layout import Layout
-from ppuc.compiler.passes.legalise import Legalise
-from ppuc.compiler.passes.recognise import Recognise
+from ppuc.compiler.passes.normalise.canonicalise import Canonicalise
+from ppuc.compiler.passes.normalise.decompose import Decompose
+from ppuc.compiler.passes.normalise.fold import Fold
+from ppuc.compiler.passes.normalise.layout import Layout
+from ppuc.compiler.passes.normalise.legalise import Legalise
+from ppuc.compiler.passes.normalise.match_attention import MatchAttention
 from ppuc.ir.graph import Graph
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module
@@ -27,7 +27,7 @@ TARGET = load_target("ppu-tiny")
 FOLD, CANONICALISE, RECOGNISE, DECOMPOSE, LEGALISE, LAYOUT = (
     Fold(),
     Canonicalise(),
-    Recognise(),
+    MatchAttention(),
     Decompose(),
     Legalise(),
     Layout(),

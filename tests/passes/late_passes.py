@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from ppuc.compiler.passes.allocate import Allocate
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.passes.emit import Emit
-from ppuc.compiler.passes.fuse import Fuse
-from ppuc.compiler.passes.place import Place
-from ppuc.compiler.passes.precision import Precision
-from ppuc.compiler.passes.prepare import Prepare
+from ppuc.compiler.passes.emit.streams import Emit
+from ppuc.compiler.passes.grouping.fuse import Fuse
+from ppuc.compiler.passes.grouping.storage_types import StorageTypes
+from ppuc.compiler.passes.memory.allocate import Allocate
+from ppuc.compiler.passes.memory.memory_space_assignment import MemorySpaceAssignment
+from ppuc.compiler.passes.normalise.legalise_for_kernels import LegaliseForKernels
 from ppuc.compiler.passes.tile import Tile
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
@@ -28,8 +28,8 @@ from tests.support.whole_pipeline import compiled
 
 TINY = load_target("ppu-tiny")
 LARGE = load_target("zhenwu-m890")
-TO_GROUPS: tuple[Pass, ...] = (Prepare(), Fuse())
-TO_KERNELS: tuple[Pass, ...] = (*TO_GROUPS, Precision(), Place(), Tile())
+TO_GROUPS: tuple[Pass, ...] = (LegaliseForKernels(), Fuse())
+TO_KERNELS: tuple[Pass, ...] = (*TO_GROUPS, StorageTypes(), MemorySpaceAssignment(), Tile())
 TO_PROGRAM: tuple[Pass, ...] = (*TO_KERNELS, Allocate(), Emit())
 
 

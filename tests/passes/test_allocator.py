@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppuc.compiler.lowering.memory import assign
-from ppuc.compiler.lowering.minimalloc import GREEDY, NoPlan, Plan, first_fit, max_live, plan
-from ppuc.compiler.lowering.ranges import Range
+from ppuc.compiler.passes.memory.live_ranges import assign
+from ppuc.compiler.passes.memory.minimalloc import GREEDY, NoPlan, Plan, first_fit, max_live, plan
+from ppuc.compiler.passes.memory.ranges import Range
 
 
 def assert_legal(ranges: Sequence[Range], offsets: dict[str, int], capacity: int, alignment: int = 1) -> None:

@@ -27,7 +27,7 @@ from tests.support.whole_pipeline import compiled
 
 LARGE = load_target("zhenwu-m890")
 TINY = load_target("ppu-tiny")
-UPTO_SPLIT = PIPELINE[: [p.name for p in PIPELINE].index("split") + 1]
+UPTO_SPLIT = PIPELINE[: [p.name for p in PIPELINE].index("split-k") + 1]
 
 
 def decoding(

@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks import networks
 from ppuc.compiler.driver import compile_model
-from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import lower_group
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.passes.cascade import Cascading
+from ppuc.compiler.passes.grouping.cascade import Cascading
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.report.fusion import fusion_record
 from ppuc.ir.graph import Op, Value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ppuc.compiler.passes.emit_rings import RingOwners, claiming_units, ring_uses, sites_of
+from ppuc.compiler.passes.emit.rings import RingOwners, claiming_units, ring_uses, sites_of
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel, Load
 from ppuc.ir.module import Module

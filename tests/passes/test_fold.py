@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ppuc.compiler.passes.graph_constants import Derived
+from ppuc.compiler.passes.rules.constants import Derived
 from tests.passes.graph_passes import CANONICALISE, FOLD, count, rewritten, run
 from tests.support.pass_graphs import Sketch, module_of
 

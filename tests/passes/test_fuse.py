@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.memory import storage_roots, updated_operand
-from ppuc.compiler.passes.fuse import Fuse
-from ppuc.compiler.passes.prepare import Prepare
+from ppuc.compiler.passes.grouping.fuse import Fuse
+from ppuc.compiler.passes.memory.live_ranges import storage_roots, updated_operand
+from ppuc.compiler.passes.normalise.legalise_for_kernels import LegaliseForKernels
 from ppuc.ir.graph import Op
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.movement import ScatterNdAttrs
@@ -67,9 +67,9 @@ def test_a_branch_that_others_read_or_that_is_broadcast_stays_outside() -> None:
 def test_without_epilogues_every_op_stands_alone() -> None:
     s = Sketch()
     y = s.op("relu", s.op("add", s.matmul(s.param(8, 16), s.weight(16, 12)), s.weight(12)))
-    module = after(s.graph(y), (Prepare(), Fuse(epilogues=False)))
+    module = after(s.graph(y), (LegaliseForKernels(), Fuse(epilogues=False)))
     assert kinds(module) == ["matmul", "map", "map"]
-    checked(s.graph(y), passes=(Prepare(), Fuse(epilogues=False), *TO_PROGRAM[2:]))
+    checked(s.graph(y), passes=(LegaliseForKernels(), Fuse(epilogues=False), *TO_PROGRAM[2:]))
 
 
 def test_a_softmax_is_one_kernel() -> None:

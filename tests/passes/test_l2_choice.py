@@ -7,7 +7,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppuc.compiler.lowering.l2_choice import Candidate, advanced, kept, occupied
+from ppuc.compiler.passes.memory.l2_choice import Candidate, advanced, kept, occupied
 
 STEPS = 8
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from ppuc.compiler.lowering.l2_plan import overwritten, plan_l2
-from ppuc.compiler.lowering.ranges import Range
-from ppuc.compiler.passes.emit_counters import CounterPlan
+from ppuc.compiler.passes.emit.counters import CounterPlan
+from ppuc.compiler.passes.memory.l2_plan import overwritten, plan_l2
+from ppuc.compiler.passes.memory.ranges import Range
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.errors import InternalError
 from ppuc.ir.graph import Value

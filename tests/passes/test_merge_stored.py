@@ -19,7 +19,7 @@ from ppuc.ir.module import Module
 from ppuc.ir.ops.blocks import UnblockAttrs, in_halves
 from ppuc.ir.types import DType
 from ppuc.targets.description import load_target
-from tests.passes.test_merge import UPTO_MERGE, heads, products, self_attention
+from tests.passes.test_horizontal_fusion import UPTO_MERGE, heads, products, self_attention
 from tests.support.group_kernels import data
 from tests.support.pass_graphs import Sketch, module_of
 from tests.support.whole_pipeline import compiled

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from ppuc.compiler.lowering.kinds import lower_group
-from ppuc.compiler.lowering.memory import assign, live_ranges, storage_roots
-from ppuc.compiler.lowering.ranges import Range
-from ppuc.compiler.passes.fuse import Fuse
-from ppuc.compiler.passes.place import Place
-from ppuc.compiler.passes.prepare import Prepare
+from ppuc.compiler.passes.grouping.fuse import Fuse
+from ppuc.compiler.passes.memory.live_ranges import assign, live_ranges, storage_roots
+from ppuc.compiler.passes.memory.memory_space_assignment import MemorySpaceAssignment
+from ppuc.compiler.passes.memory.ranges import Range
+from ppuc.compiler.passes.normalise.legalise_for_kernels import LegaliseForKernels
 from ppuc.compiler.passes.tile import Tile
 from ppuc.ir.errors import CapacityError
 from ppuc.ir.types import Space
@@ -23,14 +23,14 @@ def test_weights_that_many_tiles_read_are_staged_before_they_are_needed() -> Non
     s = Sketch()
     y = s.matmul(s.param(200, 16), s.weight(16, 32))
     z = s.matmul(s.op("relu", y), s.weight(32, 8))
-    module = after(s.graph(z), (*TO_GROUPS, Place()))
+    module = after(s.graph(z), (*TO_GROUPS, MemorySpaceAssignment()))
     names = [op.name for op in module.graph.ops]
     assert names.count("stage") == 3  # both weights, and the input
     assert max(i for i, name in enumerate(names) if name == "stage") < names.index("group")
     assert all(op.results[0].space is Space.L2 for op in module.graph.ops if op.name == "stage")
-    plain = after(s.graph(z), (*TO_GROUPS, Place(stage=False)))
+    plain = after(s.graph(z), (*TO_GROUPS, MemorySpaceAssignment(stage=False)))
     assert "stage" not in [op.name for op in plain.graph.ops]
-    checked(s.graph(z), passes=(*TO_GROUPS, Place(stage=False), *TO_PROGRAM[4:]))
+    checked(s.graph(z), passes=(*TO_GROUPS, MemorySpaceAssignment(stage=False), *TO_PROGRAM[4:]))
 
 
 def test_what_does_not_fit_l2_goes_to_hbm() -> None:
@@ -61,7 +61,8 @@ def test_live_ranges_follow_memory_not_names() -> None:
     x = s.op("relu", s.param(6, 4))
     y = s.op("neg", s.reshape(x, 24))
     graph = after(
-        s.graph(s.op("exp", s.matmul(s.reshape(y, 6, 4), s.weight(4, 4)))), (Prepare(), Fuse(epilogues=False))
+        s.graph(s.op("exp", s.matmul(s.reshape(y, 6, 4), s.weight(4, 4)))),
+        (LegaliseForKernels(), Fuse(epilogues=False)),
     )
     ranges = live_ranges(graph.graph, storage_roots(graph.graph))
     step = {op.results[0].name: i for i, op in enumerate(graph.graph.ops)}

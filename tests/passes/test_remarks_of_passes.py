@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppuc.compiler.lowering.reuse import Lowered
-from ppuc.compiler.passes import turn
+from ppuc.compiler.lowering.kernel_cache import KernelCache
+from ppuc.compiler.passes.grouping import weight_layout as turn
 from ppuc.compiler.passes.remarks import Remark
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
@@ -53,7 +53,7 @@ def groups(module: Module) -> list[Op]:
 
 
 def price(op: Op, target: Target = LARGE) -> float:
-    return round(Lowered(target).price(op), 1)
+    return round(KernelCache(target).price(op), 1)
 
 
 def node(value_or_op: object, graph: Graph) -> str:
@@ -111,7 +111,7 @@ class TestPrecision:
         graph = s.graph(
             y, s.op("neg", s.op("reduce", s.op("abs", s.param(8, 8)), attrs=ReduceAttrs("sum", (1,), True)))
         )
-        remarks, _, after = said_by("precision", graph)
+        remarks, _, after = said_by("storage-types", graph)
         narrow = [r for r in remarks if r.decision == "stored-narrow" and node(p, graph) in r.nodes]
         assert [r.details for r in narrow] == [{"bytes": 64 * 64 * 2, "saved_bytes": 64 * 64 * 2}]
         wide = [r for r in remarks if r.decision == "stored-wide" and node(y, graph) in r.nodes]
@@ -127,7 +127,7 @@ class TestMerge:
         x = s.op("tanh", s.param(64, 256))
         a, b = (s.matmul(x, s.weight(256, 64, scale=0.1)) for _ in range(2))
         graph = s.graph(s.matmul(a, b, transpose_b=True))
-        remarks, before, after = said_by("merge", graph)
+        remarks, before, after = said_by("horizontal-fusion", graph)
         merged = one(remarks, "merged")
         products = [op for op in groups(before) if op.loc[0] in (node(a, graph), node(b, graph))]
         (joint,) = [op for op in groups(after) if op.loc == merged.nodes]
@@ -139,17 +139,17 @@ class TestMerge:
         assert merged.details == {"kernels": -1}
 
     def test_slower_products_stay_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = Lowered.price
+        original = KernelCache.price
 
-        def wide_is_dear(self: Lowered, group: Op, body: Graph | None = None) -> float:
+        def wide_is_dear(self: KernelCache, group: Op, body: Graph | None = None) -> float:
             return original(self, group, body) * (100 if group.results[0].type.dims[-1] == 128 else 1)
 
-        monkeypatch.setattr(Lowered, "price", wide_is_dear)
+        monkeypatch.setattr(KernelCache, "price", wide_is_dear)
         s = Sketch()
         x = s.op("tanh", s.param(64, 256))
         a, b = (s.matmul(x, s.weight(256, 64, scale=0.1)) for _ in range(2))
         graph = s.graph(s.matmul(a, b, transpose_b=True))
-        remarks, _, _ = said_by("merge", graph)
+        remarks, _, _ = said_by("horizontal-fusion", graph)
         refused = one(remarks, "not-merged")
         assert refused.nodes == (node(a, graph), node(b, graph))
         assert refused.reason == "one product of all columns takes longer"
@@ -164,7 +164,7 @@ class TestBands:
         q, k, v = (s.op("tanh", s.param(1, 16, 4096, 64)) for _ in range(3))
         y = s.op("attention", q, k, v, attrs=AttentionAttrs(0.125, causal=True))
         graph = s.graph(s.op("neg", y))
-        remarks, before, after = said_by("bands", graph)
+        remarks, before, after = said_by("causal-split", graph)
         cut, parts = one(remarks, "split-causal"), len(groups(after)) - len(groups(before)) + 1
         (whole,) = [op for op in groups(before) if op.attrs.kind == "attention"]  # type: ignore[attr-defined]
         assert (cut.entity, cut.nodes) == (whole.results[0].name, whole.loc)
@@ -177,7 +177,7 @@ class TestBands:
         s = Sketch()
         q, k, v = (s.op("tanh", s.param(1, 2, 40, 16)) for _ in range(3))
         y = s.op("attention", q, k, v, attrs=AttentionAttrs(0.125, causal=True))
-        remarks, _, _ = said_by("bands", s.graph(s.op("neg", y)))
+        remarks, _, _ = said_by("causal-split", s.graph(s.op("neg", y)))
         assert one(remarks, "not-split-causal").reason == "bands would have too few rows for all units"
 
 
@@ -186,7 +186,7 @@ class TestSplit:
         s = Sketch()
         y = s.matmul(s.op("tanh", s.param(7, 4096)), s.weight(4096, 40, scale=1 / 64))
         graph = s.graph(s.op("relu", y))
-        remarks, before, after = said_by("split", graph)
+        remarks, before, after = said_by("split-k", graph)
         cut, (_, whole) = one(remarks, "split-k"), groups(before)
         assert (cut.entity, cut.nodes) == (whole.results[0].name, whole.loc)
         assert node(y, graph) in cut.nodes
@@ -201,7 +201,7 @@ class TestSplit:
         x = s.op("tanh", s.param(1, 64, 8, 8))
         y = s.op("tanh", s.conv(x, 64, 3, groups=2))
         short = s.matmul(s.op("tanh", s.param(7, 40)), s.weight(40, 40))
-        remarks, _, _ = said_by("split", s.graph(y, s.op("relu", short)), precision="model")
+        remarks, _, _ = said_by("split-k", s.graph(y, s.op("relu", short)), precision="model")
         reasons = {r.nodes[0]: r.reason for r in remarks if r.decision == "not-split-k"}
         graph = s.graph(y, short)
         assert len(reasons) == 2
@@ -211,7 +211,7 @@ class TestSplit:
         s = Sketch()
         q, (k, v) = s.op("tanh", s.param(1, 4, 1, 64)), (s.op("tanh", s.param(1, 4, 8192, 64)) for _ in range(2))
         graph = s.graph(s.op("neg", s.op("attention", q, k, v, attrs=AttentionAttrs(0.125))))
-        remarks, _, _ = said_by("split", graph)
+        remarks, _, _ = said_by("split-k", graph)
         cut = one(remarks, "split-keys")
         assert cut.before_clk is not None
         assert cut.after_clk is not None
@@ -225,7 +225,7 @@ class TestPanels:
     def test_large_weights(self) -> None:
         s = Sketch()
         y = s.matmul(s.param(512, 64), s.weight(64, 4096, scale=0.1))
-        remarks, before, after = said_by("panels", s.graph(s.op("relu", y)), self.SMALL)
+        remarks, before, after = said_by("split-n", s.graph(s.op("relu", y)), self.SMALL)
         cut, whole = one(remarks, "split-n"), groups(before)[-1]
         assert (cut.entity, cut.nodes) == (whole.results[0].name, whole.loc)
         assert cut.details["parts"] == len(groups(after)) - len(groups(before)) + 1
@@ -235,7 +235,7 @@ class TestPanels:
     def test_weights_that_fit_are_no_question(self) -> None:
         s = Sketch()
         y = s.matmul(s.param(512, 64), s.weight(64, 512, scale=0.1))
-        assert said_by("panels", s.graph(y), self.SMALL)[0] == []
+        assert said_by("split-n", s.graph(y), self.SMALL)[0] == []
 
 
 class TestJoin:
@@ -245,7 +245,7 @@ class TestJoin:
         a = s.op("relu", s.matmul(x, s.weight(32, 32)))
         whole = s.concat(a, z, axis=1)
         graph = s.graph(whole)
-        remarks, before, after = said_by("join", graph, TINY, "model")
+        remarks, before, after = said_by("in-place-concat", graph, TINY, "model")
         concat = node(whole, graph)
         joined = one(remarks, "in-place")
         assert (joined.entity, joined.nodes) == (whole.name, (concat,))
@@ -258,7 +258,7 @@ class TestJoin:
     def test_many_copies_are_one_kernel(self) -> None:
         s = Sketch()
         whole = s.concat(*(s.param(40, 16) for _ in range(3)), axis=1)
-        remarks, _, _ = said_by("join", s.graph(whole), TINY, "model")
+        remarks, _, _ = said_by("in-place-concat", s.graph(whole), TINY, "model")
         refused = one(remarks, "not-in-place")
         assert (refused.entity, refused.reason) == (whole.name, "3 parts need a copy, which one kernel makes faster")
         assert refused.lost_clk == pytest.approx(2 * 40 * 48 * 4 / l2_bytes_per_clk(TINY), abs=0.1)
@@ -295,7 +295,7 @@ class TestTurn:
         w = s.weight(2048, columns, scale=1 / 32)
         y = s.matmul(s.op("tanh", s.param(1, 2048)), w)
         graph = s.graph(s.op("tanh", y))
-        remarks, _, after = said_by("turn", graph, self.TARGET)
+        remarks, _, after = said_by("weight-layout", graph, self.TARGET)
         remark = one(remarks, decision)
         assert node(y, graph) in remark.nodes
         assert remark.details["bytes"] == 2048 * columns * 2
@@ -312,7 +312,9 @@ class TestPlace:
         big = s.op("exp", s.matmul(x, s.weight(256, 256, scale=0.1)))
         y = s.op("add", s.op("exp", s.matmul(big, s.weight(256, 256, scale=0.1))), big)
         target = override(TINY, "l2.bytes=393216")  # 1.5 tensors
-        remarks, _, after = said_by("place", s.graph(s.op("tanh", s.matmul(y, s.weight(256, 8)))), target, "model")
+        remarks, _, after = said_by(
+            "memory-space-assignment", s.graph(s.op("tanh", s.matmul(y, s.weight(256, 8)))), target, "model"
+        )
         spaces = {r.name: str(r.space) for op in after.graph.ops for r in op.results}
         there = [r for r in remarks if r.decision == "in-l2"]
         kept = [r for r in remarks if r.decision == "kept-in-hbm"]
@@ -332,7 +334,7 @@ class TestPlace:
         s = Sketch()
         w = s.weight(256, 512)
         y = s.matmul(s.op("tanh", s.param(1, 256)), w)
-        remarks, _, _ = said_by("place", s.graph(s.op("tanh", y)), TINY, "model")
+        remarks, _, _ = said_by("memory-space-assignment", s.graph(s.op("tanh", y)), TINY, "model")
         refused = [r for r in remarks if r.decision == "not-staged" and r.details["bytes"] == 256 * 512 * 4]
         assert [r.reason for r in refused] in (["few rows read it: each byte about once"], ["it is larger than l2"])
 
@@ -373,7 +375,7 @@ class TestRules:
         s = Sketch()
         y = s.pad(s.op("exp", s.param(4, 8)), (0, -1), (0, 0))
         graph = s.graph(s.op("neg", y))
-        remarks, _, _ = said_by("moves", graph)
+        remarks, _, _ = said_by("lower-data-movement", graph)
         assert {r.decision for r in remarks} <= {"pad-that-crops", "crop-as-slice", "fold-constants"}
         assert all(r.nodes == (node(y, graph),) for r in remarks)
 
@@ -384,7 +386,7 @@ class TestRules:
         remarks, _, _ = said_by("legalise", graph)
         changed = one(remarks, "product-in-format")
         assert (changed.nodes, changed.details) == ((node(y, graph),), {"count": 1})
-        remarks, _, _ = said_by("prepare", graph)
+        remarks, _, _ = said_by("legalise-for-kernels", graph)
         assert one(remarks, "reduce-keeping-axes").nodes == graph.ops[-1].loc
 
 
@@ -400,7 +402,7 @@ class TestRecognise:
 
     def test_what_was_found(self) -> None:
         graph = self.attention(Sketch())
-        remarks, _, after = said_by("recognise", graph)
+        remarks, _, after = said_by("match-attention", graph)
         found = one(remarks, "attention")
         assert found.entity == graph.results[0].name
         assert set(found.nodes) == {op.loc[0] for op in graph.ops}
@@ -417,7 +419,7 @@ class TestRecognise:
     )
     def test_near_misses(self, options: dict[str, Any], why: str) -> None:
         graph = self.attention(Sketch(), **options)
-        remarks, _, _ = said_by("recognise", graph)
+        remarks, _, _ = said_by("match-attention", graph)
         missed = one(remarks, "not-attention")
         assert (missed.kind, missed.entity, missed.reason) == ("missed", graph.results[0].name, why)
         assert missed.nodes == (node(graph.results[0], graph),)
@@ -425,7 +427,7 @@ class TestRecognise:
     def test_other_products_are_no_near_misses(self) -> None:
         s = Sketch()
         y = s.matmul(s.softmax(s.param(8, 8)), s.weight(8, 8))
-        assert said_by("recognise", s.graph(s.matmul(y, s.weight(8, 8))))[0] == []
+        assert said_by("match-attention", s.graph(s.matmul(y, s.weight(8, 8))))[0] == []
 
 
 class TestLayout:

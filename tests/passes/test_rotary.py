@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ppuc.compiler.passes.graph_rotary import ROTARY_RULES
-from ppuc.compiler.passes.graph_walk import to_fixpoint
+from ppuc.compiler.passes.rewriter import to_fixpoint
+from ppuc.compiler.passes.rules.rotary import ROTARY_RULES
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module

@@ -14,11 +14,11 @@ import pytest
 from ppuc.compiler.driver import import_model
 from ppuc.compiler.inputs import generate_all, input_specs
 from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.passes.canonicalise import Canonicalise
-from ppuc.compiler.passes.decompose import Decompose
-from ppuc.compiler.passes.fold import Fold
-from ppuc.compiler.passes.graph_walk import with_graph
-from ppuc.compiler.passes.legalise import Legalise
+from ppuc.compiler.passes.normalise.canonicalise import Canonicalise
+from ppuc.compiler.passes.normalise.decompose import Decompose
+from ppuc.compiler.passes.normalise.fold import Fold
+from ppuc.compiler.passes.normalise.legalise import Legalise
+from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.compiler.pipeline.dump import DumpFolder, write_ppir
 from ppuc.compiler.pipeline.execute import run_module
 from ppuc.compiler.pipeline.layers import PREFIX, KeepLayers, kept_layers

@@ -36,7 +36,7 @@ def test_fused_graph(stages: dict[str, Module], golden: Callable[[str, str], Non
 
 
 def test_placed_graph(stages: dict[str, Module], golden: Callable[[str, str], None]) -> None:
-    golden("mlp-place.txt", print_graph(stages["place"].graph))
+    golden("mlp-place.txt", print_graph(stages["memory-space-assignment"].graph))
 
 
 def test_kernels(stages: dict[str, Module], golden: Callable[[str, str], None]) -> None:

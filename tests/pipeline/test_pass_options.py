@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppuc.compiler.passes.decompose import Decompose
-from ppuc.compiler.passes.fold import Fold
-from ppuc.compiler.passes.legalise import Legalise
-from ppuc.compiler.passes.panels import Panels
+from ppuc.compiler.passes.grouping.split_n import SplitN
+from ppuc.compiler.passes.normalise.decompose import Decompose
+from ppuc.compiler.passes.normalise.fold import Fold
+from ppuc.compiler.passes.normalise.legalise import Legalise
 from ppuc.compiler.passes.tile import Tile
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.pass_options import build_pass, build_passes, describe_options, spec_of
@@ -81,7 +81,7 @@ def test_specs_leave_defaults_out_and_keep_the_order_of_fields() -> None:
     assert spec_of(Tile(1)) == "tile"
     assert spec_of(Tile(8)) == "tile{tries=8}"
     assert spec_of(Legalise(narrow=False)) == "legalise{narrow=false}"
-    assert spec_of(Panels(share=0.25)) == "panels{share=0.25}"
+    assert spec_of(SplitN(share=0.25)) == "split-n{share=0.25}"
     assert spec_of(Decompose(keep=("attention",))) == 'decompose{keep=["attention"]}'
     assert spec_of(build_pass("all-of.them{ count = 4, flag = true, share=0.5 }")) == "all-of.them{flag=true, count=4}"
     assert spec_of(Needing(3)) == "needing{count=3}"

@@ -10,7 +10,6 @@ import pytest
 
 import ppuc
 from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.oracle import Oracle
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.tile import Tile
 from ppuc.compiler.pipeline.chosen import passes_of
@@ -18,6 +17,7 @@ from ppuc.compiler.pipeline.default import NONE, PIPELINE
 from ppuc.compiler.pipeline.layers import KeepLayers
 from ppuc.compiler.pipeline.pass_options import spec_of
 from ppuc.compiler.pipeline.registry import OWN, PASSES
+from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import UsageError
 from ppuc.targets.description import load_target
 from tests.property.graph_generator import module_of_seed
@@ -69,9 +69,10 @@ def test_what_is_no_pipeline() -> None:
     with pytest.raises(UsageError, match=r"--disable-pass fould: there is no pass 'fould'"):
         passes(disabled=("fould",))
     with pytest.raises(UsageError) as caught:
-        passes("fold,cascade,tile", disabled=("split",))
+        passes("fold,cascade,tile", disabled=("split-k",))
     assert str(caught.value) == (
-        "--disable-pass split: pass 'split' is not in the pipeline\n  got: fold,cascade,tile\n  expected: fold, cascade"
+        "--disable-pass split-k: pass 'split-k' is not in the pipeline\n"
+        "  got: fold,cascade,tile\n  expected: fold, cascade"
     )
 
 
@@ -81,7 +82,7 @@ def test_a_pipeline_is_a_name_or_a_list() -> None:
     assert passes(",".join(specs), tune=4) == passes(tune=4)
     assert Tile(4) in passes(tune=4)
     kept = passes(keep_layers=True)
-    assert names(kept)[names(kept).index("place") - 1] == "keep_layers"
+    assert names(kept)[names(kept).index("memory-space-assignment") - 1] == "keep-layers"
     assert passes(",".join(map(spec_of, kept)), keep_layers=True) == kept
 
 
@@ -89,13 +90,13 @@ def test_passes_of_packages_go_where_they_say(monkeypatch: pytest.MonkeyPatch) -
     for kind in (Early, Needed, Renamed):
         monkeypatch.setitem(PASSES, kind.name, kind)
     found = names(passes())
-    assert found[found.index("recognise") + 1] == "early"
-    assert found[found.index("turn") - 1] == "needed"
+    assert found[found.index("match-attention") + 1] == "early"
+    assert found[found.index("weight-layout") - 1] == "needed"
     assert "renamed" not in found
-    assert names(passes(disabled=("recognise", "turn")))[2:4] == ["early", "decompose"]
+    assert names(passes(disabled=("match-attention", "weight-layout")))[2:4] == ["early", "decompose"]
     short = names(passes("none"))
     assert "early" not in short
-    assert short[short.index("place") - 1] == "needed"
+    assert short[short.index("memory-space-assignment") - 1] == "needed"
     with pytest.raises(UsageError, match="pass 'needed' is required: tests need it"):
         passes("none", disabled=("needed",))
     assert names(passes("fold,tile")) == ["fold", "tile"]

@@ -14,7 +14,7 @@ import pytest
 
 from ppuc.compiler.frontend.registry import IMPORTERS
 from ppuc.compiler.lowering.kinds import KINDS
-from ppuc.compiler.passes.fold import Fold
+from ppuc.compiler.passes.normalise.fold import Fold
 from ppuc.compiler.pipeline import registry
 from ppuc.ir.errors import PluginError
 from ppuc.ir.ops import OPS
@@ -84,8 +84,8 @@ def test_the_example_adds_an_op_a_pass_and_a_machine(tmp_path: Path) -> None:
 import json, ppuc
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.options import CompileOptions, HostPolicy, Instrumentation
-from ppuc.compiler.oracle import Oracle
-from ppuc.compiler.runtime import CompiledProgram
+from ppuc.compiler.validation.oracle import Oracle
+from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.targets.description import load_target
 want = Oracle(model(FUNCTION)).run(INPUTS)["y"]
 cases = {{"default": {{}}, "without": {{"disabled": ("snake_reciprocal",)}}, "none": {{"pipeline": "none"}}}}
@@ -188,8 +188,8 @@ def test_faults_stay_faults(offered: Offered) -> None:
 @pytest.mark.parametrize(
     ("group", "name", "value", "fault"),
     [
-        ("ppuc.passes", "fold", "ppuc.compiler.passes.fold:Fold", "fold is defined already"),
-        ("ppuc.passes", "other", "ppuc.compiler.passes.fold:Fold", "the pass calls itself 'fold'"),
+        ("ppuc.passes", "fold", "ppuc.compiler.passes.normalise.fold:Fold", "fold is defined already"),
+        ("ppuc.passes", "other", "ppuc.compiler.passes.normalise.fold:Fold", "the pass calls itself 'fold'"),
         ("ppuc.passes", "pi", "math:pi", "is no dataclass derived from"),
         ("ppuc.passes", "stranger", f"{Stranger.__module__}:Stranger", "it stands next to 'nothing', which is no pass"),
         ("ppuc.pipelines", "mine", "math:pi", "is no tuple of passes"),

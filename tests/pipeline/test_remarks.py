@@ -76,14 +76,14 @@ class TestCollecting:
         assert listener() is None
 
     def test_remarks_carry_pass_prices_and_details(self) -> None:
-        with collecting("split") as collector:
+        with collecting("split-k") as collector:
             collector.applied("split-k", "y", ("n1", "n2"), before=1234.567, after=999, parts=4, share=0.123)
             collector.missed("not-split-k", "z", ("n3",), "too short", before=5.0, after=float("inf"))
             collector.note("found", "w")
         assert collector.remarks == (
-            Remark("split", "applied", "split-k", "y", ("n1", "n2"), "", 1234.6, 999.0, {"parts": 4, "share": 0.1}),
-            Remark("split", "missed", "not-split-k", "z", ("n3",), "too short", 5.0, None, {}),
-            Remark("split", "note", "found", "w"),
+            Remark("split-k", "applied", "split-k", "y", ("n1", "n2"), "", 1234.6, 999.0, {"parts": 4, "share": 0.1}),
+            Remark("split-k", "missed", "not-split-k", "z", ("n3",), "too short", 5.0, None, {}),
+            Remark("split-k", "note", "found", "w"),
         )
 
     def test_applications_of_a_rule_are_one_remark(self) -> None:
@@ -173,7 +173,7 @@ class TestWhereTheyAre:
         program, dump = tmp_path / "mlp.ppu", tmp_path / "steps"
         record = record_of("compile", model, *OPTIONS, "-o", program, "--dump", dump)
         printed = [Remark.of(r) for p in record["passes"] for r in p["remarks"]]
-        assert {"fuse", "place"} <= {r.pass_name for r in printed}
+        assert {"fuse", "memory-space-assignment"} <= {r.pass_name for r in printed}
         assert list(ppuc.load(program).remarks) == printed
         manifest = read_manifest(dump)
         assert manifest is not None
@@ -182,7 +182,7 @@ class TestWhereTheyAre:
         assert len(lines) == len(printed)
         assert list(compile_model(model, CompileOptions(TINY, dims={"N": 4})).remarks) == printed
 
-    @pytest.mark.parametrize("step", ["import", "fuse", "place", "tile"])
+    @pytest.mark.parametrize("step", ["import", "fuse", "memory-space-assignment", "tile"])
     def test_a_resumed_module_adds_its_own(self, model: Path, tmp_path: Path, step: str) -> None:
         program, dump, again = tmp_path / "mlp.ppu", tmp_path / "steps", tmp_path / "again.ppu"
         record_of("compile", model, *OPTIONS, "-o", program, "--dump", dump)
@@ -319,7 +319,7 @@ class TestReports:
         assert (record["after_fusion"] or [{"after": kernels}])[-1]["after"] == kernels
 
     def test_costly_refusals_come_first(self) -> None:
-        done = Remark("split", "applied", "split-k", "y", (), "", 9.0, 1.0)
+        done = Remark("split-k", "applied", "split-k", "y", (), "", 9.0, 1.0)
         found = ranked([Remark("emit", "note", "streams", "p"), done, missed(1.0), missed(5.0, entity="z"), missed()])
         assert [r.lost_clk for r in found] == [5.0, 1.0, 0.0, 0.0, 0.0]
         assert found[2] is done
@@ -327,12 +327,14 @@ class TestReports:
     def test_filters(self) -> None:
         remarks = [
             missed(nodes=("conv_1", "relu_1")),
-            missed(pass_name="split", decision="not-split-k", entity="conv_2"),
-            missed(pass_name="split", kind="applied", decision="split-k", entity="y"),
+            missed(pass_name="split-k", decision="not-split-k", entity="conv_2"),
+            missed(pass_name="split-k", kind="applied", decision="split-k", entity="y"),
         ]
-        kept = {f: [remarks.index(r) for r in chosen(remarks, f)] for f in ("all", "split", "split,missed", "conv_")}
-        assert kept == {"all": [0, 1, 2], "split": [1, 2], "split,missed": [1], "conv_": [0, 1]}
-        assert [remarks.index(r) for r in chosen(remarks, "split-k")] == [2]
+        kept = {
+            f: [remarks.index(r) for r in chosen(remarks, f)] for f in ("all", "split-k", "split-k,missed", "conv_")
+        }
+        assert kept == {"all": [0, 1, 2], "split-k": [1, 2], "split-k,missed": [1], "conv_": [0, 1]}
+        assert [remarks.index(r) for r in chosen(remarks, "not-split-k")] == [1]
         assert chosen(remarks, "relu_1, fuse") == (remarks[0],)
         assert chosen(remarks, "fues") == ()
 
@@ -342,7 +344,7 @@ class TestReports:
         assert shown.exit_code == 0, shown.stderr
         assert "fuse: " in shown.stdout
         assert "not-fused" in shown.stdout
-        assert "place" not in shown.stdout
+        assert "memory-space-assignment" not in shown.stdout
         inspected = invoke("inspect", program, "--remarks", "fuse")
         assert inspected.stdout in shown.stdout
         assert "no remark fits" in invoke("inspect", program, "--remarks", "nothing-like-it").stdout

@@ -71,7 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pipeline": {"pipeline": "none"},
     "list": {"pipeline": ",".join(specs_of(PIPELINE[:13] + PIPELINE[15:]))},
     "disabled": {"disabled": ("fold", "canonicalise")},
-    "all": {"precision": "bf16", "tune": 4, "keep_layers": True, "disabled": ("merge",)},
+    "all": {"precision": "bf16", "tune": 4, "keep_layers": True, "disabled": ("horizontal-fusion",)},
     "set": {"target": override(TINY, "hbm.gbs=50")},
 }
 
@@ -107,7 +107,7 @@ def test_modules_say_what_they_have_been_through_and_what_is_to_come(tmp_path: P
     compiled(product(40, 20, 30), tmp_path / "tuned", tune=3, keep_layers=True)
     tuned = read_module(tmp_path / "tuned" / "00-import.ppir")
     assert "tile{tries=3}" in tuned.pipeline
-    assert "keep_layers" in tuned.pipeline
+    assert "keep-layers" in tuned.pipeline
     assert read_module(max((tmp_path / "tuned").glob("*.ppir"))).done == tuned.pipeline
 
 

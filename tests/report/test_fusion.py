@@ -82,7 +82,7 @@ def test_what_later_passes_do_to_kernels_is_listed(tmp_path: Path) -> None:
     made = compile_model(path, CompileOptions(target, "bf16"))
     record = fusion_record(made.remarks)
     changes = {c["name"]: (c["before"], c["after"]) for c in record["after_fusion"]}
-    assert changes == {"precision": (1, 2), "split": (2, 3)}  # the input is rounded, the product is cut
+    assert changes == {"storage-types": (1, 2), "split-k": (2, 3)}  # the input is rounded, the product is cut
     assert record["kernels"] == sum(len(s.kernels) for s in made.artifact.program.segments) == 3
     shown = CliRunner().invoke(cli, ["inspect", str(path), "--fusion", "--target", target.name, "-p", "bf16"])
     assert "what later passes change" in shown.stdout

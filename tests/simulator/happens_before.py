@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ppuc.compiler.passes.emit_rings import reads, writes
+from ppuc.compiler.passes.emit.rings import reads, writes
 from ppuc.ir.kernel import Load, Param, Store
 from ppuc.ir.program import Copy, Instr, KernelProgram, Program, StreamLoop, StreamNode
 from ppuc.ir.types import Space

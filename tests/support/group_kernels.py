@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppuc.compiler.lowering.body import NotFusable
 from ppuc.compiler.lowering.kinds import check_group, lower_group
+from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Attrs, Graph, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.interpret_kernel import run_kernel

@@ -36,7 +36,7 @@ class Early(Pass):
     """Follows a pass that can be left out."""
 
     name: ClassVar[str] = "early"
-    after: ClassVar[str] = "recognise"
+    after: ClassVar[str] = "match-attention"
 
     def run(self, module: Module, target: Target) -> Module:
         return module
@@ -47,7 +47,7 @@ class Needed(Pass):
     """Must run, before tiles are made."""
 
     name: ClassVar[str] = "needed"
-    before: ClassVar[str] = "turn"
+    before: ClassVar[str] = "weight-layout"
     required: ClassVar[str] = "tests need it"
 
     def run(self, module: Module, target: Target) -> Module:

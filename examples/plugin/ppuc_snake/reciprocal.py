@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.passes.graph_walk import Walk, to_fixpoint, with_graph
+from ppuc.compiler.passes.rewriter import Walk, to_fixpoint, with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target

@@ -1,0 +1,262 @@
+"""The tiles of an attention kernel: where its operands lie, what fits, and what each choice costs.
+
+Invariant: whatever `choose` returns fits l1 and acc, rings included, as the kernel allocates them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, operand_view, sizes
+from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, analyse
+from ppuc.compiler.lowering.tiling.nest import Tiling, deal
+from ppuc.compiler.lowering.tiling.space import Access
+from ppuc.compiler.lowering.tiling.unmerged import UnmergedLowering, access_of, slot_bytes
+from ppuc.ir import views
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import View
+from ppuc.ir.ops.attention import AttentionPartsAttrs
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A candidate: heads and query rows of a part, parts, keys of a tile, depth of q . k at a time, value columns, and
+    ring slots of streamed tiles and of what passes between the engines."""
+
+    heads: int
+    rows: int
+    parts: int
+    keys: int
+    depth: int
+    columns: int
+    slots: int
+    acc_slots: int
+
+    @property
+    def points(self) -> int:
+        """Rows of a part over all its heads."""
+        return self.heads * self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An operand in memory: its view and whether its second-to-last axis is the contiguous one (its tiles are then
+    loaded with the last axis first)."""
+
+    tensor: str
+    view: View
+    swapped: bool
+
+
+class TiledAttention(UnmergedLowering):
+    """A group around one attention, its operands in memory, and the search for its tiles."""
+
+    def __init__(
+        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    ) -> None:
+        anchor = anchor_of(body, "attention", "attention_parts")
+        self.batch, heads, self.m, self.d = anchor.operands[0].type.dims
+        _, self.g, self.s, self.e = anchor.operands[2].type.dims
+        self.r = heads // self.g
+        known = [operand_view(body, value) for value in anchor.operands]
+        result = anchor.results[0]
+        domain = (self.batch, self.g, self.r, self.m, self.e)
+        self.span = self.s
+        """Keys that one walk passes: all of them, or those of a part."""
+        if isinstance(anchor.attrs, AttentionPartsAttrs):
+            self.span = anchor.attrs.keys
+            if body.results != (result,):
+                raise NotFusable("parts of attention take no epilogue")
+            chain = Chain(domain, result, outputs={result.name: part_views(result.type.dims, domain)[0]})
+        else:
+            chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
+        super().__init__(name, body, tensors, loc, target, chain, "bgrme", outer=2)
+        if chain.reduce_axes:
+            raise NotFusable("attention takes no reduction as epilogue")
+        self.dtype = known[0][0].type.dtype
+        if any(value.type.dtype is not self.dtype for value, _ in known[:3]):
+            raise NotFusable("q, k and v of attention are stored in different types")
+        if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
+            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+        self.scale: float = anchor.attrs.scale  # type: ignore[attr-defined]
+        self.causal: bool = anchor.attrs.causal  # type: ignore[attr-defined]
+        self.space_of_keys = known[1][0].space
+        self.sources = {}
+        for key, (value, view) in zip("qkv", known[:3], strict=True):
+            view = _split_heads(view, self.g, self.r) if key == "q" else view
+            swapped = view.strides[-1] != 1 and view.strides[-2] == 1
+            self.sources[key] = Source(tensors[value.name], view, swapped)
+        self.mask: Access | None = None
+        if len(known) == 4:
+            value, view = known[3]
+            full = views.expand(view, (self.batch, heads, self.m, self.s))
+            self.mask = access_of(_split_heads(full, self.g, self.r))
+            self.mask_tensor, self.mask_dtype = tensors[value.name], value.type.dtype
+
+    @property
+    def walks(self) -> int:
+        """Walks over keys for each tile of rows: one, or one for each part."""
+        return -(-self.s // self.span)
+
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects with the cheapest tiles. Raises NotFusable when none fit."""
+        return self._price(self.choose())
+
+    def choose(self) -> Shape:
+        """The cheapest tiles that fit. Those that leave the next kernel no half of l1 and acc pay for its first loads,
+        which then wait."""
+        prices = {shape: self._price(shape) for shape in self._candidates(False)}
+        alone = cost.memory_latency_clk(self.target) + cost.latency_clk(self.target)
+        for shape in self._candidates(True):
+            prices.setdefault(shape, self._price(shape) + alone)
+        if prices:
+            return min(prices, key=lambda shape: prices[shape])
+        raise NotFusable(
+            f"no tile of attention with heads of {self.d} and {self.e} elements fits l1 ({self.target.l1.bytes} B) "
+            f"and acc ({self.target.acc.bytes} B)"
+        )
+
+    def _heads(self) -> list[tuple[int, int]]:
+        """(depth of q . k at a time, value columns): whole heads, and parts of them where whole ones crowd l1."""
+        crowded = self.walks == 1 and 64 * (self.d + self.e) * self.dtype.bytes > cost.l1_budget(self.target) // 2
+        if not crowded:
+            return [(self.d, self.e)]
+        return list(itertools.product(_halves(self.d), _halves(self.e)))
+
+    def _candidates(self, full: bool) -> Iterator[Shape]:
+        """Tiles that fit, with as many ring slots as do."""
+        rows = [(1, t) for t in _tiles(self.m, 256, 4)]
+        rows += [(h, self.m) for h in _tiles(self.r, max(256 // max(self.m, 1), 1), 1) if h > 1]
+        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, _tiles(self.span, 1024, 16), (1, 2)):
+            if parts > 1 and m == self.m:
+                continue
+            for streams, acc in ((3, 2), (2, 2), (2, 1), (1, 1)):
+                shape = Shape(h, m, parts, s, d, e, streams, acc)
+                if self._fits(shape, full):
+                    yield shape
+                    break
+
+    def _fits(self, shape: Shape, full: bool) -> bool:
+        p, size = shape.points, self.dtype.bytes
+        streams = slot_bytes(shape.keys * shape.depth, size) + slot_bytes(shape.keys * shape.columns, size)
+        masks = 0
+        if self.mask is not None:
+            slots = shape.slots if self.mask.present(4) and shape.keys < self.span else 2
+            masks = slots * slot_bytes(math.prod(self.mask_tile(shape)), self.mask_dtype.bytes)
+        q = slot_bytes(p * shape.depth, size) * (2 if shape.depth == self.d else shape.slots)
+        own = q + masks + shape.acc_slots * slot_bytes(p * shape.keys, size)
+        if shape.keys < self.span or self.walks > 1:
+            own += 4 * slot_bytes(p, 4) + slot_bytes(p * shape.columns, 4)
+        else:
+            own += shape.acc_slots * slot_bytes(p, 4)
+        own += self.epilogue_bytes(epilogue_tiles(shape))
+        l1 = self.target.l1.bytes if full else cost.l1_budget(self.target)
+        acc = self.target.acc.bytes if full else cost.acc_budget(self.target)
+        tiles = shape.parts * shape.acc_slots * p * (shape.keys + shape.columns) * 4
+        return shape.slots * streams + shape.parts * own <= l1 and tiles <= acc
+
+    def loops(self, shape: Shape) -> tuple[list[Tiling], int, float]:
+        """(loops over the domain, units at work, iterations of the busiest unit)."""
+        tiles = [1, 1, shape.heads, shape.rows * shape.parts, shape.columns]
+        if self.walks > 1:
+            trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
+            units = deal((*trips, self.walks), self.target.cu)
+            iterations = float(math.prod(-(-n // u) for n, u in zip((*trips, self.walks), units, strict=True)))
+            self.walk_units = units[-1]
+        else:
+            units, iterations = self.dealt(tiles)
+        loops = [Tiling(a.name, a.size, t, n) for a, t, n in zip(self.space.axes, tiles, units, strict=False)]
+        return loops, math.prod(units), iterations
+
+    def _price(self, shape: Shape) -> float:
+        """Cycles of the busiest unit. With one part of rows scores, softmax and product wait for each other; with two,
+        only each engine's own work and one part's chain bound an iteration. One ring slot leaves loads no time to
+        overlap."""
+        target, dtype = self.target, cost.tensor_dtype(self.dtype, self.target)
+        _, active, iterations = self.loops(shape)
+        p, parts, lanes = shape.points, shape.parts, target.vector.lanes
+        chunks = -(-self.d // shape.depth)
+        scores = chunks * cost.mma_clk(p, shape.keys, shape.depth, dtype, target)
+        product = cost.mma_clk(p, shape.columns, shape.keys, dtype, target)
+        steps = 5 + lanes // target.vector.sfu_per_clk + (self.mask is not None) + 2 * self.causal
+        softmax = cost.vec_clk(p * shape.keys, steps, target)
+        tensor, vector, walks = scores + product, softmax, -(-self.span // shape.keys)
+        if walks > 1:
+            vector += cost.vec_clk(p * shape.columns, 2, target)
+        load = self._stream_clk(shape, active)
+        latency = cost.latency_clk(target, self.space_of_keys)
+        chain = scores + softmax + product
+        engines = max(tensor * parts, vector * parts, chain if parts > 1 else max(chain, vector))
+        beat = max(engines, load, (latency + load) / shape.slots) if shape.slots > 1 else engines + latency + load
+        vec, store, extra = self.chain_price(epilogue_tiles(shape), active)
+        source = self.sources["q"]
+        q = cost.box_traffic(source.view, [1, 1, shape.heads, shape.rows, self.d], self.dtype)
+        ends = parts * (vec + store + extra) + cost.load_clk(q * parts, target, active)
+        last = max(engines, chain, load)
+        return iterations * ((walks - 1) * beat + last + ends) + latency + load
+
+    def _stream_clk(self, shape: Shape, active: int) -> float:
+        """Load cycles of one tile of keys: k, v and the mask, and q again where its depth is cut."""
+        k = cost.box_traffic(self.sources["k"].view, [1, 1, shape.keys, self.d], self.dtype)
+        v = cost.box_traffic(self.sources["v"].view, [1, 1, shape.keys, shape.columns], self.dtype)
+        total, loads = k + v, 2
+        if self.mask is not None:
+            extents = [1, 1, *self.mask_tile(shape)]
+            total = total + cost.box_traffic(self.mask.view, extents, self.mask_dtype) * shape.parts
+            loads += shape.parts
+        if shape.depth < self.d:
+            q = cost.box_traffic(self.sources["q"].view, [1, 1, shape.heads, shape.rows, self.d], self.dtype)
+            total = total + q * shape.parts
+            loads += -(-self.d // shape.depth) * (1 + shape.parts)
+        return cost.load_clk(total, self.target, active, self.space_of_keys) + loads * cost.overhead_clk(self.target)
+
+    def mask_tile(self, shape: Shape) -> list[int]:
+        assert self.mask is not None
+        extents = (shape.heads, shape.rows, shape.keys)
+        return [t if self.mask.present(2 + i) else 1 for i, t in enumerate(extents)]
+
+
+def part_views(dims: tuple[int, ...], domain: tuple[int, ...]) -> tuple[View, View, View]:
+    """Where a result of attention in parts [parts, batch, heads, m, e + 2] holds sums, maxima and totals: views with
+    the axes of `domain` (batch, group, head of the group, m, e), of part 0."""
+    *_, m, e = domain
+    pitch = e + 2
+    strides = (domain[1] * domain[2] * m * pitch, domain[2] * m * pitch, m * pitch, pitch, 1)
+    one = (*domain[:-1], 1)
+    return View(domain, strides), View(one, strides, e), View(one, strides, e + 1)
+
+
+def epilogue_tiles(shape: Shape) -> list[int]:
+    """The tile of the result that one part of rows gives."""
+    return [1, 1, shape.heads, shape.rows, shape.columns]
+
+
+def _split_heads(view: View, groups: int, repeat: int) -> View:
+    """[batch, heads, x, y] -> [batch, groups, heads of a group, x, y]."""
+    b, _, x, y = view.strides
+    step = view.strides[1]
+    shape = (view.shape[0], groups, repeat, *view.shape[2:])
+    return View(shape, (b, step * repeat, step, x, y), view.offset)
+
+
+def _tiles(size: int, most: int, step: int) -> list[int]:
+    """Tile sizes of an axis: below 16 powers of two, then as other contractions choose them, and what cuts the axis
+    into 2 to 8 tiles of nearly equal size (multiples of `step`)."""
+    small = [n for n in (1, 2, 4, 8) if n < size]
+    even = [-(-size // (n * step)) * step for n in range(2, 9)]
+    return sorted({*small, *sizes(size, 16, most), *(t for t in even if t <= min(size, most))})
+
+
+def _halves(size: int) -> list[int]:
+    """`size`, its half, its quarter, ..., rounded up to 16."""
+    found = {size}
+    while size > 16:
+        size = -(-size // 32) * 16
+        found.add(size)
+    return sorted(found)

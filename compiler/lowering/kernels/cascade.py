@@ -1,0 +1,298 @@
+"""A window (depthwise convolution or pool) and the product that reads it, in one kernel: what lies between them never
+leaves l1.
+
+A unit takes a tile of the image and walks its channels in chunks. The vector engine computes a chunk of the window's
+results, the tensor engine multiplies it with the rows of the weights that belong to it and adds it to the tile's
+accumulator, while the vector engine is at the next chunk; the product's epilogue ends the tile.
+
+Invariant: chunks divide the channels exactly, so every element of the intermediate tile is one that the window
+computes; positions of ragged tiles beyond the image are computed and never stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, operand_view
+from ppuc.compiler.lowering.kernels.window import DEPTHS, SPATIAL, WindowLowering, even_tiles
+from ppuc.compiler.lowering.kernels.window_steps import emit_pool, emit_taps, work
+from ppuc.compiler.lowering.tiling.body import NotFusable, analyse
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, deal
+from ppuc.compiler.lowering.tiling.unmerged import UnmergedLowering, slot_bytes
+from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder
+from ppuc.ir.affine import axis
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
+from ppuc.ir.types import DType, Space
+from ppuc.targets.schema import Target
+
+LEAST_CHUNK = 16
+"""Channels of a chunk: a fragment's k."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Points of a tile along the spatial axes, channels of a chunk, slots of the rings that bring a chunk's
+    operands (as deep as each other: one queue fills them in turn), units per outer loop."""
+
+    points: tuple[int, ...]
+    channels: int
+    depth: int
+    units: tuple[int, ...]
+    price: float
+
+
+class CascadeLowering(UnmergedLowering):
+    """Lowers a group of one window and one matmul that reads its result."""
+
+    def __init__(
+        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    ) -> None:
+        product, between = _product(body)
+        first, rest = _split(body, between)
+        domain = product.results[0].type.dims
+        if anchor_of(first, "conv", "pool").results[0].type.dims != between.type.dims:
+            raise NotFusable("the window's results are reshaped before the product")
+        skip = frozenset(op.results[0].name for op in first.ops if op.name != "const") | {product.results[0].name}
+        chain = analyse(body, product.results[0], domain, skip | operand_ops(rest, product))
+        spatial = len(domain) - 2
+        if not 0 < spatial <= len(SPATIAL):
+            raise NotFusable(f"the product of {list(domain)} is not made of the window's points")
+        names = ("n", *SPATIAL[-spatial:], "o")
+        super().__init__(name, body, tensors, loc, target, chain, names, outer=1)
+        if chain.reduce_axes:
+            raise NotFusable("the epilogue reduces")
+        self.spatial, self.between = spatial, between
+        self.window = WindowLowering(f"{name}.window", first, {**tensors, between.name: between.name}, loc, target)
+        if any(self.window.chain.pulls.values()):
+            raise NotFusable("the window's results are turned before the product")
+        if self.window.chain.reduce_axes or len(self.window.space.axes) != spatial + 2:
+            raise NotFusable("the window's results are reduced or repeated")
+        self.window.kernel = self.kernel
+        value, self.w = operand_view(body, product.operands[1])
+        if product.attrs.transpose_b or self.w.shape != (between.type.dims[-1], domain[-1]):  # type: ignore[attr-defined]
+            raise NotFusable("the weights are not a matrix of input by output channels")
+        self.w_tensor, self.dtype = tensors[value.name], between.type.dtype
+        if not cost.multiply(self.dtype, value.type.dtype):
+            raise NotFusable(f"operands of the product differ in dtype ({self.dtype} and {value.type.dtype})")
+        self.w_dtype = value.type.dtype
+        self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
+        if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
+            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+        self.choice = self._choose()
+        self.tiles = [1, *self.choice.points, domain[-1]]
+        self.window.tiles = [1, *self.choice.points, self.choice.channels]
+        self.window.depth = self.choice.depth
+
+    # the search
+
+    def _choose(self) -> Choice:
+        """The cheapest choice, in half of l1 and acc or in all of it, which leaves the next kernel no room to begin."""
+        found = [
+            c
+            for whole in (False, True)
+            for points in self._points()
+            for channels in self._chunks()
+            if (c := self._try(points, channels, whole))
+        ]
+        if not found:
+            raise NotFusable("no tile of the window's results and the product fits l1 and acc")
+        return min(found, key=lambda c: c.price)
+
+    def _points(self) -> Iterator[tuple[int, ...]]:
+        sizes = [even_tiles(self.space.axes[1 + i].size, 64) for i in range(self.spatial)]
+
+        def grow(i: int, left: int, chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+            if i == self.spatial:
+                yield chosen
+                return
+            for size in sizes[i]:
+                if size <= left:
+                    yield from grow(i + 1, left // size, (*chosen, size))
+
+        yield from grow(0, self.target.acc.bytes // (4 * self.space.axes[-1].size), ())
+
+    def _chunks(self) -> list[int]:
+        channels = self.between.type.dims[-1]
+        return [c for c in range(LEAST_CHUNK, channels, LEAST_CHUNK) if channels % c == 0] + [channels]
+
+    def _try(self, points: tuple[int, ...], channels: int, whole: bool) -> Choice | None:
+        """The choice of these tiles with the deepest rings that fit; None when none does."""
+        results = self.space.axes[-1].size
+        l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)
+        acc = self.target.acc.bytes if whole else cost.acc_budget(self.target)
+        if 2 * math.prod(points) * results * 4 > acc:
+            return None
+        tiles = [1, *points, channels]
+        taken = self.epilogue_bytes([1, *points, results]) + self.window.epilogue_bytes(tiles)
+        slots = slot_bytes(channels * results, self.w_dtype.bytes)
+        if self.window.w is not None:
+            slots += slot_bytes(self.window.window.taps * channels, self.window.w_dtype.bytes)
+        slots += slot_bytes(math.prod(self.window.halo_of(tiles)), self.window.dtype.bytes)
+        given = self._operand_bytes(tiles)
+        slots, taken = slots + given, taken - 2 * given
+        depth = next((d for d in DEPTHS if taken + d * slots <= l1), 0)
+        return self._priced(points, channels, depth, whole) if depth else None
+
+    def _operand_bytes(self, tiles: Sequence[int]) -> int:
+        """Bytes of a slot of each operand that the window's epilogue reads: rings as deep as those of the window, whose
+        loads would wait for them."""
+        total = 0
+        for operand in self.window.operands:
+            if not operand.written:
+                sizes = (t for i, t in enumerate(tiles) if operand.access.present(i))
+                total += slot_bytes(math.prod(sizes), operand.dtype.bytes)
+        return total
+
+    def _priced(self, points: tuple[int, ...], channels: int, depth: int, whole: bool) -> Choice:
+        axes, window, target = self.space.axes, self.window, self.target
+        results, total = axes[-1].size, self.between.type.dims[-1]
+        trips = tuple(-(-axes[i].size // t) for i, t in enumerate((1, *points)))
+        units = deal(trips, target.cu)
+        active = math.prod(units)
+        iterations = math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
+        tiles, size = [1, *points, channels], math.prod(points)
+        lanes = work(window.window, points, [channels]) + size * channels * (len(window.chain.ops) - bool(self._bias()))
+        vec = lanes / target.vector.lanes + cost.overhead_clk(target)
+        extents = [min(e, n) for e, n in zip(window.halo_of(tiles), window.x.shape[1:], strict=True)]
+        halo = cost.box_traffic(View(window.x.shape[1:], window.x.strides[1:]), extents, window.dtype)
+        weights = cost.box_traffic(self.w, [channels, results], self.w_dtype)
+        load = cost.load_clk(halo, target, active, window.x_space) + cost.load_clk(weights, target, active)
+        load += (3 + sum(not operand.written for operand in window.operands)) * cost.overhead_clk(target)
+        dtype = cost.tensor_dtype(self.dtype, target)
+        mma = cost.mma_clk(size, results, channels, dtype, target)
+        latency = cost.latency_clk(target, window.x_space)
+        beat = max(mma, cost.beat_clk(vec, load, latency, depth))
+        after, store, extra = self.chain_price([1, *points, results], active)
+        tile = max(-(-total // channels) * beat + mma + after, store) + extra
+        price = iterations * tile + latency + load + store
+        if whole:
+            price += cost.latency_clk(target) + load
+        return Choice(points, channels, depth, units, price)
+
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects with the chosen tiles."""
+        return self.choice.price
+
+    # building
+
+    def lower(self) -> KernelBuilder:
+        """Build the kernel."""
+        choice, axes, window = self.choice, self.space.axes, self.window
+        self.kernel.price_clk = choice.price
+        outer = [
+            Tiling(axes[i].name, axes[i].size, t, n)
+            for i, (t, n) in enumerate(zip((1, *choice.points), choice.units, strict=True))
+        ]
+        chunk = Tiling("c", self.between.type.dims[-1], choice.channels)
+        taps = [Tiling(f"k{axes[1 + i].name}", k, k) for i, k in enumerate(window.window.kernel)]
+        nest = Nest([*outer, chunk, *taps])
+        loops = {loop.name: loop for loop in nest.loops}
+        results = axes[-1].size
+        acc = self.kernel.buffer("acc", self.acc_dtype, [*choice.points, results], Space.ACC, 2)
+        tile = self._window(nest, loops)
+        wt = self.kernel.buffer("wt", self.w_dtype, [choice.channels, results], depth=choice.depth)
+        param = self.kernel.param(self.w_tensor, self.w_dtype, self.w)
+        nest.add(nest.depth_of(["c"]), Load(wt, param, (chunk.offset + axis(0), axis(1))))
+        bounds = (*(loop.bound for loop in outer[1:]), None, None)
+        valid = bounds if any(b is not None for b in bounds) else ()
+        start = ("c",) if chunk.exists else ()
+        nest.add(len(nest.loops), Mma(acc, TileRef(tile), TileRef(wt), start, valid=valid))
+        builder = ProgramBuilder()
+        result = builder.param(self.acc_dtype)
+        self.finish_chain(nest, len(outer), builder, [acc], result, loops, after=True)
+        self.kernel.nests.append(nest)
+        return self.kernel
+
+    def _window(self, nest: Nest, loops: Mapping[str, Tiling]) -> str:
+        """Add loads and vec of one chunk of the window's results; returns the buffer that holds it."""
+        window, builder = self.window, ProgramBuilder()
+        ins: list[str] = []
+        weights = ""
+        if window.w is not None:
+            ins.append(window.load_weights(nest, loops, self.choice.depth))
+            weights = builder.param(window.w_dtype, whole=True)
+        ins.append(window.load_halo(nest, loops))
+        x = builder.param(window.dtype, whole=True)
+        tile, halo = window.tiles[1:], window.halo_of(window.tiles)
+        names: dict[str, str] = {}
+        for operand in window.operands:
+            if not operand.written:
+                names[operand.key] = builder.param(operand.dtype, whole=True)
+                ins.append(window.load_operand(nest, operand, loops, self.choice.depth))
+        assert window.chain.anchor is not None
+        ops, bias = window.chain.ops, self._bias()
+        if window.w is not None:
+            result = emit_taps(builder, window.window, x, weights, tile, halo, names[bias] if bias else "")
+        else:
+            result = emit_pool(builder, window.window, x, tile, halo)
+        names[ops[0].results[0].name if bias else window.chain.anchor.name] = result
+        emitter = ChainEmitter(window.chain, builder, names, window.axis_of())
+        for op in ops[1:] if bias else ops:
+            emitter.emit(op)
+        out = self.kernel.buffer("d", self.dtype, tile)
+        results = [(emitter.value(self.between.name), self.dtype)]
+        program = self.kernel.vector(builder.finish(window.name, results))
+        nest.add(len(nest.loops), Vec(program, (out,), tuple(ins)))
+        return out
+
+    def _bias(self) -> str:
+        """The key of what the first op of the window's chain adds to the sum of taps, which then begins with it; "" if
+        it does anything else, or something else reads the sum."""
+        chain = self.window.chain
+        assert chain.anchor is not None
+        if self.window.w is None or not chain.ops or chain.ops[0].name != "add":
+            return ""
+        first, sums = chain.ops[0], [v.name for op in chain.ops for v in op.operands]
+        keys = [chain.operand_keys.get((first.results[0].name, i)) for i in range(2)]
+        given = [key for key in keys if key is not None]
+        added = [v.name for v, key in zip(first.operands, keys, strict=True) if key is None]
+        reads = sum(chain.alias.get(name, name) == chain.anchor.name for name in sums)
+        if len(given) != 1 or reads != 1 or chain.alias.get(added[0], added[0]) != chain.anchor.name:
+            return ""
+        return given[0]
+
+
+def _product(body: Graph) -> tuple[Op, Value]:
+    """The matmul of a body, and the computed value that it reads. Raises NotFusable."""
+    products = [op for op in body.ops if op.name == "matmul"]
+    if len(products) != 1:
+        raise NotFusable("a cascade has one product")
+    between = products[0].operands[0]
+    producer = body.producer(between)
+    if producer is None or between.type.dims[:-1] != products[0].results[0].type.dims[:-1]:
+        raise NotFusable("the product does not read what the window computes, point by point")
+    if products[0].attrs.transpose_a:  # type: ignore[attr-defined]
+        raise NotFusable("the product reads the window's results turned")
+    return products[0], between
+
+
+def _split(body: Graph, between: Value) -> tuple[Graph, Graph]:
+    """The ops that compute `between`, and the others, each as a graph of its own."""
+    needed = {between.name}
+    for op in reversed(body.ops):
+        if op.results[0].name in needed:
+            needed |= {v.name for v in op.operands}
+    ops = tuple(op for op in body.ops if op.results[0].name in needed)
+    others = tuple(op for op in body.ops if op.results[0].name not in needed)
+    if any(v == between for op in others for v in op.operands if op.name != "matmul") or between in body.results:
+        raise NotFusable("more than the product reads the window's results")
+    return Graph("body", _params(body, ops), (between,), ops), Graph(
+        "body", _params(body, others), body.results, others
+    )
+
+
+def _params(body: Graph, ops: Sequence[Op]) -> tuple[Value, ...]:
+    read = {v.name for op in ops for v in op.operands}
+    return tuple(p for p in body.params if p.name in read)
+
+
+def lower_cascade(
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+) -> KernelBuilder:
+    """Lower a group of a window and the product of its result. Raises NotFusable."""
+    return CascadeLowering(name, body, tensors, loc, target).lower()

@@ -1,0 +1,284 @@
+"""What matmul and convolution kernels share: the anchor's domain, the l1 and acc budget, and the choice of tiles.
+
+Invariant: the accumulator's tile axes are those of the epilogue's tiles, m axes before n axes, so the chain computes on
+the accumulator as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, Resolver, analyse
+from ppuc.compiler.lowering.tiling.nest import deal
+from ppuc.compiler.lowering.tiling.tiled import TiledLowering
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.kernel import View
+from ppuc.ir.ops.base import OPS, Kind
+from ppuc.ir.types import DType
+from ppuc.ir.views import reshape
+from ppuc.targets.schema import Target
+
+MAX_DEPTH = 8
+"""Slots of an operand ring at the most: deeper ones hide no more latency."""
+
+RINGS = ((False, 2, 2), (True, 2, 2), (True, 2, 1), (True, 1, 1))
+"""(all of l1 and acc, accumulator slots, result slots) to try, most overlap first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """Slots of the operands', the accumulator's and the results' rings; `whole` when they leave the next kernel no half
+    of l1 and acc to begin in."""
+
+    operands: int
+    acc: int
+    out: int
+    whole: bool
+
+
+def anchor_of(body: Graph, *names: str) -> Op:
+    """The single op of `body` named one of `names`. Raises NotFusable when there is another number of them."""
+    found = [op for op in body.ops if op.name in names]
+    if len(found) != 1:
+        raise NotFusable(f"a kernel has one {' or '.join(names)} (got {len(found)})")
+    return found[0]
+
+
+def refinements(body: Graph, anchor: Value) -> Iterator[tuple[int, ...]]:
+    """Shapes of the body's reshapes that split the anchor's axes: domains in which a result that is stored through a
+    reshape and a transpose (attention heads) has a strided view."""
+    dims = anchor.type.dims
+    seen = set()
+    for op in body.ops:
+        shape = op.results[0].type.dims
+        if op.name == "reshape" and shape not in seen and splits(dims, shape):
+            seen.add(shape)
+            yield shape
+
+
+def splits(coarse: Sequence[int], fine: Sequence[int]) -> bool:
+    """Whether every axis of `coarse` is a product of consecutive axes of `fine`."""
+    if coarse == fine or math.prod(coarse) != math.prod(fine):
+        return False
+    i = 0
+    for size in coarse:
+        left = size
+        while left > 1:
+            if i == len(fine) or left % fine[i]:
+                return False
+            left //= fine[i]
+            i += 1
+    return all(n == 1 for n in fine[i:])
+
+
+def analyse_anchor(body: Graph, anchor: Op) -> Chain:
+    """The chain after `anchor`, in the anchor's own shape or a refinement of it. Raises NotFusable."""
+    value = anchor.results[0]
+    before = operand_ops(body, anchor)
+    skip = frozenset({value.name}) | before
+    try:
+        return analyse(body, value, value.type.dims, skip)
+    except NotFusable:
+        for shape in refinements(body, value):
+            try:
+                return analyse(body, value, shape, skip)
+            except NotFusable:
+                continue
+        raise
+
+
+def operand_ops(body: Graph, anchor: Op) -> frozenset[str]:
+    """Names of the ops that lead to the anchor's operands and to nothing else: views, and weights in blocks."""
+    users: dict[str, list[str]] = {}
+    for op in body.ops:
+        for v in op.operands:
+            users.setdefault(v.name, []).append(op.results[0].name)
+    found = {anchor.results[0].name}
+    for op in reversed(body.ops):
+        name = op.results[0].name
+        leads = OPS[op.name].kind is Kind.VIEW or op.name == "unblock"
+        if leads and users.get(name) and all(u in found for u in users[name]):
+            found.add(name)
+    return frozenset(found)
+
+
+def operand_view(body: Graph, value: Value) -> tuple[Value, View]:
+    """Where an anchor's operand lies in memory. Raises NotFusable when it is not a view of a parameter."""
+    external = Resolver(body).external(value)
+    if external is None or external.padded:
+        raise NotFusable(f"operand {value} is not in memory as a strided view")
+    return external.value, external.view
+
+
+def in_domain(view: View, shape: tuple[int, ...], domain: tuple[int, ...]) -> View:
+    """A view of the anchor's `shape` (stride 0 where broadcast) in domain coordinates."""
+    if shape == domain:
+        return view
+    refined = reshape(view, domain)
+    if refined is None:
+        raise NotFusable("an operand of the anchor cannot be split like its result")
+    return refined
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Tile sizes that the search settled on."""
+
+    tiles: tuple[int, ...]
+    k: int
+    rings: Rings
+    units: tuple[int, ...]
+    price: float
+
+
+class ContractionLowering(TiledLowering):
+    """Base of the lowerings that accumulate on the tensor engine."""
+
+    dtype: DType
+    acc_dtype: DType
+
+    def rings(self, tiles: Sequence[int], step_bytes: int, fixed_bytes: int = 0) -> Rings | None:
+        """Ring depths for tiles of this size, operand slots of `step_bytes` in all and other rings of `fixed_bytes`:
+        the first of RINGS that fits, with operand rings as deep as the rest of l1 allows. None when nothing fits."""
+        points = math.prod(tiles) * 4
+        for whole, acc_depth, out_depth in RINGS:
+            l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)
+            acc = self.target.acc.bytes if whole else cost.acc_budget(self.target)
+            left = l1 - self.epilogue_bytes(tiles, out_depth) - fixed_bytes
+            depth = min(MAX_DEPTH, left // max(step_bytes, 1))
+            if points * acc_depth <= acc and depth >= 2:
+                return Rings(depth, acc_depth, out_depth, whole)
+        return None
+
+    def alone_clk(self, rings: Rings, step_load: float) -> float:
+        """Cycles lost to the next kernel's loads when this one leaves them no room in l1."""
+        return cost.latency_clk(self.target) + 2 * step_load if rings.whole else 0.0
+
+    def tile_clk(self, rings: Rings, steps: float, vec: float, store: float, extra: float) -> float:
+        """Cycles from one tile of a unit to the next: `steps` of loads and products, epilogue, operand loads of the
+        epilogue. What tiles share no ring for is added; as blocks, tiles do not overlap, and those that share a unit's
+        accumulator slots wait for memory together."""
+        drain = vec if rings.out > 1 else vec + store
+        tile = max(steps + extra, drain, store)
+        if rings.acc == 1:
+            tile += vec
+        if self.target.launch.tiles == "blocks":
+            tile = cost.latency_clk(self.target) / rings.acc + steps + extra + vec + store
+        return tile
+
+    def epilogue_bytes(self, tiles: Sequence[int], out_depth: int = 2) -> int:
+        """l1 bytes of the rings of the chain's operands (two slots) and results."""
+        unit, total = self.target.alignment_bytes, 0
+        for operand in self.operands:
+            elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
+            total += (out_depth if operand.written else 2) * (-(-elements * operand.dtype.bytes // unit) * unit)
+        return total
+
+    def fill(self, axes: Sequence[int], points: int, tiles: list[int]) -> bool:
+        """Give `axes` (outermost first) tiles of about `points` in all, innermost axes first. Axes that the chain
+        reduces are taken whole. Returns whether `points` suffices for those."""
+        left = points
+        for i in reversed(axes):
+            axis = self.space.axes[i]
+            if axis.reduced:
+                if left < axis.size and axis.size > points:
+                    return False
+                tiles[i] = axis.size
+            else:
+                tiles[i] = min(axis.size, max(left, 1))
+            if tiles[i] < axis.size:
+                return not any(self.space.axes[j].reduced for j in axes if j < i)
+            left //= max(tiles[i], 1)
+        return True
+
+    def chain_price(self, tiles: Sequence[int], active: int) -> tuple[float, float, float]:
+        """Cycles of the epilogue of one tile: (vector, store, load)."""
+        load = store = 0.0
+        for operand in self.operands:
+            extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
+            traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
+            if operand.written:
+                store += cost.store_clk(traffic, self.target, active, operand.space)
+            else:
+                load += cost.load_clk(traffic, self.target, active, operand.space)
+        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + 1, self.target)
+        return vec, store, load
+
+    def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], float]:
+        """Units per axis and the iterations of the busiest unit. Libraries of kernels that run tiles as blocks rank
+        them by throughput: they see too few tiles for the units, but not how full the last wave is."""
+        trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
+        units = deal(trips, self.target.cu)
+        if self.target.launch.tiles == "blocks":
+            return units, max(1.0, math.prod(trips) / self.target.cu)
+        if self.target.launch.tiles == "persistent":
+            return units, -(-math.prod(trips) // self.target.cu)
+        return units, math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
+
+
+def steps_along(k: int, dtype: DType, target: Target) -> list[int]:
+    """Candidate tile sizes along k. Kernels of a library step by one row of a burst."""
+    run = cost.run_elements(dtype, target)
+    return [min(k, run)] if target.launch.tile_sides == "powers of two" else sizes(k, run, 1024)
+
+
+def active_units(units: Sequence[int], iterations: float, target: Target) -> int:
+    """Units that run tiles at a time: all of them once there is more than one tile for each."""
+    return target.cu if target.launch.tiles != "streaming" and iterations > 1 else math.prod(units)
+
+
+LIBRARY_SIDES = (16, 32, 64, 128, 256)
+"""Sides of the tiles that kernel libraries ship."""
+
+
+Candidate = TypeVar("Candidate", bound=cost.Priced)
+
+
+def ranked(found: Sequence[Candidate], rank: int, what: str, target: Target) -> Candidate:
+    """The candidate of the `rank`-th lowest price (equal ones in the order found). Raises NotFusable when there is
+    none."""
+    if rank >= len(found):
+        raise NotFusable(f"no tile of the {what} fits l1 ({target.l1.bytes} B) and acc ({target.acc.bytes} B)")
+    return sorted(found, key=lambda c: c.price)[rank]
+
+
+def sides(limit: int, target: Target, most: int) -> list[int]:
+    """Sides of tiles that the target's tensor engine takes: any of `sizes`, or the powers of two that a kernel library
+    comes in. Long ones pay where weights stay in a
+    systolic array."""
+    if target.launch.tile_sides == "powers of two":
+        return [s for s in LIBRARY_SIDES if s <= min(limit, most)] or [LIBRARY_SIDES[0]]
+    return sizes(limit, 16, 16 * most if target.tensor.organisation == "systolic" else most)
+
+
+def cuts(extents: Sequence[int], target: Target, most: int, step: int) -> list[int]:
+    """Sides of tiles over axes of these extents (outermost first) in addition to `sides`: multiples of `step`, the rows
+    or columns that the engine multiplies at a time, up to `most`; and whole inner axes or nearly even cuts of one."""
+    if target.launch.tile_sides == "powers of two" or target.tensor.organisation == "systolic":
+        return []
+    limit = min(math.prod(extents), most)
+    found = set(range(step, limit + 1, step))
+    inner = 1
+    for extent in reversed(extents):
+        if inner > most:
+            break
+        for n in range(2, 33):
+            found.add(inner * min(-(-extent // (n * 16)) * 16, extent))
+        inner *= extent
+        found.add(inner)
+    return sorted(s for s in found if 16 <= s <= limit)
+
+
+def sizes(limit: int, step: int, most: int) -> list[int]:
+    """Candidate tile sizes up to `limit`: multiples of `step` by powers of two and their halves-between, and `limit`
+    itself."""
+    found = {min(limit, most)}
+    size = step
+    while size < min(limit, most):
+        found |= {size, size + size // 2} if size > step else {size}
+        size *= 2
+    return sorted(s for s in found if s <= most)

@@ -1,0 +1,264 @@
+"""Kernels without an anchor: elementwise groups, row-wise chains with reductions (softmax, norms), copies through
+views.
+
+The domain is cut into tiles; each operand is loaded where its own axes are bound, one vector program computes the
+tile, and results are stored. Reduction axes stay whole when a tile with all of them fits l1; otherwise they are walked
+in chunks, once for every level of reductions that depend on each other, with partial results kept in state tiles, and
+once more for the results that need both the elements and the reduced values.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.chunked import ChunkedReduction
+from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, analyse, op_axes, stored_part, widens
+from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal
+from ppuc.compiler.lowering.tiling.tiled import Operand, TiledLowering
+from ppuc.ir.graph import Graph, Value
+from ppuc.ir.kernel import View
+from ppuc.ir.ops.base import OPS, Kind
+from ppuc.ir.types import broadcast_shapes
+from ppuc.targets.schema import Target
+
+DEPTHS = (3, 6, 2)
+"""Slots of a streamed input: at three, one tile is computed, one waits and one is on its way; six hide a long
+latency."""
+
+
+BLOCK = 64
+"""Points of a row of one operand in a tile that has rows of another one too."""
+
+
+def map_domain(body: Graph) -> tuple[int, ...]:
+    """The iteration domain of a group without an anchor: what its widest elementwise or reduced operand spans."""
+    shapes = [op.operands[0].type.dims for op in body.ops if OPS[op.name].kind in (Kind.REDUCTION, Kind.SCAN)]
+    pulled = _before_views(body)
+    shapes += [v.type.dims for v in pulled]
+    if not shapes:
+        shapes = [stored_part(body, v)[0].type.dims for v in body.results]
+    try:
+        return broadcast_shapes(*shapes)
+    except ValueError as error:
+        raise NotFusable(str(error)) from None
+
+
+def _before_views(body: Graph) -> list[Value]:
+    """Results of the group's elementwise ops that come first: those that no reshape of a computed value precedes."""
+    computed: set[str] = set()
+    after: set[str] = set()
+    found = []
+    for op in body.ops:
+        kind = OPS[op.name].kind
+        name = op.results[0].name
+        inner = [v.name for v in op.operands if v.name in computed]
+        if op.name == "cast" and not inner and widens(op):  # read as memory, in whatever shape its reader wants
+            continue
+        if kind is Kind.VIEW:
+            if inner:
+                computed.add(name)
+                after.add(name)
+        elif kind in (Kind.ELEMENTWISE, Kind.REDUCTION, Kind.SCAN):
+            computed.add(name)
+            if any(v in after for v in inner):
+                after.add(name)
+            elif kind is Kind.ELEMENTWISE:
+                found.append(op.results[0])
+    return found
+
+
+def check_map(body: Graph) -> Chain:
+    """The chain of a group without an anchor. Raises NotFusable."""
+    return analyse(body, None, map_domain(body))
+
+
+class MapLowering(TiledLowering):
+    """Lowers one group without an anchor."""
+
+    def __init__(
+        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    ) -> None:
+        super().__init__(name, body, tensors, loc, target, check_map(body))
+        self.tiles = self._choose()
+        self.turned = frozenset() if self.chain.direct else self._turned(self.tiles)
+        self.price = self._price(self.tiles)
+        self.units = self._deal(self.tiles)
+
+    def _bytes(self, tiles: Sequence[int], chunked: bool) -> int:
+        """l1 bytes of all rings. Walks over chunks load an operand anew, into a ring of their own."""
+        walks = 1 + sum(1 for op in self.chain.ops if op_axes(op))
+        total = 0
+        for operand in self.operands:
+            elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
+            slot = -(-elements * operand.dtype.bytes // self.target.alignment_bytes) * self.target.alignment_bytes
+            total += slot * (2 if operand.written else 2 * walks if chunked else self.load_depth)
+        return total
+
+    def _state_bytes(self, tiles: Sequence[int]) -> int:
+        points = math.prod(tiles[i] for i in self.parallel)
+        reductions = sum(1 for op in self.chain.ops if op_axes(op))
+        return reductions * 2 * (-(-points * 8 // 32) * 32)
+
+    def _fits(self, tiles: Sequence[int], budget: int) -> bool:
+        chunked = any(tiles[i] < self.space.axes[i].size for i in self.reduced)
+        rank = sum(1 for t in tiles if t > 1)
+        states = self._state_bytes(tiles) if chunked else 0
+        return rank <= MAX_TILE_RANK and self._bytes(tiles, chunked) + states <= budget
+
+    def _choose(self) -> list[int]:
+        """Tile sizes per axis: the cheapest of a ladder of tile volumes, filled from the innermost axis outwards."""
+        axes = self.space.axes
+        budget = cost.l1_budget(self.target)
+        for limit in (budget, self.target.l1.bytes):
+            best: tuple[float, list[int], int] | None = None
+            for self.load_depth in DEPTHS:
+                for volume, (order, most) in itertools.product((1 << e for e in range(4, 20)), self._orders()):
+                    tiles = self._fill(volume, limit, order, most)
+                    if tiles is None:
+                        break
+                    price = self._price(tiles)
+                    if best is None or price < best[0]:
+                        best = (price, tiles, self.load_depth)
+            if best is not None:
+                self.load_depth = best[2]
+                return best[1]
+        chunked = self._chunk(self.target.l1.bytes)
+        if chunked is None:
+            raise NotFusable(f"no tile of {[a.size for a in axes]} fits l1 of {self.target.l1.bytes} bytes")
+        return chunked
+
+    def _orders(self) -> list[tuple[list[int], int]]:
+        """Orders in which the parallel axes are given room, the last one first, and the most that this one gets: the
+        domain's and, where operands run through memory in others, blocks that have rows of both."""
+        orders = [(self.parallel, 1 << 62)]
+        if len(self.parallel) < 2:
+            return orders
+        for operand in self.operands:
+            strides = operand.access.view.strides
+            if all(operand.access.present(i) for i in self.parallel):
+                other = sorted(self.parallel, key=lambda i: -abs(strides[i]))
+                for rows in (other, [*(i for i in other if i != self.parallel[-1]), self.parallel[-1]]):
+                    for most in (1 << 62, BLOCK):
+                        if other != self.parallel and (rows, most) not in orders:
+                            orders.append((rows, most))
+        return orders
+
+    def _fill(self, volume: int, limit: int, order: Sequence[int], most: int) -> list[int] | None:
+        """Tiles of about `volume` points with whole reduction axes, those last in `order` filled first and the very
+        last up to `most`; None when not even one row fits."""
+        axes = self.space.axes
+        tiles = [a.size if a.reduced else 1 for a in axes]
+        if not self._fits(tiles, limit):
+            return None
+        for i in reversed(order):
+            rest = max(1, volume // math.prod(tiles))
+            if i == order[-1]:
+                rest = min(rest, most)
+            want = axes[i].size if rest >= axes[i].size else 1 << (rest.bit_length() - 1)
+            while want > 1 and not self._fits([*tiles[:i], want, *tiles[i + 1 :]], limit):
+                want = want // 2 if want & (want - 1) == 0 else 1 << (want.bit_length() - 1)
+            tiles[i] = max(want, 1)
+            if tiles[i] < axes[i].size and most > BLOCK:
+                break
+        return tiles
+
+    def _chunk(self, limit: int) -> list[int] | None:
+        """Tiles whose reduction axes are cut: the innermost axes get what fits."""
+        axes = self.space.axes
+        if any(op.name == "cumsum" for op in self.chain.ops):
+            return None
+        best = None
+        for volume in (1 << e for e in range(18)):
+            tiles = [1] * len(axes)
+            rest = volume
+            for i in reversed(range(len(axes))):
+                tiles[i] = axes[i].size if rest >= axes[i].size else 1 << (max(rest, 1).bit_length() - 1)
+                rest //= tiles[i]
+            if self._fits(tiles, limit):
+                best = tiles
+        return best
+
+    def _deal(self, tiles: Sequence[int]) -> list[int]:
+        trips = tuple(-(-self.space.axes[i].size // tiles[i]) for i in self.parallel)
+        dealt = deal(trips, self.target.cu)
+        units = [1] * len(self.space.axes)
+        for i, n in zip(self.parallel, dealt, strict=True):
+            units[i] = n
+        return units
+
+    def _traffic(self, operand: Operand, tiles: Sequence[int], turned: bool) -> cost.Traffic:
+        """Traffic of one tile of an operand, its axes in the order of the domain or, `turned`, of its memory."""
+        view, access = operand.access.view, operand.access
+        order = list(range(len(tiles)))
+        if turned:
+            order.sort(key=lambda i: -abs(view.strides[i]))
+        seen = View(tuple(view.shape[i] for i in order), tuple(view.strides[i] for i in order))
+        return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype)
+
+    def _turned(self, tiles: Sequence[int]) -> frozenset[str]:
+        """Operands and results that are cheaper to move in rows of their memory and to turn than to move as the domain
+        has them: the vector engine takes one step for what costs a transfer an address per row. Chunked tiles are left
+        as they are: their walks combine by valid extents."""
+        if any(tiles[i] < self.space.axes[i].size for i in self.reduced):
+            return frozenset()
+        extra = math.prod(tiles) / self.target.vector.lanes
+        found = set()
+        for operand in self.operands:
+            access = operand.access
+            if not all(access.present(i) for i, t in enumerate(tiles) if t > 1):
+                continue
+            plain, rows = (self._traffic(operand, tiles, turned) for turned in (False, True))
+            if rows.rows < plain.rows and self._load_clk(rows, operand) + extra < self._load_clk(plain, operand):
+                found.add(operand.key)
+        return frozenset(found)
+
+    def _load_clk(self, traffic: cost.Traffic, operand: Operand) -> float:
+        return cost.load_clk(traffic, self.target, self.target.cu, operand.space)
+
+    def _price(self, tiles: Sequence[int]) -> float:
+        units = self._deal(tiles)
+        active = math.prod(units)
+        iterations = 1
+        for axis, tile, n in zip(self.space.axes, tiles, units, strict=True):
+            trips = -(-axis.size // tile)
+            iterations *= -(-trips // n)
+        load_time = store_time = 0.0
+        turned = self._turned(tiles)
+        for operand in self.operands:
+            traffic = self._traffic(operand, tiles, operand.key in turned)
+            if operand.written:
+                store_time += cost.store_clk(traffic, self.target, active, operand.space)
+            else:
+                load_time += cost.load_clk(traffic, self.target, active, operand.space)
+                load_time += cost.overhead_clk(self.target)
+        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + len(turned), self.target)
+        latency = cost.latency_clk(self.target, *(o.space for o in self.operands if not o.written))
+        beat = max(load_time, vec, store_time, (latency + load_time) / self.load_depth)
+        return iterations * beat + latency + load_time + vec + store_time
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def lower(self) -> KernelBuilder:
+        """Build the kernel."""
+        axes = self.space.axes
+        self.kernel.price_clk = self.price
+        chunked = [i for i in self.reduced if self.tiles[i] < axes[i].size]
+        order = self.parallel + chunked
+        loops = [Tiling(axes[i].name, axes[i].size, self.tiles[i], self.units[i]) for i in order]
+        if not chunked:
+            nest = Nest(loops)
+            self.epilogue(nest, len(loops), None, after=False)
+            self.kernel.nests.append(nest)
+        else:
+            ChunkedReduction(self, loops, len(self.parallel)).build()
+        return self.kernel
+
+
+def lower_map(
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+) -> KernelBuilder:
+    """Lower a group without an anchor. Raises NotFusable when its ops do not form one chain."""
+    return MapLowering(name, body, tensors, loc, target).lower()

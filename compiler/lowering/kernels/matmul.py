@@ -1,0 +1,293 @@
+"""Matrix products with an epilogue.
+
+Axes of the result that only A has are m axes, those that only B has n axes, the others batch axes; neighbouring ones
+are merged where memory allows, so `[batch, rows, k] x [k, n]` runs as one long m axis. Loops: batch, m, n, then k
+innermost; operands stream through rings, the accumulator's ring lets the next tile start while the epilogue drains
+this one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.contraction import (
+    Choice,
+    ContractionLowering,
+    active_units,
+    analyse_anchor,
+    anchor_of,
+    cuts,
+    in_domain,
+    operand_view,
+    ranked,
+    sides,
+    sizes,
+    steps_along,
+)
+from ppuc.compiler.lowering.tiling.body import NotFusable, unpacks
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling
+from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
+from ppuc.ir import views
+from ppuc.ir.affine import Affine, axis
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
+from ppuc.ir.types import DType, Space
+from ppuc.targets.cost import mma_shape
+from ppuc.targets.schema import Target
+
+
+class MatmulLowering(ContractionLowering):
+    """Lowers a group around one matmul; `rank` picks the tiling of that price, the cheapest being 0."""
+
+    def __init__(
+        self,
+        name: str,
+        body: Graph,
+        tensors: Mapping[str, str],
+        loc: tuple[str, ...],
+        target: Target,
+        rank: int = 0,
+    ) -> None:
+        anchor = anchor_of(body, "matmul")
+        chain = analyse_anchor(body, anchor)
+        attrs = anchor.attrs
+        (a_value, a), (b_value, b) = operand_view(body, anchor.operands[0]), self._right(body, anchor)
+        if attrs.transpose_a:  # type: ignore[attr-defined]
+            a = _swap_last(a)
+        if attrs.transpose_b:  # type: ignore[attr-defined]
+            b = _swap_last(b)
+        shape = anchor.results[0].type.dims
+        batch = shape[:-2]
+        self.k, self.a_k, self.b_k = a.shape[-1], a.strides[-1], b.strides[-2]
+        a_view = views.expand(View((*a.shape[:-1], 1), (*a.strides[:-1], 0), a.offset), (*batch, *a.shape[-2:-1], 1))
+        b_view = views.expand(
+            View((*b.shape[:-2], 1, b.shape[-1]), (*b.strides[:-2], 0, b.strides[-1]), b.offset),
+            (*batch, 1, b.shape[-1]),
+        )
+        extra = {
+            "a": in_domain(views.expand(a_view, shape), shape, chain.domain),
+            "b": in_domain(views.expand(b_view, shape), shape, chain.domain),
+        }
+        super().__init__(name, body, tensors, loc, target, chain, extra)
+        self.a, self.b = self.space.accesses["a"], self.space.accesses["b"]
+        self.a_tensor, self.b_tensor = tensors[a_value.name], tensors[b_value.name]
+        self.a_space, self.b_space = a_value.space, b_value.space
+        self.dtype, self.b_dtype = a_value.type.dtype, b_value.type.dtype
+        self.unpacked = self._widens(body, anchor)
+        if not cost.multiply(self.dtype, self.dtype if self.unpacked else self.b_dtype):
+            raise NotFusable(f"operands of the matmul differ in dtype ({self.dtype} and {b_value.type.dtype})")
+        self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
+        if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
+            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+        count = range(len(self.space.axes))
+        self.m_axes = [i for i in count if self.a.present(i) and not self.b.present(i)]
+        self.n_axes = [i for i in count if self.b.present(i) and not self.a.present(i)]
+        # a batch axis that only B has comes before the rows, where an accumulator has no columns
+        self.n_axes = [i for i in self.n_axes if not self.m_axes or i > self.m_axes[-1]]
+        self.batch_axes = [i for i in count if i not in self.m_axes and i not in self.n_axes]
+        if any(i in self.m_axes or i in self.batch_axes for i in self.reduced):
+            raise NotFusable("the epilogue reduces over rows")
+        self.choice = self._choose(rank)
+        self.tiles = list(self.choice.tiles)
+
+    def _right(self, body: Graph, anchor: Op) -> tuple[Value, View]:
+        """Where the right operand lies in memory."""
+        return operand_view(body, anchor.operands[1])
+
+    def _widens(self, body: Graph, anchor: Op) -> bool:
+        """Whether the right operand is widened after it is loaded."""
+        return unpacked(body, anchor)
+
+    def _choose(self, rank: int) -> Choice:
+        m = math.prod(self.space.axes[i].size for i in self.m_axes)
+        n = math.prod(self.space.axes[i].size for i in self.n_axes)
+        rows, columns = (fragment * lanes for fragment, lanes in zip(self._fragment(), self._lanes(), strict=True))
+        wide = sizes(n, 16, 1 << 14) if self.reduced else sides(n, self.target, 512)
+        tall = sides(m, self.target, 256)
+        if not self.reduced:
+            wide = sorted({*wide, *cuts([self.space.axes[i].size for i in self.n_axes], self.target, 512, columns)})
+        tall = sorted({*tall, *cuts([self.space.axes[i].size for i in self.m_axes], self.target, 256, rows)})
+        shapes: dict[tuple[int, ...], float] = {}
+        for tn in wide:
+            for tm in tall:
+                tiles = [1] * len(self.space.axes)
+                if self.fill(self.m_axes, tm, tiles) and self.fill(self.n_axes, tn, tiles):
+                    shapes.setdefault(tuple(tiles), self._least(tiles))
+        found: list[Choice] = []
+        for shape, least in sorted(shapes.items(), key=lambda known: known[1]):
+            if len(found) > rank and least > sorted(c.price for c in found)[rank]:
+                break
+            best = self._best_k(list(shape))
+            found += [] if best is None else [best]
+        return ranked(found, rank, "matmul", self.target)
+
+    def _fragment(self) -> tuple[int, int]:
+        """Rows and columns of a fragment."""
+        shape = mma_shape(cost.tensor_dtype(self.dtype, self.target), self.target)
+        return shape.m, shape.n
+
+    def _lanes(self) -> tuple[int, int]:
+        """Fragments along rows and columns that the engine multiplies at a time."""
+        return self.target.tensor.lane_grid
+
+    def _least(self, tiles: Sequence[int]) -> float:
+        """Cycles that the tensor engine of the busiest unit needs at least: no choice with these tiles costs less."""
+        tm = math.prod(tiles[i] for i in self.m_axes)
+        tn = math.prod(tiles[i] for i in self.n_axes)
+        _, iterations = self.dealt(tiles)
+        return iterations * cost.mma_clk(tm, tn, self.k, cost.tensor_dtype(self.dtype, self.target), self.target)
+
+    def _best_k(self, tiles: list[int]) -> Choice | None:
+        tm = math.prod(tiles[i] for i in self.m_axes)
+        tn = math.prod(tiles[i] for i in self.n_axes)
+        units, iterations = self.dealt(tiles)
+        active = active_units(units, iterations, self.target)
+        vec, store, extra = self.chain_price(tiles, active)
+        dtype = cost.tensor_dtype(self.dtype, self.target)
+        latency = cost.latency_clk(self.target, self.a_space, self.b_space)
+        best: Choice | None = None
+        for tk in self._depths():
+            wide = 2 * slot(tk * tn, self.dtype) if self.unpacked else 0
+            rings = self.rings(tiles, slot(tm * tk, self.dtype) + self._right_slots(tn, tk), wide)
+            if rings is None:
+                continue
+            steps = -(-self.k // tk)
+            mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
+            a = self._traffic("a", tiles, tk)
+            step_load = cost.load_clk(a, self.target, active, self.a_space) + cost.overhead_clk(self.target)
+            step_load += self._right_load_clk(tiles, tk, active)
+            widen = cost.vec_clk(tk * tn, self._widening_steps(), self.target) if self.unpacked else 0.0
+            beat = cost.beat_clk(max(mma, widen), step_load, latency, rings.operands)
+            tile = self.tile_clk(rings, steps * beat, vec, store, extra)
+            price = iterations * tile
+            if self.target.launch.tiles == "streaming":
+                price += latency + step_load + vec + store + self.alone_clk(rings, step_load)
+            if best is None or price < best.price:
+                best = Choice(tuple(tiles), tk, rings, units, price)
+        return best
+
+    def _depths(self) -> list[int]:
+        """Candidate tile sizes along k."""
+        return steps_along(self.k, cost.tensor_dtype(self.dtype, self.target), self.target)
+
+    def _right_slots(self, tn: int, tk: int) -> int:
+        """l1 bytes of one tile of the right operand as it is loaded."""
+        return slot(tk * tn, self.b_dtype)
+
+    def _right_load_clk(self, tiles: list[int], tk: int, active: int) -> float:
+        """Cycles of loading one tile of the right operand."""
+        traffic = cost.load_clk(self._traffic("b", tiles, tk), self.target, active, self.b_space)
+        return traffic + cost.overhead_clk(self.target)
+
+    def _widening_steps(self) -> int:
+        """Lane operations by which a weight is widened."""
+        return 1
+
+    def _k_first(self, side: str) -> bool:
+        """Whether a tile of that operand has k before its own axes: so that its rows are contiguous in memory."""
+        access, k_stride = (self.a, self.a_k) if side == "a" else (self.b, self.b_k)
+        mine = self.m_axes if side == "a" else self.n_axes
+        inner = next((access.view.strides[i] for i in reversed(mine)), 0)
+        return (inner == 1 and k_stride != 1) if side == "a" else not (k_stride == 1 and inner != 1)
+
+    def _traffic(self, side: str, tiles: Sequence[int], tk: int) -> cost.Traffic:
+        """Traffic of one operand tile, its axes in the order they have in l1."""
+        access, k_stride = (self.a, self.a_k) if side == "a" else (self.b, self.b_k)
+        view = access.view
+        extents = [t if access.present(i) else 1 for i, t in enumerate(tiles)]
+        at = 0 if self._k_first(side) else len(extents)
+        strides = (*view.strides[:at], k_stride, *view.strides[at:])
+        shape = (*view.shape[:at], self.k, *view.shape[at:])
+        dtype = self.dtype if side == "a" else self.b_dtype
+        return cost.box_traffic(View(shape, strides, view.offset), [*extents[:at], tk, *extents[at:]], dtype)
+
+    def _load(self, nest: Nest, side: str, tk: int, k_loop: Tiling) -> tuple[str, bool, list[int]]:
+        """Add the load of one operand; returns (buffer, k is the tile's first axis, tile axes of the merged space)."""
+        access, tensor, k_stride = (
+            (self.a, self.a_tensor, self.a_k) if side == "a" else (self.b, self.b_tensor, self.b_k)
+        )
+        mine = [i for i in (self.m_axes if side == "a" else self.n_axes) if i in self.tile_axes()]
+        k_first = self._k_first(side)
+        shape = [self.tiles[i] for i in mine]
+        shape = [tk, *shape] if k_first else [*shape, tk]
+        dtype = self.dtype if side == "a" else self.b_dtype
+        buffer = self.kernel.buffer(f"{side}t", dtype, shape, depth=self.choice.rings.operands)
+        view = _with_k(access.view, self.k, k_stride)
+        param = self.kernel.param(tensor, dtype, view)
+        loops = {loop.name: loop for loop in nest.loops}
+        index: list[Affine] = []
+        for i, merged in enumerate(self.space.axes):
+            offset = loops[merged.name].offset if access.present(i) else Affine()
+            index.append(offset + axis(mine.index(i) + k_first) if i in mine else offset)
+        index.append(k_loop.offset + axis(0 if k_first else len(mine)))
+        nest.add(len(nest.loops), Load(buffer, param, tuple(index)))
+        if side == "b" and self.unpacked:
+            buffer = self._widened(nest, buffer, shape)
+        return buffer, k_first, mine
+
+    def _widened(self, nest: Nest, tile: str, shape: Sequence[int]) -> str:
+        """Add a vec that widens a tile of weights to what the tensor engine multiplies; returns the buffer it
+        writes."""
+        builder = ProgramBuilder()
+        program = builder.finish(f"{self.name}.unpack", [(builder.param(self.b_dtype), self.dtype)])
+        wide = self.kernel.buffer("bw", self.dtype, shape)
+        nest.add(len(nest.loops), Vec(self.kernel.vector(program), (wide,), (tile,)))
+        return wide
+
+    @property
+    def price(self) -> float:
+        """Cycles that the cost model expects with the chosen tiles."""
+        return self.choice.price
+
+    def lower(self) -> KernelBuilder:
+        """Build the kernel."""
+        choice = self.choice
+        self.kernel.price_clk = choice.price
+        loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
+        k_loop = Tiling("k", self.k, choice.k)
+        nest = Nest([*loops, k_loop])
+        # weights first: they never wait for another kernel
+        b, b_k_first, n_tile = self._load(nest, "b", choice.k, k_loop)
+        a, a_k_first, m_tile = self._load(nest, "a", choice.k, k_loop)
+        shape = [self.tiles[i] for i in self.tile_axes()]
+        acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.rings.acc)
+        valid = (*(loops[i].bound for i in (*m_tile, *n_tile)), k_loop.bound)
+        mma = Mma(
+            acc,
+            TileRef(a),
+            TileRef(b),
+            ("k",) if k_loop.exists else (),
+            transpose_a=a_k_first,
+            transpose_b=not b_k_first,
+            valid=valid if any(v is not None for v in valid) else (),
+        )
+        nest.add(len(nest.loops), mma)
+        self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
+        self.kernel.nests.append(nest)
+        return self.kernel
+
+
+def unpacked(body: Graph, anchor: Op) -> bool:
+    """Whether the anchor's right operand is widened from an 8-bit float after it is loaded."""
+    b = anchor.operands[1]
+    while (op := body.producer(b)) is not None and op.operands:
+        if unpacks(op):
+            return True
+        b = op.operands[0]
+    return False
+
+
+def _swap_last(view: View) -> View:
+    rank = len(view.shape)
+    return views.transpose(view, (*range(rank - 2), rank - 1, rank - 2))
+
+
+def _with_k(view: View, k: int, stride: int) -> View:
+    return View((*view.shape, k), (*view.strides, stride), view.offset)
+
+
+def slot(elements: int, dtype: DType) -> int:
+    """Bytes of a slot of l1."""
+    return -(-elements * dtype.bytes // 32) * 32

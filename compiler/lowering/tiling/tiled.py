@@ -1,0 +1,244 @@
+"""What every tiled kernel shares: operands in merged space, tile shapes, box indices, valid extents, loads and stores.
+
+Invariant: a tile of an operand has one axis per entry of `tile_axes` (the merged axes with a tile larger than one), of
+size 1 where the operand is broadcast; so the tiles of one vec all have the same rank and broadcast as the graph's
+values do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ppuc.compiler.lowering.tiling.body import Chain, External, op_axes
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, tile_index
+from ppuc.compiler.lowering.tiling.space import Access, IterationSpace, merge
+from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder
+from ppuc.ir.affine import Affine
+from ppuc.ir.graph import Graph
+from ppuc.ir.kernel import Bound, Load, Store, Vec, View
+from ppuc.ir.types import DType, Space
+from ppuc.ir.vector import compute_dtype
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An operand of a chain: its access in merged space, and the tensor it lies in."""
+
+    key: str
+    access: Access
+    tensor: str
+    dtype: DType
+    written: bool
+    space: Space | None = None
+
+
+class TiledLowering:
+    """Base of the lowerings of one group. `tensors` maps the body's parameters and results to graph values; `extra` are
+    further views (an anchor's operands in domain coordinates) that constrain how axes merge."""
+
+    def __init__(
+        self,
+        name: str,
+        body: Graph,
+        tensors: Mapping[str, str],
+        loc: tuple[str, ...],
+        target: Target,
+        chain: Chain,
+        extra: Mapping[str, View] | None = None,
+        separate: Sequence[int] = (),
+    ) -> None:
+        self.name, self.body, self.tensors, self.target, self.chain = name, body, tensors, target, chain
+        self.kernel = KernelBuilder(name, loc)
+        operands: dict[str, External | View] = dict(chain.externals)
+        operands |= {f"out:{key}": view for key, view in chain.outputs.items()}
+        operands |= extra or {}
+        scans = [a for op in chain.ops if op.name in ("argreduce", "cumsum") for a in op_axes(op)]
+        self.space: IterationSpace = merge(chain.domain, chain.reduce_axes, operands, [*scans, *separate])
+        self.operands = self._operands()
+        self.tiles: list[int] = [1] * len(self.space.axes)
+        self.load_depth = 2
+        self.turned: frozenset[str] = frozenset()
+        """Keys of operands whose tiles lie in the order of their memory and are transposed by the vector engine."""
+
+    def _operands(self) -> list[Operand]:
+        found = []
+        for key, external in self.chain.externals.items():
+            value = external.value
+            access = self.space.accesses[key]
+            found.append(Operand(key, access, self.tensors[value.name], value.type.dtype, False, value.space))
+        for value in self.body.results:
+            access = self.space.accesses[f"out:{value.name}"]
+            name = f"out:{value.name}"
+            found.append(Operand(name, access, self.tensors[value.name], value.type.dtype, True, value.space))
+        return found
+
+    @property
+    def reduced(self) -> list[int]:
+        """Merged axes that reductions run along."""
+        return [i for i, a in enumerate(self.space.axes) if a.reduced]
+
+    @property
+    def parallel(self) -> list[int]:
+        """The other merged axes."""
+        return [i for i, a in enumerate(self.space.axes) if not a.reduced]
+
+    def tile_axes(self) -> list[int]:
+        """Merged axes that tiles have."""
+        kept = [i for i, t in enumerate(self.tiles) if t > 1]
+        return kept or [len(self.tiles) - 1]
+
+    def tile_shape(self, access: Access) -> tuple[int, ...]:
+        """Tile of an operand."""
+        return tuple(self.tiles[i] if access.present(i) else 1 for i in self.tile_axes())
+
+    def memory_order(self, access: Access) -> list[int]:
+        """The tile's axes from the longest to the shortest step in the operand's memory."""
+        return sorted(self.tile_axes(), key=lambda i: -abs(access.view.strides[i]))
+
+    def index(
+        self, access: Access, loops: Mapping[str, Tiling], order: Sequence[int] | None = None
+    ) -> tuple[Affine, ...]:
+        """Where the current tile of an operand lies, per view dimension; `order` are the tile's axes as they are in
+        l1, if not those of `tile_axes`."""
+        kept = {a: k for k, a in enumerate(order or self.tile_axes())}
+        offsets, tile_axes = [], []
+        for i, axis in enumerate(self.space.axes):
+            loop = loops.get(axis.name)
+            present = access.present(i)
+            offsets.append((loop.offset if loop is not None and present else Affine()) - access.low[i])
+            tile_axes.append(kept.get(i) if present else None)
+        return tile_index(offsets, tile_axes)
+
+    def valid(self, loops: Mapping[str, Tiling]) -> tuple[Bound | None, ...]:
+        """Valid extents of a tile; () when every tile is whole."""
+        bounds = []
+        for i in self.tile_axes():
+            loop = loops.get(self.space.axes[i].name)
+            bounds.append(loop.bound if loop is not None else None)
+        return tuple(bounds) if any(b is not None for b in bounds) else ()
+
+    def axis_of(self) -> dict[int, int]:
+        """Domain axis -> tile axis."""
+        kept = {a: k for k, a in enumerate(self.tile_axes())}
+        found: dict[int, int] = {}
+        for position, group in enumerate(groups(self.chain.domain, self.space)):
+            if position in kept:
+                found |= dict.fromkeys(group, kept[position])
+        return found
+
+    def load(self, nest: Nest, operand: Operand, depth: int, limit: int | None = None, *, after: bool = False) -> str:
+        """Add the load of `operand` where its axes are bound (looking at the first `limit` loops), behind the loops
+        inside if it is for each tile and `after`: loads are in order, and what another kernel has yet to write would
+        hold up those inside. Returns the buffer."""
+        loops = {loop.name: loop for loop in nest.loops}
+        names = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
+        where = nest.depth_of(names)
+        innermost = nest.depth_of([loop.name for loop in nest.loops[:limit]])
+        order = self.order_of(operand)
+        shape = tuple(self.tiles[i] if operand.access.present(i) else 1 for i in order)
+        buffer = self.kernel.buffer("t", operand.dtype, shape, depth=depth if where == innermost else 2)
+        param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view)
+        load = Load(buffer, param, self.index(operand.access, loops, order), operand.access.pad)
+        late = after and limit is not None and where == innermost
+        nest.add(limit if late and limit is not None else where, load, after=late)
+        return buffer
+
+    def _param(self, builder: ProgramBuilder, operand: Operand) -> str:
+        """The vector program's name for a loaded operand, with its axes in the order of the domain. Where one is
+        turned, all are read whole: an axis of one tile is not that of another."""
+        name = builder.param(operand.dtype, whole=bool(self.turned))
+        if operand.key not in self.turned:
+            return name
+        order = self.memory_order(operand.access)
+        return builder.step("transpose", name, ints=[order.index(i) for i in self.tile_axes()])
+
+    def _result(self, builder: ProgramBuilder, emitter: ChainEmitter, operand: Operand) -> str:
+        """The vector program's name for a result, with its axes as its tile has them."""
+        name = emitter.value(operand.key[4:])
+        if operand.key not in self.turned:
+            return name
+        axes = self.tile_axes()
+        return builder.step("transpose", name, ints=[axes.index(i) for i in self.memory_order(operand.access)])
+
+    def order_of(self, operand: Operand) -> list[int]:
+        """The merged axes of the operand's tile, as they are in l1."""
+        return self.memory_order(operand.access) if operand.key in self.turned else self.tile_axes()
+
+    def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool, out_depth: int = 2) -> None:
+        """Add, at `depth`, the loads of the chain's operands, one vec for all its ops (from the accumulator `anchor`,
+        if any) and the stores of its results."""
+        if self.chain.direct:
+            self._copy(nest, depth)
+            return
+        builder = ProgramBuilder()
+        names: dict[str, str] = {}
+        ins = []
+        if anchor is not None:
+            assert self.chain.anchor is not None
+            names[self.chain.anchor.name] = builder.param(compute_dtype(self.chain.anchor.type.dtype))
+            ins.append(anchor)
+        for operand in self.operands:
+            if not operand.written:
+                names[operand.key] = self._param(builder, operand)
+                ins.append(self.load(nest, operand, self.load_depth if anchor is None else 2, depth, after=after))
+        emitter = ChainEmitter(self.chain, builder, names, self.axis_of())
+        for op in self.chain.ops:
+            emitter.emit(op)
+        written = [o for o in self.operands if o.written]
+        orders = [self.order_of(o) for o in written]
+        shapes = [
+            tuple(self.tiles[i] if o.access.present(i) else 1 for i in order)
+            for o, order in zip(written, orders, strict=True)
+        ]
+        outs = [
+            self.kernel.buffer("o", o.dtype, shape, depth=out_depth) for o, shape in zip(written, shapes, strict=True)
+        ]
+        results = [(self._result(builder, emitter, o), o.dtype) for o in written]
+        program = self.kernel.vector(builder.finish(self.name, results))
+        loops = {loop.name: loop for loop in nest.loops}
+        valid = () if self.turned else self.valid(loops)  # extents of turned tiles are in another order: stores cut
+        nest.add(depth, Vec(program, tuple(outs), tuple(ins), valid), after=after)
+        for operand, order, buffer in zip(written, orders, outs, strict=True):
+            param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
+            nest.add(depth, Store(param, buffer, self.index(operand.access, loops, order)), after=after)
+
+    def _copy(self, nest: Nest, depth: int) -> None:
+        """Load and store: the group only moves elements, or widens them."""
+        loops = {loop.name: loop for loop in nest.loops}
+        loaded = {o.key: (o, self.load(nest, o, self.load_depth)) for o in self.operands if not o.written}
+        for operand in self.operands:
+            if operand.written:
+                source, buffer = loaded[self.chain.direct[operand.key[4:]]]
+                if source.dtype is not operand.dtype:
+                    buffer = self._widen(nest, depth, source, buffer, operand, loops)
+                param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
+                nest.add(depth, Store(param, buffer, self.index(operand.access, loops)))
+
+    def _widen(
+        self, nest: Nest, depth: int, source: Operand, tile: str, result: Operand, loops: Mapping[str, Tiling]
+    ) -> str:
+        """Add a vec that reads a tile of one dtype and writes one of another; returns the buffer it writes."""
+        builder = ProgramBuilder()
+        program = builder.finish(f"{self.name}.{result.dtype}", [(builder.param(source.dtype), result.dtype)])
+        if program.name not in {v.name for v in self.kernel.vectors}:
+            self.kernel.vector(program)
+        buffer = self.kernel.buffer("o", result.dtype, self.tile_shape(result.access))
+        nest.add(depth, Vec(program.name, (buffer,), (tile,), self.valid(loops)))
+        return buffer
+
+
+def groups(domain: Sequence[int], space: IterationSpace) -> list[list[int]]:
+    """Domain axes of every merged axis (axes of size 1 belong to none)."""
+    found: list[list[int]] = []
+    left = 1
+    for axis, size in enumerate(domain):
+        if size == 1:
+            continue
+        if left == 1:
+            found.append([])
+            left = space.axes[len(found) - 1].size
+        found[-1].append(axis)
+        left //= size
+    return found

@@ -1,0 +1,1 @@
+"""Kernels to instruction streams: rings, counters and queues."""

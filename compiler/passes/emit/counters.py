@@ -1,0 +1,371 @@
+"""Counters that order accesses to tensors in l2 and hbm.
+
+  full   per block of a tensor: bumped by every store or copy that touches the block, when it has landed; a load waits
+         for the blocks its box touches.
+  done   one counter for a tensor whose bytes something else takes over: bumped once by each unit after its last load
+         (store or copy) of it; whoever writes the bytes next waits for it.
+  read   one counter for a tensor that a kernel writes its result over, tile by tile: bumped by the loads of its other
+         readers before that kernel, whose stores wait for it. Its own loads and stores are ordered by its rings.
+
+Expected counts are enumerated here, from the same span formula that the machine uses (`ppuc.ir.tile.BoxPlan.span`).
+
+Invariant: a wait is for a counter's full count, so it orders the waiter after every access that bumps the counter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ppuc.compiler.passes.emit.rings import Site, sites_of
+from ppuc.ir.affine import Affine
+from ppuc.ir.errors import InternalError
+from ppuc.ir.kernel import Gather, Kernel, Load, Loop, Param, Store
+from ppuc.ir.program import Bump, CounterGroup, MemTensor, Wait
+from ppuc.targets.schema import Target
+
+MOST_BLOCKS = 64
+"""Counters of one tensor: more would order no finer than tiles do."""
+
+COPY_BYTES = 1 << 18
+"""Bytes that one stage copy moves: long enough to hide its start, short enough that readers need not wait for the
+rest."""
+
+
+def box_span(
+    view_offset: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    index: Sequence[Affine],
+    tile: Sequence[int],
+    offsets: Sequence[np.ndarray],
+    whole: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """First and last flat element of a box, for arrays of offsets per view dimension; last < first when nothing is
+    inside. `whole` is a dimension that an index list addresses: all of it counts."""
+    first = last = np.asarray(view_offset)
+    empty = np.asarray(False)
+    for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        if dim == whole:
+            lo, hi = np.asarray(0), np.asarray(size - 1)
+        else:
+            axes = index[dim].axes
+            low = sum(min(0, f * (tile[a] - 1)) for a, f in axes)
+            high = sum(max(0, f * (tile[a] - 1)) for a, f in axes)
+            lo = np.maximum(offsets[dim] + low, 0)
+            hi = np.minimum(offsets[dim] + high, size - 1)
+            empty = empty | (hi < lo)
+        first = first + stride * (lo if stride >= 0 else hi)
+        last = last + stride * (hi if stride >= 0 else lo)
+    return np.where(empty, 0, first), np.where(empty, -1, last)
+
+
+class CounterPlan:
+    """All counters of a segment. `kernels` have parameters bound to storage roots; `stages` maps staged tensors to
+    their sources; `in_place` maps kernels that update a tensor in place to that tensor, `over` those that write a
+    result over an operand, tile by tile."""
+
+    def __init__(
+        self,
+        order: Sequence[tuple[str, str]],
+        kernels: Mapping[str, Kernel],
+        stages: Mapping[str, str],
+        tensors: Mapping[str, MemTensor],
+        in_place: Mapping[str, str],
+        over: Mapping[str, str],
+        target: Target,
+    ) -> None:
+        self.over = over
+        self.kernels, self.stages, self.tensors, self.in_place, self.target = kernels, stages, tensors, in_place, target
+        self.step = {name: i for i, (_, name) in enumerate(order)}
+        self.sites = {k.name: sites_of(k) for k in kernels.values()}
+        self.writers: dict[str, list[str]] = {}  # tensor -> kernels or stages that write it, in order
+        self.readers: dict[str, list[str]] = {}
+        for kind, name in order:
+            if kind == "stage":
+                self.writers.setdefault(name, []).append(name)
+                self.readers.setdefault(stages[name], []).append(name)
+            else:
+                for param in kernels[name].params:
+                    users = self.writers if param.written else self.readers
+                    if name not in users.setdefault(param.tensor, []):
+                        users[param.tensor].append(name)
+        self._takeovers = self._find_takeovers()
+        self._covered: dict[str, bool] = {}
+        for kernel, tensor in over.items():
+            self._require_same_boxes(tensor, kernel)
+        limit = target.sync.counters_per_chip
+        share = max(1, min(MOST_BLOCKS, (limit - len(self._watched)) // max(len(self.writers), 1)))
+        self._number(share)
+        while self._first > limit and share > 1:
+            share = min(share - 1, share * limit // self._first) or 1
+            self._number(share)
+
+    def _number(self, share: int) -> None:
+        """Make all groups, with at most `share` counters for what one or several kernels write to a tensor."""
+        self._share, self._first = share, 0
+        self._full: dict[tuple[str, str], CounterGroup] = {}
+        self._done: dict[str, CounterGroup] = {}
+        for tensor, writers in self.writers.items():
+            for together in self._shared_counters(tensor, writers):
+                group = self._full_group(tensor, together)
+                self._full.update({(tensor, writer): group for writer in together})
+        self._read: dict[tuple[str, str], tuple[CounterGroup, frozenset[str]]] = {}
+        for kernel, tensor in self.over.items():
+            self._add_read_group(tensor, kernel)
+        for tensor in sorted(self._watched):
+            self._done[tensor] = self._done_group(tensor)
+
+    # who overwrites whom
+
+    def _find_takeovers(self) -> dict[str, list[str]]:
+        """Tensor -> tensors whose bytes it takes over: earlier ones that overlap it, less those that another of them
+        has taken over, because that one is done only after its writer has waited."""
+        found: dict[str, list[str]] = {}
+        written = [t for n, t in self.tensors.items() if n in self.writers]
+        for space in {t.space for t in written}:
+            here = sorted((t for t in written if t.space is space), key=lambda t: t.address)
+            for i, a in enumerate(here):
+                for b in here[i + 1 :]:
+                    if b.address >= a.address + max(a.bytes, 1):
+                        break
+                    old, new = sorted((a, b), key=lambda t: self.step[self.writers[t.name][0]])
+                    found.setdefault(new.name, []).append(old.name)
+        earlier = {new: set(old) for new, old in found.items()}
+        between = {new: [t for t in old if len(self.writers[t]) == 1 and t in earlier] for new, old in found.items()}
+        kept = {new: [t for t in old if not any(t in earlier[m] for m in between[new])] for new, old in found.items()}
+        self._watched = {t for old in kept.values() for t in old}
+        return kept
+
+    def _updates(self, tensor: str, writer: str) -> bool:
+        """Whether the writer has itself waited for what was written to the tensor before."""
+        return tensor in (self.in_place.get(writer), self.over.get(writer))
+
+    def _require_same_boxes(self, tensor: str, kernel: str) -> None:
+        """Raise InternalError unless the kernel loads `tensor` once, just where it stores to it."""
+        loads, stores = self._accesses(tensor, kernel, Load), self._accesses(tensor, kernel, Store)
+        if len(loads) == 1 == len(stores):
+            (load, source), (store, result) = loads[0], stores[0]
+            at = source.view, load.loops, load.stmt.index  # type: ignore[union-attr]
+            if at == (result.view, store.loops, store.stmt.index):  # type: ignore[union-attr]
+                return
+        raise InternalError(f"kernel @{kernel} writes its result over %{tensor} at other points than it reads")
+
+    def _shared_counters(self, tensor: str, writers: Sequence[str]) -> list[tuple[str, ...]]:
+        """Writers of a tensor in the sets that share counters: those of its parts do when all come before whoever reads
+        it, so that a reader waits once; else each has its own, and nobody waits for a later one."""
+        parts = all(w not in self.stages and not self._updates(tensor, w) for w in writers)
+        last = max(self.step[w] for w in writers)
+        if parts and all(self.step[r] > last for r in self.readers.get(tensor, ())):
+            return [tuple(writers)]
+        return [(w,) for w in writers]
+
+    # groups
+
+    def _add_read_group(self, tensor: str, kernel: str) -> None:
+        """The counter of what else reads `tensor` between its last writer before `kernel` and `kernel`."""
+        steps = [self.step[w] for w in self.writers[tensor] if self.step[w] < self.step[kernel]]
+        since = max(steps, default=-1)
+        others = [r for r in self.readers[tensor] if since < self.step[r] < self.step[kernel]]
+        visits = sum(self._visits(tensor, r, Load) for r in others)
+        if others:
+            group = self._new(f"{tensor}.read.{self.writers[tensor].index(kernel)}", tensor, "done", 1, [visits])
+            self._read[tensor, kernel] = group, frozenset(others)
+
+    def _new(self, name: str, tensor: str, kind: str, block: int, expect: Sequence[int]) -> CounterGroup:
+        group = CounterGroup(name, tensor, kind, self._first, block, tuple(expect))
+        self._first += len(expect)
+        return group
+
+    def _full_group(self, tensor: str, writers: Sequence[str]) -> CounterGroup:
+        memory = self.tensors[tensor]
+        every = self.writers[tensor]
+        name = f"{tensor}.full" if len(writers) == len(every) else f"{tensor}.full.{every.index(writers[0])}"
+        if writers[0] in self.stages:
+            block = max(
+                1, min(memory.elements, max(COPY_BYTES // memory.dtype.bytes, -(-memory.elements // self._share)))
+            )
+            return self._new(name, tensor, "full", block, [1] * -(-memory.elements // block))
+        if any(self._unordered(tensor, writer) for writer in writers):
+            visits = sum(self._visits(tensor, writer, Store) for writer in writers)
+            return self._new(name, tensor, "done", max(memory.elements, 1), [visits])
+        block = max(self._block(memory, writer) for writer in writers)
+        counts = np.zeros(-(-max(memory.elements, 1) // block) + 1, np.int64)
+        for writer in writers:
+            for site, param in self._accesses(tensor, writer, Store):
+                first, last = self._spans(writer, site, param)
+                keep = last >= first
+                np.add.at(counts, first[keep] // block, 1)
+                np.add.at(counts, last[keep] // block + 1, -1)
+        return self._new(name, tensor, "full", block, [int(c) for c in np.cumsum(counts)[:-1]])
+
+    def _unordered(self, tensor: str, writer: str) -> bool:
+        """Whether the writer scatters, so that it cannot be said which block a store touches."""
+        return any(s.stmt.scatter is not None for s, _ in self._accesses(tensor, writer, Store))  # type: ignore[union-attr]
+
+    def _block(self, memory: MemTensor, writer: str) -> int:
+        """Elements per counter: whole rows of what the stores advance by, at most this tensor's share of counters."""
+        advance = 1
+        for site, param in self._accesses(memory.name, writer, Store):
+            for loop in reversed(site.loops):
+                step = sum(param.view.strides[d] * e.coefficient(loop.var) for d, e in enumerate(site.stmt.index))  # type: ignore[union-attr]
+                advance = max(advance, abs(step) * loop.step)
+        least = -(-max(memory.elements, 1) // self._share)
+        return max(1, -(-least // advance) * advance) if advance < memory.elements else max(memory.elements, 1)
+
+    def _done_group(self, tensor: str) -> CounterGroup:
+        count = 0
+        for reader in self.readers.get(tensor, ()):
+            count += len(self.blocks(reader)) if reader in self.stages else self._visits(tensor, reader, Load)
+        return self._new(f"{tensor}.done", tensor, "done", max(self.tensors[tensor].elements, 1), [count])
+
+    def _visits(self, tensor: str, kernel: str, kind: type[Load] | type[Store]) -> int:
+        """How many (statement, unit) pairs of a kernel access a tensor. A unit whose coordinate lies beyond the trips
+        of a loop that is dealt over that axis never runs the statement."""
+        total = 0
+        for site, _ in self._accesses(tensor, kernel, kind):
+            trips = {loop.over: loop.trips for loop in site.loops if loop.over is not None}
+            total += math.prod(min(n, trips.get(axis, n)) for axis, n in self.kernels[kernel].grid)
+        return total
+
+    # accesses
+
+    def _accesses(self, tensor: str, kernel: str, kind: type[Load] | type[Store]) -> list[tuple[Site, Param]]:
+        params = {p.name: p for p in self.kernels[kernel].params if p.tensor == tensor}
+        found = []
+        for site in self.sites[kernel]:
+            if isinstance(site.stmt, Load | Store) and isinstance(site.stmt, kind):
+                name = site.stmt.src if isinstance(site.stmt, Load) else site.stmt.dst
+                if name in params:
+                    found.append((site, params[name]))
+        return found
+
+    def _spans(self, kernel: str, site: Site, param: Param) -> tuple[np.ndarray, np.ndarray]:
+        """First and last element of every instance of a load or store, as flat arrays."""
+        stmt = site.stmt
+        assert isinstance(stmt, Load | Store)
+        buffers = {b.name: b for b in self.kernels[kernel].buffers}
+        tile = buffers[stmt.dst if isinstance(stmt, Load) else stmt.src].shape
+        gather: Gather | None = stmt.gather if isinstance(stmt, Load) else stmt.scatter
+        grids = _iterations(site.loops)
+        offsets = []
+        for expression in stmt.index:
+            at = np.asarray(expression.const)
+            for name, factor in expression.loops.terms:
+                at = at + factor * grids[name]
+            offsets.append(at)
+        first, last = box_span(
+            param.view.offset,
+            param.view.shape,
+            param.view.strides,
+            stmt.index,
+            tile,
+            offsets,
+            gather.dim if gather is not None else None,
+        )
+        shape = tuple(loop.trips for loop in site.loops)
+        return np.broadcast_to(first, shape).reshape(-1), np.broadcast_to(last, shape).reshape(-1)
+
+    # what instructions do
+
+    def groups(self) -> tuple[CounterGroup, ...]:
+        """All groups, in counter order."""
+        read = (group for group, _ in self._read.values())
+        distinct = {g.name: g for g in (*self._full.values(), *self._done.values(), *read)}
+        return tuple(sorted(distinct.values(), key=lambda g: g.first))
+
+    def blocks(self, stage: str) -> list[tuple[int, int]]:
+        """(first element, count) of each copy of a staged tensor."""
+        total = self.tensors[stage].elements
+        block = self._full[stage, stage].block
+        return [(start, min(block, total - start)) for start in range(0, total, block)]
+
+    def sync(self, kernel: Kernel, site: Site) -> tuple[tuple[Wait, ...], tuple[Bump, ...]]:
+        """Waits and bumps of a load or store; nothing for others."""
+        stmt = site.stmt
+        if not isinstance(stmt, Load | Store):
+            return (), ()
+        name = stmt.src if isinstance(stmt, Load) else stmt.dst
+        tensor = next(p.tensor for p in kernel.params if p.name == name)
+        if isinstance(stmt, Load):
+            done = self._done.get(tensor)
+            last = [done] if done is not None else []
+            last += [g for (t, _), (g, readers) in self._read.items() if t == tensor and kernel.name in readers]
+            bumps = tuple(Bump(group.name, touched=False) for group in last)
+            return self._full_waits(tensor, kernel.name, stmt.gather is None), bumps
+        group = self._full[tensor, kernel.name]
+        first = self.writers[tensor][0] == kernel.name
+        waits = self._takeover_waits(tensor) if first or not self._updates(tensor, kernel.name) else ()
+        if (tensor, kernel.name) in self._read:
+            waits = (*waits, Wait(self._read[tensor, kernel.name][0].name, touched=False))
+        if self.in_place.get(kernel.name) == tensor:
+            waits = (*waits, *self._full_waits(tensor, kernel.name, False))
+        return waits, (Bump(group.name, touched=group.kind == "full"),)
+
+    def copy_sync(self, name: str, source: str) -> tuple[tuple[Wait, ...], tuple[Bump, ...]]:
+        """Waits and bumps of the copies of a staged tensor."""
+        done = self._done.get(source)
+        bumps = [Bump(self._full[name, name].name, touched=True)]
+        if done is not None:
+            bumps.append(Bump(done.name, touched=False))
+        return (*self._full_waits(source, name, False), *self._takeover_waits(name)), tuple(bumps)
+
+    def _full_waits(self, tensor: str, reader: str, touched: bool) -> tuple[Wait, ...]:
+        """For everything that was written before `reader`."""
+        before = [w for w in self.writers.get(tensor, ()) if w != reader and self.step[w] < self.step[reader]]
+        groups = {g.name: g for g in (self._full[tensor, w] for w in self._from_last_update(tensor, before))}
+        return tuple(Wait(g.name, touched=touched and g.kind == "full") for g in groups.values())
+
+    def _takeover_waits(self, tensor: str) -> tuple[Wait, ...]:
+        waits = []
+        for old in self._takeovers.get(tensor, ()):
+            if self._done[old].expect != (0,):
+                waits.append(Wait(self._done[old].name, touched=False))
+            if not self._read_whole(old):
+                waits += [Wait(self._full[old, w].name, touched=False) for w in self.writers[old]]
+        return tuple(waits)
+
+    def _read_whole(self, tensor: str) -> bool:
+        """Whether every block of `tensor` is waited for by some reader, so that "done" implies that all stores
+        landed."""
+        if tensor not in self._covered:
+            awaited = self._from_last_update(tensor, self.writers[tensor])
+            last = {self._full[tensor, w].name: w for w in awaited}  # of the writers that share counters
+            self._covered[tensor] = all(self._waited_for(tensor, writer) for writer in last.values())
+        return self._covered[tensor]
+
+    def _from_last_update(self, tensor: str, writers: Sequence[str]) -> Sequence[str]:
+        """The last of `writers` that updates the tensor in place (it waits for those before it), and all after it."""
+        updates = [i for i, w in enumerate(writers) if self._updates(tensor, w)]
+        return writers[updates[-1] if updates else 0 :]
+
+    def _waited_for(self, tensor: str, writer: str) -> bool:
+        """Whether every block of the counters of `writer` is waited for by some reader."""
+        group = self._full[tensor, writer]
+        seen = np.zeros(len(group.expect) + 1, np.int64)
+        for reader in self.readers.get(tensor, ()):
+            if self.step[reader] <= self.step[writer]:
+                continue
+            if reader in self.stages:
+                seen[0] += 1
+                continue
+            for site, param in self._accesses(tensor, reader, Load):
+                if site.stmt.gather is not None or group.kind == "done":  # type: ignore[union-attr]
+                    seen[0] += 1
+                    continue
+                first, last = self._spans(reader, site, param)
+                keep = last >= first
+                np.add.at(seen, first[keep] // group.block, 1)
+                np.add.at(seen, last[keep] // group.block + 1, -1)
+        return bool((np.cumsum(seen)[:-1] > 0).all())
+
+
+def _iterations(loops: Sequence[Loop]) -> dict[str, np.ndarray]:
+    """Loop variable -> its values, shaped to broadcast over the iteration space of `loops`."""
+    rank = len(loops)
+    return {
+        loop.var: (loop.start + loop.step * np.arange(loop.trips)).reshape([-1 if i == d else 1 for i in range(rank)])
+        for d, loop in enumerate(loops)
+    }

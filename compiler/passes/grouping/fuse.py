@@ -1,0 +1,279 @@
+"""Groups ops into kernels.
+
+A group is grown from an op along the graph: an op that follows joins when the body still fits one kernel (lowering's
+own analysis decides) and no path leaves the group and comes back. Anchors (matmul, conv, pool, attention) take their
+epilogue first; what is left forms row-wise and elementwise groups; data movement stands alone. Views between groups
+cost nothing: each group reads its operands through them, or stores through them; where that is impossible or slow they
+become a copy.
+
+Invariants afterwards: every top-level op is a constant, a group, or a reshape of memory that needs no copy (an alias);
+each group's body has the constants of one element inside and everything else as parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ppuc.compiler.lowering.kernel_cache import KernelCache
+from ppuc.compiler.lowering.kinds import anchored_kind, check_group, needs_kernel
+from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, NotFusable
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.grouping.fuse_graph import GroupedGraph, is_view
+from ppuc.compiler.passes.grouping.fuse_remarks import say_groups
+from ppuc.compiler.passes.remarks import listener
+from ppuc.compiler.passes.rewriter import with_graph
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops.base import OPS, Kind
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse(Pass):
+    """Group ops into kernels: anchors with their epilogues, row-wise chains, moves.
+
+    %1 = matmul(%x, %w); %2 = add(%1, %b); %3 = relu(%2)
+        ->  %3 = group(%x, %w, %b) {kind = "matmul"} { %1 = matmul ...; %2 = add ...; %3 = relu ... }
+    """
+
+    epilogues: bool = True
+    name: ClassVar[str] = "fuse"
+    required: ClassVar[str] = "kernels are built from groups"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with its graph grouped."""
+        return with_graph(module, Grouping(module.graph, target, self.epilogues).build())
+
+
+class Grouping(GroupedGraph):
+    """One walk over a graph that assigns every computing op to a group."""
+
+    def __init__(self, graph: Graph, target: Target, epilogues: bool) -> None:
+        super().__init__(graph, target)
+        self.epilogues = epilogues
+        self.refused: dict[tuple[int, int], str] = {}
+        """(group, op) -> why the op, which reads what the group computes, is not part of it."""
+        self.brought: dict[int, list[int]] = {}
+        """Op of a group -> the producers that joined because of it."""
+        self.lowered = KernelCache(target)
+
+    # -- growing -------------------------------------------------------------------------------------------------
+
+    def build(self) -> Graph:
+        """The grouped graph."""
+        for i, op in enumerate(self.graph.ops):
+            if needs_kernel(op.name):
+                self._grow(i)
+        for i in range(len(self.graph.ops)):
+            if self._on_chain(i) and i not in self.group_of and not self._read_through(i):
+                self._grow(i)
+        self._break_cycles()
+        for i, op in enumerate(self.graph.ops):
+            if op.name == "insert" and i not in self.group_of:
+                self.group_of[i] = len(self.groups)
+                self.groups.append([i])
+        self._copies()
+        graph = self._assemble()
+        if (remarks := listener()) is not None:
+            say_groups(self, graph, self.refused, remarks)
+        return graph
+
+    def _grow(self, seed: int) -> None:
+        """Make a group of `seed` and whatever may join it."""
+        members = [seed]
+        number = len(self.groups)
+        self.groups.append(members)
+        self.group_of[seed] = number
+        self._read_apart(seed, self._check)
+        kind = anchored_kind(self.graph.ops[seed])
+        if (kind is None or kind.epilogue) and self.epilogues:
+            self._extend(members, number)
+        self._shed(members)
+        while len(members) > 1 and (why_not := self._misfit(members)):
+            self._drop_last(number, why_not)
+        if len(members) == 1 and len(self._needed(members)) > 1:
+            self._read_apart(seed, self._misfit)
+
+    def _break_cycles(self) -> None:
+        """Take ops out of groups that wait for each other: no path leaves a group and comes back, but one may leave it
+        for another group and come back from what that computes besides."""
+        while cycle := self.cycle():
+            number = max((n for n in cycle if len(self.groups[n]) > 1), key=lambda n: self.groups[n][-1])
+            alone = self._drop_last(number, "the kernel and another one would wait for each other")
+            alone += self.groups[number] if len(self.groups[number]) == 1 else []
+            for i in alone:
+                if i in self.group_of:
+                    self._read_apart(i, self._misfit)
+                elif self._on_chain(i):
+                    self.group_of[i] = len(self.groups)
+                    self.groups.append([i])
+                    self._read_apart(i, self._misfit)
+
+    def _drop_last(self, number: int, why_not: str) -> list[int]:
+        """Take the last op out of a group, which no other member reads, and the producers that joined because of it."""
+        members = self.groups[number]
+        dropped = [members[-1], *self.brought.pop(members[-1], ())]
+        self.refused[number, members[-1]] = why_not
+        for i in dropped:
+            members.remove(i)
+            del self.group_of[i]
+        return dropped
+
+    def _read_apart(self, seed: int, obstacle: Callable[[Sequence[int]], str]) -> None:
+        """Take pads, then views as well, out of what the group reads through, until nothing is in the way of a group of
+        `seed` alone."""
+        for apart in ((), ("pad",), ("pad", "view")):
+            if len(apart) >= len(self.apart.get(seed, ())):
+                self.apart[seed] = apart
+                if not obstacle([seed]):
+                    return
+
+    def _shed(self, members: list[int]) -> None:
+        """Leave out ops whose results only others read, when what they are computed from is stored anyway: the readers
+        can compute them from that, and one tensor less is written."""
+        while True:
+            _, results = self._body(members)
+            stored = {r.name for r in results}
+            spare = [
+                i
+                for i in members[1:]
+                if all(r.name in stored and r.name not in self.outputs for r in self.graph.ops[i].results)
+                and OPS[self.graph.ops[i].name].kind is Kind.ELEMENTWISE
+                and all(v.name in stored for v in self.graph.ops[i].operands if self._inside(v, members))
+                and not self._read_inside(i, members)
+            ]
+            if not spare:
+                return
+            for i in spare:
+                members.remove(i)
+                self.refused[self.group_of.pop(i), i] = "its readers can compute it from what is stored anyway"
+
+    def _inside(self, value: Value, members: Sequence[int]) -> bool:
+        return self.position.get(value.name) in members
+
+    def _read_inside(self, i: int, members: Sequence[int]) -> bool:
+        return any(u in members for r in self.graph.ops[i].results for u in self.users.get(r.name, ()))
+
+    def _misfit(self, members: Sequence[int]) -> str:
+        """Why no kernel of the group can be built within the machine's memories; "" when one can."""
+        body, _ = self._body(members)
+        tensors = {v.name: v.name for v in (*body.params, *body.results)}
+        try:
+            self.lowered.kernel(check_group(body, self.target), "kernel", body, tensors, ())
+        except NotFusable as error:
+            return str(error)
+        return ""
+
+    def _extend(self, members: list[int], number: int) -> None:
+        """Try every later op that reads the group, in order; one that fails taints what depends on it."""
+        tainted: set[str] = set()
+        inside = {r.name for i in members for r in self.graph.ops[i].results}
+        frontier = sorted({u for name in inside for u in self.users.get(name, ())})
+        seen: set[int] = set()
+        while frontier:
+            i = frontier.pop(0)
+            if i in seen:
+                continue
+            seen.add(i)
+            op = self.graph.ops[i]
+            why_not, joined = self._obstacle(i, inside, tainted), [i]
+            if not why_not:
+                joined = [*self._own_producers(i, inside | tainted), i]
+                why_not = self._join(members, joined)
+                if why_not and len(joined) > 1:
+                    joined = [i]
+                    why_not = self._join(members, joined)
+            names = [r.name for r in op.results]
+            if why_not:
+                self.refused[number, i] = why_not
+                tainted.update(names)
+            else:
+                self.group_of.update(dict.fromkeys(joined, number))
+                self.brought[i] = joined[:-1]
+                inside.update(r.name for j in joined for r in self.graph.ops[j].results)
+            if len(seen) > 256:
+                break
+            later = {u for name in names for u in self.users.get(name, ())}
+            frontier = sorted(set(frontier) | {u for u in later if u not in seen})
+
+    def _obstacle(self, i: int, inside: set[str], tainted: set[str]) -> str:
+        """What keeps an op out of a group whatever a kernel could do; "" when nothing does."""
+        op = self.graph.ops[i]
+        if op.name == "insert":
+            return self._not_stored_inside(i, inside)
+        if not is_view(op) and OPS[op.name].kind not in CHAIN_KINDS:
+            return f"'{op.name}' starts a kernel of its own"
+        if i in self.group_of:
+            return f"'{op.name}' is in another kernel already"
+        if is_view(op) and (op.name not in ("reshape", "transpose") or not self._worth_storing(op)):
+            return f"'{op.name}' is a view, which its readers read through"
+        if any(self._inserted(v) for v in op.operands):
+            return f"'{op.name}' reads memory that an insert changes"
+        if any(v.name in tainted for v in op.operands):
+            return "another operand depends on the kernel's results: the kernel would wait for itself"
+        if not any(v.name in inside for v in op.operands):
+            return f"'{op.name}' reads the kernel's results through ops that are not part of it"
+        return ""
+
+    def _read_through(self, i: int) -> bool:
+        """Whether all that read op `i` widen it themselves."""
+        name = self.graph.ops[i].results[0].name
+        readers = [self.graph.ops[u] for u in self.users.get(name, ())]
+        return name not in self.outputs and all(self._unpacked(self.graph.ops[i], r) for r in readers)
+
+    def _worth_storing(self, op: Op) -> bool:
+        """A view joins its producer when nothing else needs the producer's own shape."""
+        source = op.operands[0]
+        return len(self.users.get(source.name, ())) == 1 and source.name not in self.outputs
+
+    def _inserted(self, value: Value) -> bool:
+        """Whether `value` is memory of which a part was replaced."""
+        source = self.position.get(value.name)
+        return source is not None and self.graph.ops[source].name == "insert"
+
+    def _not_stored_inside(self, i: int, inside: set[str]) -> str:
+        """Why the group cannot store its result as the part of insert `i`."""
+        base, part = self.graph.ops[i].operands
+        if i in self.group_of:
+            return "'insert' is in another kernel already"
+        if base.name in inside or part.name not in inside or self.users[part.name] != [i] or part.name in self.outputs:
+            return "'insert' needs memory that holds what it inserts into, and a part that nothing else reads"
+        return ""
+
+    def _own_producers(self, i: int, reached: set[str]) -> list[int]:
+        """Elementwise ops without a group, not reached from this one, that only op `i` or each other read, and that
+        compute as many elements as it does: the other branches of what ends in `i`."""
+        found: list[int] = []
+        stack, elements = [i], self.graph.ops[i].results[0].type.elements
+        while stack:
+            reader = stack.pop()
+            for v in self.graph.ops[reader].operands:
+                source = self.position.get(v.name)
+                if source is None or source in self.group_of or v.name in reached or v.name in self.outputs:
+                    continue
+                elementwise = OPS[self.graph.ops[source].name].kind is Kind.ELEMENTWISE
+                if elementwise and self.users[v.name] == [reader] and v.type.elements == elements:
+                    found.append(source)
+                    stack.append(source)
+        return sorted(found)
+
+    def _join(self, members: list[int], joined: Sequence[int]) -> str:
+        """Add ops to a group; why that cannot be, or ""."""
+        members += joined
+        members.sort()
+        why_not = self._check(members)
+        if why_not:
+            for i in joined:
+                members.remove(i)
+        return why_not
+
+    def _check(self, members: Sequence[int]) -> str:
+        """Why the ops do not form one kernel, whatever its tiles; "" when they do."""
+        body, _ = self._body(members)
+        try:
+            check_group(body, self.target)
+        except NotFusable as error:
+            return str(error)
+        return ""

@@ -1,0 +1,261 @@
+"""Products whose weights are larger than what can wait in l2, cut into panels of columns.
+
+Every tile of rows reads all weights. Where they fit l2 they are staged there once; larger ones would be read from
+device memory again for every tile of rows. A product of some columns needs some columns of the weights only: such a
+panel is staged while the one before it is multiplied, and every weight is read from device memory once.
+
+Invariant: panels are disjoint, cover all columns, and are inserted into the product's own memory; each computes what
+the whole group computes for its columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernel_cache import KernelCache, canonical_body
+from ppuc.compiler.lowering.kinds import anchor_in, check_group, group_anchor
+from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, NotFusable, op_axes
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.grouping.parts import Parts
+from ppuc.compiler.passes.memory.live_ranges import inserted_operands
+from ppuc.compiler.passes.rewriter import with_graph
+from ppuc.compiler.passes.rules.constants import folded
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops import OPS
+from ppuc.ir.ops.contraction import MatmulAttrs
+from ppuc.ir.ops.movement import InsertAttrs
+from ppuc.ir.ops.structure import ConstAttrs, EmptyAttrs, GroupAttrs
+from ppuc.ir.ops.view import SliceAttrs
+from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
+from ppuc.ir.types import TensorType
+from ppuc.targets.cost import hbm_bytes_per_clk
+from ppuc.targets.schema import Target
+
+MOST = 32
+"""Panels of one product."""
+
+TILE = 128
+"""Rows and columns of a typical tile: weights are read about once for each tile of rows."""
+
+TOLERANCE = 1.03
+"""How much slower panels may look to the cost model, which does not see what else device memory has to deliver."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitN(Pass):
+    """Cut products with weights too large for l2 into panels of columns, whose weights are staged in turn.
+
+    `share` of l2 may hold two panels: the one in use and the next.
+
+    %y = group(%x, %w) { matmul }
+        ->  %0 = empty(); %1 = group(%x, %w[:, 0:n], %0) { matmul; insert }; %y = group(%x, %w[:, n:], %1) { ... }
+    """
+
+    share: float = 0.4
+    name: ClassVar[str] = "split-n"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with large products cut."""
+        if target.l2.managed != "software":
+            return module
+        return with_graph(module, Paneling(module.graph, target, int(target.l2.bytes * self.share)).build())
+
+
+class Paneling:
+    """One rewrite of a grouped graph."""
+
+    def __init__(self, graph: Graph, target: Target, budget: int) -> None:
+        self.graph, self.target, self.budget = graph, target, budget
+        self.builder = Builder(all_names(graph))
+        self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
+        self.lowered = KernelCache(target)
+        self.decided: dict[object, Parts] = {}
+
+    def build(self) -> Graph:
+        """The rewritten graph; the same when nothing is cut."""
+        ops: list[Op] = []
+        for op in self.graph.ops:
+            panels = self._panels(op)
+            ops += [op] if panels is None or panels.count == 1 else self._cut(op, panels.count)
+            if panels is not None:
+                panels.say("split-n", op, kernels=panels.count - 1)
+        return self.graph if len(ops) == len(self.graph.ops) else without_dead_ops(self.graph.with_ops(ops))
+
+    # -- deciding ------------------------------------------------------------------------------------------------
+
+    def _panels(self, op: Op) -> Parts | None:
+        """Into how many panels a group is cut; None when its weights give no reason to."""
+        weights = self._weights(op)
+        if weights is None or op.body is None:
+            return None
+        size, anchor = op.operands[weights].type.bytes, anchor_in(op.body)
+        assert anchor is not None
+        dims = anchor.results[0].type.dims
+        rereads = math.prod(dims[:-1]) // TILE
+        if size <= self.budget or rereads < 2:
+            return None
+        _, key = canonical_body(op.body)
+        if key not in self.decided:
+            self.decided[key] = self._best(op, anchor, size)
+        return self.decided[key]
+
+    def _weights(self, op: Op) -> int | None:
+        """Position of the operand that is a constant multiplied from the right, if the group can be cut at all."""
+        anchor = group_anchor(op)
+        if anchor is None or anchor.name != "matmul" or len(op.results) != 1 or inserted_operands(op):
+            return None
+        body = op.body
+        assert body is not None
+        names = [p.name for p in body.params]
+        if anchor.operands[1].name not in names or anchor.operands[1].type.rank != 2:
+            return None
+        at = names.index(anchor.operands[1].name)
+        return at if op.operands[at].name in self.constants else None
+
+    def _best(self, op: Op, anchor: Op, size: int) -> Parts:
+        """The number of panels that the cost model likes best, of those of which two fit the budget."""
+        columns = anchor.results[0].type.dims[-1]
+        granule = max(self.target.tensor.fragment[str(cost.tensor_dtype(anchor.operands[0].type.dtype, self.target))])
+        prices: dict[int, float] = {}
+        for count in range(-(-2 * size // self.budget), MOST + 1):
+            if columns % (count * granule) or columns // count < TILE:
+                continue
+            try:
+                prices[count] = count * self._price(self._panel(op, count, 0))
+            except NotFusable as error:
+                return Parts(1, why_whole=str(error))
+        whole = self._whole(op, size)
+        if not prices:
+            return Parts(1, whole, why_whole=f"{columns} columns do not cut into panels of whole fragments")
+        best = min(prices, key=prices.__getitem__)
+        if prices[best] < TOLERANCE * whole:
+            return Parts(best, whole, prices[best])
+        return Parts(1, whole, prices[best], "panels take longer than reading the weights again for every tile of rows")
+
+    def _whole(self, op: Op, size: int) -> float:
+        """Cycles of the group as it is: what it takes with weights in l2, or what device memory takes to deliver them
+        once for every tile of rows. Infinite when the whole group makes no kernel."""
+        rows = math.prod(op.results[0].type.dims[:-1])
+        try:
+            price = self._price(op)
+        except NotFusable:
+            return math.inf
+        return max(price, size * -(-rows // TILE) / hbm_bytes_per_clk(self.target))
+
+    def _price(self, op: Op) -> float:
+        return self.lowered.price(op)
+
+    # -- cutting -------------------------------------------------------------------------------------------------
+
+    def _cut(self, op: Op, count: int) -> list[Op]:
+        """The memory of the result and the groups of all panels, with their weights."""
+        weights = self._weights(op)
+        assert weights is not None
+        whole = op.results[0]
+        current = Value(self.builder.fresh(f"{whole.name}.whole"), whole.type)
+        made = [Op("empty", EmptyAttrs(whole.type.dtype, whole.type.dims), (), (current,), op.loc)]
+        for number in range(count):
+            panel = self._panel(op, count, number)
+            result = whole if number == count - 1 else Value(self.builder.fresh(f"{whole.name}.part"), whole.type)
+            first = number * (whole.type.dims[-1] // count)
+            constant = self._columns(op, weights, count, number)
+            operands = tuple(constant.results[0] if k == weights else v for k, v in enumerate(op.operands))
+            made += [constant, self._inserted(panel, operands, current, result, first)]
+            current = result
+        return made
+
+    def _columns(self, op: Op, weights: int, count: int, number: int) -> Op:
+        """The columns of the weights that a panel multiplies, as a constant."""
+        body = op.body
+        assert body is not None
+        anchor = anchor_in(body)
+        assert anchor is not None
+        value = op.operands[weights]
+        source = self.constants[value.name]
+        axis = _column_axis(anchor)
+        builder = Builder({value.name})
+        result = _sliced(builder, value, axis, value.type.dims[axis] // count, number)
+        resource = folded(builder.ops[-1], [source.attrs.value])  # type: ignore[attr-defined]
+        assert resource is not None
+        named = Value(self.builder.fresh(f"{value.name}.panel"), result.type)
+        return Op("const", ConstAttrs(resource), (), (named,), source.loc)
+
+    def _inserted(self, panel: Op, operands: tuple[Value, ...], base: Value, whole: Value, first: int) -> Op:
+        """The group of a panel, storing into the memory of `base` from column `first` on."""
+        body = panel.body
+        assert body is not None
+        inner = Value(self.builder.fresh(f"{base.name}.in"), base.type)
+        out = Value(self.builder.fresh(f"{whole.name}.out"), whole.type)
+        starts = (*(0 for _ in whole.type.dims[:-1]), first)
+        insert = Op("insert", InsertAttrs(starts), (inner, body.results[0]), (out,))
+        grown = Graph(body.name, (*body.params, inner), (out,), (*body.ops, insert))
+        return replace(panel, operands=(*operands, base), results=(whole,), body=grown)
+
+    def _panel(self, op: Op, count: int, number: int) -> Op:
+        """The group on the columns of one panel; its weights are a parameter of that size. Raises NotFusable when an op
+        of the group has no part for these columns alone."""
+        body = op.body
+        assert body is not None
+        anchor = anchor_in(body)
+        assert anchor is not None
+        self.builder.ops = []
+        columns = anchor.results[0].type.dims[-1] // count
+        names: dict[str, Value] = {}
+        chain: set[str] = set()
+        for p in body.params:
+            type = p.type
+            if p.name == anchor.operands[1].name:
+                axis = _column_axis(anchor)
+                type = TensorType(type.dtype, tuple(columns if a == axis else n for a, n in enumerate(type.dims)))
+            names[p.name] = Value(self.builder.fresh(p.name), type)
+        for inner in body.ops:
+            operands = [names[v.name] for v in inner.operands]
+            if inner is anchor:
+                chain.add(inner.results[0].name)
+            elif any(v.name in chain for v in inner.operands):
+                self._check(inner, anchor)
+                operands = [
+                    v if old.name in chain else self._part(v, columns, count, number)
+                    for v, old in zip(operands, inner.operands, strict=True)
+                ]
+                chain.add(inner.results[0].name)
+            results = self.builder.emit(inner.name, operands, inner.attrs, hint=inner.results[0].name)
+            names |= {old.name: new for old, new in zip(inner.results, results, strict=True)}
+        if body.results[0].name not in chain:
+            raise NotFusable("the group's result is not made from the product")
+        made = Graph("body", tuple(names[p.name] for p in body.params), (names[body.results[0].name],), ())
+        made = made.with_ops(self.builder.ops)
+        return replace(op, attrs=GroupAttrs(check_group(made, self.target)), results=made.results, body=made)
+
+    def _check(self, op: Op, anchor: Op) -> None:
+        """Raise NotFusable when `op`, which follows the product, mixes columns or gives them other places."""
+        rank = anchor.results[0].type.rank
+        if OPS[op.name].kind not in CHAIN_KINDS:
+            raise NotFusable(f"'{op.name}' changes the columns' places")
+        if rank - 1 in op_axes(op) or op.results[0].type.dims[-1:] != anchor.results[0].type.dims[-1:]:
+            raise NotFusable(f"'{op.name}' runs along the columns")
+
+    def _part(self, value: Value, columns: int, count: int, number: int) -> Value:
+        """The columns of another operand."""
+        if value.type.rank == 0 or value.type.dims[-1] != columns * count:
+            return value
+        return _sliced(self.builder, value, value.type.rank - 1, columns, number)
+
+
+def _column_axis(anchor: Op) -> int:
+    """The axis of the second operand that runs along the product's columns."""
+    attrs = anchor.attrs
+    assert isinstance(attrs, MatmulAttrs)
+    return anchor.operands[1].type.rank - (2 if attrs.transpose_b else 1)
+
+
+def _sliced(builder: Builder, value: Value, axis: int, size: int, number: int) -> Value:
+    """Part `number` of `size` along `axis`."""
+    dims = value.type.dims
+    starts = tuple(number * size if a == axis else 0 for a in range(len(dims)))
+    sizes = tuple(size if a == axis else n for a, n in enumerate(dims))
+    return builder("slice", value, attrs=SliceAttrs(starts, sizes, (1,) * len(dims)), hint=value.name)

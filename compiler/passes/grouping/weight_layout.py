@@ -1,0 +1,154 @@
+"""Weights that device memory streams to a few rows of operands, stored by the axis whose tiles have the longer rows.
+
+Where every unit multiplies its own columns, and once, a tile of weights has few columns: stored by rows of the matrix,
+it lies in pieces shorter than a burst of device memory, or fewer units have to share the columns. Stored by columns,
+its pieces run along the sum. Both prices come from the cost model, which knows what bursts cost.
+
+Invariant: only constants that one product reads are turned, and a product's numbers stay what they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering.kernel_cache import KernelCache
+from ppuc.compiler.lowering.kinds import check_group, group_anchor
+from ppuc.compiler.lowering.tiling.body import NotFusable, unpacks
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.remarks import listener
+from ppuc.compiler.passes.rewriter import with_graph
+from ppuc.compiler.passes.rules.constants import folded
+from ppuc.ir.analysis import users
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops.contraction import MatmulAttrs
+from ppuc.ir.ops.structure import ConstAttrs, GroupAttrs
+from ppuc.ir.ops.view import TransposeAttrs
+from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
+from ppuc.ir.types import Space, TensorType
+from ppuc.targets.schema import Target
+
+FEW_ROWS = 16
+"""Rows of a result up to which weights are read about once: rows of a fragment."""
+
+LARGE = 1 / 16
+"""Part of l2 above which weights that few rows read stay in device memory."""
+
+GAIN = 0.995
+"""What a turned product may take of the other's time, as far as the cost model can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightLayout(Pass):
+    """Store weights that few rows read by columns where device memory delivers them faster so.
+
+    %w: [k, n] = const(); %y = group(%x, %w) { matmul }
+        ->  %w: [n, k] = const(); %y = group(%x, %w) { matmul {transpose_b = true} }
+    """
+
+    name: ClassVar[str] = "weight-layout"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with weights turned."""
+        return with_graph(module, _Turning(module.graph, target).build())
+
+
+class _Turning:
+    """One rewrite of a grouped graph."""
+
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph, self.target = graph, target
+        self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
+        self.users = users(graph)
+        self.names = Builder(all_names(graph))
+        self.lowered = KernelCache(target)
+
+    def build(self) -> Graph:
+        """The rewritten graph; the graph itself when nothing is turned."""
+        ops: list[Op] = []
+        for op in self.graph.ops:
+            turned = self._turned(op)
+            ops += [op] if turned is None else turned
+        changed = len(ops) > len(self.graph.ops)
+        return without_dead_ops(self.graph.with_ops(ops)) if changed else self.graph
+
+    def _turned(self, op: Op) -> list[Op] | None:
+        """The turned constant and the group that reads it; None where that brings nothing."""
+        body, anchor = op.body, group_anchor(op)
+        if body is None or anchor is None or anchor.name != "matmul":
+            return None
+        at = self._streamed(op, body, anchor)
+        if at is None:
+            return None
+        param = body.params[at]
+        other = _with_turned(body, param)
+        try:
+            stored, turned = self._price(op, body, param), self._price(op, other, param)
+        except NotFusable:
+            return None
+        gains = turned <= GAIN * stored
+        if (remarks := listener()) is not None:
+            say = remarks.applied if gains else remarks.missed
+            why = "" if gains else "device memory does not deliver the weights faster by columns"
+            decision, name = "stored-by-columns" if gains else "stored-by-rows", op.operands[at].name
+            say(decision, name, op.loc, why, before=stored, after=turned, bytes=param.type.bytes)
+        if not gains:
+            return None
+        value, source = op.operands[at], self.constants[op.operands[at].name]
+        assert isinstance(source.attrs, ConstAttrs)
+        result = Value(self.names.fresh(f"{value.name}.turned"), _swapped(value.type))
+        resource = folded(
+            Op("transpose", TransposeAttrs((1, 0)), (value,), (result,), source.loc), [source.attrs.value]
+        )
+        assert resource is not None
+        constant = Op("const", ConstAttrs(resource), (), (result,), source.loc)
+        operands = tuple(result if i == at else v for i, v in enumerate(op.operands))
+        attrs = GroupAttrs(check_group(other, self.target))
+        return [constant, replace(op, attrs=attrs, operands=operands, body=other)]
+
+    def _streamed(self, op: Op, body: Graph, anchor: Op) -> int | None:
+        """The position of the weights among the operands when they are constant, large, and read by few rows here and
+        nowhere else."""
+        if any(r.type.rank and r.type.elements // max(r.type.dims[-1], 1) > FEW_ROWS for r in anchor.results):
+            return None
+        weights = anchor.operands[1]
+        producer = body.producer(weights)
+        if producer is not None and unpacks(producer):
+            weights = producer.operands[0]
+        at = next((i for i, p in enumerate(body.params) if p.name == weights.name), None)
+        if at is None or weights.type.rank != 2:
+            return None
+        outer = op.operands[at]
+        alone = outer.name in self.constants and len(self.users[outer.name]) == 1
+        return at if alone and outer.type.bytes > LARGE * self.target.l2.bytes else None
+
+    def _price(self, op: Op, body: Graph, param: Value) -> float:
+        """What the group costs with this body and these weights in device memory."""
+
+        def put(v: Value) -> Value:
+            return replace(v, space=Space.HBM) if v.name == param.name else v
+
+        ops = tuple(replace(o, operands=tuple(map(put, o.operands))) for o in body.ops)
+        return self.lowered.price(op, Graph(body.name, tuple(map(put, body.params)), body.results, ops))
+
+
+def _swapped(type: TensorType) -> TensorType:
+    return TensorType(type.dtype, type.dims[::-1])
+
+
+def _with_turned(body: Graph, param: Value) -> Graph:
+    """The body for weights stored the other way round."""
+    known = {param.name: replace(param, type=_swapped(param.type))}
+    ops = []
+    for op in body.ops:
+        if any(v.name in known for v in op.operands):
+            operands = tuple(known.get(v.name, v) for v in op.operands)
+            if isinstance(op.attrs, MatmulAttrs):
+                op = replace(op, operands=operands, attrs=replace(op.attrs, transpose_b=not op.attrs.transpose_b))
+            else:
+                (result,) = op.results
+                known[result.name] = replace(result, type=_swapped(result.type))
+                op = replace(op, operands=operands, results=(known[result.name],))
+        ops.append(op)
+    return Graph(body.name, tuple(known.get(p.name, p) for p in body.params), body.results, tuple(ops))

@@ -1,0 +1,1 @@
+"""Which memory holds a value, when, and at which address."""

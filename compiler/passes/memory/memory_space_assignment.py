@@ -1,0 +1,253 @@
+"""Decides in which memory every value lives and which constants are staged ahead.
+
+Activations go to l2 while they fit; inputs, outputs and constants live in hbm. Constants that many tiles read are
+copied to l2 by the stage queues before their kernel runs, as early as l2 has room.
+
+Invariant afterwards: every top-level value has a space, and all ranges of l2 fit it together (the same assignment that
+`allocate` makes succeeds).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ppuc.compiler.lowering.kinds import group_kind
+from ppuc.compiler.lowering.tiling.body import Resolver
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.memory.assignment_remarks import Placed, say_places
+from ppuc.compiler.passes.memory.capacity import require_hbm
+from ppuc.compiler.passes.memory.l2_choice import Candidate, advanced, kept
+from ppuc.compiler.passes.memory.l2_plan import overwritten, plan_l2
+from ppuc.compiler.passes.memory.live_ranges import live_ranges, storage_roots
+from ppuc.compiler.passes.memory.ranges import Range, padded
+from ppuc.compiler.passes.remarks import listener
+from ppuc.compiler.passes.rewriter import with_graph
+from ppuc.ir.graph import Attrs, Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.rewrite import Builder, all_names
+from ppuc.ir.types import Space
+from ppuc.targets.schema import Target
+
+LEAD_SHARES = (1.0, 0.75, 0.5, 0.0)
+"""Parts of what is free in l2 that copies ahead of their kernels may take, tried until everything finds an address."""
+
+RETRY = 0.95
+"""By how much the capacity is understated after that: holes between tensors are room too."""
+
+AHEAD = 0.25
+"""What staging is worth, per byte, beyond the reads it saves: the bytes come while earlier kernels run."""
+
+SMALL = 1 / 20
+"""Part of l2 up to which a constant is staged only to come early."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySpaceAssignment(Pass):
+    """Put values in l2 or hbm by the traffic they save there, and stage shared constants into l2.
+
+    %w = const()                ->  %w = const() @hbm; %w.l2 = stage(%w) @l2
+    %y = group(%x, %w)              %y = group(%x, %w.l2) @l2
+    """
+
+    stage: bool = True
+    name: ClassVar[str] = "memory-space-assignment"
+    required: ClassVar[str] = "kernels need to know the memories of their operands"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with spaces on values and stage ops in its graph."""
+        staged = self.stage and target.l2.managed == "software"
+        graph, spaces = Placing(module.graph, target, staged).build()
+        require_hbm(module, graph, spaces, target)
+        return with_graph(module, _with_spaces(graph, spaces))
+
+
+class Placing:
+    """One placement of a grouped graph."""
+
+    def __init__(self, graph: Graph, target: Target, stage: bool) -> None:
+        ordered = sorted(graph.ops, key=lambda op: op.name != "const")  # so that every further step is a kernel
+        self.graph, self.target, self.steps = graph.with_ops(ordered), target, len(graph.ops)
+        self.roots = storage_roots(graph)
+        self.types = {v.name: v.type for v in graph.params}
+        self.types |= {r.name: r.type for op in graph.ops for r in op.results}
+        constants = {op.results[0].name for op in graph.ops if op.name == "const"}
+        self.fixed = {p.name for p in graph.params} | {self.roots[v.name] for v in graph.results} | constants
+        self.readers: dict[str, list[int]] = {}  # what could be staged -> positions of the groups that read it
+        changed = {self.roots[r.name] for op in graph.ops if op.body is not None for r in op.results}
+        stageable = constants | {p.name for p in graph.params if p.name not in changed}
+        for step, op in enumerate(ordered):
+            if op.name == "group" and stage:
+                for name in dict.fromkeys(v.name for v in op.operands):
+                    if name in stageable:
+                        self.readers.setdefault(name, []).append(step)
+        self.reads = reads_of(graph, self.roots)
+
+    def build(self) -> tuple[Graph, dict[str, Space]]:
+        """The graph with its stage ops, and the space of every storage root."""
+        values, staged = self._values(), self._staged()
+        capacity = self.target.l2.bytes
+        while True:
+            chosen = kept([*values, *staged], self.steps, capacity)
+            names = {c.name for c in chosen}
+            ahead = [c for c in staged if c.name in names]
+            rest = [c for c in values if c.name in names]
+            for share in LEAD_SHARES:
+                free = capacity - int((1.0 - share) * capacity)
+                starts = advanced(ahead, rest, self.steps, free)
+                graph = self._with_copies(starts)
+                spaces = self._spaces(graph, {c.name for c in rest})
+                if self._finds_addresses(graph, spaces, last=share == LEAD_SHARES[-1]):
+                    if (remarks := listener()) is not None:
+                        placed = Placed(self.graph, values, staged, chosen, starts, self.readers, capacity)
+                        say_places(placed, self.target, remarks)
+                    return graph, spaces
+            capacity = int(capacity * RETRY)
+
+    def _values(self) -> list[Candidate]:
+        """Activations: in l2, they are neither written to device memory nor read from it."""
+        ranges = live_ranges(self.graph, self.roots)
+        shared = overwritten(self.graph)
+        last = {old: ranges[new][0] for new, old in shared.items()}
+        found = []
+        for name, (start, end) in ranges.items():
+            if name not in self.fixed:
+                size = padded(self.types[name])
+                until = max(start, end - 1) if last.get(name) == end else end
+                found.append(
+                    Candidate(name, size, start, min(until, self.steps - 1), size * (1 + self.reads.get(name, 0)))
+                )
+        return found
+
+    def _staged(self) -> list[Candidate]:
+        """Constants and inputs: in l2, they are read from device memory once."""
+        found = []
+        for name, steps in self.readers.items():
+            size, rows = padded(self.types[name]), max(_rows(self.graph.ops[s]) for s in steps)
+            if size <= self.target.l2.bytes and (rows > 16 or size <= SMALL * self.target.l2.bytes):
+                saved = size * max(AHEAD, self.reads[name] - 1 + AHEAD)
+                found.append(Candidate(name, size, max(steps[0] - 1, 0), steps[-1], saved))
+        return found
+
+    def _with_copies(self, starts: Mapping[str, int]) -> Graph:
+        """The graph with a stage op for each of `starts`, at that position."""
+        builder = Builder(all_names(self.graph))
+        constants = sum(op.name == "const" for op in self.graph.ops)
+        before: dict[int, list[str]] = {}
+        for name in sorted(starts, key=lambda n: (self.readers[n][0], n)):
+            before.setdefault(max(starts[name], constants), []).append(name)
+        renamed: dict[str, Value] = {}
+        ops: list[Op] = []
+        for step, op in enumerate(self.graph.ops):
+            for name in before.get(step, ()):
+                renamed[name] = Value(builder.fresh(f"{name}.l2"), self.types[name])
+                source, loc = Value(name, self.types[name]), self.graph.ops[self.readers[name][0]].loc
+                ops.append(Op("stage", Attrs(), (source,), (renamed[name],), loc))
+            operands = tuple(renamed.get(v.name, v) for v in op.operands)
+            ops.append(replace(op, operands=operands) if op.name == "group" else op)
+        return self.graph.with_ops(ops)
+
+    def _spaces(self, graph: Graph, chosen: set[str]) -> dict[str, Space]:
+        """Space of every storage root of `graph`."""
+        here = chosen | {op.results[0].name for op in graph.ops if op.name == "stage"}
+        return {root: Space.L2 if root in here else Space.HBM for root in set(storage_roots(graph).values())}
+
+    def _finds_addresses(self, graph: Graph, spaces: Mapping[str, Space], last: bool) -> bool:
+        """Whether what is in l2 finds addresses there; only the `last` attempt searches long."""
+        ranges = l2_ranges(graph, spaces)
+        _, failed = plan_l2(ranges, overwritten(graph), self.target.l2.bytes, search=last)
+        return not failed
+
+
+def _rows(op: Op) -> int:
+    """Results of a group for each of which it reads its constants, in tiles of the other dimension."""
+    kind = group_kind(op)
+    if kind is None or not kind.rereads:
+        return 0
+    result = op.results[0].type
+    return result.elements // max(result.dims[-1] if result.rank else 1, 1)
+
+
+def l2_ranges(graph: Graph, spaces: Mapping[str, Space]) -> dict[str, Range]:
+    """Live range of every storage root in l2, ranked by how often its bytes are read."""
+    types = {r.name: r.type for op in graph.ops for r in op.results} | {p.name: p.type for p in graph.params}
+    ranks, live = priorities(graph), live_ranges(graph, storage_roots(graph))
+    return {
+        n: Range(n, padded(types[n]), *r, ranks.get(n, UNREAD)) for n, r in live.items() if spaces.get(n) is Space.L2
+    }
+
+
+UNREAD = 17
+"""Rank of a value that no kernel reads."""
+
+TILE = 128
+"""Rows or columns of a typical tile: what an operand's other dimension is divided by to tell how often it is read."""
+
+
+def priorities(graph: Graph) -> dict[str, int]:
+    """Storage root -> rank for an address in l2, 0 first: staged values, then others by how often a byte is read (in
+    powers of two)."""
+    staged = {op.results[0].name for op in graph.ops if op.name == "stage"}
+    reads = reads_of(graph, storage_roots(graph))
+    ranks = {name: max(1, 16 - int(math.log2(max(times, 1.0)))) for name, times in reads.items()}
+    return ranks | dict.fromkeys(staged, 0)
+
+
+def reads_of(graph: Graph, roots: Mapping[str, str]) -> dict[str, float]:
+    """Storage root -> how often each of its bytes is read."""
+    reads: dict[str, float] = {}
+    for op in graph.ops:
+        if op.body is not None:
+            for v, times in zip(op.operands, _reads(op), strict=True):
+                reads[roots[v.name]] = reads.get(roots[v.name], 0.0) + times
+    return reads
+
+
+def _reads(op: Op) -> list[float]:
+    """About how often each operand of a group is read: once for every tile of the result along the dimensions that the
+    operand lacks."""
+    body = op.body
+    assert body is not None
+    times = dict.fromkeys((p.name for p in body.params), 1.0)
+    resolver = Resolver(body)
+    for inner in body.ops:
+        if inner.name not in ("matmul", "conv", "attention", "attention_parts"):
+            continue
+        result = inner.results[0].type.dims
+        rows, columns = math.prod(result[:-1]) / TILE, result[-1] / TILE
+        factors = (columns, rows) if inner.name != "attention" else (1.0, result[-2] / TILE, result[-2] / TILE)
+        for value, factor in zip(inner.operands, factors, strict=False):
+            external = resolver.external(value)
+            if external is not None:
+                times[external.value.name] = max(times[external.value.name], factor)
+    return [times[p.name] for p in body.params]
+
+
+def _with_spaces(graph: Graph, spaces: Mapping[str, Space]) -> Graph:
+    roots = storage_roots(graph)
+
+    def put(v: Value) -> Value:
+        return replace(v, space=spaces[roots[v.name]])
+
+    ops = []
+    for op in graph.ops:
+        operands, results = tuple(put(v) for v in op.operands), tuple(put(v) for v in op.results)
+        body = op.body and _body_in_spaces(op.body, operands, results)
+        ops.append(replace(op, operands=operands, results=results, body=body))
+    return replace(graph, params=tuple(map(put, graph.params)), results=tuple(map(put, graph.results)), ops=tuple(ops))
+
+
+def _body_in_spaces(body: Graph, operands: tuple[Value, ...], results: tuple[Value, ...]) -> Graph:
+    """The body with the spaces of what its parameters and results stand for: tiling prices operands by their memory."""
+    outer = zip((*body.params, *body.results), (*operands, *results), strict=True)
+    spaces = {inner.name: v.space for inner, v in outer}
+
+    def put(v: Value) -> Value:
+        return replace(v, space=spaces[v.name]) if v.name in spaces else v
+
+    ops = tuple(
+        replace(op, operands=tuple(map(put, op.operands)), results=tuple(map(put, op.results))) for op in body.ops
+    )
+    return Graph(body.name, tuple(map(put, body.params)), tuple(map(put, body.results)), ops)

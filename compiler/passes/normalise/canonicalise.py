@@ -1,0 +1,41 @@
+"""One spelling for each computation. Idempotent: what it leaves, it leaves alone.
+
+The rules live beside this file by subject: views and movement, arithmetic, contractions. Constants that rewrites
+produce are folded on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.normalise.fold import fold_constants
+from ppuc.compiler.passes.rewriter import Rules, to_fixpoint, with_graph
+from ppuc.compiler.passes.rules.arithmetic import ARITHMETIC_RULES
+from ppuc.compiler.passes.rules.contractions import CONTRACTION_RULES
+from ppuc.compiler.passes.rules.views import VIEW_RULES
+from ppuc.ir.module import Module
+from ppuc.targets.description import Target
+
+_TABLES = (CONTRACTION_RULES, VIEW_RULES, ARITHMETIC_RULES, {"*": (fold_constants,)})
+RULES: Rules = {
+    name: tuple(rule for table in _TABLES for rule in table.get(name, ()))
+    for name in sorted({name for table in _TABLES for name in table})
+}
+
+
+@dataclass(frozen=True)
+class Canonicalise(Pass):
+    """Remove what changes nothing and spell the rest one way.
+
+    %t = transpose(transpose(%x))               ->  %t = transpose(%x)
+    %y = div(%a, sqrt(%v))                      ->  %y = mul(%a, rsqrt(%v))
+    %z = batch_norm(conv(%x, %w), ...)          ->  %z = add(conv(%x, %w1), %b1)
+    """
+
+    name: ClassVar[str] = "canonicalise"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module in canonical form."""
+        return with_graph(module, to_fixpoint(module.graph, RULES))

@@ -1,0 +1,130 @@
+"""Brings the graph into the forms that kernels know, just before fusion.
+
+Invariant afterwards: every reduction keeps its axes; a 1x1 convolution without padding is a matmul; only parameters and
+constants are empty, and no op reads them; no concat has more operands than half the rings of a unit, because one ring
+loads each and another may turn it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.remarks import listener
+from ppuc.compiler.passes.rewriter import to_fixpoint, with_graph
+from ppuc.compiler.passes.rules.ranks import in_steps
+from ppuc.compiler.passes.rules.rotary import ROTARY_RULES
+from ppuc.ir.graph import Attrs, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops.base import OPS
+from ppuc.ir.ops.contraction import ConvAttrs, MatmulAttrs
+from ppuc.ir.ops.reduction import ArgreduceAttrs, ReduceAttrs
+from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs
+from ppuc.ir.rewrite import Builder, rewrite, without_dead_ops
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True, slots=True)
+class LegaliseForKernels(Pass):
+    """Rewrite reductions to keep their axes and pointwise convolutions to matmuls; drop what is empty.
+
+    reduce(x) {keepdims = false}         ->  reshape(reduce(x) {keepdims = true})
+    transpose(x) of 9 axes               ->  transpose(transpose(x))
+    conv(x, w[1, 1, c, o]) {strides = s} ->  matmul(slice(x) {steps = s}, w[c, o])
+    matmul(a[m, 0], b[0, n])             ->  const of zeros
+    concat(x, y[0, n], z)                ->  concat(x, z)
+    x cos + concat(-x[h:], x[:h]) sin    ->  x' cos' + reversed(x') sign sin', all as [..., 2, h]
+    """
+
+    name: ClassVar[str] = "legalise-for-kernels"
+    required: ClassVar[str] = "reductions and empty tensors have kernels in one form"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with its graph prepared."""
+        graph = to_fixpoint(module.graph, ROTARY_RULES)
+        graph = rewrite(rewrite(graph, partial(_rule, most_joined(target))), _in_steps)
+        return with_graph(module, without_dead_ops(graph))
+
+
+def most_joined(target: Target) -> int:
+    """Operands that one concat may have."""
+    return max(2, target.sync.rings_per_cu // 2)
+
+
+def _rule(most: int, b: Builder, op: Op) -> Sequence[Value] | None:
+    """What the rules make of `op`: at most one applies."""
+    if op.operands and any(0 in v.type.dims for v in (*op.operands, *op.results)):
+        return _counted("drop-empty", op, _without_empty(b, op, most))
+    if op.name == "concat" and len(op.operands) > most:
+        return _counted("concat-in-parts", op, [_joined(b, op.operands, op.attrs, most)])
+    if isinstance(op.attrs, ReduceAttrs | ArgreduceAttrs) and not op.attrs.keepdims:
+        return _counted("reduce-keeping-axes", op, _keeping_axes(b, op, op.attrs))
+    return _counted("pointwise-as-matmul", op, _pointwise(b, op)) if op.name == "conv" else None
+
+
+def _in_steps(b: Builder, op: Op) -> Sequence[Value] | None:
+    return _counted("in-steps", op, in_steps(b, op))
+
+
+def _counted(rule: str, op: Op, outcome: Sequence[Value] | None) -> Sequence[Value] | None:
+    """The outcome of a rule, which whoever listens counts."""
+    if outcome is not None and (remarks := listener()) is not None:
+        remarks.count(rule, op)
+    return outcome
+
+
+def _keeping_axes(b: Builder, op: Op, attrs: ReduceAttrs | ArgreduceAttrs) -> Sequence[Value]:
+    kept = b(op.name, *op.operands, attrs=replace(attrs, keepdims=True), hint=op.results[0].name)
+    return [b("reshape", kept, attrs=ReshapeAttrs(op.results[0].type.dims), hint=op.results[0].name)]
+
+
+def _without_empty(b: Builder, op: Op, most: int) -> Sequence[Value] | None:
+    """What `op` gives when its result or some operand has no elements: a constant if nothing is left to read, else what
+    it makes of the other operands."""
+    left = [v for v in op.operands if 0 not in v.type.dims]
+    if all(0 in r.type.dims for r in op.results):
+        return [b.const(np.zeros(r.type.dims, r.type.dtype.numpy), hint=r.name) for r in op.results]
+    if not left:
+        reference = OPS[op.name].reference
+        assert reference is not None
+        arrays = reference(op.attrs, *(np.zeros(v.type.dims, v.type.dtype.numpy) for v in op.operands))
+        return [b.const(np.ascontiguousarray(a), hint=r.name) for a, r in zip(arrays, op.results, strict=True)]
+    if op.name == "concat":
+        return [_joined(b, left, op.attrs, most)]
+    return left[:1] if op.name == "scatter_nd" else None
+
+
+def _joined(b: Builder, parts: Sequence[Value], attrs: Attrs, most: int) -> Value:
+    """The concatenation of `parts`, in ops of at most `most` operands."""
+    while len(parts) > 1:
+        cuts = range(0, len(parts), most)
+        chunks = [parts[i : i + most] for i in cuts]
+        parts = [b("concat", *chunk, attrs=attrs) if len(chunk) > 1 else chunk[0] for chunk in chunks]
+    return parts[0]
+
+
+def _pointwise(b: Builder, op: Op) -> Sequence[Value] | None:
+    attrs = op.attrs
+    assert isinstance(attrs, ConvAttrs)
+    x, w = op.operands
+    spatial = len(attrs.strides)
+    if attrs.layout != "nhwc" or attrs.groups != 1 or math.prod(w.type.dims[:spatial]) != 1:
+        return None
+    if any(attrs.low) or any(attrs.high):
+        return None
+    if any(s != 1 for s in attrs.strides):
+        sizes = op.results[0].type.dims[1:-1]
+        rank = spatial + 2
+        x = b(
+            "slice",
+            x,
+            attrs=SliceAttrs((0,) * rank, (x.type.dims[0], *sizes, x.type.dims[-1]), (1, *attrs.strides, 1)),
+        )
+    flat = b("reshape", w, attrs=ReshapeAttrs(w.type.dims[spatial:]))
+    return [b("matmul", x, flat, attrs=MatmulAttrs(out=attrs.out), hint=op.results[0].name)]

@@ -1,0 +1,36 @@
+"""Movement in the few forms that kernels know: concat, gather along an axis, scatter of rows, constant pads that grow.
+
+Invariant afterwards: no gather_nd, gather_elements or scatter_elements; every scatter_nd is of rows; every pad is
+constant, without interior, and crops nothing; no cumsum runs along an axis longer than l1 holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.normalise.fold import fold_constants
+from ppuc.compiler.passes.rewriter import Rules, to_fixpoint, with_graph
+from ppuc.compiler.passes.rules.indices import INDEX_RULES
+from ppuc.compiler.passes.rules.pads import PAD_RULES
+from ppuc.compiler.passes.rules.scans import split_scans
+from ppuc.ir.module import Module
+from ppuc.targets.schema import Target
+
+
+@dataclass(frozen=True)
+class LowerDataMovement(Pass):
+    """Rewrite pads, gathers, scatters and long scans into those that kernels know.
+
+    %y = pad(%x) {low = 2, mode = "reflect"}  ->  %y = concat(slice(%x) {step = -1}, %x)
+    %y = gather_nd(%x, %i)                    ->  %y = gather(reshape(%x), add(mul(%i0, stride), %i1)) {axis = 0}
+    """
+
+    name: ClassVar[str] = "lower-data-movement"
+    required: ClassVar[str] = "movement has kernels in few forms"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with movement in kernels' forms."""
+        rules: Rules = {**PAD_RULES, **INDEX_RULES, "cumsum": (split_scans(target),), "*": (fold_constants,)}
+        return with_graph(module, to_fixpoint(module.graph, rules))

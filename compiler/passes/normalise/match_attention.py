@@ -1,0 +1,165 @@
+"""Attention written out as matmuls and a softmax, found again.
+
+Everything between the score matmul and the softmax is a scale, a mask or a change of type or shape; it is read from the
+softmax upward. The found op computes the same values up to f32 reassociation (the scale is applied to the scores at
+once)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.normalise.fold import fold_constants
+from ppuc.compiler.passes.remarks import listener
+from ppuc.compiler.passes.rewriter import Rules, Walk, to_fixpoint, with_graph
+from ppuc.compiler.passes.rules.attention import Heads, NoMatch, Scores, key_heads, read_scores, read_weights
+from ppuc.compiler.passes.rules.views import reshaped
+from ppuc.ir.graph import Graph, Op, Value
+from ppuc.ir.module import Module
+from ppuc.ir.ops.attention import AttentionAttrs
+from ppuc.ir.ops.contraction import MatmulAttrs
+from ppuc.ir.ops.elementwise import compute_dtype
+from ppuc.ir.ops.reduction import ReduceAttrs
+from ppuc.targets.description import Target
+
+MASKED = -1e4
+"""A score of this or less has weight zero beside any visible one."""
+_MASK_ELEMENTS = 1 << 24
+"""Constant masks beyond this size are not examined."""
+
+
+class Attentions:
+    """The rule that finds attention, what it found, and products that a softmax feeds and that are none."""
+
+    def __init__(self) -> None:
+        self.remarks = listener()
+        self.missed: dict[str, tuple[Op, str]] = {}
+        """Result of a product -> the product, and why it is not attention."""
+
+    def attention(self, w: Walk, op: Op) -> Value | None:
+        """matmul(softmax(matmul(q, k^T) * scale + mask), v) -> attention(q, k, v, mask)."""
+        attrs = op.attrs
+        assert isinstance(attrs, MatmulAttrs)
+        try:
+            if attrs.transpose_a or attrs.out is not None or not op.result.type.dtype.is_float:
+                raise NoMatch("the weights are transposed, or the product is not of floats")
+            weights = read_weights(w, op.operands[0])
+            scores = read_scores(w, weights.softmax.operands[0])
+            if any(t.rank < 2 for t in (scores.q.type, scores.k.type)):
+                raise NoMatch("queries or keys are vectors")
+            heads = Heads.of((*weights.leads, *scores.leads))
+            v = (op.operands[1], attrs.transpose_b)
+            found = _emit(w, op, heads, scores, v, (*weights.ops, *scores.ops), weights.guarded)
+        except NoMatch as why:
+            if self.remarks is not None and _between_products(w, op):
+                self.missed[op.result.name] = op, str(why)
+            return None
+        self.missed.pop(op.result.name, None)
+        if self.remarks is not None:
+            self.remarks.applied("attention", op.result.name, w.builder.loc, heads=heads.heads, batch=heads.batch)
+        return found
+
+    def say_missed(self, graph: Graph) -> None:
+        """Remarks on the products that `graph` still has."""
+        if self.remarks is not None:
+            left = {op.results[0].name for op in graph.ops}
+            for name, (op, why) in self.missed.items():
+                if name in left:
+                    self.remarks.missed("not-attention", name, op.loc, why)
+
+
+DEPTH = 8
+"""Ops between a product, a softmax and the product before it, up to which the three look like attention."""
+
+
+def _between_products(w: Walk, op: Op) -> bool:
+    """Whether a softmax of a product feeds the left operand of product `op`."""
+    softmax = _behind(w, op.operands[0], "softmax")
+    return softmax is not None and _behind(w, softmax.operands[0], "matmul") is not None
+
+
+def _behind(w: Walk, value: Value, name: str) -> Op | None:
+    """The op `name` that is among the nearest that `value` is computed from."""
+    values = [value]
+    for _ in range(DEPTH):
+        ops = [op for v in values if (op := w.producer(v)) is not None and op.name != "const"]
+        found = next((op for op in ops if op.name == name), None)
+        if found is not None or not ops:
+            return found
+        values = [v for op in ops if op.name not in ("matmul", "conv") for v in op.operands]
+    return None
+
+
+def _emit(
+    w: Walk, op: Op, heads: Heads, scores: Scores, v: tuple[Value, bool], ops: tuple[Op, ...], guarded: bool
+) -> Value:
+    if not op.result.type.dtype is scores.q.type.dtype is scores.k.type.dtype is v[0].type.dtype:
+        raise NoMatch("queries, keys, values and result differ in type")
+    masks = [heads.mask(w, term, compute_dtype(op.result.type.dtype)) for term in scores.masks]
+    q = heads.operand(w, scores.q, scores.transpose_q)
+    key = key_heads(w, heads, scores.k, scores.transpose_k)
+    value = key_heads(w, heads, *v)
+    if q is None or key is None or value is None or key.type.dims[1] != value.type.dims[1]:
+        raise NoMatch("queries, keys and values do not have the same heads")
+    if None in masks:
+        raise NoMatch("a mask has other heads than the scores")
+    w.absorb(*ops)
+    mask: Value | None = None
+    for term in masks:
+        assert term is not None
+        mask = term if mask is None else w.emit("add", mask, term)
+    operands = (q, key, value) if mask is None else (q, key, value, mask)
+    result = w.emit("attention", *operands, attrs=AttentionAttrs(scores.scale))
+    if guarded and mask is not None:
+        result = _zero_masked_rows(w, result, mask)
+    return reshaped(w, result, op.result.type.dims)
+
+
+def _zero_masked_rows(w: Walk, result: Value, mask: Value) -> Value:
+    """Rows of the result that see no key at all are 0, not NaN."""
+    best = w.emit("reduce", mask, attrs=ReduceAttrs("max", (mask.type.rank - 1,), True))
+    blind = w.emit("eq", best, w.scalar(-np.inf, mask.type.dtype))
+    return w.emit("select", blind, w.scalar(0, result.type.dtype), result)
+
+
+def constant_mask(w: Walk, op: Op) -> Value | None:
+    """attention with a constant mask that is all zeros, or zeros below the diagonal and masked above -> none, or
+    causal."""
+    if len(op.operands) != 4 or (resource := w.resource(op.operands[3])) is None:
+        return None
+    if resource.type.elements > _MASK_ELEMENTS or resource.type.rank < 2:
+        return None
+    attrs = op.attrs
+    assert isinstance(attrs, AttentionAttrs)
+    mask = resource.array().astype(np.float32)
+    if not mask.any():
+        return w.emit("attention", *op.operands[:3], attrs=attrs)
+    m, s = op.operands[0].type.dims[2], op.operands[1].type.dims[2]
+    if mask.shape[-2:] != (m, s) or s < m or attrs.causal:
+        return None
+    visible = np.tri(m, s, s - m, dtype=np.bool_)
+    if (mask[..., visible] != 0).any() or (mask[..., ~visible] > MASKED).any():
+        return None
+    return w.emit("attention", *op.operands[:3], attrs=replace(attrs, causal=True))
+
+
+@dataclass(frozen=True)
+class MatchAttention(Pass):
+    """Find attention in its parts.
+
+    %s = add(mul(matmul(%q, %k) {transpose_b = true}, 0.125), %mask)
+    %y = matmul(softmax(%s), %v)                    ->      %y = attention(%q, %k, %v, %mask) {scale = 0.125}
+    """
+
+    name: ClassVar[str] = "match-attention"
+
+    def run(self, module: Module, target: Target) -> Module:
+        """The module with its attention patterns as `attention` ops."""
+        found = Attentions()
+        rules: Rules = {"matmul": (found.attention,), "attention": (constant_mask,), "*": (fold_constants,)}
+        graph = to_fixpoint(module.graph, rules)
+        found.say_missed(graph)
+        return with_graph(module, graph)

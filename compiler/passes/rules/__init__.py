@@ -1,0 +1,1 @@
+"""Rewrite rules by subject; the passes of normalise/ say which of them they apply."""
