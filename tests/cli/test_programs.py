@@ -188,7 +188,7 @@ def test_other_pipelines_from_the_command_line(model: Path, tmp_path: Path) -> N
     compiled = json_of(
         "compile", *given, "-o", tmp_path / "none.ppu", "--pipeline", "none", "--dump", tmp_path / "dump"
     )
-    assert [p["pass"] for p in compiled["passes"]][:3] == ["import", "decompose", "moves"]
+    assert [p["pass"] for p in compiled["passes"]][:3] == ["import", "decompose", "lower-data-movement"]
     fewer = json_of("compile", *given, "-o", tmp_path / "a.ppu", "--disable-pass", "fold", "--disable-pass", "cascade")
     assert not {"fold", "cascade"} & {p["pass"] for p in fewer["passes"]}
     for command in ("run", "verify", "profile"):

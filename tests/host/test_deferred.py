@@ -155,7 +155,7 @@ def test_sizes_beyond_the_first_ones_are_the_hosts(monkeypatch: pytest.MonkeyPat
 
 
 def test_nodes_without_products_stay_the_hosts() -> None:
-    model = model_of("g (float[4, 6] x) => (float[a] y) { i = NonZero(x) f = Cast<to = 1>(i) y = Exp(f) }")
+    model = model_of("g (float[4, 6] x) => (float[2, a] y) { i = NonZero(x) f = Cast<to = 1>(i) y = Exp(f) }")
     plan = plan_of(ppuc.compile(model, TINY))
     assert not plan.deferred
     assert plan.nodes[1].reason.endswith("without products it is not worth a program of its own")

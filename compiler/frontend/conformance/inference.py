@@ -18,6 +18,8 @@ from ppuc.compiler.frontend.source import normal_domain
 
 _OP = re.compile(r"\(op_type:([^,)]*)(?:, node name: ([^)]*))?\): ")
 _KIND = re.compile(r"\[(?:Shape|Type)InferenceError\] ?")
+UNDEFINED = "expected to have type but instead is null"
+"""In messages about a node that reads what nothing defines."""
 MOST_EXPANDED = 20_000
 """Nodes that calls of functions may become where inference is asked."""
 
@@ -35,6 +37,8 @@ def inference_findings(model: onnx.ModelProto, sites: list[NodeSite]) -> Iterato
         found = _OP.findall(text)
         inside = len({op for op, _ in found}) > 1 and not _has_graphs(model, found[0][0])
         if inside or not found:  # inside the body that a schema gives for an op: not the file's
+            return
+        if UNDEFINED in text:  # ordering the nodes names what is never defined, and what may have been meant
             return
         op, name = found[0]
         reason = _KIND.sub("", text[text.rindex("): ") + 3 :]) if "): " in text else text
