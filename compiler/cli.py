@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from ppuc.compiler.commands.profile import profile_command
 from ppuc.compiler.commands.quantize import quantize_command
 from ppuc.compiler.commands.run import run_command
 from ppuc.compiler.commands.simplify import simplify_command
+from ppuc.compiler.commands.streams import StreamError, checked_streams, discard_unwritten
 from ppuc.compiler.commands.verify import verify_command
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import CapacityError, Diagnostic, PpucError
@@ -46,7 +48,20 @@ class PpucGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         arguments = list(sys.argv[1:] if args is None else args)
-        extra["standalone_mode"] = False
+        with checked_streams():
+            try:
+                code = self._outcome(arguments, prog_name, {**extra, "standalone_mode": False})
+            except StreamError as error:
+                code = 2
+                with suppress(StreamError):
+                    click.echo(f"error: {error}", err=True)
+            except BrokenPipeError:
+                code = 141
+        discard_unwritten()
+        sys.exit(code)
+
+    def _outcome(self, arguments: list[str], prog_name: str | None, extra: dict[str, Any]) -> int:
+        """Run a command, say what went wrong, and return the exit code."""
         try:
             result = super().main(arguments, prog_name, **extra)
             code = result if isinstance(result, int) else 0
@@ -64,13 +79,12 @@ class PpucGroup(click.Group):
         except MemoryError as error:
             _show_error(_too_large(error), "--json" in arguments)
             code = 2
-        except BrokenPipeError:
-            sys.stderr.close()
-            code = 141
+        except (BrokenPipeError, StreamError):
+            raise
         except Exception:
             click.echo(traceback.format_exc() + ATTACH, err=True, nl=False)
             code = INTERNAL_ERROR
-        sys.exit(code)
+        return code
 
 
 def _too_large(error: MemoryError) -> PpucError:

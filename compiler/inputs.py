@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from ppuc.compiler.alias import declared_type, grown
 from ppuc.ir.errors import Diagnostic, Entity, EntityKind, InputError
+from ppuc.ir.files import whole_file
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.ir.types import DType, TensorType
@@ -25,6 +28,9 @@ FILLS = ("random", "ones", "zeros")
 RANGE_OPTION = "range."
 """Module options and artifact metadata of this prefix, by input name: the bound below which random integers are
 drawn."""
+
+_LONGEST_NAME = 65_000
+"""Bytes of a name in a zip archive."""
 
 _FOLLOWED = ("cast", "reshape", "expand", "transpose", "slice", "concat")
 FIXED = "fixed:"
@@ -131,15 +137,17 @@ def generate_all(specs: Sequence[InputSpec], fill: str = "random", seed: int = 0
     return {spec.name: generate(spec, fill, seed) for spec in specs}
 
 
-def checked_inputs(specs: Sequence[InputSpec], given: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """`given` in the program's order, contiguous. Raises InputError listing every input that is missing, unknown or of
-    another type."""
+def checked_inputs(
+    specs: Sequence[InputSpec], given: Mapping[str, np.ndarray], where: str, hint: str | None = None
+) -> dict[str, np.ndarray]:
+    """`given` in the program's order, contiguous. Raises InputError listing every input that is missing (with `hint`),
+    unknown or of another type."""
     known = {spec.name: spec for spec in specs}
     faults = [_unknown(name, known, where) for name in given if name not in known]
     for spec in specs:
         if spec.name not in given:
             what, about = f"input '{spec.name}' is missing", _about(spec.name)
-            faults.append(Diagnostic(where, what, expected=str(spec.type), entities=about))
+            faults.append(Diagnostic(where, what, None, str(spec.type), hint, entities=about))
         elif fault := _type_fault(spec, np.asarray(given[spec.name]), where):
             faults.append(fault)
     if faults:
@@ -208,8 +216,8 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 
 def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    if not path.is_file():
-        raise InputError.of(str(path), "no such file" if not path.exists() else "is not a file")
+    if not os.path.isfile(path):
+        raise InputError.of(str(path), "is not a file" if os.path.exists(path) else "no such file")
     try:
         with path.open("rb") as file:
             start = file.read(6)
@@ -219,6 +227,8 @@ def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
+            if len(set(loaded.files)) < len(loaded.files):
+                raise ValueError("it holds two arrays of one name")
             return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # numpy raises many kinds for damaged files: zip, EOF, value, key, OS errors
         raise InputError.of(
@@ -232,13 +242,23 @@ def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Write named arrays; formats that numpy has no name for (bf16, f8) are widened to f32, the elements of sequences
     are called `name[0]` and so on. Raises InputError when `path` cannot be written."""
-    plain = {n: _plain(a) for name, value in arrays.items() for n, a in _elements(name, value)}
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **plain)  # type: ignore[arg-type]
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError.of(str(path), "cannot be written", got=error.strerror) from error
+    write_arrays(path, {n: _plain(a) for name, value in arrays.items() for n, a in _elements(name, value)})
+
+
+class _Stream:
+    """A file that is only written on: a device says that it can be positioned, and then cannot."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write, self.flush = file.write, file.flush
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz of arrays of numpy's own types, under any names. Raises InputError when that is not possible."""
+    for name in arrays:
+        if "\0" in name or len(name.encode()) > _LONGEST_NAME:
+            shown, wanted = repr(name[:40]), f"at most {_LONGEST_NAME} bytes, no NUL among them"
+            raise InputError.of(str(path), "cannot hold an array of this name", got=shown, expected=wanted)
+    with whole_file(path, InputError) as file, zipfile.ZipFile(cast(BinaryIO, _Stream(file)), "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

@@ -8,6 +8,7 @@ made. No byte of a program depends on its instrumentation.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,8 +91,8 @@ class HostPolicy:
 
     def __post_init__(self) -> None:
         for file in self.ops:
-            if not file.is_file():
-                raise UsageError.of("--host-ops", "there is no such file", got=file.resolve(), expected="a Python file")
+            if not os.path.isfile(file):
+                raise UsageError.of("--host-ops", "there is no such file", got=file, expected="a Python file")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,22 +17,41 @@ from pathlib import Path
 
 import numpy as np
 
+from ppuc.ir.checksum import checksum
+from ppuc.ir.errors import ArtifactError, PpucError
 from ppuc.ir.types import DType, TensorType
 
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """Bytes `[offset, offset + length)` of a file; little-endian, row-major elements."""
+    """Bytes `[offset, offset + length)` of a file; little-endian, row-major elements. `checksum` is theirs behind
+    `salt` (`ppuc.ir.checksum`; "": not known)."""
 
     path: Path
     offset: int
     length: int
+    checksum: str = ""
+    salt: bytes = b""
+
+    def mapped(self) -> np.ndarray:
+        """The bytes, mapped read-only. Raises PpucError when they cannot be read."""
+        try:
+            return np.memmap(self.path, np.uint8, "r", self.offset, (self.length,))
+        except (OSError, ValueError) as error:  # ValueError: the file is shorter than it was
+            got = error.strerror if isinstance(error, OSError) else error
+            raise PpucError.of(str(self.path), "cannot be read", got=got) from error
+
+    def check(self, data: np.ndarray, name: str) -> None:
+        """Raise ArtifactError unless `data` are the bytes that the checksum is of."""
+        if self.checksum and checksum(self.salt, data.data) != self.checksum:
+            what = f"is damaged: the bytes of '{name}' are not those that were written"
+            raise ArtifactError.of(str(self.path), what, hint="copy the file again, or make it anew")
 
 
 class Resource:
     """A constant tensor. `name` is for people; identity is `key`."""
 
-    __slots__ = ("_array", "_key", "_loader", "file", "name", "type")
+    __slots__ = ("_array", "_checked", "_key", "_loader", "file", "name", "type")
 
     def __init__(
         self,
@@ -48,6 +67,7 @@ class Resource:
         self.name = name
         self.file = file
         self._array = array
+        self._checked = False
         self._loader = loader
         self._key = key
 
@@ -58,11 +78,15 @@ class Resource:
         return cls(TensorType(DType.of(data.dtype), data.shape), array=data, name=name)
 
     def array(self) -> np.ndarray:
-        """The values, row-major, of `type`. A file range is memory-mapped read-only."""
+        """The values, row-major, of `type`. A file range is memory-mapped read-only, and checked the first time. Raises
+        PpucError when the file cannot be read, or its bytes are not those that were written."""
         if self._array is None:
             if self.file is not None:
-                flat = np.memmap(self.file.path, np.uint8, "r", self.file.offset, (self.file.length,))
-                return np.asarray(flat).view(self.type.dtype.numpy).reshape(self.type.dims)
+                flat = np.asarray(self.file.mapped())
+                if not self._checked:
+                    self.file.check(flat, self.name or self.file.path.name)
+                    self._checked = True
+                return flat.view(self.type.dtype.numpy).reshape(self.type.dims)
             if self._loader is None:
                 raise ValueError(f"resource '{self.name}' has neither data nor a place to read it from")
             self._array = self._loader()

@@ -5,42 +5,42 @@
     const.NAME    the model's weights, by the program's tensor names, in their own dtype
     host.NAME     uint8[k]       what runs on the host, as its owner wrote it
     note.NAME     uint8[k]       what is said about the program and does not run, as its owner wrote it
-    metadata      format marker and version, target and its hash, inputs and outputs, symbols (names and origins), the
-                  dtypes of the constants, free `meta` (model, digest, compiler version, options), checksum
+    metadata      target and its hash, inputs and outputs, symbols (names and origins), the dtypes of the constants,
+                  free `meta` (model, digest, compiler version, options), and what `ppuc.targets.container` adds
+
+A section of the metadata that a program has no use for takes no byte (`shared`: constants that are stored once under
+the name of another), and one that a reader does not know is refused, so that later sections need no new version.
 
 Invariants: equal artifacts give equal bytes (no time, no path, no order of insertion); a file appears under its name
-only when it is complete; whatever is loaded had a valid checksum over header, code and descriptors and exactly the
-bytes that its header announces. Weights are mapped, not read; they are covered by size only. Tensors are sorted by
-element width, widest first, so that each is aligned in the file.
+only when it is complete; whatever is read from it was compared with its checksum. Weights are mapped, and checked when
+they are used for the first time.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ppuc.ir.errors import ArtifactError, Diagnostic, InternalError
+from ppuc.ir.errors import ArtifactError, InternalError
+from ppuc.ir.files import whole_file
 from ppuc.ir.program import Program
-from ppuc.ir.resource import FileRange, Resource
+from ppuc.ir.resource import Resource
+from ppuc.ir.strict_json import read_json
 from ppuc.ir.types import DType, TensorType, parse_type
 from ppuc.ir.vector import VectorProgram
+from ppuc.ir.verify import VerificationError, verify_program
 from ppuc.targets.assembler import Encoded, decode, encode
+from ppuc.targets.container import Container, Stored, compact, damaged, open_container, write_container
 from ppuc.targets.isa import WORD
 from ppuc.targets.schema import Target
 
-FORMAT = "ppu"
-VERSION = "1"
-
-_MAX_HEADER = 1 << 30
 _CODE, _DESCRIPTORS, _CONST, _HOST, _NOTE = "code", "descriptors", "const.", "host.", "note."
+_ALWAYS = {"target", "target_hash", "inputs", "outputs", "constants", "symbols", "meta"}
+_OPTIONAL = {"shared"}
+_CONTAINERS = {"format", "version", "hashes", "checksum"}
 _STORED_AS = {
     DType.F64: "F64",
     DType.F32: "F32",
@@ -96,32 +96,19 @@ class Artifact:
 
 
 def save(artifact: Artifact, path: str | Path) -> None:
-    """Write a .ppu file under a temporary name and rename it.
+    """Write a .ppu file, whole or not at all.
 
     Raises ArtifactError when it cannot be written, InternalError when the constants do not fit the program's tensors.
     """
-    target = Path(path)
-    encoded = encode(artifact.program, artifact.vectors)
-    arrays: dict[str, np.ndarray | Resource] = {_CODE: encoded.code, _DESCRIPTORS: encoded.descriptors}
-    stored = _stored(artifact.constants)
-    arrays.update({_CONST + name: artifact.constants[name] for name in stored.values()})
-    for prefix, parts in ((_HOST, artifact.host), (_NOTE, artifact.notes)):
-        arrays.update({prefix + name: np.frombuffer(data, np.uint8) for name, data in parts.items()})
     _check_constants(artifact)
-    header = _header(artifact, encoded, arrays, stored)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(len(header).to_bytes(8, "little") + header)
-                for name in _file_order(arrays):
-                    file.write(_bytes_of(arrays[name]))
-            os.replace(temporary, target)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-    except OSError as error:
-        raise ArtifactError.of(str(target), "cannot be written", got=error.strerror) from None
+    encoded = encode(artifact.program, artifact.vectors)
+    tensors = {_CODE: _stored(encoded.code), _DESCRIPTORS: _stored(encoded.descriptors)}
+    first = _first_of_equals(artifact.constants)
+    tensors |= {_CONST + name: _stored(artifact.constants[name]) for name in first.values()}
+    for prefix, parts in ((_HOST, artifact.host), (_NOTE, artifact.notes)):
+        tensors |= {prefix + name: _stored(np.frombuffer(data, np.uint8)) for name, data in parts.items()}
+    with whole_file(path, ArtifactError) as file:
+        write_container(file, _metadata(artifact, encoded, first), tensors)
 
 
 def _check_constants(artifact: Artifact) -> None:
@@ -133,67 +120,34 @@ def _check_constants(artifact: Artifact) -> None:
             raise InternalError(f"constant '{name}' of {type.bytes} bytes ({type}) for {room} of the program")
 
 
-def _stored(constants: Mapping[str, np.ndarray | Resource]) -> dict[str, str]:
+def _first_of_equals(constants: Mapping[str, np.ndarray | Resource]) -> dict[str, str]:
     """Constant -> the name under which its bytes are: those of one object are stored once."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in constants.items()}
 
 
-def _header(
-    artifact: Artifact, encoded: Encoded, arrays: Mapping[str, np.ndarray | Resource], stored: Mapping[str, str]
-) -> bytes:
-    table, at = {}, 0
-    for name in _file_order(arrays):
-        type = _type_of(arrays[name])
-        table[name] = {"dtype": _STORED_AS[type.dtype], "shape": list(type.dims), "data_offsets": [at, at + type.bytes]}
-        at += type.bytes
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
+def _metadata(artifact: Artifact, encoded: Encoded, first: Mapping[str, str]) -> dict[str, str]:
+    shared = {name: other for name, other in first.items() if name != other}
+    return {
         "target": artifact.program.target,
         "target_hash": artifact.program.target_hash,
-        "inputs": _json([[io.name, io.tensor, str(io.type)] for io in artifact.inputs]),
-        "outputs": _json([[io.name, io.tensor, str(io.type)] for io in artifact.outputs]),
-        "constants": _json({name: str(_type_of(value)) for name, value in artifact.constants.items()}),
-        "shared": _json({name: first for name, first in stored.items() if name != first}),
-        "symbols": _json(encoded.symbols),
-        "meta": _json(dict(artifact.meta)),
-        "host": _json(_digests(artifact.host)),
+        "inputs": compact([[io.name, io.tensor, str(io.type)] for io in artifact.inputs]),
+        "outputs": compact([[io.name, io.tensor, str(io.type)] for io in artifact.outputs]),
+        "constants": compact({name: str(_type_of(value)) for name, value in artifact.constants.items()}),
+        "symbols": compact(encoded.symbols),
+        "meta": compact(dict(artifact.meta)),
+        **({"shared": compact(shared)} if shared else {}),
     }
-    if artifact.notes:
-        metadata["notes"] = _json(_digests(artifact.notes))
-    metadata["checksum"] = _checksum(metadata, table, encoded.code, encoded.descriptors)
-    text = _json({"__metadata__": metadata, **table}).encode()
-    return text + b" " * (-len(text) % 8)
-
-
-def _digests(parts: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
-
-
-def _file_order(arrays: Mapping[str, np.ndarray | Resource]) -> list[str]:
-    return sorted(arrays, key=lambda name: (-_type_of(arrays[name]).dtype.bytes, name))
 
 
 def _type_of(value: np.ndarray | Resource) -> TensorType:
     return value.type if isinstance(value, Resource) else TensorType(DType.of(value.dtype), value.shape)
 
 
-def _bytes_of(value: np.ndarray | Resource) -> memoryview:
+def _stored(value: np.ndarray | Resource) -> Stored:
+    type = _type_of(value)
     array = value.array() if isinstance(value, Resource) else value
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _checksum(metadata: Mapping[str, Any], table: Mapping[str, Any], code: np.ndarray, descriptors: np.ndarray) -> str:
-    """sha256 over header (without checksum), code and descriptors."""
-    digest = hashlib.sha256(_json([{k: v for k, v in metadata.items() if k != "checksum"}, table]).encode())
-    digest.update(_bytes_of(code))
-    digest.update(_bytes_of(descriptors))
-    return digest.hexdigest()
+    return Stored(_STORED_AS[type.dtype], type.dims, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 # Reading.
@@ -204,16 +158,14 @@ def load(path: str | Path, target: Target | None = None) -> Artifact:
 
     Raises ArtifactError for a file that is missing, foreign, damaged, of another format version or of another target.
     """
-    path = Path(path)
-    try:
-        header, start, size = _read_header(path)
-        metadata, table = _checked_header(path, header, size - start)
-        code = _read(path, start, table[_CODE], np.uint8).reshape(-1, WORD.itemsize)
-        descriptors = _read(path, start, table[_DESCRIPTORS], np.int64)
-    except OSError as error:
-        raise ArtifactError.of(str(path), "cannot be read", got=error.strerror) from None
-    if metadata["checksum"] != _checksum(metadata, table, code, descriptors):
-        raise _damaged(path, "the checksum over header, code and descriptors is wrong")
+    container = open_container(Path(path))
+    metadata = container.metadata
+    keys = set(metadata) - _CONTAINERS
+    if unknown := sorted(keys - _ALWAYS - _OPTIONAL):
+        what = f"has a section that this version of ppuc does not know: '{unknown[0]}'"
+        raise ArtifactError.of(str(path), what, hint="use the version of ppuc that wrote the file, or a later one")
+    if not keys >= _ALWAYS:
+        raise damaged(container.path, "its header is incomplete")
     if target is not None and target.hash != metadata["target_hash"]:
         raise ArtifactError.of(
             str(path),
@@ -222,128 +174,73 @@ def load(path: str | Path, target: Target | None = None) -> Artifact:
             expected=f"{target.name} ({target.hash})",
             hint="compile the model again for this target",
         )
-    return _artifact(path, start, metadata, table, code, descriptors)
+    return _artifact(container)
 
 
-def _artifact(
-    path: Path,
-    start: int,
-    metadata: Mapping[str, str],
-    table: Mapping[str, Any],
-    code: np.ndarray,
-    descriptors: np.ndarray,
-) -> Artifact:
-    """The artifact behind a header that has passed its checksum."""
+def check(path: str | Path) -> Artifact:
+    """Read a .ppu file, weights included, and verify its program. Raises ArtifactError when anything is wrong."""
+    artifact = load(path)
+    for name in artifact.constants:
+        artifact.constant(name)
     try:
-        program, vectors = decode(Encoded(code, descriptors, tuple(json.loads(metadata["symbols"]))))
-        constants = {}
-        shared = json.loads(metadata["shared"])
-        for name, text in json.loads(metadata["constants"]).items():
-            constants[name] = _constant(path, start, table[_CONST + shared.get(name, name)], name, parse_type(text))
+        verify_program(artifact.program, artifact.vectors)
+    except VerificationError as error:
+        raise ArtifactError.of(str(path), "holds a program that breaks the rules of the IR", got=error) from error
+    return artifact
+
+
+def _artifact(container: Container) -> Artifact:
+    path, metadata = container.path, container.metadata
+    try:
+        code, descriptors = container.read(_CODE), container.read(_DESCRIPTORS)
+        if code.size % WORD.itemsize or descriptors.size % 8:
+            raise ValueError(f"{code.size} and {descriptors.size} bytes are no whole number of words")
+        symbols = tuple(read_json(metadata["symbols"]))
+        program, vectors = decode(Encoded(code.reshape(-1, WORD.itemsize), descriptors.view(np.int64), symbols))
+        constants = _constants(container)
         inputs, outputs = (
-            tuple(IOSpec(name, tensor, parse_type(text)) for name, tensor, text in json.loads(metadata[key]))
+            tuple(IOSpec(name, tensor, parse_type(text)) for name, tensor, text in read_json(metadata[key]))
             for key in ("inputs", "outputs")
         )
-        host = _parts(path, start, table, _HOST, metadata["host"])
-        notes = _parts(path, start, table, _NOTE, metadata.get("notes", "{}"))
-        return Artifact(program, vectors, constants, inputs, outputs, json.loads(metadata["meta"]), host, notes)
-    except (ArtifactError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, f"its parts contradict each other ({type(error).__name__}: {error})") from None
+        host, notes = _parts(container, _HOST), _parts(container, _NOTE)
+        return Artifact(program, vectors, constants, inputs, outputs, _texts(read_json(metadata["meta"])), host, notes)
+    except OSError as error:
+        raise ArtifactError.of(str(path), "cannot be read", got=error.strerror) from None
+    except (ArtifactError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, ArtifactError) and error.diagnostics[0].where == str(path):
+            raise
+        raise damaged(path, f"its parts contradict each other ({type(error).__name__}: {error})") from None
 
 
-def _parts(path: Path, start: int, table: Mapping[str, Any], prefix: str, digests: str) -> dict[str, bytes]:
-    """The bytes of every tensor under `prefix`. Raises ValueError when they are not those that were written."""
-    found = {}
-    for name, digest in json.loads(digests).items():
-        first, last = table[prefix + name]["data_offsets"]
-        with path.open("rb") as file:
-            file.seek(start + first)
-            found[name] = file.read(last - first)
-        if hashlib.sha256(found[name]).hexdigest() != digest:
-            raise ValueError(f"the bytes of '{prefix}{name}' are not those that were written")
+def _parts(container: Container, prefix: str) -> dict[str, bytes]:
+    """What tensors of these names hold."""
+    names = [name for name in container.tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): container.read(name).tobytes() for name in names}
+
+
+def _constants(container: Container) -> dict[str, np.ndarray | Resource]:
+    """The constants, mapped. Raises ValueError when they are not what the file holds."""
+    types = _texts(read_json(container.metadata["constants"]))
+    shared = _texts(read_json(container.metadata.get("shared", "{}")))
+    found: dict[str, np.ndarray | Resource] = {}
+    for name, text in types.items():
+        type, place = parse_type(text), container.tensors[_CONST + shared.get(name, name)]
+        if place.length != type.bytes:
+            raise ValueError(f"constant '{name}' has {place.length} bytes, {type} takes {type.bytes}")
+        if not place.length:  # a file cannot be mapped over no bytes
+            found[name] = Resource(type, array=np.empty(type.dims, type.dtype.numpy), name=name)
+        else:
+            found[name] = Resource(type, file=place, name=name)
+    stored = {name.removeprefix(_CONST) for name in container.tensors if name.startswith(_CONST)}
+    if stored != {shared.get(name, name) for name in types}:
+        raise ValueError("it holds constants without a type")
     return found
 
 
-def _constant(path: Path, start: int, entry: Mapping[str, Any], name: str, type: TensorType) -> Resource:
-    first, last = entry["data_offsets"]
-    if last - first != type.bytes:
-        raise ValueError(f"constant '{name}' has {last - first} bytes, {type} takes {type.bytes}")
-    if first == last:  # a file cannot be mapped over no bytes
-        return Resource(type, array=np.empty(type.dims, type.dtype.numpy), name=name)
-    return Resource(type, file=FileRange(path, start + first, last - first), name=name)
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise TypeError("expected texts by name")
+    return value
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The JSON header, where the data start, and the size of the file."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        prefix = file.read(9)
-        length = int.from_bytes(prefix[:8], "little")
-        if len(prefix) < 9 or length > _MAX_HEADER or prefix[8:] != b"{":
-            raise _foreign(path, f"{size} bytes, the first of them {prefix[:8].hex(' ') or 'missing'}")
-        if 8 + length > size:
-            raise _damaged(path, f"it ends inside its header (byte {size} of {8 + length})")
-        text = prefix[8:] + file.read(length - 1)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError):
-        raise _damaged(path, "its header is not JSON") from None
-    return header, 8 + length, size
-
-
-def _checked_header(path: Path, header: dict[str, Any], available: int) -> tuple[dict[str, str], dict[str, Any]]:
-    """Metadata and tensor table of a header whose format, version and sizes are right."""
-    table = dict(header)
-    metadata = table.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise _foreign(path, "a safetensors file without a program")
-    if metadata.get("version") != VERSION:
-        raise ArtifactError.of(
-            str(path),
-            "has another format version",
-            got=metadata.get("version"),
-            expected=VERSION,
-            hint="compile the model again with this version of ppuc",
-        )
-    keys = ("target", "target_hash", "inputs", "outputs", "constants", "shared", "symbols", "meta", "host", "checksum")
-    if not all(isinstance(metadata.get(key), str) for key in keys) or not {_CODE, _DESCRIPTORS} <= set(table):
-        raise _damaged(path, "its header is incomplete")
-    end = 0
-    for first, last in sorted(_ranges(path, table)):
-        if first != end:
-            raise _damaged(path, f"its tensors overlap or leave a gap at byte {end} of the data")
-        end = last
-    if end != available:
-        raise _damaged(path, f"it has {available} bytes of data, its header announces {end}")
-    return metadata, table
-
-
-def _ranges(path: Path, table: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
-    for entry in table.values():
-        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int for at in offsets):
-            raise _damaged(path, "its header is incomplete")
-        first, last = offsets
-        if not 0 <= first <= last:
-            raise _damaged(path, f"a tensor ends before it begins ({first} to {last})")
-        yield first, last
-
-
-def _read(path: Path, start: int, entry: Mapping[str, Any], dtype: type[np.generic]) -> np.ndarray:
-    first, last = entry["data_offsets"]
-    if (last - first) % (WORD.itemsize if dtype is np.uint8 else 8):
-        raise _damaged(path, f"{last - first} bytes are no whole number of words")
-    return np.fromfile(path, dtype, (last - first) // np.dtype(dtype).itemsize, offset=start + first)
-
-
-def _foreign(path: Path, got: str) -> ArtifactError:
-    hint = "make one with `ppuc compile MODEL.onnx`"
-    return ArtifactError(Diagnostic(str(path), "is not a .ppu file", got, hint=hint))
-
-
-def _damaged(path: Path, what: str) -> ArtifactError:
-    hint = "copy the file again or compile the model again"
-    return ArtifactError(Diagnostic(str(path), f"is damaged: {what}", hint=hint))
-
-
-__all__ = ["FORMAT", "VERSION", "Artifact", "IOSpec", "load", "save"]
+__all__ = ["Artifact", "IOSpec", "check", "load", "save"]

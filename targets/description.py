@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import math
-import tomllib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from ppuc.ir.errors import Diagnostic, TargetError
 from ppuc.ir.plugins import Extensible
+from ppuc.ir.strict_toml import parse_toml, read_toml
 from ppuc.targets.consistency import contradicted_peaks, contradictions
 from ppuc.targets.schema import INFORMATIONAL_DTYPES, MARKS, PEAKS, TENSOR_DTYPES, Leaf, Target
 
@@ -132,14 +132,7 @@ def _assigned(target: Target, leaves: Mapping[str, Leaf], assignment: str) -> Le
 
 
 def _load_file(path: Path) -> Target:
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TargetError.of(str(path), "cannot be read", got=error.strerror) from None
-    except UnicodeDecodeError as error:
-        raise TargetError.of(str(path), "is not UTF-8 text", got=error.reason) from None
-    except tomllib.TOMLDecodeError as error:
-        raise TargetError.of(str(path), "is not TOML", got=error) from None
+    tree = read_toml(path, TargetError)
     texts = [_text_of(tree, key, str(path)) for key in ("name", "description")]
     if texts[0] != path.stem:
         raise TargetError.of(f"{path}: name", "is not the file's name", got=texts[0], expected=path.stem)
@@ -357,8 +350,8 @@ def _read_value(text: str) -> Any:
     """A TOML value; a bare list of numbers may omit its brackets and text its quotes."""
     for attempt in (text, f"[{text}]" if "," in text else text):
         try:
-            return tomllib.loads(f"v = {attempt}")["v"]
-        except tomllib.TOMLDecodeError:
+            return parse_toml(f"v = {attempt}")["v"]
+        except ValueError:
             continue
     return text
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ppuc.compiler.commands.common import emit, json_option
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
+
+if TYPE_CHECKING:
+    from ppuc.ir.program import Program
+    from ppuc.targets.artifact import Artifact
 
 
 @click.command(
@@ -21,7 +26,7 @@ from ppuc.compiler.commands.outputs import OutputFile, keep_input
 @json_option
 def disasm_command(program: Path, output: Path | None, as_json: bool) -> None:
     """Print the instruction streams, rings, counters and vector programs of FILE.ppu as assembly text."""
-    from ppuc.compiler.pipeline.dump import write_file
+    from ppuc.ir.files import write_file
     from ppuc.targets.artifact import load
     from ppuc.targets.assembler import disassemble
 
@@ -54,24 +59,43 @@ def disasm_command(program: Path, output: Path | None, as_json: bool) -> None:
 @json_option
 def asm_command(text: Path, like: Path, output: Path, as_json: bool) -> None:
     """Assemble FILE.s, as `ppuc disasm` prints it, into a program with the weights of another one."""
-    from ppuc.ir.errors import TextError
+    from ppuc.ir.errors import Diagnostic, TextError
+    from ppuc.ir.files import read_text
+    from ppuc.ir.verify import VerificationError, verify_program
     from ppuc.targets.artifact import load, save
     from ppuc.targets.assembler import assemble
 
     keep_input(text, output)
-    if not text.is_file():
-        raise TextError.of(str(text), "no such file" if not text.exists() else "is not a file")
-    try:
-        source = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError.of(str(text), "is not text", got=error) from error
+    source = read_text(text, TextError)
     program, vectors = assemble(source, str(text))
+    try:
+        verify_program(program, vectors)
+    except VerificationError as error:
+        raise TextError([Diagnostic(str(text), str(finding)) for finding in error.findings]) from None
     base = load(like)
+    _require_alike(program, base, str(text), like)
     tensors = {t.name for t in program.tensors if t.role == "const"}
-    missing = sorted(tensors - set(base.constants))
-    if missing:
-        raise TextError.of(str(text), f"uses constants that {like} does not have", got=", ".join(missing[:5]))
     constants = {name: base.constants[name] for name in base.constants if name in tensors}
     save(replace(base, program=program, vectors=vectors, constants=constants), output)
     record = {"text": str(text), "output": str(output), "kernels": sum(len(s.kernels) for s in program.segments)}
     emit("asm", record, as_json, lambda out, shown: out.print(f"{shown['output']}: {shown['kernels']} kernels"))
+
+
+def _require_alike(program: Program, base: Artifact, where: str, like: Path) -> None:
+    """Raise TextError unless `base` gives the program its constants, and both have the same inputs and outputs."""
+    from ppuc.ir.errors import TextError
+
+    tensors = {t.name: t for t in program.tensors}
+    constants = {n: t for n, t in tensors.items() if t.role == "const"}
+    if missing := sorted(set(constants) - set(base.constants)):
+        raise TextError.of(where, f"uses constants that {like} does not have", got=", ".join(missing[:5]))
+    before = {t.name: t for t in base.program.tensors}
+    for kind in ("inputs", "outputs"):
+        if getattr(program, kind) != getattr(base.program, kind):
+            got, expected = (", ".join(f"{n} = %{t}" for n, t in getattr(p, kind)) for p in (program, base.program))
+            raise TextError.of(where, f"has other {kind} than {like}", got=got or "none", expected=expected or "none")
+    for name in (*constants, *(t for _, t in (*program.inputs, *program.outputs))):
+        new, old = tensors[name], before[name]
+        if (new.dtype, new.elements) != (old.dtype, old.elements):
+            got, expected = (f"{t.elements} elements of {t.dtype}" for t in (new, old))
+            raise TextError.of(where, f"%{name} holds something else than in {like}", got=got, expected=expected)

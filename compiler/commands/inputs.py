@@ -50,26 +50,30 @@ def read_inputs(inputs_file: Path | None, singles: Sequence[str]) -> tuple[dict[
     return arrays, fills
 
 
+_MISSING = "--input NAME=random draws random numbers for one"
+
+
 def complete_inputs(
     program: CompiledProgram, arrays: dict[str, np.ndarray], fills: dict[str, str], seed: int, where: str
 ) -> dict[str, Any]:
     """What the options give, with fills generated; everything random, and said so, when they give nothing. Inputs that
-    were fixed have their value; those that only the host holds must be given."""
+    were fixed have their value; those that only the host holds must be given. Raises InputError when the options give
+    some inputs and not the others."""
     from ppuc.compiler.inputs import checked_inputs, generate, without_fixed
 
     if program.variants is not None:  # inputs to be padded, whose shapes are nobody's
         return dict(arrays)
-    specs, fixed = program.inputs, program.fixed
+    specs, fixed, nothing_given = program.inputs, program.fixed, not arrays and not fills
     foreign = dict(program.plan.host_inputs) if program.plan is not None else {}
     hosted = {name: arrays[name] for name in foreign if name in arrays}
     arrays = {name: a for name, a in without_fixed(fixed, arrays, where).items() if name not in foreign}
     by_name = {spec.name: spec for spec in specs}
-    if not arrays and not fills and specs:
+    if nothing_given and specs:
         note(f"note: no inputs given; using random ones (seed {seed})")
         fills = dict.fromkeys(by_name, "random")
     given = {**arrays, **{n: generate(by_name[n], fill, seed) for n, fill in fills.items() if n in by_name}}
     unknown = {n: _nothing() for n in fills if n not in by_name}
-    return {**fixed, **hosted, **checked_inputs(specs, {**given, **unknown}, where)}
+    return {**fixed, **hosted, **checked_inputs(specs, {**given, **unknown}, where, _MISSING)}
 
 
 def _nothing() -> np.ndarray:

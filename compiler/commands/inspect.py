@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +19,7 @@ from ppuc.compiler.commands.options import (
     CompileArguments,
     compile_arguments,
 )
+from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
 if TYPE_CHECKING:
     from ppuc.compiler.passes.remarks import Remark
@@ -39,9 +42,12 @@ if TYPE_CHECKING:
 @click.option(
     "--memory",
     "drawing",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     metavar="OUT.svg",
     help="Draw which tensor holds which bytes of l2 and hbm, and when; compile options apply to an .onnx.",
+)
+@click.option(
+    "--check", "whole", is_flag=True, help="Read all of FILE.ppu, weights included, and verify the program in it."
 )
 @remarks_option
 @compile_arguments(*TARGET, PRECISION, DIM, *QUANTIZATION, ALIAS)
@@ -51,6 +57,7 @@ def inspect_command(
     fusion: bool,
     drawing: Path | None,
     remarks: str | None,
+    whole: bool,
     arguments: CompileArguments,
     as_json: bool,
 ) -> None:
@@ -64,6 +71,8 @@ def inspect_command(
 
     if sum((fusion, drawing is not None, remarks is not None)) > 1:
         raise UsageError.of("inspect", "gives one report at a time", expected="--fusion, --memory or --remarks")
+    if whole and (fusion or drawing is not None or remarks is not None or file.suffix != ".ppu"):
+        raise UsageError.of("--check", "reads all of a compiled program", got=str(file), expected="a .ppu file alone")
     if fusion or remarks is not None:
         _report(file, arguments, remarks, as_json)
     elif drawing is not None:
@@ -72,7 +81,11 @@ def inspect_command(
         hint = "compile options go with --fusion, --memory or --remarks"
         raise UsageError.of("inspect", "describes the file as it is", hint=hint)
     else:
-        readers = {".onnx": contents.model_record, ".ppir": contents.module_record, ".ppu": contents.artifact_record}
+        readers: dict[str, Callable[[Path], dict[str, Any]]] = {
+            ".onnx": contents.model_record,
+            ".ppir": contents.module_record,
+            ".ppu": partial(contents.artifact_record, whole=whole),
+        }
         if file.suffix not in readers:
             raise UsageError.of(str(file), "has a name that says nothing of its kind", expected=", ".join(readers))
         emit("inspect", {"file": str(file), **readers[file.suffix](file)}, as_json, contents.show)
@@ -101,9 +114,11 @@ def _draw(file: Path, arguments: CompileArguments, drawing: Path, as_json: bool)
     """Draw the memory plan, and print it with what found no room."""
     from ppuc.compiler.report import memory
     from ppuc.compiler.report.memory_svg import memory_svg
+    from ppuc.ir.files import write_file
 
+    keep_input(file, drawing)
     plan, remarks = _memory_plan(file, arguments)
-    drawing.write_text(memory_svg(plan), encoding="utf-8")
+    write_file(drawing, memory_svg(plan).encode())
     record = {"file": str(file), "drawing": str(drawing), **plan.record(), "refused": memory.refused(remarks)}
     emit("inspect", record, as_json, memory.show)
 

@@ -53,6 +53,7 @@ def opt_command(
     Going on from any dump with --to-end gives the same bytes as the compilation that was dumped, unless --pipeline or
     --disable-pass ask for other passes. Without -p and --to-end the file is parsed, verified and printed again.
     """
+    from ppuc.compiler.lowering.tiling.body import NotFusable
     from ppuc.compiler.pipeline.dump import read_manifest
     from ppuc.compiler.pipeline.manager import Run, said
     from ppuc.compiler.pipeline.pass_options import build_passes
@@ -75,7 +76,7 @@ def opt_command(
         run = Run(machine, steps, progress=progress, listening=True)
         try:
             after = run.run(module)
-        except VerificationError as error:  # texts are edited by hand, in ways that only show further down
+        except (VerificationError, NotFusable) as error:  # texts are edited by hand, and some of it shows further down
             raise TextError.of(
                 str(file),
                 "leads to a program that breaks the rules of the IR",

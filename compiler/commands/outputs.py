@@ -6,6 +6,7 @@ it was given to read.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,18 @@ class OutputFile(click.Path):
         where = str(value) or (param.opts[-1] if param is not None else "")
         if not str(value):
             raise UsageError.of(where, "the name of the file to write is empty")
-        if path.is_dir():
+        try:
+            folder, parent = path.is_dir(), path.parent.is_dir()
+        except OSError as error:  # the name is too long, or a folder on the way may not be entered
+            raise UsageError.of(where, "cannot be written", got=error.strerror) from None
+        if folder:
             raise UsageError.of(where, "cannot be written", got="a folder", expected="the name of a file")
-        if not path.parent.is_dir():
+        if not parent:
             raise UsageError.of(
                 where, "cannot be written", got=f"there is no folder {path.parent}", hint="make it first"
             )
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError.of(where, "cannot be written", got="permission denied")
         return path
 
 
@@ -35,5 +42,5 @@ def keep_input(given: Path, output: Path | None) -> None:
     """Raise UsageError when `output` is the very file that a command reads."""
     from ppuc.ir.errors import UsageError
 
-    if output is not None and output.exists() and given.exists() and output.samefile(given):
+    if output is not None and os.path.exists(output) and os.path.exists(given) and output.samefile(given):
         raise UsageError.of(str(output), "would be written over the file that is read", hint="give another name")

@@ -154,8 +154,9 @@ def quantize_command(
         write_policy(output, made.plan, about)
     if plot is not None:
         from ppuc.compiler.report.quantization import pareto_svg
+        from ppuc.ir.files import write_file
 
-        plot.write_text(pareto_svg(record), encoding="utf-8")
+        write_file(plot, pareto_svg(record).encode())
 
     def show(out: Console, shown: dict[str, Any]) -> None:
         from ppuc.compiler.report.quantization import quantization_tables

@@ -7,6 +7,7 @@ the model, in the file itself (`ranges`) or in external files under `folder`.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,26 +70,34 @@ def read_source(source: ModelSource) -> Source:
     if isinstance(source, onnx.ModelProto):
         return _of_known_opset(Source(source, source.graph.name or "model"))
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ModelError.of(str(path), "there is no such file")
     if path.is_dir():
         raise ModelError.of(str(path), "this is a folder", expected="an .onnx file")
+    try:
+        model, ranges = _parsed(path)
+    except OSError as error:
+        raise ModelError.of(str(path), "cannot be read", got=error.strerror) from None
+    if not model.HasField("graph") or not all(isinstance(text, str) for text in _texts(model)):
+        raise _damaged(path, False)
+    return _of_known_opset(Source(model, str(path), path, path.parent, ranges))
+
+
+def _parsed(path: Path) -> tuple[onnx.ModelProto, dict[str, tuple[int, int]]]:
+    """A file without its large weights, and where in it those are. Raises ModelError and OSError."""
     if path.stat().st_size == 0:
         raise ModelError.of(str(path), "the file is empty")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         view = memoryview(data)
         try:
             skeleton, ranges = split(view)
-            model = onnx.ModelProto.FromString(skeleton)
+            return onnx.ModelProto.FromString(skeleton), ranges
         except WireError as error:
             raise _damaged(path, error.truncated) from None
         except DecodeError:
             raise _damaged(path, False) from None
         finally:
             view.release()
-    if not model.HasField("graph") or not all(isinstance(text, str) for text in _texts(model)):
-        raise _damaged(path, False)
-    return _of_known_opset(Source(model, str(path), path, path.parent, ranges))
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:

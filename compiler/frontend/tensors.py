@@ -6,6 +6,7 @@ read. External data never leaves the model's folder, whatever the model says.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -190,21 +191,22 @@ def _external_path(location: str, source: Source, place: Place) -> Path:
             hint="pass the path of the model, or load it with onnx.load(path, load_external_data=True)",
         )
     folder = source.folder.resolve()
-    path = (folder / location).resolve()
-    if not location or not path.is_relative_to(folder) or ".." in Path(location).parts or Path(location).is_absolute():
+    path = folder if "\0" in location else (folder / location).resolve()
+    written = Path(location)
+    if path == folder or not path.is_relative_to(folder) or ".." in written.parts or written.is_absolute():
         raise place.error(
             "external data must lie inside the model's folder",
             got=repr(location),
             expected=f"a path below {source.folder}",
         )
-    if path.is_file() and path.stat().st_nlink > 1:
+    if os.path.isfile(path) and path.stat().st_nlink > 1:
         raise place.error(
             "external data must lie inside the model's folder",
             got=f"'{location}', which has other names elsewhere (hard links)",
             expected="a file of its own",
             hint=f"replace it by a copy: cp {location} copy && mv copy {location}",
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise place.error(
             f"external data file '{location}' is missing",
             expected=f"it beside {source.path}",

@@ -2,7 +2,7 @@
 
     DIR/manifest.json            passes in order: options, time, op counts, error if it was asked for, file, remarks
     DIR/00-import.ppir ...       the module after each pass that changed it
-    DIR/constants/index.json     key -> type and file of every constant that is stored
+    DIR/constants/index.json     key -> type, file and checksum of every constant that is stored
     DIR/constants/<key>.bin      its bytes: little-endian, row-major
     DIR/constants/recipes.ppir   constants that are computed from others, as a graph: %<key> = transpose(...)
 
@@ -25,14 +25,17 @@ import numpy as np
 
 from ppuc.compiler.passes.remarks import Remark
 from ppuc.compiler.passes.rules.constants import Derived
+from ppuc.ir.checksum import checksum
 from ppuc.ir.errors import TextError, UsageError
+from ppuc.ir.files import read_text, write_file
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import ConstAttrs
 from ppuc.ir.resource import FileRange, Resource
 from ppuc.ir.rewrite import Builder
+from ppuc.ir.strict_json import read_json
 from ppuc.ir.text import external_resources, parse_graph, print_graph, print_module
-from ppuc.ir.types import parse_type
+from ppuc.ir.types import TensorType, parse_type
 
 MANIFEST = "manifest.json"
 CONSTANTS = "constants"
@@ -72,8 +75,11 @@ class ConstantStore:
             return
         self.folder.mkdir(exist_ok=True)
         name = resource.key.replace(":", "-") + ".bin"
-        write_file(self.folder / name, resource.array().reshape(-1).view("u1").data)
-        self._index[resource.key] = {"type": str(resource.type), "name": resource.name, "file": name}
+        data = resource.array().reshape(-1).view("u1").data
+        write_file(self.folder / name, data)
+        digits = checksum(_salt(resource.key, resource.type), data)
+        entry = {"type": str(resource.type), "name": resource.name, "file": name, "checksum": digits}
+        self._index[resource.key] = entry
 
 
 def _recipe_graph(recipes: Mapping[str, Derived]) -> Graph:
@@ -97,12 +103,14 @@ class DumpFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._constants: ConstantStore | None = None
-        if folder.exists() and not folder.is_dir():
-            raise UsageError.of(str(folder), "is not a folder", expected="a folder for the dump")
         try:
+            if folder.exists() and not folder.is_dir():
+                raise UsageError.of(str(folder), "is not a folder", expected="a folder for the dump")
             present = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
         except OSError as error:
             raise UsageError.of(str(folder), "cannot hold a dump", got=error.strerror) from error
+        if "\0" in str(folder):
+            raise UsageError.of(str(folder), "cannot hold a dump", got="a NUL character in its name")
         if present and MANIFEST not in present:
             raise UsageError.of(
                 str(self.folder),
@@ -167,10 +175,10 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a folder; None when there is none. Raises TextError when it is damaged."""
     file = folder / MANIFEST
-    if not file.is_file():
+    if not os.path.isfile(file):
         return None
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file.read_bytes())
         passes = ((p["file"] or "", tuple(map(Remark.of, p.get("remarks", ())))) for p in record["passes"])
         return Manifest(record["target"], record["options"].get("precision", "model"), tuple(passes))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -186,21 +194,13 @@ def write_ppir(path: Path, module: Module) -> None:
 def _write_module(path: Path, module: Module, constants: ConstantStore) -> None:
     try:
         constants.add(module)
-    except OSError as error:
-        raise UsageError.of(str(constants.folder), "constants cannot be written", got=error.strerror) from error
-    write_file(path, print_module(module).encode())
-
-
-def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write under another name and rename. Raises UsageError when that is not possible."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
+    except (OSError, UsageError) as error:
         with suppress(OSError):
-            partial.unlink()
-        raise UsageError.of(str(path), "cannot be written", got=error.strerror) from error
+            constants.folder.rmdir()  # if nothing is in it
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError.of(str(constants.folder), "cannot be written", got=error.strerror) from error
+    write_file(path, print_module(module).encode())
 
 
 def read_constants(folder: Path) -> dict[str, Resource]:
@@ -213,7 +213,7 @@ def read_constants(folder: Path) -> dict[str, Resource]:
         where = str(place / INDEX)
         raise TextError.of(where, "the index of constants is damaged", got=error, hint="dump again") from error
     if (place / RECIPES).exists():
-        text = (place / RECIPES).read_text(encoding="utf-8")
+        text = read_text(place / RECIPES, TextError)
         graph = parse_graph(text, found, str(place / RECIPES))
         for op in graph.ops:
             value = op.result.name
@@ -230,14 +230,22 @@ def _derived(op: Op, found: Mapping[str, Resource]) -> Derived:
 
 def _read_index(place: Path) -> dict[str, dict[str, Any]]:
     path = place / INDEX
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return dict(read_json(path.read_bytes())) if path.exists() else {}
 
 
 def _resource(key: str, entry: dict[str, Any], place: Path) -> Resource:
-    type = parse_type(entry["type"])
+    type, name = parse_type(entry["type"]), str(entry["name"])
     path = place / entry["file"]
+    if path.parent != place:
+        raise ValueError(f"{entry['file']} is not beside the index")
     if not path.is_file() or path.stat().st_size != type.bytes:
         raise TextError.of(str(path), "a constant of the dump is missing or cut short", expected=f"{type} for {key}")
     if type.bytes == 0:
-        return Resource(type, array=np.zeros(type.dims, type.dtype.numpy), key=key, name=entry["name"])
-    return Resource(type, file=FileRange(path, 0, type.bytes), key=key, name=entry["name"])
+        return Resource(type, array=np.zeros(type.dims, type.dtype.numpy), key=key, name=name)
+    place_of = FileRange(path, 0, type.bytes, str(entry["checksum"]), _salt(key, type))
+    return Resource(type, file=place_of, key=key, name=name)
+
+
+def _salt(key: str, type: TensorType) -> bytes:
+    """What the checksum of a constant covers beside its bytes: what an entry of the index says of them."""
+    return f"{key} {type} ".encode()

@@ -15,6 +15,7 @@ from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.dump import read_constants
 from ppuc.compiler.pipeline.pass_options import build_pass, specs_of
 from ppuc.ir.errors import TextError, UsageError
+from ppuc.ir.files import read_text
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
@@ -25,12 +26,7 @@ def read_module(path: str | Path) -> Module:
     from ppuc.ir.verify import VerificationError, verify_module
 
     file = Path(path)
-    if not file.is_file():
-        raise TextError.of(str(file), "no such file" if not file.exists() else "is not a file", expected="a .ppir text")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError.of(str(file), "is not text", got=str(error), expected="a .ppir text in UTF-8") from error
+    text = read_text(file, TextError, "a .ppir text")
     module = parse_module(text, read_constants(file.parent), str(file))
     try:
         verify_module(module)

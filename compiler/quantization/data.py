@@ -12,6 +12,7 @@ wrong.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Data:
         if self._path is None:
             assert not isinstance(source, str | Path)
             self._stacks = [dict(s) for s in source]
-        elif not self._path.exists():
+        elif not os.path.exists(self._path):
             raise InputError.of(self.where, "no such file or folder", expected="an .npz, or a folder of samples")
 
     def beside(self, source: Source) -> Data:

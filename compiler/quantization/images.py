@@ -13,13 +13,13 @@ Invariant: the same file and declaration give the same array.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from ppuc.ir.errors import InputError, UsageError
+from ppuc.ir.strict_toml import read_toml
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _CHOICES = {"resize": ("stretch", "crop"), "colour": ("rgb", "bgr", "grey"), "layout": ("chw", "hwc")}
@@ -40,12 +40,7 @@ class Preprocessing:
 
 def read_preprocessing(path: Path) -> Preprocessing:
     """The declaration in a TOML file. Raises UsageError for what it does not understand."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError.of(str(path), "cannot be read", got=error.strerror) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError.of(str(path), "cannot be read as TOML", got=str(error)) from error
+    table = read_toml(path, UsageError)
     known = {f.name for f in fields(Preprocessing)}
     if unknown := sorted(set(table) - known):
         raise UsageError.of(str(path), f"unknown key '{unknown[0]}'", expected=", ".join(sorted(known)))

@@ -10,6 +10,7 @@ Invariant: the metric sees what the emulation computes, and nothing of the quant
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,8 +27,9 @@ Metric = Callable[[list[Sample], list[Sample]], float]
 
 def load_metric(path: Path) -> Metric:
     """The function `metric` of a file. Raises UsageError when there is none."""
-    spec = importlib.util.spec_from_file_location("ppuc_user_metric", path)
-    if spec is None or spec.loader is None or not path.is_file():
+    there = os.path.isfile(path)
+    spec = importlib.util.spec_from_file_location("ppuc_user_metric", path) if there else None
+    if spec is None or spec.loader is None:
         raise UsageError.of(str(path), "cannot be read as a Python file", expected="metric(outputs, inputs) -> float")
     module = importlib.util.module_from_spec(spec)
     try:

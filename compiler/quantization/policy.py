@@ -21,7 +21,6 @@ import difflib
 import fnmatch
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.inputs import read_npz
+from ppuc.compiler.inputs import read_npz, write_arrays
 from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import BLOCKS, FORMATS, LayerPlan, Plan
 from ppuc.ir.errors import UsageError
+from ppuc.ir.files import write_file
+from ppuc.ir.strict_toml import read_toml
 
 _KEYS = {"name": str, "format": str, "scales": list, "unsigned": list, "weights_only": bool, "repaired": str}
 _ARRAYS = ("weight_scale", "weights", "bias", "offset")
@@ -55,17 +56,9 @@ def write_policy(path: Path, plan: Plan, about: Mapping[str, str]) -> None:
         if own:
             arrays |= own
             lines.append(f'repaired = "{_digest(own)}"')
-    try:
-        if arrays:
-            partial = arrays_path(path).with_suffix(".npz.partial")
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            partial.replace(arrays_path(path))
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UsageError.of(str(path), "cannot be written", got=error.strerror) from error
+    if arrays:
+        write_arrays(arrays_path(path), arrays)
+    write_file(path, ("\n".join(lines) + "\n").encode())
 
 
 def arrays_path(path: Path) -> Path:
@@ -75,12 +68,7 @@ def arrays_path(path: Path) -> Path:
 
 def read_policy(path: Path, layers: Sequence[Layer]) -> Plan:
     """The plan in a file, for a graph with `layers`. Raises UsageError naming the entry that is wrong."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError.of(str(path), "cannot be read", got=error.strerror) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError.of(str(path), "cannot be read as TOML", got=str(error)) from error
+    table = read_toml(path, UsageError)
     if unknown := sorted(set(table) - {"layer"}):
         raise UsageError.of(str(path), f"unknown key '{unknown[0]}'", expected="[[layer]] entries")
     found: dict[str, LayerPlan] = {}

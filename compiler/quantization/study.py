@@ -33,6 +33,8 @@ from ppuc.compiler.quantization.repair import CANDIDATES, repaired
 from ppuc.compiler.quantization.search import Found, Goal, Point, Search, isolated_noise, quantized_share
 from ppuc.compiler.quantization.timing import Times, timed
 from ppuc.ir.errors import UsageError
+from ppuc.ir.files import write_file
+from ppuc.ir.strict_json import read_json
 
 REPORTED = 4
 """Samples on which the noise of single layers is measured where nothing depends on it."""
@@ -301,15 +303,14 @@ class _Memory:
         self.key = digest.hexdigest()
         if path.is_file():
             try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-                self.known = dict(stored["noise"]) if stored["key"] == self.key else {}
-            except (ValueError, KeyError, TypeError) as error:
+                stored = read_json(path.read_bytes())
+                found = {str(name): float(noise) for name, noise in stored["noise"].items()}
+                self.known = found if stored["key"] == self.key else {}
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise UsageError.of(str(path), "is not the state of a search", got=str(error)) from error
 
     def add(self, name: str, noise: float) -> None:
         """Remember one layer."""
         self.known[name] = noise
         if self.path is not None:
-            partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_text(json.dumps({"key": self.key, "noise": self.known}), encoding="utf-8")
-            partial.replace(self.path)
+            write_file(self.path, json.dumps({"key": self.key, "noise": self.known}).encode())

@@ -1,6 +1,6 @@
 """What a file holds, as a record: models, dumped modules, compiled programs.
 
-Invariant: describing a file reads no weights.
+Invariant: describing a file reads no weights, unless it is to be checked.
 """
 
 from __future__ import annotations
@@ -49,15 +49,16 @@ def module_record(path: Path) -> dict[str, Any]:
     return record | (program_record(module.program) if module.program is not None else {})
 
 
-def artifact_record(path: Path) -> dict[str, Any]:
-    """A compiled program."""
-    from ppuc.targets.artifact import load
+def artifact_record(path: Path, whole: bool = False) -> dict[str, Any]:
+    """A compiled program; with `whole`, its weights are read too, and the program is verified."""
+    from ppuc.targets.artifact import check, load
 
-    artifact = load(path)
+    artifact = check(path) if whole else load(path)
     return {
         "kind": "program",
         "name": artifact.program.name,
         "bytes": path.stat().st_size,
+        "checked": whole,
         "target": artifact.program.target,
         "target_hash": artifact.program.target_hash,
         "options": {key: text for key, text in artifact.meta.items() if key not in ("nodes", "plan", "variants")},
@@ -117,11 +118,14 @@ def show(out: Console, record: dict[str, Any]) -> None:
     """Print a record of any kind."""
     from ppuc.compiler.report.tables import quantity, table
 
-    hidden = ("programs", "memory", "kernels", "ops", "file", "kind", "inputs", "outputs", "options", "nodes")
+    inner = {"programs", "memory", "kernels", "ops", "inputs", "outputs", "options", "nodes"}
+    hidden = {*inner, "file", "kind", "checked"}
     out.print(f"{record['file']}: {record['kind']} {record.get('name', '')}".rstrip())
     for key, value in record.items():
         if key not in hidden and key != "name":
             out.print(f"  {key.replace('_', ' ')}: {_flat(_sized(key, value))}")
+    if record.get("checked"):
+        out.print("  checked: every byte is as it was written")
     for key in ("inputs", "outputs", "options"):
         _show_pairs(out, key, record.get(key, {}))
     if record.get("ops"):

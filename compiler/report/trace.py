@@ -12,10 +12,9 @@ what it leaves out. Units are left out whole (all run the same text); counters a
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ppuc.compiler.report.trace_counters import counter_tracks
-from ppuc.ir.errors import UsageError
+from ppuc.ir.files import whole_file
 from ppuc.ir.program import UNIT_QUEUES
 
 if TYPE_CHECKING:
@@ -61,17 +60,8 @@ class TraceSummary:
 def write_trace(path: str | Path, raw: RawResult, nodes: Mapping[str, str], limit: int = LIMIT) -> TraceSummary:
     """Write the events of a simulation that was asked for a trace; `nodes` gives each kernel's ONNX node. Raises
     UsageError when `path` cannot be written."""
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            summary = _write(file, raw, nodes, limit)
-        os.replace(partial, target)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise UsageError.of(str(target), "the trace cannot be written", got=error.strerror) from error
-    return summary
+    with whole_file(path) as file, io.TextIOWrapper(file, "utf-8") as text:
+        return _write(text, raw, nodes, limit)
 
 
 def _write(file: IO[str], raw: RawResult, nodes: Mapping[str, str], limit: int) -> TraceSummary:

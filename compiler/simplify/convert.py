@@ -6,6 +6,7 @@ of the model are inlined.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.source import normal_domain, opset_versions, read_source
 from ppuc.compiler.simplify.model import Constant, ModelGraph, Node
 from ppuc.compiler.simplify.symbolic_sizes import Poly, symbol
-from ppuc.ir.errors import ModelError
+from ppuc.ir.errors import ModelError, UsageError
+from ppuc.ir.files import write_file
 
 LARGEST_MESSAGE = 1_900_000_000
 """Bytes of weights above which they go to a file beside the model: a protobuf message ends at 2 GB."""
@@ -195,16 +197,16 @@ def _with_sizes(info: onnx.ValueInfoProto, g: ModelGraph) -> onnx.ValueInfoProto
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, weights beside it when one message cannot hold them; a failed write leaves nothing behind."""
-    size = sum(len(t.raw_data) for t in model.graph.initializer)
-    temporary = path.with_name(f".{path.name}.partial")
+    """Write a model, weights beside it when one message cannot hold them; a failed write leaves nothing behind. Raises
+    UsageError."""
+    if sum(len(t.raw_data) for t in model.graph.initializer) <= LARGEST_MESSAGE:
+        write_file(path, model.SerializeToString())
+        return
+    data = path.with_name(path.name + ".data")
     try:
-        if size > LARGEST_MESSAGE:
-            data = path.with_name(path.name + ".data")
-            data.unlink(missing_ok=True)
-            onnx.save(model, temporary, save_as_external_data=True, location=data.name)
-        else:
-            onnx.save(model, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".ppuc.", dir=path.parent, ignore_cleanup_errors=True) as folder:
+            onnx.save(model, Path(folder, path.name), save_as_external_data=True, location=data.name)
+            Path(folder, data.name).replace(data)
+            Path(folder, path.name).replace(path)
+    except OSError as error:
+        raise UsageError.of(str(path), "cannot be written", got=error.strerror) from error

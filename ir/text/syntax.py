@@ -118,6 +118,7 @@ _DESCRIPTIONS = {
     "VEC": "vec",
     "IO": "input or output",
     "$END": "the end of the line",
+    "<END-OF-FILE>": "the end of the line",
 }
 
 

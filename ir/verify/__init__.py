@@ -4,7 +4,8 @@ Module
   M1  inputs name distinct graph parameters, all of them; outputs name graph results.
   M2  kernel names and vector program names are distinct.
   M3  a group that names a kernel names one of the module's.
-  M4  a placement has a size and an address of at least 0, and no name is placed twice in one memory.
+  M4  a placement has a size and an address of at least 0, no name is placed twice in one memory, and what is placed is
+      a value of the graph or, in l1 and acc, a buffer of a kernel.
   M5  the program is for the module's target.
 
 Graph (a group's body is a graph of its own)
@@ -72,6 +73,7 @@ from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Kernel
 from ppuc.ir.module import Module
 from ppuc.ir.program import Program
+from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
 from ppuc.ir.verify.findings import Finding, Findings
 from ppuc.ir.verify.graph import check_graph
@@ -190,11 +192,20 @@ def _check_groups(module: Module, findings: Findings) -> None:
 
 
 def _check_placement(module: Module, findings: Findings) -> None:
+    if not module.placement:
+        return
     placed: set[tuple[str, str]] = set()
+    values = {v.name for v in module.graph.params} | {r.name for op in module.graph.ops for r in op.results}
+    buffers = {(b.space, f"{kernel.name}/{b.name}") for kernel in module.kernels for b in kernel.buffers}
     for place in module.placement:
         key = (place.name, place.space.value)
         if key in placed:
             findings.add("M4", f"'{place.name}'", f"is placed twice in {place.space}")
         placed.add(key)
+        if place.space in (Space.L1, Space.ACC):
+            if (place.space, place.name) not in buffers:
+                findings.add("M4", f"'{place.name}'", f"is no buffer of a kernel in {place.space}")
+        elif place.name not in values:
+            findings.add("M4", f"'{place.name}'", "is no value of the graph")
         if place.address < 0 or place.bytes < 0:
             findings.add("M4", f"'{place.name}'", f"{place.bytes} bytes at {place.address} is no place")

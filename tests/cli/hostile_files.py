@@ -68,6 +68,12 @@ def _external(location: str, prepare: Callable[[Path], None], offset: int = 0) -
     return build
 
 
+def _named(x: str, y: str, w: str, node: str) -> Build:
+    """A product of names that a file or a call might take for something else."""
+    nodes = [_node("MatMul", [x, w], "h", name=node), _node("Relu", ["h"], y, name=f"{node}2")]
+    return _saved(_model(nodes, {x: [4, 6]}, {w: np.ones((6, 9), np.float32)}, y))
+
+
 def _lying(dims: list[int], size: int) -> Build:
     model = onnx.ModelProto()
     model.CopyFrom(PLAIN)
@@ -215,6 +221,11 @@ HOSTILE: dict[str, Build] = {
     "external_device": _external("w.bin", lambda p: (p / "w.bin").symlink_to("/dev/zero")),
     "external_beyond": _external("w.bin", lambda p: (p / "w.bin").write_bytes(b"\0" * 216) and None, HUGE),
     "external_nameless": _external("", lambda p: None),
+    "external_nul": _external("w\0.bin", lambda p: None),
+    "external_only_nul": _external("\0", lambda p: None),
+    "external_long": _external("w" * 300, lambda p: None),
+    "external_deep": _external("d/" * 3000 + "w", lambda p: None),
+    "external_dot": _external(".", lambda p: None),
     "function_calls_itself": _functions(_function("F0", ["F0"])),
     "functions_call_each_other": _functions(_function("F0", ["F1"]), _function("F1", ["F0"])),
     "functions_chain": _functions(*(_function(f"F{i}", [f"F{i + 1}"]) for i in range(4000)),
@@ -229,6 +240,11 @@ HOSTILE: dict[str, Build] = {
     "control_characters": _saved(_model([helper.make_node("Bad\x1b[31m", ["x"], ["y"], name="n\x07\r\n\x1b]0;t\x07")])),
     "markup": _saved(_model([helper.make_node("Bad[/red]", ["x"], ["y"], name="[bold]n[/bold][/] [link=http://a]b")])),
     "surrogates": _bytes(PLAIN.SerializeToString().replace(b"MatMul", b"Mat\xff\xfel")),
+    "nul_in_names": _named("x\0", "y\0", "w\0", "n\0"),
+    "names_of_300_characters": _named(*(c * 300 for c in "xywn")),
+    "names_like_arguments": _named("file", "allow_pickle", "self", "kwargs"),
+    "names_like_paths": _named("../x", "../../y", "/etc/w", "~/n"),
+    "names_of_blanks": _named(" ", "\n", "\t", "\r"),
     "empty_op": _saved(_model([helper.make_node("", ["x"], ["y"])])),
     "long_name": _saved(_model([helper.make_node("Relu", ["x"], ["y"], name="n" * 1_000_000)])),
     "option_as_dim": _saved(_model([_node("Relu", ["x"])], {"x": ["--help", "N=1\n"]})),

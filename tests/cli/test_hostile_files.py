@@ -14,7 +14,10 @@ from ppuc.compiler.cli import cli
 from tests.cli.hostile_files import HOSTILE
 
 SECONDS, BYTES = 5.0, 2 << 30
-FINE = ("deep_type", "huge_stride", "ifs_in_ifs", "long_name", "option_as_dim")
+FINE = (
+    *("deep_type", "huge_stride", "ifs_in_ifs", "long_name", "option_as_dim"),
+    *("nul_in_names", "names_of_300_characters", "names_like_arguments", "names_like_paths", "names_of_blanks"),
+)
 """Files that are odd, but mean something."""
 LATE = ("huge_kernel",)
 """Files whose fault the host finds when it computes."""
@@ -32,17 +35,22 @@ def test_commands_survive(name: str, tmp_path: Path) -> None:
     folder.mkdir()
     HOSTILE[name](folder)
     np.savez(tmp_path / "x.npz", x=np.ones((4, 6), np.float32))
-    model, before = str(folder / "m.onnx"), sorted(folder.rglob("*"))
+    model = str(folder / "m.onnx")
     commands = (
         ("check", model),
         ("compile", model, "-o", str(folder / "a.ppu")),
         ("run", model),
+        ("run", model, "--output", str(folder / "o.npz")),
         ("verify", model),
+        ("profile", model, "--no-interval", "--trace", str(folder / "t.json")),
+        ("inspect", model),
         ("quantize", model, "--calibrate", str(tmp_path / "x.npz"), "-o", str(folder / "a.toml")),
     )
     for command in commands[:2] if name in ENDLESS else commands:
+        before = sorted(folder.rglob("*"))
         started, held = time.process_time(), peak_bytes()
-        result = CliRunner().invoke(cli, [*command, "-t", "ppu-tiny"])
+        machine = () if command[0] == "inspect" else ("-t", "ppu-tiny")
+        result = CliRunner().invoke(cli, [*command, *machine])
         took = time.process_time() - started
         assert result.exit_code in (0, 1, 2), (command[0], result.output)
         assert "Traceback" not in result.output, result.output

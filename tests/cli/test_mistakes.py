@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from ppuc.compiler.cli import INTERNAL_ERROR, cli
 from tests.cli.calling import TINY, error_of, ppuc
+from tests.support.onnx_text import model_of
 from tests.support.small_models import mlp
 
 
@@ -104,6 +105,7 @@ def test_wrong_inputs(program: Path, tmp_path: Path) -> None:
     assert error_of("run", program, "--inputs", tmp_path / "in.npz") == (
         f"error: {program}: no input is called 'y'\n  expected: x: f32[2, 20]\n"
         f"error: {program}: input 'x' is missing\n  expected: f32[2, 20]\n"
+        "  hint: --input NAME=random draws random numbers for one\n"
     )
     np.save(tmp_path / "x.npy", np.ones((2, 20)))
     assert error_of("run", program, "--input", f"x={tmp_path / 'x.npy'}") == (
@@ -188,3 +190,28 @@ def test_a_precision_that_is_refused_has_no_note(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["compile", str(path), "--dim", "N=2", "-p", "mixed"])
     assert result.exit_code == 2
     assert result.stderr.startswith("error: --precision mixed: needs a policy")
+
+
+@pytest.mark.parametrize("command", [("run",), ("profile", "--no-interval")])
+def test_some_inputs_without_the_others_are_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """None of them is drawn at random in silence, whether what is given was fixed or not."""
+    text = "g (float[4, 6] x, float[4, 6] z, int64[3] n) => (float[A, B, C] y) { s = Add(x, z) y = Expand(s, n) }"
+    (tmp_path / "m.onnx").write_bytes(model_of(text).SerializeToString())
+    ones = np.ones((4, 6), np.float32)
+    given = {"n": np.array([2, 4, 6])}
+    for name, arrays in {"fixed": given, "one": {"x": ones}, "both": {"x": ones, **given}}.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    program = tmp_path / "m.ppu"
+    made = ppuc("compile", tmp_path / "m.onnx", *TINY, "--inputs", tmp_path / "fixed.npz", "-o", program)
+    assert made.exit_code == 0
+
+    def missing(*names: str) -> str:
+        hint = "hint: --input NAME=random draws random numbers for one"
+        return "".join(f"error: {program}: input '{n}' is missing\n  expected: f32[4, 6]\n  {hint}\n" for n in names)
+
+    assert error_of(*command, program, "--inputs", tmp_path / "fixed.npz") == missing("x", "z")
+    assert error_of(*command, program, "--inputs", tmp_path / "one.npz") == missing("z")
+    assert error_of(*command, program, "--inputs", tmp_path / "both.npz") == missing("z")
+    assert error_of(*command, program, "--input", "z=ones") == missing("x")
+    assert ppuc(*command, program).exit_code == 0
+    assert ppuc(*command, program, "--inputs", tmp_path / "both.npz", "--input", "z=random").exit_code == 0

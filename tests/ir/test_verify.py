@@ -40,6 +40,8 @@ def test_the_sample_verifies() -> None:
         ("M3", 'kernel = "gemm_0"', 'kernel = "gemm_1"'),
         ("M4", '"x" @l2 at 0 bytes 8960', '"x" @l2 at 0 bytes 1\n  "x" @l2 at 4 bytes 1'),
         ("M4", '"x" @l2 at 0 bytes 8960', '"x" @l2 at -1 bytes 1'),
+        ("M4", '"x" @l2 at 0 bytes 8960', '"z" @l2 at 0 bytes 8960'),
+        ("M4", '"gemm_0/at" @l1', '"gemm_0/c" @l1'),
         ("M5", 'program @mlp {target = "ppu-tiny"', 'program @mlp {target = "other"'),
     ],
 )

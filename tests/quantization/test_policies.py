@@ -52,7 +52,7 @@ def test_patterns_select_layers_and_later_entries_win(tmp_path: Path) -> None:
         ('[[layer]]\nname = "c"\nscales = [1.0, 2.0]', "layer 'c' multiplies 1 activations\n  got: 2 scales"),
         ('[[layer]]\nformat = "bf16"', "needs a name"),
         ("[[layers]]", "unknown key 'layers'"),
-        ("[[", "cannot be read as TOML"),
+        ("[[", "is not TOML"),
     ],
 )
 def test_policies_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:

@@ -28,6 +28,7 @@ HOMES = {
     "threadpoolctl": ("targets/simulator/", "ir/interpret_kernel.py"),
     "rich": ("compiler/report/", "compiler/commands/"),
     "PIL": ("compiler/quantization/images.py",),
+    "xxhash": ("ir/checksum.py",),
     "click": ("compiler/cli.py", "compiler/commands/"),
 }
 EVERYWHERE = {"numpy", "ml_dtypes"}

@@ -120,8 +120,8 @@ class WindowLowering(UnmergedLowering):
         """The window, then ever smaller blocks of it, cut along the outermost axes first."""
         kernel = list(self.window.kernel)
         for i, size in enumerate(self.window.kernel):
-            for part in range(size, 0, -1):
-                if size % part or (part == size and i > 0):
+            for part in divisors(size):
+                if part == size and i > 0:
                     continue
                 kernel[i] = part
                 if self.w is None or math.prod(kernel) <= MAX_TAPS:
@@ -323,3 +323,10 @@ def lower_window(
 ) -> KernelBuilder:
     """Lower a group around one channels-last pool or depthwise conv. Raises NotFusable."""
     return WindowLowering(name, body, tensors, loc, target).lower()
+
+
+def divisors(n: int) -> Iterator[int]:
+    """The divisors of `n`, largest first."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    yield from (n // d for d in small)
+    yield from (d for d in reversed(small) if d * d != n)

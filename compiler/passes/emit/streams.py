@@ -9,7 +9,7 @@ Invariant: each queue executes its statements in the order of the kernel's seque
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -39,6 +39,7 @@ from ppuc.ir.program import (
     Wait,
 )
 from ppuc.ir.types import Space
+from ppuc.ir.verify import Finding, VerificationError
 from ppuc.targets.isa import mnemonic_of
 from ppuc.targets.schema import Target
 
@@ -92,6 +93,7 @@ class Emission:
             if op.name == "group" and any(r.name in self.over for r in op.results)
         }
         tensors = {t.name: t for t in self.tensors}
+        self._require_places(tensors, [*rooted.values()], sources)
         plan = CounterPlan(self.order, rooted, sources, tensors, in_place, over, self.target)
         owners = RingOwners()
         programs: list[KernelProgram] = []
@@ -149,6 +151,16 @@ class Emission:
             v = values[name]
             found.append(MemTensor(name, v.type.dtype, v.type.elements, placement.space, placement.address, role, name))
         return found
+
+    def _require_places(
+        self, tensors: Mapping[str, MemTensor], kernels: Sequence[Kernel], sources: Mapping[str, str]
+    ) -> None:
+        """Raise VerificationError unless all that kernels and copies name has a place."""
+        used = {*sources, *sources.values(), *(p.tensor for k in kernels for p in k.params)}
+        rings = {(b.space, f"{k.name}/{b.name}") for k in kernels for b in k.buffers} - set(self.places)
+        homeless = sorted({*(used - set(tensors)), *(name for _, name in rings)})
+        if homeless:
+            raise VerificationError(Finding("M4", f"'{name}'", "", "has no place") for name in homeless)
 
     def _rooted(self, kernel: Kernel) -> Kernel:
         """The kernel with its parameters bound to storage roots."""
