@@ -33,7 +33,7 @@ from ppuc.ir.module import Module
 if TYPE_CHECKING:
     from ppuc.compiler.frontend.load import ImportedModel
     from ppuc.compiler.frontend.offload.hosting import HostNode
-    from ppuc.compiler.frontend.source import ModelSource
+    from ppuc.compiler.frontend.source import ModelSource, Source
     from ppuc.compiler.host.quantize import PartsQuantizer
 
 
@@ -111,15 +111,17 @@ def compile_model(source: ModelSource, options: CompileOptions, watch: Instrumen
     UsageError, InputError or CapacityError for what the caller can mend, DivergenceError when a pass changed the
     model's values."""
     from ppuc.compiler.frontend.inlining import ExpansionError
+    from ppuc.compiler.frontend.source import read_source
 
     run = _run(options, watch)
+    read = read_source(source)
     try:
-        first = import_model(run, source, options, watch)
+        first = import_model(run, read, options, watch)
         return replace(_compiled(run, first.module, watch), quantized=first.quantized)
     except ModelError as error:
         if not options.host.allowed or isinstance(error, ExpansionError):
             raise
-        return _hosted(source, options, error, watch)
+        return _hosted(read, options, error, watch)
 
 
 def _run(options: CompileOptions, watch: Instrumentation) -> Run:
@@ -135,7 +137,7 @@ def _compiled(run: Run, module: Module, watch: Instrumentation) -> CompiledModel
     return run.to_end(module)
 
 
-def _hosted(source: ModelSource, options: CompileOptions, error: ModelError, watch: Instrumentation) -> CompiledModel:
+def _hosted(source: Source, options: CompileOptions, error: ModelError, watch: Instrumentation) -> CompiledModel:
     """The model with the help of the host; `error` is why it cannot do without."""
     from ppuc.compiler.host.compile import compile_hosted
 
@@ -171,12 +173,14 @@ def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantize
 
 def examine(source: ModelSource, options: CompileOptions) -> Examination:
     """What compiling would meet, found by importing and running the passes before placing: everything short of whether
-    tiles fit. Of calibration data only the shapes are used. Raises UsageError when sizes do not suit the model."""
+    tiles fit. Of calibration data only the shapes are used. Raises ModelError for a file that is no model, UsageError
+    when sizes do not suit it."""
     from ppuc.compiler.frontend.inlining import ExpansionError
+    from ppuc.compiler.frontend.source import read_source
     from ppuc.compiler.host.compile import divided
     from ppuc.compiler.host.partition import HostPart
 
-    upto = passes_of(options, PLACE)
+    upto, source = passes_of(options, PLACE), read_source(source)
     options = with_shapes_of_data(options, source)
     options = replace(options, quantization=replace(options.quantization, data=None, repair=True))
 

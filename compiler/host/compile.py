@@ -18,7 +18,7 @@ from ppuc.compiler.frontend.inlining import UnknownOpsError
 from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
-from ppuc.compiler.frontend.source import ModelSource
+from ppuc.compiler.frontend.source import ModelSource, Source, read_source
 from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.join import Joined, join
 from ppuc.compiler.host.partition import DeferredPart, HostPart, Part, PpuPart, partition
@@ -70,6 +70,7 @@ def divided(
     hosts = worker(options.host.ops)
     if hosts.files:
         hosts.start()
+    source = read_source(source)
     forced: dict[str, Reason] = {}
     while True:
         hosted = _imported(source, options, error, forced, hosts, examining)
@@ -92,7 +93,7 @@ def divided(
 
 
 def _imported(
-    source: ModelSource,
+    source: Source,
     options: CompileOptions,
     error: ModelError,
     forced: Mapping[str, Reason],

@@ -10,8 +10,12 @@ import pytest
 from onnx import TensorProto, helper, parser
 
 import ppuc
+from ppuc.compiler.driver import compile_model
+from ppuc.compiler.frontend import source
+from ppuc.compiler.frontend.offload import load_hosted
 from ppuc.compiler.host.plan import HostStep, Plan, PpuStep
 from ppuc.compiler.host.transfer import crossings
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.program.compiled import load_program
 from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import InputError
@@ -56,29 +60,45 @@ def test_host_bytes_of_a_file_are_checked(tmp_path: Path) -> None:
     assert "is damaged" in result.stderr
 
 
+def unsaturated(casts: list[str], others: list[str]) -> onnx.ModelProto:
+    """x through the nodes `others`, then through `casts` side by side, which legalise refuses (they overflow to
+    infinity, and the engines saturate); their sum and x make y."""
+    path = ["x", *(f"after {name}" for name in others)]
+    nodes = [helper.make_node("Neg", [path[i]], [path[i + 1]], name) for i, name in enumerate(others)]
+    for name in casts:
+        nodes.append(helper.make_node("Cast", [path[-1]], [f"{name}:8"], name, to=TensorProto.FLOAT8E5M2, saturate=0))
+        nodes.append(helper.make_node("Cast", [f"{name}:8"], [f"{name}:32"], f"{name}:back", to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Sum", ["x", *(f"{name}:32" for name in casts)], ["y"], "sum"))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 6]) for name in "xy")
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
 def test_what_a_pass_refuses_goes_to_the_host_whatever_nodes_are_called() -> None:
-    """The texts of the refusal list ten nodes between words and commas; what goes to the host is neither more nor
-    less than the nodes that the refusal is about."""
+    """The text of the refusal lists ten nodes between words and commas; what goes to the host is neither more nor less
+    than the nodes that the refusal is about."""
     casts = [f"cast, {i} and 2 more" for i in range(6)] + [f"/block.{i}/Cast" for i in range(6)]
     others = ["graph", "engines", "@g", "and", "2", "more", "casts"]
-    nodes = []
-    for name in casts:
-        nodes.append(helper.make_node("Cast", ["a"], [f"{name}:8"], name, to=TensorProto.FLOAT8E5M2, saturate=0))
-        nodes.append(helper.make_node("Cast", [f"{name}:8"], [f"{name}:32"], f"{name}:back", to=TensorProto.FLOAT))
-    nodes.append(helper.make_node("Sum", [f"{name}:32" for name in casts], ["s"], "sum"))
-    chain = ["x", *others[:-1]]
-    nodes = [helper.make_node("Neg", [a], [b], b) for a, b in zip(chain, others[:-1], strict=False)] + nodes
-    nodes.insert(len(others) - 1, helper.make_node("Neg", [others[-2]], ["a"], others[-1]))
-    nodes.append(helper.make_node("Add", ["s", "x"], ["y"], "last"))
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 6]) for name in "xy")
-    source = helper.make_model(
-        helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 19)], ir_version=9
-    )
-    program = compiled(source)
+    network = unsaturated(casts, others)
+    program = compiled(network)
     assert program.plan is not None
-    assert {n.node for n in program.plan.nodes if n.op == "Cast" and "saturate" in n.reason} == set(casts)
-    assert not {n.node for n in program.plan.nodes} & {*others, "sum", "last"}
-    np.testing.assert_allclose(program.run({"x": x46()}).outputs["y"], Oracle(source).run({"x": x46()})["y"], rtol=1e-5)
+    assert {n.node for n in program.plan.nodes if "saturate" in n.reason} == set(casts)
+    assert not {n.node for n in program.plan.nodes} & {*others, "sum"}
+    np.testing.assert_allclose(
+        program.run({"x": x46()}).outputs["y"], Oracle(network).run({"x": x46()})["y"], rtol=1e-5
+    )
+
+
+def test_a_file_is_parsed_once_however_often_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first import finds nothing wrong, legalise refuses the casts, and so the model is imported for the host,
+    twice."""
+    onnx.save(unsaturated(["cast"], ["neg"]), tmp_path / "m.onnx")
+    parsed, imported = [], []
+    split, enter = source.split, load_hosted.enter
+    monkeypatch.setattr(source, "split", lambda data: parsed.append(len(data)) or split(data))
+    monkeypatch.setattr(load_hosted, "enter", lambda *what: imported.append(what) or enter(*what))
+    assert compile_model(tmp_path / "m.onnx", CompileOptions(load_target(TINY))).artifact.host
+    assert (len(parsed), len(imported)) == (1, 2)
 
 
 def test_transfers_cost_time_and_energy() -> None:
