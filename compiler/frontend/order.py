@@ -59,9 +59,16 @@ def _producers(nodes: Sequence[onnx.NodeProto], labels: Sequence[str], defined: 
 def _inputs(node: onnx.NodeProto) -> Iterator[str]:
     """Names a node reads, those that its subgraphs take from outside included."""
     yield from filter(None, node.input)
+    for graph in subgraphs(node):
+        yield from captured(graph)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs among the attributes of a node."""
     for attribute in node.attribute:
-        for graph in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            yield from captured(graph)
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def captured(graph: onnx.GraphProto) -> set[str]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
-import onnx.shape_inference
 import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs on PyPI's protobuf
 
+from ppuc.compiler.frontend.shape_inference import infer_shapes
 from ppuc.compiler.frontend.wire import WireError, split
 from ppuc.ir.errors import ModelError
 
@@ -156,7 +156,7 @@ def _converted(source: Source, version: int) -> Source:
     """The converter reads weights and inner shapes, so it gets the whole file and what shape inference finds."""
     whole = source.model if source.path is None else onnx.load(source.path, load_external_data=False)
     try:
-        inferred = _with_slopes_per_channel(onnx.shape_inference.infer_shapes(whole))
+        inferred = _with_slopes_per_channel(infer_shapes(whole))
         model = onnx.version_converter.convert_version(inferred, OLDEST_OPSET)
     except Exception as error:  # the converter raises RuntimeError and its own ConvertError, from C++
         raise ModelError.of(

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from ppuc.compiler.frontend.offload.deferred import is_control
-from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, node_model, subgraphs
+from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, node_model
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.frontend.offload.products import has_products
+from ppuc.compiler.frontend.order import subgraphs
 from ppuc.ir.graph import Graph, Op
 
 SIDES = PPU, HOST, DEFERRED = range(3)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.shape_inference
 
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
 from ppuc.compiler.frontend.order import ordered
+from ppuc.compiler.frontend.shape_inference import infer_shapes
 from ppuc.compiler.frontend.source import normal_domain, opset_versions, read_source
 from ppuc.compiler.simplify.model import Constant, ModelGraph, Node
 from ppuc.compiler.simplify.symbolic_sizes import Poly, symbol
@@ -128,7 +128,7 @@ def static_types(g: ModelGraph) -> Static:
     constants."""
     found: Static = {}
     try:
-        inferred = onnx.shape_inference.infer_shapes(_without_weights(g), data_prop=True)
+        inferred = infer_shapes(_without_weights(g), data_prop=True)
     except Exception:  # a C++ error of onnx: nothing is known then but what the rules derive
         return found
     for info in (*inferred.graph.value_info, *inferred.graph.output):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.source import opset_versions
 from ppuc.ir.errors import Entity, EntityKind
 
@@ -57,14 +58,6 @@ class NodeSite:
         return Finding(self.place, what, got, expected, mend, tuple(about))
 
 
-def graphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs among the attributes of a node."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def node_sites(model: onnx.ModelProto) -> Iterator[NodeSite]:
     """Every node of the model: of its graph, of graphs inside nodes, and of functions."""
     yield from _sites(model.graph.node, opset_versions(model.opset_import), None, "")
@@ -79,5 +72,5 @@ def _sites(
     for index, node in enumerate(nodes):
         label = prefix + (node.name or f"{node.op_type}_{index}")
         yield NodeSite(node, label, opsets, parameters)
-        for graph in graphs_of(node):
+        for graph in subgraphs(node):
             yield from _sites(graph.node, opsets, parameters, f"{label}/")

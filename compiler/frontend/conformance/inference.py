@@ -14,6 +14,7 @@ import onnx.shape_inference
 
 from ppuc.compiler.frontend.conformance.findings import Finding, NodeSite
 from ppuc.compiler.frontend.functions import DEEPEST_CALL, FunctionKey, expanded_nodes, local_functions
+from ppuc.compiler.frontend.shape_inference import infer_shapes
 from ppuc.compiler.frontend.source import normal_domain
 
 _OP = re.compile(r"\(op_type:([^,)]*)(?:, node name: ([^)]*))?\): ")
@@ -31,7 +32,7 @@ def inference_findings(model: onnx.ModelProto, sites: list[NodeSite]) -> Iterato
     if expanded_nodes(model.graph.node, functions, MOST_EXPANDED) > MOST_EXPANDED or too_deep(functions):
         return
     try:
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        infer_shapes(model, check_type=True, strict=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
         found = _OP.findall(text)

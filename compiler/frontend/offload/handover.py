@@ -24,11 +24,11 @@ from ppuc.compiler.frontend.offload.hosting import (
     renamed_node,
     static_type,
     stored_proto,
-    subgraphs,
     tensor_proto,
 )
 from ppuc.compiler.frontend.offload.loop_carried import carried_types
 from ppuc.compiler.frontend.offload.reason import Reason
+from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.place import node_place
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range

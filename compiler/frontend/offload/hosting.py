@@ -10,7 +10,7 @@ Invariant: names of Values and HostTensors are unique in a hosted model; a host 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,8 @@ from onnx import TensorProto, helper, numpy_helper
 from ppuc.compiler.frontend.expose import NEWEST_IR
 from ppuc.compiler.frontend.inlining import Elsewhere
 from ppuc.compiler.frontend.offload.reason import Reason
-from ppuc.compiler.frontend.order import captured
+from ppuc.compiler.frontend.order import captured, subgraphs
+from ppuc.compiler.frontend.shape_inference import infer_shapes
 from ppuc.compiler.frontend.source import OLDEST_OPSET, Source
 from ppuc.compiler.frontend.tensors import ONNX_DTYPES, foreign, onnx_dtype, packed_range, proto_type
 from ppuc.ir.graph import Value
@@ -107,14 +108,6 @@ def _rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
                 fresh = f"{visible[output.name]}:returned"
                 graph.node.append(helper.make_node("Identity", [visible[output.name]], [fresh]))
                 output.name = fresh
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs among the attributes of a node."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def read_names(node: onnx.NodeProto) -> list[str]:
@@ -259,7 +252,7 @@ def inferred_types(
     outputs = [HostTensor(name.removeprefix(PREFIX)) for name in node.proto.output if name]
     small = {n: t for n, t in node.constants.items() if np.prod(t.dims, dtype=np.int64) <= INFERENCE_ELEMENTS}
     model = node_model([_with_constants(node, small)], outputs, functions)
-    found = onnx.shape_inference.infer_shapes(model, strict_mode=strict, data_prop=True)
+    found = infer_shapes(model, strict=strict, data_prop=True)
     return {o.name: o.type for o in found.graph.output if o.type.WhichOneof("value")}
 
 

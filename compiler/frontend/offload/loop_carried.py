@@ -13,6 +13,7 @@ import onnx.shape_inference
 
 from ppuc.compiler.frontend.offload.deferred import control_node
 from ppuc.compiler.frontend.offload.hosting import HostNode, host_name, node_model, static_type, type_of
+from ppuc.compiler.frontend.shape_inference import infer_shapes
 from ppuc.compiler.frontend.tensors import proto_type
 from ppuc.ir.types import DType, TensorType
 
@@ -47,7 +48,7 @@ def _inferred(data: bytes, types: dict[str, TensorType]) -> dict[str, TensorType
         if info.name in types:
             info.type.CopyFrom(proto_type(types[info.name]))
     try:
-        found = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        found = infer_shapes(model, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError):
         return {}
     known = [*found.graph.output, *found.graph.value_info, *found.graph.input]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from ppuc.compiler.frontend.offload.hosting import subgraphs
 from ppuc.compiler.frontend.offload.product_ops import PRODUCTS
+from ppuc.compiler.frontend.order import subgraphs
 
 
 def has_products(nodes: Sequence[onnx.NodeProto], functions: Mapping[tuple[str, str], onnx.FunctionProto]) -> bool:
