@@ -13,6 +13,7 @@ from ppuc.compiler.commands.common import emit, json_option, remarks_option
 from ppuc.compiler.commands.options import (
     ALIAS,
     DIM,
+    PIPELINE,
     PRECISION,
     QUANTIZATION,
     TARGET,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     "--check", "whole", is_flag=True, help="Read all of FILE.ppu, weights included, and verify the program in it."
 )
 @remarks_option
-@compile_arguments(*TARGET, PRECISION, DIM, *QUANTIZATION, ALIAS)
+@compile_arguments(*TARGET, PRECISION, DIM, *QUANTIZATION, ALIAS, *PIPELINE)
 @json_option
 def inspect_command(
     file: Path,

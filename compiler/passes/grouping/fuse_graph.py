@@ -41,7 +41,7 @@ class GroupedGraph:
         self.position = {op.results[0].name: i for i, op in enumerate(graph.ops)}
         self.users: dict[str, list[int]] = {}
         for i, op in enumerate(graph.ops):
-            for name in {v.name for v in op.operands}:
+            for name in dict.fromkeys(v.name for v in op.operands):
                 self.users.setdefault(name, []).append(i)
         self.outputs = {v.name for v in graph.results}
         self.group_of: dict[int, int] = {}
