@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.passes.remarks import Remark
+from ppuc.compiler.report.remarks import settled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,11 +26,7 @@ FUSE = "fuse"
 def fusion_record(remarks: Sequence[Remark]) -> dict[str, Any]:
     """Every edge of the graph that was fused: its ends, its bytes, and why it was not fused if it was not; and what
     became of the groups."""
-    later: dict[tuple[int, str], list[Remark]] = {}
-    for remark in remarks:
-        if remark.decision in ("part-in-place", "cascaded", "not-cascaded"):
-            later.setdefault((remark.segment, remark.entity), []).append(remark)
-    edges = [_edge(r, later) for r in remarks if r.decision in ("fused", "not-fused")]
+    edges = [_edge(r) for r in settled(remarks) if r.decision in ("fused", "not-fused")]
     apart = [e for e in edges if not e["fused"]]
     reasons: dict[str, dict[str, int]] = {}
     for edge in apart:
@@ -48,12 +45,8 @@ def fusion_record(remarks: Sequence[Remark]) -> dict[str, Any]:
     }
 
 
-def _edge(remark: Remark, later: Mapping[tuple[int, str], Sequence[Remark]]) -> dict[str, Any]:
-    """The edge of a remark of fusion, and what the passes after it made of it."""
-    (first, second), fused, why = remark.nodes, remark.kind == "applied", remark.reason
-    for other in later.get((remark.segment, remark.entity), ()) if not fused else ():
-        if second in other.nodes:
-            fused, why = other.kind == "applied", other.reason
+def _edge(remark: Remark) -> dict[str, Any]:
+    first, second = remark.nodes
     return {
         "tensor": remark.entity,
         "bytes": remark.details["bytes"],
@@ -61,8 +54,8 @@ def _edge(remark: Remark, later: Mapping[tuple[int, str], Sequence[Remark]]) -> 
         "from_op": remark.details["from_op"],
         "to": second,
         "to_op": remark.details["to_op"],
-        "fused": fused,
-        "why": why,
+        "fused": remark.kind == "applied",
+        "why": remark.reason,
     }
 
 

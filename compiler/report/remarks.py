@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,35 @@ def _said_in_dump(path: Path) -> Said:
     return Said(manifest.target, manifest.precision, manifest.said("" if path.is_dir() else path.name))
 
 
+def settled(remarks: Sequence[Remark]) -> list[Remark]:
+    """The remarks, those of fusion as later passes left their edges: the tensor in the type in which it is stored, and
+    fused when a concatenation in place or a cascade made it part of a kernel."""
+    later: dict[tuple[int, str], list[Remark]] = {}
+    for remark in remarks:
+        if remark.decision in ("stored-narrow", "part-in-place", "cascaded", "not-cascaded"):
+            later.setdefault((remark.segment, remark.entity), []).append(remark)
+    return [
+        _settled(r, later.get((r.segment, r.entity), ())) if r.decision in ("fused", "not-fused", "copied") else r
+        for r in remarks
+    ]
+
+
+def _settled(remark: Remark, later: Sequence[Remark]) -> Remark:
+    details = dict(remark.details)
+    for other in later:
+        if other.decision == "stored-narrow":
+            share = float(other.details["bytes"]) / max(float(details["bytes"]), 1.0)
+            details |= {"bytes": other.details["bytes"]}
+            details |= {"lost_clk": round(share * float(details["lost_clk"]), 1)} if "lost_clk" in details else {}
+        elif remark.decision == "not-fused" and remark.nodes[-1] in other.nodes:
+            if other.kind == "applied":
+                details.pop("lost_clk", None)
+                remark = replace(remark, kind="applied", decision="fused", reason="")
+            else:
+                remark = replace(remark, reason=other.reason)
+    return replace(remark, details=details)
+
+
 def chosen(remarks: Sequence[Remark], filter: str) -> tuple[Remark, ...]:
     """The remarks that all words of `filter` (separated by commas) fit: the pass, the kind, the decision, or a part of
     the entity's name or of a node's."""
@@ -86,8 +115,8 @@ def ranked(remarks: Sequence[Remark]) -> list[Remark]:
 
 
 def remarks_record(remarks: Sequence[Remark], filter: str) -> dict[str, Any]:
-    """The remarks that fit `filter`, in the order of a report."""
-    return {"kind": "remarks", "remarks": [remark.record() for remark in ranked(chosen(remarks, filter))]}
+    """The remarks that fit `filter` as they turned out, in the order of a report."""
+    return {"kind": "remarks", "remarks": [remark.record() for remark in ranked(chosen(settled(remarks), filter))]}
 
 
 def show(out: Console, record: dict[str, Any]) -> None:
@@ -103,8 +132,7 @@ def show(out: Console, record: dict[str, Any]) -> None:
     more = f" (the first {SHOWN} of {len(remarks)})" if len(remarks) > SHOWN else ""
     rows = []
     for r in remarks[:SHOWN]:
-        others = f" +{len(r.nodes) - 1}" if len(r.nodes) > 1 else ""
-        node = shortened(r.nodes[0], 26) + others if r.nodes else ""
+        node = " .. ".join(shortened(n, 26) for n in dict.fromkeys((r.nodes[0], r.nodes[-1]))) if r.nodes else ""
         prices = (f"{price:,.0f}" if price is not None else "" for price in (r.before_clk, r.after_clk))
         size = quantity(float(r.details["bytes"]), "B") if "bytes" in r.details else ""
         lost = f"{r.lost_clk:,.0f}" if r.lost_clk else ""

@@ -28,7 +28,7 @@ from ppuc.compiler.pipeline.dump import read_manifest
 from ppuc.compiler.pipeline.manager import Run, said
 from ppuc.compiler.pipeline.packed_remarks import NOTE, packed, remarks_of, unpacked, with_remarks
 from ppuc.compiler.report.fusion import fusion_record
-from ppuc.compiler.report.remarks import chosen, ranked
+from ppuc.compiler.report.remarks import chosen, ranked, settled
 from ppuc.ir.errors import ArtifactError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
@@ -211,7 +211,7 @@ class TestWhereTheyAre:
         found = [record_of("inspect", program, "--remarks", "all", "--dim", f"N={n}")["remarks"] for n in (1, 40)]
         assert found[0] != found[1]
         alone = compile_model(model, CompileOptions(TINY, dims={"N": 40}))
-        assert found[1] == [r.record() for r in ranked(alone.remarks)]
+        assert found[1] == [r.record() for r in ranked(settled(alone.remarks))]
         wrong = invoke("inspect", program, "--remarks", "all", "--dim", "N=2")
         assert wrong.exit_code == 2
         assert "has no variant of these sizes" in wrong.stderr
@@ -323,6 +323,28 @@ class TestReports:
         found = ranked([Remark("emit", "note", "streams", "p"), done, missed(1.0), missed(5.0, entity="z"), missed()])
         assert [r.lost_clk for r in found] == [5.0, 1.0, 0.0, 0.0, 0.0]
         assert found[2] is done
+
+    def test_edges_are_shown_as_later_passes_left_them(self) -> None:
+        """A tensor that is stored in half the bytes costs half; one that a cascade keeps in l1 costs nothing."""
+
+        def edge(entity: str, reader: str) -> Remark:
+            details = {"bytes": 800, "lost_clk": 40.0, "from_op": "conv", "to_op": "matmul"}
+            return Remark("fuse", "missed", "not-fused", entity, ("n", reader), "why", details=details)
+
+        edges = [edge("a", "r"), edge("b", "r"), edge("c", "r"), edge("c", "s"), edge("d", "r")]
+        later = [
+            Remark("precision", "applied", "stored-narrow", "a", details={"bytes": 400}),
+            Remark("cascade", "applied", "cascaded", "b", ("n", "r"), details={"kernels": -1}),
+            Remark("join", "applied", "part-in-place", "c", ("r",)),
+            Remark("cascade", "missed", "not-cascaded", "d", ("n", "r"), "too long", 5.0, 9.0),
+            Remark("cascade", "applied", "cascaded", "d", ("n", "r"), segment=1),
+        ]
+        a, b, c, other, d = settled([*edges, *later])[:5]
+        assert (a.details["bytes"], a.lost_clk) == (400, 20.0)
+        assert [(r.kind, r.decision, r.lost_clk) for r in (b, c)] == [("applied", "fused", 0.0)] * 2
+        assert other == edges[3]
+        assert (d.kind, d.reason, d.lost_clk) == ("missed", "too long", 40.0)
+        assert settled([*edges, *later])[5:] == later
 
     def test_filters(self) -> None:
         remarks = [

@@ -6,6 +6,7 @@ constants and the model's inputs have none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Mapping
 
 from ppuc.compiler.passes.grouping.fuse_graph import GroupedGraph, is_view
@@ -32,15 +33,23 @@ def say_groups(grouped: GroupedGraph, made: Graph, refused: Refused, remarks: Co
         else:
             kind = op.attrs.kind  # type: ignore[attr-defined]
             remarks.applied("grouped", result.name, op.loc, kernels=1, kind=kind, ops=len(op.body.ops))
-    for value, source, reader in _edges(grouped):
+    edges = _edges(grouped)
+    apart = Counter(value.name for value, source, reader in edges if not _together(grouped, source, reader))
+    for value, source, reader in edges:
         ops, size = (grouped.graph.ops[source], grouped.graph.ops[reader]), value.type.bytes
         nodes, first, second = [_node(op) for op in ops], ops[0].name, ops[1].name
-        group = grouped.group_of.get(source)
-        if group is None or group == grouped.group_of.get(reader):
+        if _together(grouped, source, reader):
             remarks.applied("fused", value.name, nodes, bytes=size, from_op=first, to_op=second)
         else:
-            why, lost = refused.get((group, reader)) or _why_apart(*ops), 2 * size / rate
+            why = refused.get((grouped.group_of[source], reader)) or _why_apart(*ops)
+            lost = (1 + 1 / apart[value.name]) * size / rate  # read here, and written once for all that are apart
             remarks.missed("not-fused", value.name, nodes, why, bytes=size, lost_clk=lost, from_op=first, to_op=second)
+
+
+def _together(grouped: GroupedGraph, source: int, reader: int) -> bool:
+    """Whether what op `source` computes reaches op `reader` without memory."""
+    group = grouped.group_of.get(source)
+    return group is None or group == grouped.group_of.get(reader)
 
 
 def _edges(grouped: GroupedGraph) -> list[tuple[Value, int, int]]:
