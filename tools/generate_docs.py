@@ -160,6 +160,9 @@ def _reasons(name: str) -> list[str]:
 def _pass(kind: type[Pass]) -> list[str]:
     module = sys.modules[kind.__module__]
     parts = [*paragraphs(kind.__doc__), *paragraphs(module.__doc__)]
+    for key, contracts in (("Requires", kind.requires), ("Ensures", kind.ensures)):
+        if contracts:
+            parts.append(f"{key}: " + "; ".join(f"`{c.name}` ({c.rule})" for c in contracts) + ".")
     if kind.required:
         parts.append(f"Required: {kind.required}.")
     options = describe_options(kind)

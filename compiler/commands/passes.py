@@ -35,6 +35,8 @@ def passes_command(as_json: bool) -> None:
                 "pass": name,
                 "help": _help(kind),
                 "required": kind.required or None,
+                "requires": [contract.name for contract in kind.requires],
+                "ensures": [contract.name for contract in kind.ensures],
                 "package": PASSES.packages.get(name),
             }
             for name, kind in kinds.items()
@@ -61,6 +63,8 @@ def _show(out: Console, record: dict[str, Any]) -> None:
     _section(out, "passes of no pipeline", apart)
     named = [(f"{name}{{{o['name']}=...}}", _about(o)) for name, listed in record["options"].items() for o in listed]
     _section(out, "options", named)
+    held = [(p["pass"], _contracts(p)) for p in record["passes"] if p["requires"] or p["ensures"]]
+    _section(out, "contracts", held)
     _section(out, "required", [(p["pass"], p["required"]) for p in record["passes"] if p["required"]])
 
 
@@ -75,6 +79,10 @@ def _section(out: Console, title: str, rows: list[tuple[str, str]]) -> None:
 def _about(option: dict[str, Any]) -> str:
     default = f"default {option['default']}" if option["default"] is not None else "to be given"
     return f"{option['type']}, {default}"
+
+
+def _contracts(row: dict[str, Any]) -> str:
+    return "; ".join(f"{key} {', '.join(row[key])}" for key in ("requires", "ensures") if row[key])
 
 
 def _source(row: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from ppuc.compiler.passes.contracts import Contract
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
@@ -19,6 +20,9 @@ class Pass(ABC):
     A pass of another package goes into the default pipeline right after the first step called `after`, or right before
     the first one called `before`; with neither it runs only where it is named. One that is required goes into every
     named pipeline of ppuc.
+
+    The pass manager checks the contracts that the pass `requires` before it and, when it changed the module, those that
+    it `ensures` after it.
     """
 
     __slots__ = ()
@@ -26,6 +30,8 @@ class Pass(ABC):
     required: ClassVar[str] = ""
     after: ClassVar[str] = ""
     before: ClassVar[str] = ""
+    requires: ClassVar[tuple[Contract, ...]] = ()
+    ensures: ClassVar[tuple[Contract, ...]] = ()
 
     @abstractmethod
     def run(self, module: Module, target: Target) -> Module:

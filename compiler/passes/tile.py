@@ -16,6 +16,7 @@ from ppuc.compiler.lowering.kernel_cache import GroupKernel, KernelCache
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.passes.autotune import cycles_alone
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, TILED, Contract
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.errors import CapacityError, Diagnostic
 from ppuc.ir.graph import Op
@@ -40,6 +41,8 @@ class Tile(Pass):
     tries: int = 1
     name: ClassVar[str] = "tile"
     required: ClassVar[str] = "it builds the kernels"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED, TILED)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with kernels and vector programs."""

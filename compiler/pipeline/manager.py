@@ -21,6 +21,7 @@ from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.link import link
 from ppuc.compiler.pipeline.pass_options import options_text, spec_of
 from ppuc.compiler.pipeline.recheck import CheckedPass, Recheck
+from ppuc.ir.errors import InternalError, UsageError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.ir.verify import verify_module
@@ -96,6 +97,27 @@ def op_counts(graph: Graph) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def _check_required(step: Pass, module: Module) -> None:
+    """Raise UsageError when `module` is not what the pass needs: other passes have to come first."""
+    for contract in step.requires:
+        entity = contract.broken(module)
+        if entity:
+            raise UsageError.of(
+                f"pass {step.name}",
+                f"needs a module that is {contract.name}: {contract.rule}",
+                got=entity,
+                hint="run the passes before it in the pipeline first (`ppuc passes`)",
+            )
+
+
+def _check_ensured(step: Pass, module: Module) -> None:
+    """Raise InternalError when the pass broke its own contract."""
+    for contract in step.ensures:
+        entity = contract.broken(module)
+        if entity:
+            raise InternalError(f"pass {step.name} breaks its contract {contract.name} ({contract.rule}) at {entity}")
+
+
 class Run:
     """One walk down a list of passes; `listening`, it keeps their remarks."""
 
@@ -152,12 +174,14 @@ class Run:
 
     def _step(self, step: Pass, module: Module) -> Module:
         started = time.perf_counter()
+        _check_required(step, module)
         with collecting(step.name) if self.listening else nullcontext() as collector:
             after = step.run(module, self.target)
         changed = after is not module
         after = replace(after, done=(*module.done, spec_of(step)))
         if changed:
             verify_module(after)
+            _check_ensured(step, after)
             if after.program is not None:
                 check_limits(after.program, self.target)
         seconds = time.perf_counter() - started

@@ -14,6 +14,7 @@ import pytest
 from ppuc.compiler.driver import import_model
 from ppuc.compiler.inputs import generate_all, input_specs
 from ppuc.compiler.options import CompileOptions
+from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.normalise.canonicalise import Canonicalise
 from ppuc.compiler.passes.normalise.decompose import Decompose
 from ppuc.compiler.passes.normalise.fold import Fold
@@ -171,7 +172,7 @@ def test_a_dump_replaces_an_earlier_one_and_nothing_else(model: Path, tmp_path: 
 
 
 @dataclass(frozen=True)
-class Failing:
+class Failing(Pass):
     """Fails."""
 
     name: ClassVar[str] = "failing"
@@ -191,7 +192,7 @@ def test_what_was_dumped_before_a_failure_stays(model: Path, tmp_path: Path) -> 
 
 
 @dataclass(frozen=True)
-class TanhToSigmoid:
+class TanhToSigmoid(Pass):
     """Replaces every tanh by a sigmoid, which is wrong."""
 
     name: ClassVar[str] = "tanh_to_sigmoid"

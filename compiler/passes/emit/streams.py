@@ -15,6 +15,7 @@ from functools import partial
 from typing import ClassVar
 
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import ALLOCATED, EMITTED, TILED, Contract
 from ppuc.compiler.passes.emit.counters import CounterPlan
 from ppuc.compiler.passes.emit.rings import RingOwners, Site, claiming_units, ring_uses, sites_of
 from ppuc.compiler.passes.memory.l2_plan import overwritten
@@ -54,6 +55,8 @@ class Emit(Pass):
 
     name: ClassVar[str] = "emit"
     required: ClassVar[str] = "it writes the instructions"
+    requires: ClassVar[tuple[Contract, ...]] = (TILED, ALLOCATED)
+    ensures: ClassVar[tuple[Contract, ...]] = (EMITTED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its program."""

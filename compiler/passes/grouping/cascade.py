@@ -18,6 +18,7 @@ from ppuc.compiler.lowering.kernel_cache import KernelCache
 from ppuc.compiler.lowering.kinds import joined_kind, may_follow
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.ir.analysis import users
@@ -37,6 +38,8 @@ class Cascade(Pass):
     """
 
     name: ClassVar[str] = "cascade"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with cascades."""

@@ -16,6 +16,7 @@ from ppuc.compiler.lowering.kernels.contraction import anchor_of
 from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.grouping.parts import Parts
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.compiler.passes.rules.bodies import ancestors, fresh_body
@@ -48,6 +49,8 @@ class CausalSplit(Pass):
     """
 
     name: ClassVar[str] = "causal-split"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with causal attention in bands."""

@@ -20,6 +20,7 @@ from ppuc.compiler.lowering.kernel_cache import KernelCache
 from ppuc.compiler.lowering.kinds import anchored_kind, check_group, needs_kernel
 from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, NotFusable
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.grouping.fuse_graph import GroupedGraph, is_view
 from ppuc.compiler.passes.grouping.fuse_remarks import say_groups
 from ppuc.compiler.passes.remarks import listener
@@ -41,6 +42,7 @@ class Fuse(Pass):
     epilogues: bool = True
     name: ClassVar[str] = "fuse"
     required: ClassVar[str] = "kernels are built from groups"
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph grouped."""

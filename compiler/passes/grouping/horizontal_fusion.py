@@ -17,6 +17,7 @@ from ppuc.compiler.lowering.kernel_cache import KernelCache
 from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.tiling.body import NotFusable, Resolver
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.compiler.passes.rules.constants import folded
@@ -44,6 +45,8 @@ class HorizontalFusion(Pass):
     """
 
     name: ClassVar[str] = "horizontal-fusion"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with products merged where that pays."""

@@ -18,6 +18,7 @@ from ppuc.compiler.lowering.kernel_cache import KernelCache
 from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.memory.live_ranges import inserted_operands, updated_operand
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.passes.rewriter import with_graph
@@ -46,6 +47,8 @@ class InPlaceConcat(Pass):
     """
 
     name: ClassVar[str] = "in-place-concat"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with parts computed in place."""

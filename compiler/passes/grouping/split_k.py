@@ -16,6 +16,7 @@ from ppuc.compiler.lowering.kernel_kind import KernelKind
 from ppuc.compiler.lowering.kinds import anchor_in, check_group, group_kind
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.grouping.parts import Parts
 from ppuc.compiler.passes.grouping.split_keys import cut_keys, keys_of
 from ppuc.compiler.passes.memory.live_ranges import storage_roots
@@ -57,6 +58,8 @@ class SplitK(Pass):
     """
 
     name: ClassVar[str] = "split-k"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with contractions cut where that pays."""

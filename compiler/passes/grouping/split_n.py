@@ -19,6 +19,7 @@ from ppuc.compiler.lowering.kernel_cache import KernelCache, canonical_body
 from ppuc.compiler.lowering.kinds import anchor_in, check_group, group_anchor
 from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, NotFusable, op_axes
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.grouping.parts import Parts
 from ppuc.compiler.passes.memory.live_ranges import inserted_operands
 from ppuc.compiler.passes.rewriter import with_graph
@@ -57,6 +58,8 @@ class SplitN(Pass):
 
     share: float = 0.4
     name: ClassVar[str] = "split-n"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with large products cut."""

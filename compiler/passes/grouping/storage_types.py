@@ -18,6 +18,7 @@ from typing import ClassVar
 from ppuc.compiler.lowering.kinds import anchored_kind, check_group, group_anchor, group_kind
 from ppuc.compiler.lowering.tiling.body import Resolver, unpacks
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.memory.live_ranges import storage_roots
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.passes.rewriter import with_graph
@@ -51,6 +52,8 @@ class StorageTypes(Pass):
 
     name: ClassVar[str] = "storage-types"
     required: ClassVar[str] = "it stores tensors in the precision asked for"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with narrowed edges; unchanged at precisions that store what the model says."""

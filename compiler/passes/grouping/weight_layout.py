@@ -16,6 +16,7 @@ from ppuc.compiler.lowering.kernel_cache import KernelCache
 from ppuc.compiler.lowering.kinds import check_group, group_anchor
 from ppuc.compiler.lowering.tiling.body import NotFusable, unpacks
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.compiler.passes.rules.constants import folded
@@ -48,6 +49,8 @@ class WeightLayout(Pass):
     """
 
     name: ClassVar[str] = "weight-layout"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with weights turned."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import ALLOCATED, SPACES_ASSIGNED, Contract
 from ppuc.compiler.passes.memory.l2_plan import overwritten, plan_l2
 from ppuc.compiler.passes.memory.live_ranges import assign, live_ranges, storage_roots
 from ppuc.compiler.passes.memory.memory_space_assignment import UNREAD, priorities
@@ -32,6 +33,8 @@ class Allocate(Pass):
 
     name: ClassVar[str] = "allocate"
     required: ClassVar[str] = "tensors and buffers need addresses"
+    requires: ClassVar[tuple[Contract, ...]] = (SPACES_ASSIGNED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (ALLOCATED,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its placement."""

@@ -17,6 +17,7 @@ from typing import ClassVar
 from ppuc.compiler.lowering.kinds import group_kind
 from ppuc.compiler.lowering.tiling.body import Resolver
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import GROUPED, SPACES_ASSIGNED, Contract
 from ppuc.compiler.passes.memory.assignment_remarks import Placed, say_places
 from ppuc.compiler.passes.memory.capacity import require_hbm
 from ppuc.compiler.passes.memory.l2_choice import Candidate, advanced, kept
@@ -55,6 +56,8 @@ class MemorySpaceAssignment(Pass):
     stage: bool = True
     name: ClassVar[str] = "memory-space-assignment"
     required: ClassVar[str] = "kernels need to know the memories of their operands"
+    requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
+    ensures: ClassVar[tuple[Contract, ...]] = (GROUPED, SPACES_ASSIGNED)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with spaces on values and stage ops in its graph."""

@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import FULL_RANK, Contract
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import to_fixpoint, with_graph
 from ppuc.compiler.passes.rules.ranks import in_steps
@@ -44,6 +45,7 @@ class LegaliseForKernels(Pass):
 
     name: ClassVar[str] = "legalise-for-kernels"
     required: ClassVar[str] = "reductions and empty tensors have kernels in one form"
+    ensures: ClassVar[tuple[Contract, ...]] = (FULL_RANK,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph prepared."""

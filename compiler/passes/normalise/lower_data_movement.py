@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import FEW_MOVES, PLAIN_PADS, Contract
 from ppuc.compiler.passes.normalise.fold import fold_constants
 from ppuc.compiler.passes.rewriter import Rules, to_fixpoint, with_graph
 from ppuc.compiler.passes.rules.indices import INDEX_RULES
@@ -29,6 +30,7 @@ class LowerDataMovement(Pass):
 
     name: ClassVar[str] = "lower-data-movement"
     required: ClassVar[str] = "movement has kernels in few forms"
+    ensures: ClassVar[tuple[Contract, ...]] = (FEW_MOVES, PLAIN_PADS)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with movement in kernels' forms."""
