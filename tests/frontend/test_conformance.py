@@ -121,6 +121,17 @@ def test_every_command_refuses(command: str, tmp_path: Path) -> None:
     assert not (tmp_path / "m.ppu").exists()
 
 
+def test_axes_may_be_of_either_integer_type() -> None:
+    """ONNX's inference reads the axes of a Pad as i64 only; its schema allows i32."""
+    model = model_with(node("Pad", "x", "pads", "", "axes"))
+    model.opset_import[0].version = 18
+    for name, array in (("pads", np.array([1, 2])), ("axes", np.array([1], np.int32))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    outputs = ppuc.compile(model, target="ppu-tiny").run({"x": x}).outputs
+    np.testing.assert_array_equal(outputs["y"], np.pad(x, ((0, 0), (1, 2))))
+
+
 def test_lenient_takes_what_is_meant() -> None:
     model = BROKEN["unknown attribute"][0]
     with pytest.warns(UserWarning, match="attribute 'alpha' is unknown"):
