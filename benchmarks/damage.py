@@ -109,6 +109,9 @@ def dumps(folder: Path, few: int, rng: random.Random) -> Iterator[tuple[str, Kin
         yield f"ppir {name}", Kind(step, text_mutations(text, few // len(steps) + 1, rng), command("opt", step))
         attempt = command("opt", step, "--to-end", "-o", folder / "o.ppu")
         yield f"ppir {name}, to the end", Kind(step, text_mutations(text, few // len(steps) + 1, rng), attempt)
+    manifest = folder / "mlp" / "manifest.json"
+    attempt = command("inspect", manifest.parent, "--fusion")
+    yield "manifest", Kind(manifest, text_mutations(manifest.read_text(), few, rng), attempt)
     weights = {"w": np.random.default_rng(1).standard_normal((128, 256), np.float32), "b": np.ones(128, np.float32)}
     model = model_of("g (float[3, 256] x) => (float[3, 128] y) { y = Gemm<transB = 1>(x, w, b) }", weights)
     program, again, place = folder / "g.ppu", folder / "again.ppu", folder / "gemm" / "constants"

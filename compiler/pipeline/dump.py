@@ -142,8 +142,14 @@ class DumpFolder:
         return name
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest."""
-        write_file(self.folder / MANIFEST, _manifest_text({"format": FORMAT, **manifest}).encode())
+        """Write the manifest, with a checksum of what it says."""
+        record = {"format": FORMAT, **manifest}
+        write_file(self.folder / MANIFEST, _manifest_text({**record, "checksum": _record_checksum(record)}).encode())
+
+
+def _record_checksum(record: Mapping[str, Any]) -> str:
+    """Of the values in a record, however they are spelt."""
+    return checksum(json.dumps(record, sort_keys=True).encode())
 
 
 def _manifest_text(manifest: dict[str, Any]) -> str:
@@ -179,6 +185,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         record = read_json(file.read_bytes())
+        if record.pop("checksum") != _record_checksum(record):
+            raise ValueError("it does not say what was written")
         passes = ((p["file"] or "", tuple(map(Remark.of, p.get("remarks", ())))) for p in record["passes"])
         return Manifest(record["target"], record["options"].get("precision", "model"), tuple(passes))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

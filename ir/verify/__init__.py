@@ -6,7 +6,7 @@ Module
   M3  a group that names a kernel names one of the module's.
   M4  a placement has a size and an address of at least 0, no name is placed twice in one memory, and what is placed is
       a value of the graph or, in l1 and acc, a buffer of a kernel.
-  M5  the program is for the module's target.
+  M5  the program is for the module's target, and has the module's inputs and outputs.
 
 Graph (a group's body is a graph of its own)
   G1  names consist of letters, digits, `_` and `.`; dimensions are sizes or symbols.
@@ -177,10 +177,22 @@ def _check_module(module: Module, findings: Findings) -> None:
                 findings.add("M2", f"{kind} @{name}", "the name is defined twice")
     _check_groups(module, findings)
     _check_placement(module, findings)
-    program = module.program
-    if program is not None and (program.target, program.target_hash) != (module.target, module.target_hash):
-        message = f"is for target {program.target}, the module for {module.target}"
-        findings.add("M5", f"program @{program.name}", message)
+    if module.program is not None:
+        _check_program_of(module, module.program, findings)
+
+
+def _check_program_of(module: Module, program: Program, findings: Findings) -> None:
+    entity = f"program @{program.name}"
+    if (program.target, program.target_hash) != (module.target, module.target_hash):
+        findings.add("M5", entity, f"is for target {program.target}, the module for {module.target}")
+    if any(finding.rule == "M1" for finding in findings.items):
+        return
+    for kind in ("inputs", "outputs"):
+        has, wanted = ([name for name, _ in getattr(part, kind)] for part in (program, module))
+        if has != wanted:
+            findings.add(
+                "M5", entity, f"has {kind} {', '.join(has) or 'none'}, the module {', '.join(wanted) or 'none'}"
+            )
 
 
 def _check_groups(module: Module, findings: Findings) -> None:

@@ -108,6 +108,24 @@ def test_constants_of_a_dump_are_those_that_were_dumped(tmp_path: Path, name: st
     assert again.exists()
 
 
+def test_manifests(tmp_path: Path) -> None:
+    """What is read from one is what was written."""
+    model, folder = tmp_path / "m.onnx", tmp_path / "d"
+    model.write_bytes(mlp().SerializeToString())
+    command("compile", model, *SIZES, "--dump", folder, "-o", tmp_path / "m.ppu")()
+    reports = [[*("inspect", str(folder), "--json"), *report] for report in (["--remarks", "all"], ["--fusion"])]
+    said = [CliRunner().invoke(cli, report).output for report in reports]
+    assert all(said)
+
+    def attempt() -> None:
+        for report, want in zip(reports, said, strict=True):
+            result = CliRunner().invoke(cli, report)
+            assert result.exit_code == 2 or result.output == want, result.output
+
+    manifest = folder / "manifest.json"
+    each(manifest, text_mutations(manifest.read_text(encoding="utf-8"), 60, random.Random(10)), attempt)
+
+
 def test_targets(tmp_path: Path) -> None:
     path, rng = tmp_path / "ppu-tiny.toml", random.Random(6)
     text = (FOLDER / "ppu-tiny.toml").read_text(encoding="utf-8")

@@ -43,6 +43,8 @@ def test_the_sample_verifies() -> None:
         ("M4", '"x" @l2 at 0 bytes 8960', '"z" @l2 at 0 bytes 8960'),
         ("M4", '"gemm_0/at" @l1', '"gemm_0/c" @l1'),
         ("M5", 'program @mlp {target = "ppu-tiny"', 'program @mlp {target = "other"'),
+        ("M5", 'input "X:0" = %x.h', 'input "X:1" = %x.h'),
+        ("M5", '  input "X:0" = %x.h\n', ""),
     ],
 )
 def test_module_rules(rule: str, old: str, new: str) -> None:
