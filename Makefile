@@ -2,7 +2,7 @@
 # make test    install, and run the test suite
 # make check   ruff, mypy --strict, import floors, generated documents up to date
 # make docs    write the generated references again
-# make readme  run the commands that the README shows and put in what they print
+# make readme  run the commands that README and ARCHITECTURE show and put in what they print
 # make bench   measure compile and simulation time beside other compilers' figures
 # make clean   remove the environment and everything generated
 
@@ -34,7 +34,7 @@ docs: $(VENV)/.dev
 	$(RUN) -m tools.generate_docs
 
 readme: $(VENV)/.dev $(VENV)/.demo
-	$(RUN) -m tools.refresh_readme
+	$(RUN) -m tools.refresh_console
 
 bench: $(VENV)/.dev
 	$(RUN) -m benchmarks.compile_time

@@ -74,6 +74,11 @@ class Diagnostic:
         return printable("\n".join(lines))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 kernel`, `2 kernels`: a number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """`text` with control characters, line ends apart, as escapes: names come from files, and a terminal obeys them."""
     return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)

@@ -278,7 +278,7 @@ def _option(option: click.Option) -> tuple[str, str, str]:
 
 def ir_document() -> str:
     """docs/ir.md."""
-    levels, unchecked = _invariants()
+    levels, unchecked = invariants()
     parts = [
         "A module holds up to three levels: a graph of tensors, kernels of tile loops, a program of instruction "
         "streams. All are verified after every pass, can be executed, and have a text form that parses back to an "
@@ -303,18 +303,23 @@ _SAMPLES = (
 )
 
 
-def _invariants() -> tuple[list[tuple[str, list[tuple[str, str]]]], str]:
-    """Per level its numbered rules, from the verifier's docstring; and what it says is not checked."""
-    _, *blocks = inspect.cleandoc(verify.__doc__ or "").split("\n\n")
-    levels, rest = [], ""
-    for block in blocks:
-        title, *lines = block.split("\n")
-        if not lines or not re.match(r"  [A-Z]\d", lines[0]):
-            rest = " ".join(block.split())
-            continue
-        rules = re.findall(r"^  ([A-Z]\d+) +(.*(?:\n {4,}.*)*)", "\n".join(lines), re.M)
+_LEVELS = {
+    "Module": verify.module,
+    "Graph (a group's body is a graph of its own)": verify.graph,
+    "Kernel": verify.kernel,
+    "Vector program": verify.vector,
+    "Program": verify.program,
+}
+
+
+def invariants() -> tuple[list[tuple[str, list[tuple[str, str]]]], str]:
+    """Per level the numbered rules that its verifier's docstring begins with; and what is not checked."""
+    levels = []
+    for title, module in _LEVELS.items():
+        rules = re.findall(r"^([A-Z]\d+) +(.*(?:\n {4,}.*)*)", inspect.cleandoc(module.__doc__ or ""), re.M)
         levels.append((title, [(number, " ".join(text.split())) for number, text in rules]))
-    return levels, rest
+    *_, unchecked = inspect.cleandoc(verify.__doc__ or "").split("\n\n")
+    return levels, " ".join(unchecked.split())
 
 
 DOCUMENTS: dict[str, Callable[[], str]] = {

@@ -10,6 +10,7 @@ import click
 
 from ppuc.compiler.commands.common import emit, json_option
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
+from ppuc.ir.errors import counted
 
 if TYPE_CHECKING:
     from ppuc.ir.program import Program
@@ -78,7 +79,12 @@ def asm_command(text: Path, like: Path, output: Path, as_json: bool) -> None:
     constants = {name: base.constants[name] for name in base.constants if name in tensors}
     save(replace(base, program=program, vectors=vectors, constants=constants), output)
     record = {"text": str(text), "output": str(output), "kernels": sum(len(s.kernels) for s in program.segments)}
-    emit("asm", record, as_json, lambda out, shown: out.print(f"{shown['output']}: {shown['kernels']} kernels"))
+    emit(
+        "asm",
+        record,
+        as_json,
+        lambda out, shown: out.print(f"{shown['output']}: {counted(shown['kernels'], 'kernel')}"),
+    )
 
 
 def _require_alike(program: Program, base: Artifact, where: str, like: Path) -> None:

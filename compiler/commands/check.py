@@ -11,6 +11,7 @@ import click
 from ppuc.compiler.commands.common import emit, json_option, note
 from ppuc.compiler.commands.inputs import read_inputs
 from ppuc.compiler.commands.options import CompileArguments, compile_options
+from ppuc.ir.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -156,21 +157,18 @@ def _show(out: Console, record: dict[str, Any]) -> None:
     for problem in record["problems"]:
         out.print(problem)
     if record["refused"]:
-        out.print(f"{_nodes(record['refused'])} cannot be compiled")
+        out.print(f"{counted(record['refused'], 'node')} cannot be compiled")
     if record["later"]:
         out.print(
-            f"{_nodes(record['later'])} to be compiled when the program runs; that arithmetic is not counted here"
+            f"{counted(record['later'], 'node')} to be compiled when the program runs; that arithmetic is not counted "
+            "here"
         )
     if record["host"]:
         share = f", {record['host_share']:.1%} of the arithmetic" if record["host_share"] is not None else ""
         rest = "" if record["refused"] else "; everything else runs on the PPU"
-        out.print(f"{_nodes(record['host'])} for the host{share}{rest}")
+        out.print(f"{counted(record['host'], 'node')} for the host{share}{rest}")
     elif record["ok"]:
         out.print("everything runs on the PPU" + (", once sizes are given" if record["unbound"] else ""))
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node{'s' if count > 1 else ''}"
 
 
 def _by_op(nodes: Sequence[dict[str, str]]) -> list[tuple[object, ...]]:

@@ -13,6 +13,7 @@ from ppuc.compiler.commands.inputs import read_inputs
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 from ppuc.compiler.commands.program import note_compromises, note_dynamic_scales
+from ppuc.ir.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,7 +148,7 @@ def _show(out: Console, record: dict[str, Any]) -> None:
         apart = "kept apart" if cost["samples"]["apart"] else "that it was calibrated on"
         out.print(
             f"{cost['share']:.1%} of the multiply-accumulates in 8 bits: {cost['sqnr_db']:.1f} dB and agreement "
-            f"{cost['agreement']:.2%} on {count} sample{'s' if count > 1 else ''} {apart} (repair: {cost['repair']}); "
+            f"{cost['agreement']:.2%} on {counted(count, 'sample')} {apart} (repair: {cost['repair']}); "
             f"{cost['time']['speedup']:.2f} x the speed of bf16, {duration(cost['time']['seconds'])} simulated"
         )
         names = ", ".join(f"{row['layer']} ({row['isolated_sqnr_db']:.1f} dB alone)" for row in cost["noisiest"])
@@ -155,7 +156,8 @@ def _show(out: Console, record: dict[str, Any]) -> None:
             out.print(f"noisiest: {names}; `ppuc quantize` lists all, and keeps layers in bf16 with -p mixed")
 
     out.print(
-        f"{record['output']}: {record['kernels']} kernels for {record['target']} at precision {record['precision']}, "
+        f"{record['output']}: {counted(record['kernels'], 'kernel')} for {record['target']} "
+        f"at precision {record['precision']}, "
         f"{quantity(record['bytes'], 'B')}, compiled in {duration(record['seconds'])}"
     )
     for sizes in record["variants"]:

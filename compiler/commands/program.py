@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ppuc.compiler.commands.common import note, progress_bar
 from ppuc.compiler.commands.options import CompileArguments
 from ppuc.compiler.precisions import PRECISIONS, Precision
+from ppuc.ir.errors import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,9 +98,8 @@ def note_compromises(program: CompiledProgram) -> None:
     if program.plan is not None:
         nodes = program.plan.nodes
         names = ", ".join(f"{n.node} ({n.op})" for n in nodes[:3]) + (", ..." if len(nodes) > 3 else "")
-        count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
         if nodes:
-            note(f"note: {count} on the host: {names}; `ppuc check` says why")
+            note(f"note: {counted(len(nodes), 'node')} on the host: {names}; `ppuc check` says why")
         if program.plan.deferred:
             waiting = len(program.plan.deferred)
             how = _deferred_formats(PRECISIONS[program.options.precision])

@@ -16,7 +16,7 @@ import onnx
 
 from ppuc.compiler.frontend.inlining import Elsewhere, Site, Tensor, Unknown, UnknownOpsError
 from ppuc.compiler.frontend.place import node_place
-from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError
+from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError, counted
 from ppuc.ir.graph import Value
 
 NAMES_SHOWN = 8
@@ -75,7 +75,7 @@ class Faults:
     def _diagnostic(self, op: str, nodes: Sequence[str], hint: str | None) -> Diagnostic:
         shown = ", ".join(f"'{n}'" for n in nodes[:NAMES_SHOWN])
         more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
-        got = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}: {shown}{more}"
+        got = f"{counted(len(nodes), 'node')}: {shown}{more}"
         entities = (Entity(EntityKind.OP, op), *Entity.each(EntityKind.NODE, nodes))
         return Diagnostic(self.where, f"op {op} is not supported", got, hint=hint, entities=entities)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.passes.remarks import Remark
 from ppuc.compiler.report.remarks import settled
+from ppuc.ir.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,8 +102,8 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
 
     total = record["fused"] + record["not_fused"]
     out.print(
-        f"{record['file']} on {record['target']} at precision {record['precision']}: {record['kernels']} kernels; "
-        f"{record['fused']} of {total} edges stay inside one"
+        f"{record['file']} on {record['target']} at precision {record['precision']}: "
+        f"{counted(record['kernels'], 'kernel')}; {record['fused']} of {total} edges stay inside one"
     )
     if record["cascades"]:
         taken = [c for c in record["cascades"] if not c["why_not"]]

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from ppuc.compiler.report.tables import duration, percent, quantity, shortened, table
+from ppuc.ir.errors import counted
 from ppuc.targets.simulator.time_breakdown import PARTS
 
 _ENGINES = ("tensor", "vector", "l2", "hbm")
@@ -119,7 +120,9 @@ def _times(out: Console, record: dict[str, Any], top: int | None) -> None:
     limit = max(20, out.width - 73)
     rows = [(shortened(r["kernel"], limit), r["units"], f"{r['cycles']:,.0f}", *_split(r)) for r in shown]
     everything = {"cycles": sum(row["cycles"] for row in record["kernels"]), "split": record["split"]}
-    rows.append((f"all {len(record['kernels'])} kernels", "", f"{everything['cycles']:,.0f}", *_split(everything)))
+    rows.append(
+        (f"all {counted(len(record['kernels']), 'kernel')}", "", f"{everything['cycles']:,.0f}", *_split(everything))
+    )
     title = _title("kernels: where their time goes; l1, l2 and hbm are bandwidth", shown, record["kernels"])
     table(out, title, ("kernel", "units", "cycles", *PARTS), rows)
 

@@ -1,4 +1,15 @@
-"""Graph invariants G1 to G9; `ppuc.ir.verify` lists them."""
+"""Invariants of graphs. A group's body is a graph of its own.
+
+G1  names consist of letters, digits, `_` and `.`; dimensions are sizes or symbols.
+G2  a value is defined once.
+G3  a value is defined before it is used, in the same graph.
+G4  a use has the type and space of its definition.
+G5  every op has a record.
+G6  attributes are of the record's class, and every field of its declared type.
+G7  the number of operands is one that the record allows.
+G8  result types are what the record infers (except of groups).
+G9  a group and only a group has a body, whose parameters and results have the types of the op's operands and results.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,19 @@
-"""Program invariants P1 to P11; `ppuc.ir.verify` lists them."""
+"""Invariants of programs; P6 is checked in `rings.py`.
+
+P1  names are distinct in their scope, and well-formed unless of kernels or segments; inputs and outputs name tensors.
+P2  an instruction stands on the queue of its operation.
+P3  ring operations name rings of the kernel and levels within the loops around; claims and pushes stand on the ring's
+    producer queue, waits and pops on one of its consumer queues.
+P4  on each queue, claims and pushes, waits and pops alternate, at one level and inside the same loops to that level;
+    only a queue that reads what it produces itself, before it pushes, pops without a wait.
+P5  an instruction writes rings that its queue produces and reads rings that it consumes.
+P6  a ring's slots hold its tile; a ring that takes over bytes of an earlier one comes after it.
+P7  a tensor has a place in host, hbm or l2 and a known role; parameters agree with their tensors and stay inside.
+P8  a counter group has one counter a block ("done": one), and groups do not share counters.
+P9  waits and bumps name counter groups; only groups with blocks are `touched`.
+P10 statements obey K2, K3 and K5 to K12.
+P11 copies stay inside both tensors, which hold the same element type.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Vector program invariants V1 to V4; `ppuc.ir.verify` lists them."""
+"""Invariants of vector programs.
+
+V1  names are well-formed and distinct.
+V2  a value is defined before it is used; there is a result.
+V3  every step is an elementwise op, a reduction or a structural step, with the right number of arguments.
+V4  `ints` and `dtype` are what the step's op needs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the commands that README.md shows and puts in what they print now: `make readme`.
+"""Runs the commands that README.md and ARCHITECTURE.md show and puts in what they print now: `make readme`.
 
 In every block marked `console`, a line `$ command` is run by the shell at the repository's root, with the environment's
 commands in reach, and the lines after it are replaced by its standard output.
@@ -15,14 +15,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = ("README.md", "ARCHITECTURE.md")
 
 
 def main() -> None:
-    """Refresh README.md."""
-    text = README.read_text(encoding="utf-8")
-    fresh = re.sub(r"(?<=```console\n).*?(?=```)", lambda block: refreshed(block[0]), text, flags=re.S)
-    README.write_text(fresh, encoding="utf-8")
+    """Refresh the documents."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(refreshed_text(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def refreshed_text(text: str) -> str:
+    """A document with the output of all its commands as it is now."""
+    return re.sub(r"(?<=```console\n).*?(?=```)", lambda block: refreshed(block[0]), text, flags=re.S)
 
 
 def refreshed(block: str) -> str:
@@ -41,7 +46,8 @@ def output(command: str) -> str:
         shell, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
     )
     lines = done.stdout.decode("utf-8").splitlines()
-    return "".join(line.rstrip() + "\n" for line in lines).strip("\n") + "\n"
+    text = "".join(line.rstrip() + "\n" for line in lines).strip("\n")
+    return f"{text}\n" if text else ""
 
 
 if __name__ == "__main__":
