@@ -43,14 +43,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Verification:
     """`outputs` in the model's order; `layers` in execution order (empty unless asked for), named by ONNX node;
-    `hazards` as text; `deferred` is what was compiled while the program ran. `ok` when all outputs and layers agree and
-    there are no hazards."""
+    `hazards` as text; `deferred` is what was compiled while the program ran, `host_measured_seconds` the wall time of
+    what the host computed (None: nothing). `ok` when all outputs and layers agree and there are no hazards."""
 
     outputs: tuple[Comparison, ...]
     layers: tuple[Comparison, ...]
     hazards: tuple[str, ...]
     profile: Profile
     deferred: tuple[DeferredRun, ...] = ()
+    host_measured_seconds: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -71,6 +72,7 @@ class Verification:
             "hazards": list(self.hazards),
             "cycles": self.profile.cycles,
             "seconds": self.profile.seconds,
+            "host_measured_seconds": self.host_measured_seconds,
         }
 
 
@@ -94,7 +96,8 @@ def verify_program(
 
         result = program.run(arrays, progress=progress)
         outputs, inner = verify_hosted(program, program.plan, arrays, result, layers)
-        return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile, result.deferred)
+        hazards, seconds = tuple(map(str, result.profile.hazards)), result.host_measured_seconds
+        return Verification(outputs, inner, hazards, result.profile, result.deferred, seconds)
     shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
     imported = load_model(program.source, shapes=shapes, values=fixed)
     precision = program.options.precision

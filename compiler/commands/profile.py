@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +81,7 @@ def profile_command(
     """
     from ppuc.compiler.host.transfer import host_rows
     from ppuc.compiler.report.deferred import deferred_rows, show_deferred
+    from ppuc.compiler.report.host import show_host
     from ppuc.compiler.report.interval import interval as time_interval
     from ppuc.compiler.report.profile import profile_record
     from ppuc.compiler.report.trace import write_trace
@@ -105,42 +105,23 @@ def profile_command(
         note("note: no interval, because a part of the program was compiled while it ran")
     if deferred and trace is not None:
         note("note: the trace leaves out what was compiled while the program ran")
+    if trace is not None and program.plan is not None and program.plan.nodes:
+        note("note: the trace leaves out what the host computes: it shows simulated time")
     if interval is not False and not deferred:
         with progress_bar("interval") as progress:
             found = time_interval(program, result.profile, always=bool(interval), progress=progress)
     host = []
     if program.plan is not None:
         host = host_rows(program.plan, program.target, result.host_seconds, result.moves)
-    record = {"model": str(model), **record, "host": host, "later": deferred, "interval": found}
+    measured = {"host_measured_seconds": result.host_measured_seconds}
+    record = {"model": str(model), **record, **measured, "host": host, "later": deferred, "interval": found}
 
     def show(out: Console, shown: dict[str, Any]) -> None:
         from ppuc.compiler.report.profile_tables import profile_tables
 
         profile_tables(out, shown, top or None)
-        _show_host(out, shown["host"])
+        show_host(out, shown["host"])
         show_deferred(out, shown["later"])
 
     emit("profile", record, as_json, show)
     return 1 if result.profile.hazards else 0
-
-
-def _show_host(out: Console, steps: Sequence[dict[str, Any]]) -> None:
-    from ppuc.compiler.report.tables import duration, quantity, table
-
-    if not steps:
-        return
-    rows = [
-        (
-            ", ".join(s["nodes"][:3]) + (", ..." if len(s["nodes"]) > 3 else ""),
-            len(s["nodes"]),
-            quantity(s["from_ppu_bytes"], "B"),
-            quantity(s["to_ppu_bytes"], "B"),
-            duration(s["transfer_seconds"]),
-            duration(s["measured_seconds"]) if s["measured_seconds"] is not None else "-",
-        )
-        for s in steps
-    ]
-    columns = ("on the host", "nodes", "from the PPU", "to the PPU", "transfers", "took here")
-    table(
-        out, "\nhost steps: transfers are simulated; what the host takes itself is not part of the time", columns, rows
-    )

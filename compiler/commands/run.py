@@ -60,6 +60,7 @@ def run_command(
         "target": profile.target,
         "cycles": profile.cycles,
         "seconds": profile.seconds,
+        "host_measured_seconds": result.host_measured_seconds,
         "outputs": {name: summary(array) for name, array in result.outputs.items()},
         "hazards": [str(h) for h in profile.hazards],
         "later": deferred_rows(program.plan, result.deferred) if program.plan is not None else [],
@@ -110,9 +111,11 @@ def _number(value: Any) -> float | int | str:
 
 def _show(out: Console, record: dict[str, Any]) -> None:
     from ppuc.compiler.report.deferred import show_deferred
+    from ppuc.compiler.report.host import beside
     from ppuc.compiler.report.tables import duration, table
 
-    out.print(f"{record['target']}: {duration(record['seconds'])} simulated ({record['cycles']:,.0f} cycles)")
+    simulated = f"{duration(record['seconds'])} simulated ({record['cycles']:,.0f} cycles)"
+    out.print(f"{record['target']}: {simulated}{beside(record['host_measured_seconds'])}")
     rows = [
         (name, r["type"], _short(r["min"]), _short(r["max"]), _short(r["mean"]), _first(r["first"]))
         for name, r in record["outputs"].items()

@@ -65,6 +65,7 @@ def verify_command(
 
 def _show(out: Console, record: dict[str, Any]) -> None:
     from ppuc.compiler.report.deferred import show_deferred
+    from ppuc.compiler.report.host import beside
     from ppuc.compiler.report.tables import comparison_table, duration
 
     comparison_table(out, "outputs", record["outputs"])
@@ -79,5 +80,5 @@ def _show(out: Console, record: dict[str, Any]) -> None:
         verdict += f", and its program has {len(record['hazards'])} HAZARDS"
     out.print(
         f"\n{record['model']} {verdict} on {record['target']} at precision {record['precision']}{first} "
-        f"({duration(record['seconds'])} simulated)"
+        f"({duration(record['seconds'])} simulated{beside(record['host_measured_seconds'])})"
     )

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -58,6 +59,8 @@ class DeferredResult(Protocol):
     def launches(self) -> Mapping[str, int]: ...
     @property
     def deferred(self) -> tuple[DeferredRun, ...]: ...
+    @property
+    def host_measured_seconds(self) -> float | None: ...
 
 
 class DeferredProgram(Protocol):
@@ -87,7 +90,8 @@ class Compile(Protocol):
 @dataclass(frozen=True, slots=True)
 class DeferredRun:
     """What ran for a step: a program, `calls` times, with the result of its first call; or the host, for a reason.
-    `name` is unique among the runs of a program and leads the names of its kernels."""
+    `name` is unique among the runs of a program and leads the names of its kernels. `host_seconds` is the wall
+    time that the host's part of all calls took on this machine; 0.0 when the host did nothing."""
 
     step: int
     name: str
@@ -95,6 +99,7 @@ class DeferredRun:
     program: DeferredProgram | None = None
     result: DeferredResult | None = None
     reason: str = ""
+    host_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -137,8 +142,7 @@ class DeferredSteps:
             else:
                 found = self._computed(number, step.name, model, feeds, feeds)
         except OnHostError as reason:
-            self._note_host(number, step.name, str(reason))
-            found = self._on_host(model, feeds, step.name, outputs)
+            found = self._on_host(number, step.name, str(reason), model, feeds, outputs)
         return {name: found[PREFIX + name] for name in step.outputs}
 
     def _control(self, number: int, step: DeferredStep, model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,18 +156,21 @@ class DeferredSteps:
             try:
                 found = self._computed(number, name, body.model, arrays, {n: arrays[n] for n in body.outer})
             except OnHostError as reason:
-                self._note_host(number, name, str(reason))
-                found = self._on_host(body.model, arrays, name, list(dict.fromkeys(body.outputs)))
+                outputs = list(dict.fromkeys(body.outputs))
+                found = self._on_host(number, name, str(reason), body.model, arrays, outputs)
             return [found[output] for output in body.outputs]
 
         return dict(zip(node.outputs, run_control(node, feeds, call), strict=False))
 
-    def _on_host(self, model: bytes, feeds: Mapping[str, Any], where: str, outputs: list[str]) -> dict[str, Any]:
-        return dict(zip(outputs, self.worker.run(of_elements(model, feeds), feeds, where), strict=True))
-
-    def _note_host(self, number: int, name: str, reason: str) -> None:
-        known = self.runs.get(f"{name}~host")
-        self.runs[f"{name}~host"] = DeferredRun(number, name, known.calls + 1 if known else 1, reason=reason)
+    def _on_host(
+        self, number: int, name: str, reason: str, model: bytes, feeds: Mapping[str, Any], outputs: list[str]
+    ) -> dict[str, Any]:
+        started = perf_counter()
+        values = self.worker.run(of_elements(model, feeds), feeds, name)
+        key, seconds = f"{name}~host", perf_counter() - started
+        known = self.runs.get(key, DeferredRun(number, name, 0))
+        self.runs[key] = replace(known, calls=known.calls + 1, reason=reason, host_seconds=known.host_seconds + seconds)
+        return dict(zip(outputs, values, strict=True))
 
     def _computed(
         self, number: int, name: str, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]
@@ -176,9 +183,10 @@ class DeferredSteps:
         if key not in self._names:
             self._forms[name] += 1
             self._names[key] = f"{name}~{self._forms[name]}" if self._forms[name] > 1 else name
-        known = self.runs.get(self._names[key])
-        run = DeferredRun(number, self._names[key], 1, program, result) if known is None else known
-        self.runs[run.name] = replace(run, calls=run.calls + (known is not None))
+        first = DeferredRun(number, self._names[key], 0, program, result)
+        run = self.runs.get(first.name, first)
+        seconds = run.host_seconds + (result.host_measured_seconds or 0.0)
+        self.runs[run.name] = replace(run, calls=run.calls + 1, host_seconds=seconds)
         return dict(result.outputs)
 
     def _program(self, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]) -> DeferredProgram:

@@ -70,6 +70,12 @@ class ProgramResult:
     launches: Mapping[str, int] = field(default_factory=dict)
     """How often segments were launched that were launched several times."""
 
+    @property
+    def host_measured_seconds(self) -> float | None:
+        """Wall time of everything that the host computed, on this machine; None when it computed nothing."""
+        ran = [*self.host_seconds.values(), *(r.host_seconds for r in self.deferred if r.host_seconds)]
+        return sum(ran) if ran else None
+
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.host.deferred import DeferredRun
 from ppuc.compiler.host.plan import DeferredStep, Plan
+from ppuc.compiler.report.host import took_here
 from ppuc.compiler.report.tables import table
 
 if TYPE_CHECKING:
@@ -26,7 +27,16 @@ def deferred_rows(plan: Plan, runs: Sequence[DeferredRun]) -> list[dict[str, Any
             nodes = [n.node for n in step.nodes]
             own = [r for r in runs if r.step == number]
             rows += [_row(run, nodes) for run in own] or [
-                {"name": step.name, "nodes": nodes, "on": None, "calls": 0, "cycles": 0.0, "inputs": [], "why": UNTIMED}
+                {
+                    "name": step.name,
+                    "nodes": nodes,
+                    "on": None,
+                    "calls": 0,
+                    "cycles": 0.0,
+                    "inputs": [],
+                    "why": UNTIMED,
+                    "measured_seconds": None,
+                }
             ]
     return rows
 
@@ -41,6 +51,7 @@ def _row(run: DeferredRun, nodes: Sequence[str]) -> dict[str, Any]:
         "cycles": run.calls * run.result.profile.cycles if run.result is not None else 0.0,
         "inputs": inputs,
         "why": run.reason,
+        "measured_seconds": run.host_seconds or None,
     }
 
 
@@ -49,9 +60,18 @@ def show_deferred(out: Console, rows: Sequence[dict[str, Any]]) -> None:
     if not rows:
         return
     shown = [
-        (r["name"], r["on"] or "-", r["calls"], f"{r['cycles']:,.0f}", r["why"] or ", ".join(r["inputs"])) for r in rows
+        (
+            r["name"],
+            r["on"] or "-",
+            r["calls"],
+            f"{r['cycles']:,.0f}",
+            took_here(r["measured_seconds"]),
+            r["why"] or ", ".join(r["inputs"]),
+        )
+        for r in rows
     ]
-    table(out, "\ncompiled when it ran", ("step", "on", "calls", "cycles", "sizes"), shown, left=(0, 1, 4))
+    columns = ("step", "on", "calls", "cycles", "host took here", "sizes")
+    table(out, "\ncompiled when it ran", columns, shown, left=(0, 1, 5))
 
 
 __all__ = ["deferred_rows", "show_deferred"]

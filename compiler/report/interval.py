@@ -150,9 +150,11 @@ def interval(
     program: CompiledProgram, profile: Profile, *, always: bool = False, progress: Progress = lambda *step: None
 ) -> dict[str, Any]:
     """The interval of a run's time and energy, as JSON-able values. Without `always`, a program whose runs would take
-    long gets none, and the record says so."""
+    long gets none, nor does a run without simulated time, and the record says so."""
     from ppuc.targets.simulator.retime import Retimer
 
+    if not profile.cycles:
+        return {"skipped": "nothing ran on the PPU"}
     groups = groups_of(uncertain_numbers(program.artifact.program, profile, program.target))
     if 2 * len(groups) * profile.instructions > INSTRUCTIONS and not always:
         runs = f"up to {2 * len(groups)} runs of {profile.instructions} instructions each"

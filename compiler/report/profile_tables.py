@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ppuc.compiler.report.host import host_time
 from ppuc.compiler.report.tables import duration, percent, quantity, shortened, table
 from ppuc.ir.errors import counted
 from ppuc.targets.simulator.time_breakdown import PARTS
@@ -18,15 +19,22 @@ _ENGINES = ("tensor", "vector", "l2", "hbm")
 
 
 def profile_tables(out: Console, record: dict[str, Any], top: int | None) -> None:
-    """The run's summary and waterfall, and a table per kernel and per ONNX node (the `top` costliest; all for None)."""
-    _summary(out, record)
-    if record.get("interval"):
+    """The run's summary and waterfall, and a table per kernel and per ONNX node (the `top` costliest; all for None).
+    A run without simulated time is said to have none."""
+    if record["cycles"]:
+        _summary(out, record)
+    else:
+        out.print(f"{record['target']}: nothing ran on the PPU, so that there is no time to simulate")
+    if record.get("host_measured_seconds") is not None:
+        out.print(host_time(record["host_measured_seconds"]))
+    if record.get("interval") and record["cycles"]:
         _interval(out, record)
-    if record.get("waterfall"):
+    if record.get("waterfall") and record["waterfall"]["total_cycles"]:
         _waterfall(out, record)
-    _use(out, record, top)
-    _times(out, record, top)
-    _nodes(out, record, top)
+    if record["kernels"]:
+        _use(out, record, top)
+        _times(out, record, top)
+        _nodes(out, record, top)
     for hazard in record["hazards"]:
         out.print(hazard)
 

@@ -99,7 +99,7 @@ def _row(value: Any, machine: Target, model: Callable[[Target], CompiledProgram]
         "seconds": record["seconds"],
         "joules": record["energy_joules"]["total"],
         "efficiency": record["waterfall"]["efficiency"],
-        "largest_part": max(parts, key=lambda p: p["cycles"])["part"],
+        "largest_part": max(parts, key=lambda p: p["cycles"])["part"] if record["waterfall"]["total_cycles"] else None,
     }
 
 
@@ -135,4 +135,11 @@ def _timed(row: dict[str, Any], base: dict[str, Any]) -> tuple[object, ...]:
 
     change = f"{row['seconds'] / base['seconds'] - 1:+.1%}" if base["seconds"] else "-"
     joules = quantity(row["joules"], "J")
-    return row["value"], duration(row["seconds"]), change, joules, percent(row["efficiency"]), row["largest_part"]
+    return (
+        row["value"],
+        duration(row["seconds"]),
+        change,
+        joules,
+        percent(row["efficiency"]),
+        row["largest_part"] or "-",
+    )

@@ -11,7 +11,7 @@ other and with memory, so a bound is the larger of the tensor engines' and the v
     traffic     max(that, all bytes moved, of hbm and of l2, at their sustained rates)
     exposed     the run: what latency, synchronisation, uneven work and missing overlap add
     launch      ... and the launches of segments
-    host        ... and the host's segments, which are timed but not modelled
+    host        ... and transfers between the PPU and the host's steps; what the host computes is not simulated
 
 A part is the difference of two neighbouring bounds. Invariants: no part is negative; the parts, added up in any order,
 are exactly the total (all bounds are multiples of the total's last binary digit).
@@ -39,7 +39,7 @@ STEPS: tuple[tuple[str, str, str], ...] = (
     ("traffic", "compiler", "all further traffic of hbm and l2"),
     ("exposed", "compiler", "latency, waiting, uneven work"),
     ("launch", "system", "launches"),
-    ("host", "host", "segments on the host"),
+    ("host", "host", "transfers to and from the host"),
 )
 """Name, whose it is, and what it is, from the ideal on."""
 

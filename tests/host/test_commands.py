@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,59 @@ def test_profile_and_check_tell_what_the_host_does(tmp_path: Path) -> None:
     assert "convert it to float32 before exporting" in shown.stdout
     result = run("profile", tmp_path / "m.onnx", "-t", TINY, "--timing-only")
     assert result.exit_code == 0
-    assert "segments on the host" in result.stdout
+    assert "transfers to and from the host" in result.stdout
+
+
+ALL_ON_HOST = "g (float[2, 3] x) => (double[2, 3] y) { wide = Cast<to = 11>(x) y = Exp(wide) }"
+
+
+def test_a_profile_of_a_model_wholly_on_the_host_has_only_measured_time(tmp_path: Path) -> None:
+    onnx.save(model(ALL_ON_HOST), tmp_path / "m.onnx")
+    shown = run("profile", tmp_path / "m.onnx", "-t", TINY)
+    assert shown.exit_code == 0, shown.output
+    assert "nothing ran on the PPU" in shown.stdout
+    assert re.search(r"the host took [\d.]+ [mun]?s, measured here, not simulated", shown.stdout)
+    assert "Cast_0, Exp_1" in shown.stdout
+    assert "0 cycles" not in shown.stdout
+    record = json.loads(run("profile", tmp_path / "m.onnx", "-t", TINY, "--json").stdout)
+    assert (record["cycles"], record["seconds"], record["kernels"]) == (0, 0, [])
+    assert record["host_measured_seconds"] == sum(s["measured_seconds"] for s in record["host"]) > 0
+    assert record["interval"] == {"skipped": "nothing ran on the PPU"}
+
+
+@pytest.mark.parametrize("extra", [("--timing-only",), ("--interval",), ("--top", 0), ("--set", "hbm.gbs=5")])
+def test_every_view_of_a_profile_takes_a_model_wholly_on_the_host(tmp_path: Path, extra: tuple[object, ...]) -> None:
+    onnx.save(model(ALL_ON_HOST), tmp_path / "m.onnx")
+    assert run("compile", tmp_path / "m.onnx", "-t", TINY, "-o", tmp_path / "m.ppu").exit_code == 0
+    for file in ("m.onnx", "m.ppu"):
+        machine = () if file == "m.ppu" and "--set" not in extra else ("-t", TINY)
+        shown = run("profile", tmp_path / file, *machine, "--trace", tmp_path / "t.json", *extra)
+        assert shown.exit_code == 0, shown.output
+        assert "nothing ran on the PPU" in shown.stdout
+        assert ("not simulated" in shown.stdout) == (extra != ("--timing-only",))
+        assert "the trace leaves out what the host computes" in shown.stderr
+    swept = run("targets", TINY, "--sweep", "hbm.gbs=1:2:1", "--model", tmp_path / "m.ppu")
+    assert swept.exit_code == 0, swept.output
+    assert "ideal" not in swept.stdout
+
+
+def test_the_time_of_the_host_is_told_from_simulated_time(tmp_path: Path) -> None:
+    """What the host computes inside a body that is compiled while the loop runs counts, once a trip."""
+    text = """g (float[4, 6] x) => (float[4, 6] u) {
+        total = ReduceSum<keepdims = 0>(x) trips = Cast<to = 7>(total) n = Abs(trips)
+        u = Loop (n, , x) <body = b (int64 i, bool c, float[4, 6] h) => (c2, h2) {
+            c2 = Identity(c) m = MatMul(h, w) wide = Cast<to = 11>(m) e = Exp(wide) h2 = Cast<to = 1>(e) }> }"""
+    source = model(text)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(6, dtype=np.float32) / 8, "w"))
+    onnx.save(source, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.full((4, 6), -0.1, np.float32))
+    arguments = (tmp_path / "m.onnx", "-t", TINY, "--inputs", tmp_path / "x.npz")
+    for command in ("run", "verify", "profile"):
+        shown = run(command, *arguments)
+        assert shown.exit_code == 0, shown.output
+        assert "measured here, not simulated" in shown.stdout
+        record = json.loads(run(command, *arguments, "--json").stdout)
+        assert 0 < sum(r["measured_seconds"] for r in record["later"]) <= record["host_measured_seconds"]
 
 
 def test_what_helps_is_found_by_the_cause_not_by_words_of_the_reason(tmp_path: Path) -> None:
