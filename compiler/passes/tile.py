@@ -1,7 +1,6 @@
 """Builds the kernel of every group.
 
-Invariant afterwards: each group names a kernel; kernel parameters name top-level values in their memories; vector
-programs have unique names.
+Kernel parameters name top-level values in their memories.
 """
 
 from __future__ import annotations

@@ -97,10 +97,10 @@ def op_counts(graph: Graph) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _check_required(step: Pass, module: Module) -> None:
+def _check_required(step: Pass, module: Module, target: Target) -> None:
     """Raise UsageError when `module` is not what the pass needs: other passes have to come first."""
     for contract in step.requires:
-        entity = contract.broken(module)
+        entity = contract.broken(module, target)
         if entity:
             raise UsageError.of(
                 f"pass {step.name}",
@@ -110,10 +110,10 @@ def _check_required(step: Pass, module: Module) -> None:
             )
 
 
-def _check_ensured(step: Pass, module: Module) -> None:
+def _check_ensured(step: Pass, module: Module, target: Target) -> None:
     """Raise InternalError when the pass broke its own contract."""
     for contract in step.ensures:
-        entity = contract.broken(module)
+        entity = contract.broken(module, target)
         if entity:
             raise InternalError(f"pass {step.name} breaks its contract {contract.name} ({contract.rule}) at {entity}")
 
@@ -174,14 +174,14 @@ class Run:
 
     def _step(self, step: Pass, module: Module) -> Module:
         started = time.perf_counter()
-        _check_required(step, module)
+        _check_required(step, module, self.target)
         with collecting(step.name) if self.listening else nullcontext() as collector:
             after = step.run(module, self.target)
         changed = after is not module
         after = replace(after, done=(*module.done, spec_of(step)))
         if changed:
             verify_module(after)
-            _check_ensured(step, after)
+            _check_ensured(step, after, self.target)
             if after.program is not None:
                 check_limits(after.program, self.target)
         seconds = time.perf_counter() - started

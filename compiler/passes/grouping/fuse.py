@@ -6,8 +6,8 @@ epilogue first; what is left forms row-wise and elementwise groups; data movemen
 cost nothing: each group reads its operands through them, or stores through them; where that is impossible or slow they
 become a copy.
 
-Invariants afterwards: every top-level op is a constant, a group, or a reshape of memory that needs no copy (an alias);
-each group's body has the constants of one element inside and everything else as parameters.
+What is left at the top level beside groups and constants is reshapes of memory that need no copy (aliases). The body of
+a group contains its constants of one element; everything else is a parameter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from ppuc.compiler.lowering.kernel_cache import KernelCache
 from ppuc.compiler.lowering.kinds import anchored_kind, check_group, needs_kernel
 from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, NotFusable
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.passes.contracts import GROUPED, Contract
+from ppuc.compiler.passes.contracts import (
+    CHANNELS_LAST,
+    FEW_MOVES,
+    FULL_RANK,
+    GROUPED,
+    MACHINE_FORMATS,
+    NOT_EMPTY,
+    PLAIN_PADS,
+    PRIMITIVE,
+    Contract,
+)
 from ppuc.compiler.passes.grouping.fuse_graph import GroupedGraph, is_view
 from ppuc.compiler.passes.grouping.fuse_remarks import say_groups
 from ppuc.compiler.passes.remarks import listener
@@ -42,6 +52,15 @@ class Fuse(Pass):
     epilogues: bool = True
     name: ClassVar[str] = "fuse"
     required: ClassVar[str] = "kernels are built from groups"
+    requires: ClassVar[tuple[Contract, ...]] = (
+        PRIMITIVE,
+        FEW_MOVES,
+        PLAIN_PADS,
+        MACHINE_FORMATS,
+        CHANNELS_LAST,
+        FULL_RANK,
+        NOT_EMPTY,
+    )
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:

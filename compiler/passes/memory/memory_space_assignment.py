@@ -3,8 +3,7 @@
 Activations go to l2 while they fit; inputs, outputs and constants live in hbm. Constants that many tiles read are
 copied to l2 by the stage queues before their kernel runs, as early as l2 has room.
 
-Invariant afterwards: every top-level value has a space, and all ranges of l2 fit it together (the same assignment that
-`allocate` makes succeeds).
+The ranges of l2 fit it together: the same assignment that `allocate` makes later was tried here.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Composites into primitives. Afterwards the only composites are those that kernels are built around, and those that
-`keep` names."""
+"""Composites into primitives."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering.kinds import anchoring_ops
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import PRIMITIVE, Contract
 from ppuc.compiler.passes.rewriter import Rule, Walk, to_fixpoint, with_graph
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
@@ -41,6 +41,7 @@ class Decompose(Pass):
 
     name: ClassVar[str] = "decompose"
     required: ClassVar[str] = "kernels are made of primitive ops"
+    ensures: ClassVar[tuple[Contract, ...]] = (PRIMITIVE,)
     keep: tuple[str, ...] = ("unblock",)
     kernels: bool = True
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import CHANNELS_LAST, Contract
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.passes.rewriter import to_fixpoint, with_graph
 from ppuc.compiler.passes.rules.group_norm import group_rules
@@ -153,6 +154,7 @@ class Layout(Pass):
 
     name: ClassVar[str] = "layout"
     required: ClassVar[str] = "convolutions and pools have kernels channels last"
+    ensures: ClassVar[tuple[Contract, ...]] = (CHANNELS_LAST,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with every conv and pool channels last."""

@@ -1,4 +1,4 @@
-"""Numeric formats the machine has. Afterwards every contraction multiplies a format that the tensor engine takes.
+"""Numeric formats the machine has.
 
 `precision` chooses the format of all float contractions (`model` keeps what the file says); sums come out in f32 and
 are rounded back to the type the model gives them. Everything else is computed as typed in the file, except f64, which
@@ -14,6 +14,7 @@ from typing import ClassVar, NoReturn
 
 from ppuc.compiler.engines import DOUBLE, UNSIGNED, objection
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.contracts import CONTRACTIONS, MACHINE_FORMATS, Contract, multiplies
 from ppuc.compiler.passes.rewriter import Rules, Walk, to_fixpoint, with_graph
 from ppuc.compiler.precisions import named_precision
 from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError, UsageError
@@ -26,7 +27,6 @@ from ppuc.ir.ops.view import ReshapeAttrs, TransposeAttrs
 from ppuc.ir.types import DType
 from ppuc.targets.description import Target
 
-_CONTRACTIONS = ("matmul", "conv", "attention")
 _LISTED = 10
 _WHERE = "precision"
 
@@ -94,6 +94,7 @@ class Legalise(Pass):
     narrow: bool = True
     name: ClassVar[str] = "legalise"
     required: ClassVar[str] = "the tensor engine multiplies the machine's formats only"
+    ensures: ClassVar[tuple[Contract, ...]] = (MACHINE_FORMATS,)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for
@@ -107,7 +108,7 @@ class Legalise(Pass):
                 return _by_elements(w, op)
             return _in_format(w, op, wanted or op.operands[0].type.dtype)
 
-        rules: Rules = {"cast": (_overflow_to_nan,), **dict.fromkeys(_CONTRACTIONS, (product_in_format,))}
+        rules: Rules = {"cast": (_overflow_to_nan,), **dict.fromkeys(CONTRACTIONS, (product_in_format,))}
         graph = to_fixpoint(module.graph, rules)
         _check_supported(graph, module, target)
         return with_graph(module, graph)
@@ -166,11 +167,7 @@ def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:
 def _check_supported(graph: Graph, module: Module, target: Target) -> None:
     """Raises UsageError when a contraction multiplies a format that the tensor engine does not take."""
     for op in graph.ops:
-        if op.name not in _CONTRACTIONS:
-            continue
-        given = op.operands[0].type.dtype
-        # u8 runs as i8 with a wider product.
-        if target.tensor.supports(DType.I8 if given is DType.U8 else given):
+        if op.name not in CONTRACTIONS or multiplies(target, op.operands[0].type.dtype):
             continue
         where = f"node '{op.loc[0]}' ({op.name})" if op.loc else str(op.results[0])
         _refuse_format(op.operands[0].type.dtype, module, target, where, op.entities)

@@ -1,8 +1,7 @@
 """Brings the graph into the forms that kernels know, just before fusion.
 
-Invariant afterwards: every reduction keeps its axes; a 1x1 convolution without padding is a matmul; only parameters and
-constants are empty, and no op reads them; no concat has more operands than half the rings of a unit, because one ring
-loads each and another may turn it.
+A 1x1 convolution without padding becomes a matmul. A concat takes at most as many operands as half the rings of a
+unit, because one ring loads each and another may transpose it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.passes.contracts import FULL_RANK, Contract
+from ppuc.compiler.passes.contracts import FULL_RANK, NOT_EMPTY, Contract
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import to_fixpoint, with_graph
 from ppuc.compiler.passes.rules.ranks import in_steps
@@ -45,7 +44,7 @@ class LegaliseForKernels(Pass):
 
     name: ClassVar[str] = "legalise-for-kernels"
     required: ClassVar[str] = "reductions and empty tensors have kernels in one form"
-    ensures: ClassVar[tuple[Contract, ...]] = (FULL_RANK,)
+    ensures: ClassVar[tuple[Contract, ...]] = (FULL_RANK, NOT_EMPTY)
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with its graph prepared."""

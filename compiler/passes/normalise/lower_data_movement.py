@@ -1,7 +1,6 @@
 """Movement in the few forms that kernels know: concat, gather along an axis, scatter of rows, constant pads that grow.
 
-Invariant afterwards: no gather_nd, gather_elements or scatter_elements; every scatter_nd is of rows; every pad is
-constant, without interior, and crops nothing; no cumsum runs along an axis longer than l1 holds.
+Afterwards every scatter_nd is of rows, and no cumsum runs along an axis longer than l1 holds.
 """
 
 from __future__ import annotations
