@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from ppuc.compiler.passes.memory.minimalloc import GREEDY, Plan, first_fit, plan
 from ppuc.compiler.passes.memory.ranges import Range
-from tests.passes.test_allocator import assert_legal, dissected
+from tests.support.live_ranges import assert_legal, dissected
 
 
 def read(path: Path) -> tuple[list[Range], int]:

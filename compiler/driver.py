@@ -20,7 +20,7 @@ from ppuc.compiler.inputs import (
 )
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.pipeline.chosen import passes_of
-from ppuc.compiler.pipeline.dump import DumpFolder
+from ppuc.compiler.pipeline.dump import DumpFolder, segment_folder
 from ppuc.compiler.pipeline.layers import PLACE
 from ppuc.compiler.pipeline.manager import CompiledModel, PassRecord, Run
 from ppuc.compiler.pipeline.packed_remarks import with_remarks
@@ -142,7 +142,7 @@ def _hosted(source: Source, options: CompileOptions, error: ModelError, watch: I
     from ppuc.compiler.host.compile import compile_hosted
 
     def compile_part(module: Module, number: int) -> CompiledModel:
-        own = replace(watch.within(f"segment{number}") if number else watch, inputs=None)
+        own = replace(watch.within(segment_folder(number)), inputs=None)
         run = _run(options, own)
         return _compiled(run, run.started(module), own)
 

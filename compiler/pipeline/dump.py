@@ -5,6 +5,7 @@
     DIR/constants/index.json     key -> type, file and checksum of every constant that is stored
     DIR/constants/<key>.bin      its bytes: little-endian, row-major
     DIR/constants/recipes.ppir   constants that are computed from others, as a graph: %<key> = transpose(...)
+    DIR/segment1/ ...            the same for the second segment of a program with host steps, and so on
 
 Invariant: a file that is there is complete (each is written under another name and renamed); a dump needs no file
 outside its folder; a constant is stored once, whatever the number of texts that use it, and what can be computed from
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,6 +137,8 @@ class DumpFolder:
     def _clear(self) -> None:
         for stale in (*self.folder.glob("[0-9][0-9]-*.ppir"), *(self.folder / CONSTANTS).glob("*")):
             stale.unlink()
+        for _, folder in later_segments(self.folder):
+            shutil.rmtree(folder)
 
     def write_module(self, index: int, pass_name: str, module: Module) -> str:
         """Write the module after pass number `index`; returns the file's name."""
@@ -145,6 +150,17 @@ class DumpFolder:
         """Write the manifest, with a checksum of what it says."""
         record = {"format": FORMAT, **manifest}
         write_file(self.folder / MANIFEST, _manifest_text({**record, "checksum": _record_checksum(record)}).encode())
+
+
+def segment_folder(number: int) -> str:
+    """The folder of a segment in the dump of its program; the first one is the dump itself."""
+    return f"segment{number}" if number else ""
+
+
+def later_segments(folder: Path) -> list[tuple[int, Path]]:
+    """Number and folder of each segment but the first that a dump holds, in order."""
+    named = ((re.fullmatch(r"segment([1-9]\d*)", path.name), path) for path in folder.glob("segment*"))
+    return sorted((int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file())
 
 
 def _record_checksum(record: Mapping[str, Any]) -> str:

@@ -59,12 +59,17 @@ def _said_of_program(path: Path, dims: Mapping[str, int]) -> Said:
 
 
 def _said_in_dump(path: Path) -> Said:
-    from ppuc.compiler.pipeline.dump import read_manifest
+    from ppuc.compiler.pipeline.dump import later_segments, read_manifest
 
     manifest = read_manifest(path if path.is_dir() else path.parent)
     if manifest is None:
         return Said("", "", ())
-    return Said(manifest.target, manifest.precision, manifest.said("" if path.is_dir() else path.name))
+    remarks = manifest.said("" if path.is_dir() else path.name)
+    if path.is_dir():
+        for number, folder in later_segments(path):
+            later = read_manifest(folder)
+            remarks += tuple(replace(r, segment=number) for r in later.said()) if later is not None else ()
+    return Said(manifest.target, manifest.precision, remarks)
 
 
 def settled(remarks: Sequence[Remark]) -> list[Remark]:

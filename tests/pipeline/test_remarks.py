@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import ppuc
 from ppuc.compiler.cli import cli
 from ppuc.compiler.driver import compile_model
-from ppuc.compiler.options import CompileOptions
+from ppuc.compiler.options import CompileOptions, Instrumentation
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.remarks import KINDS, Remark, collecting, listener
 from ppuc.compiler.pipeline.default import PIPELINE
@@ -28,7 +28,7 @@ from ppuc.compiler.pipeline.dump import read_manifest
 from ppuc.compiler.pipeline.manager import Run, said
 from ppuc.compiler.pipeline.packed_remarks import NOTE, packed, remarks_of, unpacked, with_remarks
 from ppuc.compiler.report.fusion import fusion_record
-from ppuc.compiler.report.remarks import chosen, ranked, settled
+from ppuc.compiler.report.remarks import chosen, ranked, said_in, settled
 from ppuc.ir.errors import ArtifactError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
@@ -225,12 +225,17 @@ class TestWhereTheyAre:
             d = Cast <to = 1> (c)
             y = Add(d, x)
         }"""
-        made = compile_model(model_of(text), CompileOptions(TINY))
+        dump = tmp_path / "dump"
+        made = compile_model(model_of(text), CompileOptions(TINY), Instrumentation(dump=dump))
         assert len(made.modules) == 2
         assert {r.segment for r in made.remarks} == {0, 1}
         assert remarks_of(made.artifact) == made.remarks
         kernels = sum(len(s.kernels) for s in made.artifact.program.segments)
         assert fusion_record(made.remarks)["kernels"] == kernels
+        assert said_in(dump, {}).remarks == made.remarks
+
+        one_segment = compile_model(mlp(), CompileOptions(TINY, dims={"N": 1}), Instrumentation(dump=dump))
+        assert said_in(dump, {}).remarks == one_segment.remarks, "segments of the earlier dump are gone"
 
 
 class Texts(Run):
