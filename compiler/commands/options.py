@@ -273,16 +273,12 @@ def compile_arguments(*options: Decorator) -> Decorator:
             explicit = {n: written[n] for n in own if context.get_parameter_source(n) is not default}
             return function(arguments=CompileArguments(**own, explicit=explicit), **given)
 
-        return _with(options, command)
+        made: Callable[..., Any] = command
+        for option in reversed(options):  # help lists them in the order of `options`
+            made = option(made)
+        return made
 
     return decorate
-
-
-def _with(options: Sequence[Decorator], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with `options`, which its help lists in their order."""
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def _options_of(context: click.Context) -> Sequence[click.Parameter]:
@@ -297,11 +293,6 @@ model_options = compile_arguments(*MODEL)
 
 compile_options = compile_arguments(*TARGET, *MODEL)
 """Everything about how a model is compiled."""
-
-
-def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--target and --set, as arguments `target` and `overrides`."""
-    return _with(TARGET, function)
 
 
 def chosen_target(name: str, overrides: Sequence[str]) -> Target:
