@@ -1,8 +1,10 @@
 """Targets from TOML files: strict loading, override of single numbers, and the checks that keep a target consistent.
 
 A file is `name` and `description`, then the tree of `ppuc.targets.schema` whose leaves are inline tables
-`{ value = 64, unit = "CU", mark = "F", source = "..." }`. `peak_tops.<dtype>` are published peaks: not part of the
-machine (the peak follows from lanes, fragment, initiation interval and clock) but checked against it to 2 %.
+`{ value = 64, unit = "CU", mark = "F", source = "..." }`. With `like = "h100-class"` a file states only the numbers in
+which its machine differs from that built-in one, or from that of a file beside it (`like = "./mine.toml"`).
+`peak_tops.<dtype>` are published peaks: not part of the machine (the peak follows from lanes, fragment, initiation
+interval and clock) but checked against it to 2 %; they are not taken over.
 
 Invariant: a Target that leaves this module has every leaf of the schema, no other, and no contradiction
 (`ppuc.targets.consistency`).
@@ -28,6 +30,7 @@ from ppuc.targets.consistency import contradicted_peaks, contradictions
 from ppuc.targets.schema import INFORMATIONAL_DTYPES, MARKS, PEAKS, TENSOR_DTYPES, Leaf, Target
 
 _FOLDER = Path(__file__).parent
+_VALIDATION = _FOLDER / "validation"
 _LEAF_KEYS = ("value", "unit", "mark", "source")
 _NOT_IN_FILE = ("name", "description", "hash", "provenance")
 _LARGEST = 1e15
@@ -45,8 +48,14 @@ class Slot:
 
 
 def builtin_targets() -> list[str]:
-    """Names of the machines that come with ppuc, sorted."""
+    """Names of the PPUs that come with ppuc, sorted."""
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def validation_targets() -> list[str]:
+    """Names of the other accelerators that come with ppuc, whose published measurements the timing model is compared
+    with; sorted."""
+    return sorted(path.stem for path in _VALIDATION.glob("*.toml"))
 
 
 def _file(name: str, found: Any) -> dict[str, Path]:
@@ -61,8 +70,9 @@ _FILES: Extensible[str, Path] = Extensible("ppuc.targets", _file)
 
 
 def known_targets() -> list[str]:
-    """Names of all machines that have one: those that come with ppuc, and then those of other packages, each sorted."""
-    return [*builtin_targets(), *_FILES.complete()]
+    """Names of all machines that have one: the PPUs that come with ppuc, the other accelerators, and then those of
+    other packages, each sorted."""
+    return [*builtin_targets(), *validation_targets(), *_FILES.complete()]
 
 
 def default_target() -> str:
@@ -88,12 +98,19 @@ def load_target(name_or_path: str | Path) -> Target:
 
 @functools.cache
 def _load_named(name: str) -> Target:
+    return _load_file(_named_file(name, f"target '{name}'"))
+
+
+def _named_file(name: str, where: str) -> Path:
+    """The file of a machine that has a name; `where` is who asks."""
     if name in builtin_targets():
-        return _load_file(_FOLDER / f"{name}.toml")
+        return _FOLDER / f"{name}.toml"
+    if name in validation_targets():
+        return _VALIDATION / f"{name}.toml"
     if name in _FILES:
-        return _load_file(_FILES[name])
+        return _FILES[name]
     raise TargetError.of(
-        f"target '{name}'",
+        where,
         "no target has this name",
         expected=f"one of {', '.join(known_targets())}, or the path of a .toml file",
         hint=_closest(name, known_targets()),
@@ -131,13 +148,22 @@ def _assigned(target: Target, leaves: Mapping[str, Leaf], assignment: str) -> Le
 # Reading a file.
 
 
-def _load_file(path: Path) -> Target:
+def _load_file(path: Path, above: tuple[Path, ...] = ()) -> Target:
+    """The machine that a file describes; `above` are the files that begin as this one."""
     tree = read_toml(path, TargetError)
     texts = [_text_of(tree, key, str(path)) for key in ("name", "description")]
-    if texts[0] != path.stem:
-        raise TargetError.of(f"{path}: name", "is not the file's name", got=texts[0], expected=path.stem)
-    leaves = dict(_read_leaves(tree, str(path)))
+    begun = _model_of(path, _text_of(tree, "like", str(path)), (*above, path)) if "like" in tree else {}
+    leaves = dict(_read_leaves(tree, str(path), begun))
     return _build(texts[0], texts[1], leaves, str(path), drop_stale_peaks=False)
+
+
+def _model_of(path: Path, like: str, above: tuple[Path, ...]) -> dict[str, Leaf]:
+    """The numbers of the machine that the one of `path` is like, published peaks apart. Raises TargetError."""
+    other = path.parent / like if like.endswith(".toml") else _named_file(like, f"{path}: like = '{like}'")
+    if other.resolve() in {file.resolve() for file in above}:
+        raise TargetError.of(f"{path}: like", "leads back to the file itself", got=like)
+    model = _load_file(other, above)
+    return {leaf.path: leaf for leaf in model.provenance if not leaf.path.startswith(PEAKS)}
 
 
 def _text_of(tree: dict[str, Any], key: str, where: str) -> str:
@@ -147,18 +173,21 @@ def _text_of(tree: dict[str, Any], key: str, where: str) -> str:
     return value
 
 
-def _read_leaves(tree: Mapping[str, Any], where: str) -> Iterator[tuple[str, Leaf]]:
-    """Leaves of a file in schema order. Raises TargetError with every unknown or missing key and malformed leaf."""
+def _read_leaves(tree: Mapping[str, Any], where: str, begun: Mapping[str, Leaf]) -> Iterator[tuple[str, Leaf]]:
+    """Leaves of a file in schema order, those that it leaves out from `begun`. Raises TargetError with every unknown or
+    missing key and malformed leaf."""
     given = dict(_flatten(tree, ()))
-    paths = _expected_paths(given)
+    paths = _expected_paths({**begun, **given})
     findings = [_unknown(where, path, paths) for path in given if path not in paths]
     findings += [
-        Diagnostic(f"{where}: {path}", "is missing", expected=_shape_of(path)) for path in paths if path not in given
+        Diagnostic(f"{where}: {path}", "is missing", expected=_shape_of(path))
+        for path in paths
+        if path not in given and path not in begun
     ]
     if findings:
         raise TargetError(findings)
     for path in paths:
-        yield path, _read_leaf(given[path], path, where)
+        yield path, _read_leaf(given[path], path, where) if path in given else begun[path]
 
 
 def _flatten(tree: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -367,4 +396,13 @@ def _peak_hint(target: Target, key: str, text: str) -> str:
     return f"set tensor.ii_clk.{dtype}={interval} for {peak:.4g} TOPS"
 
 
-__all__ = ["Leaf", "Target", "builtin_targets", "default_target", "known_targets", "load_target", "override"]
+__all__ = [
+    "Leaf",
+    "Target",
+    "builtin_targets",
+    "default_target",
+    "known_targets",
+    "load_target",
+    "override",
+    "validation_targets",
+]

@@ -24,7 +24,7 @@ from ppuc.compiler.pipeline.registry import OWN
 from ppuc.ir import verify
 from ppuc.ir.ops import OPS, Kind, OpDef
 from ppuc.targets import isa
-from ppuc.targets.description import builtin_targets, default_target, load_target
+from ppuc.targets.description import builtin_targets, default_target, load_target, validation_targets
 from ppuc.targets.schema import MARKS, Leaf, Target
 from tests.support import text_samples
 
@@ -176,14 +176,21 @@ def _pass(kind: type[Pass]) -> list[str]:
 def targets_document() -> str:
     """docs/targets.md."""
     machines = [load_target(name) for name in builtin_targets()]
+    others = [load_target(name) for name in validation_targets()]
+    columns = ("target", "CUs", "MHz", "TOPS by format", "l2 MiB", "hbm GB/s", "description")
     marks = table(("mark", "meaning"), [(code(mark), meaning) for mark, meaning in MARKS.items()])
     parts = [
         "The machines that come with ppuc. Each is a model of a device class, made of published numbers, measurements "
         "and estimates; every number says which it is. `--target FILE.toml` describes another machine, `--set "
         "KEY=VALUE` changes one number.",
-        table(("target", "CUs", "MHz", "TOPS by format", "l2 MiB", "hbm GB/s", "description"), map(_machine, machines)),
+        table(columns, map(_machine, machines)),
         f"The default is `{default_target()}`. Peaks follow from lanes, fragment, initiation interval and clock. Keys "
         "with a * are informational: they describe the machine, but no program, time or energy depends on them.",
+        "Other accelerators, in the same terms, whose published measurements the timing is compared with "
+        "([benchmarks/validation](../benchmarks/validation/README.md)); `ppuc targets NAME` prints their numbers.",
+        table(columns, map(_machine, others)),
+        'A file may begin with `like = "h100-class"` (a name, or the path of a .toml file from the folder of this one) '
+        "and then states only the numbers in which its machine differs.",
         "## Marks",
         marks,
     ]

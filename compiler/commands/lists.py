@@ -52,7 +52,7 @@ def targets_command(
     Marks: F official, M measured, E estimate, E-cal estimate fitted to measurements, D design choice of this model.
     """
     from ppuc.ir.errors import UsageError
-    from ppuc.targets.description import default_target, known_targets, load_target
+    from ppuc.targets.description import default_target, known_targets, load_target, validation_targets
 
     if sweep_range is not None:
         _sweep(name, sweep_range, model, arguments, as_json)
@@ -83,6 +83,7 @@ def targets_command(
             "name": t.name,
             "hash": t.hash,
             "default": t.name == default_target(),
+            "validation": t.name in validation_targets(),
             "description": t.description,
             "cu": t.cu,
             "max_mhz": t.clock.max_mhz,
@@ -115,20 +116,22 @@ def _sweep(name: str, sweep_range: str, model: Path | None, arguments: CompileAr
 def _show_targets(out: Console, record: dict[str, Any]) -> None:
     from ppuc.compiler.report.tables import table
 
-    rows = [
-        (
-            t["name"] + (" *" if t["default"] else ""),
-            t["cu"],
-            f"{t['max_mhz']:g}",
-            f"{t['peak_tops'].get('bf16', 0):.4g}",
-            f"{t['l2_bytes'] / 2**20:g}",
-            f"{t['hbm_gbs']:g}",
-            t["description"],
-        )
-        for t in record["targets"]
-    ]
     columns = ("target", "CUs", "MHz", "bf16 TOPS", "l2 MiB", "hbm GB/s", "description")
-    table(out, "", columns, rows, left=(0, 6))
+    for title, validation in (("", False), ("accelerators whose published measurements validate the timing", True)):
+        rows = [
+            (
+                t["name"] + (" *" if t["default"] else ""),
+                t["cu"],
+                f"{t['max_mhz']:g}",
+                f"{t['peak_tops'].get('bf16', 0):.4g}",
+                f"{t['l2_bytes'] / 2**20:g}",
+                f"{t['hbm_gbs']:g}",
+                t["description"],
+            )
+            for t in record["targets"]
+            if t["validation"] == validation
+        ]
+        table(out, title, columns, rows, left=(0, 6))
     out.print("* default. `ppuc targets NAME` prints every number with its source.")
 
 

@@ -63,7 +63,11 @@ def test_targets_lists_all_and_shows_one() -> None:
     record = json_of("targets")
     assert {t["name"] for t in record["targets"]} >= {"zhenwu-m890", "zhenwu-810e", "ppu-tiny"}
     assert [t["name"] for t in record["targets"] if t["default"]] == ["zhenwu-m890"]
-    assert "ppu-tiny" in ppuc("targets").stdout
+    apart = {t["name"] for t in record["targets"] if t["validation"]}
+    assert {"a100-class", "tpuv3-core", "systolic-128"} <= apart
+    assert not apart & {"zhenwu-m890", "ppu-tiny"}
+    text = ppuc("targets").stdout
+    assert text.index("ppu-tiny") < text.index("validate the timing") < text.index("a100-class")
     plain, changed = json_of("targets", "ppu-tiny"), json_of("targets", "ppu-tiny", "--set", "hbm.gbs=900")
     value = {n["key"]: n["value"] for n in changed["numbers"]}["hbm.gbs"]
     assert value == 900

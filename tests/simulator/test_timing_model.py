@@ -4,7 +4,6 @@ power."""
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,7 +17,7 @@ from ppuc.compiler.options import CompileOptions
 from ppuc.ir.program import Program, Queue
 from ppuc.ir.types import DType, Space
 from ppuc.targets import cost
-from ppuc.targets.description import Target, load_target, override
+from ppuc.targets.description import Target, load_target, override, validation_targets
 from ppuc.targets.simulator.launch import launches
 from ppuc.targets.simulator.power import steady_power
 from ppuc.targets.simulator.run import RawResult, simulate
@@ -26,7 +25,7 @@ from tests.support.simulator_programs import RELU, Gemm, chain_program, copy_pro
 
 TINY = load_target("ppu-tiny")
 M890 = load_target("zhenwu-m890")
-VALIDATION = Path(__file__).parents[2] / "benchmarks" / "validation" / "targets"
+VALIDATION = validation_targets()
 
 
 def timed(program: Program, target: Target) -> RawResult:
@@ -46,7 +45,7 @@ def systolic(rows: int, cols: int, dataflow: str, overlap: str) -> Target:
 
 def serial_array(dataflow: str) -> Target:
     """The 128 x 128 validation core without overlap between folds."""
-    target = load_target(VALIDATION / "systolic-128.toml")
+    target = load_target("systolic-128")
     fragment = [1, 128, 128] if dataflow == "weight" else [128, 128, 1]
     shapes = [f"tensor.fragment.{d}={fragment}" for d in target.tensor.fragment]
     return override(target, "tensor.overlap=serial", f"tensor.dataflow={dataflow}", *shapes)
@@ -313,9 +312,9 @@ def test_throttled_time_is_reported() -> None:
 # The validation machines.
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in VALIDATION.glob("*.toml")))
+@pytest.mark.parametrize("name", VALIDATION)
 def test_validation_machines_load_and_fit_no_more_than_three_numbers(name: str) -> None:
-    target = load_target(VALIDATION / f"{name}.toml")
+    target = load_target(name)
     fitted = [leaf.path for leaf in target.leaves() if leaf.mark == "E-cal"]
     assert len(fitted) <= 3, fitted
 

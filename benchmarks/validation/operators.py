@@ -1,0 +1,116 @@
+"""Measured operators as ONNX models.
+
+Invariant: a model is the operator alone, its operands inputs of the model; weights of a feed-forward layer too. Images
+are channels last, as the measured machines keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx
+from onnx import TensorProto, helper
+
+from benchmarks.validation.measured import Case
+
+DTYPES = {
+    "bf16": TensorProto.BFLOAT16,
+    "f16": TensorProto.FLOAT16,
+    "f32": TensorProto.FLOAT,
+    "i8": TensorProto.INT8,
+    "f8e4m3": TensorProto.FLOAT8E4M3FN,
+}
+
+Shapes = dict[str, Sequence[int]]
+Parts = tuple[list[onnx.NodeProto], Shapes, Shapes]
+"""Nodes, and the shapes of inputs and outputs."""
+
+
+def model_of(case: Case) -> onnx.ModelProto:
+    """The operator of a case."""
+    nodes, inputs, outputs = _BUILDERS[case.kind](case)
+    element = DTYPES[case.dtype]
+    result = TensorProto.INT32 if case.dtype == "i8" else element
+    graph = helper.make_graph(
+        nodes,
+        case.kind,
+        [helper.make_tensor_value_info(name, element, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, result, shape) for name, shape in outputs.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+
+
+def _gemm(case: Case) -> Parts:
+    m, n, k = case.dims
+    if case.dtype == "i8":
+        nodes = [
+            helper.make_node("Transpose", ["w"], ["wt"], name="turned", perm=[1, 0]),
+            helper.make_node("MatMulInteger", ["x", "wt"], ["y"], name="product"),
+        ]
+        return nodes, {"x": [m, k], "w": [n, k]}, {"y": [m, n]}
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["y"], name="product", transB=1)]
+    return nodes, {"x": [m, k], "w": [n, k]}, {"y": [m, n]}
+
+
+def _attention(case: Case) -> Parts:
+    batch, heads, shared, queries, keys, size, causal = case.dims
+    node = helper.make_node(
+        "Attention", ["q", "k", "v"], ["y"], name="attention", is_causal=causal,
+        q_num_heads=heads, kv_num_heads=shared,
+    )  # fmt: skip
+    wide, narrow = heads * size, shared * size
+    inputs = {"q": [batch, queries, wide], "k": [batch, keys, narrow], "v": [batch, keys, narrow]}
+    return [node], inputs, {"y": [batch, queries, wide]}
+
+
+def _ffn(case: Case) -> Parts:
+    rows, size, inner, gated = case.dims
+    inputs: Shapes = {"x": [rows, size], "up": [size, inner], "down": [inner, size]}
+    nodes = [helper.make_node("MatMul", ["x", "up"], ["h"], name="up")]
+    if gated:
+        inputs["gate"] = [size, inner]
+        nodes += [
+            helper.make_node("MatMul", ["x", "gate"], ["g"], name="gate"),
+            helper.make_node("Sigmoid", ["g"], ["s"], name="sigmoid"),
+            helper.make_node("Mul", ["g", "s"], ["silu"], name="silu"),
+            helper.make_node("Mul", ["silu", "h"], ["a"], name="gated"),
+        ]
+    else:
+        nodes.append(helper.make_node("Gelu", ["h"], ["a"], name="gelu"))
+    nodes.append(helper.make_node("MatMul", ["a", "down"], ["y"], name="down"))
+    return nodes, inputs, {"y": [rows, size]}
+
+
+def _conv(case: Case) -> Parts:
+    n, h, w, c, k, r, stride, pad = case.dims
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["first"], name="channels_first", perm=[0, 3, 1, 2]),
+        helper.make_node("Transpose", ["w"], ["filters"], name="filters_first", perm=[3, 2, 0, 1]),
+        helper.make_node(
+            "Conv", ["first", "filters"], ["result"], name="conv", strides=[stride] * 2, pads=[pad] * 4,
+            kernel_shape=[r, r],
+        ),
+        helper.make_node("Transpose", ["result"], ["y"], name="channels_last", perm=[0, 2, 3, 1]),
+    ]  # fmt: skip
+    out = [(side + 2 * pad - r) // stride + 1 for side in (h, w)]
+    return nodes, {"x": [n, h, w, c], "w": [r, r, c, k]}, {"y": [n, *out, k]}
+
+
+def _softmax(case: Case) -> Parts:
+    node = helper.make_node("Softmax", ["x"], ["y"], name="softmax", axis=-1)
+    return [node], {"x": case.dims}, {"y": case.dims}
+
+
+def _layernorm(case: Case) -> Parts:
+    node = helper.make_node("LayerNormalization", ["x", "scale", "bias"], ["y"], name="norm", axis=-1)
+    return [node], {"x": case.dims, "scale": case.dims[-1:], "bias": case.dims[-1:]}, {"y": case.dims}
+
+
+_BUILDERS: dict[str, Callable[[Case], Parts]] = {
+    "gemm": _gemm,
+    "attention": _attention,
+    "ffn": _ffn,
+    "conv": _conv,
+    "softmax": _softmax,
+    "layernorm": _layernorm,
+}
