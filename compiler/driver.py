@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from ppuc.compiler.alias import aliased
 from ppuc.compiler.inputs import (
-    FIXED,
     RANGE_OPTION,
     checked_inputs,
-    fixed_text,
     generate_all,
     input_ranges,
     input_specs,
+    values_text,
 )
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.pipeline.chosen import passes_of
@@ -86,7 +85,7 @@ def with_shapes_of_data(options: CompileOptions, source: ModelSource) -> Compile
         return options
     from ppuc.compiler.frontend.bind import declarations_of
 
-    found = data.shapes({d.name: d.shape for d in declarations_of(source)}, options.dims)
+    found = data.shapes({d.name: d.shape for d in declarations_of(source, overridable=True)}, options.dims)
     return replace(options, shapes={**found, **options.shapes})
 
 
@@ -95,7 +94,7 @@ def initial_module(imported: ImportedModel, options: CompileOptions) -> Module:
     ranges = input_ranges(imported.graph)
     about = {"model": imported.name, "model_sha256": imported.digest(), **options.recorded()}
     about |= {RANGE_OPTION + name: str(ranges[v.name]) for name, v in imported.inputs if v.name in ranges}
-    about |= {FIXED + name: fixed_text(array) for name, array in imported.fixed.items()}
+    about |= values_text(imported.fixed, imported.defaults)
     return Module(
         target=options.target.name,
         target_hash=options.target.hash,

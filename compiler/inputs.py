@@ -6,6 +6,7 @@ else is an InputError that names the input, what was given and what is expected.
 
 from __future__ import annotations
 
+import base64
 import difflib
 import json
 import os
@@ -32,9 +33,13 @@ drawn."""
 _LONGEST_NAME = 65_000
 """Bytes of a name in a zip archive."""
 
+INITIALIZER_HINT = "an initializer of the model is a constant unless its value is given when compiling"
+
 _FOLLOWED = ("cast", "reshape", "expand", "transpose", "slice", "concat")
 FIXED = "fixed:"
 """Prefix of options that hold the values of inputs fixed when compiling, as `fixed_text` writes them."""
+DEFAULT = "default:"
+"""Prefix of options that hold what an input is in a run that does not give it, as `default_text` writes it."""
 
 
 def fixed_text(array: np.ndarray) -> str:
@@ -52,6 +57,24 @@ def fixed_array(text: str) -> np.ndarray:
     if dtype.is_float:
         return np.array([float.fromhex(x) for x in elements], np.float64).astype(dtype.numpy).reshape(shape)
     return np.array(elements, dtype.numpy).reshape(shape)
+
+
+def default_text(array: np.ndarray) -> str:
+    """An array of any size as JSON: dtype, shape, bytes in base64."""
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return json.dumps([str(DType.of(array.dtype)), list(array.shape), data])
+
+
+def default_array(text: str) -> np.ndarray:
+    """The array behind `default_text`."""
+    kind, shape, data = json.loads(text)
+    return np.frombuffer(base64.b64decode(data), DType(kind).numpy).reshape(shape)
+
+
+def values_text(fixed: Mapping[str, np.ndarray], defaults: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The options that record values of inputs: those fixed when compiling, and defaults."""
+    found = {FIXED + name: fixed_text(array) for name, array in fixed.items()}
+    return found | {DEFAULT + name: default_text(array) for name, array in defaults.items()}
 
 
 def without_fixed(fixed: Mapping[str, np.ndarray], given: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -158,7 +181,7 @@ def checked_inputs(
 def _unknown(name: str, known: Mapping[str, InputSpec], where: str) -> Diagnostic:
     close = difflib.get_close_matches(name, known, 1)
     names = ", ".join(f"{s.name}: {s.type}" for s in known.values()) or "no inputs"
-    hint = f"did you mean '{close[0]}'?" if close else None
+    hint = f"did you mean '{close[0]}'?" if close else INITIALIZER_HINT
     return Diagnostic(where, f"no input is called '{name}'", None, names, hint, _about(name))
 
 

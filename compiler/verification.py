@@ -90,7 +90,7 @@ def verify_program(
             program.name, "cannot be verified without the ONNX model it came from", hint="compile it here"
         )
     fixed = program.fixed
-    arrays = {**fixed, **(inputs if inputs is not None else program.random_inputs())}
+    arrays = {**program.defaults, **fixed, **(inputs if inputs is not None else program.random_inputs())}
     if program.plan is not None:
         from ppuc.compiler.host.verify import verify_hosted
 

@@ -65,9 +65,9 @@ def check_command(
     if hosts.files:
         hosts.start()
     source = conforming(model, options.lenient, note)
-    found = survey(source, hosts.custom)
     options = with_shapes_of_data(options, source)
     shapes = options.shapes
+    found = survey(source.overridden(shapes), hosts.custom)
     unbound = [key for key in found.open_dims if key not in options.dims and key.rpartition(":")[0] not in shapes]
     nodes = [_node(n.node, n.op, n.where, n.how) for n in found.nodes]
     examination = None

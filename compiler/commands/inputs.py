@@ -68,10 +68,12 @@ def complete_inputs(
     hosted = {name: arrays[name] for name in foreign if name in arrays}
     arrays = {name: a for name, a in without_fixed(fixed, arrays, where).items() if name not in foreign}
     by_name = {spec.name: spec for spec in specs}
-    if nothing_given and specs:
+    defaults = program.defaults
+    drawn = [name for name in by_name if name not in defaults]
+    if nothing_given and drawn:
         note(f"note: no inputs given; using random ones (seed {seed})")
-        fills = dict.fromkeys(by_name, "random")
-    given = {**arrays, **{n: generate(by_name[n], fill, seed) for n, fill in fills.items() if n in by_name}}
+        fills = dict.fromkeys(drawn, "random")
+    given = {**defaults, **arrays, **{n: generate(by_name[n], fill, seed) for n, fill in fills.items() if n in by_name}}
     unknown = {n: _nothing() for n in fills if n not in by_name}
     return {**fixed, **hosted, **checked_inputs(specs, {**given, **unknown}, where, _MISSING)}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import emit, json_option
+from ppuc.compiler.commands.common import emit, json_option, note
 from ppuc.compiler.commands.options import dim_sizes
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 
@@ -30,10 +30,23 @@ if TYPE_CHECKING:
     multiple=True,
     help="Fix a symbolic dimension (N=1), or one axis of an input (image:0=1). Repeatable; others stay symbolic.",
 )
+@click.option(
+    "--fold-defaults",
+    is_flag=True,
+    help="Make constants of initializers that are inputs as well; without it, the result still takes others for them.",
+)
 @click.option("--no-check", is_flag=True, help="Do not run both models with ONNX Runtime.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the check's random inputs.")
 @json_option
-def simplify_command(model: Path, output: Path, dims: tuple[str, ...], no_check: bool, seed: int, as_json: bool) -> int:
+def simplify_command(
+    model: Path,
+    output: Path,
+    dims: tuple[str, ...],
+    fold_defaults: bool,
+    no_check: bool,
+    seed: int,
+    as_json: bool,
+) -> int:
     """Write MODEL.onnx with constants computed, shape arithmetic folded, repeated and needless nodes gone, and scales,
     biases and normalisations taken into the weights beside them.
 
@@ -44,7 +57,10 @@ def simplify_command(model: Path, output: Path, dims: tuple[str, ...], no_check:
     from ppuc.compiler.simplify.driver import simplify
 
     keep_input(model, output)
-    result = simplify(model, dim_sizes(dims), verify=not no_check, seed=seed)
+    result = simplify(model, dim_sizes(dims), fold_defaults=fold_defaults, verify=not no_check, seed=seed)
+    if result.defaults:
+        which = ", ".join(result.defaults[:3]) + (", ..." if len(result.defaults) > 3 else "")
+        note(f"note: {which}: initializers that are inputs as well, and no constants; --fold-defaults makes them such")
     if result.ok:
         save_model(result.model, output)
     record = {

@@ -254,7 +254,8 @@ def _evaluate(text: str, symbols: Mapping[str, int]) -> int | None:
         return None
 
 
-def declarations_of(source: ModelSource) -> tuple[InputDecl, ...]:
-    """The inputs of a model as it declares them."""
+def declarations_of(source: ModelSource, *, overridable: bool = False) -> tuple[InputDecl, ...]:
+    """The inputs of a model as it declares them, with `overridable` also those whose values the file has."""
     read = read_source(source)
+    read = read.overridden(read.overridable) if overridable else read
     return declared_inputs(read.inputs, read.where)

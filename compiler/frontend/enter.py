@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from ppuc.compiler.frontend.importer import ModelImporter
 from ppuc.compiler.frontend.inlining import Elsewhere, Tensor, Unknown
 from ppuc.compiler.frontend.policy import Policy
 from ppuc.compiler.frontend.registry import register_importers
-from ppuc.compiler.frontend.source import Source
+from ppuc.compiler.frontend.source import ModelSource, Source, read_source
+from ppuc.compiler.frontend.tensors import foreign, read_tensor
 from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.graph import Value
 
@@ -54,6 +55,16 @@ class EnteredModel:
     wanted: tuple[str, ...]
     transforms: frozenset[str]
     unbound: ModelError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overridden:
+    """A model some of whose initializers are inputs, because they are given: what it is entered with. `defaults` are
+    the values that the file has for them, for runs that give none; strings and the like have none."""
+
+    source: Source
+    sizes: Sizes
+    defaults: Mapping[str, np.ndarray]
 
 
 def enter(source: Source, builder: FoldingBuilder, policy: Policy, sizes: Sizes) -> EnteredModel:
@@ -90,6 +101,16 @@ def _entering(builder: FoldingBuilder, held: Value | Elsewhere, value: np.ndarra
     if value is not None:
         return builder.const(np.ascontiguousarray(value, held.type.dtype.numpy).reshape(held.type.dims), held.name)
     return held if held.type.elements else builder.empty(held.type, held.name)
+
+
+def with_overrides(source: ModelSource, sizes: Sizes, values: Mapping[str, np.ndarray]) -> Overridden:
+    """`source`, read, with the overridable initializers that `sizes` or `values` name as inputs."""
+    read = read_source(source)
+    named = {n: t for n, t in read.overridable.items() if n in sizes.shapes or n in values}
+    shapes = {n: np.shape(values[n]) for n in named if n in values}
+    dense = {n: t for n, t in named.items() if not foreign(t.data_type)}
+    defaults = {n: read_tensor(t, read, of_model=True).array() for n, t in dense.items()}
+    return Overridden(read.overridden(named), replace(sizes, shapes={**shapes, **sizes.shapes}), defaults)
 
 
 def fixing_values(
@@ -135,6 +156,7 @@ def model_digest(path: Path | None, proto: onnx.ModelProto | None) -> str:
 
 __all__ = [
     "EnteredModel",
+    "Overridden",
     "Sizes",
     "enter",
     "fixing_values",
@@ -142,4 +164,5 @@ __all__ = [
     "model_digest",
     "model_name",
     "unreported",
+    "with_overrides",
 ]

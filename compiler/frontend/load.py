@@ -15,6 +15,7 @@ import onnx
 
 from ppuc.compiler.frontend.enter import (
     EnteredModel,
+    Overridden,
     Sizes,
     enter,
     fixing_values,
@@ -22,11 +23,12 @@ from ppuc.compiler.frontend.enter import (
     model_digest,
     model_name,
     unreported,
+    with_overrides,
 )
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.inlining import Tensor
 from ppuc.compiler.frontend.policy import Strict
-from ppuc.compiler.frontend.source import ModelSource, Source, read_source
+from ppuc.compiler.frontend.source import ModelSource
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.rewrite import without_dead_ops
@@ -35,7 +37,8 @@ from ppuc.ir.rewrite import without_dead_ops
 @dataclass(frozen=True, slots=True)
 class ImportedModel:
     """A model as a graph. `inputs` and `outputs` pair ONNX names with values of the graph, in the model's order; `dims`
-    are the sizes that its symbols were given; `fixed` are inputs that became constants; `opset` is that of the standard
+    are the sizes that its symbols were given; `fixed` are inputs that became constants, `defaults` the
+    values in the file of inputs that are initializers of it; `opset` is that of the standard
     domain, after conversion; `transforms` names the nodes that are discrete Fourier transforms."""
 
     graph: Graph
@@ -47,6 +50,7 @@ class ImportedModel:
     dims: Mapping[str, int]
     path: Path | None = None
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
     transforms: frozenset[str] = frozenset()
     _proto: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
 
@@ -70,11 +74,12 @@ def load_model(
     values: Mapping[str, np.ndarray] | None = None,
 ) -> ImportedModel:
     """Import a model. `dims` binds symbols (`N`) or single axes (`input:axis`), `shapes` whole inputs by name, `values`
-    are those of inputs that may be fixed: the ones that sizes, axes and the like depend on become constants. Raises
+    are those of inputs that may be fixed: the ones that sizes, axes and the like depend on become constants. An
+    initializer that is an input as well is an input when `shapes` or `values` name it, else a constant. Raises
     ModelError when the model is wrong or asks for something unsupported, UsageError when `dims` or `shapes` do not suit
     it."""
-    read = read_source(source)
-    sizes = Sizes(dims or {}, shapes or {})
+    given = with_overrides(source, Sizes(dims or {}, shapes or {}), values or {})
+    read, sizes = given.source, given.sizes
     while True:
         builder, policy = FoldingBuilder(), Strict(read.where)
         entered = enter(read, builder, policy, sizes)
@@ -88,13 +93,13 @@ def load_model(
             continue
         if entered.unbound is not None:
             raise entered.unbound
-        return _imported(read, builder, entered, sizes.fixed)
+        return _imported(given, builder, entered, sizes.fixed)
 
 
 def _imported(
-    source: Source, builder: FoldingBuilder, entered: EnteredModel, fixed: Mapping[str, np.ndarray]
+    given: Overridden, builder: FoldingBuilder, entered: EnteredModel, fixed: Mapping[str, np.ndarray]
 ) -> ImportedModel:
-    model, name = source.model, model_name(source)
+    source, model, name = given.source, given.source.model, model_name(given.source)
     inputs = tuple((n, v) for n, v in entered.inputs.items() if n not in fixed and isinstance(v, Value))
     results = tuple(_known(v) for v in entered.results)
     graph = Graph(graph_name(name), tuple(v for _, v in inputs), results, tuple(builder.ops))
@@ -108,6 +113,7 @@ def _imported(
         dims=entered.dims,
         path=source.path,
         fixed=dict(fixed),
+        defaults={n: a for n, a in given.defaults.items() if n not in fixed},
         transforms=entered.transforms,
         _proto=None if source.path is not None else model,
     )

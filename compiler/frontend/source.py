@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -22,6 +22,8 @@ from ppuc.ir.errors import ModelError
 
 OLDEST_OPSET = 7
 """Opsets below are converted up to this one; importers handle everything from here on."""
+OVERRIDING_IR = 4
+"""IR version since which an initializer that is an input as well is a default."""
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 
 
@@ -43,9 +45,35 @@ class Source:
         return [i for i in self.model.graph.input if i.name not in constants]
 
     @property
+    def overridable(self) -> dict[str, onnx.TensorProto]:
+        """By name, the initializers that are inputs as well: defaults, in whose place a caller may give a value."""
+        return overridable_initializers(self.model)
+
+    def overridden(self, names: Collection[str]) -> Source:
+        """The model with the overridable initializers among `names` as inputs that have no default."""
+        given = self.overridable.keys() & set(names)
+        if not given:
+            return self
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        kept = [t for t in self.model.graph.initializer if t.name not in given]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        return replace(self, model=model)
+
+    @property
     def opsets(self) -> dict[str, int]:
         """Domain -> version; the standard domain is ""."""
         return opset_versions(self.model.opset_import)
+
+
+def overridable_initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """By name, the initializers of `model` that are inputs as well. Before IR version 4 every initializer had to be
+    one, and all of them are constants."""
+    if model.ir_version < OVERRIDING_IR:
+        return {}
+    inputs = {i.name for i in model.graph.input}
+    return {t.name: t for t in model.graph.initializer if t.name in inputs}
 
 
 def opset_versions(imports: object) -> dict[str, int]:

@@ -23,7 +23,7 @@ from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.join import Joined, join
 from ppuc.compiler.host.partition import DeferredPart, HostPart, Part, PpuPart, partition
 from ppuc.compiler.host.plan import PLAN, DeferredStep, HostedNode, HostStep, Plan, PpuStep, Step
-from ppuc.compiler.inputs import FIXED, RANGE_OPTION, fixed_text, input_ranges
+from ppuc.compiler.inputs import RANGE_OPTION, input_ranges, values_text
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.pipeline.chosen import passes_of, recorded, recorded_text
 from ppuc.compiler.pipeline.layers import PREFIX as LAYER
@@ -266,8 +266,7 @@ def _meta(
     meta |= {"compiler": VERSION, NODES: json.dumps(booked, sort_keys=True), PLAN: plan.to_json()}
     ranges = input_ranges(hosted.graph)
     meta |= {RANGE_OPTION + n: str(ranges[v.name]) for n, v in hosted.inputs if v.name in ranges}
-    meta |= {FIXED + name: fixed_text(array) for name, array in hosted.fixed.items()}
-    return meta
+    return meta | values_text(hosted.fixed, hosted.defaults)
 
 
 def _names(operands: Sequence[HostOperand]) -> tuple[str, ...]:

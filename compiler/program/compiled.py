@@ -16,10 +16,12 @@ import numpy as np
 from ppuc.compiler.alias import grown
 from ppuc.compiler.host.plan import PLAN, Plan
 from ppuc.compiler.inputs import (
+    DEFAULT,
     FIXED,
     RANGE_OPTION,
     InputSpec,
     checked_inputs,
+    default_array,
     fixed_array,
     generate_all,
     without_fixed,
@@ -115,6 +117,12 @@ class CompiledProgram:
         return {key.removeprefix(FIXED): fixed_array(text) for key, text in meta.items() if key.startswith(FIXED)}
 
     @property
+    def defaults(self) -> dict[str, np.ndarray]:
+        """What inputs are that a run does not give, by name: those that are initializers of the model."""
+        meta = self.artifact.meta
+        return {key.removeprefix(DEFAULT): default_array(text) for key, text in meta.items() if key.startswith(DEFAULT)}
+
+    @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """Names and types of the inputs, in the model's order."""
         meta = self.artifact.meta
@@ -165,10 +173,10 @@ class CompiledProgram:
         self, inputs: Mapping[str, np.ndarray], *, trace: bool = False, progress: Progress | None = None
     ) -> ProgramResult:
         """Run on the simulator: `inputs` by ONNX name, of exactly the declared dtypes and shapes (InputError
-        otherwise)."""
+        otherwise). Those that have a default may be left out."""
         if self.variants is not None:
             return self._run_variant(self.variants, inputs, trace, progress)
-        given = without_fixed(self.fixed, inputs, self.name)
+        given = {**self.defaults, **without_fixed(self.fixed, inputs, self.name)}
         plan = self.plan
         if plan is None:
             return self._simulate(checked_inputs(self.inputs, given, self.name), trace, progress)
@@ -187,8 +195,9 @@ class CompiledProgram:
         return self._simulate(None, trace, progress) if plan is None else self._hosted(plan, None, trace, progress)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Seeded random inputs that suit the program: integers within the tables they index, masks of ones."""
-        return generate_all(self.inputs, seed=seed)
+        """Seeded random inputs that suit the program: integers within the tables they index, masks of ones,
+        defaults as they are."""
+        return {**generate_all(self.inputs, seed=seed), **self.defaults}
 
     def _run_variant(
         self, variants: Variants, inputs: Mapping[str, Any], trace: bool, progress: Progress | None

@@ -1,7 +1,7 @@
 """A model as an editable graph, and back to ONNX.
 
 Invariant: inputs and outputs keep their names, types and order; the opset and metadata are the model's own; functions
-of the model are inlined.
+of the model are inlined. An initializer that is an input as well stays both: it is a default, no constant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import onnx.inliner
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.shape_inference import infer_shapes
-from ppuc.compiler.frontend.source import normal_domain, opset_versions, read_source
+from ppuc.compiler.frontend.source import normal_domain, opset_versions, overridable_initializers, read_source
 from ppuc.compiler.simplify.model import Constant, ModelGraph, Node
 from ppuc.compiler.simplify.symbolic_sizes import Poly, symbol
 from ppuc.ir.errors import ModelError, UsageError
@@ -49,8 +49,7 @@ def read_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
 def bind(model: onnx.ModelProto, dims: Mapping[str, int], where: str) -> None:
     """Write the sizes of `dims` (`N`, or `input:axis`) into the declarations. Raises UsageError for unknown keys."""
-    constants = {t.name for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in constants]
+    inputs = inputs_of(model)
     if not dims:
         return
     declarations = declared_inputs(inputs, where)
@@ -73,13 +72,28 @@ def bind(model: onnx.ModelProto, dims: Mapping[str, int], where: str) -> None:
                 dim.dim_value = dims[dim.dim_param]
 
 
+def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Declarations of all inputs that are no constants: those with a default are among them."""
+    constants = {t.name for t in model.graph.initializer} - overridable_initializers(model).keys()
+    return [i for i in model.graph.input if i.name not in constants]
+
+
+def fix_defaults(model: onnx.ModelProto) -> None:
+    """Make constants of the initializers that are inputs as well."""
+    defaults = overridable_initializers(model)
+    kept = [i for i in model.graph.input if i.name not in defaults]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+
+
 def to_graph(model: onnx.ModelProto, where: str) -> ModelGraph:
     """The editable graph; only the types of its inputs are filled in."""
-    constants = {t.name: Constant(t) for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in constants]
+    inputs = inputs_of(model)
+    names = {i.name for i in inputs}
+    constants = {t.name: Constant(t) for t in model.graph.initializer if t.name not in names}
     outputs = [o.name for o in model.graph.output]
     nodes = []
-    for label, proto in ordered(model.graph.node, {i.name for i in inputs} | constants.keys(), outputs, where):
+    for label, proto in ordered(model.graph.node, names | constants.keys(), outputs, where):
         constant = constant_of(proto)
         if constant is not None and proto.output[0] not in outputs:
             constants[proto.output[0]] = constant
@@ -173,6 +187,7 @@ def to_model(g: ModelGraph, original: onnx.ModelProto) -> onnx.ModelProto:
     graph.name = original.graph.name or "model"
     graph.doc_string = original.graph.doc_string
     graph.node.extend(n.to_proto() for n in g.nodes)
+    graph.initializer.extend(overridable_initializers(original).values())
     graph.initializer.extend(c.proto(n) for n, c in g.constants.items())
     graph.input.extend(g.inputs)
     for o in g.outputs:

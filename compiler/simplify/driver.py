@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from onnx import numpy_helper
 
 from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
 from ppuc.compiler.frontend.conformance.check import conforming
+from ppuc.compiler.frontend.source import overridable_initializers
 from ppuc.compiler.inputs import InputSpec, generate_all
-from ppuc.compiler.simplify.convert import bind, read_model, static_types, to_graph, to_model
+from ppuc.compiler.simplify.convert import bind, fix_defaults, inputs_of, read_model, static_types, to_graph, to_model
 from ppuc.compiler.simplify.model import ModelGraph
 from ppuc.compiler.simplify.rules import arithmetic, patterns, shapes, views
 from ppuc.compiler.simplify.rules.base import RULES
@@ -44,13 +46,15 @@ _FAMILIES = (views, arithmetic, patterns, shapes)  # importing them registers th
 @dataclass(frozen=True, slots=True)
 class Simplified:
     """`before` and `after` count nodes by op type, constants left out. `sizes` are those of symbolic dimensions in the
-    check, `comparisons` one entry for each output; both None when there was none."""
+    check, `comparisons` one entry for each output; both None when there was none. `defaults` are the initializers that
+    are inputs as well."""
 
     model: onnx.ModelProto
     before: Mapping[str, int]
     after: Mapping[str, int]
     sizes: Mapping[str, int] | None = None
     comparisons: tuple[Comparison, ...] | None = None
+    defaults: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -59,20 +63,29 @@ class Simplified:
 
 
 def simplify(
-    source: str | Path | onnx.ModelProto, dims: Mapping[str, int] | None = None, *, verify: bool = True, seed: int = 0
+    source: str | Path | onnx.ModelProto,
+    dims: Mapping[str, int] | None = None,
+    *,
+    fold_defaults: bool = False,
+    verify: bool = True,
+    seed: int = 0,
 ) -> Simplified:
-    """Clean a model up. `dims` fixes symbolic dimensions. Raises ModelError and UsageError."""
+    """Clean a model up. `dims` fixes symbolic dimensions. With `fold_defaults`, initializers that are inputs as well
+    become constants. Raises ModelError and UsageError."""
     where = str(source) if isinstance(source, str | Path) else source.graph.name or "model"
     conforming(source)
     original = read_model(source)
+    if fold_defaults:
+        fix_defaults(original)
     bind(original, dims or {}, where)
-    before = node_counts(original)
-    result = Simplified(simplify_model(original, where), before, {})
-    result = Simplified(result.model, before, node_counts(result.model))
+    model = simplify_model(original, where)
+    result = Simplified(
+        model, node_counts(original), node_counts(model), defaults=tuple(overridable_initializers(original))
+    )
     if not verify:
         return result
-    sizes, comparisons = check(original, result.model, where, seed)
-    return Simplified(result.model, before, result.after, sizes, comparisons)
+    sizes, comparisons = check(original, model, where, seed)
+    return replace(result, sizes=sizes, comparisons=comparisons)
 
 
 def simplify_model(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
@@ -142,8 +155,8 @@ def check(
 
 def _trials(model: onnx.ModelProto, where: str, seed: int) -> Iterator[tuple[dict[str, int], dict[str, np.ndarray]]]:
     """Sizes of the symbolic dimensions, and inputs of those sizes."""
-    constants = {t.name for t in model.graph.initializer}
-    declarations = declared_inputs([i for i in model.graph.input if i.name not in constants], where)
+    defaults = overridable_initializers(model)
+    declarations = declared_inputs([i for i in inputs_of(model) if i.name not in defaults], where)
     keys = {
         d if isinstance(d, str) else f"{i.name}:{axis}"
         for i in declarations
@@ -155,7 +168,14 @@ def _trials(model: onnx.ModelProto, where: str, seed: int) -> Iterator[tuple[dic
         sizes = dict.fromkeys(free, size)
         types, _ = bind_inputs(declarations, sizes, {}, where)
         specs = [InputSpec(d.name, t) for d, t in zip(declarations, types, strict=True)]
-        yield sizes, generate_all(specs, "random", seed)
+        others = {name: _other(numpy_helper.to_array(tensor)) for name, tensor in defaults.items()}
+        yield sizes, {**generate_all(specs, "random", seed), **others}
+
+
+def _other(default: np.ndarray) -> np.ndarray:
+    """What the check gives for an input that has a default: numbers near it, and of integers, which may be sizes or
+    indices, the same."""
+    return default * default.dtype.type(1.125) if default.dtype.kind == "f" else default
 
 
 def _tolerance(reference: np.ndarray) -> Tolerance:

@@ -59,9 +59,10 @@ class Oracle:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs (and the inner tensors asked for) by ONNX name: arrays, and lists for sequences. Raises ModelError
         when ONNX Runtime refuses."""
-        known = {i.name for i in self._session.get_inputs()}
+        session = self._session
+        known = {i.name for i in (*session.get_inputs(), *session.get_overridable_initializers())}
         try:
-            values = self._session.run(None, {n: _array(a) for n, a in inputs.items() if n in known})
+            values = session.run(None, {n: _array(a) for n, a in inputs.items() if n in known})
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the model", error) from error
         return dict(zip(self.outputs, values, strict=True))

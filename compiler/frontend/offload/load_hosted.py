@@ -14,6 +14,7 @@ import onnx
 
 from ppuc.compiler.frontend.enter import (
     EnteredModel,
+    Overridden,
     Sizes,
     enter,
     fixing_values,
@@ -21,6 +22,7 @@ from ppuc.compiler.frontend.enter import (
     model_digest,
     model_name,
     unreported,
+    with_overrides,
 )
 from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.inlining import Tensor
@@ -28,14 +30,15 @@ from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTe
 from ppuc.compiler.frontend.offload.policy import Examine, Offload
 from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.place import output_place
-from ppuc.compiler.frontend.source import ModelSource, Source, read_source
+from ppuc.compiler.frontend.source import ModelSource, Source
 from ppuc.ir.graph import Graph, Op, Value
 
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
     """`inputs` and `outputs` pair ONNX names with tensors, in the model's order. `graph` takes the model's dense inputs
-    and the Values that `nodes` give; its results are what `nodes` and the outputs read of it."""
+    and the Values that `nodes` give; its results are what `nodes` and the outputs read of it. `fixed` and `defaults`
+    are as in ImportedModel."""
 
     name: str
     graph: Graph
@@ -47,6 +50,7 @@ class HostedModel:
     opset: int
     digest: str
     fixed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    defaults: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def load_hosted(
@@ -62,8 +66,8 @@ def load_hosted(
     """As load_model, with the host taking what cannot be imported. `forced` are nodes that must be the host's, with the
     reason; `custom` are (domain, op) that Python functions stand for. Raises ModelError for what is wrong, or unknown
     to the host as well; when `examining`, such nodes are among the host's, marked as refused."""
-    read = read_source(source)
-    sizes = Sizes(dims or {}, shapes or {})
+    given = with_overrides(source, Sizes(dims or {}, shapes or {}), values or {})
+    read, sizes = given.source, given.sizes
     while True:
         builder = FoldingBuilder()
         policy = (Examine if examining else Offload)(read, builder, forced or {}, custom)
@@ -71,24 +75,25 @@ def load_hosted(
         policy.finish()
         more = fixing_values(entered.wanted, values or {}, sizes.fixed)
         if not more:
-            return _hosted(read, builder, entered, policy.nodes, sizes.fixed)
+            return _hosted(given, builder, entered, policy.nodes, sizes.fixed)
         sizes = replace(sizes, fixed={**sizes.fixed, **more})
 
 
 def _hosted(
-    source: Source,
+    given: Overridden,
     builder: FoldingBuilder,
     entered: EnteredModel,
     nodes: Sequence[HostNode],
     fixed: Mapping[str, np.ndarray],
 ) -> HostedModel:
+    source = given.source
     inputs = {n: v for n, v in entered.inputs.items() if n not in fixed and isinstance(v, Value | HostTensor)}
     names = [o.name for o in source.model.graph.output]
     outputs = [(n, _output(n, v, source)) for n, v in zip(names, entered.results, strict=True)]
-    given = [v for v in inputs.values() if isinstance(v, Value)]
+    dense = [v for v in inputs.values() if isinstance(v, Value)]
     return HostedModel(
         name=model_name(source),
-        graph=_graph(model_name(source), builder, given, nodes, outputs),
+        graph=_graph(model_name(source), builder, dense, nodes, outputs),
         nodes=_live(nodes, builder.ops, [o for _, o in outputs]),
         inputs=tuple(inputs.items()),
         outputs=tuple(outputs),
@@ -97,6 +102,7 @@ def _hosted(
         opset=source.opsets.get("", 0),
         digest=model_digest(source.path, source.model),
         fixed=dict(fixed),
+        defaults={n: a for n, a in given.defaults.items() if n not in fixed},
     )
 
 
