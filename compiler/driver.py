@@ -12,10 +12,13 @@ from ppuc.compiler.alias import aliased
 from ppuc.compiler.inputs import (
     RANGE_OPTION,
     checked_inputs,
+    default_values,
+    fixed_values,
     generate_all,
     input_ranges,
     input_specs,
     values_text,
+    without_fixed,
 )
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.pipeline.chosen import passes_of
@@ -130,23 +133,30 @@ def _run(options: CompileOptions, watch: Instrumentation) -> Run:
 
 def _compiled(run: Run, module: Module, watch: Instrumentation) -> CompiledModel:
     if watch.check_passes:
-        specs, inputs = input_specs(module), watch.inputs
-        arrays = checked_inputs(specs, inputs, "--inputs") if inputs is not None else generate_all(specs)
+        specs, about = input_specs(module), dict(module.options)
+        arrays = generate_all(specs)
+        if watch.inputs is not None:
+            given = without_fixed(fixed_values(about), watch.inputs, "--inputs")
+            arrays = checked_inputs(specs, {**default_values(about), **given}, "--inputs")
         run.recheck = Recheck(module, arrays, module.option("precision"))
     return run.to_end(module)
 
 
 def _hosted(source: Source, options: CompileOptions, error: ModelError, watch: Instrumentation) -> CompiledModel:
     """The model with the help of the host; `error` is why it cannot do without."""
+    from ppuc.compiler.host.check_passes import PartsToCheck
     from ppuc.compiler.host.compile import compile_hosted
 
     def compile_part(module: Module, number: int) -> CompiledModel:
-        own = replace(watch.within(segment_folder(number)), inputs=None)
+        inputs = checked.given[number] if checked is not None else None
+        own = replace(watch.within(segment_folder(number)), inputs=inputs)
         run = _run(options, own)
         return _compiled(run, run.started(module), own)
 
     options = with_shapes_of_data(options, source)
-    artifact, made = compile_hosted(source, options, error, compile_part, _quantizer(options, watch))
+    quantizer = _quantizer(options, watch)
+    checked = PartsToCheck(options, watch, quantizer) if watch.check_passes else None
+    artifact, made = compile_hosted(source, options, error, compile_part, checked or quantizer)
     records = tuple(_of_segment(p, n) for n, m in enumerate(made) for p in m.passes)
     modules = tuple(m.module for m in made if m.module is not None)
     compiled = CompiledModel(modules[0] if modules else None, artifact, records, modules)

@@ -77,6 +77,16 @@ def values_text(fixed: Mapping[str, np.ndarray], defaults: Mapping[str, np.ndarr
     return found | {DEFAULT + name: default_text(array) for name, array in defaults.items()}
 
 
+def fixed_values(options: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The inputs that were fixed, by ONNX name, as a module's options or an artifact's metadata hold them."""
+    return {key.removeprefix(FIXED): fixed_array(text) for key, text in options.items() if key.startswith(FIXED)}
+
+
+def default_values(options: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """What inputs are that nobody gives, by ONNX name, from the same place."""
+    return {k.removeprefix(DEFAULT): default_array(text) for k, text in options.items() if k.startswith(DEFAULT)}
+
+
 def without_fixed(fixed: Mapping[str, np.ndarray], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """`given` without the inputs that were fixed. Raises InputError for one that has another value now."""
     for name, value in fixed.items():

@@ -136,12 +136,14 @@ def quantize_command(
     assert data is not None
     prepared = _prepared(model, options)
     prepared = prepared.with_attention() if attention else prepared
-    given = list(data.samples(prepared.specs))[:samples]
+    given = list(data.samples(prepared.specs, prepared.fixed))[:samples]
     _check_samples(given, data.where)
     if len(given) < FEW:
         room = "; f8 scales get fourfold room" if arguments.headroom is None else ""
         note(f"note: {len(given)} samples say little about ranges{room}; nothing is fitted to them")
-    evaluation = list(data.beside(evaluate).samples(prepared.specs)) if evaluate is not None else []
+    evaluation = []
+    if evaluate is not None:
+        evaluation = list(data.beside(evaluate).samples(prepared.specs, prepared.fixed))
     aim = Aim(goal, load_metric(metric) if metric is not None else None, state)
     try:
         with progress_bar("quantize") as progress:

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from ppuc.compiler.frontend.offload.hosting import PREFIX, HostTensor
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.host.client import worker
-from ppuc.compiler.host.partition import HostPart, Part, PpuPart
-from ppuc.compiler.inputs import InputSpec, input_ranges
+from ppuc.compiler.host.feeds import Feeds, feeds_of_parts, host_held, input_specs_of
+from ppuc.compiler.host.partition import Part, PpuPart
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.data import Data, check_not_zero
@@ -29,10 +25,7 @@ from ppuc.compiler.quantization.prepare import Prepared, prepare
 from ppuc.compiler.quantization.quantize import chosen_plan
 from ppuc.compiler.quantization.study import repaired_plan
 from ppuc.ir.errors import UsageError
-from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module
-
-Feeds = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,51 +53,27 @@ class PartsQuantizer:
 
     def _given(self, hosted: HostedModel, parts: Sequence[Part], data: Data) -> list[list[Feeds]]:
         """For each PPU part, what it is given on every sample, by its inputs' names."""
-        samples = list(data.samples(_specs(hosted)))
+        if foreign := host_held(hosted):
+            raise UsageError.of(
+                "--calibrate",
+                f"input '{foreign[0]}' is of a type that samples cannot hold",
+                got=dict(hosted.inputs)[foreign[0]],
+                hint="leave it out: the scales of activations are then computed at run time",
+            )
+        samples = list(data.samples(input_specs_of(hosted), hosted.fixed))
         check_not_zero(samples, data.where)
         found: list[list[Feeds]] = [[] for p in parts if isinstance(p, PpuPart)]
         for number, sample in enumerate(samples):
-            for own, feeds in zip(found, self._one(hosted, parts, sample), strict=True):
+            given = feeds_of_parts(hosted, parts, sample, worker(self.options.host.ops))
+            for own, feeds in zip(found, given, strict=True):
                 own.append(feeds)
             self.watch.quantizing(f"sample {number + 1}")
         return found
-
-    def _one(self, hosted: HostedModel, parts: Sequence[Part], sample: Feeds) -> list[Feeds]:
-        held: dict[str, Any] = {operand.name: sample[name] for name, operand in hosted.inputs}
-        given = []
-        for part in parts:
-            if isinstance(part, HostPart):
-                where = f"{hosted.name}: calibrating: nodes {', '.join(n.label for n in part.nodes[:4])}"
-                given_to_host = {PREFIX + i.name: held[i.name] for i in part.inputs}
-                values = worker(self.options.host.ops).run(part.model, given_to_host, where)
-                held |= dict(zip((o.name for o in part.outputs), values, strict=True))
-                continue
-            feeds = {p.name: held[p.name] for p in part.graph.params}
-            given.append(feeds)
-            held |= run_graph(part.graph, feeds)
-        return given
 
 
 def _of_layers(plan: Plan, prepared: Prepared) -> Plan:
     names = {layer.name for layer in prepared.all_layers}
     return Plan({name: layer for name, layer in plan.layers.items() if name in names})
-
-
-def _specs(hosted: HostedModel) -> list[InputSpec]:
-    foreign = [name for name, operand in hosted.inputs if isinstance(operand, HostTensor)]
-    if foreign:
-        raise UsageError.of(
-            "--calibrate",
-            f"input '{foreign[0]}' is of a type that samples cannot hold",
-            got=dict(hosted.inputs)[foreign[0]],
-            hint="leave it out: the scales of activations are then computed at run time",
-        )
-    ranges = input_ranges(hosted.graph)
-    return [
-        InputSpec(name, operand.type, ranges.get(operand.name, 2))
-        for name, operand in hosted.inputs
-        if not isinstance(operand, HostTensor)
-    ]
 
 
 __all__ = ["PartsQuantizer"]

@@ -2,13 +2,15 @@
 
 Invariant: the values compared with are computed once, from the graph as it was imported and before any pass ran; a pass
 is blamed when it is the first after which a graph output is out of tolerance, and the tensor named is the first in
-execution order, among those that survive under their name and type, that is.
+execution order, among those that survive under their name and type, that is. Where a 16-bit value of the model
+overflows, a program that keeps it inside a kernel, and one that stores it, are both right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from ppuc.compiler.inputs import feeds_of
 from ppuc.compiler.pipeline.execute import run_module
 from ppuc.compiler.validation.compare import Comparison
 from ppuc.compiler.validation.judge import Judge
+from ppuc.compiler.validation.overflow import nearest, overflows, run_wide
 from ppuc.ir.errors import Diagnostic, Entity, EntityKind, PpucError
-from ppuc.ir.graph import Graph
+from ppuc.ir.graph import Graph, Op
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.module import Module
 from ppuc.ir.types import TensorType
@@ -57,14 +60,18 @@ class Recheck:
         self._inputs = inputs
         self._names = _value_types(module.graph)
         self._want: dict[str, np.ndarray] = {}
+        self._overflows = False
         feeds = feeds_of(module, inputs)
         results = run_graph(module.graph, feeds, self._keep)
         self._outputs = {name: results[value] for name, value in module.outputs}
         self._output_values = dict(module.outputs)
         self._judge = Judge(module.graph, precision, feeds)
+        self._graph, self._feeds = module.graph, feeds
 
-    def _keep(self, op: Any, results: Any) -> None:
-        self._want.update((value.name, array) for value, array in zip(op.results, results, strict=True))
+    def _keep(self, op: Op, results: Sequence[np.ndarray]) -> None:
+        for value, array in zip(op.results, results, strict=True):
+            self._want[value.name] = array
+            self._overflows = self._overflows or overflows(value.type.dtype, array)
 
     def check(self, pass_name: str, module: Module, target: Target) -> CheckedPass:
         """Run `module` and compare. Raises DivergenceError naming `pass_name` and the first tensor out of tolerance."""
@@ -72,23 +79,44 @@ class Recheck:
         self._names = {name: self._names[name] for name in survivors}
         wrong: list[Comparison] = []
         compared = 0
+        stored = cache(partial(self._stored, module))
 
         def on_tensor(name: str, array: np.ndarray) -> None:
             nonlocal compared
             if name in survivors and name in self._want:
                 compared += 1
-                result = self._judge.compare(f"%{name}", name, array, self._want[name])
+                result = self._compared(f"%{name}", name, array, self._want[name], stored)
                 if not result.ok:
                     wrong.append(result)
 
         got = run_module(module, target, self._inputs, on_tensor)
         outputs = tuple(
-            self._judge.compare(n, self._output_values[n], got[n], want) for n, want in self._outputs.items()
+            self._compared(n, self._output_values[n], got[n], want, stored) for n, want in self._outputs.items()
         )
         failed = [c for c in outputs if not c.ok]
         if failed:
             raise _divergence(pass_name, (wrong or failed)[0], failed)
         return CheckedPass(outputs, compared)
+
+    def _compared(
+        self, label: str, name: str, got: np.ndarray, want: np.ndarray, stored: Callable[[], Mapping[str, np.ndarray]]
+    ) -> Comparison:
+        """`got` against `want` and, where the model overflows, against what it is if only `stored` values do."""
+        result = self._judge.compare(label, name, got, want)
+        if result.ok or not self._overflows or name not in stored():
+            return result
+        again = self._judge.compare(label, name, got, nearest(got, want, stored()[name]))
+        return again if again.ok else result
+
+    def _stored(self, module: Module) -> dict[str, np.ndarray]:
+        """The imported graph's values when those overflow that `module` stores."""
+        found: dict[str, np.ndarray] = {}
+
+        def keep(op: Op, results: Sequence[np.ndarray]) -> None:
+            found.update((value.name, array) for value, array in zip(op.results, results, strict=True))
+
+        run_wide(self._graph, self._feeds, keep, {v.name for op in module.graph.ops for v in op.results})
+        return found
 
 
 def _value_types(graph: Graph) -> dict[str, TensorType]:

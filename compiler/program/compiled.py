@@ -16,13 +16,11 @@ import numpy as np
 from ppuc.compiler.alias import grown
 from ppuc.compiler.host.plan import PLAN, Plan
 from ppuc.compiler.inputs import (
-    DEFAULT,
-    FIXED,
     RANGE_OPTION,
     InputSpec,
     checked_inputs,
-    default_array,
-    fixed_array,
+    default_values,
+    fixed_values,
     generate_all,
     without_fixed,
 )
@@ -113,14 +111,12 @@ class CompiledProgram:
     @property
     def fixed(self) -> dict[str, np.ndarray]:
         """Inputs of the model that were fixed when it was compiled."""
-        meta = self.artifact.meta
-        return {key.removeprefix(FIXED): fixed_array(text) for key, text in meta.items() if key.startswith(FIXED)}
+        return fixed_values(self.artifact.meta)
 
     @property
     def defaults(self) -> dict[str, np.ndarray]:
         """What inputs are that a run does not give, by name: those that are initializers of the model."""
-        meta = self.artifact.meta
-        return {key.removeprefix(DEFAULT): default_array(text) for key, text in meta.items() if key.startswith(DEFAULT)}
+        return default_values(self.artifact.meta)
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:

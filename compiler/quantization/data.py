@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppuc.compiler.inputs import InputSpec, checked_inputs, read_npy, read_npz
+from ppuc.compiler.inputs import InputSpec, checked_inputs, read_npy, read_npz, without_fixed
 from ppuc.compiler.quantization.images import SUFFIXES, Preprocessing, read_image
 from ppuc.ir.errors import InputError, UsageError
 
@@ -98,10 +98,14 @@ class Data:
                 found[name] = (size, *np.shape(array)[1:])
         return found
 
-    def samples(self, specs: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray]]:
-        """Feeds by ONNX name, each one batch. The last batch is filled up with the first samples of its stack."""
+    def samples(
+        self, specs: Sequence[InputSpec], fixed: Mapping[str, np.ndarray] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Feeds by ONNX name, each one batch. The last batch is filled up with the first samples of its stack. Inputs
+        that were `fixed` to a value may be there, once or for each sample, if that is their value."""
         count = 0
-        for stack in self.stacks([s.name for s in specs]):
+        for held in self.stacks([s.name for s in specs]):
+            stack = without_fixed(fixed or {}, _fixed_once(held, fixed or {}), self.where)
             for sample in _batches(*self._parted(stack, specs), specs, self.where):
                 _check_numbers({s.name: sample[s.name] for s in specs}, f"{self.where}: sample {count}")
                 yield sample
@@ -113,6 +117,18 @@ class Data:
         """A stack's inputs and its labels; what is not asked for stays an input, and is refused as one."""
         names = {s.name for s in specs} if self._labels else set(stack)
         return {n: a for n, a in stack.items() if n in names}, {n: a for n, a in stack.items() if n not in names}
+
+
+def _fixed_once(stack: Stack, fixed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`stack` with those of the `fixed` inputs that repeat their value for each sample reduced to it."""
+    found = {name: np.asarray(array) for name, array in stack.items()}
+    for name, value in fixed.items():
+        array = found.get(name)
+        if array is not None and array.size and array.size % max(value.size, 1) == 0 and array.shape != value.shape:
+            each = array.reshape(-1, *value.shape)
+            if array.shape[-value.ndim or array.ndim :][1:] == value.shape[1:] and np.all(each == each[:1]):
+                found[name] = each[0]
+    return found
 
 
 def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str) -> Iterator[dict[str, np.ndarray]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppuc.compiler.inputs import InputSpec, input_specs
+from ppuc.compiler.inputs import InputSpec, fixed_values, input_specs
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.normalise.legalise import Legalise
 from ppuc.compiler.passes.rewriter import with_graph
@@ -52,6 +52,11 @@ class Prepared:
     def specs(self) -> tuple[InputSpec, ...]:
         """The model's inputs."""
         return input_specs(self.module)
+
+    @property
+    def fixed(self) -> dict[str, np.ndarray]:
+        """The model's inputs that were fixed to a value."""
+        return fixed_values(dict(self.module.options))
 
     def feeds(self, samples: Iterable[Mapping[str, np.ndarray]]) -> Iterable[dict[str, np.ndarray]]:
         """Samples by ONNX name as feeds by the graph's names; labels, which are no inputs, stay behind."""

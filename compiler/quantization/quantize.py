@@ -41,7 +41,7 @@ def chosen_plan(prepared: Prepared, watch: Instrumentation = UNWATCHED) -> Plan:
         )
     if how.data is None:
         return dynamic_plan(prepared, precision.layers)
-    samples = list(how.data.samples(prepared.specs))
+    samples = list(how.data.samples(prepared.specs, prepared.fixed))
     check_not_zero(samples, how.data.where)
     if watch.studied is None:
         return repaired_plan(prepared, samples, watch.quantizing)

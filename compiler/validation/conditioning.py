@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.validation.overflow import overflows, run_wide
 from ppuc.compiler.validation.tolerance import SAFETY, Tolerance
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.interpret import run_graph
@@ -57,8 +58,7 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) ->
     """The sensitivity of every computed value of `graph`, by name, at the inputs `feeds` (by parameter name), to errors
     of a size of `step`."""
     change, unit = _sizes(step, rounds(graph))
-    base: dict[str, np.ndarray] = {}
-    run_graph(graph, feeds, lambda op, arrays: base.update(_named(op, arrays)))
+    run, base = _base(graph, feeds)
     found = dict.fromkeys(base, Sensitivity(0.0, 0.0))
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
@@ -67,8 +67,21 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) ->
             for name, array in _named(op, arrays):
                 found[name] = _larger(found[name], _change(base[name], array, unit))
 
-        run_graph(perturbed(graph, change, rng), {n: moved(a, change, rng) for n, a in feeds.items()}, compare)
+        run(perturbed(graph, change, rng), {n: moved(a, change, rng) for n, a in feeds.items()}, compare)
     return found
+
+
+def _base(graph: Graph, feeds: Mapping[str, np.ndarray]) -> tuple[Callable[..., object], dict[str, np.ndarray]]:
+    """What runs `graph`, and all of its values. One that overflows in 16 bits is run in f32: near the edge of a format
+    a change however small decides between a number and infinity, which is no effect of rounding."""
+    base: dict[str, np.ndarray] = {}
+    run_graph(graph, feeds, lambda op, arrays: base.update(_named(op, arrays)))
+    formats = {value.name: value.type.dtype for op in graph.ops for value in op.results}
+    if not any(overflows(formats[name], array) for name, array in base.items()):
+        return run_graph, base
+    base = {}
+    run_wide(graph, feeds, lambda op, arrays: base.update(_named(op, arrays)))
+    return run_wide, base
 
 
 def sensitivities_of_outputs(

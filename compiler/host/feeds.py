@@ -1,0 +1,59 @@
+"""What each of a hosted model's parts is given when the whole model is given inputs.
+
+Invariant: PPU parts are computed as their imported graphs say, in the graphs' own formats, and everything else by the
+host: what a part is given does not depend on how any part is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.frontend.offload.deferred import of_elements
+from ppuc.compiler.frontend.offload.hosting import PREFIX, HostTensor
+from ppuc.compiler.frontend.offload.load_hosted import HostedModel
+from ppuc.compiler.host.client import HostWorker
+from ppuc.compiler.host.partition import DeferredPart, HostPart, Part
+from ppuc.compiler.inputs import InputSpec, input_ranges
+from ppuc.ir.interpret import run_graph
+
+Feeds = dict[str, np.ndarray]
+
+
+def host_held(hosted: HostedModel) -> tuple[str, ...]:
+    """ONNX names of the inputs that only the host can hold."""
+    return tuple(name for name, operand in hosted.inputs if isinstance(operand, HostTensor))
+
+
+def input_specs_of(hosted: HostedModel) -> tuple[InputSpec, ...]:
+    """The inputs that the machine can hold, in the model's order."""
+    ranges = input_ranges(hosted.graph)
+    return tuple(
+        InputSpec(name, operand.type, ranges.get(operand.name, 2))
+        for name, operand in hosted.inputs
+        if not isinstance(operand, HostTensor)
+    )
+
+
+def feeds_of_parts(
+    hosted: HostedModel, parts: Sequence[Part], inputs: Mapping[str, Any], worker: HostWorker
+) -> list[Feeds]:
+    """For each PPU part, in order, what its parameters are when the model's inputs are `inputs`, by ONNX name. Raises
+    HostError when the host cannot compute its part."""
+    held: dict[str, Any] = {operand.name: inputs[name] for name, operand in hosted.inputs}
+    given = []
+    for part in parts:
+        if isinstance(part, HostPart):
+            where = f"{hosted.name}: nodes {', '.join(n.label for n in part.nodes[:4])}"
+            feeds = {PREFIX + i.name: held[i.name] for i in part.inputs}
+            model = of_elements(part.model, feeds) if isinstance(part, DeferredPart) else part.model
+            held |= dict(zip((o.name for o in part.outputs), worker.run(model, feeds, where), strict=True))
+        else:
+            given.append({p.name: held[p.name] for p in part.graph.params})
+            held |= run_graph(part.graph, given[-1])
+    return given
+
+
+__all__ = ["feeds_of_parts", "host_held", "input_specs_of"]
