@@ -132,6 +132,12 @@ def override(target: Target, *assignments: str) -> Target:
     return _build(target.name, target.description, leaves, where, drop_stale_peaks=True)
 
 
+def leaf_of(target: Target, key: str, where: str) -> Leaf:
+    """The number of `target` that `key` means, shortened or not as in `override`. Raises TargetError at `where`."""
+    leaves = {leaf.path: leaf for leaf in target.provenance if not leaf.path.startswith(PEAKS)}
+    return leaves[_resolve(key, list(leaves), where)]
+
+
 def _assigned(target: Target, leaves: Mapping[str, Leaf], assignment: str) -> Leaf:
     where = f"--set {assignment}"
     key, equals, text = (part.strip() for part in assignment.partition("="))

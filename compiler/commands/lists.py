@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from ppuc.compiler.commands.common import emit, json_option, progress_bar
 from ppuc.compiler.commands.options import CompileArguments, chosen_target, model_options
+from ppuc.compiler.commands.outputs import OutputFile
 from ppuc.compiler.commands.program import program_for
 
 if TYPE_CHECKING:
@@ -22,15 +24,25 @@ if TYPE_CHECKING:
     "targets",
     short_help="The machines, or every number of one of them.",
     epilog="Examples:\n\n  ppuc targets\n\n  ppuc targets zhenwu-m890 --set hbm.gbs=900\n\n"
-    "  ppuc targets zhenwu-m890 --sweep hbm.gbs=2000:4000:500 --model net.onnx --dim N=1",
+    "  ppuc targets zhenwu-m890 --sweep hbm.gbs=2000:4000:500 --model net.onnx --dim N=1\n\n"
+    "  ppuc targets zhenwu-m890 --sweep hbm.gbs=2000:6000:1000 --sweep cu=32,64 --model net.ppu --plot sweep.svg",
 )
 @click.argument("name", required=False, default="", metavar="[NAME|FILE]")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Show it with this number changed.")
 @click.option(
     "--sweep",
-    "sweep_range",
+    "sweeps",
     metavar="KEY=FROM:TO:STEP",
-    help="Show what the machine can do, or how long --model takes, for each value of one number.",
+    multiple=True,
+    help="Show what the machine can do, or how long --model takes, for each value of a number; KEY=A,B,C lists values. "
+    "Repeatable: every combination.",
+)
+@click.option("--csv", "csv_file", type=OutputFile(), metavar="FILE.csv", help="Write the rows of a sweep.")
+@click.option(
+    "--plot",
+    type=OutputFile(),
+    metavar="FILE.svg",
+    help="Draw a sweep over its first key, a line for each value of the others; also .png and .html.",
 )
 @click.option(
     "--model",
@@ -42,7 +54,9 @@ if TYPE_CHECKING:
 @json_option
 def targets_command(
     name: str,
-    sweep_range: str | None,
+    sweeps: tuple[str, ...],
+    csv_file: Path | None,
+    plot: Path | None,
     model: Path | None,
     arguments: CompileArguments,
     as_json: bool,
@@ -51,16 +65,18 @@ def targets_command(
 
     Marks: F official, M measured, E estimate, E-cal estimate fitted to measurements, D design choice of this model.
     """
+    from ppuc.compiler.report.sweep import show
     from ppuc.ir.errors import UsageError
     from ppuc.targets.description import default_target, known_targets, load_target, validation_targets
 
-    if sweep_range is not None:
-        _sweep(name, sweep_range, model, arguments, as_json)
+    if sweeps:
+        record = _sweep(name, sweeps, csv_file, plot, model, arguments)
+        emit("targets", {"sweep": record}, as_json, lambda out, shown: show(out, shown["sweep"]))
         return
-    if model is not None or arguments.explicit.keys() - {"overrides"}:
-        raise UsageError.of(
-            "targets", "has a use for a model with --sweep only", hint="e.g. --sweep hbm.gbs=900:1800:100"
-        )
+    unused = {"--model": model, "--csv": csv_file, "--plot": plot, **dict.fromkeys(_compiling(arguments), True)}
+    for option, given in unused.items():
+        if given is not None:
+            raise UsageError.of(option, "has an effect with --sweep only", hint="e.g. --sweep hbm.gbs=900:1800:100")
     if name or arguments.overrides:
         target = chosen_target(name, arguments.overrides)
         numbers = [
@@ -96,10 +112,28 @@ def targets_command(
     emit("targets", {"targets": rows}, as_json, _show_targets)
 
 
-def _sweep(name: str, sweep_range: str, model: Path | None, arguments: CompileArguments, as_json: bool) -> None:
-    from ppuc.compiler.report.sweep import show, sweep
+def _compiling(arguments: CompileArguments) -> list[str]:
+    """The options that were given of those that say how a model is compiled."""
+    return [written for name, written in arguments.explicit.items() if name != "overrides"]
 
+
+def _sweep(
+    name: str,
+    sweeps: Sequence[str],
+    csv_file: Path | None,
+    plot: Path | None,
+    model: Path | None,
+    arguments: CompileArguments,
+) -> dict[str, Any]:
+    from ppuc.compiler.report.charts import require_chart_file
+    from ppuc.compiler.report.sweep import sweep, write_csv, write_plot
+    from ppuc.ir.errors import UsageError
+
+    if plot is not None:
+        require_chart_file(plot, "--plot")
     if model is None:
+        if plot is not None:
+            raise UsageError.of("--plot", "draws the time of a model", hint="give one with --model")
         arguments.refuse_all_but(("overrides",), "has no effect without --model")
 
     def made(machine: Target) -> CompiledProgram:
@@ -107,10 +141,13 @@ def _sweep(name: str, sweep_range: str, model: Path | None, arguments: CompileAr
         return program_for(model, arguments, machine)
 
     with progress_bar("sweep") as progress:
-        record = sweep(
-            chosen_target(name, arguments.overrides), sweep_range, made if model is not None else None, progress
-        )
-    emit("targets", {"sweep": record}, as_json, lambda out, shown: show(out, shown["sweep"]))
+        target = chosen_target(name, arguments.overrides)
+        record = sweep(target, sweeps, made if model is not None else None, progress)
+    if csv_file is not None:
+        write_csv(record, csv_file)
+    if plot is not None:
+        write_plot(record, plot)
+    return record
 
 
 def _show_targets(out: Console, record: dict[str, Any]) -> None:

@@ -1,19 +1,25 @@
-"""How a machine, or a model on it, depends on one number of the target.
+"""How a machine, or a model on it, depends on numbers of the target: one, or every combination of several.
 
-Invariant: a model that is given as .onnx is compiled anew for every value, as it would be for such a machine; a .ppu is
-the same program at every value. Rows come in the order of the values.
+Invariant: a model that is given as .onnx is compiled anew for every machine, as it would be for such a machine; a .ppu
+is the same program on all of them. Rows come in the order of the values, those of the last key next to each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.report.profile import profile_record
 from ppuc.ir.errors import UsageError
+from ppuc.ir.files import write_file
 from ppuc.targets.cost import hbm_bytes_per_clk
-from ppuc.targets.description import Leaf, Target, override
+from ppuc.targets.description import Target, leaf_of, override
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,68 +28,67 @@ if TYPE_CHECKING:
     from ppuc.compiler.program.compiled import CompiledProgram
 
 MOST = 200
-"""Values of one sweep."""
+"""Values of one key."""
+
+MOST_MACHINES = 2000
+"""Combinations of one sweep."""
 
 
 def sweep_values(text: str) -> tuple[str, list[str]]:
-    """The key and the values of `KEY=FROM:TO:STEP`, TO included when a step meets it. Raises UsageError."""
-    key, _, span = text.partition("=")
+    """The key and the values of `KEY=FROM:TO:STEP`, TO included when a step meets it, or of `KEY=A,B,C`. Raises
+    UsageError."""
+    key, _, given = text.partition("=")
+    values = [value.strip() for value in given.split(",")] if ":" not in given else _range(given)
+    if not key or not 1 <= len(values) <= MOST or not all(values) or len(set(values)) < len(values):
+        raise UsageError.of(
+            "--sweep",
+            f"does not give 1 to {MOST} distinct values of a key",
+            got=text,
+            expected="KEY=FROM:TO:STEP or KEY=A,B,C, as in hbm.gbs=2000:4000:500",
+        )
+    return key, values
+
+
+def _range(span: str) -> list[str]:
+    """The values of `FROM:TO:STEP`; none when that is no range, or one of too many values."""
     try:
         first, last, step = (Decimal(part) for part in span.split(":"))
         count = int((last - first) / step) + 1
     except (ValueError, ArithmeticError, InvalidOperation):
-        count = 0
-    if not key or not 1 <= count <= MOST:
-        raise UsageError.of(
-            "--sweep",
-            f"is not a range of 1 to {MOST} values",
-            got=text,
-            expected="KEY=FROM:TO:STEP, as in hbm.gbs=2000:4000:500",
-        )
-    return key, [format((first + i * step).normalize(), "f") for i in range(count)]
+        return []
+    return [format((first + i * step).normalize(), "f") for i in range(count)] if count <= MOST else []
 
 
 def sweep(
-    target: Target, text: str, model: Callable[[Target], CompiledProgram] | None, progress: Progress
+    target: Target, texts: Sequence[str], model: Callable[[Target], CompiledProgram] | None, progress: Progress
 ) -> dict[str, Any]:
-    """The sweep as JSON-able values: for every value what the machine can do and, with a `model` (which makes its
-    program for a target), the time that it takes. Raises UsageError and TargetError."""
-    key, values = sweep_values(text)
-    machines = [(value, override(target, f"{key}={value}")) for value in values]
-    leaf = _leaf(target, machines[0][1], key)
-    own = next(known.value for known in target.leaves() if known.path == leaf.path)
-    base = _row(own, target, model)
+    """The sweep as JSON-able values: for every combination of values what the machine can do and, with a `model` (which
+    makes its program for a target), the time that it takes. Raises UsageError and TargetError."""
+    asked = [sweep_values(text) for text in texts]
+    count = math.prod(len(values) for _, values in asked)
+    if count > MOST_MACHINES:
+        sizes = " x ".join(str(len(values)) for _, values in asked)
+        raise UsageError.of("--sweep", "has too many combinations", got=f"{sizes} = {count:,}", expected=MOST_MACHINES)
+    leaves = [leaf_of(target, key, f"--sweep {key}") for key, _ in asked]
+    paths = [leaf.path for leaf in leaves]
+    if len(set(paths)) < len(paths):
+        raise UsageError.of("--sweep", "names a number twice", got=", ".join(paths))
+    base = _row([leaf.value for leaf in leaves], target, model)
     rows = []
-    for i, (value, machine) in enumerate(machines):
-        progress(f"{leaf.path}={value}", i, len(machines))
-        rows.append(_row(_leaf(target, machine, key).value, machine, model))
-    return {
-        "name": target.name,
-        "hash": target.hash,
-        "key": leaf.path,
-        "unit": leaf.unit,
-        "mark": leaf.mark,
-        "base": base,
-        "rows": rows,
-    }
+    for i, values in enumerate(itertools.product(*(values for _, values in asked))):
+        assignments = [f"{path}={value}" for path, value in zip(paths, values, strict=True)]
+        progress(" ".join(assignments), i, count)
+        machine = override(target, *assignments)
+        rows.append(_row([leaf_of(machine, path, "--sweep").value for path in paths], machine, model))
+    keys = [{"key": leaf.path, "unit": leaf.unit, "mark": leaf.mark} for leaf in leaves]
+    return {"name": target.name, "hash": target.hash, "keys": keys, "base": base, "rows": rows}
 
 
-def _leaf(target: Target, changed: Target, key: str) -> Leaf:
-    """The changed machine's number that `key` means, with the mark that it has in `target`."""
-    found = next(
-        (leaf for leaf in changed.leaves() if leaf.mark == "D" and leaf.source.startswith("override of ")), None
-    )
-    before = next((leaf for leaf in target.leaves() if found is not None and leaf.path == found.path), None)
-    if found is None or before is None:
-        raise UsageError.of("--sweep", "names no number of the target", got=key)
-    return Leaf(found.path, found.value, found.unit, before.mark, before.source)
-
-
-def _row(value: Any, machine: Target, model: Callable[[Target], CompiledProgram] | None) -> dict[str, Any]:
+def _row(values: Sequence[Any], machine: Target, model: Callable[[Target], CompiledProgram] | None) -> dict[str, Any]:
     sustained = hbm_bytes_per_clk(machine) / machine.clk_ns
     peaks = {dtype: machine.peak_tops(dtype) for dtype in machine.tensor.ii_clk}
     row: dict[str, Any] = {
-        "value": value,
+        "values": list(values),
         "peak_tops": peaks,
         "hbm_gbs": sustained,
         "l2_gbs": machine.l2.bytes_per_clk_total / machine.clk_ns,
@@ -103,31 +108,35 @@ def _row(value: Any, machine: Target, model: Callable[[Target], CompiledProgram]
     }
 
 
+# -- output ------------------------------------------------------------------------------------------------------------
+
+_MACHINE = ("bf16 TOPS", "f32 TOPS", "hbm GB/s", "l2 GB/s", "bf16 op/B", "f32 op/B")
+_TIMED = ("time", "change", "energy", "efficiency", "largest part")
+
+
 def show(out: Console, record: dict[str, Any]) -> None:
-    """Print the sweep; the target's own value is marked."""
+    """Print the sweep; the target as it is comes last."""
     from ppuc.compiler.report.tables import table
 
-    base = record["base"]
-    out.print(
-        f"{record['name']}: {record['key']} in {record['unit']}, {base['value']} in the target ({record['mark']})"
-    )
+    base, keys = record["base"], record["keys"]
+    own = zip(keys, base["values"], strict=True)
+    numbers = ", ".join(f"{k['key']} in {k['unit']}, {value} in the target ({k['mark']})" for k, value in own)
+    out.print(f"{record['name']}: {numbers}")
     timed = "seconds" in base
-    columns = ("value", "time", "change", "energy", "efficiency", "largest part") if timed else _MACHINE
-    rows = [_timed(row, base) if timed else _machine(row) for row in record["rows"]]
-    own = _timed(base, base) if timed else _machine(base)
-    rows.append((f"{own[0]} *", *own[1:]))
-    table(out, "", columns, rows, left=(5,) if timed else ())
+    cells = [(*row["values"], *(_timed(row, base) if timed else _machine(row))) for row in (*record["rows"], base)]
+    names = [k["key"] for k in keys] if len(keys) > 1 else ["value"]
+    last = cells.pop()
+    cells.append((f"{last[0]} *", *last[1:]))
+    left = (len(keys) + len(_TIMED) - 1,) if timed else ()
+    table(out, "", (*names, *(_TIMED if timed else _MACHINE)), cells, left=left)
     out.print("* as the target has it")
-
-
-_MACHINE = ("value", "bf16 TOPS", "f32 TOPS", "hbm GB/s", "l2 GB/s", "bf16 op/B", "f32 op/B")
 
 
 def _machine(row: dict[str, Any]) -> tuple[object, ...]:
     peaks, ridges = (
         [f"{row[k].get(d, 0.0):.4g}" for d in ("bf16", "f32")] for k in ("peak_tops", "ridge_ops_per_byte")
     )
-    return (row["value"], *peaks, f"{row['hbm_gbs']:,.0f}", f"{row['l2_gbs']:,.0f}", *ridges)
+    return (*peaks, f"{row['hbm_gbs']:,.0f}", f"{row['l2_gbs']:,.0f}", *ridges)
 
 
 def _timed(row: dict[str, Any], base: dict[str, Any]) -> tuple[object, ...]:
@@ -135,11 +144,45 @@ def _timed(row: dict[str, Any], base: dict[str, Any]) -> tuple[object, ...]:
 
     change = f"{row['seconds'] / base['seconds'] - 1:+.1%}" if base["seconds"] else "-"
     joules = quantity(row["joules"], "J")
-    return (
-        row["value"],
-        duration(row["seconds"]),
-        change,
-        joules,
-        percent(row["efficiency"]),
-        row["largest_part"] or "-",
-    )
+    return duration(row["seconds"]), change, joules, percent(row["efficiency"]), row["largest_part"] or "-"
+
+
+def write_csv(record: dict[str, Any], path: Path) -> None:
+    """Write the rows as a table: a column for each key, then those of the machine and, with a model, those of its run
+    (time in seconds, energy in joules). Raises UsageError when the file cannot be written."""
+    flat = [_flat(row, record["keys"]) for row in record["rows"]]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_file(path, text.getvalue().encode())
+
+
+def _flat(row: dict[str, Any], keys: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row without records inside it: `peak_tops.bf16` and the like are columns of their own."""
+    flat = {key["key"]: value for key, value in zip(keys, row["values"], strict=True)}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": number for inner, number in value.items()}
+        elif name != "values":
+            flat[name] = value
+    return flat
+
+
+def write_plot(record: dict[str, Any], path: Path) -> None:
+    """Draw the time of the model over the first key, a line for each combination of the others. Raises UsageError."""
+    from ppuc.compiler.report.charts import MOST_SERIES, line_chart, write_chart
+
+    first, *others = record["keys"]
+    if not all(isinstance(row["values"][0], int | float) for row in record["rows"]):
+        raise UsageError.of("--plot", "needs numbers along its first key", got=first["key"], hint="give it later")
+    x, y, series = f"{first['key']} ({first['unit']})", "time (us)", ", ".join(key["key"] for key in others)
+    rows = [
+        {x: row["values"][0], y: 1e6 * row["seconds"], series: ", ".join(map(str, row["values"][1:]))}
+        for row in record["rows"]
+    ]
+    lines = len({row[series] for row in rows})
+    if lines > MOST_SERIES:
+        hint = "give the key with the most values first, or fewer values"
+        raise UsageError.of("--plot", "has too many lines to tell apart", got=lines, expected=MOST_SERIES, hint=hint)
+    write_chart(line_chart(f"Time on {record['name']} over {first['key']}", rows, x, y, series or None), path)

@@ -29,6 +29,8 @@ HOMES = {
     "rich": ("compiler/report/", "compiler/commands/"),
     "PIL": ("compiler/quantization/images.py",),
     "xxhash": ("ir/checksum.py",),
+    "altair": ("compiler/report/charts.py",),
+    "vl_convert": ("compiler/report/charts.py",),
     "click": ("compiler/cli.py", "compiler/commands/"),
 }
 EVERYWHERE = {"numpy", "ml_dtypes"}

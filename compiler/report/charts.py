@@ -1,0 +1,68 @@
+"""Charts as files: Vega-Altair draws them, vl-convert writes them without a browser.
+
+Both are the optional dependency `ppuc[charts]`, loaded when a chart is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppuc.ir.errors import UsageError
+from ppuc.ir.files import write_file
+
+FORMATS = (".svg", ".png", ".html")
+"""What a chart may be written as."""
+
+MOST_SERIES = 20
+"""Lines of one chart that can still be told apart."""
+
+
+def require_chart_file(path: Path, option: str) -> None:
+    """Raise UsageError when no chart can be written as `path`: an unknown format, or the libraries are missing."""
+    where = f"{option} {path}"
+    if path.suffix.lower() not in FORMATS:
+        expected = f"a name that ends in {', '.join(FORMATS)}"
+        raise UsageError.of(where, "is no format of charts", got=path.suffix or "no suffix", expected=expected)
+    try:
+        import altair  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        hint = "pip install 'ppuc[charts]'"
+        raise UsageError.of(where, "needs the libraries that draw charts", got=str(error), hint=hint) from None
+
+
+def line_chart(title: str, rows: Sequence[Mapping[str, Any]], x: str, y: str, series: str | None) -> dict[str, Any]:
+    """A Vega-Lite specification: `y` over `x` (column names, which become the axes' titles), with a line and a legend
+    entry for each value of column `series`, in the order of the rows."""
+    import altair as alt
+
+    names = list(dict.fromkeys(str(row[series]) for row in rows)) if series is not None else []
+    data = [{"x": row[x], "y": row[y], "series": str(row[series]) if series is not None else ""} for row in rows]
+    values: Any = {"values": data}
+    chart = alt.Chart(values, title=title, width=560, height=340).mark_line(point=True)
+    encoded: dict[str, Any] = {
+        "x": alt.X("x:Q", title=x, scale=alt.Scale(zero=False)),
+        "y": alt.Y("y:Q", title=y, scale=alt.Scale(zero=True)),
+    }
+    if series is not None:
+        encoded["color"] = alt.Color("series:N", title=series, sort=names)
+    specification: dict[str, Any] = json.loads(chart.encode(**encoded).to_json())
+    return specification
+
+
+def write_chart(specification: Mapping[str, Any], path: Path) -> None:
+    """Write a chart in the format of the file's suffix; pages contain their scripts. Raises UsageError when the file
+    cannot be written."""
+    import vl_convert
+
+    text = json.dumps(specification)
+    if path.suffix.lower() == ".png":
+        data = vl_convert.vegalite_to_png(text, scale=2.0)
+    elif path.suffix.lower() == ".html":
+        data = vl_convert.vegalite_to_html(text, bundle=True).encode()
+    else:
+        data = vl_convert.vegalite_to_svg(text).encode()
+    write_file(path, data)
