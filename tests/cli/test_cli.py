@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import onnx
@@ -50,10 +49,8 @@ HEAVY = ("numpy", "onnx", "onnxruntime", "numba", "lark", "networkx", "rich", "m
 def test_starting_loads_nothing_heavy(code: str) -> None:
     heavy = f"[m for m in {HEAVY!r} if m in sys.modules]"
     report = f"import atexit, sys\natexit.register(lambda: print({heavy}, file=sys.stderr))\n"
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", report + code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
-    assert time.perf_counter() - started < 3
 
 
 # Listings and descriptions.
