@@ -26,7 +26,7 @@ from tests.support.whole_pipeline import compiled
 
 NOISE = {"model": 0.0, "fp32": 0.0, "bf16": 2.0**-7, "fp16": 2.0**-10}
 """Precisions of the graphs, and the relative error that their values must bear."""
-SOLVED = (*NOISE, "int8")
+SOLVED = (*NOISE, "int8", "fp8")
 """Precisions of the models with solved shapes, whose verification says what each allows."""
 
 

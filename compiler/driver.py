@@ -24,7 +24,7 @@ from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.dump import DumpFolder, segment_folder
 from ppuc.compiler.pipeline.layers import PLACE
-from ppuc.compiler.pipeline.manager import CompiledModel, PassRecord, Run
+from ppuc.compiler.pipeline.manager import CompiledModel, PassRecord, QuantizedModule, Run
 from ppuc.compiler.pipeline.packed_remarks import with_remarks
 from ppuc.compiler.pipeline.recheck import Recheck
 from ppuc.compiler.precisions import PRECISIONS
@@ -53,11 +53,11 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class FirstModule:
-    """What the passes start from. `quantized` is the module with its layers quantized and no memory shared yet; None at
+    """What the passes start from. `quantized` is the model with its layers quantized and no memory shared yet; None at
     precisions that quantize nothing."""
 
     module: Module
-    quantized: Module | None = None
+    quantized: QuantizedModule | None = None
 
 
 def import_model(
@@ -78,7 +78,7 @@ def import_model(
 
     started = run.begin("quantize")
     quantized = quantized_module(module, options, watch)
-    return FirstModule(run.started(aliased(quantized, options.aliases), "quantize", started), quantized)
+    return FirstModule(run.started(aliased(quantized.module, options.aliases), "quantize", started), quantized)
 
 
 def with_shapes_of_data(options: CompileOptions, source: ModelSource) -> CompileOptions:

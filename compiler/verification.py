@@ -105,7 +105,7 @@ def verify_program(
     allowed: dict[str, Allowed] = {}
     if program.quantized is not None:
         named = {name: value.name for name, value in imported.outputs}
-        allowed = allowed_errors(imported.graph, named, program.quantized, feeds)
+        allowed = allowed_errors(imported.graph, named, program.quantized.simulated, feeds)
     judge = Judge(imported.graph, precision, feeds, imported.transforms)
     result = program.run(arrays, progress=progress)
     want = Oracle(program.source).run(arrays)
@@ -119,7 +119,7 @@ def _with_layers(program: CompiledProgram) -> CompiledModel:
     assert program.source is not None
     options = program.options_keeping_layers
     if program.quantized is not None:
-        return Run(options.target, passes_of(options)).to_end(aliased(program.quantized, options.aliases))
+        return Run(options.target, passes_of(options)).to_end(aliased(program.quantized.module, options.aliases))
     return compile_model(program.source, options)
 
 

@@ -66,16 +66,25 @@ def said(passes: Sequence[PassRecord]) -> tuple[Remark, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedModule:
+    """A module with a plan written into its graph, and `simulated`: the same model in f32 on operands rounded to their
+    formats and back, whose inputs and outputs are those of the module."""
+
+    module: Module
+    simulated: Module
+
+
+@dataclass(frozen=True, slots=True)
 class CompiledModel:
     """The outcome of a compilation: the module at its last level (of the first segment when there are several, None
-    when all is the host's; `modules` has all), the artifact, and what each pass did. `quantized` is the first module
-    when its layers are quantized and the host does nothing."""
+    when all is the host's; `modules` has all), the artifact, and what each pass did. `quantized` is what it began with
+    when layers are quantized and the host does nothing."""
 
     module: Module | None
     artifact: Artifact
     passes: tuple[PassRecord, ...] = ()
     modules: tuple[Module, ...] = ()
-    quantized: Module | None = None
+    quantized: QuantizedModule | None = None
 
     @property
     def remarks(self) -> tuple[Remark, ...]:

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from ppuc.compiler.host.deferred import DeferredRun
     from ppuc.compiler.host.transfer import Crossing
     from ppuc.compiler.passes.remarks import Remark
-    from ppuc.compiler.pipeline.manager import PassRecord
-    from ppuc.ir.module import Module
+    from ppuc.compiler.pipeline.manager import PassRecord, QuantizedModule
     from ppuc.targets.simulator.run import Progress, RawResult
 
 
@@ -89,7 +88,7 @@ class CompiledProgram:
     source: str | Path | onnx.ModelProto | None = None
     passes: tuple[PassRecord, ...] = ()
     variants: Variants | None = None
-    quantized: Module | None = None
+    quantized: QuantizedModule | None = None
 
     @property
     def target(self) -> Target:

@@ -20,14 +20,13 @@ import numpy as np
 
 from ppuc.compiler.host.rename import renamed_segment
 from ppuc.ir.errors import InputError, UsageError
-from ppuc.ir.module import Module
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import parse_type
 from ppuc.targets.artifact import Artifact, IOSpec
 
 if TYPE_CHECKING:
-    from ppuc.compiler.pipeline.manager import PassRecord
+    from ppuc.compiler.pipeline.manager import PassRecord, QuantizedModule
 
 VARIANTS = "variants"
 """Metadata key of an artifact that holds several programs."""
@@ -47,7 +46,7 @@ class Variant:
     dims: Mapping[str, int]
     artifact: Artifact
     passes: tuple[PassRecord, ...] = ()
-    quantized: Module | None = None
+    quantized: QuantizedModule | None = None
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={size}" for name, size in self.dims.items())

@@ -43,17 +43,23 @@ SMALLEST = 2.0**-100
 """A scale of zero would divide by it: tensors of zeros take this."""
 
 
+Chosen = Mapping[str, tuple[Layer, LayerPlan]]
+"""Quantized layers and their plans, by the name of the layer's result."""
+
+
 def quantized_graph(graph: Graph, plan: Plan, found: Iterable[Layer]) -> Graph:
     """`graph`, whose layers are `found`, with those of `plan` in their formats. Raises KeyError for a layer that the
     graph has not."""
+    chosen = chosen_layers(plan, found)
+    return without_dead_ops(rewrite(graph, Writer(chosen).rule)) if chosen else graph
+
+
+def chosen_layers(plan: Plan, found: Iterable[Layer]) -> Chosen:
+    """The layers among `found` that `plan` quantizes. Raises KeyError for one that is not among them."""
     layers = {layer.name: layer for layer in found}
     if unknown := [name for name in plan if name not in layers]:
         raise KeyError(unknown[0])
-    chosen = {layers[n].op.results[0].name: (layers[n], p) for n, p in plan.layers.items() if p.quantized}
-    if not chosen:
-        return graph
-    writer = _Writer(chosen)
-    return without_dead_ops(rewrite(graph, writer.rule))
+    return {layers[n].op.results[0].name: (layers[n], p) for n, p in plan.layers.items() if p.quantized}
 
 
 def quantized_weights(layer: Layer, plan: LayerPlan) -> tuple[np.ndarray, np.ndarray]:
@@ -109,10 +115,10 @@ def codes_table(dtype: DType) -> np.ndarray:
     return np.arange(256, dtype=np.uint8).view(dtype.numpy).astype(np.float32)
 
 
-class _Writer:
+class Writer:
     """The rewriting of one graph."""
 
-    def __init__(self, chosen: Mapping[str, tuple[Layer, LayerPlan]]) -> None:
+    def __init__(self, chosen: Chosen) -> None:
         self.chosen = chosen
         self.made: dict[tuple[str, float, DType, bytes, int], Value] = {}
 
@@ -213,19 +219,33 @@ def stored_as(b: Builder, number: Value, dtype: DType) -> Value:
     return c.cast(b, b("min", bound, b.scalar(LARGEST[dtype], DType.F32)), dtype)
 
 
+def run_time_scale(b: Builder, x: Value, layer: Layer, operand: int, dtype: DType) -> Value:
+    """The scale of activation `operand`, whose f32 value is `x`, from its own largest numbers, in a shape that
+    broadcasts along `x`: one a row or column of a matmul, one a sample of a convolution's image, and one an output
+    channel of a kernel that is no constant."""
+    rank = x.type.rank
+    if layer.op.name == "conv":
+        axes = tuple(range(1, rank))  # of a kernel, axis 0 numbers output channels
+    else:
+        axes = (rank - 2 if (operand == 0) == _is_transposed(layer, operand) else rank - 1,)
+    largest = b("reduce", b("abs", x), attrs=ReduceAttrs("max", axes, True))
+    scale = b("mul", largest, b.scalar(float(np.float32(1.0 / LARGEST[dtype])), DType.F32))
+    return b("max", scale, b.scalar(SMALLEST, DType.F32))
+
+
+def _is_transposed(layer: Layer, operand: int) -> bool:
+    attrs: Any = layer.op.attrs
+    return bool((attrs.transpose_a, attrs.transpose_b)[operand])
+
+
 def _dynamic(b: Builder, x: Value, layer: Layer, operand: int, plan: LayerPlan) -> tuple[Value, Value]:
     """`x` stored by scales from its own largest numbers, and those scales in a shape that broadcasts to the result."""
     dtype, rank = plan.input_dtype(operand), x.type.rank
-    if layer.op.name == "conv":
-        axes = tuple(range(1, rank))
-    else:
-        turned = (layer.op.attrs.transpose_a, layer.op.attrs.transpose_b)[operand]  # type: ignore[attr-defined]
-        axes = (rank - 2 if (operand == 0) == turned else rank - 1,)
-    largest = b("reduce", b("abs", x), attrs=ReduceAttrs("max", axes, True))
-    scale = b("mul", largest, b.scalar(float(np.float32(1.0 / LARGEST[dtype])), DType.F32))
-    scale = b("max", scale, b.scalar(SMALLEST, DType.F32))
+    scale = run_time_scale(b, x, layer, operand, dtype)
     stored = stored_as(b, b("div", x, scale), dtype)
-    if layer.op.name == "matmul" and turned:
+    if layer.op.name == "conv" and operand == 1:
+        scale = b("transpose", scale, attrs=TransposeAttrs((1, 0, *range(2, rank))))
+    elif layer.op.name == "matmul" and _is_transposed(layer, operand):
         scale = b("transpose", scale, attrs=TransposeAttrs((*range(rank - 2), rank - 1, rank - 2)))
     return stored, scale
 

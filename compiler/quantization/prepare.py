@@ -19,6 +19,7 @@ from ppuc.compiler.quantization.apply import quantized_graph
 from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer, find_layers, product_nodes
 from ppuc.compiler.quantization.plan import BLOCKS, FORMATS, LayerPlan, Plan
+from ppuc.compiler.quantization.simulated import simulated_graph
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
@@ -66,6 +67,10 @@ class Prepared:
     def quantized(self, plan: Plan) -> Module:
         """The module with `plan` written into its graph."""
         return with_graph(self.module, quantized_graph(self.module.graph, plan, self.all_layers))
+
+    def simulated(self, plan: Plan) -> Module:
+        """The module with operands rounded as `plan` says, and otherwise as it is."""
+        return with_graph(self.module, simulated_graph(self.module.graph, plan, self.all_layers))
 
 
 def prepare(module: Module, options: CompileOptions) -> Prepared:

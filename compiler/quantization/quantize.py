@@ -6,6 +6,7 @@ Invariant: without data and without a policy nothing is guessed: activation scal
 from __future__ import annotations
 
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
+from ppuc.compiler.pipeline.manager import QuantizedModule
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.data import check_not_zero
 from ppuc.compiler.quantization.plan import Plan
@@ -21,10 +22,11 @@ DYNAMIC = (
 )
 
 
-def quantized_module(module: Module, options: CompileOptions, watch: Instrumentation = UNWATCHED) -> Module:
+def quantized_module(module: Module, options: CompileOptions, watch: Instrumentation = UNWATCHED) -> QuantizedModule:
     """`module` with the layers of its graph in the formats that `options` ask for."""
     prepared = prepare(module, options)
-    return prepared.quantized(chosen_plan(prepared, watch))
+    plan = chosen_plan(prepared, watch)
+    return QuantizedModule(prepared.quantized(plan), prepared.simulated(plan))
 
 
 def chosen_plan(prepared: Prepared, watch: Instrumentation = UNWATCHED) -> Plan:

@@ -1,13 +1,15 @@
-"""What a quantized program's outputs may differ from the model's: as much as its emulation does.
+"""What a quantized program's outputs may differ from the model's: as much as rounding its operands makes them.
 
 The rule for rounding errors (`ppuc.compiler.validation.tolerance`) allows deep networks of 8-bit layers anything: it
-cannot know how large activations are beside their scales. Emulating the quantized graph in f32 tells. What the
-emulation leaves out is bf16 storage between layers, whose effect is measured by changing weights and inputs by as much.
+cannot know how large activations are beside their scales. The simulated graph tells: the model in f32, whose layers
+take operands that were rounded to their formats and back. What it leaves out is bf16 storage between layers, whose
+effect is measured by changing weights and inputs by as much.
 
-A program and its emulation do not agree bit for bit, because a sum that is rounded another way moves numbers over the
-edges of 8-bit codes. But both are draws from one distribution, so that the sizes of their errors agree.
+A program and the simulated graph do not agree bit for bit, because a sum that is rounded another way moves numbers over
+the edges of 8-bit codes. But both are draws from one distribution, so that the sizes of their errors agree.
 
-Invariant: the measurement knows the graphs, the inputs and fixed seeds, never what a program computed.
+Invariant: the measurement knows the model, formats, scales, inputs and fixed seeds: neither the graph that the program
+was made of nor what it computed.
 """
 
 from __future__ import annotations
@@ -20,11 +22,16 @@ import numpy as np
 
 from ppuc.compiler.validation.conditioning import moved, perturbed
 from ppuc.compiler.validation.emulate import Emulator
-from ppuc.compiler.validation.tolerance import FP32_FLOOR, SAFETY, typical_step
+from ppuc.compiler.validation.tolerance import FP32_FLOOR, typical_step
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 
 DRAWS = 2
+MARGIN = math.sqrt(2.0)
+"""On the size of the measured error: elements that share an operand share its rounding errors, so that fewer errors are
+independent than there are elements."""
+DEVIATIONS = 3.0
+"""Standard deviations of a ratio's logarithm, beyond which it is no chance."""
 STORED = "bf16"
 """What crosses kernels of a quantized program."""
 
@@ -38,15 +45,15 @@ class Allowed:
 
 
 def allowed_errors(
-    graph: Graph, outputs: Mapping[str, str], quantized: Module, feeds: Mapping[str, np.ndarray]
+    graph: Graph, outputs: Mapping[str, str], simulated: Module, feeds: Mapping[str, np.ndarray]
 ) -> dict[str, Allowed]:
     """For each float output, by ONNX name, the error that a right program may have. `graph` is the model, with its
-    `outputs` by ONNX name and the `feeds` of its parameters by name; `quantized` has the same inputs and outputs, in
+    `outputs` by ONNX name and the `feeds` of its parameters by name; `simulated` has the same inputs and outputs, in
     the same order."""
-    mine = dict(zip((p.name for p in graph.params), (p.name for p in quantized.graph.params), strict=True))
-    theirs = dict(quantized.outputs)
+    mine = dict(zip((p.name for p in graph.params), (p.name for p in simulated.graph.params), strict=True))
+    theirs = dict(simulated.outputs)
     step, found = typical_step(graph, STORED), dict[str, Allowed]()
-    exact, written = Emulator(graph), Emulator(quantized.graph)
+    exact, written = Emulator(graph), Emulator(simulated.graph)
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
         near = {n: moved(a, step, rng) for n, a in feeds.items()}
@@ -69,16 +76,17 @@ def _errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 
 def _allowed(want: np.ndarray, errors: Sequence[np.ndarray]) -> Allowed:
-    """What independent `errors` of `want` allow together. The size of an error scatters by about 1 / sqrt(2 n) around
-    its mean, in the program and in the measurement, n being how many elements it is spread over: (sum e^2)^2 / sum
-    e^4."""
+    """What independent `errors` of `want` allow together. For normal errors of any sizes, sum e^4 estimates three times
+    the sum of their variances' squares, and the variance of sum e^2 is twice that sum. So with n = (sum e^2)^2 /
+    sum e^4 the logarithm of the size of an error, half of that of its square, scatters by sqrt(2 / (3 n)) / 2, and the
+    ratio of two sizes, the program's and the measured one, by 1 / sqrt(3 n)."""
     finite = np.where(np.isfinite(want), want, 0).astype(np.float64)
     largest = FP32_FLOOR * float(np.abs(finite).max())
     squares = np.sum([e**2 for e in errors], axis=0)
     total, fourth = float(squares.sum()), float(np.square(squares).sum())
     if not total:
         return Allowed(FP32_FLOOR, largest)
-    factor = SAFETY * (1 + 2 / math.sqrt(total**2 / fourth if fourth else 1.0))
+    factor = MARGIN * math.exp(DEVIATIONS / math.sqrt(3 * (total**2 / fourth if fourth else 1.0)))
     scale, rms = math.sqrt(float(np.mean(finite**2))), math.sqrt(total / want.size)
     relative = max(factor * rms / scale, FP32_FLOOR) if scale else math.inf
     return Allowed(relative, max(factor * math.sqrt(float(squares.max())), largest))

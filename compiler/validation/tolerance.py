@@ -9,7 +9,10 @@ by about sqrt(K) u, not K u). Each op adds to the error variance of its result, 
     other float arithmetic, special functions good to 4 units:                    (4 u_f32)^2
     every result stored in a format narrower than f32:                            u_store^2
 
-and an op's operands contribute the largest of their variances. A tensor agrees with its reference when
+Of operands in formats of 8 bits and less only u_t^2 / 3 counts: an error that is uniform within u of a power of
+two has that mean square, and of any other number a smaller one. These errors dwarf all that the rule leaves out, so
+they need no more room than SAFETY gives. An op's operands contribute the largest of their variances. A tensor agrees
+with its reference when
 
     rms(error) <= r rms(reference),                 r = 2 sqrt(variance)
     |error_i|  <= s r (|reference_i| + rms(reference)),   s = 1 + sqrt(2 ln 2n) for n elements
@@ -198,7 +201,8 @@ def _added(op: Op, tensor_format: DType | None) -> tuple[float, bool]:
         operand = tensor_format or op.operands[0].type.dtype
         stages = 2 if op.name == "attention" else 1
         if operand.is_float and UNIT_ROUNDOFF[operand] > u32:
-            variance += stages * 2 * UNIT_ROUNDOFF[operand] ** 2
+            share = 1 / 3 if operand.bits <= 8 else 1.0
+            variance += stages * 2 * share * UNIT_ROUNDOFF[operand] ** 2
             narrow = True
     return variance, narrow
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -192,7 +193,8 @@ def gemm(m: SolvedModel, x: str) -> None:
 def conv(m: SolvedModel, x: str) -> None:
     if m.dtype(x) != FLOAT:
         return
-    rank = m.random.randint(1, 2)
+    """With constant kernels, or with those that another tensor, perhaps x itself, holds; in one to three dimensions."""
+    rank = m.random.choice((1, 1, 2, 2, 3))
     n, c, *space = m.factors(_size(m.shape(x)), rank + 2)
     groups = m.random.choice([*[g for g in range(1, c + 1) if c % g == 0][:4], c])
     outputs = groups * m.random.choice((1, 2, 5))
@@ -203,9 +205,45 @@ def conv(m: SolvedModel, x: str) -> None:
     result = [(s + 2 * p - r) // t + 1 for s, p, r, t in zip(space, pads, reach, strides, strict=True)]
     if min(result) < 1 or _size((n, outputs, *result)) > MOST:
         return
-    weights = m.weight(FLOAT, (outputs, c // groups, *taps), float(1 / np.sqrt(c // groups * np.prod(taps))))
     attributes = {"group": groups, "dilations": dilations, "strides": strides, "pads": [*pads, *pads]}
-    m.emit("Conv", [m.fitted(x, (n, c, *space)), weights], (n, outputs, *result), FLOAT, **attributes)
+    kernels = (outputs, c // groups, *taps)
+    _convolved(m, "Conv", m.fitted(x, (n, c, *space)), kernels, (n, outputs, *result), c // groups, attributes)
+
+
+def conv_transpose(m: SolvedModel, x: str) -> None:
+    if m.dtype(x) != FLOAT:
+        return
+    rank = m.random.choice((1, 2, 2, 3))
+    n, c, *space = m.factors(_size(m.shape(x)), rank + 2)
+    groups = m.random.choice([g for g in range(1, c + 1) if c % g == 0][:4])
+    outputs = m.random.choice((1, 2, 3))
+    taps, strides = [m.random.choice((1, 2, 3)) for _ in space], [m.random.choice((1, 2)) for _ in space]
+    result = [(s - 1) * t + k for s, t, k in zip(space, strides, taps, strict=True)]
+    if _size((n, outputs * groups, *result)) > MOST:
+        return
+    kernels, attributes = (c, outputs, *taps), {"group": groups, "strides": strides}
+    y = m.fitted(x, (n, c, *space))
+    _convolved(m, "ConvTranspose", y, kernels, (n, outputs * groups, *result), c // groups, attributes)
+
+
+def _convolved(
+    m: SolvedModel,
+    op: str,
+    x: str,
+    kernels: Shape,
+    result: Sequence[int],
+    channels: int,
+    attributes: dict[str, Any],
+) -> None:
+    """`op` of `x` and constant or computed `kernels`, each of whose results sums over `channels` and all taps."""
+    scale = float(1 / np.sqrt(channels * np.prod(kernels[2:])))
+    found = m.pick(lambda dtype, shape: dtype == FLOAT) if m.random.random() < 0.4 else None
+    if found is None or _size(kernels) > MOST:
+        m.emit(op, [x, m.weight(FLOAT, kernels, scale)], result, FLOAT, **attributes)
+        return
+    y = m.emit(op, [x, m.fitted(found, kernels)], result, FLOAT, **attributes)
+    y = m.emit("Mul", [y, m.constant(np.float32(scale).reshape(()))], result, FLOAT)
+    m.emit("Tanh", [y], result, FLOAT)
 
 
 def pool(m: SolvedModel, x: str) -> None:
@@ -257,7 +295,8 @@ LAYERS: dict[Layer, float] = {
     matmul: 5,
     narrow_matmul: 1,
     gemm: 1.5,
-    conv: 2,
+    conv: 2.5,
+    conv_transpose: 1,
     pool: 1,
     select: 1,
     number: 1,

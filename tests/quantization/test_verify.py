@@ -33,7 +33,7 @@ def test_right_programs_agree_and_wrong_ones_do_not(name: str, format: str) -> N
     imported = load_model(model, dims=dims)
     ((label, value),) = imported.outputs
     feeds = {v.name: samples[0][n] for n, v in imported.inputs}
-    allowed = allowed_errors(imported.graph, {label: value.name}, program.quantized, feeds)[label]
+    allowed = allowed_errors(imported.graph, {label: value.name}, program.quantized.simulated, feeds)[label]
     judge = Judge(imported.graph, format, feeds)
     want = Oracle(model).run(samples[0])[label]
     off = want.copy()
