@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,17 @@ if TYPE_CHECKING:
     short_help="The machines, or every number of one of them.",
     epilog="Examples:\n\n  ppuc targets\n\n  ppuc targets zhenwu-m890 --set hbm.gbs=900\n\n"
     "  ppuc targets zhenwu-m890 --sweep hbm.gbs=2000:4000:500 --model net.onnx --dim N=1\n\n"
+    "  ppuc targets --new my-npu --like tpuv3-core\n\n"
     "  ppuc targets zhenwu-m890 --sweep hbm.gbs=2000:6000:1000 --sweep cu=32,64 --model net.ppu --plot sweep.svg",
 )
 @click.argument("name", required=False, default="", metavar="[NAME|FILE]")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Show it with this number changed.")
+@click.option(
+    "--new",
+    metavar="NAME",
+    help="Write NAME.toml, a machine of your own that begins as the one of --like: what a datasheet gives comes first.",
+)
+@click.option("--like", metavar="NAME|FILE", help="With --new: the machine that is most like it.")
 @click.option(
     "--sweep",
     "sweeps",
@@ -54,6 +62,8 @@ if TYPE_CHECKING:
 @json_option
 def targets_command(
     name: str,
+    new: str | None,
+    like: str | None,
     sweeps: tuple[str, ...],
     csv_file: Path | None,
     plot: Path | None,
@@ -69,10 +79,17 @@ def targets_command(
     from ppuc.ir.errors import UsageError
     from ppuc.targets.description import default_target, known_targets, load_target, validation_targets
 
+    if new is not None:
+        if name or sweeps or arguments.explicit:
+            raise UsageError.of("--new", "goes with --like alone", hint="change numbers in the file that it writes")
+        emit("targets", _new(new, like), as_json, _show_new)
+        return
     if sweeps:
         record = _sweep(name, sweeps, csv_file, plot, model, arguments)
         emit("targets", {"sweep": record}, as_json, lambda out, shown: show(out, shown["sweep"]))
         return
+    if like is not None:
+        raise UsageError.of("--like", "has an effect with --new only", hint="e.g. --new my-npu --like zhenwu-m890")
     unused = {"--model": model, "--csv": csv_file, "--plot": plot, **dict.fromkeys(_compiling(arguments), True)}
     for option, given in unused.items():
         if given is not None:
@@ -110,6 +127,33 @@ def targets_command(
         for t in listed
     ]
     emit("targets", {"targets": rows}, as_json, _show_targets)
+
+
+def _new(name: str, like: str | None) -> dict[str, Any]:
+    """Write the file of a new machine in the current folder."""
+    from ppuc.ir.errors import UsageError
+    from ppuc.ir.files import write_file
+    from ppuc.targets.description import default_target, known_targets, load_target
+    from ppuc.targets.template import template
+
+    like = default_target() if like is None else like
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UsageError.of(
+            f"--new {name}", "is no name of a machine", expected="up to 100 letters, digits and . _ -, as in my-npu"
+        )
+    if name in known_targets():
+        raise UsageError.of(f"--new {name}", "is a machine already", hint=f"ppuc targets {name}")
+    file = Path(f"{name}.toml")
+    if file.exists():
+        raise UsageError.of(str(file), "exists already", hint="give another name, or move the file")
+    reference = f"./{like}" if like.endswith(".toml") and not like.startswith((".", "/")) else like
+    write_file(file, template(name, load_target(like), reference).encode())
+    return {"file": str(file), "name": name, "like": like}
+
+
+def _show_new(out: Console, record: dict[str, Any]) -> None:
+    out.print(f"{record['file']}: begins as {record['like']}; its first part is what a datasheet gives")
+    out.print(f"next: edit it, then `ppuc targets {record['file']}`, and use it as --target {record['file']}")
 
 
 def _compiling(arguments: CompileArguments) -> list[str]:
