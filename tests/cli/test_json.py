@@ -6,6 +6,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     }
     text.write_text(CliRunner().invoke(cli, ["disasm", str(program)]).stdout)
     steps = sorted(dump.glob("*.ppir"))
+    with chdir(folder):
+        new_machine = run("targets", "--new", "mine", "--like", "ppu-tiny")
     return found | {
         "run": [run("run", program)],
         "verify": [run("verify", model, *SHAPE, "--layers")],
@@ -92,6 +95,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
             run("targets"),
             run("targets", "ppu-tiny"),
             run("targets", "ppu-tiny", "--sweep", "hbm.gbs=1:2:1", "--model", program),
+            new_machine,
         ],
         "opt": [run("opt", steps[0], "-p", "fold")],
         "disasm": [run("disasm", program)],
