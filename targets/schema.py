@@ -363,7 +363,7 @@ class Target:
         return self.cu // self.cu_per_ce
 
     def peak_macs_per_clk(self, dtype: DType | str) -> float:
-        """Multiply-accumulates per cycle of the whole chip. KeyError when the tensor engine does not take `dtype`."""
+        """Multiply-accumulates per cycle of the whole chip. KeyError if the tensor engine does not support `dtype`."""
         return self.cu * self.tensor.macs_per_clk(dtype)
 
     def peak_tops(self, dtype: DType | str) -> float:

@@ -1,1 +1,1 @@
-"""compiler/lowering."""
+"""Lowering of groups to kernels: kernel kinds, the cost model, tile search and its caches."""

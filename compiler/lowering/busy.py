@@ -1,7 +1,7 @@
-"""How long each queue of a unit works on a kernel, by the formulas of the cost model.
+"""Busy cycles of each queue of a unit in a kernel, by the formulas of the cost model.
 
-A statement costs its tile's time for each of its iterations on the busiest unit, whole tiles throughout. What queues
-wait for each other is not in it: the largest is what a kernel takes at least.
+A statement costs its tile's time in each of its iterations on the busiest unit, with all tiles taken as whole. Waits
+between queues are not included: the largest figure is a lower bound on the kernel's time.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
 
 LATENCY = "latency"
-"""What bounds a kernel that takes more than MOSTLY_WAITING times the work of its busiest queue."""
+"""The bound of a kernel that takes more than MOSTLY_WAITING times the work of its busiest queue."""
 
 MOSTLY_WAITING = 2.0
 
 
 def busy_clk(kernel: Kernel, vectors: Sequence[VectorProgram], target: Target) -> dict[str, float]:
-    """Cycles that the load, tensor, vector and store queue of the busiest unit work, by name."""
+    """Busy cycles of the load, tensor, vector and store queues of the busiest unit, by name."""
     buffers = {b.name: b for b in kernel.buffers}
     params = {p.name: p for p in kernel.params}
     programs = {v.name: v for v in vectors}
@@ -46,7 +46,7 @@ def busy_clk(kernel: Kernel, vectors: Sequence[VectorProgram], target: Target) -
 
 
 def bound_by(busy: Mapping[str, float], expected_clk: float | None) -> str:
-    """The busiest queue; "latency" when the kernel is expected to take far longer than that works."""
+    """The busiest queue; "latency" if the kernel is expected to take far longer than that queue's work."""
     queue = max(busy, key=busy.__getitem__)
     waits = expected_clk is not None and expected_clk > MOSTLY_WAITING * busy[queue]
     return LATENCY if waits else queue

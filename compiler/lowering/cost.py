@@ -1,8 +1,8 @@
-"""The cost model that tile search minimises: cycles of one compute unit, from the target's numbers alone.
+"""The cost model that tile search minimises: cycles of one compute unit, computed from the target description alone.
 
-It knows what each engine needs for a tile and that engines overlap, so a kernel takes (iterations of the busiest unit)
-times (the slowest engine's time for one iteration) plus what cannot overlap: the first load's latency and the last
-store. It is deliberately coarser than the simulator, which settles what it cannot tell apart.
+Engines overlap, so a kernel takes (iterations of the busiest unit) times (the slowest engine's time for one iteration)
+plus what cannot overlap: the first load's latency and the last store. The model is deliberately coarser than the
+simulator, which can measure candidates of similar price.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ppuc.targets.schema import Target
 
 
 class Priced(Protocol):
-    """What the model has priced: a candidate of a search, or a lowering with its best candidate."""
+    """A priced object: a candidate of a search, or a lowering with its best candidate."""
 
     @property
     def price(self) -> float:
-        """Cycles that the model expects."""
+        """Expected cycles."""
         ...
 
 
@@ -42,8 +42,8 @@ class Traffic:
 
 
 def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
-    """Traffic of a box with `tile` extents along the axes of `view`, which are the axes of the tile in l1 too; rows are
-    maximal runs that are contiguous on both sides."""
+    """Traffic of a box with `tile` extents along the axes of `view`, which are also the axes of the tile in l1. Rows
+    are maximal runs that are contiguous in both memories."""
     run, elements = 1, math.prod(tile)
     for stride, extent in zip(reversed(view.strides), reversed(tile), strict=True):
         row = longer_row(run, extent, stride)
@@ -54,20 +54,20 @@ def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
 
 
 def _shared_rate(space: Space | None, target: Target, active: int) -> float:
-    """Bytes a cycle that each of `active` units gets from a memory they all use (l2 when it is not known yet)."""
+    """Bytes per cycle for each of `active` units that share a memory (l2 while the memory is unknown)."""
     if space is Space.HBM:
         return target.hbm.gbs * target.hbm.efficiency * target.clk_ns / max(active, 1)
     return l2_bytes_per_clk(target) / max(active, 1)
 
 
 def _moved(traffic: Traffic, target: Target, space: Space | None) -> float:
-    """Bytes that a memory spends on a transfer: device memory pays whole bursts for short rows."""
+    """Bytes that a transfer occupies in a memory: device memory moves whole bursts even for short rows."""
     return max(traffic.bytes, traffic.rows * target.hbm.burst_bytes) if space is Space.HBM else traffic.bytes
 
 
 def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
-    """Cycles a unit's load queue needs while `active` units load from `space`; a cached l2 is taken to hold what other
-    units load too."""
+    """Cycles of a unit's load queue while `active` units load from `space`. A cached l2 is assumed to hit for data that
+    other units load too."""
     if target.l2.managed == "cache":
         space = Space.L2
     port = min(target.load.bytes_per_clk, target.l2.bytes_per_clk_per_cu)
@@ -76,22 +76,22 @@ def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None 
 
 
 def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
-    """Cycles a unit's store queue needs while `active` units store to `space`."""
+    """Cycles of a unit's store queue while `active` units store to `space`."""
     shared = _moved(traffic, target, space) / _shared_rate(space, target, active)
     return max(traffic.bytes / target.store.bytes_per_clk, shared, traffic.rows * target.store.row_clk)
 
 
 def run_elements(dtype: DType, target: Target) -> int:
-    """The shortest rows of a tile worth loading: half a burst of device memory, a whole one where every first use of a
-    tile comes from there."""
+    """Minimum row length of a tile, in elements: half a burst of device memory, or a whole one where every first use of
+    a tile loads from it."""
     if target.l2.managed == "software":
         return 32
     return 1 << (-(-target.hbm.burst_bytes // dtype.bytes) - 1).bit_length()
 
 
 def latency_clk(target: Target, *spaces: Space | None) -> float:
-    """Cycles from the issue of a load to its first byte, from the slowest of `spaces` (l2 when they are not known), or
-    from device memory where l2 is a cache: the first unit to load a tile waits for that."""
+    """Cycles from the issue of a load to its first byte, from the slowest of `spaces` (l2 while they are unknown).
+    Where l2 is a cache, from device memory: the first load of a tile misses."""
     if target.l2.managed == "cache" or Space.HBM in spaces:
         return memory_latency_clk(target)
     return target.load.start_clk + target.l2.latency_ns / target.clk_ns
@@ -108,7 +108,7 @@ def handover_latency_clk(target: Target) -> float:
 
 
 def overhead_clk(target: Target) -> float:
-    """Cycles an instruction costs its queue whatever it does: issue and two ring operations."""
+    """Fixed cost of an instruction in its queue, in cycles: issue and two ring operations."""
     return target.issue_clk + 2 * target.sync.ring_op_clk
 
 
@@ -118,8 +118,8 @@ def mma_clk(m: int, n: int, k: int, dtype: DType, target: Target) -> float:
 
 
 def beat_clk(work: float, load: float, latency: float, depth: int) -> float:
-    """Cycles from one step to the next of an engine that takes `work` cycles for what a ring of `depth` slots brings: a
-    slot is loaded again only when the engine is through with it, and the data arrive `latency` and `load` later."""
+    """Initiation interval, in cycles, of an engine that works `work` cycles on each slot of a ring of `depth` slots: a
+    slot is reloaded only after the engine has released it, and its data arrive `latency` plus `load` later."""
     return max(work, load, (latency + load + work) / depth)
 
 
@@ -129,7 +129,7 @@ def vec_clk(elements: float, steps: int, target: Target) -> float:
 
 
 def l1_budget(target: Target) -> int:
-    """Bytes of l1 that one kernel may use, so that the next kernel's first loads find room beside it."""
+    """Bytes of l1 that one kernel may use, leaving room for the next kernel's first loads."""
     return target.l1.bytes // 2
 
 
@@ -139,7 +139,8 @@ def acc_budget(target: Target) -> int:
 
 
 def multiply(a: DType, b: DType) -> bool:
-    """Whether the tensor engine takes operands of these two types together: bytes of either sign, else one type."""
+    """Whether the tensor engine multiplies operands of these two types: 8-bit integers of either signedness, otherwise
+    equal types."""
     return a is b or {a, b} <= {DType.I8, DType.U8}
 
 

@@ -1,8 +1,8 @@
-"""Lowering each distinct group once: networks repeat their layers.
+"""Lowers each distinct group once: networks repeat their layers.
 
-A body is brought into a canonical form (values numbered, constants by content); its kernel is built under placeholder
-names and renamed for every group that has the same form. Invariant: the renamed kernel is the one that lowering the
-group itself would have built, names aside.
+Bodies are canonicalised (values numbered, constants by content). The kernel is built under placeholder names and
+renamed for every group of the same form. Invariant: up to names, the renamed kernel equals the one that lowering the
+group itself would build.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ T = TypeVar("T")
 
 
 Settle = Callable[[Kernel, tuple[VectorProgram, ...]], float]
-"""Measures a kernel, in cycles."""
+"""Measures a kernel; returns cycles."""
 
 
 Outcome = tuple[Kernel, tuple[VectorProgram, ...], float | None]
-"""A kernel, its vector programs, and the cycles that the cost model expects, where it has a price."""
+"""A kernel, its vector programs, and its expected cycles if it has a price."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupKernel:
-    """The kernel of a group, its vector programs, and the cycles that the cost model expects of it (None: kernels of
-    its kind have no price). `pattern` is the kernel that groups of the same form share, under placeholder names."""
+    """The kernel of a group, its vector programs, and its expected cycles (None if its kind has no cost model).
+    `pattern` is the kernel under placeholder names that groups of the same form share."""
 
     kernel: Kernel
     vectors: tuple[VectorProgram, ...]
@@ -49,9 +49,9 @@ class GroupKernel:
 
 
 class KernelCache:
-    """Kernels by the canonical form of their body, for one target. With `settle`, the `tries` candidates that the cost
-    model likes best are built and measured, and the fastest is taken (the first of equals). Outcomes are kept in the
-    store (`lowering.search_store`), failures too."""
+    """Kernels of one target by the canonical form of their body. With `settle`, the `tries` cheapest candidates under
+    the cost model are built and measured, and the fastest wins (the first of equals). The store
+    (`lowering.search_store`) keeps outcomes, including failures."""
 
     def __init__(self, target: Target, settle: Settle | None = None, tries: int = 1) -> None:
         self.target, self.settle, self.tries = target, settle, tries
@@ -80,8 +80,8 @@ class KernelCache:
         return GroupKernel(made, programs, price, pattern)
 
     def price(self, group: Op, body: Graph | None = None) -> float:
-        """Cycles that the cost model expects of the kernel of a group, or of `body` as a kernel of its kind (see
-        `price_group`). Raises NotFusable."""
+        """Expected cycles of the kernel of a group, or of `body` as a kernel of the group's kind (see `price_group`).
+        Raises NotFusable."""
         assert isinstance(group.attrs, GroupAttrs)
         assert group.body is not None
         kind = group.attrs.kind
@@ -102,11 +102,11 @@ class KernelCache:
         return price
 
     def _kept(self, asked: tuple[object, ...], search: Callable[[], T]) -> T | NotFusable:
-        """What `search` finds, or why it fails; from the store where it is known."""
+        """The outcome of `search` or the reason for its failure, from the store if known."""
         key = key_of(self._context, asked)
         text = self._store.get(key)
         if text is not None:
-            with suppress(ValueError, KeyError, TypeError):  # a damaged record is searched for again
+            with suppress(ValueError, KeyError, TypeError):  # a damaged record is recomputed
                 outcome, reason = decoded(text)
                 return NotFusable(reason) if reason else cast(T, outcome)
         found: T | NotFusable
@@ -145,12 +145,12 @@ class KernelCache:
 
 
 def _identity(kind: str, body: Graph) -> tuple[str, ...]:
-    """The kind, and the sources that an outcome depends on beyond those of ppuc."""
+    """The kind, and digests of other packages' sources that an outcome depends on."""
     return kind, *map(package_digest, packages_of(kind, body))
 
 
 def canonical_body(body: Graph) -> tuple[Graph, object]:
-    """`body` with numbered values and without locations, and a hashable that is equal for equal canonical bodies."""
+    """`body` with numbered values and without locations, and its hashable key."""
     names: dict[str, Value] = {}
 
     def number(value: Value) -> Value:

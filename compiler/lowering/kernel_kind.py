@@ -1,7 +1,7 @@
-"""What one kind of kernel is: which groups of ops it takes, how it is checked, priced and lowered, and what other parts
-of the compiler need to know of its kernels.
+"""The description of a kernel kind: the groups it accepts, how it is checked, priced and lowered, and the traits that
+passes use.
 
-The rows are in `lowering.kinds`. Invariant: a trait says what a kernel does, never which pass asks.
+`lowering.kinds` holds the table of kinds. Invariant: a trait describes what a kernel does, not which pass uses it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ TakesBody = Callable[[Graph], bool]
 Check = Callable[[Graph, Target], object]
 Price = Callable[[Graph, Target], float]
 Tiled = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], KernelBuilder]
-"""Builds a kernel: its name, the body, which tensor each parameter and result of the body stands for, the ONNX nodes,
-the machine."""
+"""Builds a kernel from its name, the body, the tensor of each parameter and result of the body, the ONNX nodes, and the
+target."""
 
 
 class Lower(Protocol):
-    """Builds a kernel (see Tiled) with the `rank`-th cheapest tiling. Raises NotFusable when there are not as many, or
-    none fits the machine."""
+    """Builds a kernel (see Tiled) with the `rank`-th cheapest tiling. Raises NotFusable if fewer tilings exist, or none
+    fits the target."""
 
     def __call__(
         self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target, rank: int, /
@@ -36,53 +36,51 @@ class Lower(Protocol):
 
 
 def always(what: object) -> bool:
-    """Takes everything."""
+    """Accepts everything."""
     return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelKind:
-    """One kind of kernel. A group is of the kind that its one anchor op, its body without an anchor, or the row of
-    groups it was made of belongs to."""
+    """One kind of kernel. A group's kind follows from its anchor op, from its body if it has no anchor, or from the
+    consecutive groups it was made of."""
 
     name: str
-    """What groups, dumps and reports call the kind."""
+    """The kind's name in groups, dumps and reports."""
     anchors: Mapping[str, Takes] = field(default_factory=dict)
-    """Names of ops that anchor such a kernel, and which of the ops of that name do."""
+    """Names of ops that anchor such a kernel, each with a predicate on the op."""
     unanchored: TakesBody | None = None
-    """Which bodies without an anchor make such a kernel (None: none)."""
+    """Predicate on bodies without an anchor that make such a kernel (None: none do)."""
     members: tuple[str, ...] = ()
-    """Kinds of groups in a row, each the only reader of the one before it, that one such kernel can compute."""
+    """Kinds of consecutive groups, each the only reader of the previous one, that one such kernel can compute."""
 
     check: Check | None = None
-    """Raises NotFusable, with the reason, when a body makes no such kernel or a poor one, whatever its tiles. None:
-    nothing but `lower` can tell."""
+    """Raises NotFusable, with the reason, if a body makes no such kernel, or a poor one, with any tiling. None: only
+    `lower` can tell."""
     lower: Lower
     """Builds the kernel."""
     price: Price | None = None
-    """Cycles that the cost model expects with the best tiles; raises NotFusable when none fit. None: there is no model,
-    and passes leave such groups as they are."""
+    """Expected cycles with the best tiles; raises NotFusable if none fit. None: the kind has no cost model, and passes
+    leave such groups unchanged."""
 
     epilogue: bool = True
-    """The kernel computes on what it stores: elementwise ops can follow the anchor, and results can have another type
-    than operands. Without it, elements are stored as they are loaded."""
+    """The kernel supports an epilogue: elementwise ops can follow the anchor, and results can differ from operands in
+    type. Without it, elements are stored as loaded."""
     overwrites: bool = False
-    """The kernel writes each element of its result once, and reads operands of that shape at the same point and nowhere
-    else: the result may take the memory of such an operand."""
+    """The kernel writes each element of its result once, and reads operands of that shape only at the same point: the
+    result may overwrite such an operand."""
     updates: int | None = None
-    """The operand of the anchor of which the kernel changes some elements in place; None: its results have memory of
-    their own."""
+    """The anchor's operand that the kernel updates in place; None: its results have their own memory."""
     rereads: bool = False
-    """Every tile of rows of the result reads the constants again: they are worth room in l2."""
+    """Every tile of result rows rereads the constants, so they benefit from l2."""
     shortest_k: int = 0
-    """Least length of a part when the kernel's sum is cut into partial sums; 0: it cannot be cut."""
+    """Minimum length of a part under split-K; 0: the kernel cannot be split along k."""
     shortest_keys: int = 0
-    """Least keys of a part when the kernel's keys are cut into parts that are put together afterwards; 0: it has no
-    keys."""
+    """Minimum keys of a part when attention is split along its keys; 0: the kernel has no keys."""
 
 
 def one_tiling(lower: Tiled) -> Lower:
-    """`lower`, which considers no tiling but its best, as a Lower."""
+    """Wraps `lower`, which considers only its best tiling, as a Lower."""
 
     @wraps(lower)
     def ranked(
@@ -96,7 +94,7 @@ def one_tiling(lower: Tiled) -> Lower:
 
 
 def price_of(lowering: Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], Priced]) -> Price:
-    """The price that a lowering finds for its best tiles, as a Price."""
+    """Wraps the price that a lowering finds for its best tiles, as a Price."""
 
     @wraps(lowering)
     def price(body: Graph, target: Target) -> float:

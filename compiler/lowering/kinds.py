@@ -1,9 +1,9 @@
-"""The kinds of kernels: one row each, and which kind a group is of.
+"""The table of kernel kinds, and the kind of a group.
 
-A new kind is a row here and a module beside it. Of several rows that take an op (or a body, or groups in a row), the
-one added last has it; those that packages add come after these.
+A new kind is a row here and a module beside it. If several rows accept an op (or a body, or consecutive groups), the
+one added last wins; rows of packages come after these.
 
-Invariant: no module but this one and those that build kernels compares kinds by name: what a pass needs to know of a
+Invariant: only this module and those that build kernels compare kinds by name. Everything a pass needs to know about a
 kernel is a field of its row.
 """
 
@@ -47,7 +47,7 @@ _ROWS = (
         price=price_of(MapLowering),
         overwrites=True,
     ),
-    KernelKind(  # views whose elements have to lie in memory
+    KernelKind(  # views that must be materialised
         name="copy",
         unanchored=only_views,
         check=lambda body, target: check_map(body),
@@ -73,7 +73,7 @@ _ROWS = (
         rereads=True,
         shortest_k=16,
     ),
-    KernelKind(  # pools and depthwise convolutions: the vector engine's
+    KernelKind(  # pools and depthwise convolutions, on the vector engine
         name="window",
         anchors={"pool": always, "conv": is_depthwise},
         check=check_window,
@@ -81,7 +81,7 @@ _ROWS = (
         price=price_of(WindowLowering),
         rereads=True,
     ),
-    KernelKind(  # what lies between the two stays in l1
+    KernelKind(  # the tensor between the two stays in l1
         name="cascade",
         members=("window", "matmul"),
         lower=one_tiling(lower_cascade),
@@ -123,26 +123,26 @@ _ROWS = (
 
 
 def _package_kind(name: str, found: Any) -> dict[str, KernelKind]:
-    """The row that a package names. Raises ValueError."""
+    """The row that a package registers. Raises ValueError."""
     if not isinstance(found, KernelKind):
-        raise ValueError("is no ppuc.compiler.lowering.kernel_kind.KernelKind")
+        raise ValueError("is not a ppuc.compiler.lowering.kernel_kind.KernelKind")
     if found.name != name:
-        raise ValueError(f"the kind calls itself '{found.name}'")
+        raise ValueError(f"the kind's own name is '{found.name}'")
     _check_row(found)
     _anchor(found)
     return {name: found}
 
 
 KINDS: Extensible[str, KernelKind] = Extensible("ppuc.kinds", _package_kind)
-"""Every row by name: those of ppuc, and those that packages name in the entry points of group `ppuc.kinds`."""
+"""Every row by name: built-in ones, and those that packages register in entry point group `ppuc.kinds`."""
 
 _ANCHORED: dict[str, list[KernelKind]] = {}
 """Op name -> the kinds that such an op may anchor, those added last first."""
 
 
 def add_kind(kind: KernelKind) -> KernelKind:
-    """Add a row. Raises ValueError when the name is taken, an anchor or a member does not exist, or an anchor is an op
-    that is part of any kernel (elementwise, a view, ...)."""
+    """Add a row. Raises ValueError if the name is taken, an anchor or a member does not exist, or an anchor is an op
+    that any kernel can contain (elementwise, a view, ...)."""
     if KINDS.holds(kind.name):
         raise ValueError(f"kernel kind '{kind.name}' is defined twice")
     _check_row(kind)
@@ -154,7 +154,7 @@ def add_kind(kind: KernelKind) -> KernelKind:
 def _check_row(kind: KernelKind) -> None:
     for name in kind.anchors:
         if name not in OPS or not needs_kernel(name):
-            raise ValueError(f"kernel kind '{kind.name}': no kernel is built around an op '{name}'")
+            raise ValueError(f"kernel kind '{kind.name}': op '{name}' cannot anchor a kernel")
     for name in kind.members:
         if name not in KINDS:
             raise ValueError(f"kernel kind '{kind.name}' is made of an unknown kind '{name}'")
@@ -166,7 +166,8 @@ def _anchor(kind: KernelKind) -> None:
 
 
 def _every_kind() -> Collection[KernelKind]:
-    """All rows, those of packages last. A choice among them is the same whenever it is made."""
+    """All rows, those of packages last. All packages are loaded first, so that the choice of a row does not depend on
+    when it is made."""
     return KINDS.complete().values()
 
 
@@ -174,26 +175,26 @@ def _every_kind() -> Collection[KernelKind]:
 
 
 def needs_kernel(name: str) -> bool:
-    """Whether ops of that name are what kernels are built around: neither elementwise nor a reduction, nor read
-    through (views, pads, constants)."""
+    """Whether ops of that name need a kernel of their own: neither elementwise nor reductions, nor views, pads or
+    constants."""
     kind = OPS[name].kind
     return kind not in (*CHAIN_KINDS, Kind.VIEW, Kind.CONSTANT) and name not in ("insert", "pad", "unblock")
 
 
 def anchoring_ops() -> frozenset[str]:
-    """Names of the ops that some kernel is built around."""
+    """Names of the ops that anchor some kernel."""
     _every_kind()
     return frozenset(_ANCHORED)
 
 
 def anchored_kind(op: Op) -> KernelKind | None:
-    """The kind of kernel that `op` anchors; None when it is part of other kernels, or has none."""
+    """The kind of kernel that `op` anchors; None if it anchors none."""
     _every_kind()
     return next((kind for kind in _ANCHORED.get(op.name, ()) if kind.anchors[op.name](op)), None)
 
 
 def anchor_in(body: Graph) -> Op | None:
-    """The op of `body` that decides its kind; None for elementwise groups and copies."""
+    """The anchor of `body`, which determines its kind; None for elementwise groups and copies."""
     anchors = [op for op in body.ops if needs_kernel(op.name)]
     if len(anchors) > 1:
         raise NotFusable("two anchors in one group")
@@ -201,7 +202,7 @@ def anchor_in(body: Graph) -> Op | None:
 
 
 def check_group(body: Graph, target: Target) -> str:
-    """The name of the kind of kernel that `body` makes. Raises NotFusable with the reason when it makes none."""
+    """The name of the kernel kind of `body`. Raises NotFusable with the reason if it has none."""
     require_loads(body, target)
     anchor = anchor_in(body)
     if anchor is not None:
@@ -220,40 +221,40 @@ def check_group(body: Graph, target: Target) -> str:
 
 
 def kind_named(name: str, where: str = "a group") -> KernelKind:
-    """The row of that name. Raises UsageError: dumps are text, and may name a kind that nothing here has defined."""
+    """The row of that name. Raises UsageError: a dump is text, and may name an undefined kind."""
     kind = KINDS.get(name)
     if kind is None:
         raise UsageError.of(
             where,
-            "is of an unknown kind of kernel",
+            "has an unknown kernel kind",
             got=name or "none",
             expected=", ".join(KINDS),
-            hint="a kind of another package is known once that package is installed",
+            hint="if another package defines the kind, install it",
         )
     return kind
 
 
 def group_kind(op: Op) -> KernelKind | None:
-    """The kind of a group; None for other ops, and for groups of which none was chosen yet. Raises UsageError."""
+    """The kind of a group; None for other ops and for groups without a kind yet. Raises UsageError."""
     if not isinstance(op.attrs, GroupAttrs) or not op.attrs.kind:
         return None
     return kind_named(op.attrs.kind, f"group {op.results[0]}")
 
 
 def group_anchor(op: Op) -> Op | None:
-    """The op that decides the kind of a group; None where no single op does, and for other ops."""
+    """The anchor of a group; None for groups without a single anchor, and for other ops."""
     kind = group_kind(op)
     return anchor_in(op.body) if kind is not None and kind.anchors and op.body is not None else None
 
 
 def may_follow(first: Op, second: Op) -> bool:
-    """Whether some kernel computes two groups of their kinds in a row, perhaps among more."""
+    """Whether some kernel kind cascades two groups of their kinds, possibly among more."""
     pair = _kind_name(first), _kind_name(second)
     return any(pair in pairwise(kind.members) for kind in _every_kind())
 
 
 def joined_kind(groups: Sequence[Op]) -> KernelKind | None:
-    """The kind of the kernel that computes groups of their kinds in a row, if there is one."""
+    """The kernel kind that computes these consecutive groups; None if there is none."""
     names = tuple(map(_kind_name, groups))
     return next((kind for kind in reversed([*_every_kind()]) if kind.members and kind.members == names), None)
 
@@ -266,14 +267,14 @@ def _kind_name(op: Op) -> str:
 def lower_group(
     kind: str, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target, rank: int = 0
 ) -> KernelBuilder:
-    """Build the kernel of a group, in the `rank`-th cheapest of the ways its lowering considers. Raises NotFusable when
-    there are no more, or no tiling fits the machine."""
+    """Build the kernel of a group with the `rank`-th cheapest tiling. Raises NotFusable if there are fewer, or no
+    tiling fits the target."""
     return kind_named(kind).lower(name, body, tensors, loc, target, rank)
 
 
 def price_group(kind: str, body: Graph, target: Target) -> float:
-    """Cycles that the cost model expects of a kernel with its best tiles. Raises NotFusable when nothing fits, or the
-    kind has no cost model."""
+    """Expected cycles of a kernel with its best tiles. Raises NotFusable if nothing fits, or the kind has no cost
+    model."""
     price = kind_named(kind).price
     if price is None:
         raise NotFusable(f"kernels of kind {kind} have no cost model")
@@ -281,7 +282,7 @@ def price_group(kind: str, body: Graph, target: Target) -> float:
 
 
 def packages_of(kind: str, body: Graph) -> list[str]:
-    """The packages of others that define the kind or an op of `body`: kernels depend on their code, too."""
+    """Other packages that define the kind or an op of `body`: kernels depend on their code, too."""
     functions: list[object] = [kind_named(kind).lower, *(OPS[op.name].infer for op in body.ops)]
     return sorted({f.__module__.partition(".")[0] for f in functions} - {"ppuc"})
 

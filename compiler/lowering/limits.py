@@ -1,10 +1,10 @@
-"""Whether a kernel keeps within what the machine has beside memory: rings, and room in its descriptors.
+"""Checks a kernel against target limits other than memory: rings and descriptor dimensions.
 
-A kernel has a ring for each of its buffers, so the number is certain only once the kernel is built. Every tensor that
-a group reads is loaded into a ring of its own, which is known before and bounds how far groups grow; and what a body
-reads and stores bounds the number from above, so that most kernels need not be built to know that they fit.
+A kernel has one ring per buffer, so the exact number is known only once the kernel is built. Each tensor that a group
+reads needs a ring: this lower bound is known earlier and limits group growth. Tensors read and stored also give an
+upper bound, so that most kernels need not be built to check that they fit.
 
-Invariant: no group becomes a kernel with more rings than `sync.rings_per_cu`, or with a view that no descriptor holds.
+Invariant: no kernel has more rings than `sync.rings_per_cu`, or a view with more dimensions than a descriptor.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ppuc.ir.ops.base import OPS, Kind
 from ppuc.targets.schema import Target
 
 _SPARE = 16
-"""Buffers of one kernel that hold neither operands nor results, at most: accumulators, running sums, parts."""
+"""Maximum buffers of one kernel that hold neither operands nor results: accumulators, running sums, parts."""
 
 _WRITES_INTO = ("insert", "scatter_nd")
 """Ops that write into the memory of their first operand and never load it."""
 
 
 def require_limits(kernel: Kernel, target: Target) -> None:
-    """Raise NotFusable when a unit has fewer rings than the kernel has buffers, or a view has too many dimensions."""
+    """Raise NotFusable if the kernel has more buffers than a unit has rings, or a view has too many dimensions."""
     _require(len(kernel.buffers), "", target)
     rank = max((len(p.view.shape) for p in kernel.params), default=0)
     if rank > MAX_VIEW_RANK:
@@ -31,15 +31,16 @@ def require_limits(kernel: Kernel, target: Target) -> None:
 
 
 def require_loads(body: Graph, target: Target) -> None:
-    """Raise NotFusable when a unit has fewer rings than the body reads tensors."""
+    """Raise NotFusable if the body reads more tensors than a unit has rings."""
     if len(body.params) > target.sync.rings_per_cu:
         _require(len(_loaded(body)), "at least ", target)
 
 
 def may_lack_rings(body: Graph, target: Target) -> bool:
-    """Whether a kernel of the body, copies aside, could need more rings than a unit has; False is certain."""
+    """Whether a kernel of the body, other than a copy, could need more rings than a unit has; False is definite."""
     moved = sum(len(op.operands) for op in body.ops) + len(body.results)
-    walks = 1 + sum(OPS[op.name].kind is Kind.REDUCTION for op in body.ops)  # a reduction may read all of it once more
+    # a reduction may add a walk over all operands
+    walks = 1 + sum(OPS[op.name].kind is Kind.REDUCTION for op in body.ops)
     return walks * moved + _SPARE > target.sync.rings_per_cu
 
 

@@ -1,7 +1,7 @@
 """Kernels and vector programs as JSON text and back.
 
-Invariant: `decoded(encoded(x)) == x` for everything that a kernel consists of: frozen dataclasses and enums of the IR,
-tuples, strings, numbers, None. A record names its classes, so an unknown one is refused rather than guessed.
+Invariant: `decoded(encoded(x)) == x` for all parts of a kernel: frozen dataclasses and enums of the IR, tuples,
+strings, numbers, None. A record names its classes; unknown ones are refused.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _CLASSES: dict[str, type] = {
 
 
 def encoded(value: object) -> str:
-    """`value` as JSON. Raises TypeError for what no kernel contains."""
+    """`value` as JSON. Raises TypeError for values that no kernel contains."""
     return json.dumps(_plain(value), separators=(",", ":"))
 
 
 def decoded(text: str) -> Any:
-    """The value of a record. Raises ValueError, KeyError or TypeError when it is none."""
+    """The value of a record. Raises ValueError, KeyError or TypeError if malformed."""
     return _built(json.loads(text))
 
 

@@ -1,11 +1,11 @@
-"""What tile searches found, on disk: a second compilation of the same shapes does not search again.
+"""A disk cache of tile search results: compiling the same shapes again needs no search.
 
-One SQLite file in the user's cache directory (`PPUC_CACHE_DIR` names another; empty, nothing is kept). A key is the
-sha256 of everything that an outcome depends on: the target's numbers, the group's canonical body, what was asked, and
-the sources of the compiler and of packages that add kernels or ops, so that a changed search starts afresh.
+One SQLite file in the user's cache directory (`PPUC_CACHE_DIR` overrides it; empty disables the cache). A key is the
+sha256 of everything that an outcome depends on: the target's numbers, the group's canonical body, the query, and the
+sources of the compiler and of packages that add kernels or ops, so changed code invalidates the cache.
 
-Invariant: with and without the store, a compilation gives the same bytes. A store that cannot be opened, read or
-written is left out: it saves time and nothing else.
+Invariant: a compilation gives the same bytes with and without the store. A store that cannot be opened, read or written
+is ignored: it only saves time.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from functools import cache
 from pathlib import Path
 
 VARIABLE = "PPUC_CACHE_DIR"
-"""Environment variable: where the store lies; "" keeps nothing."""
+"""Environment variable: folder of the store; "" disables it."""
 
 LARGEST = 256 << 20
-"""Bytes at which a store is emptied: years of use, or a runaway."""
+"""Size in bytes at which a store is emptied."""
 
 _SOURCES = ("compiler/lowering", "compiler/passes", "targets", "ir")
 
 
 def directory() -> Path | None:
-    """The folder of the store; None when nothing is kept."""
+    """The folder of the store; None if disabled."""
     named = os.environ.get(VARIABLE)
     if named is not None:
         return Path(named) if named else None
@@ -39,7 +39,7 @@ def directory() -> Path | None:
 
 @cache
 def sources_digest() -> str:
-    """sha256 of the sources that decide what a search finds."""
+    """sha256 of the sources that a search result depends on."""
     root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
     for folder in _SOURCES:
         for file in sorted((root / folder).rglob("*.py")):
@@ -50,8 +50,8 @@ def sources_digest() -> str:
 
 @cache
 def package_digest(name: str) -> str:
-    """sha256 of the sources of an imported package of others (or a module at top level). Where they are in no file, an
-    outcome is kept for this process alone."""
+    """sha256 of the sources of another imported package (or top-level module). Without source files, the digest is
+    unique to this process, so outcomes are not reused."""
     module, digest = sys.modules[name], hashlib.sha256()
     folders = [Path(folder) for folder in getattr(module, "__path__", ())]
     files = [file for folder in folders for file in sorted(folder.rglob("*.py"))] or [Path(module.__file__ or "")]
@@ -67,7 +67,7 @@ class SearchStore:
         self._connection = None if folder is None else _opened(folder)
 
     def get(self, key: str) -> str | None:
-        """What was put under `key`; None when nothing was."""
+        """The text stored under `key`; None if there is none."""
         if self._connection is None:
             return None
         try:
@@ -103,7 +103,7 @@ def key_of(*parts: object) -> str:
 
 
 def _opened(folder: Path) -> sqlite3.Connection | None:
-    """The store in `folder`, made anew when it is damaged or has grown beyond measure; None when that fails."""
+    """The store in `folder`, recreated if damaged or too large; None on failure."""
     path = folder / "tilings.sqlite"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _opened(folder: Path) -> sqlite3.Connection | None:
             path.unlink()
         try:
             return _connected(path)
-        except sqlite3.OperationalError:  # locked by another compilation, or not ours to write: not damaged
+        except sqlite3.OperationalError:  # locked by another compilation or read-only: not damaged
             return None
         except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""compiler/passes."""
+"""The passes, by subject, and what they share: contracts, remarks, rewriting."""

@@ -1,8 +1,8 @@
-"""Measuring a kernel by itself, on the simulator's clock.
+"""Measures single kernels on the simulator.
 
-The cost model ranks tilings; what it cannot tell apart is settled here. The kernel runs alone, its operands where they
-will be, all data there from the start; values are not computed. Invariant: the figure depends on the kernel and the
-target only.
+The cost model ranks tilings; measurement decides among the best. The kernel runs alone, with operands in their assigned
+memories and available from the start; values are not computed. Invariant: the result depends only on the kernel and the
+target.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ppuc.targets.schema import Target
 
 
 def cycles_alone(kernel: Kernel, vectors: tuple[VectorProgram, ...], target: Target) -> float:
-    """Cycles from launch to the last store of `kernel` run by itself."""
-    from ppuc.targets.simulator.run import simulate  # compiled code: loaded only when something is measured
+    """Cycles from launch to the last store when `kernel` runs alone."""
+    from ppuc.targets.simulator.run import simulate  # lazy: loads compiled code
 
     tensors = _tensors(kernel)
     places = {(p.space, p.name): p for p in ring_placements(kernel, target, from_top=False)}
@@ -31,7 +31,8 @@ def cycles_alone(kernel: Kernel, vectors: tuple[VectorProgram, ...], target: Tar
 
 
 def _tensors(kernel: Kernel) -> tuple[MemTensor, ...]:
-    """A tensor for each that the kernel names, large enough for its views, all at one address: no value is computed."""
+    """A tensor for each name in the kernel, large enough for its views. All share one address, as no values are
+    computed."""
     found: dict[str, MemTensor] = {}
     for p in kernel.params:
         elements = _reach(p.view)
@@ -44,6 +45,6 @@ def _tensors(kernel: Kernel) -> tuple[MemTensor, ...]:
 
 
 def _reach(view: View) -> int:
-    """Elements that a tensor must have for `view` to lie inside it."""
+    """Elements that a tensor needs to contain `view`."""
     steps = zip(view.shape, view.strides, strict=True)
     return view.offset + sum(max(0, (size - 1) * stride) for size, stride in steps) + 1

@@ -1,7 +1,7 @@
-"""What a pass is: a frozen dataclass whose fields are its options, with `run(module, target) -> module`.
+"""The base class of passes: frozen dataclasses whose fields are their options, with `run(module, target) -> module`.
 
 The first line of the class docstring is the pass's help; its `name` is what dumps and `ppuc opt -p` use. A pass takes
-and leaves valid IR, and returns the same module object when nothing changed.
+and returns valid IR, and returns the same module object when it changes nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ppuc.targets.description import Target
 
 
 class Pass(ABC):
-    """One step of a pipeline. `required` says why no pipeline can do without the pass; "" when it can be left out.
+    """One step of a pipeline. `required` is the reason why the pass cannot be disabled; "" when it can.
 
-    A pass of another package goes into the default pipeline right after the first step called `after`, or right before
-    the first one called `before`; with neither it runs only where it is named. One that is required goes into every
-    named pipeline of ppuc.
+    A pass of another package is inserted into the default pipeline right after the first pass called `after`, or right
+    before the first one called `before`; with neither, it runs only where it is named. A required one is inserted into
+    every built-in pipeline.
 
-    The pass manager checks the contracts that the pass `requires` before it and, when it changed the module, those that
-    it `ensures` after it.
+    The pass manager checks the contracts in `requires` before the pass and, if the module changed, those in `ensures`
+    after it.
     """
 
     __slots__ = ()
@@ -35,4 +35,4 @@ class Pass(ABC):
 
     @abstractmethod
     def run(self, module: Module, target: Target) -> Module:
-        """The module after this step."""
+        """The module after this pass."""

@@ -1,9 +1,9 @@
-"""What passes need of a module and leave in it: named predicates that the pass manager checks.
+"""Contracts: named preconditions and postconditions of passes that the pass manager checks.
 
-A pass lists those that must hold before it (`requires`) and those that hold after it (`ensures`). Later passes may end
-what an earlier one ensured: a contract is about the module between two passes, not about all that follow.
+A pass lists its preconditions (`requires`) and postconditions (`ensures`). A postcondition need not survive later
+passes.
 
-Invariant: a check looks at the module and the machine alone, and names the first entity that breaks the rule.
+Invariant: a check depends only on the module and the target, and names the first entity that breaks the rule.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from ppuc.targets.description import Target
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """`rule` is what holds, `broken` finds what breaks it in a module for a machine: the first entity, or "" when there
-    is none."""
+    """`rule` states the property; `broken` returns the first entity of a module that violates it on a target, or ""."""
 
     name: str
     rule: str
@@ -51,7 +50,7 @@ def _foreign_format(module: Module, target: Target) -> str:
 
 
 def multiplies(target: Target, dtype: DType) -> bool:
-    """Whether the tensor engine takes operands of `dtype`; u8 runs as i8, with a wider product."""
+    """Whether the tensor engine takes operands of `dtype`. u8 runs as i8 with a wider product."""
     return target.tensor.supports(DType.I8 if dtype is DType.U8 else dtype)
 
 
@@ -81,7 +80,7 @@ def _no_address(module: Module, _: Target) -> str:
 CONTRACTIONS = ("matmul", "conv", "attention")
 """Ops that the tensor engine computes."""
 
-PRIMITIVE = Contract("primitive", "every composite op is one that a kernel is built around", _composite)
+PRIMITIVE = Contract("primitive", "every composite op has a kernel of its own", _composite)
 MACHINE_FORMATS = Contract(
     "machine_formats", "every contraction multiplies a format of the tensor engine", _foreign_format
 )

@@ -1,12 +1,12 @@
-"""Remarks: what a pass did, what it refused, and why, said while it runs.
+"""Optimisation remarks: what a pass did, what it refused, and why, recorded while it runs.
 
-Whoever wants to know opens a collector around a pass; the pass asks for it, and says nothing when there is none:
+A caller opens a collector around a pass. The pass looks it up and records nothing without one:
 
     if (remarks := listener()) is not None:
         remarks.missed("not-fused", value.name, op.loc, f"'{op.name}' starts a kernel of its own")
 
-Invariants: remarks change nothing that a pass does; they depend on the module, the pass and the target alone (no time,
-no order of sets); without a collector no text is put together.
+Invariants: remarks do not affect what a pass does; they depend only on the module, the pass and the target (no times,
+no set order); without a collector no text is formatted.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ KINDS: tuple[Kind, ...] = ("applied", "missed", "note")
 Detail = int | float | str
 
 FIRST_NODES = 3
-"""ONNX nodes that the remark on a rewrite rule names, whatever the number of its applications."""
+"""Maximum ONNX nodes that the remark on a rewrite rule names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
     """One decision of a pass.
 
-    `entity` is the value, op or kernel it is about, `nodes` the ONNX nodes behind that, `decision` a short code that
-    stays the same between versions, `reason` a text for people. Where a price decided, `before_clk` and `after_clk` are
-    the cycles expected without and with what the pass considered; None otherwise. `details` are a few numbers or short
-    codes. Those with a meaning for reports, whatever the pass: `kernels` (change in the number of kernels), `bytes`
-    (size of the tensor), `lost_clk` (cycles that a refusal costs at least). `segment` counts the programs of a model
-    that has several."""
+    `entity` is the value, op or kernel it is about, `nodes` its ONNX nodes, `decision` a short code that is stable
+    between versions, `reason` a text for people. Where the cost model decided, `before_clk` and `after_clk` are the
+    expected cycles without and with the considered change; None otherwise. `details` are a few numbers or short codes.
+    Reports interpret these: `kernels` (change in the number of kernels), `bytes` (size of the tensor), `lost_clk`
+    (lower bound on the cycles that a refusal costs). `segment` is the index of the program in a model that has
+    several."""
 
     pass_name: str
     kind: Kind
@@ -54,7 +54,7 @@ class Remark:
 
     @property
     def lost_clk(self) -> float:
-        """Cycles that a refusal costs at least; 0 when nothing was refused, or it would have been slower."""
+        """Lower bound on the cycles that a refusal costs; 0 if nothing was refused or the change would be slower."""
         lost = self.details.get("lost_clk")
         if self.kind == "missed":
             return float(lost) if lost is not None else self._saving_clk
@@ -62,7 +62,7 @@ class Remark:
 
     @property
     def gained_clk(self) -> float:
-        """Cycles that what was done is expected to save; 0 where no price decided."""
+        """Cycles that an applied change is expected to save; 0 if it was not priced."""
         return self._saving_clk if self.kind == "applied" else 0.0
 
     @property
@@ -88,13 +88,13 @@ class Remark:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Remark:
-        """The remark of a record. Raises KeyError or TypeError when it is none."""
+        """The remark in a record. Raises KeyError or TypeError if malformed."""
         values = dict(record)
         return cls(pass_name=values.pop("pass"), nodes=tuple(values.pop("nodes")), **values)
 
 
 class Collector:
-    """Takes the remarks of one pass, in the order in which they are made."""
+    """Collects the remarks of one pass in order."""
 
     def __init__(self, pass_name: str) -> None:
         self.pass_name = pass_name
@@ -103,7 +103,7 @@ class Collector:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What was said, and one remark for every rule that was counted and whose applications were not each told."""
+        """The recorded remarks, plus one remark per counted rule whose applications have no remarks of their own."""
         told = {remark.decision for remark in self._made}
         counted = (
             Remark(self.pass_name, "applied", rule, entity, nodes, details={"count": count})
@@ -123,7 +123,7 @@ class Collector:
         after: float | None = None,
         **details: Detail,
     ) -> None:
-        """Say what was done, at a price of `after` cycles instead of `before`."""
+        """Record a change, which takes `after` cycles instead of `before`."""
         self._add("applied", decision, entity, nodes, reason, before, after, details)
 
     def missed(
@@ -137,15 +137,15 @@ class Collector:
         after: float | None = None,
         **details: Detail,
     ) -> None:
-        """Say what was considered and not done: it stays at `before` cycles, and would take `after`."""
+        """Record a refused change, which would take `after` cycles instead of `before`."""
         self._add("missed", decision, entity, nodes, reason, before, after, details)
 
     def note(self, decision: str, entity: str, nodes: Sequence[str] = (), reason: str = "", **details: Detail) -> None:
-        """Say what was found."""
+        """Record an observation."""
         self._add("note", decision, entity, nodes, reason, None, None, details)
 
     def count(self, rule: str, op: Op) -> None:
-        """Count an application of a rewrite rule to `op`: they make one remark together."""
+        """Count an application of a rewrite rule to `op`; all applications make one remark."""
         count, entity, nodes = self._counts.get(rule, (0, op.results[0].name, ()))
         if len(nodes) < FIRST_NODES:
             nodes = tuple(dict.fromkeys((*nodes, *op.loc)))[:FIRST_NODES]
@@ -168,12 +168,12 @@ class Collector:
 
 
 def _cycles(price: float | None) -> float | None:
-    """To a tenth of a cycle; None for a price that is infinite."""
+    """The price rounded to a tenth of a cycle; None if infinite."""
     return None if price is None or not math.isfinite(price) else round(float(price), 1)
 
 
 def code(rule: Callable[..., object]) -> str:
-    """What remarks call a rewrite rule: its name, `merge_casts` as `merge-casts`."""
+    """The decision code of a rewrite rule: `merge-casts` for `merge_casts`."""
     return rule.__name__.strip("_").replace("_", "-")
 
 
@@ -181,13 +181,13 @@ _LISTENER: ContextVar[Collector | None] = ContextVar("remarks", default=None)
 
 
 def listener() -> Collector | None:
-    """Who collects the remarks of the pass that runs; None when nobody does."""
+    """The collector of the running pass; None without one."""
     return _LISTENER.get()
 
 
 @contextmanager
 def collecting(pass_name: str) -> Iterator[Collector]:
-    """A collector for what passes say inside the context."""
+    """A context in which a new collector receives the remarks."""
     collector = Collector(pass_name)
     token = _LISTENER.set(collector)
     try:

@@ -1,13 +1,13 @@
-"""The walk that all graph passes share: rules per op name, applied until none fires.
+"""The pattern rewriter of all graph passes: applies rules, keyed by op name, until none fires.
 
-A Walk rebuilds a graph in one go. Every op is offered to the rules of its name with its operands already renamed; a
-rule either returns the value that stands for the op's result (values, if it has several), having emitted what computes
-it, or None. Emitted ops are
-offered to the rules in turn, so one walk follows a chain of rewrites to its end; what only becomes possible through
-later ops (a value losing its second user) is left to the next walk, and `to_fixpoint` walks until nothing changes.
+A Walk rebuilds a graph in one traversal. Every op, with its operands already renamed, is offered to the rules of its
+name. A rule emits the replacement and returns the value that stands for the op's result (or values, for several
+results), or returns None. Emitted ops are offered to the rules in turn, so one walk follows a chain of rewrites to its
+end. Rewrites that later ops enable (a value losing its second user) are left to the next walk; `to_fixpoint` walks
+until nothing changes.
 
-Invariants: a replacement has exactly the type of what it replaces; equal ops on equal operands exist once; an op made
-from several carries the locs of all of them; a walk that changes nothing returns the graph it was given.
+Invariants: a replacement has exactly the type of the value it replaces; equal ops on equal operands are merged; an op
+made from several carries the locs of all of them; a walk that changes nothing returns the same graph.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import DType
 
 Rule = Callable[["Walk", Op], Value | Sequence[Value] | None]
-"""Its name is what remarks call it."""
+"""Remarks use its name."""
 Rules = Mapping[str, Sequence[Rule]]
 """Op name -> rules, tried in order; the first that fires wins. The rules under "*" are tried for every op after
 those."""
@@ -38,7 +38,7 @@ those."""
 _SERIAL = re.compile(r"(\.\d+)+$")
 _MAX_ROUNDS = 50
 _MAX_CHAIN = 10_000
-"""Bounds that only rules which undo each other can reach."""
+"""Limits that only rules undoing each other can reach."""
 
 
 class Walk:
@@ -67,7 +67,7 @@ class Walk:
         return without_dead_ops(Graph(self.graph.name, self.graph.params, results, tuple(self.builder.ops)))
 
     def _settle(self, op: Op) -> bool:
-        """Offer `op`, and all that its rewriting emits, to the rules; whether anything changed."""
+        """Offer `op` and all ops emitted in its place to the rules; returns whether anything changed."""
         pending, steps = [op], 0
         while pending:
             current = self._with_renamed_operands(pending.pop())
@@ -144,7 +144,7 @@ class Walk:
         return op if operands == op.operands else replace(op, operands=operands)
 
     def emit(self, name: str, *operands: Value, attrs: Attrs | None = None) -> Value:
-        """Append an op of one result, named after the result that is being replaced."""
+        """Append an op with one result, named after the result being replaced."""
         return self.builder(name, *operands, attrs=attrs, hint=self._hint)
 
     def const(self, array: np.ndarray | Resource) -> Value:
@@ -156,7 +156,7 @@ class Walk:
         return self.builder.scalar(number, dtype)
 
     def absorb(self, *ops: Op) -> None:
-        """Ops emitted from here on also carry the locs of `ops`, which they make superfluous; those come first, being
+        """Ops emitted from now on also carry the locs of `ops`, which they replace; these come first, as they are
         earlier in the model."""
         self.builder.loc = tuple(dict.fromkeys((*(name for op in ops for name in op.loc), *self.builder.loc)))
 
@@ -169,11 +169,11 @@ class Walk:
         return op if not names or op.name in names else None
 
     def sole(self, value: Value, *names: str) -> Op | None:
-        """Like `producer`, but None when `value` has other users than the op that is being rewritten."""
+        """Like `producer`, but None if `value` has users other than the op being rewritten."""
         return self.producer(value, *names) if self._uses[value.name] <= 1 else None
 
     def uses(self, value: Value) -> int:
-        """How many operands and graph results `value` is, counting ops yet to be rewritten."""
+        """Number of uses of `value` as an operand or graph result, including ops yet to be rewritten."""
         return self._uses[value.name]
 
     def resource(self, value: Value) -> Resource | None:
@@ -182,27 +182,27 @@ class Walk:
         return None if op is None else op.attrs.value  # type: ignore[attr-defined]
 
     def number(self, value: Value) -> Any | None:
-        """The one number that all elements of a constant are (a Python scalar); None for anything else."""
+        """The number that all elements of a constant share (a Python scalar); None otherwise."""
         resource = self.resource(value)
         return None if resource is None else splat(resource)
 
 
 def _check_types(op: Op, values: Sequence[Value]) -> None:
-    """Raises InternalError when `values` cannot stand for the results of `op`."""
+    """Raises InternalError if `values` do not match the results of `op` in number and type."""
     old, new = (", ".join(str(v.type) for v in side) for side in (op.results, values))
     if old != new:
         raise InternalError(f"a rewrite of {op.name} turned {old} into {new}")
 
 
 def to_fixpoint(graph: Graph, rules: Rules) -> Graph:
-    """Walk until nothing changes. Dead ops are dropped. Returns `graph` itself when it was a fixpoint already."""
+    """Walk until nothing changes and remove dead ops. Returns `graph` itself if it is a fixpoint already."""
     graph = without_dead_ops(graph)
     for _ in range(_MAX_ROUNDS):
         after = Walk(graph, rules).run()
         if after is graph:
             return graph
         graph = after
-    raise InternalError(f"rewriting @{graph.name} did not settle in {_MAX_ROUNDS} walks")
+    raise InternalError(f"rewriting @{graph.name} did not reach a fixpoint in {_MAX_ROUNDS} walks")
 
 
 def with_graph(module: Module, graph: Graph) -> Module:

@@ -1,6 +1,6 @@
 """Builds the kernel of every group.
 
-Kernel parameters name top-level values in their memories.
+Invariant: kernel parameters name top-level values in their memories.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class Tile(Pass):
-    """Cut every group into tiles for the compute units: sizes by search under the cost model.
+    """Tile every group for the compute units: tile sizes by search under the cost model.
 
-    `tries` is how many of the best candidates of a matmul or convolution are measured; with one, the cost model
-    decides.
+    `tries` is the number of best candidates of a matmul or convolution to measure on the simulator; with 1, the cost
+    model decides.
 
     %y = group(%x, %w) {kind = "matmul"}  ->  %y = group(...) {kernel = "gemm"}; kernel @gemm { for ... }
     """
@@ -68,14 +68,14 @@ class Tile(Pass):
 
 
 class Tilings:
-    """What is said of kernels: those of the same form have the same loops and take as long."""
+    """Remarks on kernels; kernels of the same form share loops and cycles."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self._known: dict[int, tuple[str, Mapping[str, float]]] = {}
 
     def say(self, made: GroupKernel, op: Op, remarks: Collector) -> None:
-        """A remark on a kernel: its loops and tiles, units, price, and how long each queue works."""
+        """A remark on a kernel: its loops and tiles, units, price, and the busy cycles of each queue."""
         if id(made.pattern) not in self._known:
             loops = {loop.var: loop for around, _ in made.kernel.statements() for loop in around}
             shown = " ".join(f"{loop.var} {loop.stop - loop.start}/{loop.step}" for loop in loops.values())

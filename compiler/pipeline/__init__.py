@@ -1,1 +1,1 @@
-"""compiler/pipeline."""
+"""Pipelines: which passes run, how they run, and what is dumped, resumed, checked and linked."""

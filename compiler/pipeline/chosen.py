@@ -1,7 +1,8 @@
-"""The passes of one compilation: a named pipeline, what packages put into it, and what the options leave out or change.
+"""Selects the passes of one compilation: a named pipeline, passes that packages insert, and passes that options disable
+or configure.
 
-Invariant: the passes follow from the options and the installed packages alone, and every module records them, so that
-what is installed when a dump is resumed changes nothing.
+Invariant: the passes depend only on the options and the installed packages. Every module records them, so resuming a
+dump does not depend on the packages installed by then.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _ORDER = tuple(step.name for step in PIPELINE)
 
 
 def passes_of(options: CompileOptions, before: str = "") -> tuple[Pass, ...]:
-    """The passes that a compilation with `options` runs; with `before` those up to the first pass of that name. Raises
-    UsageError for a pipeline that does not exist and a disabled pass that is not in it or cannot be left out."""
+    """The passes that a compilation with `options` runs; with `before`, only those in front of the first pass of that
+    name. Raises UsageError for an unknown pipeline, and for a disabled pass that is required or not in the pipeline."""
     passes = without(named_pipeline(options.pipeline), options.disabled, options.pipeline)
     if options.tune > 1:
         passes = tuple(replace(step, tries=options.tune) if isinstance(step, Tile) else step for step in passes)
@@ -44,20 +45,22 @@ def _place_of(name: str, passes: Sequence[Pass]) -> int:
 
 
 def recorded(passes: Sequence[Pass]) -> tuple[str, ...]:
-    """What a module that is to go through `passes` holds as its pipeline: their specs, or () for the default one."""
+    """The pipeline that a module records when it is to go through `passes`: their specs, or () for the default
+    pipeline."""
     specs = specs_of(passes)
     return () if specs == specs_of(PIPELINE) else specs
 
 
 def recorded_text(pipeline: Sequence[str]) -> dict[str, str]:
-    """What an artifact says of the pipeline that a module recorded: how to make the program again, without the outputs
-    that were kept to look at layers; nothing about the default pipeline."""
+    """The artifact's metadata on the recorded pipeline, from which the program can be rebuilt. Omits the pass that
+    keeps layer outputs; empty for the default pipeline."""
     specs = tuple(spec for spec in pipeline if spec != KeepLayers.name)
     return {RECORDED: ",".join(specs)} if specs and specs != specs_of(PIPELINE) else {}
 
 
 def named_pipeline(name: str) -> tuple[Pass, ...]:
-    """The pipeline of that name with the passes that packages put into it, or the listed passes. Raises UsageError."""
+    """The pipeline called `name` with the passes that packages insert, or the passes that `name` lists. Raises
+    UsageError."""
     if name not in PIPELINES:
         if "," in name or "{" in name:
             return build_passes(name, "--pipeline")
@@ -72,12 +75,12 @@ def named_pipeline(name: str) -> tuple[Pass, ...]:
 
 
 def _foreign() -> list[type[Pass]]:
-    """The passes of other packages that have a place in the default pipeline."""
+    """Passes of other packages that ask for a position in the default pipeline."""
     return [kind for name, kind in PASSES.complete().items() if name not in OWN and (kind.after or kind.before)]
 
 
 def without(passes: Sequence[Pass], disabled: Sequence[str], pipeline: str) -> tuple[Pass, ...]:
-    """`passes`, those of `pipeline`, without the ones that are named. Raises UsageError."""
+    """`passes` of the pipeline called `pipeline`, without the `disabled` ones. Raises UsageError."""
     for name in disabled:
         where = f"--disable-pass {name}"
         kind = pass_named(name, where)
@@ -94,8 +97,8 @@ def without(passes: Sequence[Pass], disabled: Sequence[str], pipeline: str) -> t
 
 
 def _with(passes: Sequence[Pass], step: Pass) -> tuple[Pass, ...]:
-    """`passes` with `step` where it says it goes; where its neighbour is missing, behind the passes that precede the
-    neighbour in the default pipeline."""
+    """`passes` with `step` inserted next to its neighbour (`after` or `before`). Where the neighbour is missing, `step`
+    follows the last pass that precedes the neighbour in the default pipeline."""
     names = [p.name for p in passes]
     neighbour = step.after or step.before
     if neighbour in names:

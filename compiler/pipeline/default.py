@@ -1,4 +1,4 @@
-"""The pipelines: what runs, in which order, and why there."""
+"""The built-in pipelines: which passes run, in which order, and why at that position."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ PIPELINE: tuple[Pass, ...] = (
     LegaliseForKernels(),  # forms that kernels know
     Fold(),  # reshaped weights
     Fuse(),  # groups of ops become kernels
-    StorageTypes(),  # storage formats of what crosses kernels; needs to know what does
-    HorizontalFusion(),  # products of one operand: their readers and formats are known now
-    CausalSplit(),  # causal attention over what its rows see
-    SplitK(),  # contractions with few result tiles, at the price of their formats
-    SplitN(),  # weights that l2 holds only in parts
-    InPlaceConcat(),  # concatenations in place, with types final
-    Cascade(),  # kernels in a row whose tiles stay in l1: with every group final
-    WeightLayout(),  # weights as device memory delivers them best: with the products that read them final
+    StorageTypes(),  # storage formats of tensors between kernels, which fusion has determined
+    HorizontalFusion(),  # products of one operand, with their readers and formats known
+    CausalSplit(),  # causal attention over the keys that its rows see
+    SplitK(),  # contractions with few result tiles, priced in their storage formats
+    SplitN(),  # weights too large for l2
+    InPlaceConcat(),  # concatenations in place, with final types
+    Cascade(),  # consecutive kernels whose tiles stay in l1, with all groups final
+    WeightLayout(),  # the weight layout that hbm streams fastest, with all readers final
     MemorySpaceAssignment(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known
     Allocate(),  # addresses, with tile sizes known
@@ -60,11 +60,11 @@ NONE: tuple[Pass, ...] = (
     Legalise(narrow=False),  # formats the machine has
     Layout(),  # channels last, or convolutions and pools have no kernel
     LegaliseForKernels(),  # forms that kernels know
-    Fuse(epilogues=False),  # a kernel for each op that a kernel begins with
-    StorageTypes(),  # storage formats, which --precision asks for
-    MemorySpaceAssignment(stage=False),  # l2 or hbm; nothing is staged
+    Fuse(epilogues=False),  # one kernel for each op that can start one
+    StorageTypes(),  # storage formats that --precision asks for
+    MemorySpaceAssignment(stage=False),  # l2 or hbm, without staging
     Tile(),  # kernels
     Allocate(),  # addresses
     Emit(),  # streams
 )
-"""The shortest pipeline that runs: nothing is made faster. For telling whether a pass is to blame."""
+"""The shortest pipeline that yields a program: no optimisation. For finding out whether an optimisation is to blame."""

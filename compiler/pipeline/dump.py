@@ -1,15 +1,14 @@
-"""A dump: the module after every pass as text, its constants once, and a manifest of what was done.
+"""A dump: the module's text after every pass, its constants, and a manifest.
 
-    DIR/manifest.json            passes in order: options, time, op counts, error if it was asked for, file, remarks
+    DIR/manifest.json            passes in order: options, time, op counts, error with --check-passes, file, remarks
     DIR/00-import.ppir ...       the module after each pass that changed it
-    DIR/constants/index.json     key -> type, file and checksum of every constant that is stored
+    DIR/constants/index.json     key -> type, file and checksum of every stored constant
     DIR/constants/<key>.bin      its bytes: little-endian, row-major
-    DIR/constants/recipes.ppir   constants that are computed from others, as a graph: %<key> = transpose(...)
+    DIR/constants/recipes.ppir   constants derived from others, as a graph: %<key> = transpose(...)
     DIR/segment1/ ...            the same for the second segment of a program with host steps, and so on
 
-Invariant: a file that is there is complete (each is written under another name and renamed); a dump needs no file
-outside its folder; a constant is stored once, whatever the number of texts that use it, and what can be computed from
-stored constants is not stored.
+Invariants: every file is complete (written under a temporary name, then renamed); a dump is self-contained; a constant
+is stored once for all texts, and constants derivable from stored ones are kept as recipes only.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ FORMAT = 1
 
 
 class ConstantStore:
-    """The constants beside the texts of one folder; those that are there already are kept."""
+    """The constants stored beside the texts of one folder. Constants already stored are kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / CONSTANTS
@@ -57,7 +56,7 @@ class ConstantStore:
         self._recipes = {key: r for key, r in known.items() if isinstance(r, Derived)}
 
     def add(self, module: Module) -> None:
-        """Store every constant that the module's text names and that is not there yet."""
+        """Store every constant that the module's text names and the folder lacks."""
         before = len(self._index), len(self._recipes)
         for resource in external_resources(module).values():
             self._add(resource)
@@ -100,8 +99,8 @@ def _recipe_graph(recipes: Mapping[str, Derived]) -> Graph:
 
 
 class DumpFolder:
-    """Writes one dump. An earlier dump in the same folder is replaced when the first module is written, so that a model
-    that cannot even be imported leaves everything as it was; a folder that holds anything else is refused."""
+    """Writes one dump. Writing the first module replaces an earlier dump in the same folder, so a model that fails to
+    import leaves it untouched. A folder that holds anything else is refused."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -123,7 +122,7 @@ class DumpFolder:
             )
 
     def _begun(self) -> ConstantStore:
-        """The constants of this dump; at the first call the folder is made, or what it held is cleared away."""
+        """The constants of this dump. The first call creates or clears the folder."""
         if self._constants is None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -147,24 +146,24 @@ class DumpFolder:
         return name
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest, with a checksum of what it says."""
+        """Write the manifest with a checksum of its contents."""
         record = {"format": FORMAT, **manifest}
         write_file(self.folder / MANIFEST, _manifest_text({**record, "checksum": _record_checksum(record)}).encode())
 
 
 def segment_folder(number: int) -> str:
-    """The folder of a segment in the dump of its program; the first one is the dump itself."""
+    """Subfolder of a segment in the dump of its program; "" for the first one, which is at the top."""
     return f"segment{number}" if number else ""
 
 
 def later_segments(folder: Path) -> list[tuple[int, Path]]:
-    """Number and folder of each segment but the first that a dump holds, in order."""
+    """Number and folder of each later segment in a dump, in order."""
     named = ((re.fullmatch(r"segment([1-9]\d*)", path.name), path) for path in folder.glob("segment*"))
     return sorted((int(match[1]), path) for match, path in named if match and (path / MANIFEST).is_file())
 
 
 def _record_checksum(record: Mapping[str, Any]) -> str:
-    """Of the values in a record, however they are spelt."""
+    """Checksum of a record's values, independent of JSON formatting."""
     return checksum(json.dumps(record, sort_keys=True).encode())
 
 
@@ -180,15 +179,15 @@ def _manifest_text(manifest: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the manifest of a dump tells of a compilation: machine, precision, and for each pass its text in the dump
-    ("" when it changed nothing) and what it said."""
+    """The parsed manifest of a dump: target, precision, and for each pass its file in the dump ("" when it changed
+    nothing) and its remarks."""
 
     target: str
     precision: str
     passes: tuple[tuple[str, tuple[Remark, ...]], ...]
 
     def said(self, file: str = "") -> tuple[Remark, ...]:
-        """The remarks of the passes that the text `file` has been through, or of all; () for a text of another dump."""
+        """The remarks of the passes up to the text `file`, or of all passes; () for a text of another dump."""
         files = [name for name, _ in self.passes]
         end = files.index(file) + 1 if file in files else 0
         return tuple(remark for _, remarks in self.passes[: end if file else None] for remark in remarks)
@@ -202,11 +201,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         record = read_json(file.read_bytes())
         if record.pop("checksum") != _record_checksum(record):
-            raise ValueError("it does not say what was written")
+            raise ValueError("its contents do not match its checksum")
         passes = ((p["file"] or "", tuple(map(Remark.of, p.get("remarks", ())))) for p in record["passes"])
         return Manifest(record["target"], record["options"].get("precision", "model"), tuple(passes))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = "dump again; a text needs no manifest to go on from, so this one can be deleted"
+        hint = "dump again, or delete the manifest: resuming from a text does not need it"
         raise TextError.of(str(file), "the manifest of the dump is damaged", got=error, hint=hint) from error
 
 
@@ -247,7 +246,7 @@ def read_constants(folder: Path) -> dict[str, Resource]:
 
 
 def _derived(op: Op, found: Mapping[str, Resource]) -> Derived:
-    """The constant that `op` computes from constants found under the names of its operands."""
+    """The constant that `op` derives from those in `found`, keyed by operand name."""
     sources = [found[v.name] for v in op.operands]
     return Derived(op, sources, next((s.name for s in sources if s.name), ""))
 
@@ -261,7 +260,7 @@ def _resource(key: str, entry: dict[str, Any], place: Path) -> Resource:
     type, name = parse_type(entry["type"]), str(entry["name"])
     path = place / entry["file"]
     if path.parent != place:
-        raise ValueError(f"{entry['file']} is not beside the index")
+        raise ValueError(f"{entry['file']} is missing")
     if not path.is_file() or path.stat().st_size != type.bytes:
         raise TextError.of(str(path), "a constant of the dump is missing or cut short", expected=f"{type} for {key}")
     if type.bytes == 0:
@@ -271,5 +270,5 @@ def _resource(key: str, entry: dict[str, Any], place: Path) -> Resource:
 
 
 def _salt(key: str, type: TensorType) -> bytes:
-    """What the checksum of a constant covers beside its bytes: what an entry of the index says of them."""
+    """The part of an index entry that a constant's checksum covers in addition to its bytes."""
     return f"{key} {type} ".encode()

@@ -1,7 +1,6 @@
-"""Running a module at whatever level it has reached, on arrays by ONNX name.
+"""Runs a module at whatever level it has reached, on arrays keyed by ONNX name.
 
-Invariant: the most lowered form that the module holds is what runs: its program on the simulator, else its kernels one
-after another, else its graph.
+Invariant: the most lowered form present runs: the program on the simulator, else the kernels in order, else the graph.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ def _hook(on_tensor: OnTensor | None) -> Callable[[Op, Sequence[np.ndarray]], No
 
 
 def _run_kernels(module: Module, feeds: Mapping[str, np.ndarray], on_tensor: OnTensor | None) -> dict[str, np.ndarray]:
-    """Groups that name a kernel run as that kernel, other ops as their references, on one flat memory per storage
-    root."""
+    """Run groups that name a kernel as that kernel, and other ops as their reference functions, on one flat memory per
+    storage root."""
     from ppuc.compiler.passes.memory.live_ranges import storage_roots
     from ppuc.ir.interpret_kernel import run_kernel
 
@@ -77,7 +76,7 @@ def _run_kernels(module: Module, feeds: Mapping[str, np.ndarray], on_tensor: OnT
 
 
 def _storage(value: Value, root: np.ndarray | None) -> np.ndarray:
-    """Where a kernel writes `value`: the memory it shares with its root, else fresh memory."""
+    """The memory that a kernel writes `value` to: its storage root's, or fresh memory."""
     return np.zeros(value.type.dims, value.type.dtype.numpy) if root is None else root.reshape(value.type.dims)
 
 
@@ -91,7 +90,7 @@ def _reference(op: Op, operands: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         return [results[v.name] for v in op.body.results]
     record = OPS[op.name]
     if record.reference is None:
-        raise InternalError(f"op {op.name} ({', '.join(op.loc)}) has no reference")
+        raise InternalError(f"op {op.name} ({', '.join(op.loc)}) has no reference function")
     return record.reference(op.attrs, *operands)
 
 

@@ -1,11 +1,11 @@
-"""Comparing inner tensors with the model's: which value of the lowered graph is which ONNX node's output.
+"""Maps values of the lowered graph to ONNX nodes' outputs, so that inner tensors can be compared with the model's.
 
-A value stands for a node when it is the result of the last op that the node's name reached (an earlier one is a step on
-the way), and, of several such nodes fused into one op, for the last in the model's order. Layouts may differ: a value
-matches a reference of the same shape, of the same shape with channels last, or of one that differs in axes of size 1
-only.
+A value stands for a node when its op is the last one that carries the node's name (earlier ones are intermediate
+steps). If an op carries several such nodes, the value stands for the last one in model order. Layouts may differ: a
+value matches a reference of the same shape, of the channels-last shape, or of a shape that differs only in axes of size
+1.
 
-Invariant: keeping layers adds graph outputs and changes nothing else, so the values are those of the ordinary program.
+Invariant: keeping layers only adds graph outputs, so every value equals that of the ordinary program.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
 PLACE = "memory-space-assignment"
-"""The pass before which the graph's fused groups are final and its outputs not yet given memory."""
+"""Kept layers are inserted before this pass: groups are final and outputs have no memory yet."""
 
 PREFIX = "ppuc:layer:"
-"""Output names of kept layers are this and the value's name. No value of a graph has a colon in its name."""
+"""Prefix of a kept layer's output name; the value's name follows. Graph values never contain a colon."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class KeepLayers(Pass):
     before: ClassVar[str] = PLACE
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with more outputs; itself when every candidate is one already."""
+        """The module with the added outputs; the same object when all candidates are outputs already."""
         present = {v.name for v in module.graph.results}
         known = layer_candidates(module.graph)
         values = [r for op in module.graph.ops for r in op.results if r.name in known and r.name not in present]
@@ -51,7 +51,7 @@ class KeepLayers(Pass):
 
 
 def layer_candidates(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Value name -> the ONNX nodes whose output it may be: those that no later op mentions."""
+    """Value name -> the ONNX nodes whose output it may be: those that no later op carries."""
     last: dict[str, str] = {}
     for op in graph.ops:
         if op.name != "const" and len(op.results) == 1:
@@ -63,7 +63,7 @@ def layer_candidates(graph: Graph) -> dict[str, tuple[str, ...]]:
 
 
 def final_node(candidates: Iterable[str], order: Sequence[str]) -> str | None:
-    """The candidate that comes last in the model; None when none of them is a node of the model's main graph."""
+    """The candidate that comes last in the model; None when no candidate is a node of the main graph."""
     place = {node: i for i, node in enumerate(order)}
     return max((c for c in candidates if c in place), key=lambda c: place[c], default=None)
 
@@ -74,7 +74,7 @@ def node_values(graph: Graph) -> dict[str, str]:
 
 
 def matching(want: np.ndarray, got: np.ndarray) -> np.ndarray | None:
-    """`want` in the layout of `got`; None when no layout that is tried fits. Of two that fit, the closer one."""
+    """`want` in the layout of `got`; the numerically closer one if two layouts fit, None if none does."""
     layouts = [want]
     if want.ndim >= 3:
         layouts.append(np.moveaxis(want, 1, -1))
@@ -92,7 +92,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kept_name(part: int, value: str) -> str:
-    """The output that keeps `value` of one of several graphs."""
+    """The output name that keeps `value` of graph number `part`."""
     return f"{PREFIX}{part}:{value}"
 
 

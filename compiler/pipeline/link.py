@@ -1,7 +1,7 @@
-"""From a module at its last level to the artifact that runs.
+"""Links a module that holds a program into an executable artifact.
 
-Invariant: the artifact is a function of the module, the passes' remarks and the compiler's version alone, so that a
-resumed dump links to the same bytes.
+Invariant: the artifact depends only on the module, the passes' remarks and the compiler's version, so a resumed dump
+links to the same bytes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from ppuc.targets.artifact import Artifact, IOSpec
 from ppuc.targets.description import Target
 
 NODES = "nodes"
-"""Metadata key: JSON object, kernel name -> the ONNX node that its time is booked on."""
+"""Metadata key: JSON object, kernel name -> the ONNX node that its time is attributed to."""
 
 
 def link(module: Module, target: Target, remarks: Sequence[Remark] = ()) -> Artifact:
-    """The artifact of a module that holds a program, with what the passes said. Raises UsageError when it holds none
-    yet."""
+    """The artifact of a module that holds a program, with the passes' remarks. Raises UsageError for a module without a
+    program."""
     program = module.program
     if program is None:
         raise UsageError.of(
             "module",
-            "holds no program yet, so there is nothing to write as .ppu",
+            "holds no program yet, so no .ppu file can be written",
             got=f"passes run: {', '.join(module.done) or 'none'}",
             hint="run the rest of the pipeline with --to-end",
         )

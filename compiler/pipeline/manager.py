@@ -1,7 +1,7 @@
-"""One walk down a list of passes: verify after each, dump, time and check.
+"""Runs a list of passes: verifies, dumps, times and checks after each.
 
-Invariant: the artifact depends on nothing but the imported module, the passes and the target: dumping, checking and
-progress change no byte of it.
+Invariant: the artifact depends only on the imported module, the passes and the target. Dumping, checking and progress
+reports change no byte of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class PassRecord:
     """One pass that ran. `ops` counts the ops of the graph after it; `file` is its text in the dump ("" when the pass
-    changed nothing, or nothing is dumped); `remarks` is what it said, if anybody listened."""
+    changed nothing, or without a dump); `remarks` is empty unless they are collected."""
 
     name: str
     options: str
@@ -67,8 +67,8 @@ def said(passes: Sequence[PassRecord]) -> tuple[Remark, ...]:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedModule:
-    """A module with a plan written into its graph, and `simulated`: the same model in f32 on operands rounded to their
-    formats and back, whose inputs and outputs are those of the module."""
+    """A module with a quantization plan in its graph. `simulated` is the same model in f32 with operands rounded to
+    their formats and back, whose inputs and outputs are those of the module."""
 
     module: Module
     simulated: Module
@@ -76,9 +76,9 @@ class QuantizedModule:
 
 @dataclass(frozen=True, slots=True)
 class CompiledModel:
-    """The outcome of a compilation: the module at its last level (of the first segment when there are several, None
-    when all is the host's; `modules` has all), the artifact, and what each pass did. `quantized` is what it began with
-    when layers are quantized and the host does nothing."""
+    """The outcome of a compilation: the module at its last level (the first segment's if there are several, None if
+    everything runs on the host; `modules` has all), the artifact, and a record of each pass. `quantized` is the initial
+    module with its plan if layers are quantized and nothing runs on the host."""
 
     module: Module | None
     artifact: Artifact
@@ -88,12 +88,12 @@ class CompiledModel:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What all passes said."""
+        """The remarks of all passes."""
         return said(self.passes)
 
 
 def op_counts(graph: Graph) -> dict[str, int]:
-    """Ops by name, bodies of groups included, names in order."""
+    """Number of ops by name, in name order; bodies of groups are included."""
     counts: Counter[str] = Counter()
 
     def walk(part: Graph) -> None:
@@ -107,7 +107,7 @@ def op_counts(graph: Graph) -> dict[str, int]:
 
 
 def _check_required(step: Pass, module: Module, target: Target) -> None:
-    """Raise UsageError when `module` is not what the pass needs: other passes have to come first."""
+    """Raise UsageError when `module` breaks a contract that the pass requires: other passes must run first."""
     for contract in step.requires:
         entity = contract.broken(module, target)
         if entity:
@@ -120,7 +120,7 @@ def _check_required(step: Pass, module: Module, target: Target) -> None:
 
 
 def _check_ensured(step: Pass, module: Module, target: Target) -> None:
-    """Raise InternalError when the pass broke its own contract."""
+    """Raise InternalError when the pass breaks a contract that it ensures."""
     for contract in step.ensures:
         entity = contract.broken(module, target)
         if entity:
@@ -128,7 +128,7 @@ def _check_ensured(step: Pass, module: Module, target: Target) -> None:
 
 
 class Run:
-    """One walk down a list of passes; `listening`, it keeps their remarks."""
+    """One run of a list of passes. Remarks are collected if `listening`."""
 
     def __init__(
         self,
@@ -145,13 +145,13 @@ class Run:
         self._about: dict[str, Any] = {}
 
     def begin(self, name: str) -> float:
-        """Announce a step that comes before the passes; returns the time at which it starts."""
+        """Announce a step before the passes; returns its start time in seconds."""
         self.progress(name, 0, self._total)
         return time.perf_counter()
 
     def started(self, module: Module, name: str = "import", since: float | None = None) -> Module:
-        """`module` as the outcome of the step `name` before the passes, begun at `since`: it records what it is to go
-        through."""
+        """Record `module` as the outcome of the step `name`, begun at `since`; returns it with its pipeline
+        recorded."""
         since = time.perf_counter() if since is None else since
         module = replace(module, pipeline=recorded(self.passes))
         verify_module(module)
@@ -159,7 +159,8 @@ class Run:
         return module
 
     def run(self, module: Module) -> Module:
-        """Run every pass on `module`. What was dumped before a failure stays, and the manifest names the failure."""
+        """Run every pass on `module`. On failure, the dump keeps what was written, and its manifest records the
+        error."""
         for step in self.passes:
             self.progress(step.name, len(self.records), self._total)
             try:

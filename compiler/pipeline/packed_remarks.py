@@ -1,10 +1,9 @@
-"""Remarks as a few bytes each, for the artifact: a table of texts and rows of numbers, as JSON.
+"""Compact encoding of remarks for the artifact: a string table and rows of numbers, as JSON.
 
     {"texts": ["fuse", "fused", "conv_1", ...],
      "rows": [[segment, pass, kind, decision, entity, [node, ...], reason, before, after, [name, value, ...]], ...]}
 
-Texts are named by their position in the table (kinds by theirs in `KINDS`); values of details that are texts are
-`[position]`.
+Strings are indices into the table (kinds are indices into `KINDS`); string values of details are `[index]`.
 
 Invariants: `unpacked(packed(remarks)) == remarks`; equal remarks give equal bytes.
 """
@@ -20,11 +19,11 @@ from ppuc.ir.errors import ArtifactError
 from ppuc.targets.artifact import Artifact
 
 NOTE = "remarks"
-"""The artifact's note that holds them."""
+"""The artifact's note that holds the remarks."""
 
 
 def packed(remarks: Sequence[Remark]) -> bytes:
-    """The bytes of `remarks`."""
+    """Encode `remarks`."""
     table: dict[str, int] = {}
 
     def place(text: str) -> int:
@@ -52,7 +51,7 @@ def packed(remarks: Sequence[Remark]) -> bytes:
 
 
 def unpacked(data: bytes) -> tuple[Remark, ...]:
-    """The remarks of `packed` bytes. Raises ValueError for any others."""
+    """Decode the output of `packed`. Raises ValueError for malformed bytes."""
     try:
         record = json.loads(data)
         texts = record["texts"]
@@ -68,13 +67,12 @@ def unpacked(data: bytes) -> tuple[Remark, ...]:
 
 
 def with_remarks(artifact: Artifact, remarks: Sequence[Remark]) -> Artifact:
-    """`artifact` with what the passes said; itself when they said nothing."""
+    """`artifact` with `remarks` attached; the same object when there are none."""
     return replace(artifact, notes={**artifact.notes, NOTE: packed(remarks)}) if remarks else artifact
 
 
 def remarks_of(artifact: Artifact) -> tuple[Remark, ...]:
-    """What the passes that made `artifact` said; () when nobody listened. Raises ArtifactError for a note that is
-    damaged."""
+    """The remarks stored in `artifact`; () when they were not collected. Raises ArtifactError for a damaged note."""
     data = artifact.notes.get(NOTE)
     try:
         return unpacked(data) if data is not None else ()

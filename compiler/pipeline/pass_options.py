@@ -1,7 +1,7 @@
-"""Passes as text: a spec is a pass's name and the options that differ from their defaults, `tile{tries=8}`.
+"""Text form of passes: a spec is a pass's name and its non-default options, such as `tile{tries=8}`.
 
-Invariant: `build_pass(spec_of(step))` equals `step`, and equal passes have equal specs: options stand in the order of
-the fields, defaults are left out.
+Invariant: `build_pass(spec_of(step))` equals `step`, and equal passes have equal specs: options follow field order,
+defaults are omitted.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def options_text(step: Pass) -> str:
 
 
 def build_pass(text: str, where: str = "-p") -> Pass:
-    """The pass that a spec names. Raises UsageError, about `where`, for what is no spec, an unknown pass or option, or
-    a value of the wrong type."""
+    """The pass that a spec describes. Raises UsageError, located at `where`, for a malformed spec, an unknown pass or
+    option, or a value of the wrong type."""
     steps = build_passes(text, where)
     if len(steps) != 1:
         raise UsageError.of(where, f"names {len(steps)} passes", got=repr(text), expected="one pass")
@@ -46,7 +46,7 @@ def build_pass(text: str, where: str = "-p") -> Pass:
 
 
 def build_passes(text: str, where: str = "-p") -> tuple[Pass, ...]:
-    """The passes of a list `fold,tile{tries=8}`. Raises UsageError as `build_pass` does."""
+    """The passes of a list such as `fold,tile{tries=8}`. Raises UsageError as `build_pass` does."""
     try:
         specs = parse_line(text, "specs") if text.strip() else ()
     except LineSyntaxError as error:
@@ -85,7 +85,7 @@ def _built(spec: Spec, where: str) -> Pass:
 
 
 def pass_named(name: str, where: str) -> type[Pass]:
-    """The class of the pass called `name`. Raises UsageError when there is none."""
+    """The class of the pass called `name`. Raises UsageError if it does not exist."""
     if name not in PASSES:
         close = difflib.get_close_matches(name, PASSES, 1)
         hint = f"did you mean '{close[0]}'?" if close else "`ppuc passes` lists them"
@@ -94,7 +94,7 @@ def pass_named(name: str, where: str) -> type[Pass]:
 
 
 def describe_options(kind: type[Pass]) -> list[dict[str, Any]]:
-    """Name, type and default of each option of a pass, as text; the default is None for an option without."""
+    """Name, type and default of each option of a pass, as text. The default is None for a mandatory option."""
     return [
         {
             "name": f.name,

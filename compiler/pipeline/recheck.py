@@ -1,9 +1,9 @@
-"""Re-executing the IR after every pass and comparing it with the imported graph.
+"""Re-executes the IR after every pass and compares it with the imported graph.
 
-Invariant: the values compared with are computed once, from the graph as it was imported and before any pass ran; a pass
-is blamed when it is the first after which a graph output is out of tolerance, and the tensor named is the first in
-execution order, among those that survive under their name and type, that is. Where a 16-bit value of the model
-overflows, a program that keeps it inside a kernel, and one that stores it, are both right.
+Invariants: the reference values are computed once, from the imported graph before any pass. The pass blamed is the
+first after which a graph output is out of tolerance. The tensor named is the first one out of tolerance in execution
+order, among tensors that kept their name and type. Where a 16-bit value of the model overflows, a program that keeps it
+in f32 inside a kernel is as correct as one that stores it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ppuc.targets.description import Target
 
 
 class DivergenceError(PpucError):
-    """A pass changed what the model computes. `comparison` is that of the tensor named."""
+    """A pass changed what the model computes. `comparison` is of the tensor named in the error."""
 
     exit_code = 1
 
@@ -40,7 +40,8 @@ class DivergenceError(PpucError):
 
 @dataclass(frozen=True, slots=True)
 class CheckedPass:
-    """What re-execution after one pass found: outputs by ONNX name, and how many inner tensors were compared."""
+    """The outcome of re-execution after one pass: a comparison of each output, and the number of inner tensors
+    compared."""
 
     outputs: tuple[Comparison, ...]
     tensors: int
@@ -101,7 +102,7 @@ class Recheck:
     def _compared(
         self, label: str, name: str, got: np.ndarray, want: np.ndarray, stored: Callable[[], Mapping[str, np.ndarray]]
     ) -> Comparison:
-        """`got` against `want` and, where the model overflows, against what it is if only `stored` values do."""
+        """Compare `got` with `want` and, where the model overflows, with the values if only `stored` ones overflow."""
         result = self._judge.compare(label, name, got, want)
         if result.ok or not self._overflows or name not in stored():
             return result
@@ -109,7 +110,7 @@ class Recheck:
         return again if again.ok else result
 
     def _stored(self, module: Module) -> dict[str, np.ndarray]:
-        """The imported graph's values when those overflow that `module` stores."""
+        """The imported graph's values if only those that `module` stores overflow."""
         found: dict[str, np.ndarray] = {}
 
         def keep(op: Op, results: Sequence[np.ndarray]) -> None:
@@ -120,7 +121,7 @@ class Recheck:
 
 
 def _value_types(graph: Graph) -> dict[str, TensorType]:
-    """Types of all values that are not constants, by name."""
+    """Types of all non-constant values, by name."""
     types = {p.name: p.type for p in graph.params}
     for op in graph.ops:
         if op.name != "const":

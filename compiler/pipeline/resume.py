@@ -1,6 +1,6 @@
-"""Going on from a dump: a module read back, and the passes that it has yet to go through.
+"""Resumes from a dump: reads a module back and finds its remaining passes.
 
-Invariant: a module read back from a dump ends in the same bytes as the one that was dumped.
+Invariant: a module read back from a dump compiles to the same bytes as the one that was dumped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppuc.targets.description import Target
 
 
 def read_module(path: str | Path) -> Module:
-    """Parse and verify a `.ppir` file, its constants taken from the `constants` folder beside it. Raises TextError."""
+    """Parse and verify a `.ppir` file, with constants from the `constants` folder beside it. Raises TextError."""
     from ppuc.ir.text import parse_module
     from ppuc.ir.verify import VerificationError, verify_module
 
@@ -36,27 +36,26 @@ def read_module(path: str | Path) -> Module:
 
 
 def recorded_pipeline(module: Module, where: str) -> tuple[Pass, ...]:
-    """The passes that `module`, read from `where`, is to go through from the import on. Raises UsageError for one that
-    does not exist."""
+    """The full pipeline that `module`, read from `where`, records. Raises UsageError for an unknown pass."""
     return tuple(build_pass(spec, where) for spec in module.pipeline) or PIPELINE
 
 
 def rerouted(module: Module, where: str, pipeline: str = "", disabled: Sequence[str] = ()) -> Module:
-    """`module`, read from `where`, to go through `pipeline` ("": the one it records) without the `disabled` passes.
-    Raises UsageError."""
+    """`module`, read from `where`, with its pipeline set to `pipeline` ("" keeps the recorded one) without the
+    `disabled` passes. Raises UsageError."""
     passes = named_pipeline(pipeline) if pipeline else recorded_pipeline(module, where)
     return replace(module, pipeline=recorded(without(passes, disabled, pipeline or "as recorded")))
 
 
 def remaining_passes(module: Module, where: str) -> tuple[Pass, ...]:
-    """The part of its pipeline that `module` has not been through. Raises UsageError when what it has been through is
-    not a beginning of it."""
+    """The passes of its pipeline that `module` has yet to run. Raises UsageError if the passes it has run are not a
+    prefix of the pipeline."""
     passes = recorded_pipeline(module, where)
     specs, count = specs_of(passes), len(module.done)
     if specs[:count] != module.done:
         raise UsageError.of(
             where,
-            "the recorded passes are not a prefix of the pipeline, so there is no rest of it to run",
+            "the recorded passes are not a prefix of the pipeline, so the remaining passes are unknown",
             got=", ".join(module.done),
             expected=", ".join(specs[:count]),
             hint="name the passes to run with -p",

@@ -144,5 +144,5 @@ def test_scatter_into_a_view_of_the_operand_is_refused() -> None:
 
     types = [TensorType(DType.F32, (4, 6)), TensorType(DType.I64, (2, 1)), TensorType(DType.F32, (2, 4))]
     body = body_of(types, build)
-    with pytest.raises(NotFusable, match="the result does not lie where operand 0 does"):
+    with pytest.raises(NotFusable, match="the result does not share operand 0's memory"):
         lower_scatter("k", body, names_of(body), ("node",), target_of("ppu-tiny"))

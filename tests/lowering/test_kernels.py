@@ -248,7 +248,7 @@ def test_matmul_with_a_softmax(target: str) -> None:
 
 
 def test_wide_reductions_are_left_to_another_kernel(target: str) -> None:
-    for axis, reason in ((1, "1 rows, kept whole, would leave units idle"), (0, "over more than the columns")):
+    for axis, reason in ((1, "1 rows, kept whole, would leave units idle"), (0, "over other axes than the columns")):
         b = Body()
         x = b.op("matmul", b.param(1 + 3 * (1 - axis), 16), b.param(16, 40))
         with pytest.raises(NotFusable, match=reason):

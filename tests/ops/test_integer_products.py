@@ -1,4 +1,4 @@
-"""Products of integers that the tensor engine does not take: exact, wrapping as ONNX Runtime's do."""
+"""Products of integers that the tensor engine does not support: exact, wrapping as ONNX Runtime's do."""
 
 from __future__ import annotations
 

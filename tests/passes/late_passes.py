@@ -1,4 +1,4 @@
-"""Running passes from prepare to emit on small graphs, checked at every step."""
+"""Runs the passes from `legalise-for-kernels` to `emit` on small graphs, checked at every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pass `prepare`: the forms that kernels know."""
+"""The pass `legalise-for-kernels`: the forms that kernels support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pass `recognise`: attention in its parts; and `decompose`."""
+"""The passes `match-attention` and `decompose`."""
 
 from __future__ import annotations
 

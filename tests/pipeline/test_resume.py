@@ -119,7 +119,7 @@ def test_other_passes_than_those_recorded_have_no_rest(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         remaining_passes(read_module(text), "a.ppir")
     assert str(caught.value) == (
-        "a.ppir: the recorded passes are not a prefix of the pipeline, so there is no rest of it to run\n"
+        "a.ppir: the recorded passes are not a prefix of the pipeline, so the remaining passes are unknown\n"
         "  got: fold\n  expected: canonicalise\n  hint: name the passes to run with -p"
     )
     text.write_text(source.replace("tile{tries=3}", "tyle{tries=3}"))

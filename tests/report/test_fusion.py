@@ -47,7 +47,7 @@ def test_each_edge_is_fused_or_has_its_reason(residual: Path) -> None:
     assert edges["matmul", "relu"]["fused"]
     assert edges["matmul", "add"]["fused"]
     assert edges["relu", "matmul"]["why"] == "'matmul' starts a kernel of its own"
-    assert "the kernel would wait for itself" in edges["relu", "add"]["why"]
+    assert "the kernel would depend on itself" in edges["relu", "add"]["why"]
     assert edges["relu", "add"]["bytes"] == 40 * 32 * 4
     assert (record["fused"], record["not_fused"]) == (2, 2)
     assert sum(r["edges"] for r in record["reasons"].values()) == 2

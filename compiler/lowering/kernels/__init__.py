@@ -1,1 +1,1 @@
-"""One module a kind of kernel: how a group becomes loops over tiles."""
+"""One module per kernel kind: how a group becomes loops over tiles."""

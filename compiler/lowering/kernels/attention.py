@@ -1,17 +1,17 @@
 """Attention with a streaming softmax (FlashAttention: Dao, Fu, Ermon, Rudra, Re 2022; Milakov and Gimelshein 2018).
 
 For a tile of query rows the kernel walks the keys once: scores on the tensor engine, then on the vector engine the
-running maximum and sum of each row and the weights relative to that maximum, then weights times values, added to what
-earlier keys gave after that is rescaled by exp(old maximum - new maximum). When all keys fit one tile there is nothing
-to carry. What is divided by the total of the weights is the sum of values, not each weight: it has fewer elements. So
-PEAK, by which weights of 8-bit floats are multiplied, needs no division: the total is PEAK-fold too.
+running maximum and sum of each row and the weights relative to that maximum, then weights times values, added to the
+earlier result rescaled by exp(old maximum - new maximum). If all keys fit one tile, nothing is carried. The weighted
+sum, not each weight, is divided by the total: it has fewer elements. The factor PEAK on 8-bit float weights therefore
+cancels: the total contains it too.
 
-Rows are (head within its key/value group, query): heads that share keys share the loaded tiles. Where it pays, a loop
-iteration holds two parts of rows whose statements alternate, so that the tensor engine computes one part's scores while
-the vector engine is at the other's softmax.
+Rows are (head within its key/value group, query): heads that share keys share the loaded tiles. Where it is faster, a
+loop iteration interleaves two parts of rows, so that the tensor engine computes one part's scores while the vector
+engine computes the other's softmax.
 
-Invariant: the maximum starts at the lowest finite f32, so a row whose keys so far are all hidden has weights
-exp(-inf) = 0 and not NaN; a row with no visible key at all ends as 0 / 0, which is NaN as in the decomposition.
+Invariant: the maximum starts at the lowest finite f32, so a row whose keys so far are all masked has weights exp(-inf)
+= 0, not NaN; a fully masked row ends as 0 / 0 = NaN, as in the decomposition.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ key, depth of q . k."""
 
 @dataclass(frozen=True, slots=True)
 class PartKeys(Tiling):
-    """The keys of part `p`: `size` from `p * size` on, of `limit` in all."""
+    """The keys of part `p`: `size` keys from `p * size` on, of `limit` in total."""
 
     limit: int = 0
 
@@ -128,19 +128,19 @@ class AttentionLowering(TiledAttention):
         return lane
 
     def _bounds(self, lane: Lane, *names: str) -> tuple[Bound | None, ...]:
-        """Valid extents along the axes of these loops; () when every tile is whole."""
+        """Valid extents along the axes of these loops; () if every tile is whole."""
         bounds = tuple(lane.loops[n].bound for n in names)
         return bounds if any(b is not None for b in bounds) else ()
 
     def _vector(self, builder: ProgramBuilder, suffix: str, results: Sequence[tuple[str, DType]]) -> str:
-        """Add a vector program (the parts of an iteration share them)."""
+        """Add a vector program (parts of an iteration share programs)."""
         name = f"{self.name}.{suffix}"
         if all(known.name != name for known in self.kernel.vectors):
             self.kernel.vector(builder.finish(name, results))
         return name
 
     def _start(self, nest: Nest, lane: Lane) -> None:
-        """The states before any key."""
+        """Initialise the states."""
         builder = ProgramBuilder()
         low, zero = builder.const(LOWEST, DType.F32), builder.const(0.0, DType.F32)
         name = self._vector(builder, "start", [(low, DType.F32), (zero, DType.F32), (zero, DType.F32)])
@@ -165,7 +165,7 @@ class AttentionLowering(TiledAttention):
         *,
         after: bool = False,
     ) -> str:
-        """Load a tile of k or v, its two axes swapped where memory is."""
+        """Load a tile of k or v, with its two axes swapped if they are in memory."""
         source = self.sources[key]
         buffer = self.kernel.buffer(key, self.dtype, tile[::-1] if source.swapped else tile, depth=self.shape.slots)
         index = [nest.loops[0].offset, nest.loops[1].offset]
@@ -221,7 +221,7 @@ class AttentionLowering(TiledAttention):
         nest.add(self.key + 1, Vec(name, (lane.result,), ins, self._bounds(lane, "r", "m", "e")), after=True)
 
     def _softmax(self, nest: Nest, lane: Lane) -> None:
-        """Weights of one tile of keys, and the states after it."""
+        """Compute the weights of one tile of keys and update the states."""
         builder, ins, scalars = ProgramBuilder(), [lane.scores], list[Affine]()
         x, factor = self._masked_scores(nest, lane, builder, ins, scalars)
         high = builder.step("reduce_max", x, ints=(2,))
@@ -248,8 +248,8 @@ class AttentionLowering(TiledAttention):
     def _masked_scores(
         self, nest: Nest, lane: Lane, builder: ProgramBuilder, ins: list[str], scalars: list[Affine]
     ) -> tuple[str, float]:
-        """Steps from the accumulator to the scores, and the positive factor that they are still to be multiplied with:
-        of the product and the maximum's share the engine makes one step."""
+        """Steps from the accumulator to the scores, and a positive factor still to be applied, so that the engine fuses
+        that product with the subtraction of the maximum."""
         x, factor = builder.param(DType.F32), self.scale
         if self.mask is not None or factor <= 0:
             x, factor = builder.step("mul", x, builder.const(factor, DType.F32)), 1.0
@@ -264,7 +264,8 @@ class AttentionLowering(TiledAttention):
         return x, factor
 
     def _position(self, builder: ProgramBuilder, like: str, along: int, offset: Affine, scalars: list[Affine]) -> str:
-        """Positions along a tile axis, from `offset` on; in i32, because comparing a whole tile in i64 costs twice."""
+        """Positions along a tile axis, from `offset` on; in i32, because comparing a tile in i64 costs twice as
+        much."""
         count = self.shape.rows if along == 1 else self.shape.keys
         scalars.append(offset)
         start = builder.step("scalar", ints=(len(scalars) - 1,))
@@ -314,7 +315,7 @@ class AttentionLowering(TiledAttention):
 
 
 def check_attention(body: Graph, target: Target) -> None:
-    """Raise NotFusable when the group has no attention kernel, apart from the fit of tiles."""
+    """Raise NotFusable if the group has no attention kernel with any tiling."""
     AttentionLowering(body.name, body, {v.name: v.name for v in (*body.params, *body.results)}, (), target)
 
 

@@ -1,6 +1,6 @@
-"""The tiles of an attention kernel: where its operands lie, what fits, and what each choice costs.
+"""Tile search for attention kernels: operand views, capacity and cost of each choice.
 
-Invariant: whatever `choose` returns fits l1 and acc, rings included, as the kernel allocates them.
+Invariant: the choice that `choose` returns fits l1 and acc, rings included, as the kernel allocates them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A candidate: heads and query rows of a part, parts, keys of a tile, depth of q . k at a time, value columns, and
-    ring slots of streamed tiles and of what passes between the engines."""
+    """A candidate: heads and query rows of a part, parts, keys of a tile, depth of q . k per step, value columns, and
+    ring slots of streamed tiles and of tiles passed between engines."""
 
     heads: int
     rows: int
@@ -67,11 +67,11 @@ class TiledAttention(UnmergedLowering):
         result = anchor.results[0]
         domain = (self.batch, self.g, self.r, self.m, self.e)
         self.span = self.s
-        """Keys that one walk passes: all of them, or those of a part."""
+        """Keys of one walk: all, or those of a part."""
         if isinstance(anchor.attrs, AttentionPartsAttrs):
             self.span = anchor.attrs.keys
             if body.results != (result,):
-                raise NotFusable("parts of attention take no epilogue")
+                raise NotFusable("attention split along its keys takes no epilogue")
             chain = Chain(domain, result, outputs={result.name: part_views(result.type.dims, domain)[0]})
         else:
             chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
@@ -82,7 +82,7 @@ class TiledAttention(UnmergedLowering):
         if any(value.type.dtype is not self.dtype for value, _ in known[:3]):
             raise NotFusable("q, k and v of attention are stored in different types")
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
-            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+            raise NotFusable(f"the tensor engine does not support {self.dtype}")
         self.scale: float = anchor.attrs.scale  # type: ignore[attr-defined]
         self.causal: bool = anchor.attrs.causal  # type: ignore[attr-defined]
         self.space_of_keys = known[1][0].space
@@ -100,17 +100,17 @@ class TiledAttention(UnmergedLowering):
 
     @property
     def walks(self) -> int:
-        """Walks over keys for each tile of rows: one, or one for each part."""
+        """Walks over keys for each tile of rows: one, or one per part."""
         return -(-self.s // self.span)
 
     @property
     def price(self) -> float:
-        """Cycles that the cost model expects with the cheapest tiles. Raises NotFusable when none fit."""
+        """Expected cycles with the cheapest tiles. Raises NotFusable if none fit."""
         return self._price(self.choose())
 
     def choose(self) -> Shape:
-        """The cheapest tiles that fit. Those that leave the next kernel no half of l1 and acc pay for its first loads,
-        which then wait."""
+        """The cheapest tiles that fit. Tiles that use more than half of l1 or acc pay for delaying the next kernel's
+        first loads."""
         prices = {shape: self._price(shape) for shape in self._candidates(False)}
         alone = cost.memory_latency_clk(self.target) + cost.latency_clk(self.target)
         for shape in self._candidates(True):
@@ -123,14 +123,15 @@ class TiledAttention(UnmergedLowering):
         )
 
     def _heads(self) -> list[tuple[int, int]]:
-        """(depth of q . k at a time, value columns): whole heads, and parts of them where whole ones crowd l1."""
+        """Candidates for (depth of q . k per step, value columns): whole heads, and parts of them where whole ones take
+        too much l1."""
         crowded = self.walks == 1 and 64 * (self.d + self.e) * self.dtype.bytes > cost.l1_budget(self.target) // 2
         if not crowded:
             return [(self.d, self.e)]
         return list(itertools.product(_halves(self.d), _halves(self.e)))
 
     def _candidates(self, full: bool) -> Iterator[Shape]:
-        """Tiles that fit, with as many ring slots as do."""
+        """Tiles that fit, with the most ring slots that fit."""
         rows = [(1, t) for t in _tiles(self.m, 256, 4)]
         rows += [(h, self.m) for h in _tiles(self.r, max(256 // max(self.m, 1), 1), 1) if h > 1]
         for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, _tiles(self.span, 1024, 16), (1, 2)):
@@ -162,7 +163,7 @@ class TiledAttention(UnmergedLowering):
         return shape.slots * streams + shape.parts * own <= l1 and tiles <= acc
 
     def loops(self, shape: Shape) -> tuple[list[Tiling], int, float]:
-        """(loops over the domain, units at work, iterations of the busiest unit)."""
+        """(loops over the domain, active units, iterations of the busiest unit)."""
         tiles = [1, 1, shape.heads, shape.rows * shape.parts, shape.columns]
         if self.walks > 1:
             trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
@@ -175,8 +176,8 @@ class TiledAttention(UnmergedLowering):
         return loops, math.prod(units), iterations
 
     def _price(self, shape: Shape) -> float:
-        """Cycles of the busiest unit. With one part of rows scores, softmax and product wait for each other; with two,
-        only each engine's own work and one part's chain bound an iteration. One ring slot leaves loads no time to
+        """Cycles of the busiest unit. With one part of rows, scores, softmax and product run one after another; with
+        two, an iteration is bound by the busiest engine or by one part's chain. With one ring slot, loads do not
         overlap."""
         target, dtype = self.target, cost.tensor_dtype(self.dtype, self.target)
         _, active, iterations = self.loops(shape)
@@ -202,7 +203,7 @@ class TiledAttention(UnmergedLowering):
         return iterations * ((walks - 1) * beat + last + ends) + latency + load
 
     def _stream_clk(self, shape: Shape, active: int) -> float:
-        """Load cycles of one tile of keys: k, v and the mask, and q again where its depth is cut."""
+        """Load cycles of one tile of keys: k, v and the mask, and q again if its depth is split."""
         k = cost.box_traffic(self.sources["k"].view, [1, 1, shape.keys, self.d], self.dtype)
         v = cost.box_traffic(self.sources["v"].view, [1, 1, shape.keys, shape.columns], self.dtype)
         total, loads = k + v, 2
@@ -223,8 +224,8 @@ class TiledAttention(UnmergedLowering):
 
 
 def part_views(dims: tuple[int, ...], domain: tuple[int, ...]) -> tuple[View, View, View]:
-    """Where a result of attention in parts [parts, batch, heads, m, e + 2] holds sums, maxima and totals: views with
-    the axes of `domain` (batch, group, head of the group, m, e), of part 0."""
+    """Views of the sums, maxima and totals in the result of split attention [parts, batch, heads, m, e + 2], with the
+    axes of `domain` (batch, group, head of the group, m, e), of part 0."""
     *_, m, e = domain
     pitch = e + 2
     strides = (domain[1] * domain[2] * m * pitch, domain[2] * m * pitch, m * pitch, pitch, 1)
@@ -233,7 +234,7 @@ def part_views(dims: tuple[int, ...], domain: tuple[int, ...]) -> tuple[View, Vi
 
 
 def epilogue_tiles(shape: Shape) -> list[int]:
-    """The tile of the result that one part of rows gives."""
+    """The result tile of one part of rows."""
     return [1, 1, shape.heads, shape.rows, shape.columns]
 
 
@@ -246,8 +247,8 @@ def _split_heads(view: View, groups: int, repeat: int) -> View:
 
 
 def _tiles(size: int, most: int, step: int) -> list[int]:
-    """Tile sizes of an axis: below 16 powers of two, then as other contractions choose them, and what cuts the axis
-    into 2 to 8 tiles of nearly equal size (multiples of `step`)."""
+    """Tile sizes of an axis: powers of two below 16, then the candidates of other contractions, and sizes that cut the
+    axis into 2 to 8 nearly equal tiles (multiples of `step`)."""
     small = [n for n in (1, 2, 4, 8) if n < size]
     even = [-(-size // (n * step)) * step for n in range(2, 9)]
     return sorted({*small, *sizes(size, 16, most), *(t for t in even if t <= min(size, most))})

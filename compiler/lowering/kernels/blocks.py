@@ -1,7 +1,7 @@
-"""Matrix products with weights in blocks: tiles of codes and of scales are loaded, and widened beside the product.
+"""Matrix products with block-quantized weights: loads tiles of codes and scales and dequantizes them in the kernel.
 
-The k axis is walked in blocks. A tile of A has its k axes apart as (half, block, row of the block), so that its
-elements stand in the order in which the vector engine leaves the weights; halves only where bytes hold two numbers.
+The k axis is walked in blocks. A tile of A splits k into (half, block, row of the block), so that its elements match
+the order in which the vector engine writes the weights; the half axis exists only if bytes hold two numbers.
 
 Invariant: a tile of k is whole blocks of both halves, and its scales are loaded with it.
 """
@@ -27,12 +27,12 @@ from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
 DEEPEST = 2048
-"""Rows of weights in a tile at the most."""
+"""Maximum rows of weights in a tile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The weights' codes, scales and zero points in memory, and how they are read."""
+    """The weights' codes, scales and zero points in memory, and the geometry of their blocks."""
 
     codes: Value
     scale: Value
@@ -41,7 +41,7 @@ class Stored:
 
     @property
     def halves(self) -> int:
-        """Numbers in a code."""
+        """Numbers per code."""
         return 1 if self.attrs.halves is None else 2
 
     @property
@@ -51,7 +51,7 @@ class Stored:
 
     @property
     def by_block(self) -> tuple[Value, ...]:
-        """What each block has one of."""
+        """The operands with one entry per block."""
         return (self.scale,) if self.zero is None else (self.scale, self.zero)
 
     @property
@@ -61,7 +61,7 @@ class Stored:
 
 
 def stored_weights(body: Graph, anchor: Op) -> Stored | None:
-    """What the anchor's right operand is widened from; None when it is not stored in blocks."""
+    """The block-quantized source of the anchor's right operand; None if it is stored otherwise."""
     op = body.producer(anchor.operands[1])
     if op is None or not isinstance(op.attrs, UnblockAttrs):
         return None
@@ -70,7 +70,7 @@ def stored_weights(body: Graph, anchor: Op) -> Stored | None:
 
 
 class BlockMatmulLowering(MatmulLowering):
-    """Lowers a group around one matmul whose right operand is stored in blocks."""
+    """Lowers a group around one matmul whose right operand is block-quantized."""
 
     stored: Stored
 
@@ -79,7 +79,7 @@ class BlockMatmulLowering(MatmulLowering):
         assert found is not None
         self.stored = found
         if anchor.attrs.transpose_b:  # type: ignore[attr-defined]
-            raise NotFusable("weights in blocks are read as they are stored")
+            raise NotFusable("block-quantized weights cannot be read through views")
         return found.codes, View.contiguous(anchor.operands[1].type.dims)
 
     def _widens(self, body: Graph, anchor: Op) -> bool:
@@ -133,7 +133,7 @@ class BlockMatmulLowering(MatmulLowering):
         return self.kernel
 
     def _load_left(self, nest: Nest, mine: Sequence[int], inner: tuple[int, ...]) -> tuple[str, bool]:
-        """Add the load of a tile of A with the axes `inner` for k; returns (buffer, those are its first axes)."""
+        """Add the load of a tile of A with axes `inner` for k; returns (buffer, whether those are its first axes)."""
         stored, access, first = self.stored, self.a, self._k_first("a")
         tile = [self.tiles[i] for i in mine]
         shape = [*inner, *tile] if first else [*tile, *inner]
@@ -149,7 +149,7 @@ class BlockMatmulLowering(MatmulLowering):
         return buffer, first
 
     def _columns_index(self, nest: Nest, access: Access, mine: Sequence[int], at: int) -> list[Affine]:
-        """Indices along the axes of the merged space, of which those in `mine` are tile axes from `at` on."""
+        """Indices along the axes of the merged space; those in `mine` are tile axes from `at` on."""
         found = []
         for i in range(len(self.space.axes)):
             offset = nest.loops[i].offset if access.present(i) else Affine()
@@ -162,8 +162,8 @@ class BlockMatmulLowering(MatmulLowering):
         return [*lead, nest.loops[-1].offset + axis(at + len(lead)), axis(at + len(lead) + 1)]
 
     def _load_right(self, nest: Nest, mine: Sequence[int], inner: tuple[int, ...]) -> str:
-        """Add the loads of codes, scales and zero points, and the vec that widens them; returns the buffer that the
-        weights are in."""
+        """Add the loads of codes, scales and zero points, and the vec that dequantizes them; returns the buffer of the
+        weights."""
         stored, depth = self.stored, self.choice.rings.operands
         tile, columns = [self.tiles[i] for i in mine], stored.codes.type.dims[1]
         lead = len(stored.lead)
@@ -189,7 +189,7 @@ class BlockMatmulLowering(MatmulLowering):
         return wide
 
     def _widening(self) -> str:
-        """Add the vector program that makes weights of codes, scales and zero points."""
+        """Add the vector program that computes weights from codes, scales and zero points."""
         stored, builder = self.stored, ProgramBuilder()
         codes, scale = builder.param(self.b_dtype), builder.param(stored.scale.type.dtype)
         number = codes
@@ -206,12 +206,12 @@ class BlockMatmulLowering(MatmulLowering):
 
     def _check_rank(self, shape: Sequence[int]) -> None:
         if len(shape) > MAX_TILE_RANK:
-            raise NotFusable("a tile with its blocks apart has more axes than a load can describe")
+            raise NotFusable("a tile split into blocks has more axes than a load can describe")
 
 
 def check_matmul(body: Graph, target: Target) -> None:
-    """Raise NotFusable when the group has no matmul kernel or a poor one, apart from the fit of tiles. A reduction
-    needs whole rows in the accumulator and enough of them to keep every unit busy."""
+    """Raise NotFusable if the group has no matmul kernel, or a poor one, with any tiling. A reduction needs whole rows
+    in the accumulator and enough of them to occupy every unit."""
     anchor = anchor_of(body, "matmul")
     chain = analyse_anchor(body, anchor)
     for value in anchor.operands[: 1 if stored_weights(body, anchor) is not None else 2]:
@@ -220,7 +220,7 @@ def check_matmul(body: Graph, target: Target) -> None:
         return
     n = anchor.results[0].type.dims[-1]
     if math.prod(chain.domain[a] for a in chain.reduce_axes) != n or chain.reduce_axes[-1] != len(chain.domain) - 1:
-        raise NotFusable("the reduction runs over more than the columns of the product")
+        raise NotFusable("the reduction runs over other axes than the columns of the product")
     rows = math.prod(anchor.results[0].type.dims) // max(n, 1)
     if 16 * n * 4 > cost.acc_budget(target):
         raise NotFusable(f"a row of {n} columns does not fit the accumulator")

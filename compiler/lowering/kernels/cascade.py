@@ -1,12 +1,12 @@
-"""A window (depthwise convolution or pool) and the product that reads it, in one kernel: what lies between them never
+"""A window (depthwise convolution or pool) and the product that reads it in one kernel: the tensor between them never
 leaves l1.
 
 A unit takes a tile of the image and walks its channels in chunks. The vector engine computes a chunk of the window's
-results, the tensor engine multiplies it with the rows of the weights that belong to it and adds it to the tile's
-accumulator, while the vector engine is at the next chunk; the product's epilogue ends the tile.
+results; the tensor engine multiplies it by the matching rows of the weights and accumulates, while the vector engine
+computes the next chunk. The product's epilogue ends the tile.
 
-Invariant: chunks divide the channels exactly, so every element of the intermediate tile is one that the window
-computes; positions of ragged tiles beyond the image are computed and never stored.
+Invariant: chunks divide the channels exactly, so the window computes every element of the intermediate tile; positions
+of ragged tiles beyond the image are computed but not stored.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
 LEAST_CHUNK = 16
-"""Channels of a chunk: a fragment's k."""
+"""Minimum channels of a chunk: a fragment's k."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Points of a tile along the spatial axes, channels of a chunk, slots of the rings that bring a chunk's
-    operands (as deep as each other: one queue fills them in turn), units per outer loop."""
+    """Points of a tile along the spatial axes, channels of a chunk, slots of each ring that holds a chunk's operands
+    (equally deep, as one queue fills them in turn), units per outer loop."""
 
     points: tuple[int, ...]
     channels: int
@@ -60,7 +60,7 @@ class CascadeLowering(UnmergedLowering):
         chain = analyse(body, product.results[0], domain, skip | operand_ops(rest, product))
         spatial = len(domain) - 2
         if not 0 < spatial <= len(SPATIAL):
-            raise NotFusable(f"the product of {list(domain)} is not made of the window's points")
+            raise NotFusable(f"the product of {list(domain)} does not have the window's points as rows")
         names = ("n", *SPATIAL[-spatial:], "o")
         super().__init__(name, body, tensors, loc, target, chain, names, outer=1)
         if chain.reduce_axes:
@@ -68,7 +68,7 @@ class CascadeLowering(UnmergedLowering):
         self.spatial, self.between = spatial, between
         self.window = WindowLowering(f"{name}.window", first, {**tensors, between.name: between.name}, loc, target)
         if any(self.window.chain.pulls.values()):
-            raise NotFusable("the window's results are turned before the product")
+            raise NotFusable("the window's results are transposed before the product")
         if self.window.chain.reduce_axes or len(self.window.space.axes) != spatial + 2:
             raise NotFusable("the window's results are reduced or repeated")
         self.window.kernel = self.kernel
@@ -81,7 +81,7 @@ class CascadeLowering(UnmergedLowering):
         self.w_dtype = value.type.dtype
         self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
-            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+            raise NotFusable(f"the tensor engine does not support {self.dtype}")
         self.choice = self._choose()
         self.tiles = [1, *self.choice.points, domain[-1]]
         self.window.tiles = [1, *self.choice.points, self.choice.channels]
@@ -90,7 +90,8 @@ class CascadeLowering(UnmergedLowering):
     # the search
 
     def _choose(self) -> Choice:
-        """The cheapest choice, in half of l1 and acc or in all of it, which leaves the next kernel no room to begin."""
+        """The cheapest choice in half of l1 and acc or in all of it; the latter delays the next kernel's first
+        loads."""
         found = [
             c
             for whole in (False, True)
@@ -120,7 +121,7 @@ class CascadeLowering(UnmergedLowering):
         return [c for c in range(LEAST_CHUNK, channels, LEAST_CHUNK) if channels % c == 0] + [channels]
 
     def _try(self, points: tuple[int, ...], channels: int, whole: bool) -> Choice | None:
-        """The choice of these tiles with the deepest rings that fit; None when none does."""
+        """The choice of these tiles with the deepest rings that fit; None if none do."""
         results = self.space.axes[-1].size
         l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)
         acc = self.target.acc.bytes if whole else cost.acc_budget(self.target)
@@ -138,8 +139,8 @@ class CascadeLowering(UnmergedLowering):
         return self._priced(points, channels, depth, whole) if depth else None
 
     def _operand_bytes(self, tiles: Sequence[int]) -> int:
-        """Bytes of a slot of each operand that the window's epilogue reads: rings as deep as those of the window, whose
-        loads would wait for them."""
+        """Slot bytes of each operand of the window's epilogue. Their rings are as deep as the window's; shallower ones
+        would stall its loads."""
         total = 0
         for operand in self.window.operands:
             if not operand.written:
@@ -175,7 +176,7 @@ class CascadeLowering(UnmergedLowering):
 
     @property
     def price(self) -> float:
-        """Cycles that the cost model expects with the chosen tiles."""
+        """Expected cycles with the chosen tiles."""
         return self.choice.price
 
     # building
@@ -209,7 +210,7 @@ class CascadeLowering(UnmergedLowering):
         return self.kernel
 
     def _window(self, nest: Nest, loops: Mapping[str, Tiling]) -> str:
-        """Add loads and vec of one chunk of the window's results; returns the buffer that holds it."""
+        """Add the loads and the vec of one chunk of the window's results; returns the chunk's buffer."""
         window, builder = self.window, ProgramBuilder()
         ins: list[str] = []
         weights = ""
@@ -241,8 +242,8 @@ class CascadeLowering(UnmergedLowering):
         return out
 
     def _bias(self) -> str:
-        """The key of what the first op of the window's chain adds to the sum of taps, which then begins with it; "" if
-        it does anything else, or something else reads the sum."""
+        """The key of the bias that the first op of the window's chain adds: it initialises the sum of taps. "" if that
+        op is no addition, or the sum has other readers."""
         chain = self.window.chain
         assert chain.anchor is not None
         if self.window.w is None or not chain.ops or chain.ops[0].name != "add":
@@ -258,16 +259,16 @@ class CascadeLowering(UnmergedLowering):
 
 
 def _product(body: Graph) -> tuple[Op, Value]:
-    """The matmul of a body, and the computed value that it reads. Raises NotFusable."""
+    """The matmul of a body, and its computed operand. Raises NotFusable."""
     products = [op for op in body.ops if op.name == "matmul"]
     if len(products) != 1:
         raise NotFusable("a cascade has one product")
     between = products[0].operands[0]
     producer = body.producer(between)
     if producer is None or between.type.dims[:-1] != products[0].results[0].type.dims[:-1]:
-        raise NotFusable("the product does not read what the window computes, point by point")
+        raise NotFusable("the product does not read the window's results point by point")
     if products[0].attrs.transpose_a:  # type: ignore[attr-defined]
-        raise NotFusable("the product reads the window's results turned")
+        raise NotFusable("the product reads the window's results transposed")
     return products[0], between
 
 
@@ -280,7 +281,7 @@ def _split(body: Graph, between: Value) -> tuple[Graph, Graph]:
     ops = tuple(op for op in body.ops if op.results[0].name in needed)
     others = tuple(op for op in body.ops if op.results[0].name not in needed)
     if any(v == between for op in others for v in op.operands if op.name != "matmul") or between in body.results:
-        raise NotFusable("more than the product reads the window's results")
+        raise NotFusable("the window's results have readers other than the product")
     return Graph("body", _params(body, ops), (between,), ops), Graph(
         "body", _params(body, others), body.results, others
     )

@@ -1,8 +1,8 @@
-"""Reductions over axes that do not fit l1: the elements are read in chunks, partial results live in state tiles.
+"""Reductions over axes that do not fit l1: elements are read in chunks, and state tiles hold partial results.
 
-For reductions that depend on each other (a softmax's sum needs its maximum) there is one walk over the chunks per
-level, and a last one for results that have the reduced axes. Every walk recomputes what it needs from the loaded
-elements and the states of earlier levels. Chunks are combined in order, so the result does not depend on timing.
+Dependent reductions (a softmax's sum needs its maximum) take one walk over the chunks per level, and a last walk
+computes results that have the reduced axes. Every walk recomputes its inputs from the loaded elements and the states of
+earlier levels. Chunks are combined in order, so the result does not depend on timing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def identity(kind: str, dtype: DType) -> float:
 
 
 class ChunkedReduction:
-    """Builds the walks of one lowering whose reduction axes are cut."""
+    """Builds the walks of one lowering with chunked reduction axes."""
 
     def __init__(self, lowering: TiledLowering, loops: Sequence[Tiling], parallel: int) -> None:
         self.low = lowering
@@ -174,8 +174,8 @@ class ChunkedReduction:
 
 
 def _better(builder: ProgramBuilder, kind: str, last: bool, new: str, old: str, is_float: bool) -> str:
-    """Whether the extreme of a chunk takes the place of that of the chunks before it. A NaN is beyond every number, and
-    the first one counts, or the last."""
+    """Whether a chunk's extreme replaces that of earlier chunks. A NaN beats every number; among NaNs, the first or the
+    last one counts."""
     compare = {("max", False): "gt", ("max", True): "ge", ("min", False): "lt", ("min", True): "le"}[kind, last]
     better = builder.step(compare, new, old)
     if not is_float:
@@ -185,7 +185,7 @@ def _better(builder: ProgramBuilder, kind: str, last: bool, new: str, old: str, 
 
 
 class _Program:
-    """One vector program of a walk: loads operands and recomputes values as they are asked for."""
+    """One vector program of a walk: loads operands and recomputes values on demand."""
 
     def __init__(self, owner: ChunkedReduction, nest: Nest, chunk: dict[str, Tiling]) -> None:
         self.owner, self.nest, self.chunk = owner, nest, chunk
@@ -206,7 +206,7 @@ class _Program:
         return self.builder.param(dtype)
 
     def need(self, name: str) -> str:
-        """The step that holds chain value `name`, emitting what it takes."""
+        """The step that holds chain value `name`, emitted with its dependences if needed."""
         owner = self.owner
         name = owner._name(name)
         if name not in self.emitter.names:

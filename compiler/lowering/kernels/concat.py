@@ -1,7 +1,7 @@
 """Concatenation: one strided copy per operand into its slice of the result.
 
-Operands are read through the views before the concat and the result is written through those after it, so neither is
-ever materialised. Invariant: the slices partition the result.
+Operands are read through the views before the concat, and the result is stored through those after it, so no view is
+materialised. Invariant: the slices partition the result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def lower_concat(
 
 
 def concat_copies(body: Graph, tensors: Mapping[str, str]) -> list[Copy]:
-    """The copies that the body's one `concat` consists of, one for each operand with elements. Raises NotFusable."""
+    """The copies of the body's one `concat`, one per non-empty operand. Raises NotFusable."""
     anchor = only_anchor(body, "concat")
     assert isinstance(anchor.attrs, ConcatAttrs)
     if not anchor.result.type.elements:

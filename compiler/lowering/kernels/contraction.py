@@ -1,4 +1,4 @@
-"""What matmul and convolution kernels share: the anchor's domain, the l1 and acc budget, and the choice of tiles.
+"""Common parts of matmul and convolution kernels: the anchor's domain, the l1 and acc budget, and the choice of tiles.
 
 Invariant: the accumulator's tile axes are those of the epilogue's tiles, m axes before n axes, so the chain computes on
 the accumulator as it is.
@@ -23,16 +23,16 @@ from ppuc.ir.views import reshape
 from ppuc.targets.schema import Target
 
 MAX_DEPTH = 8
-"""Slots of an operand ring at the most: deeper ones hide no more latency."""
+"""Maximum slots of an operand ring: deeper rings hide no more latency."""
 
 RINGS = ((False, 2, 2), (True, 2, 2), (True, 2, 1), (True, 1, 1))
-"""(all of l1 and acc, accumulator slots, result slots) to try, most overlap first."""
+"""Candidates for (all of l1 and acc, accumulator slots, result slots), most overlap first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rings:
-    """Slots of the operands', the accumulator's and the results' rings; `whole` when they leave the next kernel no half
-    of l1 and acc to begin in."""
+    """Slots of the operands', the accumulator's and the results' rings; `whole` if they use more than half of l1 or
+    acc, which delays the next kernel's first loads."""
 
     operands: int
     acc: int
@@ -41,7 +41,7 @@ class Rings:
 
 
 def anchor_of(body: Graph, *names: str) -> Op:
-    """The single op of `body` named one of `names`. Raises NotFusable when there is another number of them."""
+    """The single op of `body` with a name in `names`. Raises NotFusable unless there is exactly one."""
     found = [op for op in body.ops if op.name in names]
     if len(found) != 1:
         raise NotFusable(f"a kernel has one {' or '.join(names)} (got {len(found)})")
@@ -49,8 +49,8 @@ def anchor_of(body: Graph, *names: str) -> Op:
 
 
 def refinements(body: Graph, anchor: Value) -> Iterator[tuple[int, ...]]:
-    """Shapes of the body's reshapes that split the anchor's axes: domains in which a result that is stored through a
-    reshape and a transpose (attention heads) has a strided view."""
+    """Shapes of the body's reshapes that split the anchor's axes: domains in which a result stored through a reshape
+    and a transpose (attention heads) is a strided view."""
     dims = anchor.type.dims
     seen = set()
     for op in body.ops:
@@ -92,7 +92,7 @@ def analyse_anchor(body: Graph, anchor: Op) -> Chain:
 
 
 def operand_ops(body: Graph, anchor: Op) -> frozenset[str]:
-    """Names of the ops that lead to the anchor's operands and to nothing else: views, and weights in blocks."""
+    """Names of the ops that feed only the anchor's operands: views and block-quantized weights."""
     users: dict[str, list[str]] = {}
     for op in body.ops:
         for v in op.operands:
@@ -107,10 +107,10 @@ def operand_ops(body: Graph, anchor: Op) -> frozenset[str]:
 
 
 def operand_view(body: Graph, value: Value) -> tuple[Value, View]:
-    """Where an anchor's operand lies in memory. Raises NotFusable when it is not a view of a parameter."""
+    """The view in memory of an anchor's operand. Raises NotFusable if it is not a view of a parameter."""
     external = Resolver(body).external(value)
     if external is None or external.padded:
-        raise NotFusable(f"operand {value} is not in memory as a strided view")
+        raise NotFusable(f"operand {value} is not a strided view of memory")
     return external.value, external.view
 
 
@@ -126,7 +126,7 @@ def in_domain(view: View, shape: tuple[int, ...], domain: tuple[int, ...]) -> Vi
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Tile sizes that the search settled on."""
+    """The tile sizes that the search chose."""
 
     tiles: tuple[int, ...]
     k: int
@@ -142,8 +142,8 @@ class ContractionLowering(TiledLowering):
     acc_dtype: DType
 
     def rings(self, tiles: Sequence[int], step_bytes: int, fixed_bytes: int = 0) -> Rings | None:
-        """Ring depths for tiles of this size, operand slots of `step_bytes` in all and other rings of `fixed_bytes`:
-        the first of RINGS that fits, with operand rings as deep as the rest of l1 allows. None when nothing fits."""
+        """Ring depths for these tiles, with `step_bytes` per operand slot in total and `fixed_bytes` for other rings:
+        the first of RINGS that fits, with operand rings as deep as the rest of l1 allows. None if nothing fits."""
         points = math.prod(tiles) * 4
         for whole, acc_depth, out_depth in RINGS:
             l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)
@@ -155,13 +155,13 @@ class ContractionLowering(TiledLowering):
         return None
 
     def alone_clk(self, rings: Rings, step_load: float) -> float:
-        """Cycles lost to the next kernel's loads when this one leaves them no room in l1."""
+        """Cycles lost by delaying the next kernel's loads, if this kernel leaves them no room in l1."""
         return cost.latency_clk(self.target) + 2 * step_load if rings.whole else 0.0
 
     def tile_clk(self, rings: Rings, steps: float, vec: float, store: float, extra: float) -> float:
         """Cycles from one tile of a unit to the next: `steps` of loads and products, epilogue, operand loads of the
-        epilogue. What tiles share no ring for is added; as blocks, tiles do not overlap, and those that share a unit's
-        accumulator slots wait for memory together."""
+        epilogue. Phases without a ring to overlap in are added. As thread blocks, tiles do not overlap, and those that
+        share a unit's accumulator slots wait for memory together."""
         drain = vec if rings.out > 1 else vec + store
         tile = max(steps + extra, drain, store)
         if rings.acc == 1:
@@ -179,8 +179,8 @@ class ContractionLowering(TiledLowering):
         return total
 
     def fill(self, axes: Sequence[int], points: int, tiles: list[int]) -> bool:
-        """Give `axes` (outermost first) tiles of about `points` in all, innermost axes first. Axes that the chain
-        reduces are taken whole. Returns whether `points` suffices for those."""
+        """Give `axes` (outermost first) tiles of about `points` points, innermost axes first. Axes that the chain
+        reduces are taken whole. Returns whether `points` suffices for these."""
         left = points
         for i in reversed(axes):
             axis = self.space.axes[i]
@@ -209,8 +209,8 @@ class ContractionLowering(TiledLowering):
         return vec, store, load
 
     def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], float]:
-        """Units per axis and the iterations of the busiest unit. Libraries of kernels that run tiles as blocks rank
-        them by throughput: they see too few tiles for the units, but not how full the last wave is."""
+        """Units per axis and the iterations of the busiest unit. On targets that run tiles as thread blocks, kernel
+        libraries rank tilings by throughput: they account for too few tiles, but not for a partial last wave."""
         trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
         units = deal(trips, self.target.cu)
         if self.target.launch.tiles == "blocks":
@@ -221,43 +221,41 @@ class ContractionLowering(TiledLowering):
 
 
 def steps_along(k: int, dtype: DType, target: Target) -> list[int]:
-    """Candidate tile sizes along k. Kernels of a library step by one row of a burst."""
+    """Candidate tile sizes along k. Library kernels step by one burst row."""
     run = cost.run_elements(dtype, target)
     return [min(k, run)] if target.launch.tile_sides == "powers of two" else sizes(k, run, 1024)
 
 
 def active_units(units: Sequence[int], iterations: float, target: Target) -> int:
-    """Units that run tiles at a time: all of them once there is more than one tile for each."""
+    """Units active at the same time: all of them if there is more than one tile for each."""
     return target.cu if target.launch.tiles != "streaming" and iterations > 1 else math.prod(units)
 
 
 LIBRARY_SIDES = (16, 32, 64, 128, 256)
-"""Sides of the tiles that kernel libraries ship."""
+"""Tile sides in kernel libraries."""
 
 
 Candidate = TypeVar("Candidate", bound=cost.Priced)
 
 
 def ranked(found: Sequence[Candidate], rank: int, what: str, target: Target) -> Candidate:
-    """The candidate of the `rank`-th lowest price (equal ones in the order found). Raises NotFusable when there is
-    none."""
+    """The candidate with the `rank`-th lowest price (ties in the order found). Raises NotFusable if there is none."""
     if rank >= len(found):
         raise NotFusable(f"no tile of the {what} fits l1 ({target.l1.bytes} B) and acc ({target.acc.bytes} B)")
     return sorted(found, key=lambda c: c.price)[rank]
 
 
 def sides(limit: int, target: Target, most: int) -> list[int]:
-    """Sides of tiles that the target's tensor engine takes: any of `sizes`, or the powers of two that a kernel library
-    comes in. Long ones pay where weights stay in a
-    systolic array."""
+    """Tile sides for the target's tensor engine: those of `sizes`, or the powers of two of a kernel library. Long ones
+    are worthwhile where weights stay in a systolic array."""
     if target.launch.tile_sides == "powers of two":
         return [s for s in LIBRARY_SIDES if s <= min(limit, most)] or [LIBRARY_SIDES[0]]
     return sizes(limit, 16, 16 * most if target.tensor.organisation == "systolic" else most)
 
 
 def cuts(extents: Sequence[int], target: Target, most: int, step: int) -> list[int]:
-    """Sides of tiles over axes of these extents (outermost first) in addition to `sides`: multiples of `step`, the rows
-    or columns that the engine multiplies at a time, up to `most`; and whole inner axes or nearly even cuts of one."""
+    """Tile sides for axes of these extents (outermost first) in addition to `sides`: multiples, up to `most`, of `step`
+    (the rows or columns that the engine multiplies at a time), and whole inner axes or nearly equal parts of one."""
     if target.launch.tile_sides == "powers of two" or target.tensor.organisation == "systolic":
         return []
     limit = min(math.prod(extents), most)
@@ -274,8 +272,7 @@ def cuts(extents: Sequence[int], target: Target, most: int, step: int) -> list[i
 
 
 def sizes(limit: int, step: int, most: int) -> list[int]:
-    """Candidate tile sizes up to `limit`: multiples of `step` by powers of two and their halves-between, and `limit`
-    itself."""
+    """Candidate tile sizes up to `limit`: `step` times powers of two and midpoints between them, and `limit` itself."""
     found = {min(limit, most)}
     size = step
     while size < min(limit, most):

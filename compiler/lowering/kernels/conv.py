@@ -2,7 +2,7 @@
 
 Four ways to feed the engine:
   taps    an input tile with its halo is loaded once per channel chunk; each filter tap multiplies a shifted, strided
-          view of it with that tap's weights. No element is loaded twice for the sake of overlapping windows.
+          view of it by that tap's weights. Overlapping windows load no element twice.
   tapwise each filter tap multiplies an input tile that was loaded for it alone: for windows that reach far (large
           dilations, long filters), whose halo fits no memory or is mostly not read.
   packed  `load.window` unrolls windows so that filter window and channels form one long k axis: for first layers, whose
@@ -45,20 +45,19 @@ from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
 FEW = 16
-"""Input channels below which a fragment's k is filled with the filter window as well."""
+"""With fewer input channels, the filter window also fills a fragment's k."""
 
 FAR = 16
-"""Distance of a window's first and last tap along an axis from which loading the input for each tap may pay."""
+"""Distance between a window's first and last tap along an axis from which loading the input per tap is considered."""
 
 POINTS = ((16, 32, 64, 128, 256), (8, 4, 2, 1))
-"""Result points of a tile that are tried: those that fill a fragment's rows, then, where the halo around so many does
-not fit, fewer."""
+"""Candidate result points of a tile: those that fill a fragment's rows, then fewer in case their halo does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConvChoice:
-    """Tiles of the domain's axes and how the filter is walked: the way to feed the engine, channels per chunk, filter
-    rows per window load (packed) or whether one load brings the weights of all taps."""
+    """Tiles of the domain's axes and the walk over the filter: the feed, channels per chunk, filter rows per window
+    load (packed) or whether one load brings the weights of all taps."""
 
     tiles: tuple[int, ...]
     feed: str
@@ -71,7 +70,7 @@ class ConvChoice:
 
 
 class ConvLowering(ContractionLowering):
-    """Lowers a group around one nhwc conv; `rank` picks the tiling of that price, the cheapest being 0."""
+    """Lowers a group around one nhwc conv; `rank` selects a tiling by price, 0 being the cheapest."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class ConvLowering(ContractionLowering):
         attrs = anchor.attrs
         assert isinstance(attrs, ConvAttrs)
         if attrs.layout != "nhwc":
-            raise NotFusable("convolutions are lowered channels last")
+            raise NotFusable("convolutions must be channels last")
         self.attrs = attrs
         (x_value, x), (w_value, w) = (operand_view(body, v) for v in anchor.operands)
         result = anchor.results[0].type.dims
@@ -108,7 +107,7 @@ class ConvLowering(ContractionLowering):
             raise NotFusable(f"operands of the convolution differ in dtype ({self.dtype} and {w_value.type.dtype})")
         self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
-            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+            raise NotFusable(f"the tensor engine does not support {self.dtype}")
         if self.at[0] in self.reduced or (self.grouped and self.at[-2] in self.reduced):
             raise NotFusable("the epilogue reduces over images or groups")
         self.choice = self._choose(rank)
@@ -148,7 +147,7 @@ class ConvLowering(ContractionLowering):
         return ranked(found, rank, "convolution", self.target)
 
     def _fed(self, feeds: Sequence[str]) -> list[ConvChoice]:
-        """The best of each tile that fits, with as many points as fit."""
+        """The best choice for each tile, with as many points as fit."""
         for points in POINTS:
             choices = (self._best(tiles, feed) for tiles in self._tile_candidates(points) for feed in feeds)
             found = [choice for choice in choices if choice is not None]
@@ -203,7 +202,7 @@ class ConvLowering(ContractionLowering):
             load = cost.load_clk(cost.Traffic(x_bytes, x_rows), self.target, active, self.x_space) + loads * overhead
             load += cost.load_clk(weights, self.target, active, self.w_space)
             beat = cost.beat_clk(mma, load, latency, rings.operands)
-            if loads > 2:  # every tap's weights are a load of their own: as many as the ring holds hide the latency
+            if loads > 2:  # one load per tap's weights: as many as the ring has slots hide the latency
                 beat = max(beat, mmas * (latency + load / loads) / rings.operands)
             drain = vec if rings.out > 1 else vec + store
             tile = max(steps * beat + extra, drain, store)
@@ -310,7 +309,7 @@ class ConvLowering(ContractionLowering):
         index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(d) for d in range(n)]
         index += [*self._group(named), chunk.offset + axis(n)]
         outer = len(nest.loops) - n
-        wt = self._weights(nest, named, outer)  # first: they never wait for another kernel
+        wt = self._weights(nest, named, outer)  # first: weights never wait for another kernel
         nest.add(outer, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
         taps = [named[f"k{d}"] for d in range(n)]
         points = [self._extent(self.tiles, 1 + d) for d in range(n)]
@@ -339,7 +338,7 @@ class ConvLowering(ContractionLowering):
         return Mma(acc, TileRef(xt), TileRef(wt), start, valid=self._valid(named, [chunk]))
 
     def _weights(self, nest: Nest, named: Mapping[str, Tiling], outer: int) -> str:
-        """Load of the weights: of all taps beside the input tile, or of one tap inside the tap loops."""
+        """Load the weights: of all taps beside the input tile, or of one tap inside the tap loops."""
         choice, n = self.choice, self.spatial
         tn = self._extent(self.tiles, len(self.at) - 1)
         taps = self.filter if choice.all_taps else ()
@@ -402,8 +401,8 @@ def _align(size: int) -> int:
 
 
 def check_conv(body: Graph, target: Target) -> None:
-    """Raise NotFusable when the group has no convolution kernel or a poor one, apart from the fit of tiles: a reduction
-    (global pooling) needs the whole image in one tile."""
+    """Raise NotFusable if the group has no convolution kernel, or a poor one, with any tiling: a reduction (global
+    pooling) needs the whole image in one tile."""
     anchor = anchor_of(body, "conv")
     chain = analyse_anchor(body, anchor)
     for value in anchor.operands[:2]:

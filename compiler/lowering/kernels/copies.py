@@ -1,11 +1,11 @@
-"""Strided copies: what transposes, slices, pads and concatenations come down to.
+"""Strided copies: the kernels of transposes, slices, pads and concatenations.
 
 A Copy reads one strided view and writes another over a common iteration space whose axes are merged as far as both
-memories allow. Its tile goes through l1 once; where the two views run along different axes and the cost model says that
-a copy in rows is cheaper, the tile is loaded in the source's order and turned by the vector engine.
+memories allow. Its tile passes through l1 once. If the two views are contiguous along different axes and the cost model
+favours it, the tile is loaded in the source's order and transposed by the vector engine.
 
-Invariant: elements arrive as they are (turning may replace one NaN by another). Of several copies in one kernel each
-writes its own part of the result, and each loops over every axis of the grid they share, so no part is written twice.
+Invariants: elements are unchanged (a transpose may replace one NaN by another). Several copies in one kernel write
+disjoint parts of the result, and each loops over every axis of their shared grid, so no part is written twice.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ppuc.ir.types import DType
 from ppuc.targets.schema import Target
 
 TURNED_DEPTH = 2
-"""Slots of a tile that the vector engine has turned."""
+"""Slots of a transposed tile."""
 _TURNABLE = (DType.F32, DType.F16, DType.BF16, DType.BOOL)
-"""Floats (and bool) whose values the vector engine passes through; the 8-bit floats saturate on the way."""
+"""Floats (and bool) that the vector engine passes through unchanged; 8-bit floats would saturate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A copy: axis sizes, and where a point of them lies in the source and in the result, which has all axes."""
+    """The geometry of a copy: axis sizes, and the views of source and result, which has all axes."""
 
     sizes: tuple[int, ...]
     source: Access
@@ -58,7 +58,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a copy is tiled. `turned` tiles are loaded with their axes in the order of the source's memory."""
+    """The tiling of a copy. `turned` tiles are loaded with their axes in the order of the source's memory."""
 
     tiles: tuple[int, ...]
     turned: bool
@@ -67,8 +67,8 @@ class Plan:
 
 @dataclass(slots=True)
 class SharedNest(Nest):
-    """A nest with loops over grid axes that other nests of its kernel loop over too. `over` names the axis and its
-    units for a loop; such a loop stands even when it has one iteration, which then is the first unit's."""
+    """A nest with loops over grid axes that it shares with other nests of its kernel. `over` maps a loop to its axis
+    and units; such a loop is kept even with one iteration, which the first unit runs."""
 
     over: dict[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -105,7 +105,7 @@ def strided_copy(external: External, result: View, source_tensor: str, result_te
 
 @functools.lru_cache(maxsize=4096)
 def plan(geometry: Geometry, target: Target, copies: int = 1) -> Plan:
-    """The cheapest tiling of one of `copies` copies that share l1. Raises NotFusable when no tile fits."""
+    """The cheapest tiling of one of `copies` copies that share l1. Raises NotFusable if no tile fits."""
     best: tuple[float, Plan] | None = None
     for limit in (cost.l1_budget(target) // copies, target.l1.bytes // copies):
         for tiles in _candidates(geometry, target):
@@ -129,7 +129,7 @@ def _plans(geometries: Sequence[Geometry], target: Target) -> list[Plan]:
 
 
 def _candidates(geometry: Geometry, target: Target) -> Iterator[tuple[int, ...]]:
-    """Tiles that are long along the result's rows, and blocks that are long along the source's rows as well."""
+    """Tiles that are long along the result's rows, and blocks that are also long along the source's rows."""
     sizes, strides = geometry.sizes, geometry.source.view.strides
     present = [i for i in range(len(sizes)) if geometry.source.present(i)]
     lead = min(present, key=lambda i: (abs(strides[i]), -i), default=len(sizes) - 1)
@@ -186,7 +186,7 @@ def _trips(sizes: Sequence[int], tiles: Sequence[int]) -> tuple[int, ...]:
 
 
 def _alone(trips: Sequence[int], units: int) -> tuple[int, int]:
-    """Iterations of the busiest unit and units that work, when one copy has the machine to itself."""
+    """Iterations of the busiest unit and the number of active units, if one copy has the target to itself."""
     grid = _own_grid(trips, units)
     return _assign(trips, grid)[0], math.prod(grid)
 
@@ -198,8 +198,8 @@ def _own_grid(trips: Sequence[int], units: int) -> tuple[int, int]:
 
 
 def _assign(trips: Sequence[int], grid: tuple[int, int]) -> tuple[int, tuple[int | None, int | None]]:
-    """Iterations of the busiest unit, and the loop that is dealt along each axis of `grid` (None: none is, so only the
-    first unit along it works)."""
+    """Iterations of the busiest unit, and the loop distributed along each axis of `grid` (None: none, so only the first
+    unit along it works)."""
     longest = sorted(range(len(trips)), key=lambda i: (-trips[i], i))[:2]
     best: tuple[int, tuple[int | None, int | None]] | None = None
     for pair in itertools.permutations((*longest, None, None), 2):
@@ -214,7 +214,7 @@ def _assign(trips: Sequence[int], grid: tuple[int, int]) -> tuple[int, tuple[int
 
 
 def _shared_grid(geometries: Sequence[Geometry], plans: Sequence[Plan], target: Target) -> tuple[int, int]:
-    """The grid on which all copies, one after another, take the fewest cycles."""
+    """The grid on which all copies together, run in sequence, take the fewest cycles."""
     trips = [_trips(g.sizes, p.tiles) for g, p in zip(geometries, plans, strict=True)]
     grids = sorted({_own_grid(t, target.cu) for t in trips}, reverse=True)
 
@@ -276,7 +276,7 @@ def _add_tile(kernel: KernelBuilder, nest: SharedNest, copy: Copy, chosen: Plan)
 
 
 def _turn(kernel: KernelBuilder, nest: Nest, tile: str, dtype: DType, shape: Sequence[int], perm: Sequence[int]) -> str:
-    """A vec that transposes `tile`; what lies outside the source was loaded as padding and is turned with the rest."""
+    """Add a vec that transposes `tile`, including padding that was loaded outside the source."""
     builder = ProgramBuilder()
     turned = builder.step("transpose", builder.param(dtype), ints=perm)
     name = f"{kernel.name}.turn" + (f"{len(kernel.vectors)}" if kernel.vectors else "")

@@ -1,10 +1,10 @@
-"""Gathers: rows of a tensor picked by an index list that is loaded into l1 first.
+"""Gathers: rows of a tensor selected by an index list in l1.
 
-The data is seen as [outer..., S, inner...] with outer and inner axes merged where memory allows, the result as the same
-with J indices in the place of S. The loop over indices is outermost, so that one load of an index list serves all tiles
-that use it: a gather cannot start before its list has arrived, which costs a full memory latency each time.
+The data is viewed as [outer..., S, inner...] with outer and inner axes merged where memory allows, the result likewise
+with J indices in place of S. The loop over indices is outermost, so that one load of an index list serves all tiles
+that use it: a gather waits for its list, a full memory latency each time.
 
-Invariant: no element is touched but moved; an index outside the data reads zeros.
+Invariant: elements are moved unchanged; an index outside the data reads zeros.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ppuc.ir.types import DType
 from ppuc.targets.schema import Target
 
 INDEX_DEPTH = 2
-"""Slots of an index list: one in use, one on its way."""
+"""Slots of an index list: double buffering."""
 _APART = 1 << 48
-"""A stride that no neighbour continues: the rows that an index list names do not follow each other in memory."""
+"""A stride that prevents merging with neighbouring axes: indexed rows are not contiguous."""
 
 
 @dataclass(frozen=True, slots=True)
 class GatherGeometry:
-    """`sizes` are the axes of the result, the indices being axis `axis`; the data has `rows` in its place."""
+    """`sizes` are the axes of the result, with the indices at axis `axis`; the data has `rows` there."""
 
     sizes: tuple[int, ...]
     axis: int
@@ -51,12 +51,12 @@ class GatherGeometry:
         return (self.axis, *(i for i in range(len(self.sizes)) if i != self.axis))
 
     def tile_axes(self, tiles: Sequence[int]) -> list[int]:
-        """Axes that a tile has: the indices always, others with more than one element."""
+        """Axes of a tile: the indices always, others with more than one element."""
         return [i for i, t in enumerate(tiles) if t > 1 or i == self.axis]
 
 
 def gather_geometry(anchor: Op, data: External, indices: External, stored: View) -> GatherGeometry:
-    """The merged shape of one gather. Raises NotFusable when the index dimensions of the result do not merge."""
+    """The merged shape of one gather. Raises NotFusable if the index dimensions of the result do not merge."""
     assert isinstance(anchor.attrs, GatherAttrs)
     axis, rank, x = anchor.attrs.axis, anchor.operands[1].type.rank, data.view
     count = indices.view.elements
@@ -82,7 +82,7 @@ def gather_geometry(anchor: Op, data: External, indices: External, stored: View)
 
 
 def _merged_part(x: View, stored: View, of_x: slice, of_result: slice) -> list[tuple[int, int, int, int]]:
-    """Axes beside the gathered one, merged: size, the data's size (1 where it is broadcast) and stride, the result's
+    """Merged axes on one side of the gathered one: size, the data's size (1 if broadcast) and stride, the result's
     stride."""
     source = View(x.shape[of_x], x.strides[of_x])
     result = View(stored.shape[of_result], stored.strides[of_result])
@@ -149,7 +149,7 @@ def _choose(geometry: GatherGeometry, target: Target) -> tuple[int, ...]:
 
 
 def gather_operands(body: Graph) -> tuple[External, External, GatherGeometry] | None:
-    """Data, indices and shape of the body's one `gather`; None when its result is empty. Raises NotFusable."""
+    """Data, indices and shape of the body's one `gather`; None if its result is empty. Raises NotFusable."""
     anchor, resolver = only_anchor(body, "gather"), Resolver(body)
     stored = stored_view(body, anchor)
     if not anchor.result.type.elements:
@@ -203,7 +203,7 @@ def _add_tile(
 
 
 def load_list(kernel: KernelBuilder, nest: Nest, tensor: str, indices: External, loop: Tiling, pad: float = 0.0) -> str:
-    """Add the load of the index list of one iteration of `loop`; beyond the end of the list it holds `pad`."""
+    """Add the load of the index list of one iteration of `loop`, padded with `pad` beyond its end."""
     dtype = indices.value.type.dtype
     rows = kernel.buffer("rows", dtype, (loop.tile,), depth=INDEX_DEPTH)
     param = kernel.param(tensor, dtype, indices.view)

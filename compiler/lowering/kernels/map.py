@@ -1,10 +1,10 @@
 """Kernels without an anchor: elementwise groups, row-wise chains with reductions (softmax, norms), copies through
 views.
 
-The domain is cut into tiles; each operand is loaded where its own axes are bound, one vector program computes the
-tile, and results are stored. Reduction axes stay whole when a tile with all of them fits l1; otherwise they are walked
-in chunks, once for every level of reductions that depend on each other, with partial results kept in state tiles, and
-once more for the results that need both the elements and the reduced values.
+The domain is tiled; each operand is loaded at the depth where its axes are bound, one vector program computes the tile,
+and results are stored. Reduction axes stay whole if a tile with all of them fits l1. Otherwise they are walked in
+chunks, once per level of dependent reductions, with partial results in state tiles, and once more for results that need
+both the elements and the reduced values.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ppuc.ir.types import broadcast_shapes
 from ppuc.targets.schema import Target
 
 DEPTHS = (3, 6, 2)
-"""Slots of a streamed input: at three, one tile is computed, one waits and one is on its way; six hide a long
-latency."""
+"""Candidate slots of a streamed input: with three, one tile is in use, one is ready and one is being loaded; six hide a
+long latency."""
 
 
 BLOCK = 64
-"""Points of a row of one operand in a tile that has rows of another one too."""
+"""Points along one operand's rows in a tile that also has rows of another operand."""
 
 
 def map_domain(body: Graph) -> tuple[int, ...]:
-    """The iteration domain of a group without an anchor: what its widest elementwise or reduced operand spans."""
+    """The iteration domain of a group without an anchor: the shape of its widest elementwise or reduced operand."""
     shapes = [op.operands[0].type.dims for op in body.ops if OPS[op.name].kind in (Kind.REDUCTION, Kind.SCAN)]
     pulled = _before_views(body)
     shapes += [v.type.dims for v in pulled]
@@ -47,7 +47,7 @@ def map_domain(body: Graph) -> tuple[int, ...]:
 
 
 def _before_views(body: Graph) -> list[Value]:
-    """Results of the group's elementwise ops that come first: those that no reshape of a computed value precedes."""
+    """Results of the group's leading elementwise ops: those not preceded by a reshape of a computed value."""
     computed: set[str] = set()
     after: set[str] = set()
     found = []
@@ -55,7 +55,7 @@ def _before_views(body: Graph) -> list[Value]:
         kind = OPS[op.name].kind
         name = op.results[0].name
         inner = [v.name for v in op.operands if v.name in computed]
-        if op.name == "cast" and not inner and widens(op):  # read as memory, in whatever shape its reader wants
+        if op.name == "cast" and not inner and widens(op):  # a load, in the shape that its reader needs
             continue
         if kind is Kind.VIEW:
             if inner:
@@ -88,7 +88,7 @@ class MapLowering(TiledLowering):
         self.units = self._deal(self.tiles)
 
     def _bytes(self, tiles: Sequence[int], chunked: bool) -> int:
-        """l1 bytes of all rings. Walks over chunks load an operand anew, into a ring of their own."""
+        """l1 bytes of all rings. Each walk over chunks reloads an operand into a ring of its own."""
         walks = 1 + sum(1 for op in self.chain.ops if op_axes(op))
         total = 0
         for operand in self.operands:
@@ -109,7 +109,7 @@ class MapLowering(TiledLowering):
         return rank <= MAX_TILE_RANK and self._bytes(tiles, chunked) + states <= budget
 
     def _choose(self) -> list[int]:
-        """Tile sizes per axis: the cheapest of a ladder of tile volumes, filled from the innermost axis outwards."""
+        """Tile sizes per axis: the cheapest of several tile volumes, filled from the innermost axis outwards."""
         axes = self.space.axes
         budget = cost.l1_budget(self.target)
         for limit in (budget, self.target.l1.bytes):
@@ -131,8 +131,8 @@ class MapLowering(TiledLowering):
         return chunked
 
     def _orders(self) -> list[tuple[list[int], int]]:
-        """Orders in which the parallel axes are given room, the last one first, and the most that this one gets: the
-        domain's and, where operands run through memory in others, blocks that have rows of both."""
+        """Orders in which parallel axes are filled, last axis first, and the limit of the last axis: the domain's order
+        and, for operands with another memory order, blocks with rows of both."""
         orders = [(self.parallel, 1 << 62)]
         if len(self.parallel) < 2:
             return orders
@@ -147,8 +147,8 @@ class MapLowering(TiledLowering):
         return orders
 
     def _fill(self, volume: int, limit: int, order: Sequence[int], most: int) -> list[int] | None:
-        """Tiles of about `volume` points with whole reduction axes, those last in `order` filled first and the very
-        last up to `most`; None when not even one row fits."""
+        """Tiles of about `volume` points with whole reduction axes; the last axes in `order` are filled first, the very
+        last up to `most`. None if not even one row fits."""
         axes = self.space.axes
         tiles = [a.size if a.reduced else 1 for a in axes]
         if not self._fits(tiles, limit):
@@ -166,7 +166,7 @@ class MapLowering(TiledLowering):
         return tiles
 
     def _chunk(self, limit: int) -> list[int] | None:
-        """Tiles whose reduction axes are cut: the innermost axes get what fits."""
+        """Tiles with chunked reduction axes: as much of the innermost axes as fits."""
         axes = self.space.axes
         if any(op.name == "cumsum" for op in self.chain.ops):
             return None
@@ -199,9 +199,9 @@ class MapLowering(TiledLowering):
         return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype)
 
     def _turned(self, tiles: Sequence[int]) -> frozenset[str]:
-        """Operands and results that are cheaper to move in rows of their memory and to turn than to move as the domain
-        has them: the vector engine takes one step for what costs a transfer an address per row. Chunked tiles are left
-        as they are: their walks combine by valid extents."""
+        """Operands and results that are cheaper to move in memory order and transpose than to move in domain order: a
+        transpose takes the vector engine one step, while short rows cost a transfer one address each. Chunked tiles are
+        excluded: their walks combine by valid extents."""
         if any(tiles[i] < self.space.axes[i].size for i in self.reduced):
             return frozenset()
         extra = math.prod(tiles) / self.target.vector.lanes
@@ -260,5 +260,5 @@ class MapLowering(TiledLowering):
 def lower_map(
     name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
 ) -> KernelBuilder:
-    """Lower a group without an anchor. Raises NotFusable when its ops do not form one chain."""
+    """Lower a group without an anchor. Raises NotFusable if its ops do not form one chain."""
     return MapLowering(name, body, tensors, loc, target).lower()

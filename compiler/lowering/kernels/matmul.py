@@ -1,9 +1,8 @@
 """Matrix products with an epilogue.
 
-Axes of the result that only A has are m axes, those that only B has n axes, the others batch axes; neighbouring ones
-are merged where memory allows, so `[batch, rows, k] x [k, n]` runs as one long m axis. Loops: batch, m, n, then k
-innermost; operands stream through rings, the accumulator's ring lets the next tile start while the epilogue drains
-this one.
+Result axes of A alone are m axes, those of B alone n axes, the others batch axes; neighbours are merged where memory
+allows, so `[batch, rows, k] x [k, n]` runs as one long m axis. Loops: batch, m, n, then k innermost; operands stream
+through rings, the accumulator's ring lets the next tile start during the current one's epilogue.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from ppuc.targets.schema import Target
 
 
 class MatmulLowering(ContractionLowering):
-    """Lowers a group around one matmul; `rank` picks the tiling of that price, the cheapest being 0."""
+    """Lowers a group around one matmul; `rank` selects a tiling by price, 0 being the cheapest."""
 
     def __init__(
         self,
@@ -80,7 +79,7 @@ class MatmulLowering(ContractionLowering):
             raise NotFusable(f"operands of the matmul differ in dtype ({self.dtype} and {b_value.type.dtype})")
         self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
-            raise NotFusable(f"the tensor engine does not take {self.dtype}")
+            raise NotFusable(f"the tensor engine does not support {self.dtype}")
         count = range(len(self.space.axes))
         self.m_axes = [i for i in count if self.a.present(i) and not self.b.present(i)]
         self.n_axes = [i for i in count if self.b.present(i) and not self.a.present(i)]
@@ -93,11 +92,11 @@ class MatmulLowering(ContractionLowering):
         self.tiles = list(self.choice.tiles)
 
     def _right(self, body: Graph, anchor: Op) -> tuple[Value, View]:
-        """Where the right operand lies in memory."""
+        """The right operand's view in memory."""
         return operand_view(body, anchor.operands[1])
 
     def _widens(self, body: Graph, anchor: Op) -> bool:
-        """Whether the right operand is widened after it is loaded."""
+        """Whether the right operand is widened after its load."""
         return unpacked(body, anchor)
 
     def _choose(self, rank: int) -> Choice:
@@ -133,7 +132,7 @@ class MatmulLowering(ContractionLowering):
         return self.target.tensor.lane_grid
 
     def _least(self, tiles: Sequence[int]) -> float:
-        """Cycles that the tensor engine of the busiest unit needs at least: no choice with these tiles costs less."""
+        """Lower bound on the cost of any choice with these tiles: tensor-engine cycles of the busiest unit."""
         tm = math.prod(tiles[i] for i in self.m_axes)
         tn = math.prod(tiles[i] for i in self.n_axes)
         _, iterations = self.dealt(tiles)
@@ -173,7 +172,7 @@ class MatmulLowering(ContractionLowering):
         return steps_along(self.k, cost.tensor_dtype(self.dtype, self.target), self.target)
 
     def _right_slots(self, tn: int, tk: int) -> int:
-        """l1 bytes of one tile of the right operand as it is loaded."""
+        """l1 bytes of one tile of the right operand as loaded."""
         return slot(tk * tn, self.b_dtype)
 
     def _right_load_clk(self, tiles: list[int], tk: int, active: int) -> float:
@@ -182,11 +181,11 @@ class MatmulLowering(ContractionLowering):
         return traffic + cost.overhead_clk(self.target)
 
     def _widening_steps(self) -> int:
-        """Lane operations by which a weight is widened."""
+        """Lane operations to widen one weight."""
         return 1
 
     def _k_first(self, side: str) -> bool:
-        """Whether a tile of that operand has k before its own axes: so that its rows are contiguous in memory."""
+        """Whether a tile of that operand has k before its own axes, so that its rows are contiguous in memory."""
         access, k_stride = (self.a, self.a_k) if side == "a" else (self.b, self.b_k)
         mine = self.m_axes if side == "a" else self.n_axes
         inner = next((access.view.strides[i] for i in reversed(mine)), 0)
@@ -228,8 +227,7 @@ class MatmulLowering(ContractionLowering):
         return buffer, k_first, mine
 
     def _widened(self, nest: Nest, tile: str, shape: Sequence[int]) -> str:
-        """Add a vec that widens a tile of weights to what the tensor engine multiplies; returns the buffer it
-        writes."""
+        """Add a vec that widens a tile of weights to the tensor engine's operand type; returns its buffer."""
         builder = ProgramBuilder()
         program = builder.finish(f"{self.name}.unpack", [(builder.param(self.b_dtype), self.dtype)])
         wide = self.kernel.buffer("bw", self.dtype, shape)
@@ -238,7 +236,7 @@ class MatmulLowering(ContractionLowering):
 
     @property
     def price(self) -> float:
-        """Cycles that the cost model expects with the chosen tiles."""
+        """Expected cycles with the chosen tiles."""
         return self.choice.price
 
     def lower(self) -> KernelBuilder:
@@ -270,7 +268,7 @@ class MatmulLowering(ContractionLowering):
 
 
 def unpacked(body: Graph, anchor: Op) -> bool:
-    """Whether the anchor's right operand is widened from an 8-bit float after it is loaded."""
+    """Whether the anchor's right operand is widened from an 8-bit float after its load."""
     b = anchor.operands[1]
     while (op := body.producer(b)) is not None and op.operands:
         if unpacks(op):

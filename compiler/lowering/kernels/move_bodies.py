@@ -1,6 +1,6 @@
-"""Bodies of groups that move elements: the one op they stand around, and the views on either side of it.
+"""Bodies of data-movement groups: their anchor, and the views before and after it.
 
-Invariant: whatever these functions return is exact; a body that does not fit raises NotFusable with the reason.
+Invariant: a body without an exact answer raises NotFusable with the reason.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from ppuc.ir.ops.base import OPS, Kind
 
 
 def stored_view(body: Graph, anchor: Op) -> View:
-    """Where the elements of `anchor`'s result lie in the row-major result of the body. Raises NotFusable when what
-    follows the anchor is not a chain of views that a store can follow."""
+    """The view of `anchor`'s result in the row-major result of the body. Raises NotFusable if the ops after the anchor
+    are not a chain of views that a store can apply."""
     (value, stored), path = stored_part(body, single_result(body)), []
     while (op := body.producer(value)) is not anchor:
         if op is None or OPS[op.name].kind is not Kind.VIEW:
-            raise NotFusable(f"{value} is not a view of what '{anchor.name}' computes")
+            raise NotFusable(f"{value} is not a view of the result of '{anchor.name}'")
         path.append(op)
         value = op.operands[0]
     view: View | None = stored
@@ -37,20 +37,20 @@ def single_result(body: Graph) -> Value:
 
 
 def moving_op(body: Graph) -> Op:
-    """The op of the body that moves elements other than through views and pads. Raises NotFusable when there is none,
-    or another."""
+    """The one op of the body that moves elements, besides views and pads. Raises NotFusable unless there is exactly
+    one."""
     found = [op for op in body.ops if OPS[op.name].kind is Kind.MOVE and op.name not in ("pad", "insert")]
     if len(found) != 1:
-        raise NotFusable(f"a movement stands around one op (got {len(found)})")
+        raise NotFusable(f"a data-movement kernel has one op (got {len(found)})")
     return found[0]
 
 
 def only_anchor(body: Graph, name: str) -> Op:
-    """The body's one op `name`, all others being views and pads. Raises NotFusable."""
+    """The body's one op `name`; all others must be views and pads. Raises NotFusable."""
     anchors = [op for op in body.ops if OPS[op.name].kind is not Kind.VIEW and op.name not in ("pad", "insert")]
     if [op.name for op in anchors] != [name]:
         others = ", ".join(op.name for op in anchors) or "nothing"
-        raise NotFusable(f"a group around one '{name}' has no place for {others}")
+        raise NotFusable(f"a kernel of '{name}' cannot contain {others}")
     return anchors[0]
 
 
@@ -66,7 +66,7 @@ def flat_list(resolver: Resolver, indices: Value) -> External:
 
 
 def unpadded(resolver: Resolver, value: Value) -> External:
-    """Where `value` lies in memory. Raises NotFusable when it does not, or is padded on the way."""
+    """The view of `value` in memory. Raises NotFusable if it is computed or padded."""
     source = resolver.external(value)
     if source is None or source.padded:
         raise NotFusable(f"{value} is not a view of a parameter")
@@ -74,7 +74,7 @@ def unpadded(resolver: Resolver, value: Value) -> External:
 
 
 def meeting_point(body: Graph, resolver: Resolver, result: Value) -> tuple[External, View]:
-    """A value on the way to `result` that is a view of a parameter, and where its elements lie in `result`."""
+    """A value on the chain of views to `result` that is a view of a parameter, and its view in `result`."""
     value, view = stored_part(body, result)
     while True:
         source = resolver.external(value)
@@ -85,5 +85,5 @@ def meeting_point(body: Graph, resolver: Resolver, result: Value) -> tuple[Exter
             raise NotFusable(f"{value} is not a view of a parameter")
         before = views.undo(op, view)
         if before is None:
-            raise NotFusable(f"the views up to {result} need a copy in between")
+            raise NotFusable(f"the chain of views to {result} needs a copy")
         value, view = op.operands[0], before

@@ -1,4 +1,4 @@
-"""Tile extents that the searches of moving kernels try, and what their tiles take of l1."""
+"""Candidate tile extents of data-movement kernels, and their l1 bytes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Mapping, Sequence
 from ppuc.ir.types import DType
 
 COPY_DEPTH = 4
-"""Slots of a copied tile: one being loaded, one being stored, and one more for the latency of either."""
+"""Slots of a copied tile: one being loaded, one being stored, and one to hide latency."""
 _LARGEST = 1 << 17
 
 
 def cuts(size: int, tile: int) -> int:
-    """How many tiles of `tile` cover `size`."""
+    """Number of tiles of `tile` that cover `size`."""
     return -(-size // tile)
 
 
 def ladder(total: int, units: int) -> list[int]:
-    """Tile volumes to try: powers of two, and what gives every unit the same share."""
+    """Candidate tile volumes: powers of two, and the equal share of each unit."""
     shares = {cuts(total, units * rounds) for rounds in (1, 2, 3, 4)}
     powers = {1 << e for e in range(_LARGEST.bit_length())}
     return sorted(v for v in shares | powers if v <= min(total, _LARGEST))
 
 
 def fill(sizes: Sequence[int], volume: int, given: Mapping[int, int]) -> tuple[int, ...]:
-    """Tiles of about `volume` points: extents `given` for some axes, the rest from the innermost axis outwards."""
+    """Tiles of about `volume` points: extents `given` for some axes, others filled from the innermost axis outwards."""
     tiles = [given.get(i, 1) for i in range(len(sizes))]
     rest = volume // math.prod(tiles)
     for i in reversed(range(len(sizes))):
@@ -40,10 +40,10 @@ def fill(sizes: Sequence[int], volume: int, given: Mapping[int, int]) -> tuple[i
 
 
 def tile_axes(tiles: Sequence[int]) -> list[int]:
-    """Axes that a tile has: those with more than one element."""
+    """Axes of a tile: those with more than one element."""
     return [i for i, t in enumerate(tiles) if t > 1] or [len(tiles) - 1]
 
 
 def slot_bytes(elements: int, dtype: DType) -> int:
-    """Bytes of a ring slot, which starts at a multiple of 32."""
+    """Bytes of a ring slot, rounded up to a multiple of 32."""
     return cuts(elements * dtype.bytes, 32) * 32

@@ -1,4 +1,4 @@
-"""Kernels that move elements: copies through views, concatenations, gathers, scatters. All are reached from here."""
+"""Entry points of data-movement kernels: copies through views, concatenations, gathers, scatters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["check_move", "lower_concat", "lower_copy", "lower_gather", "lower_sc
 
 
 def check_move(body: Graph, target: Target) -> None:
-    """Raise NotFusable when the group around a concat, gather or scatter has no kernel, apart from the fit of tiles."""
+    """Raise NotFusable if the group of a concat, gather or scatter has no kernel with any tiling."""
     anchor, resolver = moving_op(body), Resolver(body)
     for value in anchor.operands:
         external = resolver.external(value)
@@ -30,15 +30,15 @@ def check_move(body: Graph, target: Target) -> None:
 
 
 def only_views(body: Graph) -> bool:
-    """Whether a body without an anchor computes nothing: it renames elements, or stores them as part of a tensor."""
+    """Whether a body without an anchor only renames elements or stores them as part of a tensor."""
     return not any(OPS[op.name].kind in CHAIN_KINDS or op.name == "pad" for op in body.ops)
 
 
 def view_copies(body: Graph, tensors: Mapping[str, str]) -> list[Copy]:
-    """One copy for each result with elements of a body of views and constant pads alone. Raises NotFusable."""
+    """One copy per non-empty result of a body of views and constant pads. Raises NotFusable."""
     for op in body.ops:
         if OPS[op.name].kind is not Kind.VIEW and op.name not in ("pad", "insert"):
-            raise NotFusable(f"a copy has no place for '{op.name}'")
+            raise NotFusable(f"a copy cannot contain '{op.name}'")
     resolver, copies = Resolver(body), []
     for result in body.results:
         if result.type.elements:
@@ -50,7 +50,7 @@ def view_copies(body: Graph, tensors: Mapping[str, str]) -> list[Copy]:
 def lower_copy(
     name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
 ) -> KernelBuilder:
-    """Lower a group of views and constant pads alone: each result is stored row-major. Raises NotFusable."""
+    """Lower a group of views and constant pads: each result is stored row-major. Raises NotFusable."""
     kernel = KernelBuilder(name, loc)
     add_copies(kernel, view_copies(body, tensors), target)
     return kernel

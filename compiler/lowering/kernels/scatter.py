@@ -1,10 +1,10 @@
-"""Scatters: rows of a tensor overwritten, or combined with, by index.
+"""Scatters: rows of a tensor overwritten or combined by index.
 
-The canonical form is data [R, C], indices [N, 1], updates [N, C]. The result's memory is operand 0's and holds its data
-when the kernel starts, so the kernel only stores the updates. Updates are taken in order; where an index may repeat,
-all rows of a column are one unit's, so the order in which units run never shows.
+The canonical form is data [R, C], indices [N, 1], updates [N, C]. The result shares operand 0's memory, so the kernel
+only stores the updates, in order. Where an index may repeat, one unit handles all rows of a column, so the order in
+which units run has no effect.
 
-Invariant: each element of the result is written by one unit, in the order of the updates. A combination in a float type
+Invariant: each element of the result is written by one unit, in the order of the updates. Combining in a float type
 narrower than f32 rounds after every update.
 """
 
@@ -32,7 +32,7 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class ScatterOperands:
-    """Where a scatter's index list, updates [N, C] and result [R, C] lie in memory, and how updates combine."""
+    """Views of a scatter's index list, updates [N, C] and result [R, C], and how updates combine."""
 
     indices: External
     updates: External
@@ -42,7 +42,7 @@ class ScatterOperands:
 
 @dataclass(frozen=True, slots=True)
 class ScatterTiling:
-    """Tile extents along columns and updates, and the units that each of the two loops is dealt to."""
+    """Tile extents along columns and updates, and the units of each of the two loops."""
 
     columns: int
     updates: int
@@ -51,13 +51,13 @@ class ScatterTiling:
 
 
 def is_canonical(op: Op) -> bool:
-    """Whether a `scatter_nd` has the row form that the kernel takes."""
+    """Whether a `scatter_nd` has the row form that the kernel supports."""
     data, indices, updates = (v.type for v in op.operands)
     return (data.rank, indices.rank, updates.rank) == (2, 2, 2) and indices.dims[1] == 1
 
 
 def all_distinct(indices: np.ndarray, rows: int) -> bool:
-    """Whether no row is named twice (an index may count from the end)."""
+    """Whether all rows are distinct (an index may count from the end)."""
     flat = indices.reshape(-1).astype(np.int64)
     flat = np.where(flat < 0, flat + rows, flat)
     return int(np.unique(flat).size) == flat.size
@@ -73,8 +73,8 @@ def lower_scatter(
 ) -> KernelBuilder:
     """Lower a group around one canonical `scatter_nd` whose result shares the memory of its operand 0.
 
-    `indices` are the values of the index operand where they are constant; updates of distinct rows are then spread over
-    the units. Raises NotFusable.
+    `indices` are the values of a constant index operand: updates of distinct rows are distributed over the units.
+    Raises NotFusable.
     """
     kernel, found = KernelBuilder(name, loc), scatter_operands(body)
     if not found.updates.view.elements:
@@ -97,18 +97,18 @@ def scatter_operands(body: Graph) -> ScatterOperands:
 
 
 def _result_view(body: Graph, anchor: Op, resolver: Resolver) -> View:
-    """The result's memory as rows. Raises NotFusable unless operand 0 has all its elements in the same places."""
+    """The result's memory as rows. Raises NotFusable unless operand 0 has the same elements at the same addresses."""
     stored, data = stored_view(body, anchor), unpadded(resolver, anchor.operands[0])
     whole = data.value.type.elements == body.results[0].type.elements
     if not whole or views.coalesced(data.view) != views.coalesced(stored):
-        raise NotFusable("the result does not lie where operand 0 does")
+        raise NotFusable("the result does not share operand 0's memory")
     return stored
 
 
 def _check_end(dtype: DType, rows: int) -> None:
-    """The index list is padded with `rows`, which names no row: its type must hold that number."""
+    """Raise NotFusable unless `dtype` holds `rows`, the out-of-range index that pads the list."""
     if not dtype.is_integer or rows > np.iinfo(dtype.numpy).max:
-        raise NotFusable(f"indices in {dtype} cannot name a position after {rows} rows")
+        raise NotFusable(f"indices in {dtype} cannot represent the padding index {rows}")
 
 
 def _choose(found: ScatterOperands, distinct: bool, target: Target) -> ScatterTiling:

@@ -1,12 +1,12 @@
 """Pooling and depthwise convolution on the vector engine, with an epilogue.
 
 Tiles have the spatial axes and the channels; the batch is a loop. A halo tile holds every input element that the tile's
-windows reach, with the identity of the reduction outside the image. One vector program computes window and epilogue; a
-window whose halo does not fit l1, or whose taps are too many for one program, is walked in blocks of taps, with partial
-results in a state tile.
+windows reach, with the reduction's identity outside the image. One vector program computes window and epilogue. A
+window whose halo exceeds l1, or with too many taps for one program, is walked in blocks of taps, with partial results
+in a state tile.
 
-Invariant: a window gives whole tiles, so every operand of its vec is read whole, and ragged tiles are cut when results
-are written. Blocks divide the window exactly: no tap outside it is ever combined.
+Invariants: a window computes whole tiles, so every operand of its vec is read whole, and ragged tiles are clipped when
+results are written. Blocks divide the window exactly, so no tap outside it is combined.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ppuc.ir.vector import compute_dtype
 from ppuc.targets.schema import Target
 
 MAX_TAPS = 256
-"""Taps of a depthwise kernel that one vector program unrolls."""
+"""Maximum taps of a depthwise kernel that one vector program unrolls."""
 SPATIAL = ("z", "y", "x")
 
 
 DEPTHS = (8, 6, 4, 3, 2)
-"""Slots of the halo ring, the deepest that fits first: it hides the most latency."""
+"""Candidate slots of the halo ring, deepest first: it hides the most latency."""
 
 
 class WindowLowering(UnmergedLowering):
@@ -76,7 +76,7 @@ class WindowLowering(UnmergedLowering):
         self.order = [*range(1 + self.spatial, len(domain)), *range(1 + self.spatial)]
 
     def check_reductions(self) -> None:
-        """Raise NotFusable when the axes that the epilogue reduces make tiles too large or too few."""
+        """Raise NotFusable if the axes that the epilogue reduces make tiles too large or too few."""
         axes = self.space.axes
         if not self.reduced:
             return
@@ -91,12 +91,12 @@ class WindowLowering(UnmergedLowering):
 
     @property
     def price(self) -> float:
-        """Cycles that the cost model expects with the cheapest tiles. Raises NotFusable when none fit."""
+        """Expected cycles with the cheapest tiles. Raises NotFusable if none fit."""
         return self.choose()
 
     def choose(self) -> float:
-        """Settle the block of taps, the slots of the halo ring, the tiles and the units, and return their price: the
-        largest block of which a tile fits l1, then the cheapest tile, in half of l1 if one fits."""
+        """Choose the block of taps, the slots of the halo ring, the tiles and the units, and return their price: the
+        largest block with a tile that fits l1, then the cheapest tile, in half of l1 if one fits."""
         least = [a.size if a.reduced else 1 for a in self.space.axes]
         limits = (cost.l1_budget(self.target), self.target.l1.bytes)
         for block in self._blocks():
@@ -117,7 +117,7 @@ class WindowLowering(UnmergedLowering):
         )
 
     def _blocks(self) -> Iterator[Window]:
-        """The window, then ever smaller blocks of it, cut along the outermost axes first."""
+        """The window, then ever smaller blocks of it, split along the outermost axes first."""
         kernel = list(self.window.kernel)
         for i, size in enumerate(self.window.kernel):
             for part in divisors(size):
@@ -222,7 +222,7 @@ class WindowLowering(UnmergedLowering):
         return compute_dtype(self.dtype)
 
     def _accumulate(self, nest: Nest, depth: int, builder: ProgramBuilder, ins: Sequence[str], partial: str) -> str:
-        """Combine one block's `partial` result into a state tile, which starts at the identity; returns the state."""
+        """Combine one block's `partial` result into a state tile, initialised to the identity; returns the state."""
         kind, dtype = "max" if self.window.kind == "max" else "sum", self._state_dtype
         state = self.kernel.buffer("s", dtype, self.tiles[1:], depth=1)
         start = ProgramBuilder()
@@ -244,7 +244,7 @@ class WindowLowering(UnmergedLowering):
         return buffer
 
     def load_halo(self, nest: Nest, loops: Mapping[str, Tiling]) -> str:
-        """Add the load of the input elements that a tile of results reads; returns the buffer."""
+        """Add the load of a result tile's input elements; returns the buffer."""
         buffer = self.kernel.buffer("x", self.dtype, self.halo_of(self.tiles), depth=self.depth)
         param = self.kernel.param(self.x_tensor, self.dtype, self.x)
         index = [loops["n"].offset]
@@ -282,7 +282,7 @@ def _window(anchor: Op) -> Window:
 
 
 def is_depthwise(conv: Op) -> bool:
-    """Whether a channels-last convolution combines points of one channel only, of several."""
+    """Whether a channels-last convolution is depthwise: several groups of one input channel each."""
     attrs = conv.attrs
     assert isinstance(attrs, ConvAttrs)
     x, w = (v.type.dims for v in conv.operands)
@@ -290,13 +290,13 @@ def is_depthwise(conv: Op) -> bool:
 
 
 def _depthwise_channels(anchor: Op) -> tuple[int, ...]:
-    """(channels,), or (channels, results of each). Raises NotFusable when the conv is not depthwise."""
+    """(channels,), or (channels, results per channel). Raises NotFusable if the conv is not depthwise."""
     groups: int = anchor.attrs.groups  # type: ignore[attr-defined]
     channels, outputs = anchor.operands[0].type.dims[-1], anchor.results[0].type.dims[-1]
     if groups != channels:
         raise NotFusable(f"the convolution is not depthwise ({groups} groups of {channels} channels)")
     if groups == 1 and outputs > 1:
-        raise NotFusable("a convolution of one channel to several belongs on the tensor engine")
+        raise NotFusable("a convolution from one channel to several runs on the tensor engine")
     return (channels,) if outputs == groups else (channels, outputs // groups)
 
 
@@ -313,7 +313,7 @@ def _channel_tiles(size: int) -> list[int]:
 
 
 def check_window(body: Graph, target: Target) -> None:
-    """Raise NotFusable when the group has no window kernel or a poor one, apart from the fit of tiles."""
+    """Raise NotFusable if the group has no window kernel, or a poor one, with any tiling."""
     names = {v.name: v.name for v in (*body.params, *body.results)}
     WindowLowering(body.name, body, names, (), target).check_reductions()
 

@@ -1,10 +1,10 @@
 """Sliding windows as steps of a vector program, and their geometry.
 
-A window step reads a halo tile: every input element that the windows of a tile of results reach. Depthwise convolution
-multiplies and adds one strided sub-box of it a tap. Pooling is separable, so it runs along one spatial axis after
-another: the sum of the window's sizes, not their product.
+A window step reads a halo tile: every input element that the windows of a result tile reach. Depthwise convolution
+multiplies and adds one strided sub-box of it per tap. Pooling is separable, so it runs along one spatial axis after
+another, with a cost of the sum of the window's sizes instead of their product.
 
-Invariant: steps give whole tiles; nothing here knows how much of a tile is valid.
+Invariant: steps compute whole tiles, independent of valid extents.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ppuc.ir.ops.window import lowest
 from ppuc.ir.types import DType
 
 MAX_DIRECT = 32
-"""Taps along one axis that pooling combines one by one; longer windows are built by doubling."""
+"""Maximum taps along one axis that pooling combines one by one; longer windows use doubling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The geometry of a window, one entry a spatial axis. `kind` is "max", "sum" or "conv"."""
+    """The geometry of a window, with one entry per spatial axis. `kind` is "max", "sum" or "conv"."""
 
     kind: str
     kernel: tuple[int, ...]
@@ -36,7 +36,7 @@ class Window:
     dilations: tuple[int, ...]
 
     def halo(self, tile: Sequence[int]) -> list[int]:
-        """Input extents that a tile of results reads."""
+        """Input extents that a result tile reads."""
         return [
             (t - 1) * s + (k - 1) * d + 1
             for t, s, k, d in zip(tile, self.strides, self.kernel, self.dilations, strict=True)
@@ -53,7 +53,7 @@ class Window:
 
 
 def doubles(k: int, stride: int, dilation: int, tile: int) -> bool:
-    """Whether a window of `k` taps along an axis is combined by doubling: two windows of length w make one of 2w."""
+    """Whether a window of `k` taps along an axis is combined by doubling: two windows of length w form one of 2w."""
     if k < 4:
         return False
     halo = (tile - 1) * stride + (k - 1) * dilation + 1
@@ -101,7 +101,7 @@ def emit_taps(
 
 
 def emit_pool(builder: ProgramBuilder, window: Window, x: str, tile: Sequence[int], halo: Sequence[int]) -> str:
-    """The windows' elements combined along one spatial axis after another."""
+    """Combine the windows' elements along one spatial axis after another."""
     shape = list(halo)
     for i in window.order():
         x = _AxisPool(builder, window, i, shape, tile[i]).emit(x)
@@ -139,7 +139,7 @@ class _AxisPool:
         return self.builder.step("window", x, ints=(rank, *offsets, *strides, *sizes))
 
     def _results(self, x: str, tap: int) -> str:
-        """What one tap reads for all results."""
+        """The elements that one tap reads for all results."""
         return self._part(x, tap * self.dilation, self.stride, self.tile)
 
     def _doubled(self, x: str) -> str:
@@ -159,7 +159,7 @@ class _AxisPool:
 
 
 def identity(kind: str, dtype: DType) -> float:
-    """What a halo tile holds outside the image: the identity of max (the lowest finite value where the type has no
+    """Value of a halo tile outside the image: the identity of max (the lowest finite value if the type has no
     infinity), or zero."""
     if kind != "max":
         return 0.0

@@ -1,1 +1,1 @@
-"""What kernels are put together from: iteration spaces, nests, bodies and vector programs."""
+"""Building blocks of kernels: iteration spaces, loop nests, bodies and vector programs."""

@@ -1,4 +1,4 @@
-"""From the ops of a fused group to vector programs and strided operands.
+"""Analyses a fused group: relates every op to the group's iteration domain.
 
 A group has an iteration *domain*: the shape of its anchor (the matmul's result, the reduction's operand, the largest
 elementwise result). Every value of its body is related to the domain in one of three ways:
@@ -6,11 +6,11 @@ elementwise result). Every value of its body is related to the domain in one of 
   chain     computed elementwise or by reduction at points of the domain; its shape broadcasts to the domain, possibly
             after a `pull`: the reshapes and transposes that lead from the domain to the value's own shape;
   anchor    the accumulator that the chain starts from.
-External operands of a chain op are broadcast to the op's shape and carried back through the pull, so a residual that
-is added after a reshape is read through a reshaped view.
+External operands of a chain op are broadcast to the op's shape and mapped back through the pull, so a residual added
+after a reshape is read through a reshaped view.
 
-Invariant: `analyse` raises NotFusable exactly when some op of the body cannot be related in one of these ways; fusion
-asks it before it commits.
+Invariant: `analyse` raises NotFusable exactly if some op of the body cannot be related in one of these ways; fusion
+calls it before it commits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ppuc.ir.types import DType, TensorType
 
 
 class NotFusable(Exception):  # noqa: N818 - a finding that fusion acts on, not an error
-    """The ops do not fit one kernel of the asked kind; the text says why (it is shown by `ppuc inspect`)."""
+    """The ops do not form one kernel of the requested kind; the message gives the reason (shown by `ppuc inspect`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class Chain:
     ops: list[Op] = field(default_factory=list)
     pulls: dict[str, tuple[Op, ...]] = field(default_factory=dict)
     externals: dict[str, External] = field(default_factory=dict)
-    """External operand key (see `key`) -> where it is in memory, as a view in domain coordinates (rank of the domain,
-    size 1 or stride 0 where it is broadcast)."""
+    """External operand key (see `key`) -> its view in domain coordinates (rank of the domain, size 1 or stride 0 where
+    it is broadcast)."""
     constants: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, View] = field(default_factory=dict)
     """Body result name -> the view, in domain coordinates, of the row-major result it is stored to."""
@@ -70,12 +70,12 @@ class Chain:
     """Body results that are views of memory (copies, pads) -> their external key."""
     reduce_axes: tuple[int, ...] = ()
     spans: dict[str, frozenset[int]] = field(default_factory=dict)
-    """Chain value -> the domain axes along which its tiles have more than one element: those of what it is computed
-    from, which a broadcast operand or an immediate does not have."""
+    """Chain value -> the domain axes along which its tiles have more than one element: those of its operands, excluding
+    broadcast axes and immediates."""
     operand_keys: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def rounds_on_store(self, op: Op) -> bool:
-        """Whether `op`, a cast between floats, is seen by nothing but the result of the group that it is."""
+        """Whether `op`, a cast between floats, is a result of the group without other readers."""
         result = op.results[0]
         floats = result.type.dtype.is_float and op.operands[0].type.dtype.is_float
         stored = [n for n in self.outputs if self.alias.get(n, n) == result.name]
@@ -92,8 +92,8 @@ def scalar_constant(op: Op | None) -> float | int | None:
 
 
 def stored_part(body: Graph, result: Value) -> tuple[Value, View]:
-    """What a kernel stores for `result` of `body`, and where in the row-major memory of `result`: all of it, or the
-    part of an `insert` into it."""
+    """The value that a kernel stores for `result` of `body`, and its view in the row-major memory of `result`: all of
+    it, or the part of an `insert`."""
     op = body.producer(result)
     whole = View.contiguous(result.type.dims)
     if op is None or op.name != "insert":
@@ -111,7 +111,7 @@ class Resolver:
         self._known: dict[str, External | None] = {}
 
     def external(self, value: Value) -> External | None:
-        """Where `value` lies in memory, or None when it is computed or needs a copy."""
+        """The view of `value` in memory; None if it is computed or needs a copy."""
         if value.name not in self._known:
             self._known[value.name] = self._follow(value)
         return self._known[value.name]
@@ -130,7 +130,7 @@ class Resolver:
                 return None
             view = views.apply(op, source.view)
             return None if view is None else External(source.value, view)
-        if op.name == "cast" and widens(op):  # a tile is widened when it is read
+        if op.name == "cast" and widens(op):  # widened when the tile is read
             return source
         if op.name == "pad":
             attrs = op.attrs
@@ -144,13 +144,13 @@ class Resolver:
 
 
 def widens(op: Op) -> bool:
-    """Whether a cast keeps every value and its compute dtype, so that reading the operand does the same."""
+    """Whether a cast preserves every value and the compute dtype, so that reading the operand is equivalent."""
     source, result = op.operands[0].type.dtype, op.results[0].type.dtype
     return source.is_float and source.bits < 32 and (result is DType.F32 or (result.bits == 16 and source.bits <= 8))
 
 
 def unpacks(op: Op) -> bool:
-    """Whether a cast widens 8-bit floats: weights that are stored in less than they are multiplied in."""
+    """Whether a cast widens 8-bit floats: weights stored narrower than they are multiplied."""
     return op.name == "cast" and widens(op) and op.operands[0].type.dtype.bits <= 8
 
 
@@ -158,7 +158,7 @@ CHAIN_KINDS = (Kind.ELEMENTWISE, Kind.REDUCTION, Kind.SCAN)
 
 
 def op_axes(op: Op) -> tuple[int, ...]:
-    """Axes, of the operand, that a reduction or scan runs along; () for elementwise ops."""
+    """Operand axes that a reduction or scan runs along; () for elementwise ops."""
     kind = OPS[op.name].kind
     if kind is Kind.ELEMENTWISE:
         return ()
@@ -167,7 +167,7 @@ def op_axes(op: Op) -> tuple[int, ...]:
 
 
 def analyse(body: Graph, anchor: Value | None, domain: tuple[int, ...], skip: frozenset[str] = frozenset()) -> Chain:
-    """Relate every op of `body` but those named in `skip` (by result name) to the domain.
+    """Relate every op of `body`, except those in `skip` (by result name), to the domain.
 
     `anchor` is the value that the chain starts from (None for pure elementwise groups). Raises NotFusable.
     """
@@ -229,8 +229,8 @@ def _view_on_chain(chain: Chain, op: Op) -> None:
 
 
 def _set_span(chain: Chain, op: Op, axes: Sequence[int]) -> None:
-    """Record what `op` spans. Raises NotFusable when it combines elements along an axis that its operand lacks, where
-    the number of elements or their positions matter."""
+    """Record the axes that `op` spans. Raises NotFusable if it combines elements along a broadcast axis of its operand
+    in a way that depends on their number or positions."""
     span: set[int] = set()
     for i, operand in enumerate(op.operands):
         key = chain.operand_keys.get((op.results[0].name, i))
@@ -249,7 +249,7 @@ def _set_span(chain: Chain, op: Op, axes: Sequence[int]) -> None:
 
 
 def _only_extremes(op: Op) -> bool:
-    """Whether a reduction gives the same for one element as for many equal ones."""
+    """Whether a reduction is idempotent: many equal elements give the same result as one."""
     return getattr(op.attrs, "kind", "") in ("max", "min") and not getattr(op.attrs, "last", False)
 
 
@@ -293,7 +293,7 @@ def _chain_op(chain: Chain, resolver: Resolver, op: Op) -> None:
 
 
 def _squeezed_op(chain: Chain, op: Op) -> None:
-    """An elementwise op on reduced values whose axes of size 1 were dropped: computed with those axes in place."""
+    """Relate an elementwise op on reduced values whose axes of size 1 were dropped: it is computed with those axes."""
     operands = [v for v in op.operands if v.name not in chain.constants]
     shapes = {(v.type.dims, chain.squeezed.get(v.name)) for v in operands}
     if len(shapes) != 1 or op_axes(op) or op.results[0].type.dims != operands[0].type.dims:

@@ -1,8 +1,8 @@
-"""Putting a kernel together: loops, the statements between them, parameters and buffers.
+"""Builds kernels: loops, the statements between them, parameters and buffers.
 
 A Nest is a chain of loops, outermost first, with statements before and after the next inner loop at every depth. Loops
-of one iteration vanish: their variable is the constant 0. Invariant: `over` axes appear in the grid in loop order, so
-the unit that runs an iteration follows from the loops alone.
+with a trip count of 1 are omitted: their variable is the constant 0. Invariant: `over` axes appear in the grid in loop
+order, so the loops alone determine which unit runs an iteration.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ppuc.ir.vector import VectorProgram
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """One loop: `size` cut into tiles of `tile`, its iterations dealt to `units` units."""
+    """One loop: `size` divided into tiles of `tile`, with iterations distributed over `units` units."""
 
     name: str
     size: int
@@ -33,24 +33,24 @@ class Tiling:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a loop at all."""
+        """Whether the loop has more than one iteration."""
         return self.trips > 1
 
     @property
     def offset(self) -> Affine:
-        """Where the current tile starts."""
+        """Start of the current tile."""
         return var(self.name) if self.exists else Affine()
 
     @property
     def bound(self) -> Bound | None:
-        """The valid extent of a tile, None when every tile is whole."""
+        """The valid extent of a tile; None if every tile is whole."""
         return Bound(self.offset, self.size) if self.size % self.tile else None
 
 
 @dataclass(slots=True)
 class Nest:
-    """Loops with statements around them. `before[d]` and `after[d]` stand inside loop d - 1 (d = 0: outside all) and
-    before or after loop d."""
+    """Loops with statements around them. `before[d]` and `after[d]` are inside loop d - 1 (d = 0: outside all loops),
+    before and after loop d."""
 
     loops: list[Tiling]
     before: dict[int, list[Stmt]] = field(default_factory=dict)
@@ -77,14 +77,14 @@ class Nest:
 
     @property
     def grid(self) -> tuple[tuple[str, int], ...]:
-        """The grid that the loops' unit counts make."""
+        """The grid given by the loops' unit counts."""
         return tuple((f"c{loop.name}", loop.units) for loop in self.loops if loop.exists and loop.units > 1)
 
 
 @dataclass(slots=True)
 class KernelBuilder:
-    """Parameters, buffers, vector programs and nests of one kernel. `price_clk` is what the cost model expects of it,
-    where it was chosen by that."""
+    """Parameters, buffers, vector programs and nests of one kernel. `price_clk` is its expected cycles, if the cost
+    model chose it."""
 
     name: str
     loc: tuple[str, ...]
@@ -104,7 +104,7 @@ class KernelBuilder:
         return name
 
     def param(self, tensor: str, dtype: DType, view: View, *, written: bool = False) -> str:
-        """A tensor operand; one with the same tensor, view and role is shared."""
+        """A tensor operand, shared between uses with the same tensor, view and role."""
         for known in self.params:
             if (known.tensor, known.view, known.written) == (tensor, view, written):
                 return known.name
@@ -134,8 +134,8 @@ class KernelBuilder:
 
 
 def deal(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
-    """Units per loop (outermost first) that minimise the iterations of the busiest unit; ties prefer inner loops: all
-    units are then at the same image or rows at a time, and what reads those next need not wait for the rest."""
+    """Units per loop (outermost first) that minimise the iterations of the busiest unit. Ties prefer inner loops: all
+    units then work on the same image or rows, so the next kernel can start on these early."""
     return _dealt(trips[::-1], units)[::-1]
 
 
@@ -165,7 +165,7 @@ def _dealt(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
 def tile_index(
     offsets: Sequence[Affine], axes: Sequence[int | None], factors: Sequence[int] | None = None
 ) -> tuple[Affine, ...]:
-    """One affine per view dimension: its offset plus `$axis` (times a factor) where it has a tile axis."""
+    """One affine expression per view dimension: its offset, plus `$axis` (times a factor) if it has a tile axis."""
     factors = factors or [1] * len(offsets)
     return tuple(
         offset if a is None else offset + axis(a, f) for offset, a, f in zip(offsets, axes, factors, strict=True)

@@ -1,4 +1,4 @@
-"""Iteration spaces of kernels: the domain with its axes merged wherever every operand's memory allows.
+"""Iteration spaces of kernels: domains whose axes are merged where all operands' strides allow it.
 
 Merging makes a `[8, 12, 128, 128]` elementwise domain one long axis, and a channels-last mean three axes. Invariant:
 two domain axes are merged only when they are neighbours (ignoring axes of size 1), both reduced or both parallel, and
@@ -25,7 +25,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """An operand in the merged space: per axis the stride and the extent of its view (1 where it is broadcast), and the
+    """An operand in the merged space: stride and extent of its view per axis (extent 1 where it is broadcast), and the
     shift and pad value of a constant-padded operand."""
 
     view: View
@@ -80,7 +80,7 @@ def _size(group: Sequence[int], domain: Sequence[int]) -> int:
 
 
 def _normalise(operand: External | View, domain: Sequence[int]) -> Access:
-    """Size 1 wherever the operand does not vary."""
+    """The operand with size 1 where it is broadcast."""
     if isinstance(operand, External) and operand.padded:
         return Access(operand.view, operand.low, operand.pad, padded=True)
     view = operand.view if isinstance(operand, External) else operand

@@ -1,4 +1,4 @@
-"""What every tiled kernel shares: operands in merged space, tile shapes, box indices, valid extents, loads and stores.
+"""Base of tiled kernels: operands in merged space, tile shapes, box indices, valid extents, loads and stores.
 
 Invariant: a tile of an operand has one axis per entry of `tile_axes` (the merged axes with a tile larger than one), of
 size 1 where the operand is broadcast; so the tiles of one vec all have the same rank and broadcast as the graph's
@@ -24,7 +24,7 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """An operand of a chain: its access in merged space, and the tensor it lies in."""
+    """An operand of a chain: its access in merged space, and its tensor."""
 
     key: str
     access: Access
@@ -60,7 +60,7 @@ class TiledLowering:
         self.tiles: list[int] = [1] * len(self.space.axes)
         self.load_depth = 2
         self.turned: frozenset[str] = frozenset()
-        """Keys of operands whose tiles lie in the order of their memory and are transposed by the vector engine."""
+        """Keys of operands whose tiles are loaded in memory order and transposed by the vector engine."""
 
     def _operands(self) -> list[Operand]:
         found = []
@@ -85,7 +85,7 @@ class TiledLowering:
         return [i for i, a in enumerate(self.space.axes) if not a.reduced]
 
     def tile_axes(self) -> list[int]:
-        """Merged axes that tiles have."""
+        """Merged axes of tiles."""
         kept = [i for i, t in enumerate(self.tiles) if t > 1]
         return kept or [len(self.tiles) - 1]
 
@@ -94,14 +94,14 @@ class TiledLowering:
         return tuple(self.tiles[i] if access.present(i) else 1 for i in self.tile_axes())
 
     def memory_order(self, access: Access) -> list[int]:
-        """The tile's axes from the longest to the shortest step in the operand's memory."""
+        """The tile's axes by decreasing stride in the operand's memory."""
         return sorted(self.tile_axes(), key=lambda i: -abs(access.view.strides[i]))
 
     def index(
         self, access: Access, loops: Mapping[str, Tiling], order: Sequence[int] | None = None
     ) -> tuple[Affine, ...]:
-        """Where the current tile of an operand lies, per view dimension; `order` are the tile's axes as they are in
-        l1, if not those of `tile_axes`."""
+        """Index of an operand's current tile per view dimension; `order` are the tile's axes in l1, by default
+        `tile_axes`."""
         kept = {a: k for k, a in enumerate(order or self.tile_axes())}
         offsets, tile_axes = [], []
         for i, axis in enumerate(self.space.axes):
@@ -112,7 +112,7 @@ class TiledLowering:
         return tile_index(offsets, tile_axes)
 
     def valid(self, loops: Mapping[str, Tiling]) -> tuple[Bound | None, ...]:
-        """Valid extents of a tile; () when every tile is whole."""
+        """Valid extents of a tile; () if every tile is whole."""
         bounds = []
         for i in self.tile_axes():
             loop = loops.get(self.space.axes[i].name)
@@ -129,9 +129,9 @@ class TiledLowering:
         return found
 
     def load(self, nest: Nest, operand: Operand, depth: int, limit: int | None = None, *, after: bool = False) -> str:
-        """Add the load of `operand` where its axes are bound (looking at the first `limit` loops), behind the loops
-        inside if it is for each tile and `after`: loads are in order, and what another kernel has yet to write would
-        hold up those inside. Returns the buffer."""
+        """Add the load of `operand` at the depth where its axes are bound (among the first `limit` loops). With
+        `after`, a load for each tile follows the inner loops: loads are in order, so waiting for another kernel's
+        result would stall theirs. Returns the buffer."""
         loops = {loop.name: loop for loop in nest.loops}
         names = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
         where = nest.depth_of(names)
@@ -146,8 +146,8 @@ class TiledLowering:
         return buffer
 
     def _param(self, builder: ProgramBuilder, operand: Operand) -> str:
-        """The vector program's name for a loaded operand, with its axes in the order of the domain. Where one is
-        turned, all are read whole: an axis of one tile is not that of another."""
+        """The vector program's name for a loaded operand, with its axes in domain order. If any operand is transposed,
+        all are read whole, because axes differ between tiles."""
         name = builder.param(operand.dtype, whole=bool(self.turned))
         if operand.key not in self.turned:
             return name
@@ -155,7 +155,7 @@ class TiledLowering:
         return builder.step("transpose", name, ints=[order.index(i) for i in self.tile_axes()])
 
     def _result(self, builder: ProgramBuilder, emitter: ChainEmitter, operand: Operand) -> str:
-        """The vector program's name for a result, with its axes as its tile has them."""
+        """The vector program's name for a result, with its axes in the order of its tile."""
         name = emitter.value(operand.key[4:])
         if operand.key not in self.turned:
             return name
@@ -163,7 +163,7 @@ class TiledLowering:
         return builder.step("transpose", name, ints=[axes.index(i) for i in self.memory_order(operand.access)])
 
     def order_of(self, operand: Operand) -> list[int]:
-        """The merged axes of the operand's tile, as they are in l1."""
+        """The merged axes of the operand's tile in l1."""
         return self.memory_order(operand.access) if operand.key in self.turned else self.tile_axes()
 
     def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool, out_depth: int = 2) -> None:
@@ -198,14 +198,14 @@ class TiledLowering:
         results = [(self._result(builder, emitter, o), o.dtype) for o in written]
         program = self.kernel.vector(builder.finish(self.name, results))
         loops = {loop.name: loop for loop in nest.loops}
-        valid = () if self.turned else self.valid(loops)  # extents of turned tiles are in another order: stores cut
+        valid = () if self.turned else self.valid(loops)  # extents of transposed tiles have another order: stores clip
         nest.add(depth, Vec(program, tuple(outs), tuple(ins), valid), after=after)
         for operand, order, buffer in zip(written, orders, outs, strict=True):
             param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
             nest.add(depth, Store(param, buffer, self.index(operand.access, loops, order)), after=after)
 
     def _copy(self, nest: Nest, depth: int) -> None:
-        """Load and store: the group only moves elements, or widens them."""
+        """Add the load and store of a group that only moves or widens elements."""
         loops = {loop.name: loop for loop in nest.loops}
         loaded = {o.key: (o, self.load(nest, o, self.load_depth)) for o in self.operands if not o.written}
         for operand in self.operands:
@@ -219,7 +219,7 @@ class TiledLowering:
     def _widen(
         self, nest: Nest, depth: int, source: Operand, tile: str, result: Operand, loops: Mapping[str, Tiling]
     ) -> str:
-        """Add a vec that reads a tile of one dtype and writes one of another; returns the buffer it writes."""
+        """Add a vec that converts a tile to another dtype; returns its buffer."""
         builder = ProgramBuilder()
         program = builder.finish(f"{self.name}.{result.dtype}", [(builder.param(source.dtype), result.dtype)])
         if program.name not in {v.name for v in self.kernel.vectors}:

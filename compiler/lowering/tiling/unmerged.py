@@ -1,7 +1,7 @@
 """Lowerings whose tiles keep one axis for every axis of the domain but the outermost ones, even for an axis of size 1.
 
-A sliding window reads another extent than it writes along each axis, and an attention tile has rows that several domain
-axes share; neither survives merging axes. Invariant: every tile of a vec has the axes `kept`, in domain order.
+A sliding window's input and output extents differ along each axis, and the rows of an attention tile span several
+domain axes; neither allows merging axes. Invariant: every tile of a vec has the axes `kept`, in domain order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ppuc.targets.schema import Target
 
 
 def access_of(operand: External | View) -> Access:
-    """An operand in domain coordinates as it is, with size 1 wherever it does not vary."""
+    """An operand in domain coordinates, with size 1 where it is broadcast."""
     if isinstance(operand, External) and operand.padded:
         return Access(operand.view, operand.low, operand.pad, padded=True)
     view = operand.view if isinstance(operand, External) else operand
@@ -28,7 +28,7 @@ def access_of(operand: External | View) -> Access:
 
 
 def slot_bytes(elements: int, element_bytes: int) -> int:
-    """Bytes of one ring slot: slots start at multiples of 32."""
+    """Bytes of one ring slot, rounded up to a multiple of 32."""
     return -(-elements * element_bytes // 32) * 32
 
 
@@ -79,7 +79,7 @@ class UnmergedLowering(ContractionLowering):
     ) -> None:
         """Complete `builder`, whose parameters read the buffers `ins` and whose step `anchor` holds the anchor's
         result, by the chain's ops; add its vec at `depth`, the loads it needs and the stores of its results. `whole`
-        tiles are computed in full even where part of them is valid (a window gives whole tiles)."""
+        tiles are computed in full even if only part is valid (a window computes whole tiles)."""
         assert self.chain.anchor is not None
         names, ins = {self.chain.anchor.name: anchor}, list(ins)
         for operand in self.operands:

@@ -1,7 +1,7 @@
-"""Steps of a vector program that one operation of a lane computes together.
+"""Fuses steps of a vector program that a lane computes in one operation.
 
-Invariant: the combined steps compute the same bits as those they stand for: a `mac` rounds its product, and a `clip`
-between ordered bounds is the same whichever bound comes first.
+Invariant: fused steps compute bit-identical results: a `mac` rounds its product, and a `clip` between ordered bounds
+does not depend on which bound is applied first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ppuc.ir.vector import Step
 
 
 def combined(steps: Sequence[Step], results: Iterable[str]) -> tuple[Step, ...]:
-    """`steps` with products that are only added to something as `mac`, and lower and upper bounds as `clip`."""
+    """`steps` with products that only feed an addition as `mac`, and lower and upper bounds as `clip`."""
     read = Counter(name for step in steps for name in step.args)
     read.update(results)
     made: dict[str, Step] = {}
@@ -34,7 +34,7 @@ def combined(steps: Sequence[Step], results: Iterable[str]) -> tuple[Step, ...]:
 
 
 def _pairs(step: Step) -> list[tuple[str, str]]:
-    """(argument, the other one) of a step of two arguments, either way round."""
+    """(argument, other argument) of a binary step, in both orders."""
     if len(step.args) != 2 or step.args[0] == step.args[1]:
         return []
     x, y = step.args
@@ -42,7 +42,8 @@ def _pairs(step: Step) -> list[tuple[str, str]]:
 
 
 def _clips(made: dict[str, Step], before: Step, step: Step, bound: str, first: str) -> bool:
-    """Make one `clip` of two steps that bound a value by immediates from either side; whether that was possible."""
+    """Fuse two steps that bound a value by immediates from either side into one `clip`; returns whether that was
+    possible."""
     outer = made.get(bound)
     if outer is None or outer.op != "const" or step.op not in ("min", "max"):
         return False

@@ -1,9 +1,9 @@
-"""From the chain ops of a group to steps of a vector program.
+"""Translates the chain ops of a group into steps of a vector program.
 
 Tiles have one axis per merged axis that is tiled (size 1 where an operand is broadcast), so numpy broadcasting of the
-graph carries over unchanged; reductions keep their axes. Invariant: the steps compute on each point of the domain what
-the body computes, except that intermediate floats stay in f32 and are not rounded between ops of one group; integers
-narrower than what the engine computes in wrap around wherever an op may have left their range.
+graph carries over unchanged; reductions keep their axes. Invariant: the steps compute the body at each point of the
+domain, except that intermediate floats stay in f32 and are not rounded between ops of a group. Integers narrower than
+the engine's compute type wrap around after every op that may overflow.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ppuc.ir.types import DType
 from ppuc.ir.vector import Step, VecParam, VectorProgram, compute_dtype
 
 WRAPPING = frozenset({"abs", "add", "bitnot", "cumsum", "div", "mul", "neg", "pow", "reduce", "shl", "sub"})
-"""Ops on integers whose results may lie outside their type."""
+"""Integer ops that may overflow their type."""
 
 
 def _holds(to: DType, source: DType) -> bool:
-    """Whether a step on `source` already computes what a cast to `to` gives: same compute type, every number kept."""
+    """Whether a cast from `source` to `to` needs no step: same compute type, and every value is preserved."""
     if compute_dtype(source) is not compute_dtype(to) or to.is_float != source.is_float or to.bits < source.bits:
         return False
     return to.is_float or to.is_signed == source.is_signed or (to.is_signed and to.bits > source.bits)
@@ -66,7 +66,7 @@ class ProgramBuilder:
         return self._constants[key]
 
     def wrapped(self, op: Op, name: str) -> str:
-        """The step `name`, which computes `op`, brought back into the range of the op's integer type."""
+        """Wrap the step `name`, which computes `op`, to the range of the op's integer type."""
         dtype = op.results[0].type.dtype
         if op.name not in WRAPPING or not dtype.is_integer or compute_dtype(dtype) is dtype:
             return name
@@ -75,7 +75,7 @@ class ProgramBuilder:
         return step
 
     def finish(self, name: str, results: Sequence[tuple[str, DType]]) -> VectorProgram:
-        """The program with the given results. Integers that are only stored wrap when they are."""
+        """The program with the given results. Integers that are only stored wrap at the store."""
         made = {step.result: step for step in self.steps}
         read = Counter((*(arg for step in self.steps for arg in step.args), *(result for result, _ in results)))
         kept = list(results)
@@ -106,7 +106,7 @@ def emit_op(builder: ProgramBuilder, op: Op, args: Sequence[str], axes: Sequence
 
 
 def _cumsum(builder: ProgramBuilder, op: Op, x: str, axes: Sequence[int]) -> str:
-    """Along an axis of one element the sum is the element, or nothing."""
+    """Along an axis of one element, the sum is the element, or zero if exclusive."""
     exclusive: bool = op.attrs.exclusive  # type: ignore[attr-defined]
     if axes:
         return builder.step("cumsum", x, ints=(axes[0], exclusive, op.attrs.reverse))  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def _cumsum(builder: ProgramBuilder, op: Op, x: str, axes: Sequence[int]) -> str
 
 
 def _argreduce(builder: ProgramBuilder, op: Op, x: str, axes: Sequence[int]) -> str:
-    """The first position of the extreme; the last one as the largest position at which x equals it."""
+    """Emit the first position of the extreme; the last one is the largest position where x equals it."""
     attrs = op.attrs
     if not axes:
         return builder.const(0, DType.I64)
@@ -125,7 +125,7 @@ def _argreduce(builder: ProgramBuilder, op: Op, x: str, axes: Sequence[int]) -> 
 
 
 def last_position(builder: ProgramBuilder, op: Op, x: str, extreme: str, axes: Sequence[int]) -> str:
-    """Where `x` equals its `extreme` along the axis for the last time; a NaN counts as one, as it does in `reduce`."""
+    """The last position along the axis where `x` equals its `extreme`; a NaN counts as an extreme, as in `reduce`."""
     source, axis = op.operands[0].type, op.attrs.axis  # type: ignore[attr-defined]
     hit = builder.step("eq", x, extreme)
     if source.dtype.is_float:
@@ -150,7 +150,7 @@ class ChainEmitter:
         return self.names[self.chain.alias.get(name, name)]
 
     def emit(self, op: Op) -> None:
-        """Append `op`. A rounding that only the group's result sees is left to the store into its tile."""
+        """Append `op`. Rounding of a group's result is left to the store into its tile."""
         args = []
         for i, operand in enumerate(op.operands):
             key = self.chain.operand_keys.get((op.results[0].name, i))

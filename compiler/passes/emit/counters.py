@@ -1,13 +1,13 @@
 """Counters that order accesses to tensors in l2 and hbm.
 
-  full   per block of a tensor: bumped by every store or copy that touches the block, when it has landed; a load waits
-         for the blocks its box touches.
-  done   one counter for a tensor whose bytes something else takes over: bumped once by each unit after its last load
-         (store or copy) of it; whoever writes the bytes next waits for it.
-  read   one counter for a tensor that a kernel writes its result over, tile by tile: bumped by the loads of its other
-         readers before that kernel, whose stores wait for it. Its own loads and stores are ordered by its rings.
+  full   per block of a tensor: bumped by every store or copy that touches the block, on completion; a load waits for
+         the blocks that its box touches.
+  done   one counter for a tensor whose bytes are reused: bumped once by each unit after its last load (store or copy)
+         of it; the next writer of the bytes waits for it.
+  read   one counter for a tensor that a kernel overwrites with its result, tile by tile: bumped by the loads of earlier
+         readers; the kernel's stores wait for it. Rings order the kernel's own loads and stores.
 
-Expected counts are enumerated here, from the same span formula that the machine uses (`ppuc.ir.tile.BoxPlan.span`).
+Expected counts are enumerated with the span formula that the simulator uses (`ppuc.ir.tile.BoxPlan.span`).
 
 Invariant: a wait is for a counter's full count, so it orders the waiter after every access that bumps the counter.
 """
@@ -27,11 +27,10 @@ from ppuc.ir.program import Bump, CounterGroup, MemTensor, Wait
 from ppuc.targets.schema import Target
 
 MOST_BLOCKS = 64
-"""Counters of one tensor: more would order no finer than tiles do."""
+"""Maximum counters of one tensor: more would be finer than tiles."""
 
 COPY_BYTES = 1 << 18
-"""Bytes that one stage copy moves: long enough to hide its start, short enough that readers need not wait for the
-rest."""
+"""Bytes that one stage copy moves: large enough to amortise its start-up, small enough that readers start early."""
 
 
 def box_span(
@@ -43,8 +42,8 @@ def box_span(
     offsets: Sequence[np.ndarray],
     whole: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First and last flat element of a box, for arrays of offsets per view dimension; last < first when nothing is
-    inside. `whole` is a dimension that an index list addresses: all of it counts."""
+    """First and last flat element of a box, for arrays of offsets per view dimension; last < first if the box is empty.
+    `whole` is a dimension addressed by an index list: all of it counts."""
     first = last = np.asarray(view_offset)
     empty = np.asarray(False)
     for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
@@ -81,7 +80,7 @@ class CounterPlan:
         self.kernels, self.stages, self.tensors, self.in_place, self.target = kernels, stages, tensors, in_place, target
         self.step = {name: i for i, (_, name) in enumerate(order)}
         self.sites = {k.name: sites_of(k) for k in kernels.values()}
-        self.writers: dict[str, list[str]] = {}  # tensor -> kernels or stages that write it, in order
+        self.writers: dict[str, list[str]] = {}  # tensor -> the kernels or stages that write it, in order
         self.readers: dict[str, list[str]] = {}
         for kind, name in order:
             if kind == "stage":
@@ -104,7 +103,7 @@ class CounterPlan:
             self._number(share)
 
     def _number(self, share: int) -> None:
-        """Make all groups, with at most `share` counters for what one or several kernels write to a tensor."""
+        """Create all counter groups, with at most `share` counters for each set of writers of a tensor."""
         self._share, self._first = share, 0
         self._full: dict[tuple[str, str], CounterGroup] = {}
         self._done: dict[str, CounterGroup] = {}
@@ -118,11 +117,11 @@ class CounterPlan:
         for tensor in sorted(self._watched):
             self._done[tensor] = self._done_group(tensor)
 
-    # who overwrites whom
+    # reuse of bytes
 
     def _find_takeovers(self) -> dict[str, list[str]]:
-        """Tensor -> tensors whose bytes it takes over: earlier ones that overlap it, less those that another of them
-        has taken over, because that one is done only after its writer has waited."""
+        """Tensor -> earlier tensors whose bytes it reuses. A tensor already reused by another one in the list is
+        omitted: that one's writer has waited for it."""
         found: dict[str, list[str]] = {}
         written = [t for n, t in self.tensors.items() if n in self.writers]
         for space in {t.space for t in written}:
@@ -140,11 +139,11 @@ class CounterPlan:
         return kept
 
     def _updates(self, tensor: str, writer: str) -> bool:
-        """Whether the writer has itself waited for what was written to the tensor before."""
+        """Whether the writer itself waits for earlier writes to the tensor."""
         return tensor in (self.in_place.get(writer), self.over.get(writer))
 
     def _require_same_boxes(self, tensor: str, kernel: str) -> None:
-        """Raise InternalError unless the kernel loads `tensor` once, just where it stores to it."""
+        """Raise InternalError unless the kernel loads `tensor` once, at the same points at which it stores to it."""
         loads, stores = self._accesses(tensor, kernel, Load), self._accesses(tensor, kernel, Store)
         if len(loads) == 1 == len(stores):
             (load, source), (store, result) = loads[0], stores[0]
@@ -154,8 +153,8 @@ class CounterPlan:
         raise InternalError(f"kernel @{kernel} writes its result over %{tensor} at other points than it reads")
 
     def _shared_counters(self, tensor: str, writers: Sequence[str]) -> list[tuple[str, ...]]:
-        """Writers of a tensor in the sets that share counters: those of its parts do when all come before whoever reads
-        it, so that a reader waits once; else each has its own, and nobody waits for a later one."""
+        """Writers of a tensor, in sets that share counters. Writers of parts share them if all precede every reader, so
+        that a reader waits once. Otherwise each has its own, so that no reader waits for a later writer."""
         parts = all(w not in self.stages and not self._updates(tensor, w) for w in writers)
         last = max(self.step[w] for w in writers)
         if parts and all(self.step[r] > last for r in self.readers.get(tensor, ())):
@@ -165,7 +164,7 @@ class CounterPlan:
     # groups
 
     def _add_read_group(self, tensor: str, kernel: str) -> None:
-        """The counter of what else reads `tensor` between its last writer before `kernel` and `kernel`."""
+        """Add the counter of reads of `tensor` between its last writer before `kernel` and `kernel`."""
         steps = [self.step[w] for w in self.writers[tensor] if self.step[w] < self.step[kernel]]
         since = max(steps, default=-1)
         others = [r for r in self.readers[tensor] if since < self.step[r] < self.step[kernel]]
@@ -202,11 +201,12 @@ class CounterPlan:
         return self._new(name, tensor, "full", block, [int(c) for c in np.cumsum(counts)[:-1]])
 
     def _unordered(self, tensor: str, writer: str) -> bool:
-        """Whether the writer scatters, so that it cannot be said which block a store touches."""
+        """Whether the writer scatters, so that the blocks a store touches are unknown at compile time."""
         return any(s.stmt.scatter is not None for s, _ in self._accesses(tensor, writer, Store))  # type: ignore[union-attr]
 
     def _block(self, memory: MemTensor, writer: str) -> int:
-        """Elements per counter: whole rows of what the stores advance by, at most this tensor's share of counters."""
+        """Elements per counter: a multiple of the stores' step, such that the tensor stays within its share of
+        counters."""
         advance = 1
         for site, param in self._accesses(memory.name, writer, Store):
             for loop in reversed(site.loops):
@@ -222,8 +222,8 @@ class CounterPlan:
         return self._new(f"{tensor}.done", tensor, "done", max(self.tensors[tensor].elements, 1), [count])
 
     def _visits(self, tensor: str, kernel: str, kind: type[Load] | type[Store]) -> int:
-        """How many (statement, unit) pairs of a kernel access a tensor. A unit whose coordinate lies beyond the trips
-        of a loop that is dealt over that axis never runs the statement."""
+        """Number of (statement, unit) pairs of a kernel that access a tensor. A unit whose coordinate exceeds the trip
+        count of a loop distributed over that axis never runs the statement."""
         total = 0
         for site, _ in self._accesses(tensor, kernel, kind):
             trips = {loop.over: loop.trips for loop in site.loops if loop.over is not None}
@@ -268,7 +268,7 @@ class CounterPlan:
         shape = tuple(loop.trips for loop in site.loops)
         return np.broadcast_to(first, shape).reshape(-1), np.broadcast_to(last, shape).reshape(-1)
 
-    # what instructions do
+    # instructions
 
     def groups(self) -> tuple[CounterGroup, ...]:
         """All groups, in counter order."""
@@ -283,7 +283,7 @@ class CounterPlan:
         return [(start, min(block, total - start)) for start in range(0, total, block)]
 
     def sync(self, kernel: Kernel, site: Site) -> tuple[tuple[Wait, ...], tuple[Bump, ...]]:
-        """Waits and bumps of a load or store; nothing for others."""
+        """Waits and bumps of a load or store; empty for other statements."""
         stmt = site.stmt
         if not isinstance(stmt, Load | Store):
             return (), ()
@@ -313,7 +313,7 @@ class CounterPlan:
         return (*self._full_waits(source, name, False), *self._takeover_waits(name)), tuple(bumps)
 
     def _full_waits(self, tensor: str, reader: str, touched: bool) -> tuple[Wait, ...]:
-        """For everything that was written before `reader`."""
+        """Waits for everything written before `reader`."""
         before = [w for w in self.writers.get(tensor, ()) if w != reader and self.step[w] < self.step[reader]]
         groups = {g.name: g for g in (self._full[tensor, w] for w in self._from_last_update(tensor, before))}
         return tuple(Wait(g.name, touched=touched and g.kind == "full") for g in groups.values())
@@ -328,8 +328,8 @@ class CounterPlan:
         return tuple(waits)
 
     def _read_whole(self, tensor: str) -> bool:
-        """Whether every block of `tensor` is waited for by some reader, so that "done" implies that all stores
-        landed."""
+        """Whether some reader waits for each block of `tensor`, so that "done" implies that all stores have
+        completed."""
         if tensor not in self._covered:
             awaited = self._from_last_update(tensor, self.writers[tensor])
             last = {self._full[tensor, w].name: w for w in awaited}  # of the writers that share counters
@@ -337,12 +337,13 @@ class CounterPlan:
         return self._covered[tensor]
 
     def _from_last_update(self, tensor: str, writers: Sequence[str]) -> Sequence[str]:
-        """The last of `writers` that updates the tensor in place (it waits for those before it), and all after it."""
+        """The last of `writers` that updates the tensor in place (it waits for earlier ones), and all writers after
+        it."""
         updates = [i for i, w in enumerate(writers) if self._updates(tensor, w)]
         return writers[updates[-1] if updates else 0 :]
 
     def _waited_for(self, tensor: str, writer: str) -> bool:
-        """Whether every block of the counters of `writer` is waited for by some reader."""
+        """Whether some reader waits for each block that `writer` counts."""
         group = self._full[tensor, writer]
         seen = np.zeros(len(group.expect) + 1, np.int64)
         for reader in self.readers.get(tensor, ()):

@@ -1,9 +1,9 @@
-"""Ring operations from where buffers are written and read.
+"""Derives ring operations from the points at which buffers are written and read.
 
 A slot of a buffer lives for one iteration of the innermost loop that encloses all its accesses; that loop's depth is
 the level of every operation on the ring. Within that iteration the producer claims at its first access and pushes at
-its last write; each consumer queue waits at its first read and pops at its last one. A queue that reads what it wrote
-itself needs a wait only for reads after the push.
+its last write; each consumer queue waits at its first read and pops at its last one. A queue that reads its own writes
+needs a wait only for reads after the push.
 
 Invariant: claims and pushes, waits and pops pair up one to one, for every trip count.
 """
@@ -114,7 +114,7 @@ def _common(paths: Sequence[tuple[int, ...]]) -> int:
 def claiming_units(
     kernel: Kernel, sites: Sequence[Site], uses: Mapping[int, Sequence[RingUse]]
 ) -> dict[str, frozenset[int]]:
-    """Buffer -> the units that claim its ring at all: those with an iteration of every loop around the claim."""
+    """Buffer -> the units that claim its ring: those that run an iteration of every loop around the claim."""
     sizes = [n for _, n in kernel.grid]
     points = list(itertools.product(*(range(n) for n in sizes)))
     found: dict[str, frozenset[int]] = {}
@@ -129,18 +129,17 @@ def claiming_units(
 
 
 class RingOwners:
-    """Which rings hold which bytes of l1 and acc at the moment, walking the kernels in order.
+    """Current owner ring of each byte range of l1 and acc, as kernels are walked in order.
 
-    A ring takes bytes over on the units that claim it only: on the others, earlier holders of the bytes stay, and later
-    rings come after those.
+    A ring takes ownership only on the units that claim it. On other units, earlier owners remain, and later rings wait
+    for them.
     """
 
     def __init__(self) -> None:
         self._held: dict[Space, list[tuple[int, int, str, frozenset[int]]]] = {}
 
     def take(self, space: Space, address: int, size: int, ring: str, units: frozenset[int]) -> tuple[str, ...]:
-        """Give `[address, address + size)` of `units` to `ring`; returns the rings it takes bytes over from, oldest
-        first."""
+        """Transfer `[address, address + size)` of `units` to `ring`; returns the previous owners, oldest first."""
         end = address + size
         kept: list[tuple[int, int, str, frozenset[int]]] = []
         after: list[str] = []

@@ -1,4 +1,4 @@
-"""Kernels to instruction streams: mechanical, nothing is decided here.
+"""Turns kernels into instruction streams: a mechanical step without decisions.
 
 A statement goes to the queue of its engine, keeping the loops around it. Every buffer becomes a ring whose claims,
 pushes, waits and pops follow from where the buffer is written and read (`emit_rings`); every tensor that one step
@@ -121,7 +121,7 @@ class Emission:
         )
 
     def _overwriting(self) -> dict[str, str]:
-        """Result -> operand, both by storage root, of those that were placed at one address."""
+        """Result -> operand, both by storage root, for pairs placed at one address."""
         found = {}
         for result, operand in overwritten(self.graph).items():
             new, old = self.places.get((Space.L2, result)), self.places.get((Space.L2, operand))
@@ -130,7 +130,7 @@ class Emission:
         return found
 
     def _roots(self) -> dict[str, str]:
-        """Value -> the tensor that holds it: its storage root or, where that was placed over an operand, the operand's
+        """Value -> the tensor that holds it: its storage root or, if that overwrites an operand, the operand's
         tensor."""
         holder: dict[str, str] = {}
         for result, operand in self.over.items():
@@ -158,7 +158,7 @@ class Emission:
     def _require_places(
         self, tensors: Mapping[str, MemTensor], kernels: Sequence[Kernel], sources: Mapping[str, str]
     ) -> None:
-        """Raise VerificationError unless all that kernels and copies name has a place."""
+        """Raise VerificationError unless every tensor that kernels and copies name has an address."""
         used = {*sources, *sources.values(), *(p.tensor for k in kernels for p in k.params)}
         rings = {(b.space, f"{k.name}/{b.name}") for k in kernels for b in k.buffers} - set(self.places)
         homeless = sorted({*(used - set(tensors)), *(name for _, name in rings)})
@@ -170,7 +170,7 @@ class Emission:
         return replace(kernel, params=tuple(replace(p, tensor=self.roots[p.tensor]) for p in kernel.params))
 
     def _copies(self, name: str, source: str, loc: tuple[str, ...], plan: CounterPlan, number: int) -> list[Copy]:
-        """Stage copies of one tensor, a block at a time, dealt to the stage queues."""
+        """Stage copies of one tensor, one per block, distributed over the stage queues."""
         found = []
         for i, (start, count) in enumerate(plan.blocks(name)):
             queue = (number + i) % self.target.stage.queues
@@ -180,7 +180,7 @@ class Emission:
 
 
 def _say(segment: Segment, remarks: Collector) -> None:
-    """A remark on the streams of a segment and what orders them."""
+    """A remark on the streams, rings and counters of a segment."""
     remarks.note(
         "streams",
         segment.name,
@@ -198,7 +198,7 @@ Sync = Callable[[Site], tuple[tuple[Wait, ...], tuple[Bump, ...]]]
 def kernel_program(
     kernel: Kernel, places: Mapping[tuple[Space, str], Placement], owners: RingOwners, sync: Sync
 ) -> KernelProgram:
-    """The streams and rings of one kernel whose buffers lie where `places` says (by space and `kernel/buffer`)."""
+    """The streams and rings of one kernel, with buffer addresses from `places` (by space and `kernel/buffer`)."""
     sites = sites_of(kernel)
     uses, queues = ring_uses(kernel, sites)
     units = claiming_units(kernel, sites, uses)
@@ -234,7 +234,7 @@ def _ring(
 def _stream(
     body: tuple[Stmt, ...], queue: Queue, sites: Iterator[Site], uses: Mapping[int, tuple[RingUse, ...]], sync: Sync
 ) -> tuple[StreamNode, ...]:
-    """The part of `body` that runs on `queue`. Consumes the sites of the statements it passes."""
+    """The part of `body` that runs on `queue`. Consumes one site for each tile statement."""
     nodes: list[StreamNode] = []
     for stmt in body:
         if isinstance(stmt, Loop):

@@ -1,1 +1,1 @@
-"""Passes that cut a graph into kernels, and regroup what pays."""
+"""Passes that partition a graph into groups, one per kernel, and regroup where that is faster."""

@@ -1,9 +1,9 @@
-"""Depth-first groups: kernels in a row become one where what lies between them need not leave l1.
+"""Depth-first fusion: consecutive kernels become one where the tensor between them can stay in l1.
 
-Each chain of groups, every one the only reader of the one before it, is cut into kernels by dynamic programming over
-what the cost model expects of each possible kernel; a cut costs what it takes to hand a tile on through l2.
+Dynamic programming cuts each chain of groups, in which every group is the only reader of the previous one, into
+kernels. The cost model prices every possible kernel; a cut costs the handover of a tile through l2.
 
-Invariant: a group is joined to its successor only when the kernel of both is expected to be faster than the two.
+Invariant: groups are joined only if the cost model expects the joint kernel to be faster than separate ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class Cascade(Pass):
-    """Make one kernel of groups in a row where what lies between them can stay in l1 and that is faster.
+    """Merge consecutive groups into one kernel where the tensors between them can stay in l1 and that is faster.
 
     %d = group(%x) {kind = "window"}; %y = group(%d, %w) {kind = "matmul"}
         ->  %y = group(%x, %w) {kind = "cascade"}
@@ -48,7 +48,7 @@ class Cascade(Pass):
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The cheapest way to run a chain up to some group: its cycles, and where its last kernel starts."""
+    """The cheapest way to run a prefix of a chain: its cycles, and the first group of its last kernel."""
 
     price: float
     start: int
@@ -63,11 +63,11 @@ class Cascading:
         self.users = users(graph)
         self.outputs = {v.name for v in graph.results}
         self.lowered = KernelCache(target)
-        self._prices: dict[tuple[str, ...], float | None] = {}  # results of groups in a row -> cycles of one kernel
-        self._why_not: dict[tuple[str, ...], str] = {}  # the same -> why there is no such kernel
+        self._prices: dict[tuple[str, ...], float | None] = {}  # results of consecutive groups -> cycles of one kernel
+        self._why_not: dict[tuple[str, ...], str] = {}  # the same -> why no such kernel exists
 
     def build(self) -> Graph:
-        """The rewritten graph; the graph itself when nothing is joined."""
+        """The rewritten graph; the same object when nothing is joined."""
         joined: dict[str, Op] = {}  # name of the last group's first result -> the cascade
         gone: set[str] = set()
         for chain in self._chains():
@@ -84,8 +84,8 @@ class Cascading:
         return self.graph.with_ops(op for op in ops if not op.results or op.results[0].name not in gone)
 
     def _say(self, chain: Sequence[Op], kernels: Sequence[Sequence[Op]], remarks: Collector) -> None:
-        """A remark on every two groups in a row, with the price of two kernels and of one; the first `writers` nodes
-        are those of the first group."""
+        """A remark on every two consecutive groups, with the price of two kernels and of one. The first `writers` nodes
+        belong to the first group."""
         kernel_of = {op.results[0].name: i for i, members in enumerate(kernels) for op in members}
         for first, second in itertools.pairwise(chain):
             value, nodes = first.results[0], (*first.loc, *second.loc)
@@ -95,11 +95,11 @@ class Cascading:
             if kernel_of[key[0]] == kernel_of[key[1]]:
                 remarks.applied("cascaded", value.name, nodes, before=apart, after=joined, kernels=-1, writers=writers)
             else:
-                why = self._why_not.get(key, "one kernel that keeps the tensor in l1 would take longer than two")
+                why = self._why_not.get(key, "one kernel that keeps the tensor in l1 would be slower than two")
                 remarks.missed("not-cascaded", value.name, nodes, why, before=apart, after=joined, writers=writers)
 
     def _chains(self) -> list[list[Op]]:
-        """Groups in a row, each the only reader of the one before it, as long as they are."""
+        """Maximal chains of groups in which each is the only reader of the previous one."""
         chains: dict[str, list[Op]] = {}  # result of the last group -> chain
         for op in self.graph.ops:
             if op.body is None:
@@ -112,13 +112,13 @@ class Cascading:
         return [chain for chain in chains.values() if len(chain) > 1]
 
     def _follows(self, chains: dict[str, list[Op]], value: Value, op: Op) -> bool:
-        """Whether `op` alone reads `value`, and the kinds of the two can make a cascade."""
+        """Whether `op` is the only reader of `value` and a cascade supports the two groups' kinds."""
         before = chains[value.name][-1]
         alone = len(self.users[value.name]) == 1 and sum(v.name == value.name for v in op.operands) == 1
         return may_follow(before, op) and alone and len(before.results) == 1 and value.name not in self.outputs
 
     def _kernels(self, chain: Sequence[Op]) -> list[list[Op]]:
-        """The chain in the kernels that take the fewest cycles together."""
+        """The cut of the chain into kernels with the fewest cycles in total."""
         best = [Cut(0.0, 0)]
         for end in range(1, len(chain) + 1):
             cuts = []
@@ -135,7 +135,7 @@ class Cascading:
         return kernels[::-1]
 
     def _price(self, members: Sequence[Op]) -> float | None:
-        """Cycles of one kernel of these groups; None when there is none. What has no price stays as it is."""
+        """Cycles of one kernel of these groups; None if no such kernel exists or it has no price."""
         key = tuple(op.results[0].name for op in members)
         if key not in self._prices:
             try:
@@ -146,14 +146,14 @@ class Cascading:
         return self._prices[key]
 
     def _handover_clk(self) -> float:
-        """Cycles from a kernel's last store to its reader's first load, beyond what the prices of the two contain."""
+        """Cycles from a kernel's last store to its reader's first load that the two kernels' prices do not include."""
         return self.target.store.start_clk + cost.handover_latency_clk(self.target)
 
     def _joined(self, members: Sequence[Op]) -> Op:
-        """One group that computes what `members` do. Raises NotFusable when no kind of kernel does."""
+        """One group that computes `members`. Raises NotFusable if no kernel kind supports it."""
         kind = joined_kind(members)
         if kind is None:
-            raise NotFusable("no kernel computes groups of these kinds in a row")
+            raise NotFusable("no kernel kind cascades groups of these kinds")
         rename: dict[str, Value] = {}  # outer value -> inner
         ops: list[Op] = []
         operands: list[Value] = []

@@ -1,7 +1,7 @@
-"""Causal attention in bands of rows, each over the keys that its rows can see.
+"""Splits causal attention into bands of rows, each over the keys that its rows can see.
 
-Invariant: a band is causal attention of its rows over the keys up to its last row's, so nothing but tiles that no row
-sees is left out; bands store into one result.
+Invariant: a band is causal attention of its rows over the keys up to its last row's, so only fully masked tiles are
+skipped; all bands store into one result.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from ppuc.ir.rewrite import Builder, all_names
 from ppuc.targets.schema import Target
 
 BANDS = (2, 4, 8, 16, 32)
-"""Numbers of bands that are considered."""
+"""Candidate numbers of bands."""
 
 ROWS = 32
 """Bands begin at multiples of this many rows."""
 
 LEAST_ROWS = 64
-"""Rows of a tile in two parts: what a unit should find in a band for each head it works on."""
+"""Minimum rows of a band per unit and head: one tile in two parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class CausalSplit(Pass):
-    """Cut causal attention into bands of rows, so that keys which none of them sees are not read.
+    """Split causal attention into bands of rows, so that keys masked for a whole band are not read.
 
     %y = group(%q, %k, %v) { attention {causal = true} }
         ->  %0 = empty(); %1 = group(%q, %k, %v, %0) { attention(q[:64], k[:64], v[:64]) {causal = true}; insert }; ...
@@ -53,7 +53,7 @@ class CausalSplit(Pass):
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with causal attention in bands."""
+        """The module with causal attention split into bands."""
         return with_graph(module, Banding(module.graph, target).build())
 
 
@@ -67,7 +67,7 @@ class Banding:
         self.decided: dict[object, Parts] = {}
 
     def build(self) -> Graph:
-        """The rewritten graph; the graph itself when nothing is cut."""
+        """The rewritten graph; the same object when nothing is split."""
         ops: list[Op] = []
         for op in self.graph.ops:
             ops += self._op(op)
@@ -88,11 +88,11 @@ class Banding:
         return cut
 
     def _best(self, op: Op, attention: Op) -> Parts:
-        """The number of bands. Of p bands the i-th reads i / p of the keys, (p + 1) / 2p of all together; each starts
-        and ends for itself."""
+        """The number of bands. Of p bands, the i-th reads i / p of the keys; together they compute (p + 1) / 2p of all
+        scores. Each pays its own start-up and drain."""
         assert op.body is not None
         batch, heads, m, _ = attention.operands[0].type.dims
-        hidden = m * (m - 1) / 2 / (m * attention.operands[1].type.dims[2])  # of all scores
+        hidden = m * (m - 1) / 2 / (m * attention.operands[1].type.dims[2])  # share of all scores
         try:
             whole = self.lowered.price(op)
             self._cut(op, 2)
@@ -106,14 +106,15 @@ class Banding:
                 break
             prices[bands] = whole * (1 - hidden * (bands - 1) / bands) + bands * ends
         if not prices:
-            return Parts(1, whole, why_whole="bands would have too few rows for all units")
+            return Parts(1, whole, why_whole="bands would have too few rows to occupy all units")
         chosen = min(prices, key=prices.__getitem__)
         if prices[chosen] < whole:
             return Parts(chosen, whole, prices[chosen])
-        return Parts(1, whole, prices[chosen], "starting and ending every band takes longer than the keys it saves")
+        return Parts(1, whole, prices[chosen], "start-up and drain of each band cost more than the skipped keys save")
 
     def _cut(self, op: Op, bands: int) -> list[Op]:
-        """Empty memory and the groups that fill it. Raises NotFusable when the group is not made of rows."""
+        """The `empty` op and the groups that fill its memory. Raises NotFusable if the group does not compute row by
+        row."""
         body = op.body
         assert body is not None
         attention = anchor_of(body, "attention")
@@ -167,7 +168,7 @@ class Rows:
         self.known = {attention.results[0].name: (b("attention", *operands, attrs=attrs, hint="rows"), 2)}
 
     def value(self, value: Value) -> tuple[Value, int]:
-        """The rows of `value`, and the axis that they are along. Raises NotFusable when it is not made of rows."""
+        """The rows of `value` and their axis. Raises NotFusable if the value does not consist of attention rows."""
         if value.name not in self.known:
             op = self.body.producer(value)
             if op is None:
@@ -205,14 +206,14 @@ class Rows:
         return self.b(op.name, *values, attrs=op.attrs, hint=op.results[0].name), axis
 
     def _aligned(self, value: Value, axis: int) -> Value:
-        """An operand from elsewhere, which has the rows along `axis` (from the end), or is broadcast there."""
+        """The rows of an operand from outside, along `axis` (counted from the end) unless it is broadcast there."""
         self._bring(value)
         if value.type.rank < -axis or value.type.dims[axis] == 1:
             return value
         return self._slice(value, value.type.rank + axis, *self.rows)
 
     def _bring(self, value: Value) -> None:
-        """Emit what `value`, which attention has no part in, is computed by."""
+        """Emit the ops that compute `value`, which does not depend on attention."""
         op = self.body.producer(value)
         if op is not None and op not in self.b.ops:
             for v in op.operands:

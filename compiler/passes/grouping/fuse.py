@@ -1,13 +1,13 @@
 """Groups ops into kernels.
 
-A group is grown from an op along the graph: an op that follows joins when the body still fits one kernel (lowering's
-own analysis decides) and no path leaves the group and comes back. Anchors (matmul, conv, pool, attention) take their
-epilogue first; what is left forms row-wise and elementwise groups; data movement stands alone. Views between groups
-cost nothing: each group reads its operands through them, or stores through them; where that is impossible or slow they
-become a copy.
+A group grows from a seed op along the graph: a consumer joins if the body still fits one kernel (lowering's own
+analysis decides) and no path leaves and re-enters the group. Anchors (matmul, conv, pool, attention) take their
+epilogues first; remaining ops form row-wise and elementwise groups; data movement forms groups of its own. Views
+between groups are free: each group loads or stores through them. Where that is impossible or slow, the view becomes a
+copy.
 
-What is left at the top level beside groups and constants is reshapes of memory that need no copy (aliases). The body of
-a group contains its constants of one element; everything else is a parameter.
+The top level keeps groups, constants and aliases (reshapes that need no copy). A group's body contains its one-element
+constants; every other operand is a parameter.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Fuse(Pass):
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with its graph grouped."""
+        """The module with its ops in groups."""
         return with_graph(module, Grouping(module.graph, target, self.epilogues).build())
 
 
@@ -75,9 +75,9 @@ class Grouping(GroupedGraph):
         super().__init__(graph, target)
         self.epilogues = epilogues
         self.refused: dict[tuple[int, int], str] = {}
-        """(group, op) -> why the op, which reads what the group computes, is not part of it."""
+        """(group, op) -> why the op, a consumer of the group, is not part of it."""
         self.brought: dict[int, list[int]] = {}
-        """Op of a group -> the producers that joined because of it."""
+        """Op of a group -> the producers that joined with it."""
         self.lowered = KernelCache(target)
 
     # -- growing -------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Grouping(GroupedGraph):
         return graph
 
     def _grow(self, seed: int) -> None:
-        """Make a group of `seed` and whatever may join it."""
+        """Grow a group from `seed`."""
         members = [seed]
         number = len(self.groups)
         self.groups.append(members)
@@ -118,11 +118,11 @@ class Grouping(GroupedGraph):
             self._read_apart(seed, self._misfit)
 
     def _break_cycles(self) -> None:
-        """Take ops out of groups that wait for each other: no path leaves a group and comes back, but one may leave it
-        for another group and come back from what that computes besides."""
+        """Break cycles between groups by removing ops from them. Growth rules out a path that leaves and re-enters a
+        group through single ops, but not one through another group."""
         while cycle := self.cycle():
             number = max((n for n in cycle if len(self.groups[n]) > 1), key=lambda n: self.groups[n][-1])
-            alone = self._drop_last(number, "the kernel and another one would wait for each other")
+            alone = self._drop_last(number, "the kernel and another one would depend on each other")
             alone += self.groups[number] if len(self.groups[number]) == 1 else []
             for i in alone:
                 if i in self.group_of:
@@ -133,7 +133,7 @@ class Grouping(GroupedGraph):
                     self._read_apart(i, self._misfit)
 
     def _drop_last(self, number: int, why_not: str) -> list[int]:
-        """Take the last op out of a group, which no other member reads, and the producers that joined because of it."""
+        """Remove the last op of a group, which no other member reads, and the producers that joined with it."""
         members = self.groups[number]
         dropped = [members[-1], *self.brought.pop(members[-1], ())]
         self.refused[number, members[-1]] = why_not
@@ -143,8 +143,7 @@ class Grouping(GroupedGraph):
         return dropped
 
     def _read_apart(self, seed: int, obstacle: Callable[[Sequence[int]], str]) -> None:
-        """Take pads, then views as well, out of what the group reads through, until nothing is in the way of a group of
-        `seed` alone."""
+        """Stop reading through pads, then also through views, until `seed` alone forms a valid group."""
         for apart in ((), ("pad",), ("pad", "view")):
             if len(apart) >= len(self.apart.get(seed, ())):
                 self.apart[seed] = apart
@@ -152,8 +151,8 @@ class Grouping(GroupedGraph):
                     return
 
     def _shed(self, members: list[int]) -> None:
-        """Leave out ops whose results only others read, when what they are computed from is stored anyway: the readers
-        can compute them from that, and one tensor less is written."""
+        """Leave out ops whose results only other groups read and whose operands are stored anyway: the readers
+        recompute them, which saves writing a tensor."""
         while True:
             _, results = self._body(members)
             stored = {r.name for r in results}
@@ -169,7 +168,7 @@ class Grouping(GroupedGraph):
                 return
             for i in spare:
                 members.remove(i)
-                self.refused[self.group_of.pop(i), i] = "its readers can compute it from what is stored anyway"
+                self.refused[self.group_of.pop(i), i] = "its readers recompute it from a tensor that is stored anyway"
 
     def _inside(self, value: Value, members: Sequence[int]) -> bool:
         return self.position.get(value.name) in members
@@ -178,7 +177,7 @@ class Grouping(GroupedGraph):
         return any(u in members for r in self.graph.ops[i].results for u in self.users.get(r.name, ()))
 
     def _misfit(self, members: Sequence[int]) -> str:
-        """Why no kernel of the group can be built within the machine's memories; "" when one can."""
+        """Why no kernel of the group fits the target's memories; "" if one does."""
         body, _ = self._body(members)
         tensors = {v.name: v.name for v in (*body.params, *body.results)}
         try:
@@ -188,7 +187,7 @@ class Grouping(GroupedGraph):
         return ""
 
     def _extend(self, members: list[int], number: int) -> None:
-        """Try every later op that reads the group, in order; one that fails taints what depends on it."""
+        """Try every later consumer of the group in order; one that fails taints its dependents."""
         tainted: set[str] = set()
         inside = {r.name for i in members for r in self.graph.ops[i].results}
         frontier = sorted({u for name in inside for u in self.users.get(name, ())})
@@ -220,7 +219,7 @@ class Grouping(GroupedGraph):
             frontier = sorted(set(frontier) | {u for u in later if u not in seen})
 
     def _obstacle(self, i: int, inside: set[str], tainted: set[str]) -> str:
-        """What keeps an op out of a group whatever a kernel could do; "" when nothing does."""
+        """Why an op cannot join a group regardless of kernel support; "" if it can."""
         op = self.graph.ops[i]
         if op.name == "insert":
             return self._not_stored_inside(i, inside)
@@ -229,43 +228,43 @@ class Grouping(GroupedGraph):
         if i in self.group_of:
             return f"'{op.name}' is in another kernel already"
         if is_view(op) and (op.name not in ("reshape", "transpose") or not self._worth_storing(op)):
-            return f"'{op.name}' is a view, which its readers read through"
+            return f"'{op.name}' is a view that its readers read through"
         if any(self._inserted(v) for v in op.operands):
-            return f"'{op.name}' reads memory that an insert changes"
+            return f"'{op.name}' reads memory that an insert modifies"
         if any(v.name in tainted for v in op.operands):
-            return "another operand depends on the kernel's results: the kernel would wait for itself"
+            return "another operand depends on the kernel's results: the kernel would depend on itself"
         if not any(v.name in inside for v in op.operands):
             return f"'{op.name}' reads the kernel's results through ops that are not part of it"
         return ""
 
     def _read_through(self, i: int) -> bool:
-        """Whether all that read op `i` widen it themselves."""
+        """Whether every reader of op `i` widens it on load."""
         name = self.graph.ops[i].results[0].name
         readers = [self.graph.ops[u] for u in self.users.get(name, ())]
         return name not in self.outputs and all(self._unpacked(self.graph.ops[i], r) for r in readers)
 
     def _worth_storing(self, op: Op) -> bool:
-        """A view joins its producer when nothing else needs the producer's own shape."""
+        """A view joins its producer unless another reader needs the producer's shape."""
         source = op.operands[0]
         return len(self.users.get(source.name, ())) == 1 and source.name not in self.outputs
 
     def _inserted(self, value: Value) -> bool:
-        """Whether `value` is memory of which a part was replaced."""
+        """Whether `value` results from an insert."""
         source = self.position.get(value.name)
         return source is not None and self.graph.ops[source].name == "insert"
 
     def _not_stored_inside(self, i: int, inside: set[str]) -> str:
-        """Why the group cannot store its result as the part of insert `i`."""
+        """Why the group cannot store its result as the inserted part of insert `i`; "" if it can."""
         base, part = self.graph.ops[i].operands
         if i in self.group_of:
             return "'insert' is in another kernel already"
         if base.name in inside or part.name not in inside or self.users[part.name] != [i] or part.name in self.outputs:
-            return "'insert' needs memory that holds what it inserts into, and a part that nothing else reads"
+            return "'insert' needs a base in memory and a part without other readers"
         return ""
 
     def _own_producers(self, i: int, reached: set[str]) -> list[int]:
-        """Elementwise ops without a group, not reached from this one, that only op `i` or each other read, and that
-        compute as many elements as it does: the other branches of what ends in `i`."""
+        """Side branches that end in op `i`: ungrouped elementwise ops, not reachable from this group, that only `i` or
+        each other read and that compute as many elements as `i`."""
         found: list[int] = []
         stack, elements = [i], self.graph.ops[i].results[0].type.elements
         while stack:
@@ -281,7 +280,7 @@ class Grouping(GroupedGraph):
         return sorted(found)
 
     def _join(self, members: list[int], joined: Sequence[int]) -> str:
-        """Add ops to a group; why that cannot be, or ""."""
+        """Add ops to a group; returns why that is impossible, or ""."""
         members += joined
         members.sort()
         why_not = self._check(members)
@@ -291,7 +290,7 @@ class Grouping(GroupedGraph):
         return why_not
 
     def _check(self, members: Sequence[int]) -> str:
-        """Why the ops do not form one kernel, whatever its tiles; "" when they do."""
+        """Why the ops cannot form one kernel with any tiling; "" if they can."""
         body, _ = self._body(members)
         try:
             check_group(body, self.target)

@@ -1,7 +1,6 @@
-"""What groups of ops are made of: their bodies, the views they read through, copies, and the graph they form.
+"""Builds groups of ops: their bodies, the views they read through, copies, and the resulting graph.
 
-Invariant: a view that a group cannot read through, or that would be slow to read, is a group of its own (a copy) or a
-reshape of memory.
+Invariant: a view that a group cannot read through, or only slowly, is a copy in a group of its own or an alias.
 """
 
 from __future__ import annotations
@@ -24,17 +23,16 @@ from ppuc.ir.rewrite import Builder, all_names
 from ppuc.targets.schema import Target
 
 SMALL = 4096
-"""Elements below which a strided view is read as it is, however slow its rows are."""
+"""Views with fewer elements are read through even if their rows are short."""
 
 
 def is_view(op: Op) -> bool:
-    """Whether the op only renames elements."""
+    """Whether the op is a view: it renames elements without moving them."""
     return OPS[op.name].kind is Kind.VIEW
 
 
 class GroupedGraph:
-    """A graph, which of its ops is in which group, and what follows from that. `group_of` maps positions of ops to
-    numbers of `groups`."""
+    """A graph and the assignment of its ops to groups. `group_of` maps op positions to indices into `groups`."""
 
     def __init__(self, graph: Graph, target: Target) -> None:
         self.graph, self.target = graph, target
@@ -46,13 +44,13 @@ class GroupedGraph:
         self.outputs = {v.name for v in graph.results}
         self.group_of: dict[int, int] = {}
         self.groups: list[list[int]] = []
-        self.apart: dict[int, tuple[str, ...]] = {}  # seed -> what its group reads as it is in memory: pads, views
+        self.apart: dict[int, tuple[str, ...]] = {}  # seed -> pads and views its group does not read through
         self.builder = Builder(all_names(graph))
 
     # -- bodies --------------------------------------------------------------------------------------------------
 
     def _needed(self, members: Sequence[int]) -> list[int]:
-        """Members, the views through which their operands are read, and scalar constants."""
+        """Members, the views that their operands are read through, and scalar constants."""
         wanted = set(members)
         apart = {what for i in members for what in self.apart.get(i, ())}
         stack = [(i, i) for i in members]
@@ -72,11 +70,11 @@ class GroupedGraph:
         return sorted(wanted)
 
     def _on_chain(self, i: int) -> bool:
-        """Whether op `i` is elementwise, a reduction or a scan, which can be part of most kernels."""
+        """Whether op `i` is elementwise, a reduction or a scan: ops that most kernels can contain."""
         return OPS[self.graph.ops[i].name].kind in CHAIN_KINDS
 
     def _readable(self, view_op: Op, reader: Op) -> bool:
-        """Whether `reader` should read through `view_op`: a strided view expresses it and its rows are not single
+        """Whether `reader` should read through `view_op`: it must be a strided view, and not one that gathers single
         elements of a large tensor."""
         _, view = self._view(view_op.results[0])
         if view is None:
@@ -86,7 +84,7 @@ class GroupedGraph:
         return not self._slow(view, reader)
 
     def _body(self, members: Sequence[int]) -> tuple[Graph, tuple[Value, ...]]:
-        """The body graph of a group, and its results. Its parameters carry the outer names."""
+        """The body graph of a group and its results. Parameters keep the outer values' names."""
         ops = [self.graph.ops[i] for i in self._needed(members)]
         defined = {r.name for op in ops for r in op.results}
         params: dict[str, Value] = {}
@@ -103,7 +101,7 @@ class GroupedGraph:
         return Graph("body", tuple(params.values()), tuple(results), tuple(ops)), tuple(results)
 
     def _unpacked(self, op: Op, reader: Op) -> bool:
-        """Whether `reader` widens constant weights as it loads them."""
+        """Whether `reader` widens constant weights on load."""
         if op.name == "unblock":
             return reader.name == "matmul" and op.results[0] == reader.operands[1]
         source = self.position.get(op.operands[0].name, -1) if op.operands else -1
@@ -111,7 +109,7 @@ class GroupedGraph:
         return reader.name == "matmul" and constant and unpacks(op) and op.results[0] == reader.operands[1]
 
     def cycle(self) -> list[int]:
-        """Numbers of groups that wait for each other; [] when none do."""
+        """Indices of groups that form a dependence cycle; [] if there is none."""
         order = nx.DiGraph()
         nodes = [self.group_of.get(i, -1 - i) for i in range(len(self.graph.ops))]  # ops without a group are negative
         for i, op in enumerate(self.graph.ops):
@@ -123,7 +121,7 @@ class GroupedGraph:
     # -- views that need a copy ----------------------------------------------------------------------------------
 
     def _copies(self) -> None:
-        """Give a group of its own to every view or pad that is needed in memory and is not there yet."""
+        """Make a copy group for every view or pad that must be in memory and is not."""
         pending = [self.position[name] for name in self.outputs if name in self.position]
         for members in self.groups:
             pending += self._outside(members)
@@ -142,7 +140,7 @@ class GroupedGraph:
             self._materialise(i, pending)
 
     def _ground(self, i: int, pending: list[int]) -> None:
-        """Copy as many of the views that lead to view `i` as it takes to make it a strided view of memory."""
+        """Copy views on the way to view `i` until it is a strided view of memory."""
         op = self.graph.ops[i]
         if self._view(op.results[0])[1] is not None:
             return
@@ -159,12 +157,12 @@ class GroupedGraph:
         pending += self._outside([i])
 
     def _outside(self, members: Sequence[int]) -> list[int]:
-        """Positions of the ops whose results the group reads as parameters."""
+        """Positions of the ops that define the group's parameters."""
         body, _ = self._body(members)
         return [self.position[p.name] for p in body.params if p.name in self.position]
 
     def _view(self, value: Value) -> tuple[Value, View | None]:
-        """The value in memory that `value` is a view of, and the view (None: not expressible)."""
+        """The value in memory that `value` is a view of, and the view (None if it is not strided)."""
         i = self.position.get(value.name)
         if i is None or i in self.group_of or not is_view(self.graph.ops[i]):
             return value, View.contiguous(value.type.dims)
@@ -183,7 +181,7 @@ class GroupedGraph:
     # -- the new graph -------------------------------------------------------------------------------------------
 
     def _assemble(self) -> Graph:
-        """Top-level ops: constants, aliases and groups, ordered by their dependences."""
+        """The top-level ops (constants, aliases and groups) in dependence order."""
         order = nx.DiGraph()
         ops: list[Op] = []
         top: dict[str, str] = {}  # value -> node that defines it
@@ -212,7 +210,7 @@ class GroupedGraph:
         return _prune(_with_output_copies(graph, self.builder, self.target))
 
     def _is_alias(self, op: Op) -> bool:
-        """Whether a view's elements are all those of some value in memory, in order."""
+        """Whether a view covers all elements of a value in memory, in order."""
         root, view = self._view(op.results[0])
         if view is None or root.type.elements != view.elements:
             return False
@@ -277,7 +275,7 @@ def _copy_group(value: Value, builder: Builder, loc: tuple[str, ...], target: Ta
 
 
 def _with_scatter_copies(graph: Graph, builder: Builder, target: Target) -> Graph:
-    """A scatter updates its data in place, so it gets data of its own."""
+    """Copy the data of every scatter, which updates it in place."""
     ops: list[Op] = []
     for op in graph.ops:
         position = updated_operand(op)
@@ -291,7 +289,7 @@ def _with_scatter_copies(graph: Graph, builder: Builder, target: Target) -> Grap
 
 
 def _with_output_copies(graph: Graph, builder: Builder, target: Target) -> Graph:
-    """Results that are parameters, constants or aliases of those get memory of their own by a copy."""
+    """Copy every graph result that is a parameter, a constant or an alias of one."""
     fixed = {p.name for p in graph.params} | {r.name for op in graph.ops if op.name == "const" for r in op.results}
     for op in graph.ops:
         if op.name == "reshape" and op.operands[0].name in fixed:

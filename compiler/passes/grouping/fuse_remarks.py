@@ -1,7 +1,7 @@
-"""What fusion says of its groups: which edges stay inside a kernel, and why others do not.
+"""Remarks of fusion: which edges stay inside a kernel, and why others do not.
 
-An edge leads from the op that computes a tensor to one that reads it, through views and pads that cost nothing;
-constants and the model's inputs have none.
+An edge leads from the op that computes a tensor to an op that reads it, through free views and pads. Constants and
+model inputs have no edges.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ppuc.ir.graph import Graph, Op, Value
 from ppuc.targets.cost import l2_bytes_per_clk
 
 Refused = Mapping[tuple[int, int], str]
-"""(group, op) -> why the op, which reads what the group computes, is not part of it."""
+"""(group, op) -> why the op, a consumer of the group, is not part of it."""
 
 
 def say_groups(grouped: GroupedGraph, made: Graph, refused: Refused, remarks: Collector) -> None:
@@ -42,18 +42,18 @@ def say_groups(grouped: GroupedGraph, made: Graph, refused: Refused, remarks: Co
             remarks.applied("fused", value.name, nodes, bytes=size, from_op=first, to_op=second)
         else:
             why = refused.get((grouped.group_of[source], reader)) or _why_apart(*ops)
-            lost = (1 + 1 / apart[value.name]) * size / rate  # read here, and written once for all that are apart
+            lost = (1 + 1 / apart[value.name]) * size / rate  # read once here; one write shared by all separate readers
             remarks.missed("not-fused", value.name, nodes, why, bytes=size, lost_clk=lost, from_op=first, to_op=second)
 
 
 def _together(grouped: GroupedGraph, source: int, reader: int) -> bool:
-    """Whether what op `source` computes reaches op `reader` without memory."""
+    """Whether the result of op `source` reaches op `reader` without going through memory."""
     group = grouped.group_of.get(source)
     return group is None or group == grouped.group_of.get(reader)
 
 
 def _edges(grouped: GroupedGraph) -> list[tuple[Value, int, int]]:
-    """(tensor, op that computes it, op that reads it) of every edge between ops that belong to kernels."""
+    """(tensor, producer, consumer) of every edge between ops in kernels."""
     found: dict[tuple[int, int], tuple[Value, int, int]] = {}
     for i, op in enumerate(grouped.graph.ops):
         if _is_free(grouped, i):
@@ -66,13 +66,13 @@ def _edges(grouped: GroupedGraph) -> list[tuple[Value, int, int]]:
 
 
 def _is_free(grouped: GroupedGraph, i: int) -> bool:
-    """Whether op `i` is read through where it is needed."""
+    """Whether every consumer reads through op `i`."""
     op = grouped.graph.ops[i]
     return (is_view(op) or op.name == "pad") and i not in grouped.group_of
 
 
 def _computed(grouped: GroupedGraph, value: Value) -> tuple[Value, int | None]:
-    """The tensor that `value` is read from, and the op that computes it; None for an input of the model."""
+    """The tensor that `value` is read from, and its producer; None for a model input."""
     source = grouped.position.get(value.name)
     while source is not None and _is_free(grouped, source):
         value = grouped.graph.ops[source].operands[0]
@@ -85,7 +85,7 @@ def _node(op: Op) -> str:
 
 
 def _why_apart(first: Op, reader: Op) -> str:
-    """Why the reader was never offered to the kernel that computes what it reads."""
+    """Why the reader was not a candidate for its producer's kernel."""
     if is_view(first) or first.name in ("pad", "gather", "scatter_nd", "concat"):
         return f"the kernel of a '{first.name}' takes no other ops"
     if is_view(reader) or reader.name == "pad":
@@ -98,11 +98,11 @@ def _moves(op: Op) -> bool:
 
 
 def _why_copied(grouped: GroupedGraph, name: str, outputs: Container[str]) -> str:
-    """Why there is a kernel that only moves elements to `name`."""
+    """Why a copy kernel writes `name`."""
     at = grouped.position.get(name)
     if at is None:
         own = "an output of the model that is also an input, a constant or a view of one gets memory of its own"
         return own if name in outputs else "a scatter updates its data in place, so it gets a copy"
     if name in outputs:
-        return f"'{grouped.graph.ops[at].name}' gives an output of the model"
+        return f"'{grouped.graph.ops[at].name}' is an output of the model"
     return f"the readers of '{grouped.graph.ops[at].name}' cannot read through it, or only element by element"

@@ -1,8 +1,8 @@
-"""Products of one operand with several constant weights (query, key and value projections) as one product.
+"""Horizontal fusion: merges products of one operand with several constant weights (query, key and value projections).
 
-Invariant: only matmuls merge whose groups are the product, steps that treat columns apart (a bias, the scales of 8-bit
-operands) and views, so no epilogue is lost; the readers take their columns through views of the joint result, and a
-group that cannot read it so keeps its operand.
+Invariant: a matmul merges only if its group consists of the product, column-wise steps (a bias, the scales of 8-bit
+operands) and views, so no epilogue is lost. Readers take their columns through views of the joint result; a product
+with a reader that cannot is not merged.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class HorizontalFusion(Pass):
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with products merged where that pays."""
+        """The module with products merged where that is faster."""
         return with_graph(module, Merging(module.graph, target).build())
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why products are not merged, and the cycles of all apart and of the joint one, where they have a price."""
+    """Why products are not merged, with the cycles of separate and joint products if they have a price."""
 
     nodes: tuple[str, ...]
     why: str
@@ -73,7 +73,7 @@ class Merging:
         self.refused: dict[tuple[str, ...], Refusal] = {}
 
     def build(self) -> Graph:
-        """The rewritten graph; the graph itself when nothing merges."""
+        """The rewritten graph; the same object when nothing merges."""
         start = self.graph
         while self._round():
             pass
@@ -85,8 +85,8 @@ class Merging:
         return start if self.graph is start else without_dead_ops(self.graph)
 
     def _round(self) -> bool:
-        """Merge what the graph as it is now offers; whether some of it has to wait for the next round, because it reads
-        what was merged in this one."""
+        """Merge products of the current graph. Returns whether some must wait for the next round, because they read a
+        product merged in this one."""
         self.constants = {op.results[0].name: op for op in self.graph.ops if op.name == "const"}
         self.users = users(self.graph)
         self.outputs = {v.name for v in self.graph.results}
@@ -106,7 +106,7 @@ class Merging:
         return waiting
 
     def _product(self, op: Op) -> Product | None:
-        """`op` as a product whose readers can read columns of another tensor; None when it is anything else."""
+        """`op` as a product whose readers can read columns of another tensor; None otherwise."""
         anchor = group_anchor(op)
         if anchor is None or anchor.name != "matmul" or len(op.results) != 1:
             return None
@@ -117,8 +117,8 @@ class Merging:
     # -- merging -------------------------------------------------------------------------------------------------
 
     def _merged(self, graph: Graph, products: Sequence[Product]) -> tuple[Graph, set[str]] | None:
-        """`graph` with `products` merged, and the results of their readers; None when that is slower or a reader cannot
-        follow."""
+        """`graph` with `products` merged, and the results of their readers; None, with the reason in `refused`, if that
+        is slower or a reader cannot read columns."""
         constants, joint = self._joint(products)
         names = tuple(p.op.results[0].name for p in products)
         apart, merged = None, None
@@ -126,7 +126,7 @@ class Merging:
             apart = sum(self.lowered.price(p.op) for p in products)
             merged = self.lowered.price(joint)
             if merged >= apart:
-                raise NotFusable("one product of all columns takes longer")
+                raise NotFusable("one product of all columns is slower")
             replaced = dict(self._readers(graph, products, joint.results[0]))
         except NotFusable as error:
             self.refused[names] = Refusal(joint.loc, str(error), apart, merged)
@@ -193,7 +193,7 @@ class Merging:
         inside: Callable[[Value], Value],
         constants: list[Op],
     ) -> Value:
-        """One number for all columns, or a constant with each product's for its columns."""
+        """One number for all columns, or a constant with one number per column."""
         if len(set(numbers)) == 1:
             return self.names.scalar(numbers[0], dtype)
         each = np.repeat(np.array(numbers), [p.stored.dims[-1] for p in products]).astype(dtype.numpy)
@@ -261,7 +261,7 @@ class Merging:
         return replace(op, attrs=GroupAttrs(kind), operands=tuple(operands), body=made)
 
     def _columns(self, joint: Value, start: int, product: Product) -> Value:
-        """What the product's group stored, as views of the joint result."""
+        """The product's stored result, as views of the joint result."""
         dims = joint.type.dims
         sizes = (*dims[:-1], product.stored.dims[-1])
         starts = (*(0 for _ in dims[:-1]), start)

@@ -1,8 +1,8 @@
-"""Concatenations without a copy: what is joined is computed in its place of the whole.
+"""In-place concatenation: computes each part directly in its slice of the whole.
 
-A group whose result is joined to others gets the whole as an operand and ends in an `insert` into it; whoever else
-reads the part reads a slice of the whole. Parts that cannot be computed in place (inputs, constants, rows too short to
-be stored apart) are copied there, each by a kernel of its own.
+The group that computes a part gets the whole as an operand and ends in an `insert` into it; other readers of the part
+read a slice of the whole. Parts that cannot be computed in place (inputs, constants, rows too short for separate
+stores) are copied, each by its own kernel.
 
 Invariant: every part of a whole that starts as `empty` is inserted before anything reads it, and parts are disjoint.
 """
@@ -32,10 +32,10 @@ from ppuc.targets.cost import l2_bytes_per_clk
 from ppuc.targets.schema import Target
 
 SHORTEST_RUN = 64
-"""Bytes that lie together in the whole below which a part is not stored there directly: a burst of l2 or hbm."""
+"""Minimum contiguous bytes of a part stored in place: a burst of l2 or hbm."""
 
 COPIES = 1
-"""Parts of one whole that may be copied: beyond that, one kernel that copies all of them is faster."""
+"""Maximum copied parts of one whole: beyond that, one kernel that copies all of them is faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class InPlaceConcat(Pass):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One operand of a concatenation: the value joined, where it starts, and the group that can compute it in place
-    (position, result; None: it must be copied, for the reason `why_copied`)."""
+    """One operand of a concatenation: its value, its offset, and the group that can compute it in place (position and
+    result; None if it must be copied, for the reason `why_copied`)."""
 
     value: Value
     starts: tuple[int, ...]
@@ -78,7 +78,7 @@ class Joining:
         self.outputs = {v.name for v in graph.results}
 
     def build(self) -> Graph:
-        """The rewritten graph; the same when nothing is joined in place."""
+        """The rewritten graph; the same object when nothing changes."""
         found = False
         for i, op in enumerate(self.graph.ops):
             if op.body is None or [inner.name for inner in op.body.ops] != ["concat"]:
@@ -95,10 +95,10 @@ class Joining:
         ops = [op for i, old in enumerate(self.ops) for op in (*self.before.get(i, ()), old) if op.name]
         return self.graph.with_ops(ops)
 
-    # -- what can be computed in place ---------------------------------------------------------------------------
+    # -- candidates -----------------------------------------------------------------------------------------------
 
     def _parts(self, i: int) -> list[Part]:
-        """The parts of the concatenation that op `i` is; none when it is something else."""
+        """The parts of concatenation `i`; empty if op `i` is something else."""
         op = self.ops[i]
         if op.body is None or [inner.name for inner in op.body.ops] != ["concat"]:
             return []
@@ -114,9 +114,9 @@ class Joining:
             run = math.prod(value.type.dims[axis:]) * value.type.dtype.bytes
             producer = self._producer(value, i)
             if sum(v.name == operand.name for v in concat.operands) > 1:
-                why_copied = "it is joined more than once"
+                why_copied = "it is concatenated more than once"
             elif run < SHORTEST_RUN:
-                why_copied = f"only {run} bytes of it lie together in the whole"
+                why_copied = f"only {run} bytes of it are contiguous in the whole"
             elif isinstance(producer, str):
                 why_copied = producer
             elif producer[0] in {p.producer[0] for p in parts if p.producer is not None}:
@@ -129,11 +129,11 @@ class Joining:
         return parts
 
     def _producer(self, value: Value, reader: int) -> tuple[int, int] | str:
-        """Position and result of the group that computes `value`; why it cannot be told to store elsewhere."""
+        """Position and result index of the group that computes `value`, or why that group cannot store elsewhere."""
         if value.name in self.outputs:
             return "it is an output of the model"
         if any(v.name == value.name for copies in self.before.values() for op in copies for v in op.operands):
-            return "a copy made for an earlier concatenation reads it where it is"
+            return "a copy for an earlier concatenation reads it in its own memory"
         for i in range(reader - 1, -1, -1):
             names = [r.name for r in self.ops[i].results]
             if value.name in names:
@@ -148,16 +148,16 @@ class Joining:
     # -- rewriting -----------------------------------------------------------------------------------------------
 
     def _obstacle(self, i: int, parts: Sequence[Part]) -> str:
-        """Replace concatenation `i`; why that cannot be, or ""."""
+        """Replace concatenation `i`; returns why that is impossible, or ""."""
         copied = [p for p in parts if p.producer is None]
         if not parts:
             return "it reads a part of another concatenation in place"
         if len(copied) > COPIES:
             return f"{len(copied)} parts need a copy, which one kernel makes faster"
-        return "" if self._join(i, parts) else "a kernel cannot be built that stores or reads a part in place"
+        return "" if self._join(i, parts) else "no kernel can store or read a part in place"
 
     def _join(self, i: int, parts: Sequence[Part]) -> bool:
-        """Replace concatenation `i`; False when some kernel cannot be built in its new form."""
+        """Replace concatenation `i`; False if some kernel cannot be built in its new form."""
         op = self.ops[i]
         whole = op.result
         first = min(p.producer[0] for p in parts if p.producer is not None)
@@ -209,9 +209,9 @@ class Joining:
         )
 
     def _slicing(self, op: Op, part: Part, whole: Value) -> Op:
-        """A reader of the part that reads it as a slice of the whole."""
+        """The reader `op`, reading the part as a slice of the whole."""
         if op.body is None:
-            return replace(op, name="")  # an alias or a copy to another memory: found not to fit
+            return replace(op, name="")  # an alias or a copy to another memory: `_fits` rejects it
         params, slices = list(op.body.params), []
         for k, v in enumerate(op.operands):
             if v.name == part.value.name:
@@ -230,7 +230,7 @@ class Joining:
         return Op("group", GroupAttrs(check_group(body, self.target)), (part.value, base), (whole,), loc, body)
 
     def _fits(self, op: Op) -> bool:
-        """Whether the group still makes a kernel of its kind."""
+        """Whether the group still lowers to a kernel of its kind."""
         if op.name != "group" or op.body is None:
             return False
         kind = op.attrs.kind  # type: ignore[attr-defined]
@@ -245,7 +245,7 @@ class Joining:
 
 
 def _say(op: Op, parts: Sequence[Part], why_not: str, rate: float, remarks: Collector) -> None:
-    """Remarks on a concatenation and its parts; memory moves `rate` bytes a cycle."""
+    """Remarks on a concatenation and its parts; memory moves `rate` bytes per cycle."""
     whole, copied = op.result, sum(p.producer is None for p in parts)
     if why_not:
         size = whole.type.bytes
@@ -255,7 +255,7 @@ def _say(op: Op, parts: Sequence[Part], why_not: str, rate: float, remarks: Coll
     for p in parts:
         size = p.value.type.bytes
         if p.producer is None:
-            lost = 0.0 if why_not else 2 * size / rate  # else the whole is moved anyway
+            lost = 0.0 if why_not else 2 * size / rate  # without it, the whole is moved anyway
             remarks.missed("part-copied", p.value.name, op.loc, p.why_copied, bytes=size, lost_clk=lost)
         elif not why_not:
             remarks.applied("part-in-place", p.value.name, op.loc, into=whole.name, bytes=size)

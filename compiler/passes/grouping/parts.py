@@ -1,4 +1,4 @@
-"""How many parts a group is cut into, and what that decision was made from."""
+"""The decision how many parts a group is split into, and its reasons."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ppuc.ir.graph import Op
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`count` parts (1: the group stays whole), the cycles expected of the whole and of the best number of parts (None
-    where there is no price), and why the group stays whole if it does."""
+    """`count` parts (1: not split), the expected cycles of the whole and of the best split (None without a price), and
+    the reason if it is not split."""
 
     count: int
     whole_clk: float | None = None
@@ -19,7 +19,7 @@ class Parts:
     why_whole: str = ""
 
     def say(self, decision: str, op: Op, kernels: int) -> None:
-        """Remark on the group that was cut, into so many kernels more than one, or was not."""
+        """Remark on a group that was split, adding `kernels` kernels, or was not."""
         if (remarks := listener()) is None:
             return
         name, before, after = op.results[0].name, self.whole_clk, self.parts_clk

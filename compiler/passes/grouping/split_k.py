@@ -1,7 +1,7 @@
-"""Contractions with too few result tiles for the units are cut along what they sum over (split-K).
+"""Split-K: splits contractions that have too few result tiles for all units along the summed dimension.
 
-Invariant: the parts are written out in the accumulator's type and added in a fixed order, part 0 first, whatever order
-the units finish in; a contraction is cut only where the cost model expects both kernels together to be faster.
+Invariant: partial sums are stored in the accumulator's type and added in a fixed order, part 0 first, whatever order
+the units finish in; a contraction is split only if the cost model expects the two kernels to be faster.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from ppuc.targets.cost import l2_bytes_per_clk
 from ppuc.targets.schema import Target
 
 PARTS = (2, 3, 4, 6, 8)
-"""Numbers of parts that are tried: more cost as many loads in the kernel that adds them."""
+"""Candidate numbers of parts: each part costs a load in the kernel that adds them."""
 
 KEY_PARTS = (2, 4, 8, 16, 32)
-"""Numbers of parts of an attention's keys that are tried."""
+"""Candidate numbers of parts for an attention's keys."""
 
 WORSE = 1.1
-"""Price of a number of parts, over the best so far, from which on no larger one is tried."""
+"""The search stops at a price this many times the best one so far."""
 
 FEW_ROWS = 16
-"""Rows of a product up to which its weights are read about once."""
+"""With at most this many rows, a product reads its weights about once."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitK(Pass):
-    """Cut contractions with too few result tiles for all units along k, and add the parts in a kernel of their own.
+    """Split contractions with too few result tiles for all units along k, and add the parts in a separate kernel.
 
     %y = group(%a, %b) { %c = matmul(%a, %b); relu(%c) }
         ->  %p: f32[2, m, n] = group(%a, %b) { matmul of both halves of k }
@@ -62,7 +62,7 @@ class SplitK(Pass):
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with contractions cut where that pays."""
+        """The module with contractions split where that is faster."""
         return with_graph(module, Splitting(module.graph, target).build())
 
 
@@ -79,7 +79,7 @@ class Splitting:
         self.decided: dict[object, Parts] = {}
 
     def build(self) -> Graph:
-        """The rewritten graph; the graph itself when nothing is cut."""
+        """The rewritten graph; the same object when nothing is split."""
         ops: list[Op] = []
         for op in self.graph.ops:
             ops += self._op(op)
@@ -101,8 +101,8 @@ class Splitting:
         return self._cut(op, parts.count)
 
     def _in_memory(self, op: Op) -> Graph:
-        """The body of a group, its operands in the memory where they will be: the model's inputs and large constants
-        that few rows read in hbm."""
+        """The body of a group with its operands in their likely memories: hbm for model inputs and for large constants
+        that few rows read."""
         body = op.body
         assert body is not None
         rows = max((r.type.elements // max(r.type.dims[-1], 1) for r in op.results if r.type.rank), default=1)
@@ -119,7 +119,7 @@ class Splitting:
         return Graph(body.name, tuple(map(put, body.params)), body.results, ops)
 
     def _best_keys(self, kind: KernelKind, op: Op) -> Parts:
-        """The number of parts of an attention's keys, 1 to leave it whole."""
+        """The number of parts for an attention's keys; 1 leaves it whole."""
         why_not = "parts would have too few keys"
         try:
             whole = self._price(op)
@@ -142,20 +142,20 @@ class Splitting:
         assert body is not None
         anchor = anchor_in(body)
         if anchor is None or not self._divisible(anchor, op):
-            return Parts(1, why_whole="only ungrouped convolutions with constant weights are cut")
+            return Parts(1, why_whole="only ungrouped convolutions with constant weights are split")
         try:
             whole = least = self._price(op)
-        except NotFusable as error:  # no tile fits the machine: an error where tiles are chosen
+        except NotFusable as error:  # no tile fits the target: tiling reports the error
             return Parts(1, why_whole=str(error))
         if whole < self._bound(anchor) + 2 * self._handover_clk():
-            return Parts(1, whole, why_whole="its arithmetic, on all units, and two handovers take as long")
+            return Parts(1, whole, why_whole="two handovers cost as much as its arithmetic on all units saves")
         length, prices = _length(anchor), dict[int, float]()
-        why_not = f"{length} does not cut into parts of whole fragments that are long enough"
+        why_not = f"{length} does not divide into long enough parts of whole fragments"
         for parts in PARTS:
             if length % (parts * 16) or length // parts < kind.shortest_k:
                 continue
             if self._bound(anchor) + self._adding_clk(anchor, parts) > least:
-                why_not = "its arithmetic, on all units, and adding the parts take as long"
+                why_not = "adding the parts costs as much as its arithmetic on all units saves"
                 break
             try:
                 *_, first, second = self._cut(op, parts)
@@ -169,7 +169,7 @@ class Splitting:
         return _cheapest(whole, prices, why_not)
 
     def _adding_clk(self, anchor: Op, parts: int) -> float:
-        """Cycles for writing the parts and adding them at the least."""
+        """Lower bound on the cycles for writing and adding the parts."""
         rate = min(self.target.cu * self.target.load.bytes_per_clk, l2_bytes_per_clk(self.target))
         moved = parts * anchor.results[0].type.elements * 4
         return 2 * cost.latency_clk(self.target) + moved / rate + self._handover_clk()
@@ -178,20 +178,20 @@ class Splitting:
         return self.lowered.price(group, self._in_memory(group))
 
     def _bound(self, anchor: Op) -> float:
-        """Cycles of the contraction with every unit at its peak."""
+        """Lower bound on the contraction's cycles: every unit at its peak."""
         dtype = cost.tensor_dtype(anchor.operands[0].type.dtype, self.target)
         return points(anchor) / self.target.peak_macs_per_clk(dtype)
 
     def _handover_clk(self) -> float:
-        """Cycles from a tile's last store to the next kernel's first load, which start-up and latency of the two do not
-        contain; where kernels are launched one by one, a launch."""
+        """Cycles from a tile's last store to the next kernel's first load that neither kernel's start-up and latency
+        include, plus the launch on targets that launch kernels one by one."""
         latency = self.target.l2.latency_ns + self.target.sync.counter_bump_ns
         if self.target.launch.granularity == "kernel":
             latency += self.target.launch.kernel_us * 1e3
         return self.target.store.start_clk + latency / self.target.clk_ns
 
     def _divisible(self, anchor: Op, op: Op) -> bool:
-        """Whether the contraction can be cut: any matmul, an ungrouped convolution with constant weights."""
+        """Whether the contraction can be split: a matmul, or an ungrouped convolution with constant weights."""
         if anchor.name == "matmul":
             return True
         attrs = anchor.attrs
@@ -200,7 +200,7 @@ class Splitting:
         return self._weights(anchor, op) is not None
 
     def _weights(self, conv: Op, op: Op) -> Op | None:
-        """The constant that is the weights of a convolution in the body of `op`."""
+        """The constant weights of a convolution in the body of `op`."""
         assert op.body is not None
         outer = dict(zip((p.name for p in op.body.params), op.operands, strict=True))
         value = outer.get(conv.operands[1].name)
@@ -209,8 +209,8 @@ class Splitting:
     # -- the two groups ------------------------------------------------------------------------------------------
 
     def _cut(self, op: Op, parts: int) -> list[Op]:
-        """A new constant if one is needed, the group of partial results, and the group that adds them. Raises
-        NotFusable when one of them has no kernel."""
+        """A new constant if needed, the group of partial sums, and the group that adds them. Raises NotFusable if one
+        of them has no kernel."""
         body = op.body
         assert body is not None
         anchor = anchor_in(body)
@@ -275,7 +275,7 @@ class Splitting:
         return Op("group", GroupAttrs(kind), operands, whole.results if whole else results, loc, body)
 
     def _matmul(self, anchor: Op, parts: int) -> Value:
-        """The products of the parts, [parts, ..., m, n]."""
+        """The partial products, [parts, ..., m, n]."""
         attrs = anchor.attrs
         assert isinstance(attrs, MatmulAttrs)
         rank = anchor.results[0].type.rank
@@ -285,7 +285,7 @@ class Splitting:
         return self.names("matmul", left, right, attrs=attrs, hint="part")
 
     def _parts(self, x: Value, axis: int, parts: int, rank: int) -> Value:
-        """`x` with `axis` cut and the parts as the first of `rank` + 1 dimensions."""
+        """`x` with `axis` split and the parts as the first of `rank` + 1 dimensions."""
         dims = x.type.dims
         cut = (*dims[:axis], parts, dims[axis] // parts, *dims[axis + 1 :])
         split = self.names("reshape", x, attrs=ReshapeAttrs(cut), hint=x.name)
@@ -297,8 +297,8 @@ class Splitting:
         return self.names("reshape", turned, attrs=ReshapeAttrs(shape), hint=x.name)
 
     def _grouped_weights(self, weights: Op, conv: Op, parts: int) -> tuple[Op, Value]:
-        """Weights [*k, c, o] as those of a convolution of `parts` groups, [*k, c / parts, parts * o]: the constant, and
-        the body's parameter for it."""
+        """Weights [*k, c, o] rearranged for a convolution of `parts` groups, [*k, c / parts, parts * o]: the constant
+        and its parameter in the body."""
         *window, channels, outputs = conv.operands[1].type.dims
         n = len(window)
         steps = (
@@ -343,24 +343,24 @@ class Splitting:
 
 
 def _cheapest(whole: float, prices: Mapping[int, float], why_not: str) -> Parts:
-    """The number of parts with the lowest price below that of the whole; `why_not` says why there are no prices."""
+    """The number of parts with the lowest price below the whole's; `why_not` is the reason if there are no prices."""
     if not prices:
         return Parts(1, whole, why_whole=why_not)
     best = min(prices, key=prices.__getitem__)
     if prices[best] < whole:
         return Parts(best, whole, prices[best])
-    return Parts(1, whole, prices[best], "two kernels and the handover between them take longer")
+    return Parts(1, whole, prices[best], "two kernels and the handover between them are slower")
 
 
 def _length(anchor: Op) -> int:
-    """What is cut: k of a matmul, input channels of a convolution."""
+    """Length of the split dimension: k of a matmul, input channels of a convolution."""
     if anchor.name == "matmul":
         return anchor.operands[0].type.dims[-2 if anchor.attrs.transpose_a else -1]  # type: ignore[attr-defined]
     return anchor.operands[0].type.dims[-1]
 
 
 def _views_after(body: Graph, anchor: Op) -> list[Op]:
-    """The views that alone read what the anchor gives, first one first: parts are read through them."""
+    """The chain of views after the anchor without other readers, in order: parts are read through them."""
     found: list[Op] = []
     value = anchor.results[0]
     while value not in body.results:

@@ -1,9 +1,9 @@
 """Attention of few queries over many keys, cut along the keys (flash decoding: Dao, Haziza, Massa, Sizov 2023).
 
-Each part of the keys gives its weighted sum of values, its maximum and its total; a kernel of its own puts them
-together: out = sum over p of acc_p w_p / sum over p of total_p w_p with w_p = exp(max_p - max).
+Each part of the keys yields its weighted sum of values, its maximum and its total; a separate kernel combines them: out
+= sum over p of acc_p w_p / sum over p of total_p w_p with w_p = exp(max_p - max).
 
-Invariant: the parts are put together in a fixed order and in f32.
+Invariant: the parts are combined in a fixed order and in f32.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ KEYS = 16
 
 
 def keys_of(op: Op) -> int:
-    """Keys of the attention in a group."""
+    """Number of keys of the attention in a group."""
     assert op.body is not None
     return anchor_of(op.body, "attention").operands[1].type.dims[2]
 
 
 def cut_keys(op: Op, parts: int, names: Builder, target: Target) -> list[Op]:
-    """The group of parts, the group that puts them together, and its result in the shape of that of `op`. Raises
-    NotFusable when `op` combines what its attention gives with other tensors, or a kernel cannot be built."""
+    """The group of partial results, the group that combines them, and its result in the shape of `op`'s. Raises
+    NotFusable if `op` combines the attention's result with other tensors, or a kernel cannot be built."""
     body = op.body
     assert body is not None
     anchor = anchor_of(body, "attention")
@@ -44,7 +44,7 @@ def cut_keys(op: Op, parts: int, names: Builder, target: Target) -> list[Op]:
     s, result = keys_of(op), anchor.results[0]
     keys = -(-s // (parts * KEYS)) * KEYS
     if keys >= s:
-        raise NotFusable(f"{s} keys do not make {parts} parts")
+        raise NotFusable(f"{s} keys do not divide into {parts} parts")
     names.ops = [o for o in body.ops if o.results[0].name in ancestors(body, anchor)]
     parts_attrs = AttentionPartsAttrs(attrs.scale, keys, attrs.causal)
     inner = names("attention_parts", *anchor.operands, attrs=parts_attrs, hint="parts")
@@ -64,7 +64,7 @@ def cut_keys(op: Op, parts: int, names: Builder, target: Target) -> list[Op]:
 
 
 def _steps_after(body: Graph, anchor: Op) -> list[tuple[Op, dict[int, Op]]]:
-    """What follows the anchor but reshapes: elementwise ops, and those of their operands that are numbers."""
+    """The elementwise ops after the anchor, without reshapes, and their scalar operands."""
     value = anchor.results[0]
     before = ancestors(body, anchor)
     numbers = {o.results[0].name: o for o in body.ops if scalar_constant(o) is not None}
@@ -75,17 +75,17 @@ def _steps_after(body: Graph, anchor: Op) -> list[tuple[Op, dict[int, Op]]]:
         others = {i: numbers[v.name] for i, v in enumerate(o.operands) if v.name in numbers}
         alone = value in o.operands and all(v == value or i in others for i, v in enumerate(o.operands))
         if not alone or (o.name != "reshape" and OPS[o.name].kind is not Kind.ELEMENTWISE):
-            raise NotFusable(f"'{o.name}' after attention keeps its keys together")
+            raise NotFusable(f"'{o.name}' after attention prevents splitting its keys")
         if o.name != "reshape":
             found.append((o, others))
         value = o.results[0]
     if body.results != (value,):
-        raise NotFusable("attention whose result is stored twice keeps its keys together")
+        raise NotFusable("the attention's result is stored twice, which prevents splitting its keys")
     return found
 
 
 def _stepped(b: Builder, value: Value, after: list[tuple[Op, dict[int, Op]]]) -> Value:
-    """f32 `value` through the ops that follow attention."""
+    """Apply the ops that follow attention to the f32 `value`."""
     for op, numbers in after:
         given = next(v for i, v in enumerate(op.operands) if i not in numbers).type.dtype
         x = value if value.type.dtype is given else b("cast", value, attrs=CastAttrs(given))
@@ -97,7 +97,7 @@ def _stepped(b: Builder, value: Value, after: list[tuple[Op, dict[int, Op]]]) ->
 
 
 def _together(b: Builder, parts: Value) -> Value:
-    """[1, batch, heads, m, e] of parts [p, batch, heads, m, e + 2]."""
+    """The combination [1, batch, heads, m, e] of parts [p, batch, heads, m, e + 2]."""
     dims = parts.type.dims
     e = dims[-1] - 2
 

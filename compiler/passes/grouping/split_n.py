@@ -1,8 +1,8 @@
-"""Products whose weights are larger than what can wait in l2, cut into panels of columns.
+"""Split-N: splits products whose weights exceed l2 into panels of columns.
 
-Every tile of rows reads all weights. Where they fit l2 they are staged there once; larger ones would be read from
-device memory again for every tile of rows. A product of some columns needs some columns of the weights only: such a
-panel is staged while the one before it is multiplied, and every weight is read from device memory once.
+Every tile of rows reads all weights. Weights that fit l2 are staged there once; larger ones would be read from device
+memory again for every tile of rows. A product of a panel of columns needs only those columns of the weights: each panel
+is staged while the previous one is multiplied, so every weight is read from device memory once.
 
 Invariant: panels are disjoint, cover all columns, and are inserted into the product's own memory; each computes what
 the whole group computes for its columns.
@@ -37,18 +37,18 @@ from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.schema import Target
 
 MOST = 32
-"""Panels of one product."""
+"""Maximum panels of one product."""
 
 TILE = 128
-"""Rows and columns of a typical tile: weights are read about once for each tile of rows."""
+"""Rows and columns of a typical tile: weights are read about once per tile of rows."""
 
 TOLERANCE = 1.03
-"""How much slower panels may look to the cost model, which does not see what else device memory has to deliver."""
+"""How much slower panels may look to the cost model, which ignores other traffic of device memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitN(Pass):
-    """Cut products with weights too large for l2 into panels of columns, whose weights are staged in turn.
+    """Split products with weights too large for l2 into panels of columns, whose weights are staged in turn.
 
     `share` of l2 may hold two panels: the one in use and the next.
 
@@ -62,7 +62,7 @@ class SplitN(Pass):
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with large products cut."""
+        """The module with large products split."""
         if target.l2.managed != "software":
             return module
         return with_graph(module, Paneling(module.graph, target, int(target.l2.bytes * self.share)).build())
@@ -79,7 +79,7 @@ class Paneling:
         self.decided: dict[object, Parts] = {}
 
     def build(self) -> Graph:
-        """The rewritten graph; the same when nothing is cut."""
+        """The rewritten graph; the same object when nothing is split."""
         ops: list[Op] = []
         for op in self.graph.ops:
             panels = self._panels(op)
@@ -91,7 +91,7 @@ class Paneling:
     # -- deciding ------------------------------------------------------------------------------------------------
 
     def _panels(self, op: Op) -> Parts | None:
-        """Into how many panels a group is cut; None when its weights give no reason to."""
+        """The decision on a group's panels; None if its weights are no candidate."""
         weights = self._weights(op)
         if weights is None or op.body is None:
             return None
@@ -107,7 +107,7 @@ class Paneling:
         return self.decided[key]
 
     def _weights(self, op: Op) -> int | None:
-        """Position of the operand that is a constant multiplied from the right, if the group can be cut at all."""
+        """Position of the constant right operand, if the group can be split."""
         anchor = group_anchor(op)
         if anchor is None or anchor.name != "matmul" or len(op.results) != 1 or inserted_operands(op):
             return None
@@ -120,7 +120,7 @@ class Paneling:
         return at if op.operands[at].name in self.constants else None
 
     def _best(self, op: Op, anchor: Op, size: int) -> Parts:
-        """The number of panels that the cost model likes best, of those of which two fit the budget."""
+        """The cheapest number of panels among those of which two fit the budget."""
         columns = anchor.results[0].type.dims[-1]
         granule = max(self.target.tensor.fragment[str(cost.tensor_dtype(anchor.operands[0].type.dtype, self.target))])
         prices: dict[int, float] = {}
@@ -133,15 +133,15 @@ class Paneling:
                 return Parts(1, why_whole=str(error))
         whole = self._whole(op, size)
         if not prices:
-            return Parts(1, whole, why_whole=f"{columns} columns do not cut into panels of whole fragments")
+            return Parts(1, whole, why_whole=f"{columns} columns do not divide into panels of whole fragments")
         best = min(prices, key=prices.__getitem__)
         if prices[best] < TOLERANCE * whole:
             return Parts(best, whole, prices[best])
-        return Parts(1, whole, prices[best], "panels take longer than reading the weights again for every tile of rows")
+        return Parts(1, whole, prices[best], "panels are slower than rereading the weights for every tile of rows")
 
     def _whole(self, op: Op, size: int) -> float:
-        """Cycles of the group as it is: what it takes with weights in l2, or what device memory takes to deliver them
-        once for every tile of rows. Infinite when the whole group makes no kernel."""
+        """Cycles of the unsplit group: the larger of its price with weights in l2 and the time device memory takes to
+        deliver them once per tile of rows. Infinite if the whole group has no kernel."""
         rows = math.prod(op.results[0].type.dims[:-1])
         try:
             price = self._price(op)
@@ -155,7 +155,7 @@ class Paneling:
     # -- cutting -------------------------------------------------------------------------------------------------
 
     def _cut(self, op: Op, count: int) -> list[Op]:
-        """The memory of the result and the groups of all panels, with their weights."""
+        """The result's `empty` op and the groups of all panels, with their weights."""
         weights = self._weights(op)
         assert weights is not None
         whole = op.results[0]
@@ -172,7 +172,7 @@ class Paneling:
         return made
 
     def _columns(self, op: Op, weights: int, count: int, number: int) -> Op:
-        """The columns of the weights that a panel multiplies, as a constant."""
+        """A panel's columns of the weights, as a constant."""
         body = op.body
         assert body is not None
         anchor = anchor_in(body)
@@ -199,8 +199,8 @@ class Paneling:
         return replace(panel, operands=(*operands, base), results=(whole,), body=grown)
 
     def _panel(self, op: Op, count: int, number: int) -> Op:
-        """The group on the columns of one panel; its weights are a parameter of that size. Raises NotFusable when an op
-        of the group has no part for these columns alone."""
+        """The group restricted to the columns of one panel, with its weights as a parameter of that size. Raises
+        NotFusable if an op of the group cannot be restricted to columns."""
         body = op.body
         assert body is not None
         anchor = anchor_in(body)
@@ -229,21 +229,21 @@ class Paneling:
             results = self.builder.emit(inner.name, operands, inner.attrs, hint=inner.results[0].name)
             names |= {old.name: new for old, new in zip(inner.results, results, strict=True)}
         if body.results[0].name not in chain:
-            raise NotFusable("the group's result is not made from the product")
+            raise NotFusable("the group's result does not depend on the product")
         made = Graph("body", tuple(names[p.name] for p in body.params), (names[body.results[0].name],), ())
         made = made.with_ops(self.builder.ops)
         return replace(op, attrs=GroupAttrs(check_group(made, self.target)), results=made.results, body=made)
 
     def _check(self, op: Op, anchor: Op) -> None:
-        """Raise NotFusable when `op`, which follows the product, mixes columns or gives them other places."""
+        """Raise NotFusable if `op`, which follows the product, mixes or moves columns."""
         rank = anchor.results[0].type.rank
         if OPS[op.name].kind not in CHAIN_KINDS:
-            raise NotFusable(f"'{op.name}' changes the columns' places")
+            raise NotFusable(f"'{op.name}' moves columns")
         if rank - 1 in op_axes(op) or op.results[0].type.dims[-1:] != anchor.results[0].type.dims[-1:]:
-            raise NotFusable(f"'{op.name}' runs along the columns")
+            raise NotFusable(f"'{op.name}' mixes columns")
 
     def _part(self, value: Value, columns: int, count: int, number: int) -> Value:
-        """The columns of another operand."""
+        """A panel's columns of another operand."""
         if value.type.rank == 0 or value.type.dims[-1] != columns * count:
             return value
         return _sliced(self.builder, value, value.type.rank - 1, columns, number)

@@ -1,12 +1,12 @@
-"""Storage formats of the tensors that cross kernels.
+"""Storage formats of tensors between kernels.
 
-With `--precision bf16` or `fp16`, operands of contractions are stored in that format, and so is everything that is
-computed from a contraction's result: activations, residual sums. What does not descend from a contraction (positions,
-masks, index arithmetic) keeps its type, because a format with 8 bits of mantissa cannot count to 300. Inside a kernel
-everything is f32; values are rounded once, when they are stored.
+With `--precision bf16` or `fp16`, operands of contractions are stored in that format, and so is every value that
+depends on a contraction: activations, residual sums. Values that do not (positions, masks, index arithmetic) keep their
+type, because a format with 8 bits of mantissa cannot count to 300. Inside a kernel everything is f32; values are
+rounded once, when they are stored.
 
-Invariant: the operands of a contraction have the format asked for (of weights in blocks, the scales), and its
-accumulator is f32. Only attention of few queries over a cache that the model keeps in f32 reads it as it is.
+Invariant: the operands of a contraction have the requested format (for block-quantized weights, their scales), and its
+accumulator is f32. The exception is attention of few queries over an f32 cache of the model, which it reads as stored.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from ppuc.targets.schema import Target
 
 CONTRACTIONS = ("matmul", "conv", "attention")
 FOLLOWING = ("pad", "pool")
-"""Ops whose result has the operands' dtype, beside views and those whose kernels store elements as they are: they move
-elements without arithmetic on them (a sum over a window excepted)."""
+"""Ops whose result has the operands' dtype, besides views and ops whose kernels store elements unchanged: they move
+elements without arithmetic (except a sum over a window)."""
 MOST_ROWS = 16
-"""Rows of queries that share keys up to which attention is bound by memory, in any format."""
+"""With at most this many query rows sharing keys, attention is memory-bound in any format."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageTypes(Pass):
-    """Store contraction operands and what descends from contractions in the precision asked for.
+    """Store contraction operands and values that depend on contractions in the requested precision.
 
     %y: f32 @hbm = group(%x: f32) { matmul, add }  ->  %y: bf16 = group(%x: bf16) { matmul {out = f32}, add, cast }
     """
 
     name: ClassVar[str] = "storage-types"
-    required: ClassVar[str] = "it stores tensors in the precision asked for"
+    required: ClassVar[str] = "it stores tensors in the requested precision"
     requires: ClassVar[tuple[Contract, ...]] = (GROUPED,)
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with narrowed edges; unchanged at precisions that store what the model says."""
+        """The module with narrowed edges; unchanged at precisions that keep the model's types."""
         narrow = named_precision(module.option("precision", "model"), "precision").storage_type
         if narrow is None:
             return module
@@ -87,8 +87,8 @@ class Narrowing:
         return dtype.is_float and dtype.bits >= 16 and dtype is not self.narrow
 
     def _over_caches(self, op: Op) -> bool:
-        """Whether `op` is attention of few queries over keys and values that are stored wide whatever happens (a
-        model's inputs or outputs): multiplying them as they are takes less than another pass over memory."""
+        """Whether `op` is attention of few queries over keys and values that stay wide because they are model inputs or
+        outputs: multiplying them unconverted costs less than another pass over memory."""
         attention = group_anchor(op)
         if op.body is None or attention is None or attention.name != "attention":
             return False
@@ -137,8 +137,7 @@ class Narrowing:
         return graph
 
     def _say(self, graph: Graph, remarks: Collector) -> None:
-        """Remarks on the tensors between kernels that are stored narrow, those that stay wide, and those that a kernel
-        of its own narrows."""
+        """Remarks on tensors between kernels: stored narrow, kept wide, or narrowed by a separate kernel."""
         made, rate = {r.name for op in graph.ops for r in op.results}, l2_bytes_per_clk(self.target)
         for op in self.graph.ops:
             for r in op.results if op.body is not None else ():
@@ -146,8 +145,8 @@ class Narrowing:
                 if root in self.narrowed:
                     remarks.applied("stored-narrow", r.name, op.loc, bytes=narrow, saved_bytes=size - narrow)
                 elif self._wide(r.type.dtype):
-                    outside = "it shares the memory of an input or output of the model, which keep their types"
-                    why = outside if root in self.fixed else "it does not descend from a product"
+                    outside = "it shares memory with a model input or output, which keeps its type"
+                    why = outside if root in self.fixed else "it does not depend on a contraction"
                     lost = 2 * (size - narrow) / rate
                     remarks.missed("stored-wide", r.name, op.loc, why, bytes=size, lost_clk=lost)
         for (source, dtype), value in self.casts.items():
@@ -157,7 +156,7 @@ class Narrowing:
                 remarks.applied("cast-kernel", value.name, readers[0].loc, why, bytes=value.type.bytes, kernels=1)
 
     def _outside(self, op: Op) -> None:
-        """Constants stay; an alias takes the dtype of what it renames."""
+        """Constants are kept; an alias takes the dtype of its operand."""
         operands = tuple(self.values[v.name] for v in op.operands)
         results = op.results
         if operands:
@@ -190,7 +189,7 @@ class Narrowing:
         self.values.update({r.name: r for r in results})
 
     def _cast(self, value: Value, dtype: DType) -> Value:
-        """`value` in another dtype: a converted constant, or a kernel of its own."""
+        """`value` in another dtype: a converted constant, or a separate cast kernel."""
         key = (value.name, dtype)
         if key not in self.casts:
             type = value.type.with_dtype(dtype)
@@ -212,7 +211,7 @@ class Narrowing:
 
 
 def _contraction_params(body: Graph | None) -> frozenset[int]:
-    """Positions of the parameters that the body's contraction multiplies."""
+    """Indices of the parameters that the body's contraction multiplies."""
     if body is None:
         return frozenset()
     position = {p.name: i for i, p in enumerate(body.params)}
@@ -229,7 +228,7 @@ def _contraction_params(body: Graph | None) -> frozenset[int]:
 
 
 def _follows(op: Op) -> bool:
-    """Whether the result of `op` has the dtype of its operands, whatever that is."""
+    """Whether the result of `op` always has the dtype of its operands."""
     kind = anchored_kind(op)
     moves = kind is not None and not kind.epilogue
     return moves or op.name in FOLLOWING or OPS[op.name].kind in (Kind.VIEW, Kind.CONSTANT)
@@ -277,7 +276,7 @@ class _Body:
         self.values.update({r.name: r for r in results})
 
     def _as(self, value: Value, like: Value) -> Value:
-        """`value` in the dtype that the op had before."""
+        """`value` in the dtype that the original op had."""
         if value.type.dtype is like.type.dtype:
             return value
         if value.name not in self.wide:

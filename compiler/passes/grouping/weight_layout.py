@@ -1,10 +1,12 @@
-"""Weights that device memory streams to a few rows of operands, stored by the axis whose tiles have the longer rows.
+"""Chooses row- or column-major storage for weights streamed from device memory, by the longer contiguous rows of their
+tiles.
 
-Where every unit multiplies its own columns, and once, a tile of weights has few columns: stored by rows of the matrix,
-it lies in pieces shorter than a burst of device memory, or fewer units have to share the columns. Stored by columns,
-its pieces run along the sum. Both prices come from the cost model, which knows what bursts cost.
+With few rows of operands, every unit multiplies its own columns once, so a tile of weights has few columns. Row-major
+storage splits the tile into runs shorter than a burst of device memory, unless fewer units share the columns.
+Column-major storage makes runs along the summed dimension. The cost model, which includes burst efficiency, prices
+both.
 
-Invariant: only constants that one product reads are turned, and a product's numbers stay what they are.
+Invariant: only constants with a single reader are transposed, and the product's values do not change.
 """
 
 from __future__ import annotations
@@ -31,18 +33,19 @@ from ppuc.ir.types import Space, TensorType
 from ppuc.targets.schema import Target
 
 FEW_ROWS = 16
-"""Rows of a result up to which weights are read about once: rows of a fragment."""
+"""With at most this many result rows (a fragment), weights are read about once."""
 
 LARGE = 1 / 16
-"""Part of l2 above which weights that few rows read stay in device memory."""
+"""Weights larger than this share of l2 that few rows read stay in device memory."""
 
 GAIN = 0.995
-"""What a turned product may take of the other's time, as far as the cost model can tell."""
+"""Transposed weights are used if the product's price is at most this share of the original's: smaller gains are below
+the cost model's accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout(Pass):
-    """Store weights that few rows read by columns where device memory delivers them faster so.
+    """Store weights that few rows read in column-major order where device memory delivers them faster that way.
 
     %w: [k, n] = const(); %y = group(%x, %w) { matmul }
         ->  %w: [n, k] = const(); %y = group(%x, %w) { matmul {transpose_b = true} }
@@ -53,7 +56,7 @@ class WeightLayout(Pass):
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with weights turned."""
+        """The module with weights transposed."""
         return with_graph(module, _Turning(module.graph, target).build())
 
 
@@ -68,7 +71,7 @@ class _Turning:
         self.lowered = KernelCache(target)
 
     def build(self) -> Graph:
-        """The rewritten graph; the graph itself when nothing is turned."""
+        """The rewritten graph; the same object when nothing is transposed."""
         ops: list[Op] = []
         for op in self.graph.ops:
             turned = self._turned(op)
@@ -77,7 +80,7 @@ class _Turning:
         return without_dead_ops(self.graph.with_ops(ops)) if changed else self.graph
 
     def _turned(self, op: Op) -> list[Op] | None:
-        """The turned constant and the group that reads it; None where that brings nothing."""
+        """The transposed constant and the group that reads it; None where that is not faster."""
         body, anchor = op.body, group_anchor(op)
         if body is None or anchor is None or anchor.name != "matmul":
             return None
@@ -93,7 +96,7 @@ class _Turning:
         gains = turned <= GAIN * stored
         if (remarks := listener()) is not None:
             say = remarks.applied if gains else remarks.missed
-            why = "" if gains else "device memory does not deliver the weights faster by columns"
+            why = "" if gains else "device memory does not deliver the weights faster in column-major order"
             decision, name = "stored-by-columns" if gains else "stored-by-rows", op.operands[at].name
             say(decision, name, op.loc, why, before=stored, after=turned, bytes=param.type.bytes)
         if not gains:
@@ -111,8 +114,7 @@ class _Turning:
         return [constant, replace(op, attrs=attrs, operands=operands, body=other)]
 
     def _streamed(self, op: Op, body: Graph, anchor: Op) -> int | None:
-        """The position of the weights among the operands when they are constant, large, and read by few rows here and
-        nowhere else."""
+        """Operand position of the weights if they are constant, large, read by few rows, and not read elsewhere."""
         if any(r.type.rank and r.type.elements // max(r.type.dims[-1], 1) > FEW_ROWS for r in anchor.results):
             return None
         weights = anchor.operands[1]
@@ -127,7 +129,7 @@ class _Turning:
         return at if alone and outer.type.bytes > LARGE * self.target.l2.bytes else None
 
     def _price(self, op: Op, body: Graph, param: Value) -> float:
-        """What the group costs with this body and these weights in device memory."""
+        """Price of the group with this body and the weights in device memory."""
 
         def put(v: Value) -> Value:
             return replace(v, space=Space.HBM) if v.name == param.name else v
@@ -141,7 +143,7 @@ def _swapped(type: TensorType) -> TensorType:
 
 
 def _with_turned(body: Graph, param: Value) -> Graph:
-    """The body for weights stored the other way round."""
+    """The body for transposed weights."""
     known = {param.name: replace(param, type=_swapped(param.type))}
     ops = []
     for op in body.ops:

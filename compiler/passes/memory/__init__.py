@@ -1,1 +1,1 @@
-"""Which memory holds a value, when, and at which address."""
+"""Passes that assign memory spaces and addresses to values."""

@@ -1,8 +1,7 @@
-"""Gives every value and every ring its address.
+"""Assigns an address to every value and ring.
 
-Kernels take l1 and acc alternately from the bottom and from the top, so that the next kernel's first loads find bytes
-that the running kernel does not use. Invariant: ranges alive at the same step, and the buffers of one kernel, are
-disjoint.
+Kernels use l1 and acc alternately from the bottom and from the top, so that the next kernel can start loading while the
+current one runs. Invariant: ranges live at the same step, and the buffers of one kernel, are disjoint.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Allocate(Pass):
     ensures: ClassVar[tuple[Contract, ...]] = (ALLOCATED,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with its placement."""
+        """The module with addresses assigned."""
         placement = _tensors(module.graph, target)
         for i, kernel in enumerate(module.kernels):
             placement += ring_placements(kernel, target, from_top=bool(i % 2))
@@ -70,26 +69,26 @@ def _tensors(graph: Graph, target: Target) -> list[Placement]:
         _say_extent(Space.HBM, hbm, at, remarks)
         ending = (
             replace(r, end=r.end - (r.name in replaced)) for r in l2.values()
-        )  # its successor holds the last step
+        )  # the overwriting result holds the last step
         _say_extent(Space.L2, list(ending), at_l2, remarks)
     return sorted(found, key=lambda p: (p.space.value, p.address, p.name))
 
 
 def _say_extent(space: Space, held: Sequence[Range], at: Mapping[str, int], remarks: Collector) -> None:
-    """A remark on a memory: the bytes that the plan needs, and those that any plan needs."""
+    """A remark on a memory: the bytes of the plan, and a lower bound for any plan."""
     extent = max((at[r.name] + r.bytes for r in held), default=0)
     remarks.note("allocated", str(space), tensors=len(held), extent_bytes=extent, alive_bytes=max_live(held))
 
 
 def _say_overwritten(graph: Graph, over: Mapping[str, str], at: Mapping[str, int], remarks: Collector) -> None:
-    """A remark on every result that could be written over an operand; `at` are their addresses."""
+    """A remark on every result that could overwrite an operand; `at` maps values to addresses."""
     producers = {r.name: (op, r) for op in graph.ops for r in op.results}
     for result, operand in over.items():
         op, value = producers[result]
         if at[result] == at[operand]:
             remarks.applied("overwrites", result, op.loc, operand=operand, bytes=value.type.bytes)
         else:
-            why = "their bytes find no room for as long as both live"
+            why = "their joint live range does not fit the memory"
             remarks.missed("not-overwritten", result, op.loc, why, operand=operand, bytes=value.type.bytes)
 
 

@@ -1,4 +1,5 @@
-"""What placing says: which tensors live in l2, which are staged there, and what keeps the others in device memory."""
+"""Remarks of memory-space assignment: which tensors live in l2, which are staged there, and why others stay in device
+memory."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A placement of `graph`: `values` and `staged` could live in l2, `chosen` do; copies of those staged begin at
-    `starts`, and `readers` are the steps that read what could be staged. `capacity` is what l2 was taken to hold."""
+    """An assignment for `graph`: `values` and `staged` are the candidates for l2, `chosen` those assigned to it. Copies
+    of staged ones begin at `starts`; `readers` are the steps that read each staging candidate. `capacity` is the number
+    of bytes of l2 that the choice assumed."""
 
     graph: Graph
     values: Sequence[Candidate]
@@ -28,7 +30,7 @@ class Placed:
 
 
 def say_places(placed: Placed, target: Target, remarks: Collector) -> None:
-    """A remark on every tensor that lives in l2 or could."""
+    """A remark on every candidate for l2."""
     ops, names = placed.graph.ops, {c.name for c in placed.chosen}
     loc = {r.name: op.loc for op in ops for r in op.results}
     loc |= {name: ops[steps[0]].loc for name, steps in placed.readers.items()}
@@ -50,7 +52,7 @@ def say_places(placed: Placed, target: Target, remarks: Collector) -> None:
 
 
 def _say_uncandidates(placed: Placed, target: Target, loc: Mapping[str, Sequence[str]], remarks: Collector) -> None:
-    """Remarks on constants and inputs that staging brings nothing for."""
+    """Remarks on constants and inputs that do not benefit from staging."""
     types = {v.name: v.type for v in placed.graph.params} | {
         r.name: r.type for op in placed.graph.ops for r in op.results
     }
@@ -58,17 +60,17 @@ def _say_uncandidates(placed: Placed, target: Target, loc: Mapping[str, Sequence
     for name in placed.readers:
         if name not in candidates:
             size = types[name].bytes
-            why = "it is larger than l2" if size > target.l2.bytes else "few rows read it: each byte about once"
+            why = "it is larger than l2" if size > target.l2.bytes else "few rows read it: each byte is read about once"
             remarks.missed("not-staged", name, loc[name], why, bytes=size, saved_bytes=0)
 
 
 def _no_room(c: Candidate, placed: Placed, taken: Sequence[int]) -> str:
-    """Why a candidate is not in l2 with those that are."""
+    """Why a candidate does not fit l2 beside the chosen ones."""
     full = [step for step in range(c.start, c.end + 1) if taken[step] + c.bytes > placed.capacity]
     if not full:
-        return "others that save more were kept before it; what they leave free is not given out again"
+        return "candidates that save more were kept; the space they leave is not reassigned"
     fullest = max(full, key=lambda step: (taken[step], -step))
     held = f"{taken[fullest]:,} of {placed.capacity:,} bytes"
     first, last = (step_name(placed.graph, step) for step in (full[0], full[-1]))
     between = f"at {first}" if first == last else f"from {first} to {last}"
-    return f"no room {between}: others that save more for their size take {held}"
+    return f"no room {between}: tensors that save more per byte take {held}"

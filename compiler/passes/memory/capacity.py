@@ -1,6 +1,6 @@
-"""Which tensors hold memory when, under names that the model's owner knows, and what to say when they do not fit.
+"""Memory use over time, under ONNX names, and the error when the model does not fit.
 
-Invariant: a tensor that shares another one's memory (a view, an in-place update) is not counted a second time.
+Invariant: tensors that share memory (views, in-place updates) are counted once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ppuc.targets.description import builtin_targets, load_target
 from ppuc.targets.schema import Target
 
 SHOWN = 5
-"""Tensors that an error names."""
+"""Number of tensors that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Holding:
 
     @property
     def bytes(self) -> int:
-        """What it takes, alignment included."""
+        """Size including alignment."""
         return padded(self.type)
 
     @property
     def range(self) -> Range:
-        """As the allocator wants it."""
+        """The live range for the allocator."""
         return Range(self.name, self.bytes, self.start, self.end)
 
 
@@ -63,7 +63,7 @@ def holdings(graph: Graph, inputs: Mapping[str, str], outputs: Mapping[str, str]
 def _origin(
     name: str, producers: Mapping[str, Op], inputs: Mapping[str, str], outputs: Mapping[str, str]
 ) -> tuple[str, str]:
-    """Role and label of a tensor; a staged copy is called what its source is."""
+    """Role and label of a tensor; a staged copy has the label of its source."""
     op = producers.get(name)
     if op is None:
         return "input", inputs.get(name, name)
@@ -77,7 +77,7 @@ def _origin(
 
 
 def require_hbm(module: Module, graph: Graph, spaces: Mapping[str, Space], target: Target) -> None:
-    """Raise CapacityError when what `spaces` puts into hbm cannot be there together."""
+    """Raise CapacityError if the tensors that `spaces` assigns to hbm exceed it."""
     names = [{value: name for name, value in pairs} for pairs in (module.inputs, module.outputs)]
     held = [h for h in holdings(graph, *names) if spaces.get(h.name) is Space.HBM]
     capacity = target.hbm.bytes
@@ -99,7 +99,7 @@ def _refusal(module: Module, graph: Graph, held: Sequence[Holding], needed: int,
     return Diagnostic(
         f"target {target.name}",
         "the model does not fit hbm",
-        f"{needed:,} bytes alive together at {step_name(graph, step)} ({parts}); largest: {largest}",
+        f"{needed:,} bytes live at {step_name(graph, step)} ({parts}); largest: {largest}",
         f"at most {target.hbm.bytes:,} bytes",
         _remedies(module, held, needed, target, shares),
         _entities(alive[:SHOWN]),
@@ -107,7 +107,7 @@ def _refusal(module: Module, graph: Graph, held: Sequence[Holding], needed: int,
 
 
 def _entities(holdings: Sequence[Holding]) -> tuple[Entity, ...]:
-    """Inputs, outputs and constants by their ONNX names, other tensors by those of the graph."""
+    """Error entities: inputs, outputs and constants by ONNX name, other tensors by graph name."""
     kinds = {"input": EntityKind.INPUT, "output": EntityKind.OUTPUT, "constant": EntityKind.TENSOR}
     return tuple(
         Entity(kinds[h.role], h.label) if h.role in kinds else Entity(EntityKind.TENSOR, h.name) for h in holdings
@@ -115,19 +115,19 @@ def _entities(holdings: Sequence[Holding]) -> tuple[Entity, ...]:
 
 
 def fullest_step(held: Sequence[Holding]) -> int:
-    """The first step at which most bytes are alive."""
+    """The first step with the most live bytes."""
     steps = sorted({h.start for h in held})
     return max(steps, key=lambda s: (sum(h.bytes for h in held if h.start <= s <= h.end), -s), default=0)
 
 
 def step_name(graph: Graph, step: int) -> str:
-    """A step by the node whose kernel runs in it."""
+    """Description of a step by the node whose kernel runs in it."""
     op = graph.ops[step] if 0 <= step < len(graph.ops) else None
     return "the start" if op is None or not op.loc else f"node '{op.loc[-1]}'"
 
 
 def _remedies(module: Module, held: Sequence[Holding], needed: int, target: Target, shares: Mapping[str, int]) -> str:
-    """What would make it fit, by the numbers at hand."""
+    """Hints on how to make the model fit, with numbers."""
     found = []
     wide = sum(h.bytes for h in held if h.role == "constant" and h.type.dtype is DType.F32)
     narrow = needed - wide // 2

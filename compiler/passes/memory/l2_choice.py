@@ -1,7 +1,7 @@
-"""What lives in l2, by the traffic of device memory that each tensor saves there.
+"""Chooses the tensors that live in l2 by the device-memory traffic they save.
 
-Over time, l2 is a knapsack at every step. Invariant: the tensors kept at any step fit the capacity together; what is
-given up first is what saves least for the room it takes.
+Each step is a knapsack problem. Invariant: the tensors kept at any step fit the capacity; those that save least per
+byte are evicted first.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tensor that could live in l2 from step `start` to step `end`, both included, and how many bytes of device
-    memory are not moved if it does."""
+    """A candidate for l2 from step `start` to step `end`, both included, and the bytes of device-memory traffic it
+    saves."""
 
     name: str
     bytes: int
@@ -25,7 +25,7 @@ class Candidate:
 
 
 def occupied(candidates: Iterable[Candidate], steps: int) -> np.ndarray:
-    """Bytes taken at each step, int64[steps]."""
+    """Occupied bytes at each step, int64[steps]."""
     change = np.zeros(steps + 1, np.int64)
     for c in candidates:
         change[c.start] += c.bytes
@@ -34,9 +34,11 @@ def occupied(candidates: Iterable[Candidate], steps: int) -> np.ndarray:
 
 
 def kept(candidates: Sequence[Candidate], steps: int, capacity: int) -> list[Candidate]:
-    """The candidates that stay: while some step holds too much, the cheapest way to relieve the fullest one is taken.
+    """The candidates to keep: while some step exceeds the capacity, evict the candidate that is cheapest to give up at
+    the fullest step.
 
-    Giving up a tensor larger than the excess costs all that it saves; giving up a smaller one, its share of the excess.
+    Evicting a tensor larger than the excess costs its whole saving; a smaller one costs its saving per byte times the
+    excess.
     """
     left = {c.name: c for c in candidates}
     taken = occupied(candidates, steps)
@@ -50,8 +52,8 @@ def kept(candidates: Sequence[Candidate], steps: int, capacity: int) -> list[Can
 
 
 def advanced(staged: Sequence[Candidate], others: Iterable[Candidate], steps: int, capacity: int) -> dict[str, int]:
-    """The earliest step from which each of `staged` finds room, in the order in which they are needed: copies that
-    start early hide behind the kernels before."""
+    """The earliest step from which each of `staged` has room, in order of first use: early copies overlap with earlier
+    kernels."""
     free = capacity - occupied([*staged, *others], steps)
     found: dict[str, int] = {}
     for c in sorted(staged, key=lambda c: (c.start, c.name)):

@@ -1,12 +1,11 @@
-"""Addresses in l2: which values share bytes, and how long bytes are kept.
+"""Plans addresses in l2: which values share bytes, and how long bytes are reserved.
 
-A result may be written over an operand that nothing reads afterwards, tile by tile: a residual sum needs no second
-tensor of its size. Bytes are kept some steps beyond their last reader where there is room, so that whoever takes them
-over seldom waits.
+A result may overwrite an operand that nothing reads afterwards, tile by tile: a residual sum needs no second tensor of
+its size. Where there is room, bytes stay reserved for some steps after their last reader, so that the next writer
+rarely waits.
 
-Invariant: values that share bytes are an operand and a result of one group that reads each element of the operand
-once, at the point at which it writes the result's; the plan for the values that `place` settled on is the plan that
-`allocate` makes.
+Invariants: values that share bytes are an operand and a result of one group that reads each element of the operand
+once, at the point at which it writes the result's element. Memory-space assignment and `allocate` make the same plan.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops.base import OPS, Kind
 
 SLACKS = (2, 1, 0)
-"""Steps that bytes are kept beyond their last reader: the first that leaves room for everything."""
+"""Steps that bytes stay reserved after their last reader: the first value for which everything fits is used."""
 
 
 def overwritten(graph: Graph) -> dict[str, str]:
-    """Result -> the operand that it may be written over, both by storage root: of the same type, not used later, and
-    read element by element where the result is written."""
+    """Result -> the operand that it may overwrite, both by storage root: an operand of the same type, not used later,
+    and read elementwise at the points where the result is written."""
     roots = storage_roots(graph)
     live = live_ranges(graph, roots)
     own = {r.name: r.type for op in graph.ops if op.name == "group" for r in op.results if roots[r.name] == r.name}
@@ -56,8 +55,8 @@ def _elementwise_after_all(body: Graph) -> bool:
 
 
 def _read_in_place(body: Graph, param: str) -> bool:
-    """Whether `param` is read by one elementwise op of its own shape, whose result reaches the group's through others
-    of that shape alone."""
+    """Whether `param` is read by one elementwise op of its own shape, whose result reaches the group's result only
+    through ops of that shape."""
     readers = [op for op in body.ops if any(v.name == param for v in op.operands)]
     dims = body.results[0].type.dims
     if len(readers) != 1 or not _pointwise(readers[0], dims):
@@ -78,9 +77,8 @@ def _pointwise(op: Op, dims: tuple[int, ...]) -> bool:
 def plan_l2(
     ranges: Mapping[str, Range], shared: Mapping[str, str], capacity: int, *, search: bool = True
 ) -> tuple[dict[str, int], list[str]]:
-    """Addresses of `ranges` by name, and the names of those without room. `shared` are
-    pairs as `overwritten` gives them; a pair is separated where its bytes find no room for as long as both live.
-    Without `search`, only greedy orders are tried."""
+    """Addresses of `ranges` by name, and the names of those that do not fit. `shared` holds pairs from `overwritten`; a
+    pair is separated if its joint live range does not fit. Without `search`, only greedy orders are tried."""
     pairs = {new: old for new, old in shared.items() if new in ranges and old in ranges}
     for slack in SLACKS:
         members, items = _united(ranges.values(), pairs, slack)
@@ -94,7 +92,7 @@ def plan_l2(
 
 
 def _united(ranges: Iterable[Range], pairs: Mapping[str, str], slack: int) -> tuple[dict[str, list[str]], list[Range]]:
-    """One range for everything that shares bytes, named after its first member, and the members by that name."""
+    """One range per set of values that share bytes, named after its first member, and the members by that name."""
     head: dict[str, str] = {}
     members: dict[str, list[str]] = {}
     united: dict[str, Range] = {}

@@ -1,8 +1,7 @@
-"""Where values live: storage shared by aliases, live ranges in kernel steps, and address assignment.
+"""Aliasing, live ranges in kernel steps, and address assignment.
 
 A *step* is the position of a group (or stage copy) among those of the graph. Invariant: values whose live ranges
-overlap never share bytes; reuse of bytes whose last reader may still be running is guarded by counters (emit adds
-them).
+overlap never share bytes; counters, which emit adds, guard the reuse of bytes whose last reader may still be running.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from ppuc.ir.errors import InternalError
 from ppuc.ir.graph import Graph, Op
 
 PLACEMENTS = 200_000
-"""Limit of the exact search for addresses: some 0.3 seconds."""
+"""Limit of the exact search for addresses: about 0.3 seconds."""
 
 
 def updated_operand(op: Op) -> int | None:
-    """Position of the operand of which a group changes some elements in place; None for other ops."""
+    """Position of the operand that a group updates in place; None for other ops."""
     kind, anchor = group_kind(op), group_anchor(op)
     if kind is None or kind.updates is None or anchor is None or op.body is None:
         return None
@@ -32,7 +31,7 @@ def updated_operand(op: Op) -> int | None:
 
 
 def inserted_operands(op: Op) -> dict[int, int]:
-    """Result of a group -> the operand into whose memory it inserts its part."""
+    """Result of a group -> the operand whose memory it inserts its part into."""
     if op.body is None:
         return {}
     position = {p.name: i for i, p in enumerate(op.body.params)}
@@ -41,8 +40,8 @@ def inserted_operands(op: Op) -> dict[int, int]:
 
 
 def storage_roots(graph: Graph) -> dict[str, str]:
-    """Value name -> the value whose memory it shares: reshapes alias their operand, a scatter changes some
-    elements of its first one, an insert stores into its base."""
+    """Value name -> the value whose memory it shares: reshapes alias their operand, a scatter updates its first operand
+    in place, an insert stores into its base."""
     roots: dict[str, str] = {p.name: p.name for p in graph.params}
     for op in graph.ops:
         updated = 0 if op.name == "reshape" else updated_operand(op)
@@ -54,9 +53,8 @@ def storage_roots(graph: Graph) -> dict[str, str]:
 
 
 def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Storage root -> (step that writes it first, last step that touches it). Parameters, constants
-    and results of the graph live to the end, the former two from before the first step: a program runs more than
-    once."""
+    """Storage root -> (first step that writes it, last step that accesses it). Parameters and constants live from
+    before the first step to the end, because a program runs more than once; results live to the end."""
     steps = len(graph.ops)
     found: dict[str, tuple[int, int]] = {p.name: (-1, steps) for p in graph.params}
     for step, op in enumerate(graph.ops):
@@ -75,8 +73,8 @@ def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, 
 
 
 def assign(ranges: Sequence[Range], capacity: int, placements: int = PLACEMENTS) -> tuple[dict[str, int], list[str]]:
-    """Addresses for `ranges`, and the names of those that found no room: first fit, large ones first; if that fails
-    where the bytes alive together would fit, other orders and an exact search of at most `placements`."""
+    """Addresses for `ranges`, and the names of those that do not fit: first fit, large ones first. If that fails
+    although the live bytes fit, other orders and an exact search of at most `placements` are tried."""
     assigner = Assigner(capacity)
     placed: dict[str, int] = {}
     failed: list[str] = []

@@ -1,9 +1,9 @@
-"""Decides in which memory every value lives and which constants are staged ahead.
+"""Decides which memory holds every value and which constants are prefetched into l2.
 
-Activations go to l2 while they fit; inputs, outputs and constants live in hbm. Constants that many tiles read are
-copied to l2 by the stage queues before their kernel runs, as early as l2 has room.
+Activations live in l2 while they fit; inputs, outputs and constants live in hbm. Stage queues prefetch constants that
+many tiles read into l2 before their kernel runs, as early as l2 has room.
 
-The ranges of l2 fit it together: the same assignment that `allocate` makes later was tried here.
+Invariant: the ranges in l2 fit, because the address assignment that `allocate` makes later is tried here.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from ppuc.ir.types import Space
 from ppuc.targets.schema import Target
 
 LEAD_SHARES = (1.0, 0.75, 0.5, 0.0)
-"""Parts of what is free in l2 that copies ahead of their kernels may take, tried until everything finds an address."""
+"""Shares of free l2 that prefetches may take, tried in order until everything fits."""
 
 RETRY = 0.95
-"""By how much the capacity is understated after that: holes between tensors are room too."""
+"""Factor that the assumed capacity is reduced by afterwards, to allow for fragmentation."""
 
 AHEAD = 0.25
-"""What staging is worth, per byte, beyond the reads it saves: the bytes come while earlier kernels run."""
+"""Benefit of staging per byte, beyond saved reads: the transfer overlaps with earlier kernels."""
 
 SMALL = 1 / 20
-"""Part of l2 up to which a constant is staged only to come early."""
+"""Constants of up to this share of l2 are staged for prefetching alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySpaceAssignment(Pass):
-    """Put values in l2 or hbm by the traffic they save there, and stage shared constants into l2.
+    """Assign values to l2 or hbm by the traffic saved, and stage shared constants into l2.
 
     %w = const()                ->  %w = const() @hbm; %w.l2 = stage(%w) @l2
     %y = group(%x, %w)              %y = group(%x, %w.l2) @l2
@@ -59,7 +59,7 @@ class MemorySpaceAssignment(Pass):
     ensures: ClassVar[tuple[Contract, ...]] = (GROUPED, SPACES_ASSIGNED)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with spaces on values and stage ops in its graph."""
+        """The module with memory spaces on values and stage ops in its graph."""
         staged = self.stage and target.l2.managed == "software"
         graph, spaces = Placing(module.graph, target, staged).build()
         require_hbm(module, graph, spaces, target)
@@ -70,14 +70,14 @@ class Placing:
     """One placement of a grouped graph."""
 
     def __init__(self, graph: Graph, target: Target, stage: bool) -> None:
-        ordered = sorted(graph.ops, key=lambda op: op.name != "const")  # so that every further step is a kernel
+        ordered = sorted(graph.ops, key=lambda op: op.name != "const")  # then every later op is a kernel
         self.graph, self.target, self.steps = graph.with_ops(ordered), target, len(graph.ops)
         self.roots = storage_roots(graph)
         self.types = {v.name: v.type for v in graph.params}
         self.types |= {r.name: r.type for op in graph.ops for r in op.results}
         constants = {op.results[0].name for op in graph.ops if op.name == "const"}
         self.fixed = {p.name for p in graph.params} | {self.roots[v.name] for v in graph.results} | constants
-        self.readers: dict[str, list[int]] = {}  # what could be staged -> positions of the groups that read it
+        self.readers: dict[str, list[int]] = {}  # staging candidate -> positions of the groups that read it
         changed = {self.roots[r.name] for op in graph.ops if op.body is not None for r in op.results}
         stageable = constants | {p.name for p in graph.params if p.name not in changed}
         for step, op in enumerate(ordered):
@@ -88,7 +88,7 @@ class Placing:
         self.reads = reads_of(graph, self.roots)
 
     def build(self) -> tuple[Graph, dict[str, Space]]:
-        """The graph with its stage ops, and the space of every storage root."""
+        """The graph with stage ops, and the memory space of every storage root."""
         values, staged = self._values(), self._staged()
         capacity = self.target.l2.bytes
         while True:
@@ -109,7 +109,7 @@ class Placing:
             capacity = int(capacity * RETRY)
 
     def _values(self) -> list[Candidate]:
-        """Activations: in l2, they are neither written to device memory nor read from it."""
+        """Activations as candidates: in l2 they save writes to and reads from device memory."""
         ranges = live_ranges(self.graph, self.roots)
         shared = overwritten(self.graph)
         last = {old: ranges[new][0] for new, old in shared.items()}
@@ -124,7 +124,7 @@ class Placing:
         return found
 
     def _staged(self) -> list[Candidate]:
-        """Constants and inputs: in l2, they are read from device memory once."""
+        """Constants and inputs as candidates: in l2 they are read from device memory only once."""
         found = []
         for name, steps in self.readers.items():
             size, rows = padded(self.types[name]), max(_rows(self.graph.ops[s]) for s in steps)
@@ -152,19 +152,19 @@ class Placing:
         return self.graph.with_ops(ops)
 
     def _spaces(self, graph: Graph, chosen: set[str]) -> dict[str, Space]:
-        """Space of every storage root of `graph`."""
+        """Memory space of every storage root of `graph`."""
         here = chosen | {op.results[0].name for op in graph.ops if op.name == "stage"}
         return {root: Space.L2 if root in here else Space.HBM for root in set(storage_roots(graph).values())}
 
     def _finds_addresses(self, graph: Graph, spaces: Mapping[str, Space], last: bool) -> bool:
-        """Whether what is in l2 finds addresses there; only the `last` attempt searches long."""
+        """Whether all values in l2 get addresses; only the `last` attempt searches exhaustively."""
         ranges = l2_ranges(graph, spaces)
         _, failed = plan_l2(ranges, overwritten(graph), self.target.l2.bytes, search=last)
         return not failed
 
 
 def _rows(op: Op) -> int:
-    """Results of a group for each of which it reads its constants, in tiles of the other dimension."""
+    """Rows of a group's result, in tiles of which it reads its constants."""
     kind = group_kind(op)
     if kind is None or not kind.rereads:
         return 0
@@ -182,10 +182,10 @@ def l2_ranges(graph: Graph, spaces: Mapping[str, Space]) -> dict[str, Range]:
 
 
 UNREAD = 17
-"""Rank of a value that no kernel reads."""
+"""Rank of a value without readers."""
 
 TILE = 128
-"""Rows or columns of a typical tile: what an operand's other dimension is divided by to tell how often it is read."""
+"""Rows or columns of a typical tile: an operand is read once per tile along its missing dimension."""
 
 
 def priorities(graph: Graph) -> dict[str, int]:
@@ -198,7 +198,7 @@ def priorities(graph: Graph) -> dict[str, int]:
 
 
 def reads_of(graph: Graph, roots: Mapping[str, str]) -> dict[str, float]:
-    """Storage root -> how often each of its bytes is read."""
+    """Storage root -> number of times that each byte is read."""
     reads: dict[str, float] = {}
     for op in graph.ops:
         if op.body is not None:
@@ -208,8 +208,8 @@ def reads_of(graph: Graph, roots: Mapping[str, str]) -> dict[str, float]:
 
 
 def _reads(op: Op) -> list[float]:
-    """About how often each operand of a group is read: once for every tile of the result along the dimensions that the
-    operand lacks."""
+    """Estimated reads of each operand of a group: once per tile of the result along the dimensions that the operand
+    lacks."""
     body = op.body
     assert body is not None
     times = dict.fromkeys((p.name for p in body.params), 1.0)
@@ -242,7 +242,7 @@ def _with_spaces(graph: Graph, spaces: Mapping[str, Space]) -> Graph:
 
 
 def _body_in_spaces(body: Graph, operands: tuple[Value, ...], results: tuple[Value, ...]) -> Graph:
-    """The body with the spaces of what its parameters and results stand for: tiling prices operands by their memory."""
+    """The body with memory spaces on its parameters and results: tiling prices operands by their memory."""
     outer = zip((*body.params, *body.results), (*operands, *results), strict=True)
     spaces = {inner.name: v.space for inner, v in outer}
 

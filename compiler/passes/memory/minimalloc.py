@@ -1,7 +1,7 @@
-"""Addresses for ranges within a capacity: greedy orders first, then exact search.
+"""Assigns addresses to ranges within a capacity: greedy orders first, then exact search.
 
-Invariant: what `plan` places is aligned, within the capacity, and disjoint from everything alive with it; the same call
-gives the same plan on every machine (limits are counts of placements, never seconds).
+Invariant: placed ranges are aligned, within the capacity, and disjoint while live. Plans are deterministic: limits
+count placements, not seconds.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ GREEDY: dict[str, Order] = {
     "lifetime": lambda r: (r.start - r.end, -r.bytes),
     "start": lambda r: (r.start, r.start - r.end, -r.bytes),
 }
-"""Orders in which first fit places ranges, by the name under which a plan reports them."""
+"""Orders in which first fit places ranges, by the name that a plan reports."""
 
 PLACEMENTS = 40_000_000
-"""Default limit of the exact search: some 40 seconds."""
+"""Default limit of the exact search: about 40 seconds."""
 
 _ARENA_ROWS = 1 << 24
 _REMEMBERED = 1 << 20
@@ -36,8 +36,8 @@ _REMEMBERED = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`offsets` by name. `peak` is the highest end address, `bound` the bytes alive at the fullest step (every plan
-    needs as many), `method` the greedy order that fitted or "search", `placements` those that the search tried."""
+    """`offsets` by name. `peak` is the highest end address, `bound` the most bytes live at any step (a lower bound on
+    every plan), `method` the greedy order that fitted or "search", `placements` the number that the search tried."""
 
     offsets: dict[str, int]
     peak: int
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class NoPlan:
-    """Nothing fitted. `proved` is whether no plan exists; else the search was given up after `placements`."""
+    """No plan was found. `proved` is whether none exists; otherwise the search stopped after `placements`."""
 
     bound: int
     proved: bool
@@ -56,18 +56,18 @@ class NoPlan:
 
 
 def max_live(ranges: Sequence[Range], alignment: int = 1) -> int:
-    """Bytes (rounded up to the alignment) alive together at the fullest step."""
+    """The most bytes (rounded up to the alignment) live at any step."""
     changes = [(r.start, _units(r, alignment)) for r in ranges] + [(r.end + 1, -_units(r, alignment)) for r in ranges]
     alive = fullest = 0
-    for _, units in sorted(changes):  # at one step, what ends comes before what starts
+    for _, units in sorted(changes):  # at one step, ends come before starts
         alive += units
         fullest = max(fullest, alive)
     return fullest * alignment
 
 
 def plan(ranges: Sequence[Range], capacity: int, alignment: int = 1, placements: int = PLACEMENTS) -> Plan | NoPlan:
-    """Offsets below `capacity` bytes, multiples of `alignment`, for all `ranges` (of distinct names). The search tries
-    at most `placements` placements; 0: greedy orders only."""
+    """Offsets in `capacity` bytes, multiples of `alignment`, for all `ranges` (with distinct names). The search tries
+    at most `placements` placements; 0 tries greedy orders only."""
     bound = max_live(ranges, alignment)
     if bound > capacity // alignment * alignment:
         return NoPlan(bound, proved=True)
@@ -79,7 +79,7 @@ def plan(ranges: Sequence[Range], capacity: int, alignment: int = 1, placements:
 
 
 def first_fit(ranges: Sequence[Range], capacity: int, alignment: int = 1) -> dict[str, int]:
-    """The lowest free offset for one range after the other; those that find none are left out."""
+    """The lowest free offset for one range after another; ranges that do not fit are left out."""
     assigner = Assigner(capacity // alignment)
     places = ((r.name, assigner.place(Range(r.name, _units(r, alignment), r.start, r.end))) for r in ranges)
     return {name: at * alignment for name, at in places if at is not None}
@@ -94,7 +94,8 @@ def _peak(ranges: Sequence[Range], offsets: dict[str, int]) -> int:
 
 
 def _searched(ranges: Sequence[Range], capacity: int, alignment: int, placements: int, bound: int) -> Plan | NoPlan:
-    """Rotate through the orders with limits that double: some order is fast on a hard problem, and none always is."""
+    """Rotate through the orders with doubling limits: hard problems are fast in some order, but no order is always
+    fast."""
     if placements <= 0:
         return NoPlan(bound, proved=False)
     from ppuc.compiler.passes.memory import placement_search as engine
@@ -119,7 +120,7 @@ def _searched(ranges: Sequence[Range], capacity: int, alignment: int, placements
 
 
 def _problem(ranges: Sequence[Range], capacity: int, alignment: int) -> tuple[Problem, int]:
-    """The ranges over sections: a section starts where something starts after something else has ended."""
+    """The problem over sections: a section begins at the first start after an end."""
     from ppuc.compiler.passes.memory.placement_search import Problem
 
     early, late = np.zeros((2, len(ranges)), np.int64)

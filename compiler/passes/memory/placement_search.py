@@ -1,15 +1,15 @@
 """Exact search for addresses: canonical branch and bound (the method of MiniMalloc, ASPLOS 2023).
 
-Time is cut into sections, one per maximal set of buffers alive together. Buffers are placed one after another, each at
-its *resting offset* (the top of what is already below it), and offsets never fall: every feasible plan has an equal or
-lower one that is built this way. A branch ends when in some section the lowest resting offset plus the sizes still to
-be placed exceed the capacity, or when a buffer would leave a gap into which another one fits (dominance). After every
-placement the rest falls apart into components that share no section; they are solved one by one, and one without a
-solution ends the branch. States that were exhausted are remembered by a 64-bit hash, across restarts too.
+Time is divided into sections, one per maximal set of buffers live together. Buffers are placed one after another, each
+at its *resting offset* (the top of what lies below it), with non-decreasing offsets: for every feasible plan, an equal
+or lower one can be built this way. A branch is pruned if in some section the lowest resting offset plus the remaining
+sizes exceed the capacity, or if a buffer would leave a gap that another one fits into (dominance). After every
+placement, the remaining buffers split into components that share no section; they are solved one by one, and an
+infeasible one prunes the branch. Exhausted states are remembered by a 64-bit hash, also across restarts.
 
 A frame of the explicit stack is a component. Its buffers are rows [BEGIN, END) of `buffer` and `rank` in an arena,
-sorted by resting offset, then rank; the components left by its latest placement lie behind it. Invariant: whatever a
-frame changed in `offset` and `resting` since it placed its candidate is on the trail from TRAIL on.
+sorted by resting offset, then rank; the components left by its latest placement lie behind it. Invariant: the trail
+from TRAIL on records every change that a frame has made to `offset` and `resting` since it placed its candidate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ total-lifetime-area, each descending; total is the fullest section of the compon
 BEGIN, END, CURSOR, LOW, RANK, TRAIL, PLACED, CEILING, FIRST, LAST, NEXT, EARLY, LATE, OPEN, FIELDS = range(15)
 """Fields of a frame: arena rows; next candidate; least offset and rank of candidates; trail mark; buffer placed (-1:
 none); offset from which candidates would leave a gap; children and the next one of them; sections [EARLY, LATE);
-whether its candidate stands and its children are being solved."""
+whether its candidate is placed and its children are being solved."""
 
 C_BEGIN, C_END, C_EARLY, C_LATE, C_FIELDS = range(5)
 """Fields of a child: arena rows, sections."""
@@ -46,12 +46,12 @@ class Problem(NamedTuple):
     early: np.ndarray  # [n] i64 first section
     late: np.ndarray  # [n] i64 section after the last
     overlap_ptr: np.ndarray  # [n + 1] i64
-    overlap: np.ndarray  # i32, the buffers alive together with each
+    overlap: np.ndarray  # i32, the buffers live together with each
     capacity: int
 
 
 class Work(NamedTuple):
-    """Everything a search writes."""
+    """Mutable state of a search."""
 
     offset: np.ndarray  # [n] i64, -1: not placed
     resting: np.ndarray  # [n] i64
@@ -122,7 +122,8 @@ def _rank(p: Problem, w: Work, f: np.ndarray, order: int) -> None:
 
 @helper
 def _sort(p: Problem, w: Work, f: np.ndarray) -> None:
-    """Candidates by resting offset, then rank (nearly sorted already), and the offset from which they leave a gap."""
+    """Sort candidates by resting offset, then rank (insertion sort: nearly sorted), and set the offset from which they
+    leave a gap."""
     f[CEILING] = _FAR
     for i in range(f[BEGIN], f[END]):
         b, r, j = w.buffer[i], w.rank[i], i
@@ -139,7 +140,7 @@ def _sort(p: Problem, w: Work, f: np.ndarray) -> None:
 
 @helper
 def _state(w: Work, f: np.ndarray) -> np.uint64:
-    """Hash of which buffers are left and where they rest, whatever their order."""
+    """Order-independent hash of the remaining buffers and their resting offsets."""
     found = np.uint64(1)
     for i in range(f[BEGIN], f[END]):
         b = w.buffer[i]
@@ -150,14 +151,14 @@ def _state(w: Work, f: np.ndarray) -> np.uint64:
 
 @helper
 def _enter(p: Problem, w: Work, depth: int, order: int) -> bool:
-    """Make the next child of the frame at `depth` a frame. False when its state is known to have no solution."""
+    """Push the next child of the frame at `depth` as a frame. False if its state is known to be infeasible."""
     parent, f = w.frames[depth], w.frames[depth + 1]
     child = w.children[parent[NEXT]]
     parent[NEXT] += 1
     f[BEGIN], f[END], f[EARLY], f[LATE] = child[C_BEGIN], child[C_END], child[C_EARLY], child[C_LATE]
     f[CURSOR], f[PLACED], f[OPEN] = f[BEGIN], -1, 0
     state = _state(w, f)
-    if depth > 0 and parent[LAST] - parent[FIRST] == 1:  # the same component goes on: in its order, not lower
+    if depth > 0 and parent[LAST] - parent[FIRST] == 1:  # the same component continues: same order, no lower offset
         f[LOW], f[RANK] = w.offset[parent[PLACED]], w.rank[parent[CURSOR]]
         w.hashes[depth + 1, 1] = w.hashes[depth, 1]
         state += _mixed(np.uint64(f[LOW]) * np.uint64(5) + np.uint64(f[RANK]) + _mixed(w.hashes[depth, 1]))
@@ -218,7 +219,7 @@ def _take_back(w: Work, f: np.ndarray, trail: int) -> int:
 
 @helper
 def _fits(p: Problem, w: Work, f: np.ndarray) -> bool:
-    """Sum up what is left of the frame's component; whether every section can still hold it."""
+    """Total the remaining sizes of the frame's component; returns whether every section can still hold them."""
     for s in range(f[EARLY], f[LATE]):
         w.total[s], w.lowest[s], w.bridges[s] = 0, _FAR, 0
     for i in range(f[BEGIN], f[END]):
@@ -239,7 +240,7 @@ def _fits(p: Problem, w: Work, f: np.ndarray) -> bool:
 
 @helper
 def _split(p: Problem, w: Work, depth: int) -> bool:
-    """Make the components of what is left the frame's children. False when the arena is full."""
+    """Make the components of the remaining buffers the frame's children. False if the arena is full."""
     f = w.frames[depth]
     f[FIRST] = w.frames[depth - 1, LAST] if depth > 0 else 0
     row = w.children[f[FIRST] - 1, C_END] if depth > 0 else f[END]

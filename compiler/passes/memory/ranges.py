@@ -1,6 +1,6 @@
-"""Ranges of bytes over steps, and first fit: what every search for addresses is made of.
+"""Live ranges and first fit: the basis of every address search.
 
-Invariant: ranges that an Assigner has placed and that overlap in time are disjoint in memory.
+Invariant: ranges placed by one Assigner that overlap in time are disjoint in memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def padded(type: TensorType) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes needed from step `start` to step `end`, both included. Ranges of a lower `rank` are placed first: what is
-    read most often a byte should not lose its room to what is merely large."""
+    """Bytes needed from step `start` to step `end`, both included. Ranges of lower `rank` are placed first, so that
+    frequently read tensors take precedence over merely large ones."""
 
     name: str
     bytes: int

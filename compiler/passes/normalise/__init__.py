@@ -1,1 +1,1 @@
-"""Passes that bring a graph into the forms that kernels are made of."""
+"""Passes that rewrite a graph into the forms that kernels support."""

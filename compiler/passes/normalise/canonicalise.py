@@ -1,7 +1,7 @@
-"""One spelling for each computation. Idempotent: what it leaves, it leaves alone.
+"""One canonical form for each computation. Invariant: the pass is idempotent.
 
-The rules live beside this file by subject: views and movement, arithmetic, contractions. Constants that rewrites
-produce are folded on the way.
+The rules are in `rules/` by subject: views and movement, arithmetic, contractions. Constants that rewrites produce are
+folded along the way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RULES: Rules = {
 
 @dataclass(frozen=True)
 class Canonicalise(Pass):
-    """Remove what changes nothing and spell the rest one way.
+    """Remove redundant ops and rewrite the others into canonical form.
 
     %t = transpose(transpose(%x))               ->  %t = transpose(%x)
     %y = div(%a, sqrt(%v))                      ->  %y = mul(%a, rsqrt(%v))

@@ -1,4 +1,4 @@
-"""Composites into primitives."""
+"""Expands composite ops into primitives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppuc.targets.description import Target
 
 
 def _expand(name: str) -> Rule:
-    """The rule composite(...) -> what its record says it is made of."""
+    """The rule composite(...) -> its record's decomposition."""
 
     def expand(w: Walk, op: Op) -> Sequence[Value] | None:
         parts = OPS[name].decompose
@@ -32,7 +32,7 @@ def _expand(name: str) -> Rule:
 class Decompose(Pass):
     """Expand composite ops (softmax, normalisations, resize, ...) into primitives.
 
-    Those named in `keep` stay and, with `kernels`, those that a kernel is built around.
+    Composites named in `keep` remain and, with `kernels`, those that have a kernel.
 
     %y = softmax(%x) {axis = 1}
     ->
@@ -40,14 +40,13 @@ class Decompose(Pass):
     """
 
     name: ClassVar[str] = "decompose"
-    required: ClassVar[str] = "kernels are made of primitive ops"
+    required: ClassVar[str] = "kernels are built from primitive ops"
     ensures: ClassVar[tuple[Contract, ...]] = (PRIMITIVE,)
     keep: tuple[str, ...] = ("unblock",)
     kernels: bool = True
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module without composites other than those in `keep` and, with `kernels`, those that a kernel is built
-        around."""
+        """The module without composites other than those in `keep` and, with `kernels`, those that have a kernel."""
         kept = {*self.keep, *(anchoring_ops() if self.kernels else ())}
         rules = {name: (_expand(name),) for name, op in OPS.items() if op.decompose is not None and name not in kept}
         return with_graph(module, to_fixpoint(module.graph, rules))

@@ -1,8 +1,7 @@
-"""Constant folding. Afterwards no op has only constants for operands, unless its result would be far larger than they
-are.
+"""Constant folding. Afterwards no op has only constant operands, unless its result would be far larger than they are.
 
-Small results are computed here, large ones (transposed or scaled weights) become Derived resources: recipes that are
-computed when an artifact needs their bytes.
+Small results are computed here. Large ones (transposed or scaled weights) become Derived resources: recipes evaluated
+when an artifact needs their bytes.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def fold_constants(w: Walk, op: Op) -> Value | Sequence[Value] | None:
 
 
 def _unpacks_weights(op: Op) -> bool:
-    """Weights in blocks, or in an 8-bit float format, stay as they are until they are multiplied: that is what it is
-    for."""
+    """Whether `op` unpacks block-quantized or 8-bit float weights: they are not folded, so that they stay packed until
+    they are multiplied."""
     if op.name == "unblock":
         return True
     source, result = op.operands[0].type, op.results[0].type

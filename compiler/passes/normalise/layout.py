@@ -1,7 +1,7 @@
 """Channels last for convolutions and pools. Graph inputs and outputs keep their layout.
 
-Which other ops follow, so that transposes vanish or shrink, is decided in `graph_layouts`; here the graph is rebuilt:
-each value is kept in the perms in which it exists, and transposed when a reader wants another.
+`rules/layouts.py` decides which other ops run channels last to remove or shrink transposes. This pass rebuilds the
+graph: it tracks the perms in which each value exists and transposes it when a reader needs another one.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.targets.description import Target
 
 _MAX_ROUNDS = 8
-"""An op is offered one form a round; each round is strictly cheaper than the one before, and two mostly do."""
+"""Each round offers an op one form and is strictly cheaper than the previous one; two rounds usually suffice."""
 
 
 class _Emitter:
-    """Rebuilds a graph with some ops in their forms."""
+    """Rebuilds a graph with the chosen ops in their forms."""
 
     def __init__(self, graph: Graph, reads: Reads, forms: dict[str, Form]) -> None:
         self.graph = graph
@@ -91,7 +91,7 @@ class _Emitter:
             remarks.count(decision, op)
 
     def _matmul(self, op: Op) -> None:
-        """Operands that exist with their last two dimensions swapped are read so."""
+        """Reads operands that exist with their last two dimensions swapped as they are stored."""
         attrs = op.attrs
         assert isinstance(attrs, MatmulAttrs)
         flags, operands = [attrs.transpose_a, attrs.transpose_b], []
@@ -103,7 +103,7 @@ class _Emitter:
         self._as_is(op, operands, attrs=replace(attrs, transpose_a=flags[0], transpose_b=flags[1]))
 
     def _aligned(self, value: Value, perm: Perm | None) -> Value:
-        """`value` in `perm`; one of lower rank is first given leading dimensions of size one."""
+        """`value` in `perm`; a value of lower rank first gets leading dimensions of size one."""
         rank = value.type.rank
         if perm is None or rank in (0, len(perm)):
             return self._read(value, identity(rank) if perm is None or rank == 0 else perm)
@@ -144,7 +144,7 @@ class _Emitter:
 
 @dataclass(frozen=True)
 class Layout(Pass):
-    """Store activations channels last, with as few transposes as that takes.
+    """Store activations channels last, with minimum transpose cost.
 
     %y = relu(conv(%x, %w) {layout = nchw})
     ->
@@ -153,7 +153,7 @@ class Layout(Pass):
     """
 
     name: ClassVar[str] = "layout"
-    required: ClassVar[str] = "convolutions and pools have kernels channels last"
+    required: ClassVar[str] = "kernels of convolutions and pools need channels last"
     ensures: ClassVar[tuple[Contract, ...]] = (CHANNELS_LAST,)
 
     def run(self, module: Module, target: Target) -> Module:
@@ -173,15 +173,16 @@ class Layout(Pass):
 
 
 def _say_transposes(graph: Graph, remarks: Collector) -> None:
-    """A remark on every transpose of an activation that remains: who stores what it reads, and who wants it so."""
+    """A remark on every remaining transpose of an activation, with the op that stores its operand and the readers that
+    need it."""
     reads = Reads.of(graph)
     readers = users(graph)
     for op in graph.ops:
         if op.name != "transpose" or reads.root[op.result.name][0].name in reads.constant:
             continue
         source = graph.producer(op.operands[0])
-        stored = f"'{source.name}' gives it" if source is not None else "an input of the model has it"
+        stored = f"'{source.name}' stores it" if source is not None else "an input of the model has it"
         wanted = [f"'{name}'" for name in dict.fromkeys(reader.name for reader in readers[op.result.name])]
         wanted += ["an output of the model"] if op.result in graph.results else []
-        why = f"{stored} in another order of dimensions than {' and '.join(wanted)} can take at less cost"
+        why = f"{stored} in another dimension order than required by {' and '.join(wanted)}"
         remarks.missed("transposed", op.result.name, op.loc, why, bytes=op.result.type.bytes)

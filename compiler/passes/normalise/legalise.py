@@ -1,8 +1,7 @@
-"""Numeric formats the machine has.
+"""Legalises numeric formats: every op computes in a format that the target has.
 
-`precision` chooses the format of all float contractions (`model` keeps what the file says); sums come out in f32 and
-are rounded back to the type the model gives them. Everything else is computed as typed in the file, except f64, which
-no engine has.
+`precision` sets the operand format of all float contractions (`model` keeps the model's); sums are f32 and are rounded
+to the model's result type. All other ops keep their types, except f64, which no engine supports.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def _cast(w: Walk, value: Value, to: DType) -> Value:
 
 
 def _refuse_unknown(graph: Graph) -> None:
-    """Raises ModelError naming the nodes that compute what no engine does."""
+    """Raises ModelError naming the nodes that no engine supports."""
     objections = [(op, objection(op)) for op in graph.ops]
     for each in (DOUBLE, UNSIGNED):
         ops = [op for op, why in objections if why == each]
@@ -45,11 +44,11 @@ def _refuse_unknown(graph: Graph) -> None:
 
 
 LAST_E4M3 = 464.0
-"""Half a step beyond the largest number of E4M3: up to here numbers are rounded to it, a tie to the even code."""
+"""Half a step beyond the largest E4M3 number: values up to here round to it (a tie goes to the even code)."""
 
 
 def _refuse_overflow(graph: Graph) -> None:
-    """Raises ModelError naming the nodes whose casts are to overflow to infinities of 8 bits."""
+    """Raises ModelError naming the nodes whose casts overflow to 8-bit infinities."""
     casts = [op for op in graph.ops if isinstance(op.attrs, CastAttrs) and not op.attrs.saturate]
     loose = [op for op in casts if op.result.type.dtype is DType.F8E5M2]
     what, expected = "the engines saturate casts to f8e5m2", "saturate = 1"
@@ -68,7 +67,7 @@ def _overflow_to_nan(w: Walk, op: Op) -> Value | None:
 
 
 def _refuse(graph: Graph, ops: Sequence[Op], what: str, expected: str, hint: str, dtype: DType) -> None:
-    """Raise ModelError about all `ops`, if there are any; its text lists the first ones."""
+    """Raise ModelError about `ops` unless empty; its text lists the first ones."""
     named = [op.loc or (str(op.results[0]),) for op in ops]
     nodes = list(dict.fromkeys(name for names in named for name in names))
     if not nodes:
@@ -82,10 +81,10 @@ def _refuse(graph: Graph, ops: Sequence[Op], what: str, expected: str, hint: str
 
 @dataclass(frozen=True)
 class Legalise(Pass):
-    """Give every contraction operands in a format of the tensor engine and f32 sums.
+    """Give every contraction operands in a tensor-engine format and f32 sums.
 
-    Products of integers of more than 8 bits become elementwise products and a sum, for the vector engine. Without
-    `narrow`, precisions below f32 are computed in f32 here and narrowed once kernels are known.
+    Products of integers wider than 8 bits become elementwise products and a sum on the vector engine. Without `narrow`,
+    precisions below f32 stay in f32 here; the storage-types pass narrows them after fusion.
 
     %y: f32[m, n] = matmul(%a, %b)      ->      %p = cast(%a) {to = bf16}; %q = cast(%b) {to = bf16}
                                                 %y: f32[m, n] = matmul(%p, %q) {out = f32}
@@ -93,12 +92,12 @@ class Legalise(Pass):
 
     narrow: bool = True
     name: ClassVar[str] = "legalise"
-    required: ClassVar[str] = "the tensor engine multiplies the machine's formats only"
+    required: ClassVar[str] = "the tensor engine supports certain formats only"
     ensures: ClassVar[tuple[Contract, ...]] = (MACHINE_FORMATS,)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for
-        f64 and for casts that overflow."""
+        """The module in formats that `target` has. Raises UsageError for a precision that it lacks, ModelError for f64
+        and for overflowing casts."""
         _refuse_unknown(module.graph)
         _refuse_overflow(module.graph)
         wanted = self._format(module, target)
@@ -121,13 +120,13 @@ class Legalise(Pass):
 
 
 def _is_wide(op: Op) -> bool:
-    """Whether `op` multiplies matrices of integers of more than 8 bits, which no tensor engine takes."""
+    """Whether `op` multiplies matrices of integers wider than 8 bits, which no tensor engine supports."""
     given = op.operands[0].type.dtype
     return op.name == "matmul" and given.is_integer and given.bits > 8
 
 
 def _by_elements(w: Walk, op: Op) -> Value:
-    """matmul(a, b) -> the sum over k of a[.., m, k, 1] * b[.., 1, k, n], which wraps as the product of the op does."""
+    """matmul(a, b) -> sum over k of a[.., m, k, 1] * b[.., 1, k, n], with the same wrap-around on overflow."""
     assert isinstance(op.attrs, MatmulAttrs)
     a, b = op.operands
     a = _rows(w, a, swapped=op.attrs.transpose_a)
@@ -140,14 +139,14 @@ def _by_elements(w: Walk, op: Op) -> Value:
 
 
 def _rows(w: Walk, x: Value, swapped: bool) -> Value:
-    """`x` with its last two axes in the order of the product."""
+    """`x` with its last two axes swapped if `swapped`."""
     rank = x.type.rank
     return w.emit("transpose", x, attrs=TransposeAttrs((*range(rank - 2), rank - 1, rank - 2))) if swapped else x
 
 
 def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:
-    """Integers, 8-bit floats (whoever made them chose their scales) and contractions that are in the format already
-    are left alone."""
+    """Skips integers, 8-bit floats (their scales were chosen by the model) and contractions that are in the format
+    already."""
     given = op.operands[0].type.dtype
     if not given.is_float or given.bits == 8:
         return None
@@ -165,7 +164,7 @@ def _in_format(w: Walk, op: Op, wanted: DType) -> Value | None:
 
 
 def _check_supported(graph: Graph, module: Module, target: Target) -> None:
-    """Raises UsageError when a contraction multiplies a format that the tensor engine does not take."""
+    """Raises UsageError if a contraction multiplies a format that the tensor engine does not support."""
     for op in graph.ops:
         if op.name not in CONTRACTIONS or multiplies(target, op.operands[0].type.dtype):
             continue

@@ -1,7 +1,7 @@
-"""Brings the graph into the forms that kernels know, just before fusion.
+"""Rewrites the graph into the forms that kernels support, just before fusion.
 
-A 1x1 convolution without padding becomes a matmul. A concat takes at most as many operands as half the rings of a
-unit, because one ring loads each and another may transpose it.
+A 1x1 convolution without padding becomes a matmul. A concat has at most half as many operands as a unit has rings,
+because each operand needs a ring for its load and possibly another for a transpose.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class LegaliseForKernels(Pass):
-    """Rewrite reductions to keep their axes and pointwise convolutions to matmuls; drop what is empty.
+    """Rewrite reductions to keep their axes and pointwise convolutions to matmuls; remove empty tensors.
 
     reduce(x) {keepdims = false}         ->  reshape(reduce(x) {keepdims = true})
     transpose(x) of 9 axes               ->  transpose(transpose(x))
@@ -43,23 +43,23 @@ class LegaliseForKernels(Pass):
     """
 
     name: ClassVar[str] = "legalise-for-kernels"
-    required: ClassVar[str] = "reductions and empty tensors have kernels in one form"
+    required: ClassVar[str] = "kernels need reductions that keep their axes and no empty tensors"
     ensures: ClassVar[tuple[Contract, ...]] = (FULL_RANK, NOT_EMPTY)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with its graph prepared."""
+        """The module with its graph legalised."""
         graph = to_fixpoint(module.graph, ROTARY_RULES)
         graph = rewrite(rewrite(graph, partial(_rule, most_joined(target))), _in_steps)
         return with_graph(module, without_dead_ops(graph))
 
 
 def most_joined(target: Target) -> int:
-    """Operands that one concat may have."""
+    """Maximum operands of one concat."""
     return max(2, target.sync.rings_per_cu // 2)
 
 
 def _rule(most: int, b: Builder, op: Op) -> Sequence[Value] | None:
-    """What the rules make of `op`: at most one applies."""
+    """The replacement of `op` by the first rule that applies."""
     if op.operands and any(0 in v.type.dims for v in (*op.operands, *op.results)):
         return _counted("drop-empty", op, _without_empty(b, op, most))
     if op.name == "concat" and len(op.operands) > most:
@@ -74,7 +74,7 @@ def _in_steps(b: Builder, op: Op) -> Sequence[Value] | None:
 
 
 def _counted(rule: str, op: Op, outcome: Sequence[Value] | None) -> Sequence[Value] | None:
-    """The outcome of a rule, which whoever listens counts."""
+    """Returns the outcome of a rule, counting it for the remarks."""
     if outcome is not None and (remarks := listener()) is not None:
         remarks.count(rule, op)
     return outcome
@@ -86,8 +86,8 @@ def _keeping_axes(b: Builder, op: Op, attrs: ReduceAttrs | ArgreduceAttrs) -> Se
 
 
 def _without_empty(b: Builder, op: Op, most: int) -> Sequence[Value] | None:
-    """What `op` gives when its result or some operand has no elements: a constant if nothing is left to read, else what
-    it makes of the other operands."""
+    """The result of `op` if its result or an operand is empty: a constant if no elements are read, else `op` on the
+    other operands."""
     left = [v for v in op.operands if 0 not in v.type.dims]
     if all(0 in r.type.dims for r in op.results):
         return [b.const(np.zeros(r.type.dims, r.type.dtype.numpy), hint=r.name) for r in op.results]
@@ -102,7 +102,7 @@ def _without_empty(b: Builder, op: Op, most: int) -> Sequence[Value] | None:
 
 
 def _joined(b: Builder, parts: Sequence[Value], attrs: Attrs, most: int) -> Value:
-    """The concatenation of `parts`, in ops of at most `most` operands."""
+    """The concatenation of `parts` by ops of at most `most` operands."""
     while len(parts) > 1:
         cuts = range(0, len(parts), most)
         chunks = [parts[i : i + most] for i in cuts]

@@ -1,6 +1,7 @@
-"""Movement in the few forms that kernels know: concat, gather along an axis, scatter of rows, constant pads that grow.
+"""Lowers data movement to the few forms that kernels support: concat, gather along an axis, scatter of rows, constant
+pads that do not crop.
 
-Afterwards every scatter_nd is of rows, and no cumsum runs along an axis longer than l1 holds.
+Afterwards every scatter_nd updates whole rows, and every cumsum runs along an axis that fits l1.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True)
 class LowerDataMovement(Pass):
-    """Rewrite pads, gathers, scatters and long scans into those that kernels know.
+    """Rewrite pads, gathers, scatters and long scans into forms that kernels support.
 
     %y = pad(%x) {low = 2, mode = "reflect"}  ->  %y = concat(slice(%x) {step = -1}, %x)
     %y = gather_nd(%x, %i)                    ->  %y = gather(reshape(%x), add(mul(%i0, stride), %i1)) {axis = 0}
     """
 
     name: ClassVar[str] = "lower-data-movement"
-    required: ClassVar[str] = "movement has kernels in few forms"
+    required: ClassVar[str] = "kernels support few forms of data movement"
     ensures: ClassVar[tuple[Contract, ...]] = (FEW_MOVES, PLAIN_PADS)
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with movement in kernels' forms."""
+        """The module with data movement in these forms."""
         rules: Rules = {**PAD_RULES, **INDEX_RULES, "cumsum": (split_scans(target),), "*": (fold_constants,)}
         return with_graph(module, to_fixpoint(module.graph, rules))

@@ -1,8 +1,7 @@
-"""Attention written out as matmuls and a softmax, found again.
+"""Recognises attention written out as matmuls and a softmax.
 
-Everything between the score matmul and the softmax is a scale, a mask or a change of type or shape; it is read from the
-softmax upward. The found op computes the same values up to f32 reassociation (the scale is applied to the scores at
-once)."""
+Matching walks backwards from the softmax to the score matmul; ops between them must be scales, masks, casts or
+reshapes. The matched op computes the same values up to f32 reassociation (the scale is applied once, to the scores)."""
 
 from __future__ import annotations
 
@@ -26,18 +25,18 @@ from ppuc.ir.ops.reduction import ReduceAttrs
 from ppuc.targets.description import Target
 
 MASKED = -1e4
-"""A score of this or less has weight zero beside any visible one."""
+"""A score at or below this has weight zero next to any visible score."""
 _MASK_ELEMENTS = 1 << 24
-"""Constant masks beyond this size are not examined."""
+"""Larger constant masks are not examined."""
 
 
 class Attentions:
-    """The rule that finds attention, what it found, and products that a softmax feeds and that are none."""
+    """The rule that matches attention, its matches, and its near misses (products fed by a softmax)."""
 
     def __init__(self) -> None:
         self.remarks = listener()
         self.missed: dict[str, tuple[Op, str]] = {}
-        """Result of a product -> the product, and why it is not attention."""
+        """Result of a product -> the product, and why it did not match."""
 
     def attention(self, w: Walk, op: Op) -> Value | None:
         """matmul(softmax(matmul(q, k^T) * scale + mask), v) -> attention(q, k, v, mask)."""
@@ -63,7 +62,7 @@ class Attentions:
         return found
 
     def say_missed(self, graph: Graph) -> None:
-        """Remarks on the products that `graph` still has."""
+        """Remarks on the near misses that `graph` still contains."""
         if self.remarks is not None:
             left = {op.results[0].name for op in graph.ops}
             for name, (op, why) in self.missed.items():
@@ -72,17 +71,17 @@ class Attentions:
 
 
 DEPTH = 8
-"""Ops between a product, a softmax and the product before it, up to which the three look like attention."""
+"""Maximum ops between the products and the softmax for the three to count as a near miss."""
 
 
 def _between_products(w: Walk, op: Op) -> bool:
-    """Whether a softmax of a product feeds the left operand of product `op`."""
+    """Whether the left operand of product `op` depends on a nearby softmax of a product."""
     softmax = _behind(w, op.operands[0], "softmax")
     return softmax is not None and _behind(w, softmax.operands[0], "matmul") is not None
 
 
 def _behind(w: Walk, value: Value, name: str) -> Op | None:
-    """The op `name` that is among the nearest that `value` is computed from."""
+    """The op called `name` among the nearest producers of `value`."""
     values = [value]
     for _ in range(DEPTH):
         ops = [op for v in values if (op := w.producer(v)) is not None and op.name != "const"]
@@ -105,7 +104,7 @@ def _emit(
     if q is None or key is None or value is None or key.type.dims[1] != value.type.dims[1]:
         raise NoMatch("queries, keys and values do not have the same heads")
     if None in masks:
-        raise NoMatch("a mask has other heads than the scores")
+        raise NoMatch("a mask's heads do not match the scores'")
     w.absorb(*ops)
     mask: Value | None = None
     for term in masks:
@@ -119,14 +118,14 @@ def _emit(
 
 
 def _zero_masked_rows(w: Walk, result: Value, mask: Value) -> Value:
-    """Rows of the result that see no key at all are 0, not NaN."""
+    """Make fully masked rows of the result 0 instead of NaN."""
     best = w.emit("reduce", mask, attrs=ReduceAttrs("max", (mask.type.rank - 1,), True))
     blind = w.emit("eq", best, w.scalar(-np.inf, mask.type.dtype))
     return w.emit("select", blind, w.scalar(0, result.type.dtype), result)
 
 
 def constant_mask(w: Walk, op: Op) -> Value | None:
-    """attention with a constant mask that is all zeros, or zeros below the diagonal and masked above -> none, or
+    """attention with a constant mask of zeros -> no mask; with zeros below the diagonal and hidden scores above ->
     causal."""
     if len(op.operands) != 4 or (resource := w.resource(op.operands[3])) is None:
         return None
@@ -148,7 +147,7 @@ def constant_mask(w: Walk, op: Op) -> Value | None:
 
 @dataclass(frozen=True)
 class MatchAttention(Pass):
-    """Find attention in its parts.
+    """Match attention written out as matmuls and a softmax.
 
     %s = add(mul(matmul(%q, %k) {transpose_b = true}, 0.125), %mask)
     %y = matmul(softmax(%s), %v)                    ->      %y = attention(%q, %k, %v, %mask) {scale = 0.125}
@@ -157,7 +156,7 @@ class MatchAttention(Pass):
     name: ClassVar[str] = "match-attention"
 
     def run(self, module: Module, target: Target) -> Module:
-        """The module with its attention patterns as `attention` ops."""
+        """The module with matched patterns as `attention` ops."""
         found = Attentions()
         rules: Rules = {"matmul": (found.attention,), "attention": (constant_mask,), "*": (fold_constants,)}
         graph = to_fixpoint(module.graph, rules)

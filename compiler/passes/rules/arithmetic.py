@@ -1,7 +1,7 @@
-"""Rewrites of elementwise arithmetic: neutral elements, constants in chains, cheaper spellings of the same function.
+"""Rewrites of elementwise arithmetic: neutral elements, chains of constants, cheaper forms of the same function.
 
-Integer rewrites are exact. Float rewrites keep the value up to one rounding: constant factors are multiplied with each
-other, never constant terms added; everything else is exact but for the sign of zero.
+Integer rewrites are exact. Float rewrites are exact up to one rounding: constant factors are multiplied together, but
+constant terms are not added. Everything else is exact except for the sign of zero.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def subtract_constant(w: Walk, op: Op) -> Value | None:
 
 
 def add_negated(w: Walk, op: Op) -> Value | None:
-    """x + (-y) -> x - y, when y is no constant."""
+    """x + (-y) -> x - y, when y is not constant."""
     for x, y in (op.operands, op.operands[::-1]):
         inner = w.sole(y, "neg")
         if inner is not None:
@@ -271,8 +271,8 @@ def _table() -> Rules:
 
 
 def broadcast_operands(w: Walk, op: Op) -> Value | None:
-    """Constants and expansions read by an elementwise op of several operands. No table lists those ops: packages add
-    to them."""
+    """Simplifies constants and expands read by an elementwise op of several operands. This covers ops of other packages
+    too, so no table lists them."""
     if len(op.operands) < 2 or OPS[op.name].kind is not Kind.ELEMENTWISE:
         return None
     simpler = splat_as_scalar(w, op)

@@ -1,10 +1,9 @@
-"""Reading attention backwards: from the weights to the softmax, from the softmax to the scores, from those to the
-heads.
+"""Matches attention backwards: from the weights to the softmax, to the scores, to the heads.
 
-A level is the shape of the scores at one point of the chain; its lead is all but the last two dimensions. Reshapes
+A level is the shape of the scores at one point of the chain; its lead is the dimensions before the last two. Reshapes
 between levels only regroup leads, so the same heads can be (B, H) at one level and (B * H) at the next.
 
-What cannot be read raises NoMatch with the reason.
+A mismatch raises NoMatch with the reason.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from ppuc.ir.types import DType
 Lead = tuple[int, ...]
 
 HIDDEN = -1e30
-"""Stands for a finite mask value that replaces a score: any score added to it vanishes, in f32 exactly."""
+"""A finite mask value that stands for a hidden score: adding any score to it leaves it unchanged in f32."""
 _NEGLIGIBLE = -1e4
 
 
 class NoMatch(Exception):  # noqa: N818 - an outcome of looking, not an error
-    """What is looked at is not a part of attention, for the reason given."""
+    """The pattern does not match attention, for the reason given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The softmax behind the left operand of the last matmul, the ops between (softmax included), and whether a select
-    turns NaN weights into zeros."""
+    """The softmax that feeds the left operand of the last matmul, the ops between (softmax included), and whether a
+    select replaces NaN weights with zeros."""
 
     softmax: Op
     ops: tuple[Op, ...]
@@ -89,7 +88,7 @@ def _passes_through(op: Op) -> bool:
 
 
 def read_weights(w: Walk, value: Value) -> Weights:
-    """Find the softmax over the last dimension that `value` comes from. Raises NoMatch."""
+    """Find the softmax over the last dimension that feeds `value`. Raises NoMatch."""
     ops: list[Op] = []
     leads = [_lead(value)]
     guarded = False
@@ -99,7 +98,7 @@ def read_weights(w: Walk, value: Value) -> Weights:
         if op.name == "softmax":
             assert isinstance(op.attrs, SoftmaxAttrs)
             if op.attrs.axis != op.result.type.rank - 1:
-                raise NoMatch("the softmax runs along another dimension than the last")
+                raise NoMatch("the softmax does not run along the last dimension")
             return Weights(op, tuple(ops), tuple(leads), guarded)
         if op.name == "select":
             op = _nan_guarded(w, op)
@@ -112,16 +111,16 @@ def read_weights(w: Walk, value: Value) -> Weights:
 
 
 def _sole(w: Walk, value: Value, what: str) -> Op:
-    """The op that computes `value`, which nothing else reads. Raises NoMatch."""
+    """The producer of `value`, which must have no other reader. Raises NoMatch."""
     op = w.sole(value)
     if op is None:
         computed = w.producer(value) is not None
-        raise NoMatch(f"the {what} are read by something else too" if computed else f"the {what} are an input")
+        raise NoMatch(f"the {what} have other readers" if computed else f"the {what} are an input")
     return op
 
 
 def _nan_guarded(w: Walk, op: Op) -> Op:
-    """The softmax p of select(isnan(p), 0, p), which nothing else reads. Raises NoMatch."""
+    """The softmax p of select(isnan(p), 0, p), without other readers. Raises NoMatch."""
     condition, zero, p = op.operands
     test, softmax = w.sole(condition, "isnan"), w.producer(p, "softmax")
     if test is None or test.operands[0] != p or w.number(zero) != 0 or w.uses(p) != 2 or softmax is None:
@@ -130,10 +129,10 @@ def _nan_guarded(w: Walk, op: Op) -> Op:
 
 
 def read_scores(w: Walk, value: Value, after: float = 1.0) -> Scores:
-    """Read the scores chain that ends in `value`, whose multiples `after` are what the softmax sees. Raises NoMatch."""
+    """Read the chain of scores that ends in `value`; the softmax reads them times `after`. Raises NoMatch."""
     op = _sole(w, value, "scores")
     if value.type.rank < 2:
-        raise NoMatch("the scores are no matrices")
+        raise NoMatch("the scores are not matrices")
     found = _read_op(w, op, value, after)
     return replace(found, ops=(*found.ops, op), leads=(*found.leads, _lead(value)))
 
@@ -225,17 +224,17 @@ def _swaps(op: Op) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """`batch` and `heads`: what the leads of all levels come to."""
+    """`batch` and `heads`: the common form of the leads of all levels."""
 
     batch: int
     heads: int
 
     @classmethod
     def of(cls, leads: tuple[Lead, ...]) -> Heads:
-        """From the first level of rank 4, else by merging all but the last leading dimension. Raises NoMatch when
-        levels differ in how many matrices they have."""
+        """From the first level of rank 4, else by merging all but the last leading dimension. Raises NoMatch if levels
+        differ in their number of matrices."""
         if len({math.prod(lead) for lead in leads}) != 1:
-            raise NoMatch("the number of matrices changes on the way")
+            raise NoMatch("the number of matrices changes between levels")
         chosen = next((lead for lead in leads if len(lead) == 2), leads[0])
         return cls(math.prod(chosen[:-1]), chosen[-1] if chosen else 1)
 
@@ -272,8 +271,8 @@ class Heads:
 
 
 def key_heads(w: Walk, heads: Heads, x: Value, swapped: bool) -> Value | None:
-    """Keys or values as [B, G, S, D], found behind what repeats each of G heads H / G times; G = H when nothing
-    does."""
+    """Keys or values as [B, G, S, D], looking through ops that repeat each of G heads H / G times; G = H without such
+    ops."""
     op = w.producer(x)
     if op is not None and not swapped:
         if op.name == "gather" and (groups := _gathered_groups(w, op, heads)):
@@ -303,7 +302,7 @@ def _expanded_groups(spread: Op, x: Value, heads: Heads) -> int | None:
 
 
 def _gathered_groups(w: Walk, op: Op, heads: Heads) -> int | None:
-    """G when the gather repeats each head in a row: indices 0 0 0 1 1 1 ..."""
+    """G when the gather repeats each head consecutively: indices 0 0 0 1 1 1 ..."""
     assert isinstance(op.attrs, GatherAttrs)
     indices = w.resource(op.operands[1])
     x = op.operands[0].type

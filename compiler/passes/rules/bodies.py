@@ -1,4 +1,4 @@
-"""Taking the bodies of groups apart: what an op depends on, and names of their own for what is put together anew."""
+"""Helpers for rebuilding bodies of groups: dependences of an op, and fresh names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ppuc.ir.rewrite import Builder
 
 
 def ancestors(body: Graph, anchor: Op) -> set[str]:
-    """Names of the values that the anchor's operands are, or are computed from."""
+    """Names of the anchor's operands and of all values that they depend on."""
     found = {v.name for v in anchor.operands}
     for op in reversed(body.ops):
         if op.results[0].name in found:
@@ -18,7 +18,7 @@ def ancestors(body: Graph, anchor: Op) -> set[str]:
 
 
 def fresh_body(names: Builder, body: Graph) -> Graph:
-    """`body` with every value under a name that `names` has not given out yet."""
+    """`body` with every value renamed to a fresh name."""
     renamed: dict[str, Value] = {}
 
     def fresh(v: Value) -> Value:

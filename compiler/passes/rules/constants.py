@@ -1,7 +1,7 @@
-"""Constants computed from constants: small ones at once, large ones when their bytes are needed.
+"""Constants computed from constants: small ones eagerly, large ones when their bytes are needed.
 
-Invariant: a Derived resource is known by how it is computed (op, attributes, keys of its inputs), so that two compiles
-of one model name it alike without computing it.
+Invariant: the key of a Derived resource depends on how it is computed (op, attributes, keys of its inputs), so two
+compilations of one model agree on it without computing the bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EAGER_BYTES = 64 << 10
 """Results up to this size are computed while folding."""
 _EAGER_INPUT_BYTES = 4 << 20
 _GROWTH = 4
-"""A result larger than EAGER_BYTES and than this many times its inputs is left to be computed by the program."""
+"""The program computes a result that is larger than EAGER_BYTES and this many times larger than its inputs."""
 
 
 class Derived(Resource):
@@ -51,11 +51,11 @@ class Derived(Resource):
 
     @property
     def derivation(self) -> object:
-        """What the key is made from, without reading any input."""
+        """The derivation that the key is made from, without reading any input."""
         return (*self._op, *(identity_of(i) for i in self._inputs))
 
     def _evaluate(self) -> np.ndarray:
-        """Intermediate results of a chain are not kept: only the end of it is a constant of the program."""
+        """Intermediate results of a chain are not cached: only its end is a constant of the program."""
         name, attrs, type = self._op
         inputs = [i._evaluate() if isinstance(i, Derived) and i._array is None else i.array() for i in self._inputs]
         return _evaluated(name, attrs, type, inputs)
@@ -64,14 +64,14 @@ class Derived(Resource):
 def _evaluated(name: str, attrs: Attrs, type: TensorType, inputs: Sequence[np.ndarray]) -> np.ndarray:
     reference = OPS[name].reference
     if reference is None:
-        raise ValueError(f"op {name} has no reference to fold it with")
+        raise ValueError(f"op {name} has no reference function to fold it with")
     (result,) = reference(attrs, *inputs)
     return np.ascontiguousarray(result, type.dtype.numpy).reshape(type.dims)
 
 
 def folded(op: Op, inputs: Sequence[Resource]) -> Resource | None:
-    """The constant that `op` is on constant `inputs`; None when it is no function of constants alone, or when it would
-    grow the program's constants (an `expand` of a number to a gigabyte)."""
+    """The value of `op` on constant `inputs`; None if it does not depend on constants alone, or would inflate the
+    program's constants (an `expand` of a number to a gigabyte)."""
     record = OPS[op.name]
     if len(op.results) != 1 or record.reference is None or record.kind in (Kind.CONSTANT, Kind.STRUCTURE):
         return None
@@ -85,9 +85,8 @@ def folded(op: Op, inputs: Sequence[Resource]) -> Resource | None:
 
 
 def identity_of(resource: Resource) -> object:
-    """A hashable that is equal exactly when two constants may be merged. A large constant is told from others by a
-    sample of its elements, an uncomputed one by its derivation, so that weights are hashed only when they look
-    alike."""
+    """A hashable that is equal exactly when two constants may be merged. Large constants hash a sample of their
+    elements and compare in full only if the samples are equal; uncomputed ones use their derivation."""
     if isinstance(resource, Derived):
         return resource.derivation
     if resource.file is not None or resource.type.bytes <= EAGER_BYTES:
@@ -113,7 +112,7 @@ class _Sampled:
 
 
 def splat(resource: Resource) -> Any | None:
-    """The number that every element of a small constant is, to the bit, as a Python scalar; None when there is none."""
+    """The number that all elements of a small constant equal bit for bit, as a Python scalar; None if they differ."""
     if resource.type.bytes > EAGER_BYTES or resource.type.elements == 0:
         return None
     flat = resource.array().reshape(-1)

@@ -1,7 +1,7 @@
-"""Rewrites around contractions and windows: constants per channel move into constant weights, transposes and padding
-into attributes.
+"""Rewrites around contractions and windows: per-channel constants are folded into constant weights, transposes and
+padding into attributes.
 
-Moving a factor into weights rounds once more or less than the model does; it is done in f32 only.
+Folding a factor into weights changes the number of roundings by one; it is done in f32 only.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def constant_batch_norm(w: Walk, op: Op) -> Value | None:
 
 
 def _channel_axis(op: Op) -> int:
-    """The result dimension that numbers the outputs of a weighted op."""
+    """The result dimension of a weighted op's output channels."""
     if op.name == "matmul" or (isinstance(op.attrs, ConvAttrs) and op.attrs.layout == "nhwc"):
         return op.result.type.rank - 1
     return 1
 
 
 def _per_channel(w: Walk, op: Op, constant: Value) -> Value | None:
-    """`constant`, broadcast against the result of the weighted `op`, as [channels]; None when it varies otherwise or is
-    no constant."""
+    """`constant`, broadcast against the result of the weighted `op`, as [channels]; None if it varies along other
+    dimensions or is not constant."""
     result, axis = op.result.type, _channel_axis(op)
     if w.resource(constant) is None or broadcast_shapes(result.dims, constant.type.dims) != result.dims:
         return None
@@ -179,7 +179,7 @@ def transpose_into_matmul(w: Walk, op: Op) -> Value | None:
 
 
 def flatten_into_weights(w: Walk, op: Op) -> Value | None:
-    """matmul(reshape(transpose(x)), w) that permutes what the reshape merges -> matmul(reshape(x), rows of w
+    """matmul(reshape(transpose(x)), w) that permutes the dimensions the reshape merges -> matmul(reshape(x), rows of w
     permuted)."""
     flat = w.sole(op.operands[0], "reshape")
     turn = None if flat is None else w.sole(flat.operands[0], "transpose")
@@ -205,7 +205,7 @@ def flatten_into_weights(w: Walk, op: Op) -> Value | None:
 
 
 def drop_batch_expand(w: Walk, op: Op) -> Value | None:
-    """matmul(a, expand(b)) that only repeats b over batch dimensions that a has -> matmul(a, b)."""
+    """matmul(a, expand(b)) that only repeats b over batch dimensions of a -> matmul(a, b)."""
     for i, operand in enumerate(op.operands):
         inner = w.producer(operand, "expand")
         if inner is None:
@@ -235,8 +235,8 @@ def weights_in_full(w: Walk, op: Op) -> Value | None:
     """conv(x, expand(c)) and matmul(x, expand(c)) with constant c -> the same with a constant of the weights' own
     shape.
 
-    Files that leave weights out (ConstantOfShape in their place) stand for a network with weights: a tile of them has
-    its full size, and its bytes come from memory.
+    A file with placeholder weights (ConstantOfShape) stands for a network with real ones: their tiles have full size,
+    and their bytes come from memory.
     """
     inner = w.producer(op.operands[1], "expand")
     resource = w.resource(inner.operands[0]) if inner is not None else None

@@ -1,8 +1,8 @@
-"""Group normalisation in its full rank.
+"""Rewrites group normalisation to full rank.
 
-Models write it by merging the channels of a group with all positions: [N, C, *S] -> [N, G, R]. A channels-last image
-cannot be seen that way without a transpose, but it can as [N, *S, G, C / G]. So the merge is moved down past the
-reductions and the arithmetic, until it meets the reshape that undoes it.
+Models merge the channels of a group with all positions: [N, C, *S] -> [N, G, R]. A channels-last image cannot be viewed
+that way without a transpose, but it can as [N, *S, G, C / G]. So the merge is sunk below the reductions and the
+arithmetic, until it meets the reshape that undoes it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _split_groups(wanted: Mapping[str, Op]) -> Rule:
 
 
 def _reduce_apart(w: Walk, op: Op) -> Value | None:
-    """reduce(merge(x)) over the merged dimension -> reduce(x) over all that were merged."""
+    """reduce(merge(x)) over the merged dimension -> reduce(x) over all dimensions it merges."""
     attrs = op.attrs
     assert isinstance(attrs, ReduceAttrs)
     x = _merges(w, op.operands[0])
@@ -85,7 +85,7 @@ def _elementwise_apart(w: Walk, op: Op) -> Value | None:
 
 
 def group_rules(graph: Graph) -> Rules | None:
-    """Rules that bring the group normalisations of `graph` to full rank; None when it has none."""
+    """Rules that rewrite the group normalisations of `graph` to full rank; None if it has none."""
     readers = users(graph)
     wanted = {
         op.result.name: op

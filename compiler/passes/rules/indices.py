@@ -1,9 +1,9 @@
-"""Gathers and scatters into two forms: `gather` along one axis, and `scatter_nd` of rows.
+"""Rewrites gathers and scatters to two forms: `gather` along one axis, and `scatter_nd` of rows.
 
-An index of several components becomes the flat number of a row by integer arithmetic; where it is combined with other
-components, a negative one is first counted from the end. Rows are what the remaining dimensions make.
+Integer arithmetic turns an index of several components into a flat row number. A negative component is first counted
+from the end if it is combined with others. A row comprises the remaining dimensions.
 
-Invariant: results are the same to the bit, the order of updates included.
+Invariant: results are bit-identical, including the order of updates.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _total(w: Walk, terms: Sequence[Value], count: int, dtype: DType) -> Value:
 
 def _row_numbers(w: Walk, indices: Value, sizes: Sequence[int], *, batched: bool = False) -> list[Value]:
     """Terms [J] of the flat row number that indices [J, k] over dimensions of `sizes` name. A lone component is left as
-    it is (its users count negative ones from the end) unless it is `batched`: added to more."""
+    it is (its users accept negative ones) unless it is `batched`: added to other terms."""
     count = indices.type.dims[0]
     if len(sizes) == 1 and not batched:
         return [reshaped(w, indices, (count,))]

@@ -1,14 +1,13 @@
-"""Where tensors are best stored channels last: forms by propagation, choices by minimum cut.
+"""Layout assignment: propagates channels-last forms and chooses among them by minimum cut.
 
-A transpose is no op here but a way to read the tensor behind it, its *root*: a reader of transpose(v, q) in perm p
-reads v in perm q o p. What is left are values with a storing op and reading ops. Convolutions and pools read and store
-channels last; from them forms spread along the graph to every op that can run in one. Each such op then either takes
-its form or stays as it is. Reading a value in another perm than it is stored in costs its size, once for all readers
-that agree; the cheapest choice is a minimum cut, computed per connected part, and parts whose surroundings agree need
-none.
+A transpose is not an op here but a way to read the tensor before it, its *root*: a reader of transpose(v, q) in perm p
+reads v in perm q o p. What remains is values with one storing op and some reading ops. Convolutions and pools read and
+store channels last; from them, forms propagate along the graph to every op that can run in one. Each such op then
+either takes its form or stays as it is. Reading a value in a perm other than its stored one costs its size, once for
+all readers that agree. The cheapest choice is a minimum cut, computed per connected component; components whose
+neighbours agree need none.
 
-Invariant: choices change cost only; any choice is correct, because whoever emits the graph transposes where perms
-differ."""
+Invariant: choices affect only cost. Any choice is correct, because the layout pass transposes where perms differ."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ from ppuc.ir.ops.view import TransposeAttrs
 
 
 def is_channels_first(op: Op) -> bool:
-    """A convolution or pool that has yet to be turned channels last."""
+    """Whether `op` is a convolution or pool in channels-first form."""
     return op.name in ("conv", "pool") and op.attrs.layout == "nchw"  # type: ignore[attr-defined]
 
 
@@ -52,9 +51,9 @@ class Read:
 
 @dataclass(slots=True)
 class Reads:
-    """Roots of all values and who reads them; `constant` names what is computed from constants alone, whose layout
-    costs nothing at run time. `flattened` names reshapes that merge all but some leading dimensions for a matmul with
-    constant weights: the rows of the weights can be permuted instead of what is merged."""
+    """Roots of all values and their readers. `constant` names values that depend on constants alone, whose layout is
+    free at run time. `flattened` names reshapes that merge all but some leading dimensions for a matmul with constant
+    weights: the rows of the weights can be permuted instead of the merged dimensions."""
 
     root: dict[str, tuple[Value, Perm]] = field(default_factory=dict)
     readers: dict[str, list[Read]] = field(default_factory=dict)
@@ -104,9 +103,9 @@ class Reads:
 
 
 def spread_forms(graph: Graph, reads: Reads, upward: bool) -> dict[str, Form]:
-    """Result name -> the form its op could take. Forms spread in both directions, from convolutions and pools first,
-    then from transposes: those offer to what is above them (`upward`) or below them before the other side. The first
-    offer decides, and an offer to stay as one is counts; only real forms are returned."""
+    """Result name -> the form its op could take. Forms propagate in both directions, first from convolutions and pools,
+    then from transposes, which offer to their producers first (`upward`) or to their consumers first. The first offer
+    decides, even if it keeps the op as it is; only changed forms are returned."""
     forms: dict[str, Form] = {}
     seen: set[tuple[str, Perm]] = set()
     windows = [op for op in graph.ops if is_channels_first(op)]
@@ -127,7 +126,7 @@ def _is_plain(form: Form) -> bool:
 def _spread(
     reads: Reads, forms: dict[str, Form], seen: set[tuple[str, Perm]], offers: Iterable[tuple[Value, Perm]]
 ) -> None:
-    """Offer a perm for a value to the op that stores it and to those that read it, and so on; past transposes last."""
+    """Offer a perm for a value to its storing op and its readers, transitively; through transposes last."""
     near, far = deque(offers), deque[tuple[Value, Perm]]()
     while near or far:
         value, perm = near.popleft() if near else far.popleft()
@@ -181,7 +180,7 @@ _TRANSPOSE = 64
 
 @dataclass(frozen=True, slots=True)
 class _Edge:
-    """A root, the op that stores it and a reader, as seen by their choices: None stands for an op without one."""
+    """A root with the choices of its storing op and of a reader; None stands for an op without a choice."""
 
     value: Value
     storing: str | None
@@ -203,8 +202,7 @@ def choose(graph: Graph, reads: Reads) -> dict[str, Form]:
 
 
 def _total(reads: Reads, chosen: dict[str, Form]) -> int:
-    """What the graph costs when just the ops in `chosen` take their forms: one copy a value for each perm it is read
-    in."""
+    """Cost of the graph if exactly the ops in `chosen` take their forms: one copy per value and perm it is read in."""
     total = 0
     for name in reads.readers:
         if name in reads.constant:
@@ -230,7 +228,7 @@ def _stored(reads: Reads, forms: dict[str, Form], name: str) -> tuple[Perm, Perm
 
 
 def _edges(reads: Reads, forms: dict[str, Form], name: str) -> Iterator[_Edge]:
-    """The edges of one root, without those that can never cost anything."""
+    """The edges of one root that can have a cost."""
     value = reads.root[name][0]
     if name in reads.constant:
         return
@@ -246,10 +244,10 @@ def _edges(reads: Reads, forms: dict[str, Form], name: str) -> Iterator[_Edge]:
 
 
 def _cost(reads: Reads, value: Value, read: Read, stored: Perm, wanted: Perm) -> int:
-    """Of reading a value that is stored in one perm in another."""
+    """Cost of reading a value in perm `wanted` that is stored in perm `stored`."""
     reshape = read.reader.result.name if read.reader is not None and read.reader.name == "reshape" else None
     if same_bytes(value.type.dims, stored, wanted):
-        # A reshape does not even see where dimensions of size one are.
+        # A reshape is indifferent to the positions of dimensions of size one.
         return 0 if stored == wanted or reshape is not None else 1
     lead = None if reshape is None else reads.flattened.get(reshape)
     if lead is not None and stored[:lead] == wanted[:lead]:
@@ -258,7 +256,7 @@ def _cost(reads: Reads, value: Value, read: Read, stored: Perm, wanted: Perm) ->
 
 
 def _wanted(read: Read, forms: dict[str, Form]) -> tuple[tuple[Perm, ...], tuple[Perm, ...]]:
-    """The perms of the root that suit a reader without and with its form."""
+    """The perms of the root that a reader accepts without and with its form."""
     op = read.reader
     plain: tuple[Perm, ...] = (read.perm,)
     if op is None:
@@ -273,12 +271,12 @@ def _wanted(read: Read, forms: dict[str, Form]) -> tuple[tuple[Perm, ...], tuple
     perm = form.operands[read.index] if form is not None else None
     if perm is None:
         return plain, plain
-    # An operand of lower rank is broadcast against the others: it is permuted by itself, at the cost of its few bytes.
+    # An operand of lower rank is broadcast against the others: it is permuted separately, at the cost of its few bytes.
     return plain, (compose(read.perm, perm),) if len(perm) == rank else plain
 
 
 def _parts(edges: Iterable[_Edge], forms: dict[str, Form]) -> Iterator[list[_Edge]]:
-    """Edges grouped by connected choices; groups without a choice are left out."""
+    """Edges grouped into components connected by choices; components without a choice are left out."""
     links = nx.Graph()
     links.add_nodes_from(forms)
     where: list[tuple[str, _Edge]] = []
@@ -303,7 +301,7 @@ _FORM, _STAY = ("form",), ("stay",)
 
 
 def _cut(edges: list[_Edge]) -> set[str]:
-    """The choices of one part at least cost: the source side of a minimum cut takes its form."""
+    """The cheapest choices of one component: ops on the source side of a minimum cut take their forms."""
     flow = nx.DiGraph()
     flow.add_nodes_from((_FORM, _STAY))
     groups: dict[tuple[str, str | None, Table, bool], list[_Edge]] = {}
@@ -322,7 +320,7 @@ def _cut(edges: list[_Edge]) -> set[str]:
         return set()
     if flow.in_degree(_STAY) == 0:
         return {n for n in nx.descendants(flow, _FORM) if isinstance(n, str)}
-    # Of several minimum cuts this way round gives the one with the fewest forms.
+    # Of several minimum cuts, this orientation yields the one with the fewest forms.
     cut = nx.minimum_cut(flow.reverse(), _STAY, _FORM, flow_func=nx.algorithms.flow.boykov_kolmogorov)
     return {n for n in cut[1][1] if isinstance(n, str)}
 
@@ -335,8 +333,8 @@ def _add(flow: nx.DiGraph, tail: object, head: object, capacity: float) -> None:
 
 
 def _add_pair(flow: nx.DiGraph, edge: _Edge) -> None:
-    """The cost table of one storing and one reading choice as edges; a table that no cut can express counts as the
-    nearest one below."""
+    """The cost table of one storing and one reading choice as edges; a table that no cut can express is rounded down to
+    the nearest one that a cut can."""
     cost = edge.table
     if edge.storing is None or edge.reading is None:
         end = edge.storing or edge.reading
@@ -356,7 +354,7 @@ def _add_pair(flow: nx.DiGraph, edge: _Edge) -> None:
 
 
 def _add_shared(flow: nx.DiGraph, group: list[_Edge]) -> None:
-    """One value, several readers that differ only in their choice: the other copy is paid once."""
+    """One value with several readers that differ only in their choice: the other copy is paid for once."""
     n, storing = group[0].table[0][1], group[0].storing
     any_takes, any_stays = ("takes", group[0].value.name), ("stays", group[0].value.name)
     _add(flow, any_takes, storing, n)

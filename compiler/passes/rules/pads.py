@@ -1,7 +1,7 @@
-"""Pads into those that a load can fill in: constant, growing, and only around the tensor.
+"""Rewrites pads to those that loads support: constant, not cropping, and without interior padding.
 
-Invariant: results are the same to the bit. Positions come from numpy.pad on the list of positions, so a mode means here
-what the record means by it.
+Invariant: results are bit-identical. Positions come from numpy.pad applied to a list of positions, as in the op's
+reference, so modes agree with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ppuc.ir.ops.movement import ConcatAttrs, GatherAttrs, PadAttrs
 from ppuc.ir.ops.view import ExpandAttrs, SliceAttrs
 
 MOST_PARTS = 8
-"""Runs of positions that a mirrored or wrapped axis is put together from; beyond that it is gathered."""
+"""Maximum slices that a mirrored or wrapped axis is concatenated from; beyond that it is gathered."""
 
 
 def _pad_attrs(op: Op) -> PadAttrs:

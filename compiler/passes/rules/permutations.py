@@ -1,10 +1,10 @@
-"""How an op runs on operands that are stored with their dimensions permuted.
+"""Forms of ops on operands stored with permuted dimensions.
 
 A value v is stored in perm p when the stored tensor is transpose(v, p). A Form says: with operands in these perms and
-these attributes, the op computes its result in that perm. Perms of a value that differ only in where its dimensions of
-size one stand hold the same bytes (`same_bytes`); changing between them is a reshape.
+these attributes, the op computes its result in that perm. Perms of a value that differ only in the positions of
+size-one dimensions hold the same bytes (`same_bytes`); converting between them is a reshape.
 
-Invariant: running an op in a form and transposing back is the op itself, to the bit but for the order of sums.
+Invariant: running an op in a form and transposing back gives bit-identical results except for the order of sums.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def swapped(rank: int) -> Perm:
 
 
 def same_bytes(dims: Sequence[int], p: Perm, q: Perm) -> bool:
-    """Whether a tensor of shape `dims` is stored alike in both perms."""
+    """Whether a tensor of shape `dims` has the same bytes in both perms."""
     return p == q or [d for d in p if dims[d] != 1] == [d for d in q if dims[d] != 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`operands[i]` is the perm of operand i, aligned to the op's rank when it has fewer dimensions and is broadcast;
-    None: as it is."""
+    """`operands[i]` is the perm of operand i, aligned to the op's rank if it is broadcast from fewer dimensions; None
+    leaves it as it is."""
 
     attrs: Attrs
     operands: tuple[Perm | None, ...]
@@ -61,8 +61,8 @@ class Form:
 
 
 def form_from_operand(op: Op, index: int, perm: Perm) -> Form | None:
-    """The form in which operand `index` is stored in `perm`; None when there is none, or when the operand is broadcast
-    and so does not decide where most dimensions go."""
+    """The form with operand `index` stored in `perm`; None if there is none, or if the operand is broadcast and so
+    leaves most dimensions undetermined."""
     if len(perm) != op.operands[index].type.rank:
         return None
     if op.name in ("reduce", "argreduce"):
@@ -76,8 +76,8 @@ def form_from_operand(op: Op, index: int, perm: Perm) -> Form | None:
 
 
 def form_of_result(op: Op, perm: Perm) -> Form | None:
-    """The form in which the result is stored in `perm`; None when there is none, or when it does not follow from the
-    result alone."""
+    """The form with the result stored in `perm`; None if there is none, or if the result alone does not determine
+    it."""
     if len(op.results) != 1 or len(perm) != op.result.type.rank or op.body is not None:
         return None
     if op.name == "reshape":
@@ -136,8 +136,8 @@ def _reshape(op: Op, operand: Perm, result: Perm) -> Form:
 
 
 def _blocks(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The finest runs of dimensions of `a` and `b` with equal products, in order; dimensions of size one are left
-    out."""
+    """The finest partition of the dimensions of `a` and `b` into runs with equal products, in order; size-one
+    dimensions are left out."""
     left, right = ([i for i, size in enumerate(shape) if size != 1] for shape in (a, b))
     blocks: list[tuple[list[int], list[int]]] = []
     while left:
@@ -155,8 +155,8 @@ def _blocks(a: Sequence[int], b: Sequence[int]) -> list[tuple[list[int], list[in
 
 
 def _regrouped(a: Sequence[int], b: Sequence[int], perm: Perm) -> Perm | None:
-    """The perm of a tensor of shape `b` whose bytes are those of one of shape `a` (a reshape of it) in `perm`; None
-    when `perm` tears apart dimensions that the reshape merges or splits."""
+    """The perm of a tensor of shape `b` whose bytes are those of one of shape `a` (a reshape of it) in `perm`; None if
+    `perm` separates dimensions that the reshape merges or splits."""
     if 0 in a:
         return None
     order = [d for d in perm if a[d] != 1]
@@ -170,8 +170,8 @@ def _regrouped(a: Sequence[int], b: Sequence[int], perm: Perm) -> Perm | None:
 
 
 def _with_ones(order: list[int], shape: Sequence[int]) -> Perm:
-    """`order` with the dimensions of size one put in, each behind its left neighbour in `shape`: where an expand may
-    make them part of it."""
+    """`order` with size-one dimensions inserted, each after its left neighbour in `shape`, where an expand may merge
+    with it."""
     for d, size in enumerate(shape):
         if size == 1:
             order.insert(order.index(d - 1) + 1 if d else 0, d)

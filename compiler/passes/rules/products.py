@@ -1,10 +1,10 @@
-"""Groups that are a product with constant weights, and steps that treat its columns apart: what can be one product.
+"""Recognises groups that can merge into one product: a product with constant weights followed by column-wise steps.
 
-Weights may be widened from what they are stored in; a step adds or multiplies a number for each column (a bias, the
-scales of 8-bit operands), one for all columns, or what another value has for each row.
+Weights may be widened from a storage format. A step adds or multiplies a number per column (a bias, the scales of 8-bit
+operands), one number for all columns, or another value's number per row.
 
-Invariant: products of equal `key` differ in constants only, so that one product with the constants side by side
-computes all of them.
+Invariant: products of equal `key` differ only in constants, so one product on the concatenated constants computes all
+of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Step:
 
     @property
     def key(self) -> object:
-        """What steps of products that merge have in common."""
+        """The properties on which steps of merging products must agree."""
         column = None if self.column is None else self.column.results[0].type.dtype
         shared = None if self.shared is None else self.shared.name
         return self.name, self.attrs, column, self.wide, self.number is not None, shared
@@ -58,14 +58,15 @@ class Product:
 
     @property
     def key(self) -> object:
-        """What products that merge have in common: the operand, the formats of everything that is joined, the steps."""
+        """The properties on which merging products must agree: the operand, the formats of concatenated constants, the
+        steps."""
         types = tuple((c.results[0].type.dtype, c.results[0].type.shape[0]) for c in self.weights)
         widen = None if self.widen is None else (self.widen.name, self.widen.attrs)
         return self.x.name, self.anchor.attrs, types, widen, tuple(step.key for step in self.steps), self.stored.dtype
 
 
 def read_product(op: Op, constants: Mapping[str, Op]) -> Product | None:
-    """A matmul group as a product; None when it is anything else. `constants`: those of the graph, by name."""
+    """A matmul group as a product; None otherwise. `constants` are the graph's, by name."""
     body = op.body
     assert body is not None
     anchor = anchor_in(body)
@@ -94,7 +95,7 @@ def read_product(op: Op, constants: Mapping[str, Op]) -> Product | None:
 
 
 class _Chain:
-    """What follows an anchor, read in the order of the body."""
+    """The chain of ops after an anchor, read in body order."""
 
     def __init__(self, body: Graph, anchor: Op, outer: Mapping[str, Value], constants: Mapping[str, Op]) -> None:
         self.outer, self.constants = outer, constants
@@ -105,7 +106,7 @@ class _Chain:
         self.widened: dict[str, tuple[Value, DType]] = {}
 
     def takes(self, op: Op) -> bool:
-        """Whether `op` is the next link, or prepares one."""
+        """Whether `op` is the next link of the chain, or prepares one."""
         number = scalar_constant(op)
         if number is not None:
             self.numbers[op.results[0].name] = float(number)
@@ -127,7 +128,7 @@ class _Chain:
         return True
 
     def _columnwise(self, op: Op) -> Step | None:
-        """A step that the columns take apart: before any view, which could put them elsewhere."""
+        """`op` as a column-wise step; None otherwise. Steps precede all views, which could move columns."""
         if op.name not in _COLUMNWISE or self.views or op.operands[0] == op.operands[1]:
             return None
         (other,) = (v for v in op.operands if v != self.value)

@@ -1,11 +1,11 @@
-"""Products of dequantized tensors, as files with QuantizeLinear and DequantizeLinear have them, on the stored numbers.
+"""Computes products of dequantized tensors (QuantizeLinear and DequantizeLinear in the file) on the stored numbers.
 
     matmul(dequantize(x, s), dequantize(w, t))   ->   matmul(x, w) * (s * t)          8-bit floats, f32 sums
                                                  ->   int_matmul(x, w, zeros) * (s * t)   8-bit integers, i32 sums
     matmul(x, dequantize(w, t)), w 8-bit floats  ->   matmul(x, cast(w)) * t          widened as it is loaded
 
-Invariant: scales leave a sum only where they are the same for all of its terms: one for the activation, one for each
-output of constant weights.
+Invariant: scales are factored out of a sum only if they are the same for all of its terms: one for the activation, one
+per output channel of constant weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BYTES = (DType.I8, DType.U8)
 
 
 def quantized_product(w: Walk, op: Op) -> Value | None:
-    """A product of dequantized operands on the numbers that they are dequantized from."""
+    """A product of dequantized operands -> a product of the stored numbers, scaled."""
     if op.result.type.dtype is not DType.F32:
         return None
     weights, turned = _weights(w, op)
@@ -53,7 +53,7 @@ def quantized_product(w: Walk, op: Op) -> Value | None:
 
 
 def _weights(w: Walk, op: Op) -> tuple[Op | None, bool]:
-    """What dequantizes the constant right operand, and whether a transpose lies between."""
+    """The op that dequantizes the constant right operand, and whether a transpose follows it."""
     value, turned = op.operands[1], False
     turn = w.producer(value, "transpose")
     if turn is not None and op.name == "matmul" and turn.attrs.perm == (1, 0):  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ def _weights(w: Walk, op: Op) -> tuple[Op | None, bool]:
 
 
 def _output_scale(w: Walk, op: Op, weights: Op, turned: bool) -> Value | None:
-    """The scales of the weights as they broadcast to the result; None when they differ within a sum."""
+    """The scales of the weights, broadcastable to the result; None if they differ within a sum."""
     scale, rank = weights.operands[1], weights.operands[0].type.rank
     attrs = weights.attrs
     assert isinstance(attrs, DequantizeAttrs)

@@ -1,9 +1,9 @@
-"""Ops that walk a tensor along more axes than a descriptor has dimensions, in steps that do not.
+"""Splits ops that walk more axes than a descriptor has dimensions into steps that do not.
 
-Axes that lie together in memory count as one, so this is for tensors of many axes that are turned, cut or repeated one
-by one. Each step is stored, and the next reads it as it is.
+Contiguous axes count as one, so this concerns tensors with many axes that are individually permuted, sliced or
+repeated. Each step stores its result contiguously for the next.
 
-Invariant: the steps give the same elements, and each walks at most MAX_VIEW_RANK axes.
+Invariant: the steps compute the same elements, and each walks at most MAX_VIEW_RANK axes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ppuc.ir.ops.view import ExpandAttrs, ReshapeAttrs, SliceAttrs, TransposeAtt
 from ppuc.ir.rewrite import Builder
 
 Step = Callable[[Value, int, int], Attrs]
-"""The view that does what is left to do along axes `first .. end`, of the value that the steps before it made."""
+"""The view that applies the remaining work along axes `first .. end` to the previous step's result."""
 
 
 def in_steps(b: Builder, op: Op) -> Sequence[Value] | None:
-    """What replaces a transpose, slice, expand, elementwise op or reduction that walks too many axes; None when it does
-    not, or is another op."""
+    """The replacement of a transpose, slice, expand, elementwise op or reduction that walks too many axes; None for
+    other ops."""
     if max((v.type.rank for v in (*op.operands, *op.results)), default=0) <= MAX_VIEW_RANK:
         return None
     attrs = op.attrs
@@ -43,14 +43,14 @@ def in_steps(b: Builder, op: Op) -> Sequence[Value] | None:
 
 
 def _walked(name: str, value: Value, attrs: Attrs) -> bool:
-    """Whether a descriptor can walk the view of a tensor that lies in memory as it is."""
+    """Whether a descriptor can walk the view of a contiguous tensor."""
     (type_,) = OPS[name].infer(attrs, [value.type])
     op = Op(name, attrs, (value,), (Value("", type_),))
     return views.apply(op, View.contiguous(value.type.dims)) is not None
 
 
 def _stepwise(b: Builder, name: str, value: Value, axes: int, step: Step) -> Value:
-    """`value` through steps `name`, each along as many axes as a descriptor walks."""
+    """Apply ops `name` to `value` in steps, each along as many axes as a descriptor walks."""
     first = 0
     while first < axes:
         end = next(e for e in range(axes, first, -1) if e == first + 1 or _walked(name, value, step(value, first, e)))
@@ -60,7 +60,7 @@ def _stepwise(b: Builder, name: str, value: Value, axes: int, step: Step) -> Val
 
 
 def _transposed(b: Builder, value: Value, perm: Sequence[int]) -> Value:
-    """Brings the axes of the result into place, the first ones first; the others stay in their order."""
+    """Move axes of the result into place, outermost first; the others keep their order."""
 
     def order(placed: int) -> list[int]:
         return [*perm[:placed], *(a for a in range(len(perm)) if a not in perm[:placed])]
@@ -96,7 +96,7 @@ def _expanded(b: Builder, value: Value, shape: Sequence[int]) -> Value:
 
 
 def _elementwise(b: Builder, op: Op) -> Sequence[Value] | None:
-    """An op whose operands are broadcast along other axes each: on operands that are stored in the result's shape."""
+    """An op whose operands are broadcast along different axes -> the op on operands stored in the result's shape."""
     shape = op.results[0].type.dims
     aligned = [(1,) * (len(shape) - v.type.rank) + v.type.dims for v in op.operands]
     if _runs([tuple(dims[a] != 1 for dims in aligned) for a, n in enumerate(shape) if n != 1]) <= MAX_VIEW_RANK:
@@ -106,7 +106,7 @@ def _elementwise(b: Builder, op: Op) -> Sequence[Value] | None:
 
 
 def _reduction(b: Builder, op: Op, attrs: ReduceAttrs) -> Sequence[Value] | None:
-    """A reduction along axes between others: with these last."""
+    """A reduction along inner axes -> a reduction along trailing axes."""
     (value,), result = op.operands, op.results[0]
     if _runs([a in attrs.axes for a, n in enumerate(value.type.dims) if n != 1]) <= MAX_VIEW_RANK:
         return None

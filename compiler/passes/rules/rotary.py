@@ -1,9 +1,9 @@
-"""Rotary embeddings without moving halves.
+"""Rotary embeddings as elementwise ops on a reversed view.
 
 Models write `x cos + rotate(x) sin` with rotate(x) = concat(-x[h:], x[:h]). On [..., 2, h] the rotation is a reversed
-view with a sign, so the whole becomes elementwise: one kernel, together with the norm before it, reads x twice instead
-of writing and reading its halves. A norm of x (multiples of x by values that a reduction of it gives) is computed in
-the same shape: its reduction runs over both dimensions that were one.
+view with a sign, so the pattern becomes elementwise: one kernel, together with the preceding norm, reads x twice
+instead of writing and reading its halves. A norm of x (x times values reduced from it) is computed in the same shape:
+its reduction runs over both halves of the split dimension.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ppuc.ir.ops.reduction import ReduceAttrs
 from ppuc.ir.ops.view import SliceAttrs, TransposeAttrs
 
 _READERS = 3
-"""What reads x in a rotary embedding: a product and two slices."""
+"""Number of readers of x in a rotary embedding: a product and two slices."""
 
 _DEEPEST = 16
-"""Ops of a norm that are followed at the most."""
+"""Maximum ops of a norm that are followed."""
 
 
 def rotary(w: Walk, op: Op) -> Value | None:
-    """add(mul(x, cos), mul(concat(neg(x[h:]), x[:h]), sin)) -> the same on [..., 2, h], the halves exchanged by a
+    """add(mul(x, cos), mul(concat(neg(x[h:]), x[:h]), sin)) -> the same on [..., 2, h], with the halves swapped by a
     view."""
     for straight, crossed in (op.operands, op.operands[::-1]):
         product = w.sole(crossed, "mul")
@@ -71,13 +71,13 @@ def _rotated(w: Walk, value: Value) -> Value | None:
 
 
 def _splits(value: Value, x: Value) -> bool:
-    """Whether a factor of x has a last dimension that is split like that of x, or that is broadcast."""
+    """Whether a factor's last dimension can be split like that of x, or is broadcast."""
     return value.type.rank == 0 or value.type.dims[-1] in (1, x.type.dims[-1])
 
 
 class Halves:
-    """`x` [..., 2 h] in the shape [..., 2, h], as it is or with the two halves exchanged. When x is a norm with its
-    dimensions permuted afterwards (heads before tokens), the norm is computed with them permuted."""
+    """`x` [..., 2 h] in the shape [..., 2, h], unchanged or with the halves swapped. If x is a norm followed by a
+    transpose (heads before tokens), the norm is computed on permuted dimensions."""
 
     def __init__(self, w: Walk, x: Value) -> None:
         self.w, self.x = w, x
@@ -95,7 +95,7 @@ class Halves:
         self._split: dict[str, Value] = {}
 
     def _root(self, x: Value) -> Value:
-        """What x is a norm of; x itself when it is none, or when others read it."""
+        """The operand of the norm that x is; x itself if it is not a norm or has other readers."""
         value, reduced = x, False
         for _ in range(_DEEPEST):
             op = self.w.producer(value, "mul")
@@ -140,7 +140,7 @@ class Halves:
         return attrs.axes == (operand.rank - 1,) and operand.dims[-1] == self.width
 
     def _follows(self, value: Value) -> Op | None:
-        """The op that computes `value` from the root; None when it does not come from there."""
+        """The op that computes `value` from the root; None if `value` does not depend on it."""
         if value.name == self.root.name:
             return None
         op = self.w.producer(value)
@@ -153,7 +153,7 @@ class Halves:
         return value.name == self.root.name or self._follows(value) is not None
 
     def split(self, value: Value) -> Value:
-        """`value` (x, or what it is computed from) as [..., 2, h]."""
+        """`value` (x or one of its operands) as [..., 2, h]."""
         if value.name == self.x.name:
             value = self.normed
         if value.name not in self._split:
@@ -171,7 +171,7 @@ class Halves:
         return self.w.emit(op.name, *(operand(v) for v in op.operands), attrs=op.attrs)
 
     def _leaf(self, value: Value) -> Value:
-        """A value that the norm starts from, its dimensions where they are in x."""
+        """An input of the norm, with its dimensions permuted as in x."""
         if self.perm and value.type.rank == len(self.perm):
             value = transposed(self.w, value, self.perm)
         return self.apart(value)
@@ -184,7 +184,7 @@ class Halves:
         return reshaped(self.w, value, (*lead, 1, 1) if last == 1 else (*lead, 2, last // 2))
 
     def flip(self, value: Value) -> Value:
-        """`value` (x, or what it is computed from) as [..., 2, h] with its halves exchanged."""
+        """`value` (x or one of its operands) as [..., 2, h] with its halves swapped."""
         if value.name == self.x.name:
             value = self.normed
         if value.type.rank == 0 or value.type.dims[-1] == 1:

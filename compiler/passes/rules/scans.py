@@ -1,6 +1,6 @@
-"""Running sums along an axis that no unit can hold, as sums within blocks and a running sum of the blocks' totals.
+"""Splits scans along an axis that exceeds l1 into scans within blocks and a scan of the blocks' totals.
 
-Invariant: integer results are the same to the bit. Float sums are associated differently, in f32 throughout.
+Invariant: integer results are bit-identical. Float sums are reassociated, in f32 throughout.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ppuc.ir.types import DType
 from ppuc.targets.schema import Target
 
 ROWS_IN_L1 = 8
-"""Copies of a row that a kernel with a scan must find room for: three slots each of two operands, two of a result."""
+"""Copies of a row in l1 that a kernel with a scan needs: three slots for each of two operands, two for a result."""
 
 
 def longest_row(dtype: DType, target: Target) -> int:
-    """Elements along a scanned axis that certainly fit l1 whole."""
+    """Length of a scanned axis that is certain to fit l1."""
     return max(2, target.l1.bytes // (ROWS_IN_L1 * max(4, dtype.bytes)))
 
 
@@ -50,7 +50,7 @@ def split_scans(target: Target) -> Callable[[Walk, Op], Value | None]:
 
 
 def _in_blocks(w: Walk, op: Op, attrs: CumsumAttrs, block: int) -> Value:
-    """Zeros that fill the last block change neither the sums before them nor, in reverse, those after."""
+    """Pads the last block with zeros, which change neither the sums before them nor, in reverse, those after."""
     x, dims = op.operands[0], op.result.type.dims
     outer, extent, inner = math.prod(dims[: attrs.axis]), dims[attrs.axis], math.prod(dims[attrs.axis + 1 :])
     blocks = -(-extent // block)

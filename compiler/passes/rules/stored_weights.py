@@ -1,9 +1,9 @@
-"""Constant weights that a file dequantizes before a product: kept as they are stored.
+"""Keeps constant weights that the model dequantizes before a product in their storage format.
 
-Taken are numbers of 8 bits or less, with scales and zero points for the whole matrix, for its rows or columns, or in
-blocks along the sum. Products on operands that are both 8 bits wide are not among these: they need no widening.
+Supported are numbers of at most 8 bits with scales and zero points per matrix, per row or column, or per block along
+the summed dimension. Products of two 8-bit operands are excluded: they need no widening.
 
-Invariant: the weights are the file's, to the bit.
+Invariant: the weights are bit-identical to the file's.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def stored_weights(w: Walk, op: Op) -> Value | None:
 
 
 def _weights(found: Op, resources: list[Resource], turned: bool) -> Weights | None:
-    """The matrix as [k, n]; `turned` when the file has it as [n, k]."""
+    """The matrix as [k, n]; `turned` if the file stores it as [n, k]."""
     attrs = found.attrs
     assert isinstance(attrs, DequantizeAttrs)
     codes, scale, *zero = resources
@@ -89,7 +89,7 @@ def _weights(found: Op, resources: list[Resource], turned: bool) -> Weights | No
 def _zeros(
     points: Resource, unsigned: bool, by_block: Callable[[Resource], np.ndarray]
 ) -> Callable[[], np.ndarray] | None:
-    """What is taken off the stored numbers, of which unsigned ones of four bits are 8 less than in the file."""
+    """The zero points of the stored numbers. Unsigned 4-bit numbers are stored minus 8, as signed ones."""
     given = points.array()
     if not unsigned:
         return functools.partial(by_block, points) if given.any() else None

@@ -1,6 +1,6 @@
-"""Rewrites of views and movement: what only renames or moves elements is removed, merged, or made a simpler view.
+"""Rewrites of views and data movement: removes, merges or simplifies them.
 
-Every rule is exact: results are the same to the bit.
+Every rule is exact: results are bit-identical.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _MAX_INDICES = 1 << 16
 
 
 def reshaped(w: Walk, x: Value, shape: Sequence[int]) -> Value:
-    """`x` under another shape; `x` itself when it has that shape."""
+    """`x` reshaped; `x` itself if it has that shape."""
     return x if x.type.dims == tuple(shape) else w.emit("reshape", x, attrs=ReshapeAttrs(tuple(shape)))
 
 
 def transposed(w: Walk, x: Value, perm: Sequence[int]) -> Value:
-    """`x` with its dimensions permuted: nothing, a reshape when only dimensions of size one move, or a transpose."""
+    """`x` with its dimensions permuted: `x` itself, a reshape if only dimensions of size one move, or a transpose."""
     if tuple(perm) == tuple(range(len(perm))):
         return x
     if keeps_order(x.type.dims, perm):
@@ -34,8 +34,7 @@ def transposed(w: Walk, x: Value, perm: Sequence[int]) -> Value:
 
 
 def keeps_order(shape: Sequence[int], perm: Sequence[int]) -> bool:
-    """Whether a transpose leaves elements where they are in row-major order: dimensions larger than one keep their
-    order."""
+    """Whether a transpose keeps the row-major order of elements: dimensions larger than one keep their order."""
     moved = [p for p in perm if shape[p] != 1]
     return moved == sorted(moved) or 0 in shape
 
