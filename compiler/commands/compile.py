@@ -133,7 +133,7 @@ def _cost(study: dict[str, Any]) -> dict[str, Any]:
     measured = [row for row in study["layers"] if row["isolated_sqnr_db"] is not None]
     noisiest = sorted(measured, key=lambda row: row["isolated_sqnr_db"])[:NOISIEST]
     return {
-        **{key: study[key] for key in ("samples", "repair", "share", "time")},
+        **{key: study[key] for key in ("samples", "repair", "repair_refused", "share", "time")},
         **{key: study["accuracy"][key] for key in ("sqnr_db", "agreement")},
         "noisiest": [{key: row[key] for key in ("layer", "isolated_sqnr_db")} for row in noisiest],
     }
@@ -151,6 +151,8 @@ def _show(out: Console, record: dict[str, Any]) -> None:
             f"{cost['agreement']:.2%} on {counted(count, 'sample')} {apart} (repair: {cost['repair']}); "
             f"{cost['time']['speedup']:.2f} x the speed of bf16, {duration(cost['time']['seconds'])} simulated"
         )
+        if (refused := cost["repair_refused"]) is not None:
+            out.print(f"not repaired: '{refused['method']}' {refused['reason']}")
         names = ", ".join(f"{row['layer']} ({row['isolated_sqnr_db']:.1f} dB alone)" for row in cost["noisiest"])
         if names:
             out.print(f"noisiest: {names}; `ppuc quantize` lists all, and keeps layers in bf16 with -p mixed")

@@ -6,6 +6,7 @@ quarters are fitted to, and decide on the repair by cross-validation. With fewer
 and that is said.
 
 Invariant: accuracy is reported on samples that neither calibration nor search saw, or the report says that it is not.
+The one thing that they decide is whether a repair is given up because it loses on them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.calibrate import plan_from
 from ppuc.compiler.quantization.data import FEW
+from ppuc.compiler.quantization.held_back import Kept, kept
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
 from ppuc.compiler.quantization.metric import Metric, Sample, score
 from ppuc.compiler.quantization.noise import best_formats, clipped_share
@@ -86,11 +88,13 @@ def study(
     found: Found | None = None
     if precision.per_layer:
         found = _searched(prepared, fit, check, whole, judge, start, wide, aim, methods, memory, each)
-        plan, repair, noise = found.best.plan, found.repair, found.noise
+        lifted = {name: own for name, own in found.best.plan.layers.items() if not own.quantized}
+        best = kept(prepared, start.with_layers(lifted), found.best.plan, found.repair, report)
+        noise = found.noise
     else:
-        made = repaired(prepared, start, whole, methods, lambda m: each(f"repair: {m}"))
-        plan, repair = made.plan, made.method
+        best = _repaired(prepared, start, whole, methods, report, each)
         noise = isolated_noise(prepared, start, judge.first(REPORTED), memory.known, memory.add, each)
+    plan = best.plan
     each("time: quantized")
     narrow = timed(prepared, plan)
     each("report")
@@ -108,7 +112,8 @@ def study(
             "apart": len(samples) >= FEW or bool(evaluation),
         },
         "emulated_in": "ONNX Runtime" if judge.in_onnxruntime else "numpy",
-        "repair": repair,
+        "repair": best.method,
+        "repair_refused": best.refused.record() if best.refused is not None else None,
         "accuracy": _named(final, prepared).record(),
         "metric": scores,
         "share": quantized_share(prepared, plan),
@@ -128,11 +133,24 @@ def repaired_plan(
     prepared: Prepared, samples: Sequence[Sample], each: Callable[[str], None] = lambda what: None
 ) -> Plan:
     """The plan that `study` finds for all layers in one format, without what it measures for the report."""
-    fit, check, _ = dealt(samples, ())
+    fit, check, held = dealt(samples, ())
     whole = _whole(prepared, fit, check)
     each("observe")
     start = _one_format(prepared, observe(prepared.module.graph, prepared.layers, whole), len(samples))
-    return repaired(prepared, start, whole, _methods(prepared, samples), lambda m: each(f"repair: {m}")).plan
+    return _repaired(prepared, start, whole, _methods(prepared, samples), held, each).plan
+
+
+def _repaired(
+    prepared: Prepared,
+    start: Plan,
+    whole: Sequence[Sample],
+    methods: Sequence[str],
+    held: Sequence[Sample],
+    each: Callable[[str], None],
+) -> Kept:
+    """`start` repaired by what does best among `methods` on `whole` (feeds), unless that loses on `held`."""
+    made = repaired(prepared, start, whole, methods, lambda m: each(f"repair: {m}"))
+    return kept(prepared, start, made.plan, made.method, held)
 
 
 def dealt(

@@ -63,6 +63,8 @@ def _outputs(out: Console, record: dict[str, Any]) -> None:
         f"{accuracy['agreement']:.2%}, repair: {record['repair']}; {duration(time['seconds'])} simulated, "
         f"{time['speedup']:.2f} x bf16 ({duration(time['bf16_seconds'])})"
     )
+    if (refused := record["repair_refused"]) is not None:
+        out.print(f"not repaired: '{refused['method']}' {refused['reason']}")
 
 
 def _db(number: float | None) -> str:
