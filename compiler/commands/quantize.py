@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ppuc.compiler.commands.options import (
     ALIAS,
     CALIBRATION,
     DIM,
+    HOST,
     LENIENT,
     PIPELINE,
     TARGET,
@@ -26,9 +27,10 @@ from ppuc.compiler.precisions import PRECISIONS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ppuc.compiler.frontend.source import Source
     from ppuc.compiler.options import CompileOptions
     from ppuc.compiler.quantization.prepare import Prepared
-    from ppuc.ir.errors import ModelError
+    from ppuc.compiler.quantization.study import Study, Subject
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]
@@ -97,7 +99,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.toml", help="Write the policy.")
 @click.option("--plot", type=OutputFile(), metavar="FILE.svg", help="Draw accuracy against the share in 8 bits.")
 @click.option("--top", type=click.IntRange(min=0), default=0, metavar="N", help="Show the N noisiest layers (0: all).")
-@compile_arguments(*TARGET, DIM, *CALIBRATION, ALIAS, TUNE, *PIPELINE, LENIENT)
+@compile_arguments(*TARGET, DIM, *CALIBRATION, ALIAS, TUNE, *PIPELINE, *HOST, LENIENT)
 @json_option
 def quantize_command(
     model: Path,
@@ -123,36 +125,36 @@ def quantize_command(
     """
     from ppuc.compiler.quantization.data import FEW
     from ppuc.compiler.quantization.metric import load_metric
-    from ppuc.compiler.quantization.policy import write_policy
+    from ppuc.compiler.quantization.policy import arrays_path, write_policy
     from ppuc.compiler.quantization.search import Goal
-    from ppuc.compiler.quantization.study import Aim, study
-    from ppuc.ir.errors import ModelError
+    from ppuc.compiler.quantization.study import Aim
 
     goal = Goal(min_sqnr, min_agreement, max_drop, min_share)
     _check_goal(goal, arguments.precision, metric)
-    keep_input(model, output)
+    if output is not None:
+        for read in filter(None, (model, arguments.calibrate, evaluate)):
+            keep_input(read, output)
+            keep_input(read, arrays_path(output))
     options = arguments.options(labels=metric is not None)
     data = options.quantization.data
     assert data is not None
-    prepared = _prepared(model, options)
-    prepared = prepared.with_attention() if attention else prepared
-    given = list(data.samples(prepared.specs, prepared.fixed))[:samples]
-    _check_samples(given, data.where)
-    if len(given) < FEW:
-        room = "; f8 scales get fourfold room" if arguments.headroom is None else ""
-        note(f"note: {len(given)} samples say little about ranges{room}; nothing is fitted to them")
-    evaluation = []
-    if evaluate is not None:
-        evaluation = list(data.beside(evaluate).samples(prepared.specs, prepared.fixed))
     aim = Aim(goal, load_metric(metric) if metric is not None else None, state)
-    try:
+
+    def studied(subject: Subject) -> Study:
+        given = list(subject.samples(data))[:samples]
+        _check_samples(given, data.where)
+        if len(given) < FEW:
+            room = "; f8 scales get fourfold room" if arguments.headroom is None else ""
+            note(f"note: {len(given)} samples say little about ranges{room}; nothing is fitted to them")
+        evaluation = subject.samples(data.beside(evaluate)) if evaluate is not None else []
         with progress_bar("quantize") as progress:
-            made = study(prepared, given, evaluation, aim, lambda what: progress(what, 0, 0))
-    except ModelError as error:
-        raise _with_host_in_mind(error, model, prepared.options) from error
-    record = {"model": str(model), "target": prepared.target.name, **made.record, "policy": str(output or "") or None}
+            return subject.run(given, evaluation, aim, lambda what: progress(what, 0, 0))
+
+    made = _with_help_of_host(model, options, attention, studied)
+    target = options.target.name
+    record = {"model": str(model), "target": target, **made.record, "policy": str(output or "") or None}
     if output is not None:
-        about = {"model": model.name, "target": prepared.target.name, "precision": options.precision}
+        about = {"model": model.name, "target": target, "precision": options.precision}
         write_policy(output, made.plan, about)
     if plot is not None:
         from ppuc.compiler.report.quantization import pareto_svg
@@ -194,32 +196,35 @@ def _check_samples(samples: Any, where: str) -> None:
         )
 
 
-def _prepared(model: Path, options: CompileOptions) -> Prepared:
-    from ppuc.compiler.alias import aliased
-    from ppuc.compiler.driver import initial_module, with_shapes_of_data
+def _with_help_of_host(
+    model: Path, options: CompileOptions, attention: bool, studied: Callable[[Subject], Study]
+) -> Study:
+    """What `studied` makes of the model on the PPU alone, else, where that is allowed, of its parts on the PPU."""
+    from ppuc.compiler.driver import with_shapes_of_data
     from ppuc.compiler.frontend.conformance.check import conforming
-    from ppuc.compiler.frontend.load import load_model
-    from ppuc.compiler.quantization.prepare import prepare
+    from ppuc.compiler.frontend.inlining import ExpansionError
+    from ppuc.compiler.frontend.source import read_source
+    from ppuc.compiler.host.study import HostedStudy
+    from ppuc.compiler.quantization.study import WholeModel
     from ppuc.ir.errors import ModelError
 
-    source = conforming(model, options.lenient, note)
+    source = read_source(conforming(model, options.lenient, note))
     options = with_shapes_of_data(options, source)
     try:
-        module = initial_module(load_model(source, dims=options.dims, shapes=options.shapes), options)
-        aliased(module, options.aliases)  # what cannot share memory is refused before anything is measured
-        return prepare(module, options)
+        return studied(WholeModel(_prepared(source, options, attention)))
     except ModelError as error:
-        raise _with_host_in_mind(error, model, options) from error
+        if not options.host.allowed or isinstance(error, ExpansionError):
+            raise
+        return studied(HostedStudy.of(source, options, error, attention))
 
 
-def _with_host_in_mind(error: ModelError, model: Path, options: CompileOptions) -> ModelError:
-    """`error`, with what can be done when it is the host that the model lacks here."""
-    from ppuc.compiler.frontend.offload.load_hosted import load_hosted
-    from ppuc.ir.errors import ModelError, PpucError
+def _prepared(source: Source, options: CompileOptions, attention: bool) -> Prepared:
+    from ppuc.compiler.alias import aliased
+    from ppuc.compiler.driver import initial_module
+    from ppuc.compiler.frontend.load import load_model
+    from ppuc.compiler.quantization.prepare import prepare
 
-    try:
-        load_hosted(model, options.dims, options.shapes)
-    except PpucError:
-        return error
-    hint = "the host would run this; `ppuc compile -p fp8 --calibrate DATA` quantizes the rest of such a model"
-    return ModelError([replace(d, hint=hint) for d in error.diagnostics])
+    module = initial_module(load_model(source, dims=options.dims, shapes=options.shapes), options)
+    aliased(module, options.aliases)  # what cannot share memory is refused before anything is measured
+    prepared = prepare(module, options)
+    return prepared.with_attention() if attention else prepared

@@ -17,6 +17,9 @@ from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.partition import DeferredPart, HostPart, Part
 from ppuc.compiler.inputs import InputSpec, input_ranges
+from ppuc.compiler.quantization.data import Data, check_not_zero
+from ppuc.ir.errors import UsageError
+from ppuc.ir.graph import Graph
 from ppuc.ir.interpret import run_graph
 
 Feeds = dict[str, np.ndarray]
@@ -42,8 +45,20 @@ def feeds_of_parts(
 ) -> list[Feeds]:
     """For each PPU part, in order, what its parameters are when the model's inputs are `inputs`, by ONNX name. Raises
     HostError when the host cannot compute its part."""
+    return values_of_parts(hosted, parts, inputs, worker)[0]
+
+
+def values_of_parts(
+    hosted: HostedModel,
+    parts: Sequence[Part],
+    inputs: Mapping[str, Any],
+    worker: HostWorker,
+    graphs: Sequence[Graph] | None = None,
+) -> tuple[list[Feeds], dict[str, Any]]:
+    """The same, and all that parts give each other and the outputs, by name. `graphs` stand for those of the PPU parts:
+    their parameters and results correspond by position. Raises HostError."""
     held: dict[str, Any] = {operand.name: inputs[name] for name, operand in hosted.inputs}
-    given = []
+    given: list[Feeds] = []
     for part in parts:
         if isinstance(part, HostPart):
             where = f"{hosted.name}: nodes {', '.join(n.label for n in part.nodes[:4])}"
@@ -51,9 +66,26 @@ def feeds_of_parts(
             model = of_elements(part.model, feeds) if isinstance(part, DeferredPart) else part.model
             held |= dict(zip((o.name for o in part.outputs), worker.run(model, feeds, where), strict=True))
         else:
+            graph = part.graph if graphs is None else graphs[len(given)]
             given.append({p.name: held[p.name] for p in part.graph.params})
-            held |= run_graph(part.graph, given[-1])
-    return given
+            feeds = {p.name: held[own.name] for p, own in zip(graph.params, part.graph.params, strict=True)}
+            results = run_graph(graph, feeds)
+            held |= {own.name: results[r.name] for r, own in zip(graph.results, part.graph.results, strict=True)}
+    return given, held
 
 
-__all__ = ["feeds_of_parts", "host_held", "input_specs_of"]
+def samples_of_parts(hosted: HostedModel, data: Data) -> list[Feeds]:
+    """All samples of `data`, by ONNX name. Raises InputError, and UsageError for inputs that samples cannot hold."""
+    if foreign := host_held(hosted):
+        raise UsageError.of(
+            "--calibrate",
+            f"input '{foreign[0]}' is of a type that samples cannot hold",
+            got=dict(hosted.inputs)[foreign[0]],
+            hint="leave it out: the scales of activations are then computed at run time",
+        )
+    samples = list(data.samples(input_specs_of(hosted), hosted.fixed))
+    check_not_zero(samples, data.where)
+    return samples
+
+
+__all__ = ["feeds_of_parts", "host_held", "input_specs_of", "samples_of_parts", "values_of_parts"]

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.host.client import worker
-from ppuc.compiler.host.feeds import Feeds, feeds_of_parts, host_held, input_specs_of
+from ppuc.compiler.host.feeds import Feeds, feeds_of_parts, samples_of_parts
 from ppuc.compiler.host.partition import Part, PpuPart
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.precisions import PRECISIONS
-from ppuc.compiler.quantization.data import Data, check_not_zero
+from ppuc.compiler.quantization.data import Data
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.policy import read_policy
 from ppuc.compiler.quantization.prepare import Prepared, prepare
 from ppuc.compiler.quantization.quantize import chosen_plan
 from ppuc.compiler.quantization.study import repaired_plan
-from ppuc.ir.errors import UsageError
 from ppuc.ir.module import Module
 
 
@@ -53,15 +52,7 @@ class PartsQuantizer:
 
     def _given(self, hosted: HostedModel, parts: Sequence[Part], data: Data) -> list[list[Feeds]]:
         """For each PPU part, what it is given on every sample, by its inputs' names."""
-        if foreign := host_held(hosted):
-            raise UsageError.of(
-                "--calibrate",
-                f"input '{foreign[0]}' is of a type that samples cannot hold",
-                got=dict(hosted.inputs)[foreign[0]],
-                hint="leave it out: the scales of activations are then computed at run time",
-            )
-        samples = list(data.samples(input_specs_of(hosted), hosted.fixed))
-        check_not_zero(samples, data.where)
+        samples = samples_of_parts(hosted, data)
         found: list[list[Feeds]] = [[] for p in parts if isinstance(p, PpuPart)]
         for number, sample in enumerate(samples):
             given = feeds_of_parts(hosted, parts, sample, worker(self.options.host.ops))

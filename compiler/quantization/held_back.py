@@ -25,8 +25,8 @@ from ppuc.compiler.quantization.repair import NONE, affordable
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A repair by `method` that lost on samples held back: SQNR in dB there, `without` it and `repaired`, at the model's
-    output that lost most, or ("") over all outputs, when no single one lost."""
+    """A repair by `method` that lost on samples held back: SQNR in dB there, `without` it and `repaired`, at the output
+    that lost most, or ("") over all outputs, when no single one lost."""
 
     method: str
     output: str

@@ -44,8 +44,8 @@ def load_metric(path: Path) -> Metric:
 
 
 def score(prepared: Prepared, graph: Graph, samples: Sequence[Sample], metric: Metric, where: str) -> float:
-    """The metric of `graph`, whose results correspond to the model's, on `samples` by ONNX name. Raises UsageError when
-    the metric fails or gives no number."""
+    """The metric of `graph`, whose results correspond to the model's, on `samples` by ONNX name. Raises UsageError as
+    `value_of` does."""
     emulator = Emulator(graph)
     positions = {v.name: i for i, v in enumerate(prepared.module.graph.results)}
     names = [(name, graph.results[positions[value]].name) for name, value in prepared.module.outputs]
@@ -53,8 +53,13 @@ def score(prepared: Prepared, graph: Graph, samples: Sequence[Sample], metric: M
     for feeds in prepared.feeds(samples):
         run = emulator.run(feeds)
         outputs.append({name: run[value] for name, value in names})
+    return value_of(metric, outputs, list(samples), where)
+
+
+def value_of(metric: Metric, outputs: list[Sample], samples: list[Sample], where: str) -> float:
+    """The metric of `outputs` on `samples`. Raises UsageError when the metric fails or gives no number."""
     try:
-        number = float(metric(outputs, list(samples)))
+        number = float(metric(outputs, samples))
     except Exception as error:  # the user's own code
         raise UsageError.of(where, "fails", got=f"{type(error).__name__}: {error}") from error
     if not np.isfinite(number):

@@ -16,13 +16,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.calibrate import plan_from
-from ppuc.compiler.quantization.data import FEW
+from ppuc.compiler.quantization.data import FEW, Data
 from ppuc.compiler.quantization.held_back import Kept, kept
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
 from ppuc.compiler.quantization.metric import Metric, Sample, score
@@ -63,6 +63,37 @@ class Study:
     plan: Plan
     record: dict[str, Any]
     met: bool
+
+
+class Subject(Protocol):
+    """A model to be quantized, with what is needed to try it."""
+
+    def samples(self, data: Data) -> list[Sample]:
+        """All samples of `data`, by the model's input names. Raises InputError."""
+        ...
+
+    def run(
+        self, samples: Sequence[Sample], evaluation: Sequence[Sample], aim: Aim, each: Callable[[str], None]
+    ) -> Study:
+        """Quantize on `samples`, report on `evaluation` (none: a part of `samples` kept apart)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WholeModel:
+    """A model that the PPU runs alone."""
+
+    prepared: Prepared
+
+    def samples(self, data: Data) -> list[Sample]:
+        """As Subject says."""
+        return list(data.samples(self.prepared.specs, self.prepared.fixed))
+
+    def run(
+        self, samples: Sequence[Sample], evaluation: Sequence[Sample], aim: Aim, each: Callable[[str], None]
+    ) -> Study:
+        """As Subject says."""
+        return study(self.prepared, samples, evaluation, aim, each)
 
 
 def study(
@@ -124,6 +155,7 @@ def study(
         },
         "layers": _rows(prepared, plan, seen, noise, accumulated, wide, narrow),
         "pareto": [_point(p) for p in found.points] if found is not None else [],
+        "host": [],
         "goal_met": met,
     }
     return Study(plan, record, met)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from ppuc.compiler.report.tables import duration, quantity, table
+from ppuc.ir.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +64,11 @@ def _outputs(out: Console, record: dict[str, Any]) -> None:
         f"{accuracy['agreement']:.2%}, repair: {record['repair']}; {duration(time['seconds'])} simulated, "
         f"{time['speedup']:.2f} x bf16 ({duration(time['bf16_seconds'])})"
     )
+    if host := record["host"]:
+        shown = ", ".join(host[:4]) + (", ..." if len(host) > 4 else "")
+        out.print(
+            f"not quantized: {counted(len(host), 'node')} on the host, or compiled when the program runs: {shown}"
+        )
     if (refused := record["repair_refused"]) is not None:
         out.print(f"not repaired: '{refused['method']}' {refused['reason']}")
 

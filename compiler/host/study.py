@@ -1,0 +1,183 @@
+"""`ppuc quantize` for a model with host steps: each part on the PPU is studied as a model of its own, on what it is
+given when the whole model runs on the samples; what is reported is how the whole model's outputs change.
+
+Invariant: host steps compute the same on both sides of every comparison; what a part is given to be quantized on comes
+from parts in the model's own formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.frontend.offload.load_hosted import HostedModel
+from ppuc.compiler.frontend.source import ModelSource
+from ppuc.compiler.host.client import HostWorker, worker
+from ppuc.compiler.host.compile import divided
+from ppuc.compiler.host.feeds import samples_of_parts, values_of_parts
+from ppuc.compiler.host.partition import HostPart, Part
+from ppuc.compiler.options import CompileOptions
+from ppuc.compiler.pipeline.chosen import passes_of
+from ppuc.compiler.pipeline.manager import CompiledModel, Run
+from ppuc.compiler.precisions import PRECISIONS
+from ppuc.compiler.quantization.data import Data
+from ppuc.compiler.quantization.measure import Accuracy, Difference
+from ppuc.compiler.quantization.metric import Metric, Sample, value_of
+from ppuc.compiler.quantization.plan import Plan
+from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
+from ppuc.compiler.quantization.search import total_macs
+from ppuc.compiler.quantization.study import Aim, Study, dealt, study
+from ppuc.ir.errors import ModelError, UsageError
+from ppuc.ir.graph import Graph
+from ppuc.ir.module import Module
+
+
+@dataclass(slots=True)
+class _Parts:
+    """Prepares the PPU's parts of a division, and hands them on with run-time scales, so that what the pipeline refuses
+    of their 8-bit form goes to the host like anything else."""
+
+    options: CompileOptions
+    attention: bool
+    prepared: list[Prepared] = field(default_factory=list)
+
+    def __call__(self, hosted: HostedModel, parts: Sequence[Part], modules: Sequence[Module]) -> list[Module]:
+        own = replace(self.options, aliases={})  # which name tensors of the whole model
+        made = [prepare(module, own) for module in modules]
+        self.prepared = [p.with_attention() for p in made] if self.attention else made
+        format = PRECISIONS[self.options.precision].layers
+        return [p.quantized(dynamic_plan(p, format)) for p in self.prepared]
+
+
+@dataclass(frozen=True, slots=True)
+class HostedStudy:
+    """A model divided between PPU and host, to be quantized. `prepared` are the PPU's parts."""
+
+    options: CompileOptions
+    hosted: HostedModel
+    parts: tuple[Part, ...]
+    prepared: tuple[Prepared, ...]
+
+    @classmethod
+    def of(cls, source: ModelSource, options: CompileOptions, error: ModelError, attention: bool) -> HostedStudy:
+        """Divide the model that `error` keeps from running on the PPU alone. Raises ModelError for what neither side
+        can do."""
+
+        def compiled(module: Module, number: int) -> CompiledModel:
+            return Run(options.target, passes_of(options)).to_end(module)
+
+        keeper = _Parts(options, attention)
+        hosted, parts, _ = divided(source, options, error, compiled, keeper)
+        return cls(options, hosted, parts, tuple(keeper.prepared))
+
+    @property
+    def _worker(self) -> HostWorker:
+        return worker(self.options.host.ops)
+
+    def samples(self, data: Data) -> list[Sample]:
+        """All samples of `data`, by the model's input names. Raises InputError, and UsageError for inputs that samples
+        cannot hold."""
+        return [*samples_of_parts(self.hosted, data)]
+
+    def run(
+        self, samples: Sequence[Sample], evaluation: Sequence[Sample], aim: Aim, each: Callable[[str], None]
+    ) -> Study:
+        """Study the parts one after the other, and what all of them together do to the outputs. A goal holds for each
+        part, and is met when the outputs meet it."""
+        if aim.goal.max_drop is not None:
+            what = "cannot steer the choice of layers where the host computes a part"
+            raise UsageError.of("--max-drop", what, hint="give --min-sqnr, --min-agreement or --min-share")
+        given, judged = (self._given(s, each) for s in (samples, evaluation))
+        made = [study(p, given[i], judged[i], _of_part(aim, i), each) for i, p in enumerate(self.prepared)]
+        each("report")
+        fit, check, report = dealt(samples, evaluation)
+        plans = [m.plan for m in made]
+        exact, quantized = self._outputs(report, None), self._outputs(report, plans)
+        accuracy = _compared(exact, quantized)
+        scores = _scores(aim.metric, exact, quantized, report)
+        met = aim.goal.met(accuracy, 0.0) and all(m.met for m in made)
+        counts = {"fit": len(fit), "decide": len(check), "report": len(report)}
+        record = {
+            "precision": self.options.precision,
+            "samples": {**counts, "apart": len(report) < len(samples) or bool(evaluation)},
+            **_merged(made, self.prepared),
+            "accuracy": accuracy.record(),
+            "metric": scores,
+            "host": [node.label for part in self.parts if isinstance(part, HostPart) for node in part.nodes],
+            "goal_met": met,
+        }
+        return Study(Plan({n: own for plan in plans for n, own in plan.layers.items()}), record, met)
+
+    def _given(self, samples: Sequence[Sample], each: Callable[[str], None]) -> list[list[Sample]]:
+        """For each PPU part, what it is given on every sample."""
+        found: list[list[Sample]] = [[] for _ in self.prepared]
+        for number, sample in enumerate(samples):
+            given, _ = values_of_parts(self.hosted, self.parts, sample, self._worker)
+            for own, feeds in zip(found, given, strict=True):
+                own.append(feeds)
+            each(f"sample {number + 1}")
+        return found
+
+    def _outputs(self, samples: Sequence[Sample], plans: Sequence[Plan] | None) -> list[dict[str, Any]]:
+        """The model's outputs on every sample, by ONNX name, with PPU parts quantized as `plans` say."""
+        graphs: list[Graph] | None = None
+        if plans is not None:
+            graphs = [p.simulated(plan).graph for p, plan in zip(self.prepared, plans, strict=True)]
+        found = []
+        for sample in samples:
+            _, held = values_of_parts(self.hosted, self.parts, sample, self._worker, graphs)
+            found.append({name: held[operand.name] for name, operand in self.hosted.outputs})
+        return found
+
+
+def _of_part(aim: Aim, number: int) -> Aim:
+    """What the study of a part is for: the metric is one of the whole model."""
+    state = aim.state
+    if state is not None and number:
+        state = Path(state).with_name(f"{Path(state).stem}.{number}{Path(state).suffix}")
+    return replace(aim, metric=None, state=state)
+
+
+def _compared(exact: Sequence[Mapping[str, Any]], quantized: Sequence[Mapping[str, Any]]) -> Accuracy:
+    """How far the outputs that are tensors of floats went."""
+    found: dict[str, Difference] = {}
+    for want, got in zip(exact, quantized, strict=True):
+        for name, array in want.items():
+            same = isinstance(array, np.ndarray) and np.shape(got[name]) == array.shape
+            if same and array.dtype.kind == "f" and array.size:
+                found.setdefault(name, Difference()).add(got[name], array)
+    return Accuracy(found)
+
+
+def _scores(
+    metric: Metric | None,
+    exact: Sequence[Sample],
+    quantized: Sequence[Sample],
+    samples: Sequence[Sample],
+) -> dict[str, float] | None:
+    if metric is None:
+        return None
+    full, mine = (value_of(metric, list(outputs), list(samples), "--metric") for outputs in (exact, quantized))
+    return {"fp32": full, "quantized": mine}
+
+
+def _merged(made: Sequence[Study], prepared: Sequence[Prepared]) -> dict[str, Any]:
+    """What the records of all parts say together."""
+    records = [m.record for m in made]
+    macs = [total_macs(p) for p in prepared]
+    wide, narrow = (sum(r["time"][key] for r in records) for key in ("bf16_seconds", "seconds"))
+    repairs = dict.fromkeys(r["repair"] for r in records if r["layers"])
+    refused = [r["repair_refused"] for r in records if r["repair_refused"] is not None]
+    return {
+        "emulated_in": "numpy" if any(r["emulated_in"] == "numpy" for r in records) else "ONNX Runtime",
+        "repair": "; ".join(repairs) or "none",
+        "repair_refused": refused[0] if refused else None,
+        "share": sum(r["share"] * m for r, m in zip(records, macs, strict=True)) / max(sum(macs), 1),
+        "time": {"bf16_seconds": wide, "seconds": narrow, "speedup": wide / narrow if narrow else 1.0},
+        "layers": [row for r in records for row in r["layers"]],
+        "pareto": [point for r in records for point in r["pareto"]],
+    }

@@ -1,0 +1,129 @@
+"""`ppuc quantize` for models of which the PPU runs a part: what `compile` takes, it takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+import ppuc
+from ppuc.compiler.cli import cli
+from tests.support.onnx_text import model_of
+
+RNG = np.random.default_rng(4)
+WEIGHTS = {
+    "A": (RNG.standard_normal((24, 40)) / 5).astype(np.float32),
+    "B": (RNG.standard_normal((40, 24)) / 6).astype(np.float32),
+}
+X = RNG.standard_normal((72, 24)).astype(np.float32)
+F64 = """g (float[6, 24] x) => (float[6, 24] y) {
+    a = MatMul(x, A)
+    d = Cast<to = 11>(a)
+    e = Exp(d)
+    f = Cast<to = 1>(e)
+    y = MatMul(f, B)
+}"""
+IF = """g (float[6, 24] x) => (float[6, 24] y) {
+    a = MatMul(x, A)
+    z = Constant<value_float = 0.0>()
+    s = ReduceSum<keepdims = 0>(a)
+    c = Greater(s, z)
+    b = If(c) <
+        then_branch = t () => (float[6, 24] u) { u = MatMul(a, B) },
+        else_branch = e () => (float[6, 24] v) { n = Neg(a) v = MatMul(n, B) }
+    >
+    y = Relu(b)
+}"""
+LOOP = """g (float[6, 24] x, int64 n) => (float[6, 24] y) {
+    t = Constant<value = bool {1}>()
+    l = Loop(n, t, x) <body = b (int64 i, bool c, float[6, 24] h) => (bool d, float[6, 24] k) {
+        d = Identity(c)
+        p = MatMul(h, A)
+        q = Tanh(p)
+        k = MatMul(q, B)
+    }>
+    y = Relu(l)
+}"""
+SIZE = """g (float[6, 24] x, int64[2] s) => (float[p, q] y) {
+    a = MatMul(x, A)
+    r = Reshape(a, s)
+    y = Relu(r)
+}"""
+MODELS: dict[str, tuple[str, dict[str, np.ndarray], list[str], str]] = {
+    "f64": (F64, {}, ["MatMul_0", "MatMul_4"], "Exp_2"),
+    "if": (IF, {}, ["MatMul_0"], "If_4"),
+    "loop": (LOOP, {"n": np.array(3)}, [], "Loop_1"),
+    "size": (SIZE, {"s": np.array([12, 20])}, ["MatMul_0"], "Reshape_1"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, (text, more, _, _) in MODELS.items():
+        onnx.save(model_of(text, WEIGHTS), tmp_path / f"{name}.onnx")
+        np.savez(tmp_path / f"{name}.data.npz", x=X, **more)
+    return tmp_path
+
+
+def run(folder: Path, name: str, *arguments: object, code: int = 0) -> str:
+    words = ["quantize", folder / f"{name}.onnx", "--calibrate", folder / f"{name}.data.npz", *arguments]
+    result = CliRunner().invoke(cli, [str(w) for w in words])
+    assert result.exit_code == code, result.output
+    return result.output if code else result.stdout
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_compile_takes_is_quantized(folder: Path, name: str) -> None:
+    """And the policy gives the program that the report is about."""
+    _, more, layers, host = MODELS[name]
+    record: dict[str, Any] = json.loads(run(folder, name, "--json", "-o", folder / "policy.toml"))
+    assert [row["layer"] for row in record["layers"]] == layers
+    assert host in record["host"]
+    assert record["samples"]["apart"]
+    accuracy = record["accuracy"]["outputs"]["y"]["sqnr_db"]
+    assert (20 < accuracy < 60) if layers else accuracy == 200
+    program = ppuc.compile(folder / f"{name}.onnx", precision="fp8", policy=folder / "policy.toml")
+    feeds = {"x": X[:6], **more}
+    assert ppuc.verify(program, feeds).ok
+
+
+def test_the_report_says_what_is_not_quantized(folder: Path) -> None:
+    shown = run(folder, "f64")
+    assert "not quantized: 3 nodes on the host, or compiled when the program runs: Cast_1, Exp_2, Cast_3" in shown
+
+
+def test_layers_are_lifted_until_the_goal_is_met(folder: Path) -> None:
+    goal = ("-p", "mixed", "--min-sqnr", 45)
+    record = json.loads(run(folder, "f64", "--json", *goal))
+    assert {row["format"] for row in record["layers"]} == {"bf16"}
+    assert record["goal_met"]
+    shown = run(folder, "f64", "-p", "mixed", "--max-drop", "1%", "--metric", metric(folder), code=2)
+    assert "cannot steer the choice of layers where the host computes a part" in shown
+
+
+def metric(folder: Path) -> Path:
+    (folder / "metric.py").write_text(
+        "def metric(outputs, inputs):\n    return float(sum(o['y'].mean() for o in outputs))\n"
+    )
+    return folder / "metric.py"
+
+
+def test_a_metric_sees_the_whole_models_outputs(folder: Path) -> None:
+    record = json.loads(run(folder, "f64", "--json", "--metric", metric(folder)))
+    assert record["metric"]["fp32"] == pytest.approx(record["metric"]["quantized"], rel=0.1)
+    assert record["metric"]["fp32"] != record["metric"]["quantized"]
+
+
+def test_without_the_host_such_a_model_is_refused(folder: Path) -> None:
+    assert "If with a condition computed at run time is not supported" in run(folder, "if", "--no-host", code=2)
+
+
+def test_a_policy_does_not_overwrite_the_samples(folder: Path) -> None:
+    shown = run(folder, "f64", "-o", folder / "f64.data.toml", code=2)
+    assert "would be written over the file that is read" in shown
+    assert np.array_equal(np.load(folder / "f64.data.npz")["x"], X)
