@@ -6,6 +6,7 @@ mistake is a message and never a traceback; an internal error is always a traceb
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import traceback
@@ -33,6 +34,9 @@ from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import CapacityError, Diagnostic, PpucError
 
 INTERNAL_ERROR = 3
+COLLECT_AFTER = (20_000, 20, 20)
+"""Allocations between searches for circular garbage: graphs of many small objects, all in use, are walked less often
+than by Python's defaults."""
 ATTACH = """
 This is a fault of ppuc, not of your model or call. Please report it with the lines above, the command you typed,
 the output of `ppuc --version`, and the model, or its dump up to the failure: `ppuc compile MODEL --dump DIR`.
@@ -48,6 +52,7 @@ class PpucGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         arguments = list(sys.argv[1:] if args is None else args)
+        gc.set_threshold(*COLLECT_AFTER)
         with checked_streams():
             try:
                 code = self._outcome(arguments, prog_name, {**extra, "standalone_mode": False})

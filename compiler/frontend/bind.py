@@ -49,10 +49,10 @@ class InputDecl:
 
 def declared_inputs(infos: Sequence[onnx.ValueInfoProto], where: str) -> tuple[InputDecl, ...]:
     """Read the declarations. Raises ModelError for inputs that are not dense tensors of numbers."""
-    declarations: list[InputDecl] = []
+    declarations: dict[str, InputDecl] = {}
     for info in infos:
         place = input_place(where, info.name)
-        if any(d.name == info.name for d in declarations):
+        if info.name in declarations:
             raise place.error("it is declared twice")
         kind = info.type.WhichOneof("value")
         if kind != "tensor_type":
@@ -60,8 +60,8 @@ def declared_inputs(infos: Sequence[onnx.ValueInfoProto], where: str) -> tuple[I
             raise place.error(what, expected="a dense tensor")
         tensor = info.type.tensor_type
         shape = tuple(map(_declared, tensor.shape.dim)) if tensor.HasField("shape") else None
-        declarations.append(InputDecl(info.name, dtype_of(tensor.elem_type, place), shape))
-    return tuple(declarations)
+        declarations[info.name] = InputDecl(info.name, dtype_of(tensor.elem_type, place), shape)
+    return tuple(declarations.values())
 
 
 def _declared(dim: onnx.TensorShapeProto.Dimension) -> Declared:

@@ -28,7 +28,7 @@ def ordered(nodes: Sequence[onnx.NodeProto], defined: Set[str], outputs: Sequenc
     producers = _producers(nodes, labels, defined, where)
     needs = [set(_inputs(node)) for node in nodes]
     for index, node in enumerate(nodes):
-        for name in sorted(needs[index] - producers.keys() - defined):
+        for name in sorted(n for n in needs[index] if n not in producers and n not in defined):
             close = difflib.get_close_matches(name, [*producers, *defined], 1)
             raise node_place(where, labels[index], node.op_type).error(
                 f"input '{name}' is never defined",
@@ -115,9 +115,9 @@ def _sorted(before: Sequence[Set[int]], labels: Sequence[str], where: str) -> li
 
 def _cycle(before: Sequence[Set[int]], left: Set[int]) -> list[int]:
     """One cycle among nodes that each depend on another one of them, in the direction of the data."""
-    path: list[int] = [min(left)]
-    while (source := min(before[path[-1]] & left)) not in path:
-        path.append(source)
-    cycle = path[path.index(source) :][::-1]
+    path = {(at := min(left)): 0}
+    while (at := min(before[at] & left)) not in path:
+        path[at] = len(path)
+    cycle = [*path][path[at] :][::-1]
     first = cycle.index(min(cycle))
     return cycle[first:] + cycle[:first]

@@ -15,6 +15,8 @@ import os
 import secrets
 import sqlite3
 import sys
+import weakref
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +25,9 @@ VARIABLE = "PPUC_CACHE_DIR"
 
 LARGEST = 256 << 20
 """Size in bytes at which a store is emptied."""
+
+AT_ONCE = 64
+"""Texts of one transaction, each of which costs a few milliseconds."""
 
 _SOURCES = ("compiler/lowering", "compiler/passes", "targets", "ir")
 
@@ -61,15 +66,20 @@ def package_digest(name: str) -> str:
 
 
 class SearchStore:
-    """Texts by key."""
+    """Texts by key. They are written many at a time, the last ones when the store is closed or no longer used."""
 
     def __init__(self, folder: Path | None) -> None:
         self._connection = None if folder is None else _opened(folder)
+        self._pending: dict[str, str] = {}
+        if self._connection is not None:
+            self._finish = weakref.finalize(self, _finished, self._connection, self._pending)
 
     def get(self, key: str) -> str | None:
         """The text stored under `key`; None if there is none."""
         if self._connection is None:
             return None
+        if key in self._pending:
+            return self._pending[key]
         try:
             row = self._connection.execute("select text from outcomes where key = ?", (key,)).fetchone()
         except sqlite3.Error:
@@ -80,17 +90,32 @@ class SearchStore:
         """Keep `text` under `key`."""
         if self._connection is None:
             return
-        try:
-            with self._connection:
-                self._connection.execute("insert or replace into outcomes values (?, ?)", (key, text))
-        except sqlite3.Error:
-            self._connection = None
+        self._pending[key] = text
+        if len(self._pending) >= AT_ONCE:
+            try:
+                _write(self._connection, self._pending)
+            except sqlite3.Error:
+                self._connection = None
 
     def close(self) -> None:
-        """Release the file."""
+        """Write what is pending and release the file."""
         if self._connection is not None:
-            self._connection.close()
+            self._finish()
             self._connection = None
+
+
+def _write(connection: sqlite3.Connection, texts: dict[str, str]) -> None:
+    """Move `texts` into the file, in one transaction."""
+    written = list(texts.items())
+    texts.clear()
+    with connection:
+        connection.executemany("insert or replace into outcomes values (?, ?)", written)
+
+
+def _finished(connection: sqlite3.Connection, texts: dict[str, str]) -> None:
+    with suppress(sqlite3.Error):
+        _write(connection, texts)
+        connection.close()
 
 
 def key_of(*parts: object) -> str:

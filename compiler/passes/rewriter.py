@@ -53,7 +53,7 @@ class Walk:
         self._renamed: dict[str, Value] = {}
         self._position: dict[str, int] = {}
         self._seen: dict[Any, Op] = {}
-        self._hint = ""
+        self._rewriting = ""
         self._remarks = listener()
 
     def run(self) -> Graph:
@@ -75,7 +75,7 @@ class Walk:
                 steps += 1
                 continue
             self.builder.loc, start = current.loc, len(self.builder.ops)
-            self._hint = _SERIAL.sub("", current.results[0].name)
+            self._rewriting = current.results[0].name
             outcome = self._rewritten(current)
             if outcome is None:
                 self._append(current)
@@ -145,7 +145,7 @@ class Walk:
 
     def emit(self, name: str, *operands: Value, attrs: Attrs | None = None) -> Value:
         """Append an op with one result, named after the result being replaced."""
-        return self.builder(name, *operands, attrs=attrs, hint=self._hint)
+        return self.builder(name, *operands, attrs=attrs, hint=_SERIAL.sub("", self._rewriting))
 
     def const(self, array: np.ndarray | Resource) -> Value:
         """Append a constant."""

@@ -21,8 +21,9 @@ from ppuc.ir.verify.findings import Findings
 def check_module(module: Module, findings: Findings) -> None:
     """Check what holds between the levels of `module`; each level has its own check."""
     params = Counter(value for _, value in module.inputs)
+    known = {p.name for p in module.graph.params}
     for name, value in module.inputs:
-        if params[value] > 1 or value not in {p.name for p in module.graph.params}:
+        if params[value] > 1 or value not in known:
             findings.add("M1", f"input '{name}'", f"%{value} is no parameter of the graph, or an input already")
     for param in module.graph.params:
         if param.name not in params:

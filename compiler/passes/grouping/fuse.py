@@ -40,6 +40,9 @@ from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.targets.schema import Target
 
+MOST_TRIED = 256
+"""Ops that are offered to one group before it is closed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fuse(Pass):
@@ -114,7 +117,7 @@ class Grouping(GroupedGraph):
         self._shed(members)
         while len(members) > 1 and (why_not := self._misfit(members)):
             self._drop_last(number, why_not)
-        if len(members) == 1 and len(self._needed(members)) > 1:
+        if len(members) == 1 and any(is_view(op) or op.name == "pad" for op in self._ops_of(members)):
             self._read_apart(seed, self._misfit)
 
     def _break_cycles(self) -> None:
@@ -141,6 +144,9 @@ class Grouping(GroupedGraph):
             members.remove(i)
             del self.group_of[i]
         return dropped
+
+    def _ops_of(self, members: Sequence[int]) -> list[Op]:
+        return [self.graph.ops[i] for i in self._needed(members)]
 
     def _read_apart(self, seed: int, obstacle: Callable[[Sequence[int]], str]) -> None:
         """Stop reading through pads, then also through views, until `seed` alone forms a valid group."""
@@ -192,13 +198,20 @@ class Grouping(GroupedGraph):
         inside = {r.name for i in members for r in self.graph.ops[i].results}
         frontier = sorted({u for name in inside for u in self.users.get(name, ())})
         seen: set[int] = set()
-        while frontier:
+        while frontier and len(seen) <= MOST_TRIED:
             i = frontier.pop(0)
             if i in seen:
                 continue
             seen.add(i)
             op = self.graph.ops[i]
             why_not, joined = self._obstacle(i, inside, tainted), [i]
+            if not why_not and not frontier and (run := self._join_run(members, i, MOST_TRIED + 1 - len(seen))):
+                self.group_of.update(dict.fromkeys(run, number))
+                self.brought.update((j, []) for j in run)
+                inside.update(self.graph.ops[j].results[0].name for j in run)
+                seen.update(run)
+                frontier = list(self.users.get(self.graph.ops[run[-1]].results[0].name, ()))
+                continue
             if not why_not:
                 joined = [*self._own_producers(i, inside | tainted), i]
                 why_not = self._join(members, joined)
@@ -213,8 +226,6 @@ class Grouping(GroupedGraph):
                 self.group_of.update(dict.fromkeys(joined, number))
                 self.brought[i] = joined[:-1]
                 inside.update(r.name for j in joined for r in self.graph.ops[j].results)
-            if len(seen) > 256:
-                break
             later = {u for name in names for u in self.users.get(name, ())}
             frontier = sorted(set(frontier) | {u for u in later if u not in seen})
 
@@ -288,6 +299,36 @@ class Grouping(GroupedGraph):
             for i in joined:
                 members.remove(i)
         return why_not
+
+    def _join_run(self, members: list[int], first: int, most: int) -> list[int]:
+        """Add op `first` and as many, up to `most` in all, of those that follow it in single file, as fit; [] when that
+        is no more than the first. As one at a time would, with one check for all of them."""
+        run = self._single_file(first, most)
+        while len(run) > 1:
+            if not self._join(members, run):
+                return run
+            run = run[: len(run) // 2]
+        return []
+
+    def _single_file(self, i: int, most: int) -> list[int]:
+        """Op `i` and those that follow it, at most `most`: elementwise, in the shape of the one computed operand, which
+        nothing else reads. A group that ends within them fits a kernel when all of them do."""
+        run: list[int] = []
+        while len(run) < most and i not in self.group_of and OPS[self.graph.ops[i].name].kind is Kind.ELEMENTWISE:
+            op = self.graph.ops[i]
+            computed = {v for v in op.operands if self._computed(v)}
+            if len(op.results) != 1 or [v.type.shape for v in computed] != [op.results[0].type.shape]:
+                break
+            run.append(i)
+            readers = self.users.get(op.results[0].name, ())
+            if len(readers) != 1 or op.results[0].name in self.outputs:
+                break
+            i = readers[0]
+        return run
+
+    def _computed(self, value: Value) -> bool:
+        source = self.position.get(value.name)
+        return source is not None and self.graph.ops[source].name != "const"
 
     def _check(self, members: Sequence[int]) -> str:
         """Why the ops cannot form one kernel with any tiling; "" if they can."""

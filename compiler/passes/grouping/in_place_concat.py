@@ -10,6 +10,7 @@ Invariant: every part of a whole that starts as `empty` is inserted before anyth
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -76,6 +77,10 @@ class Joining:
         self.builder = Builder(all_names(graph))
         self.lowered = KernelCache(target)
         self.outputs = {v.name for v in graph.results}
+        self.computed = {r.name: (i, k) for i, op in enumerate(graph.ops) for k, r in enumerate(op.results)}
+        """Name of a value -> position and result of the op that computes it now."""
+        self.copied: set[str] = set()
+        """Values that copies made for concatenations read."""
 
     def build(self) -> Graph:
         """The rewritten graph; the same object when nothing changes."""
@@ -107,43 +112,45 @@ class Joining:
         outer = {p.name: v for p, v in zip(op.body.params, op.operands, strict=True)}
         axis, at = concat.attrs.axis, 0
         parts: list[Part] = []
+        times = Counter(v.name for v in concat.operands)
+        storing: set[int] = set()
         for operand in concat.operands:
             value = outer[operand.name]
             starts = tuple(at if a == axis else 0 for a in range(operand.type.rank))
             at += operand.type.dims[axis]
             run = math.prod(value.type.dims[axis:]) * value.type.dtype.bytes
-            producer = self._producer(value, i)
-            if sum(v.name == operand.name for v in concat.operands) > 1:
+            producer = self._producer(value)
+            if times[operand.name] > 1:
                 why_copied = "it is concatenated more than once"
             elif run < SHORTEST_RUN:
                 why_copied = f"only {run} bytes of it are contiguous in the whole"
             elif isinstance(producer, str):
                 why_copied = producer
-            elif producer[0] in {p.producer[0] for p in parts if p.producer is not None}:
+            elif producer[0] in storing:
                 # A group cannot insert into a whole that holds another of its results before it has run.
                 why_copied = "the kernel that computes it stores another part"
             else:
                 parts.append(Part(value, starts, producer))
+                storing.add(producer[0])
                 continue
             parts.append(Part(value, starts, None, why_copied))
         return parts
 
-    def _producer(self, value: Value, reader: int) -> tuple[int, int] | str:
+    def _producer(self, value: Value) -> tuple[int, int] | str:
         """Position and result index of the group that computes `value`, or why that group cannot store elsewhere."""
         if value.name in self.outputs:
             return "it is an output of the model"
-        if any(v.name == value.name for copies in self.before.values() for op in copies for v in op.operands):
+        if value.name in self.copied:
             return "a copy for an earlier concatenation reads it in its own memory"
-        for i in range(reader - 1, -1, -1):
-            names = [r.name for r in self.ops[i].results]
-            if value.name in names:
-                op = self.ops[i]
-                if op.name != "group":
-                    return "no kernel computes it"
-                if updated_operand(op) is not None or inserted_operands(op):
-                    return "its kernel stores into other memory already"
-                return i, names.index(value.name)
-        return "it is an input of the model"
+        if value.name not in self.computed:
+            return "it is an input of the model"
+        i, which = self.computed[value.name]
+        op = self.ops[i]
+        if op.name != "group":
+            return "no kernel computes it"
+        if updated_operand(op) is not None or inserted_operands(op):
+            return "its kernel stores into other memory already"
+        return i, which
 
     # -- rewriting -----------------------------------------------------------------------------------------------
 
@@ -181,9 +188,13 @@ class Joining:
         if not all(self._fits(new) for new in (*changed.values(), *copies)):
             return False
         for at, new in changed.items():
+            for k, (before, after) in enumerate(zip(self.ops[at].results, new.results, strict=True)):
+                self.computed.pop(before.name, None)
+                self.computed[after.name] = at, k
             self.ops[at] = new
         self.before.setdefault(first, []).append(empty)
         self.before.setdefault(i, []).extend(copies)
+        self.copied.update(v.name for copy in copies for v in copy.operands)
         self.ops[i] = replace(op, name="", operands=(), results=())
         return True
 

@@ -191,7 +191,8 @@ class _Edge:
 def choose(graph: Graph, reads: Reads) -> dict[str, Form]:
     """Result name -> form, for the ops that should take theirs."""
     best: dict[str, Form] = {}
-    least = _total(reads, best)
+    if not (least := _total(reads, best)):
+        return best
     for upward in (False, True):
         forms = spread_forms(graph, reads, upward)
         edges = [edge for name in reads.readers for edge in _edges(reads, forms, name)]
