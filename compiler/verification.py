@@ -8,31 +8,19 @@ computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppuc.compiler.alias import aliased
-from ppuc.compiler.driver import compile_model
-from ppuc.compiler.frontend.expose import node_outputs
-from ppuc.compiler.frontend.load import ImportedModel, load_model
-from ppuc.compiler.pipeline.chosen import passes_of
-from ppuc.compiler.pipeline.layers import (
-    final_node,
-    kept_layers,
-    layer_candidates,
-    matching,
-    node_values,
-)
-from ppuc.compiler.pipeline.manager import CompiledModel, Run
+from ppuc.compiler.comparing.layers import compared_layers, run_with_layers
+from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.compiler.validation.compare import Comparison
 from ppuc.compiler.validation.expected import Allowed, allowed_errors
 from ppuc.compiler.validation.judge import Judge
 from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import UsageError
-from ppuc.ir.types import DType
 from ppuc.targets.simulator.result import Profile
 
 if TYPE_CHECKING:
@@ -110,45 +98,9 @@ def verify_program(
     result = program.run(arrays, progress=progress)
     want = Oracle(program.source).run(arrays)
     outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n], allowed.get(n)) for n, v in imported.outputs)
-    inner = _compared_layers(program, imported, judge, arrays, progress) if layers else ()
+    inner = compared_layers(run_with_layers(program, arrays, progress), imported, judge) if layers else ()
     return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile)
-
-
-def _with_layers(program: CompiledProgram) -> CompiledModel:
-    """The program compiled again, from the same layers in the same formats, with every kernel's results kept."""
-    assert program.source is not None
-    options = program.options_keeping_layers
-    if program.quantized is not None:
-        return Run(options.target, passes_of(options)).to_end(aliased(program.quantized.module, options.aliases))
-    return compile_model(program.source, options)
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in arrays.items()}
-
-
-def _compared_layers(
-    program: CompiledProgram,
-    imported: ImportedModel,
-    judge: Judge,
-    arrays: Mapping[str, np.ndarray],
-    progress: Progress | None,
-) -> tuple[Comparison, ...]:
-    """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
-    assert program.source is not None
-    model = _with_layers(program)
-    got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
-    tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
-    assert model.module is not None
-    nodes = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
-    # Codes of 8 bits stand for numbers that only their reader's scale tells.
-    numbers = [value for value, array in got.items() if program.quantized is None or DType.of(array.dtype).bits > 8]
-    chosen = {value: node for value in numbers if (node := nodes.get(value)) is not None}
-    want = Oracle(program.source, tuple(tensors[node] for node in chosen.values())).run(arrays)
-    values = node_values(imported.graph)
-    compared = []
-    for value, node in chosen.items():
-        reference = matching(want[tensors[node]], got[value]) if tensors[node] in want else None
-        if reference is not None:
-            compared.append(judge.compare(node, values.get(node, ""), got[value], reference))
-    return tuple(compared)

@@ -82,7 +82,12 @@ ROOMS = (
         ("driver",),
         "what compiling gives: to save, load, run",
     ),
-    Room("verification", ("compiler.verification", "compiler.host.verify"), ("program",), "programs and the oracle"),
+    Room(
+        "verification",
+        ("compiler.verification", "compiler.comparing", "compiler.host.verify"),
+        ("program",),
+        "programs and the oracle",
+    ),
     Room("report", ("compiler.report",), ("program",), "views of compilations and runs; nothing else reports"),
     Room("api", (FACE, "compiler.entry", "compiler.onnx_backend"), ("verification",), "the package's face"),
     Room("commands", ("compiler.cli", "compiler.commands"), ("api", "report", "simplify"), "nothing imports them"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import emit, json_option, simulation_bar
+from ppuc.compiler.commands.common import emit, json_option, note, simulation_bar
 from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.program import is_artifact, program_of
@@ -52,6 +52,8 @@ def verify_command(
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)
+    if layers and not verification.layers:
+        note("note: no inner tensor of the program is one of the model's: nodes are fused")
     record = {
         "model": str(model),
         "target": program.target.name,

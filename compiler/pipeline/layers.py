@@ -1,28 +1,30 @@
 """Maps values of the lowered graph to ONNX nodes' outputs, so that inner tensors can be compared with the model's.
 
-A value stands for a node when its op is the last one that carries the node's name (earlier ones are intermediate
-steps). If an op carries several such nodes, the value stands for the last one in model order. Layouts may differ: a
-value matches a reference of the same shape, of the channels-last shape, or of a shape that differs only in axes of size
-1.
+A value stands for a node when the op that computes it, inside the fused group, is the last one that carries the node's
+name: earlier ones are intermediate steps, and the output of a node that ends further up in the group is not the group's
+result. If that op carries several nodes, the value stands for the last one in model order. Layouts may differ: a value
+matches a reference of the same shape, of the channels-last shape, or of a shape that differs only in axes of size 1.
 
 Invariant: keeping layers only adds graph outputs, so every value equals that of the ordinary program.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from ppuc.compiler.passes.base import Pass
-from ppuc.ir.graph import Graph
+from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
 PLACE = "memory-space-assignment"
 """Kept layers are inserted before this pass: groups are final and outputs have no memory yet."""
+
+_NO_STEPS = ("const", "stage")
 
 PREFIX = "ppuc:layer:"
 """Prefix of a kept layer's output name; the value's name follows. Graph values never contain a colon."""
@@ -51,15 +53,39 @@ class KeepLayers(Pass):
 
 
 def layer_candidates(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Value name -> the ONNX nodes whose output it may be: those that no later op carries."""
-    last: dict[str, str] = {}
+    """Value name -> the ONNX nodes whose output it may be: those that the op computing it carries and no later op
+    does."""
+    last: dict[str, Op] = {}
     for op in graph.ops:
-        if op.name != "const" and len(op.results) == 1:
-            last.update((node, op.results[0].name) for node in op.loc)
-    found: dict[str, list[str]] = {}
-    for node, value in last.items():
-        found.setdefault(value, []).append(node)
-    return {value: tuple(nodes) for value, nodes in found.items()}
+        last.update((node, step) for step in _steps(op) for node in step.loc)
+    found: dict[str, tuple[str, ...]] = {}
+    for op in graph.ops:
+        for value, computing in _computing(op).items():
+            nodes = tuple(node for node in computing.loc if last.get(node) is computing)
+            found |= {value: nodes} if nodes else {}
+    return found
+
+
+def _steps(op: Op) -> Iterator[Op]:
+    """The ops of a group; any other op by itself. Constants are no steps, and copies between memories compute
+    nothing."""
+    for step in op.body.ops if op.body is not None else (op,):
+        if step.name not in _NO_STEPS:
+            yield step
+
+
+def _computing(op: Op) -> dict[str, Op]:
+    """For each result of a top-level op, by name, the op that computes it: in a group, the last one before the result
+    that has a name, because what passes add to convert and store has none."""
+    if op.body is None:
+        return {op.results[0].name: op} if op.name not in _NO_STEPS and len(op.results) == 1 else {}
+    found: dict[str, Op] = {}
+    for value, inner in zip(op.results, op.body.results, strict=True):
+        step = op.body.producer(inner)
+        while step is not None and not step.loc and len(step.operands) == 1:
+            step = op.body.producer(step.operands[0])
+        found |= {value.name: step} if step is not None else {}
+    return found
 
 
 def final_node(candidates: Iterable[str], order: Sequence[str]) -> str | None:
@@ -71,6 +97,22 @@ def final_node(candidates: Iterable[str], order: Sequence[str]) -> str | None:
 def node_values(graph: Graph) -> dict[str, str]:
     """ONNX node -> the value of the imported graph that is its output."""
     return {node: value for value, nodes in layer_candidates(graph).items() for node in nodes}
+
+
+def held_by(
+    meant: np.ndarray,
+    nodes: Iterable[str],
+    wanted: Callable[[str], np.ndarray | None],
+    agrees: Callable[[str, np.ndarray, np.ndarray], bool],
+) -> str | None:
+    """The first of `nodes` whose output a value holds: None when it is none of theirs. `meant` is what the compiled
+    graph says the value is, `wanted` gives what the model says a node's output is, and `agrees` compares the two."""
+    for node in nodes:
+        want = wanted(node)
+        reference = matching(want, meant) if want is not None else None
+        if reference is not None and agrees(node, meant, reference):
+            return node
+    return None
 
 
 def matching(want: np.ndarray, got: np.ndarray) -> np.ndarray | None:

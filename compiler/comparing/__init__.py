@@ -1,0 +1,1 @@
+"""What verification compares besides outputs: inner tensors of the program with those of the model."""

@@ -1,0 +1,139 @@
+"""`verify --layers`: the inner tensors of a program beside ONNX Runtime's.
+
+Which tensor of the model a value of the compiled graph holds is told by the names of its nodes. Where that finds two
+that differ, the compiled graph's own meaning decides, if its outputs are right: a value that does not mean that tensor
+is another one, and is compared with the one that it means, or with none.
+
+Invariant: what a value is taken for depends on the compiled graph and the oracle, never on what the simulator computed
+for it, except that a value which agrees with the tensor it is named after is that tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ppuc.compiler.alias import aliased
+from ppuc.compiler.driver import compile_model
+from ppuc.compiler.frontend.expose import node_outputs
+from ppuc.compiler.frontend.load import ImportedModel
+from ppuc.compiler.inputs import feeds_of
+from ppuc.compiler.pipeline.chosen import passes_of
+from ppuc.compiler.pipeline.layers import (
+    PREFIX,
+    final_node,
+    held_by,
+    kept_layers,
+    layer_candidates,
+    matching,
+    node_values,
+)
+from ppuc.compiler.pipeline.manager import CompiledModel, Run
+from ppuc.compiler.program.compiled import CompiledProgram
+from ppuc.compiler.validation.compare import Comparison
+from ppuc.compiler.validation.judge import Judge
+from ppuc.compiler.validation.oracle import Oracle
+from ppuc.ir.interpret import run_graph
+from ppuc.ir.module import Module
+from ppuc.ir.types import DType
+
+if TYPE_CHECKING:
+    from ppuc.targets.simulator.run import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The program of `module` has given `got`, by value, for `arrays`, by input. `nodes` says which ONNX node's output
+    each of those values is named after."""
+
+    program: CompiledProgram
+    module: Module
+    arrays: Mapping[str, np.ndarray]
+    got: Mapping[str, np.ndarray]
+    nodes: Mapping[str, str]
+    tensors: Mapping[str, str]
+    """ONNX node -> the tensor it gives, of nodes that give one."""
+
+    def wanted(self, *nodes: str) -> dict[str, Any]:
+        """The oracle's outputs, and those of `nodes`, by tensor."""
+        assert self.program.source is not None
+        return Oracle(self.program.source, tuple(self.tensors[node] for node in nodes)).run(self.arrays)
+
+
+def run_with_layers(program: CompiledProgram, arrays: Mapping[str, np.ndarray], progress: Progress | None) -> Layers:
+    """Compile `program` again, from the same layers in the same formats, with every kernel's results kept, and run
+    it."""
+    assert program.source is not None
+    model = _with_layers(program)
+    assert model.module is not None
+    got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
+    tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
+    named = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
+    # Codes of 8 bits stand for numbers that only their reader's scale tells.
+    numbers = [value for value, array in got.items() if program.quantized is None or DType.of(array.dtype).bits > 8]
+    nodes = {value: node for value in numbers if (node := named.get(value)) is not None}
+    return Layers(program, model.module, arrays, got, nodes, tensors)
+
+
+def _with_layers(program: CompiledProgram) -> CompiledModel:
+    assert program.source is not None
+    options = program.options_keeping_layers
+    if program.quantized is not None:
+        return Run(options.target, passes_of(options)).to_end(aliased(program.quantized.module, options.aliases))
+    return compile_model(program.source, options)
+
+
+def compared_layers(layers: Layers, imported: ImportedModel, judge: Judge) -> tuple[Comparison, ...]:
+    """The layers against the oracle's tensors, in execution order."""
+    want, values = layers.wanted(*layers.nodes.values()), node_values(imported.graph)
+
+    def compared(node: str, array: np.ndarray, reference: np.ndarray) -> Comparison:
+        return judge.compare(node, values.get(node, ""), array, reference)
+
+    found: dict[str, Comparison] = {}
+    for value, node in layers.nodes.items():
+        tensor = layers.tensors[node]
+        reference = matching(want[tensor], layers.got[value]) if tensor in want else None
+        if reference is not None:
+            found[value] = compared(node, layers.got[value], reference)
+    wrong = [value for value, comparison in found.items() if not comparison.ok]
+    meant = _meant(layers, imported, judge, want) if wrong else None
+    if meant is None:
+        return tuple(found.values())
+    again = {value: _as_meant(layers, value, meant[value], compared) for value in wrong}
+    return tuple(c for value, before in found.items() if (c := again.get(value, before)) is not None)
+
+
+def _meant(
+    layers: Layers, imported: ImportedModel, judge: Judge, want: Mapping[str, Any]
+) -> dict[str, np.ndarray] | None:
+    """What the compiled graph says that its kept values are; None when its outputs are not the model's: then the names
+    of its nodes are all that tells what its values should be."""
+    module, named = layers.module, dict(imported.outputs)
+    results = run_graph(module.graph, feeds_of(module, layers.arrays))
+    for name, value in module.outputs:
+        if not name.startswith(PREFIX):
+            shaped = results[value].reshape(np.shape(want[name]))
+            if not judge.compare(name, named[name].name, shaped, want[name]).ok:
+                return None
+    return {value: results[value] for value in layers.got}
+
+
+def _as_meant(
+    layers: Layers, value: str, meant: np.ndarray, compared: Callable[[str, np.ndarray, np.ndarray], Comparison]
+) -> Comparison | None:
+    """The value against the tensor that it means; None when the model has no such tensor."""
+    (op,) = (op for op in layers.module.graph.ops if any(r.name == value for r in op.results))
+    others = [node for node in op.loc if node in layers.tensors and node != layers.nodes[value]]
+    want = layers.wanted(layers.nodes[value], *others)
+    node = held_by(
+        meant,
+        (layers.nodes[value], *others),
+        lambda n: want.get(layers.tensors[n]),
+        lambda n, a, b: compared(n, a, b).ok,
+    )
+    reference = matching(want[layers.tensors[node]], layers.got[value]) if node is not None else None
+    return None if node is None or reference is None else compared(node, layers.got[value], reference)
