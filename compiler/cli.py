@@ -24,6 +24,7 @@ from ppuc.compiler.commands.inspect import inspect_command
 from ppuc.compiler.commands.lists import ops_command, targets_command
 from ppuc.compiler.commands.opt import opt_command
 from ppuc.compiler.commands.passes import passes_command
+from ppuc.compiler.commands.predict import predict_command
 from ppuc.compiler.commands.profile import profile_command
 from ppuc.compiler.commands.quantize import quantize_command
 from ppuc.compiler.commands.run import run_command
@@ -126,6 +127,7 @@ for _command in (
     run_command,
     verify_command,
     profile_command,
+    predict_command,
     check_command,
     quantize_command,
     simplify_command,

@@ -90,7 +90,8 @@ ROOMS = (
     ),
     Room("report", ("compiler.report",), ("program",), "views of compilations and runs; nothing else reports"),
     Room("api", (FACE, "compiler.entry", "compiler.onnx_backend"), ("verification",), "the package's face"),
-    Room("commands", ("compiler.cli", "compiler.commands"), ("api", "report", "simplify"), "nothing imports them"),
+    Room("predict", ("compiler.predict",), ("api", "report"), "times of single operators, from their sizes"),
+    Room("commands", ("compiler.cli", "compiler.commands"), ("predict", "simplify"), "nothing imports them"),
 )
 
 

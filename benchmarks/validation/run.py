@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from benchmarks.validation.figures import write_figures
 from benchmarks.validation.measured import HERE, SETS, Case, Measured
-from benchmarks.validation.operators import model_of
 from benchmarks.validation.plot import scatter
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.options import CompileOptions
+from ppuc.compiler.predict.operators import model_of
 from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.run import simulate

@@ -273,10 +273,18 @@ def compile_arguments(*options: Decorator) -> Decorator:
             explicit = {n: written[n] for n in own if context.get_parameter_source(n) is not default}
             return function(arguments=CompileArguments(**own, explicit=explicit), **given)
 
-        made: Callable[..., Any] = command
-        for option in reversed(options):  # help lists them in the order of `options`
-            made = option(made)
-        return made
+        return together(options)(command)
+
+    return decorate
+
+
+def together(options: Sequence[Decorator]) -> Decorator:
+    """Give a command `options`, which its help lists in their order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
 
     return decorate
 

@@ -53,6 +53,29 @@ def line_chart(title: str, rows: Sequence[Mapping[str, Any]], x: str, y: str, se
     return specification
 
 
+def scatter_chart(title: str, rows: Sequence[Mapping[str, Any]], x: str, y: str, series: str) -> dict[str, Any]:
+    """A Vega-Lite specification: points of `y` against `x` (columns, which become titles of the axes) on equal
+    logarithmic axes, coloured by column `series`, and the line on which both are the same. In a page, a point shows its
+    row."""
+    import altair as alt
+
+    keys = [f"c{i}" for i in range(len(rows[0]))]  # Vega-Lite gives dots and brackets of names a meaning
+    key = dict(zip(rows[0], keys, strict=True))
+    ends = [float(row[axis]) for row in rows for axis in (x, y)]
+    low, high = min(ends) / 1.2, max(ends) * 1.2
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    across, up = (alt.X(f"{key[x]}:Q", title=x, scale=scale), alt.Y(f"{key[y]}:Q", title=y, scale=scale))
+    colour = alt.Color(f"{key[series]}:N", title=series, sort=list(dict.fromkeys(row[series] for row in rows)))
+    values: Any = {"values": [dict(zip(keys, row.values(), strict=True)) for row in rows]}
+    points = alt.Chart(values).mark_point(filled=True, opacity=0.7)
+    points = points.encode(across, up, colour, tooltip=[alt.Tooltip(f"{key[name]}:N", title=name) for name in key])
+    same: Any = {"values": [{key[x]: end, key[y]: end} for end in (low, high)]}
+    line = alt.Chart(same).mark_line(color="grey", strokeDash=[4, 4]).encode(across, up)
+    chart = alt.layer(line, points).properties(title=title, width=440, height=440)
+    specification: dict[str, Any] = json.loads(chart.to_json())
+    return specification
+
+
 def write_chart(specification: Mapping[str, Any], path: Path) -> None:
     """Write a chart in the format of the file's suffix; pages contain their scripts. Raises UsageError when the file
     cannot be written."""

@@ -73,6 +73,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     }
     text.write_text(CliRunner().invoke(cli, ["disasm", str(program)]).stdout)
     steps = sorted(dump.glob("*.ppir"))
+    measured = folder / "measured.csv"
+    measured.write_text("m,n,k,measured_us\n32,32,32,9\n")
     with chdir(folder):
         new_machine = run("targets", "--new", "mine", "--like", "ppu-tiny")
     return found | {
@@ -97,6 +99,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
             run("targets", "ppu-tiny", "--sweep", "hbm.gbs=1:2:1", "--model", program),
             new_machine,
         ],
+        "predict": [run("predict", "-t", "ppu-tiny", "--csv", measured)],
         "opt": [run("opt", steps[0], "-p", "fold")],
         "disasm": [run("disasm", program)],
         "asm": [run("asm", text, "--like", program, "-o", folder / "again.ppu")],

@@ -104,6 +104,7 @@ def test_wrong_inputs(program: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", y=np.ones((2, 20), np.float32))
     assert error_of("run", program, "--inputs", tmp_path / "in.npz") == (
         f"error: {program}: no input is called 'y'\n  expected: x: f32[2, 20]\n"
+        "  hint: an initializer of the model is a constant unless its value is given when compiling\n"
         f"error: {program}: input 'x' is missing\n  expected: f32[2, 20]\n"
         "  hint: --input NAME=random draws random numbers for one\n"
     )

@@ -73,6 +73,12 @@ def module_of(model: onnx.ModelProto) -> Module:
     return initial_module(load_model(model), CompileOptions(load_target("ppu-tiny")))
 
 
+def multiplied(module: Module) -> set[DType]:
+    """Element types of the right operands of products."""
+    bodies = [op.body for op in module.graph.ops if op.body is not None]
+    return {op.operands[1].type.dtype for body in bodies for op in body.ops if op.name in ("matmul", "conv")}
+
+
 CASES = {
     "f8 matmul": (F8, np.zeros((), F8), "MatMul"),
     "f8 conv": (F8, np.zeros((), F8), "Conv"),
@@ -96,17 +102,40 @@ def test_products_run_on_stored_numbers(name: str, per_channel: bool) -> None:
     module = module_of(model)
     x = np.random.default_rng(7).standard_normal(input_specs(module)[0].type.dims).astype(np.float32)
     done = compiled(module, load_target("ppu-tiny"), {"x": x})
-    multiplied = [
-        inner.operands[1].type.dtype
-        for op in done.graph.ops
-        if op.body is not None
-        for inner in op.body.ops
-        if inner.name in ("matmul", "conv")
-    ]
-    assert set(multiplied) == {DType.of(dtype)}
+    assert multiplied(done) == {DType.of(dtype)}
     raw = simulated(done, load_target("ppu-tiny"), {"x": x})
     (got,) = raw.outputs.values()
     want = expected(model, {"x": x})
+    assert np.abs(got.view(np.float32).reshape(want.shape) - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def as_inputs(model: onnx.ModelProto, *names: str) -> dict[str, np.ndarray]:
+    """Make initializers inputs of the model; returns their values."""
+    values = {}
+    for name in names:
+        (given,) = (t for t in model.graph.initializer if t.name == name)
+        model.graph.initializer.remove(given)
+        model.graph.input.append(helper.make_tensor_value_info(name, given.data_type, list(given.dims)))
+        values[name] = onnx.numpy_helper.to_array(given)
+    return values
+
+
+@pytest.mark.parametrize("scales", [(), ("t",)])
+@pytest.mark.parametrize("name", ["f8 matmul", "f8 conv", "i8 matmul"])
+def test_products_of_computed_operands_run_on_stored_numbers(name: str, scales: tuple[str, ...]) -> None:
+    """Weights that are graph inputs keep the rate of their format."""
+    dtype, zero, product = CASES[name]
+    shape, wide, attributes = ((21, 9), ((5, 21), (5, 9)), {})
+    if product == "Conv":
+        shape, wide, attributes = (9, 4, 3, 3), ((1, 4, 7, 7), (1, 9, 7, 7)), {"pads": [1, 1, 1, 1]}
+    model = qdq(product, *wide, weights(dtype, *shape), np.full(9, 0.004), 0 if product == "Conv" else 1,
+                np.asarray(zero), **attributes)  # fmt: skip
+    x = np.random.default_rng(7).standard_normal(wide[0]).astype(np.float32)
+    want = expected(model, {"x": x})
+    feeds = {"x": x, **as_inputs(model, "w", *scales)}
+    done = compiled(module_of(model), load_target("ppu-tiny"), feeds)
+    assert multiplied(done) == {DType.of(dtype)}
+    (got,) = simulated(done, load_target("ppu-tiny"), feeds).outputs.values()
     assert np.abs(got.view(np.float32).reshape(want.shape) - want).max() <= 1e-5 * np.abs(want).max()
 
 

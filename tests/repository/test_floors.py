@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = ("ir", "targets", "compiler")
 HOMES = {
-    "onnx": ("compiler/frontend/", "compiler/simplify/", "compiler/host/worker.py"),
+    "onnx": ("compiler/frontend/", "compiler/simplify/", "compiler/host/worker.py", "compiler/predict/operators.py"),
     "onnxruntime": ("compiler/validation/oracle.py", "compiler/host/worker.py"),
     "lark": ("ir/text/",),
     "numba": ("targets/simulator/", "ir/encode.py"),

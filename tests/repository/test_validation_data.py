@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.validation.figures import write_figures
 from benchmarks.validation.measured import HERE, SETS, Case, Measured
-from benchmarks.validation.operators import model_of
+from ppuc.compiler.predict.operators import model_of
 from ppuc.targets.description import load_target
 
 

@@ -4,8 +4,10 @@
                                                  ->   int_matmul(x, w, zeros) * (s * t)   8-bit integers, i32 sums
     matmul(x, dequantize(w, t)), w 8-bit floats  ->   matmul(x, cast(w)) * t          widened as it is loaded
 
-Invariant: scales are factored out of a sum only if they are the same for all of its terms: one for the activation, one
-per output channel of constant weights.
+The right operand may be constant weights or computed: weights that are graph inputs, keys and values.
+
+Invariant: scales are factored out of a sum only if they are the same for all of its terms: one for the left operand,
+one for the right operand or for each output channel.
 """
 
 from __future__ import annotations
@@ -53,16 +55,19 @@ def quantized_product(w: Walk, op: Op) -> Value | None:
 
 
 def _weights(w: Walk, op: Op) -> tuple[Op | None, bool]:
-    """The op that dequantizes the constant right operand, and whether a transpose follows it."""
+    """The op that dequantizes the right operand, and whether a transpose follows it. Integers that are not constant
+    need a zero point of 0: any other takes a sum over the operand, which is computed ahead for constants only."""
     value, turned = op.operands[1], False
     turn = w.producer(value, "transpose")
     if turn is not None and op.name == "matmul" and turn.attrs.perm == (1, 0):  # type: ignore[attr-defined]
         value, turned = turn.operands[0], True
     found = w.producer(value, "dequantize")
-    if found is None or w.resource(found.operands[0]) is None or any(w.resource(v) is None for v in found.operands[1:]):
+    if found is None or found.attrs.block != 0:  # type: ignore[attr-defined]
         return None, turned
-    narrow = found.operands[0].type.dtype.bits == 8
-    return (found if narrow and found.attrs.block == 0 else None), turned  # type: ignore[attr-defined]
+    stored = found.operands[0].type.dtype
+    constant = all(w.resource(v) is not None for v in found.operands)
+    centred = stored.is_float or len(found.operands) < 3 or _is_zero(w, found.operands[2])
+    return (found if stored.bits == 8 and (constant or centred) else None), turned
 
 
 def _output_scale(w: Walk, op: Op, weights: Op, turned: bool) -> Value | None:

@@ -1,7 +1,7 @@
-"""Measured operators as ONNX models.
+"""Single operators as ONNX models.
 
 Invariant: a model is the operator alone, its operands inputs of the model; weights of a feed-forward layer too. Images
-are channels last, as the measured machines keep them.
+are channels last, as accelerators keep them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.validation.measured import Case
+from ppuc.compiler.predict.case import Case
 
 DTYPES = {
     "bf16": TensorProto.BFLOAT16,
@@ -27,17 +27,35 @@ Parts = tuple[list[onnx.NodeProto], Shapes, Shapes]
 
 
 def model_of(case: Case) -> onnx.ModelProto:
-    """The operator of a case."""
+    """The operator of a case, with inputs of the case's element type. Operands in 8-bit formats are dequantized with a
+    scale of 1 each, as files of ONNX have them; results are f32, of integer products i32."""
     nodes, inputs, outputs = _BUILDERS[case.kind](case)
     element = DTYPES[case.dtype]
-    result = TensorProto.INT32 if case.dtype == "i8" else element
+    result, scale = element, []
+    if case.dtype == "i8" and case.kind == "gemm":
+        result = TensorProto.INT32
+    elif case.dtype in ("i8", "f8e4m3"):
+        result, scale = TensorProto.FLOAT, [helper.make_tensor("scale", TensorProto.FLOAT, [], [1.0])]
+        nodes = [*_dequantized(nodes, inputs), *nodes]
     graph = helper.make_graph(
         nodes,
         case.kind,
         [helper.make_tensor_value_info(name, element, shape) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, result, shape) for name, shape in outputs.items()],
+        scale,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+
+
+def _dequantized(nodes: list[onnx.NodeProto], inputs: Shapes) -> list[onnx.NodeProto]:
+    """A DequantizeLinear for each input, whose result `nodes` are made to read."""
+    made = [
+        helper.make_node("DequantizeLinear", [name, "scale"], [f"{name}_wide"], name=f"{name}_dequantized")
+        for name in inputs
+    ]
+    for node in nodes:
+        node.input[:] = [f"{name}_wide" if name in inputs else name for name in node.input]
+    return made
 
 
 def _gemm(case: Case) -> Parts:
@@ -59,7 +77,7 @@ def _attention(case: Case) -> Parts:
         q_num_heads=heads, kv_num_heads=shared,
     )  # fmt: skip
     wide, narrow = heads * size, shared * size
-    inputs = {"q": [batch, queries, wide], "k": [batch, keys, narrow], "v": [batch, keys, narrow]}
+    inputs: Shapes = {"q": [batch, queries, wide], "k": [batch, keys, narrow], "v": [batch, keys, narrow]}
     return [node], inputs, {"y": [batch, queries, wide]}
 
 

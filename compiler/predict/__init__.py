@@ -1,0 +1,1 @@
+"""Predicted times of single operators, from their sizes."""
