@@ -7,29 +7,23 @@ result is checked against the original by ONNX Runtime on random inputs, unless 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from onnx import numpy_helper
-
-from ppuc.compiler.frontend.bind import bind_inputs, declared_inputs
 from ppuc.compiler.frontend.conformance.check import conforming
 from ppuc.compiler.frontend.source import overridable_initializers
-from ppuc.compiler.inputs import InputSpec, generate_all
-from ppuc.compiler.simplify.convert import bind, fix_defaults, inputs_of, read_model, static_types, to_graph, to_model
+from ppuc.compiler.simplify.check import check
+from ppuc.compiler.simplify.convert import bind, fix_defaults, read_model, static_types, to_graph, to_model
 from ppuc.compiler.simplify.model import ModelGraph
 from ppuc.compiler.simplify.rules import arithmetic, patterns, shapes, views
 from ppuc.compiler.simplify.rules.base import RULES
 from ppuc.compiler.simplify.rules.branches import inline_branches
 from ppuc.compiler.simplify.rules.constants import drop_unread, fold_constants, merge_equal_nodes
 from ppuc.compiler.simplify.symbolic import infer
-from ppuc.compiler.validation.compare import Comparison, compare
-from ppuc.compiler.validation.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance
-from ppuc.ir.errors import InternalError, ModelError
-from ppuc.ir.types import DType
+from ppuc.compiler.validation.compare import Comparison
+from ppuc.ir.errors import InternalError
 
 if TYPE_CHECKING:
     import onnx
@@ -37,9 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Simplified", "check", "simplify", "simplify_model"]
 
 MOST_ROUNDS = 100
-TRIED_SIZES = (2, 1, 8, 32, 64, 224, 256)
-"""Sizes given to symbolic dimensions for the check, one after the other until ONNX Runtime accepts the original."""
-
 _FAMILIES = (views, arithmetic, patterns, shapes)  # importing them registers their rules
 
 
@@ -128,59 +119,3 @@ def node_counts(model: onnx.ModelProto) -> dict[str, int]:
             counts[node.op_type] += node.op_type != "Constant"
             graphs += [a.g for a in node.attribute if a.HasField("g")]
     return {op: n for op, n in counts.most_common() if n}
-
-
-# The check
-
-
-def check(
-    original: onnx.ModelProto, result: onnx.ModelProto, where: str, seed: int = 0
-) -> tuple[dict[str, int], tuple[Comparison, ...]]:
-    """Run both models on the same random inputs. Returns the sizes that symbols were given and the comparisons. Raises
-    ModelError when ONNX Runtime refuses the original for every size tried, or the result."""
-    from ppuc.compiler.validation.oracle import Oracle
-
-    oracle = Oracle(original)
-    refusal: ModelError | None = None
-    for sizes, feeds in _trials(original, where, seed):
-        try:
-            wanted = oracle.run(feeds)
-        except ModelError as error:
-            refusal = refusal or error
-            continue
-        got = Oracle(result).run(feeds)
-        return sizes, tuple(compare(name, got[name], want, _tolerance(want)) for name, want in wanted.items())
-    raise refusal or InternalError("no size was tried")
-
-
-def _trials(model: onnx.ModelProto, where: str, seed: int) -> Iterator[tuple[dict[str, int], dict[str, np.ndarray]]]:
-    """Sizes of the symbolic dimensions, and inputs of those sizes."""
-    defaults = overridable_initializers(model)
-    declarations = declared_inputs([i for i in inputs_of(model) if i.name not in defaults], where)
-    keys = {
-        d if isinstance(d, str) else f"{i.name}:{axis}"
-        for i in declarations
-        for axis, d in enumerate(i.shape or ())
-        if not isinstance(d, int)
-    }
-    free = sorted(k for k in keys if not set(k) & set("+-*/ "))  # expressions follow from their symbols
-    for size in TRIED_SIZES if free else TRIED_SIZES[:1]:
-        sizes = dict.fromkeys(free, size)
-        types, _ = bind_inputs(declarations, sizes, {}, where)
-        specs = [InputSpec(d.name, t) for d, t in zip(declarations, types, strict=True)]
-        others = {name: _other(numpy_helper.to_array(tensor)) for name, tensor in defaults.items()}
-        yield sizes, {**generate_all(specs, "random", seed), **others}
-
-
-def _other(default: np.ndarray) -> np.ndarray:
-    """What the check gives for an input that has a default: numbers near it, and of integers, which may be sizes or
-    indices, the same."""
-    return default * default.dtype.type(1.125) if default.dtype.kind == "f" else default
-
-
-def _tolerance(reference: np.ndarray) -> Tolerance:
-    """Reassociation in f32 stays within 90 dB; narrower formats within a few of their steps; integers are equal."""
-    dtype = DType.of(reference.dtype)
-    if not dtype.is_float:
-        return Tolerance(0.0)
-    return Tolerance(max(FP32_FLOOR, 8 * UNIT_ROUNDOFF[dtype]))

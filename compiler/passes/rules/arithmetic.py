@@ -20,6 +20,7 @@ from ppuc.ir.ops import OPS
 from ppuc.ir.ops.base import Kind
 from ppuc.ir.ops.elementwise import FLOATS, INTS, CastAttrs
 from ppuc.ir.ops.view import ExpandAttrs
+from ppuc.ir.scaling import factors_merge
 from ppuc.ir.types import DType, broadcast_shapes
 
 _COMMUTATIVE = ("add", "mul", "min", "max", "and", "or", "xor", "bitand", "bitor", "bitxor", "eq", "ne")
@@ -85,11 +86,8 @@ def constant_chain(w: Walk, op: Op) -> Value | None:
     outer_constant = _small(w, op.operands[1])
     if inner is None or outer_constant is None or (inner_constant := _small(w, inner.operands[1])) is None:
         return None
-    if dtype in FLOATS:
-        with np.errstate(all="ignore"):
-            product = inner_constant * outer_constant
-        if not np.isfinite(product).all() or (np.abs(product) < np.finfo(dtype.numpy).tiny).any():
-            return None
+    if dtype in FLOATS and not factors_merge(inner_constant, outer_constant):
+        return None
     w.absorb(inner)
     return w.emit(op.name, inner.operands[0], w.emit(op.name, inner.operands[1], op.operands[1]))
 

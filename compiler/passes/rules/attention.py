@@ -21,6 +21,7 @@ from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.movement import GatherAttrs
 from ppuc.ir.ops.normalization import SoftmaxAttrs
 from ppuc.ir.ops.view import TransposeAttrs
+from ppuc.ir.scaling import moderate
 from ppuc.ir.types import DType
 
 Lead = tuple[int, ...]
@@ -171,7 +172,7 @@ def _factor(w: Walk, op: Op | None) -> float | None:
     if op is None or op.name not in ("mul", "div") or op.operands[0].type != op.result.type:
         return None
     number = w.number(op.operands[1])
-    if not number or not math.isfinite(number):
+    if not number or not moderate(float(number)):
         return None
     return float(number) if op.name == "mul" else 1 / number
 
@@ -198,7 +199,10 @@ def _read_matmul(w: Walk, op: Op, after: float) -> Scores:
     assert isinstance(attrs, MatmulAttrs)
     q, q_factor, transpose_q = _unscaled(w, op.operands[0], attrs.transpose_a)
     k, k_factor, transpose_k = _unscaled(w, op.operands[1], not attrs.transpose_b)
-    return Scores(q, k, transpose_q, transpose_k, after * q_factor * k_factor)
+    scale = after * q_factor * k_factor
+    if not moderate(scale):
+        raise NoMatch("factors of the scores leave the range of f32 together")
+    return Scores(q, k, transpose_q, transpose_k, scale)
 
 
 def _unscaled(w: Walk, value: Value, swapped: bool) -> tuple[Value, float, bool]:

@@ -1,7 +1,8 @@
 """Rewrites around contractions and windows: per-channel constants are folded into constant weights, transposes and
 padding into attributes.
 
-Folding a factor into weights changes the number of roundings by one; it is done in f32 only.
+Folding a factor into weights changes the number of roundings by one; it is done in f32 only, and where no product
+leaves the range of f32 (`ppuc.ir.scaling`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ppuc.ir.ops.normalization import BatchNormAttrs
 from ppuc.ir.ops.reduction import reduce_identity
 from ppuc.ir.ops.view import ExpandAttrs, TransposeAttrs
 from ppuc.ir.ops.window import PoolAttrs
+from ppuc.ir.scaling import terms_merge, weights_take
 from ppuc.ir.types import DType, broadcast_shapes
 
 _WEIGHTED = ("conv", "conv_transpose", "matmul")
@@ -80,8 +82,17 @@ def _scaled_weights(w: Walk, op: Op, factor: Value) -> Value | None:
         axis = weights.type.rank - 1 if attrs.layout == "nhwc" else 0
     if (channels := _per_channel(w, op, factor)) is None:
         return None
-    shape = [d if i == axis else 1 for i, d in enumerate(weights.type.dims)]
-    return w.emit("mul", weights, reshaped(w, channels, shape))
+    own, by = w.resource(weights), w.resource(factor)
+    assert own is not None
+    assert by is not None
+    along = [-1 if i == axis else 1 for i in range(weights.type.rank)]
+    if not weights_take(own.array(), by.array().reshape(along)):
+        return None
+    return w.emit(
+        "mul",
+        weights,
+        reshaped(w, channels, [d if n < 0 else 1 for n, d in zip(along, weights.type.dims, strict=True)]),
+    )
 
 
 def scale_into_weights(w: Walk, op: Op) -> Value | None:
@@ -132,7 +143,10 @@ def merge_biases(w: Walk, op: Op) -> Value | None:
     if found is None or op.result.type != op.operands[0].type or op.result.type.dtype is not DType.F32:
         return None
     add, inner = found
-    if w.resource(op.operands[1]) is None or not _is_per_channel(inner, op.operands[1]):
+    if not _is_per_channel(inner, op.operands[1]):
+        return None
+    first, second = w.resource(add.operands[1]), w.resource(op.operands[1])
+    if first is None or second is None or not terms_merge(first.array(), second.array()):
         return None
     w.absorb(add)
     return w.emit("add", add.operands[0], w.emit("add", add.operands[1], op.operands[1]))

@@ -2,7 +2,8 @@
 
 A scale moves *up* into what produces its operand (weights, biases, norms' parameters; through additions of constants,
 and, if it is one number, through reshapes and transposes), or *down* into the weights of everything that reads its
-result. Only f32 and f64 take part. Invariant: no rule adds nodes; results change by rounding alone.
+result. Only f32 and f64 take part. Invariant: no rule adds nodes; results change by rounding alone, because constants
+merge only where no product leaves the range of its format (`ppuc.ir.scaling`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ppuc.compiler.simplify.model import ModelGraph, Node, Shape
 from ppuc.compiler.simplify.rules.base import rule
 from ppuc.compiler.simplify.rules.views import VIEWS
 from ppuc.compiler.simplify.symbolic_sizes import broadcast_shapes
+from ppuc.ir.scaling import REACH, factors_merge, moderate, terms_merge, weights_take
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 NORMS = ("LayerNormalization", "BatchNormalization", "InstanceNormalization")
@@ -79,7 +81,10 @@ def _scale_binary(g: ModelGraph, node: Node, factor: np.ndarray, shape: Shape, d
     if np.broadcast_shapes(constant.shape, factor.shape) not in (constant.shape, factor.shape):
         return False
     index = node.inputs.index(x)
-    if node.op in ("Add", "Sub") and not scale_up(g, node, x, factor, dry):
+    if node.op in ("Add", "Sub"):
+        if not _finite_product(constant, factor) or not scale_up(g, node, x, factor, dry):
+            return False
+    elif not factors_merge(constant, factor if node.op == "Mul" else 1 / factor):
         return False
     if not dry:
         changed = constant / factor if node.op == "Div" else constant * factor
@@ -95,16 +100,25 @@ def _scale_weights(g: ModelGraph, node: Node, factor: np.ndarray, dry: bool) -> 
         return False
     if factor.ndim and not _channels_match(g, node, len(factor)):
         return False
+    constants = [g.constants[node.inputs[i]].array for i in scaled]
+    along = _along_outputs(node, constants[0], factor) if node.op in LINEAR else factor
     if dry:
-        return True
-    for i in scaled:
-        constant = g.constants[node.inputs[i]].array
-        if i == 1 and node.op in LINEAR:
-            changed = constant * _along_outputs(node, constant, factor)
-        else:
-            changed = constant * factor
-        g.rewire(node, i, g.constant(changed.astype(constant.dtype), f"{node.inputs[i]}.scaled"))
+        return weights_take(constants[0], along) and all(_finite_product(c, factor) for c in constants[1:])
+    for i, constant, own in zip(scaled, constants, (along, factor), strict=False):
+        g.rewire(node, i, g.constant((constant * own).astype(constant.dtype), f"{node.inputs[i]}.scaled"))
     return True
+
+
+def _finite_product(constant: np.ndarray, factor: np.ndarray) -> bool:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite((constant * factor).astype(constant.dtype)).all())
+
+
+def _factor_of(node: Node, constant: np.ndarray) -> np.ndarray | None:
+    """What a Mul or Div by `constant` multiplies by; None for what no other constant may be merged with."""
+    if not moderate(constant) or (node.op == "Div" and not constant.all()):
+        return None
+    return np.asarray(1 / constant) if node.op == "Div" else constant
 
 
 def _channels_match(g: ModelGraph, node: Node, channels: int) -> bool:
@@ -131,10 +145,8 @@ def scale_into_producer(g: ModelGraph, node: Node) -> bool:
     if parts is None or g.shape(parts[0]) != g.shape(node.outputs[0]) or g.shape(parts[0]) is None:
         return False
     x, constant = parts
-    if node.op == "Div" and not constant.all():
-        return False
-    factor = 1 / constant if node.op == "Div" else constant
-    if not is_wide(g, x) or not scale_up(g, node, x, factor, dry=True):
+    factor = _factor_of(node, constant)
+    if factor is None or not is_wide(g, x) or not scale_up(g, node, x, factor, dry=True):
         return False
     scale_up(g, node, x, factor, dry=False)
     return _bypass(g, node, x)
@@ -163,7 +175,7 @@ def shift_into_producer(g: ModelGraph, node: Node) -> bool:
     if source.op not in (*LINEAR, *NORMS):
         return False
     vector = channel_vector(shift, len(shape), channel_axis(source))
-    if vector is None or not _add_bias(g, source, vector):
+    if vector is None or not _bias_takes(g, source, vector) or not _add_bias(g, source, vector):
         return False
     return _bypass(g, node, x)
 
@@ -173,12 +185,20 @@ def _merge_shifts(g: ModelGraph, node: Node, source: Node, shift: np.ndarray) ->
     parts = split_constant(g, source)
     if parts is None or g.shape(parts[0]) != g.shape(source.outputs[0]):
         return False
-    total = shift + (-parts[1] if source.op == "Sub" else parts[1])
-    rank = len(g.shape(parts[0]) or ())
+    inner = -parts[1] if source.op == "Sub" else parts[1]
+    if not terms_merge(inner, shift):
+        return False
+    total, rank = inner + shift, len(g.shape(parts[0]) or ())
     if total.ndim > rank:
         return False
     g.turn(node, "Add", [parts[0], g.constant(total.astype(shift.dtype), f"{node.outputs[0]}.constant")])
     return True
+
+
+def _bias_takes(g: ModelGraph, node: Node, shift: np.ndarray) -> bool:
+    """Whether the bias that a linear node or norm has, if it is a constant, merges with `shift`."""
+    own = g.array(node.input(2))
+    return own is None or terms_merge(own * np.asarray(node.attr("beta", 1.0), own.dtype), shift)
 
 
 def _add_bias(g: ModelGraph, node: Node, shift: np.ndarray) -> bool:
@@ -227,11 +247,20 @@ def normalisation_into_producer(g: ModelGraph, node: Node) -> bool:
     factor = scale / np.sqrt(variance + node.attr("epsilon", 1e-5))
     shift, dtype = bias - mean * factor, parameters[0].dtype  # type: ignore[union-attr]
     has_bias = source.op == "MatMul" or (bool(source.input(2)) and source.inputs[2] not in g.constants)
-    if has_bias or not _scale_weights(g, source, factor, dry=True):
+    with np.errstate(over="ignore"):
+        shift = shift.astype(dtype)
+    if has_bias or not np.isfinite(shift).all():
+        return False
+    if not _scale_weights(g, source, np.where(_dead(factor, shift), 0.0, factor), dry=True):
         return False
     _scale_weights(g, source, factor, dry=False)
-    _add_bias(g, source, shift.astype(dtype))
+    _add_bias(g, source, shift)
     return _bypass(g, node, x)
+
+
+def _dead(factor: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Channels that training switched off: activations up to 2**20 do not show beside their shift."""
+    return np.asarray((np.abs(factor) < 2.0 ** -REACH[4]) & (np.abs(shift) > 2.0**-20))
 
 
 # Downwards
@@ -245,11 +274,8 @@ def scale_into_readers(g: ModelGraph, node: Node) -> bool:
     if parts is None or name in g.pinned or not is_wide(g, name) or g.shape(parts[0]) != g.shape(name):
         return False
     x, constant = parts
-    if node.op == "Div" and not constant.all():
-        return False
-    factor = 1 / constant if node.op == "Div" else constant
-    readers = g.consumers(name)
-    if not readers or any(not scale_down(g, r, name, factor, dry=True) for r in readers):
+    factor, readers = _factor_of(node, constant), g.consumers(name)
+    if factor is None or not readers or any(not scale_down(g, r, name, factor, dry=True) for r in readers):
         return False
     for reader in readers:
         scale_down(g, reader, name, factor, dry=False)
@@ -271,12 +297,13 @@ def scale_down(g: ModelGraph, reader: Node, name: str, factor: np.ndarray, dry: 
     vector = channel_vector(factor, len(shape), -1 if op in ("Gemm", "MatMul") else 1)
     if vector is None or (vector.ndim and op in ("Conv", "ConvTranspose") and reader.attr("group", 1) != 1):
         return False
-    if not dry:
-        weights = g.constants[reader.inputs[1]].array
-        axis = {"Conv": 1, "ConvTranspose": 0, "MatMul": -2, "Gemm": 1 if reader.attr("transB", 0) else 0}[op]
-        axis = max(axis % weights.ndim, 0) if weights.ndim > 1 else 0
-        spread = vector if vector.ndim == 0 else vector.reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
-        g.rewire(reader, 1, g.constant((weights * spread).astype(weights.dtype), f"{reader.inputs[1]}.scaled"))
+    weights = g.constants[reader.inputs[1]].array
+    axis = {"Conv": 1, "ConvTranspose": 0, "MatMul": -2, "Gemm": 1 if reader.attr("transB", 0) else 0}[op]
+    axis = max(axis % weights.ndim, 0) if weights.ndim > 1 else 0
+    spread = vector if vector.ndim == 0 else vector.reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
+    if dry:
+        return weights_take(weights, spread)
+    g.rewire(reader, 1, g.constant((weights * spread).astype(weights.dtype), f"{reader.inputs[1]}.scaled"))
     return True
 
 

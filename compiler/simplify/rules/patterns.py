@@ -15,6 +15,7 @@ from ppuc.compiler.simplify.rules.arithmetic import is_wide
 from ppuc.compiler.simplify.rules.base import rule
 from ppuc.compiler.simplify.rules.views import VIEWS
 from ppuc.compiler.simplify.symbolic_values import axes_of
+from ppuc.ir.scaling import factors_merge, moderate
 
 
 def operand_and_scalar(g: ModelGraph, node: Node | None, *ops: str) -> tuple[str, float] | None:
@@ -104,7 +105,7 @@ def scale_of_norm(g: ModelGraph, node: Node) -> bool:
         if norm is None or constant is None or norm.inputs[1] not in g.constants:
             continue
         scale = g.constants[norm.inputs[1]].array
-        if constant.shape == scale.shape or constant.size == 1:
+        if (constant.shape == scale.shape or constant.size == 1) and factors_merge(scale, constant.reshape(-1)):
             g.rewire(norm, 1, g.constant((scale * constant.reshape(-1)).astype(scale.dtype), f"{name}.scale"))
             return g.replace(node, name)
     return False
@@ -201,7 +202,7 @@ def gelu(g: ModelGraph, node: Node) -> bool:
     factors = _factors(g, node.outputs[0])
     numbers = [n for n in (g.scalar(f) for f in factors) if n is not None]
     rest = [f for f in factors if g.scalar(f) is None]
-    if not math.isclose(math.prod(numbers), 0.5, rel_tol=1e-6) or len(rest) != 2:
+    if not moderate(*numbers) or not math.isclose(math.prod(numbers), 0.5, rel_tol=1e-6) or len(rest) != 2:
         return False
     for x, gate in (rest, rest[::-1]):
         shifted = operand_and_scalar(g, _inner(g, gate, "Add"), "Add")
