@@ -20,6 +20,7 @@ PROSE = [
     "CONTRIBUTING.md",
     "benchmarks/README.md",
     "docs/compiler.md",
+    "docs/machine.md",
     "docs/simulator.md",
 ]
 ADRS = sorted((ROOT / "docs" / "adr").glob("*.md"))
