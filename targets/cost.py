@@ -8,6 +8,7 @@ Invariant: nothing here knows a program, a graph or the state of a run; a cost n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from ppuc.targets.schema import Target
 Number = Any
 """An int, a float or an array of them."""
 
-LANES, WEIGHT_STATIONARY, OUTPUT_STATIONARY = range(3)
+LANES, WEIGHT_STATIONARY, OUTPUT_STATIONARY, EITHER_LANES = range(4)
 """Organisations of the tensor engine, as numbers for compiled code."""
 
 
@@ -45,11 +46,28 @@ def mma_shape(dtype: DType, target: Target) -> MmaShape:
     return MmaShape(m, n, k, target.tensor.ii_clk[name], dtype.bytes)
 
 
+def in_order(target: Target) -> bool:
+    """Whether tiles are dealt in order over the units, as kernels of a library deal them, rather than by loops that
+    each unit runs on its own. Such libraries deal tiles in squares (`rows_together`) and exchange the operands of a
+    product, which computes the transposed result, where fewer fragments cover a tile so."""
+    return target.launch.tiles != "streaming"
+
+
 def engine_of(target: Target) -> int:
-    """LANES, WEIGHT_STATIONARY or OUTPUT_STATIONARY."""
+    """LANES, WEIGHT_STATIONARY, OUTPUT_STATIONARY, or EITHER_LANES: lanes that also take the operands in exchange."""
     if target.tensor.organisation == "lanes":
-        return LANES
+        return EITHER_LANES if in_order(target) else LANES
     return WEIGHT_STATIONARY if target.tensor.dataflow == "weight" else OUTPUT_STATIONARY
+
+
+def placed(m: Number, n: Number, fm: int, fn: int, rows: int, cols: int, engine: int) -> tuple[Number, Number]:
+    """Rows and columns of an mma tile as the engine multiplies them: exchanged where it takes either operand first and
+    `rows` x `cols` fragments of fm x fn cover the transposed tile in fewer steps."""
+    if engine != EITHER_LANES:
+        return m, n
+    there, back = -(-m // (fm * rows)) * -(-n // (fn * cols)), -(-n // (fm * rows)) * -(-m // (fn * cols))
+    exchanged = (back < there) * 1
+    return m + (n - m) * exchanged, n + (m - n) * exchanged
 
 
 def engine_clk(
@@ -59,20 +77,24 @@ def engine_clk(
 
     Lanes start a step every `ii`, and `gap` (the fill of a serial engine) follows. A systolic array works in folds.
     With weights in place: ceil(k / R) ceil(n / C) folds that stream m rows, behind which the preload of the next block
-    hides but for R - m cycles; with results in place: ceil(m / R) ceil(n / C) folds that stream k. Serial arrays
-    (gap > 0) add preload, skew and drain to every fold, which is SCALE-Sim's closed form: 2R + C + m - 2 a fold with
-    weights in place, R + C + k - 2 with results in place; its last result is one cycle early (`drain_clk`).
+    hides but for R - m cycles; several arrays divide columns, rows or both, whichever is fastest. With results in
+    place: ceil(m / R) ceil(n / C) folds that stream k. Serial arrays (gap > 0) add preload, skew and drain to every
+    fold, which is SCALE-Sim's closed form: 2R + C + m - 2 a fold with weights in place, R + C + k - 2 with results in
+    place; its last result is one cycle early (`drain_clk`).
     """
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
-    if engine == LANES:
+    if engine in (LANES, EITHER_LANES):
         steps = -(-mf // rows) * -(-nf // cols) * kf
         return steps * ii + gap * np.minimum(steps, 1)
     if engine == WEIGHT_STATIONARY:
-        folds = -(-nf // cols) * kf * np.minimum(m, 1)
-        stream = -(-m // rows) * ii
-        if gap == 0:
-            return folds * np.maximum(stream, fk)
-        return folds * (stream + 2 * fk + fn - 2)
+        down, across, best = rows * cols, 1, np.inf
+        while down >= 1:
+            folds = -(-nf // across) * kf * np.minimum(m, 1)
+            stream = -(-m // down) * ii
+            clk = folds * (np.maximum(stream, fk) if gap == 0 else stream + 2 * fk + fn - 2)
+            best = np.minimum(best, clk)
+            down, across = down // 2, across * 2
+        return best
     folds = -(-mf // rows) * -(-nf // cols) * np.minimum(k, 1)
     stream = k * ii
     if gap == 0:
@@ -80,13 +102,27 @@ def engine_clk(
     return folds * (stream + fm + fn - 2)
 
 
+def rows_together(rows: int, cols: int, row_tiles: int, col_tiles: int, units: int) -> int:
+    """Tiles of rows that are dealt beside one another, before the next tile of columns, so that `units` tiles of
+    rows x cols cover a square: as many, nearly even groups."""
+    if col_tiles * row_tiles <= units:
+        return row_tiles
+    wanted = max(1.0, math.sqrt(units * cols / rows), units / col_tiles)
+    return -(-row_tiles // max(1, round(row_tiles / wanted)))
+
+
 def drain_clk(target: Target, shape: MmaShape) -> int:
     """Cycles from the end of an mma's time on the engine to its last result: the pipeline, and for systolic arrays that
     do not drain after every fold the first block's preload and the skew over rows and columns. The closed form of those
     that do counts cycles from 0, so their last result is there a cycle before the next fold may begin."""
     if target.tensor.overlap == "serial":
-        return 0 if engine_of(target) == LANES else target.tensor.fill_clk - 1
-    skew = {LANES: 0, WEIGHT_STATIONARY: 2 * shape.k + shape.n - 2, OUTPUT_STATIONARY: shape.m + shape.n - 2}
+        return 0 if target.tensor.organisation == "lanes" else target.tensor.fill_clk - 1
+    skew = {
+        LANES: 0,
+        EITHER_LANES: 0,
+        WEIGHT_STATIONARY: 2 * shape.k + shape.n - 2,
+        OUTPUT_STATIONARY: shape.m + shape.n - 2,
+    }
     return target.tensor.fill_clk + skew[engine_of(target)]
 
 
@@ -94,7 +130,7 @@ def gap_clk(target: Target) -> int:
     """What `engine_clk` takes as gap: 0 on a pipelined engine, the fill of serial lanes, 1 for serial arrays."""
     if target.tensor.overlap == "pipelined":
         return 0
-    return target.tensor.fill_clk if engine_of(target) == LANES else 1
+    return target.tensor.fill_clk if target.tensor.organisation == "lanes" else 1
 
 
 def mma_operand_bytes(
@@ -118,6 +154,7 @@ def shared_fragments(target: Target) -> tuple[int, int]:
 def mma_cycles(m: Number, n: Number, k: Number, dtype: DType, target: Target) -> Number:
     """Cycles that an mma of valid extents m x n x k occupies the tensor engine (issue and drain not included)."""
     s, (rows, cols), engine = mma_shape(dtype, target), target.tensor.lane_grid, engine_of(target)
+    m, n = placed(m, n, s.m, s.n, rows, cols, engine)
     busy = engine_clk(m, n, k, s.m, s.n, s.k, s.ii_clk, rows, cols, engine, gap_clk(target))
     read = mma_operand_bytes(m, n, k, s.m, s.n, s.k, *shared_fragments(target), engine, s.element_bytes)
     return np.maximum(busy, read / target.l1.bytes_per_clk)
@@ -232,6 +269,7 @@ def latency_clk(space: Space, target: Target) -> float:
 
 
 __all__ = [
+    "EITHER_LANES",
     "LANES",
     "OUTPUT_STATIONARY",
     "WEIGHT_STATIONARY",
@@ -244,12 +282,15 @@ __all__ = [
     "gap_clk",
     "hbm_bytes_per_clk",
     "hop_offsets",
+    "in_order",
     "latency_clk",
     "longer_row",
     "mixed_rate",
     "mma_cycles",
     "mma_operand_bytes",
     "mma_shape",
+    "placed",
+    "rows_together",
     "shared_fragments",
     "stream_rate",
     "visit_weight",

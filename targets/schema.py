@@ -70,7 +70,9 @@ class Launch:
     persistent: the same, with tiles dealt in order over all units; blocks: dealt in order, and a tile's loads wait for
     a free accumulator slot of its kernel, as a thread block waits for the registers of another,
     and products take the time of whole tiles also at a tensor's end. A launch's units begin
-    `dispatch_clk` after one another. `tile_sides` are the sides that the kernels of the machine's library come in."""
+    `dispatch_clk` after one another. Tiles that are dealt in order go so that those under way together cover a square
+    of the result: what they share, a cached l2 serves. `tile_sides` are the sides that the kernels of the machine's
+    library come in."""
 
     granularity: str = quantity("segment|kernel")
     kernel_us: float = quantity("us", zero=True)
@@ -83,7 +85,9 @@ class Launch:
 class TensorEngine:
     """The matrix engine of one unit: `lanes` lanes in a grid, each starting one m x n x k fragment every `ii_clk`
     cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments, and a lane multiplies
-    what it has fetched for `operand_reuse` fragments of the result, in rows and columns. `f32` is full f32 arithmetic.
+    what it has fetched for `operand_reuse` fragments of the result, in rows and columns. Where tiles are dealt in order
+    the operands may change places, which computes the transposed result, if fewer fragments cover a tile so. `f32` is
+    full f32 arithmetic.
 
     A lane of a systolic engine is an array of R x C cells. Dataflow weight: B's [R, C] block stays, rows of A stream,
     the fragment is [1, C, R]. Dataflow output: an [R, C] block of the result stays, k streams, the fragment is

@@ -14,7 +14,18 @@ from typing import Protocol
 
 from ppuc.ir.kernel import View
 from ppuc.ir.types import DType, Space
-from ppuc.targets.cost import l2_bytes_per_clk, longer_row, mma_cycles
+from ppuc.targets.cost import (
+    engine_of,
+    in_order,
+    l2_bytes_per_clk,
+    longer_row,
+    mma_cycles,
+    mma_operand_bytes,
+    mma_shape,
+    placed,
+    rows_together,
+    shared_fragments,
+)
 from ppuc.targets.schema import Target
 
 
@@ -65,13 +76,13 @@ def _moved(traffic: Traffic, target: Target, space: Space | None) -> float:
     return max(traffic.bytes, traffic.rows * target.hbm.burst_bytes) if space is Space.HBM else traffic.bytes
 
 
-def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
-    """Cycles of a unit's load queue while `active` units load from `space`. A cached l2 is assumed to hit for data that
-    other units load too."""
+def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None, sharers: int = 1) -> float:
+    """Cycles of a unit's load queue while `active` units load from `space`, `sharers` of them the same data by one
+    read. A cached l2 is assumed to hit for data that other units load too."""
     if target.l2.managed == "cache":
         space = Space.L2
     port = min(target.load.bytes_per_clk, target.l2.bytes_per_clk_per_cu)
-    shared = _moved(traffic, target, space) / _shared_rate(space, target, active)
+    shared = _moved(traffic, target, space) / _shared_rate(space, target, active) / sharers
     return max(traffic.bytes / port, shared, traffic.rows * target.load.row_clk)
 
 
@@ -79,6 +90,37 @@ def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None
     """Cycles of a unit's store queue while `active` units store to `space`."""
     shared = _moved(traffic, target, space) / _shared_rate(space, target, active)
     return max(traffic.bytes / target.store.bytes_per_clk, shared, traffic.rows * target.store.row_clk)
+
+
+def sharers(row_tiles: int, col_tiles: int, tm: int, tn: int, target: Target) -> tuple[int, int]:
+    """Units that share one read of a tile of the left and of the right operand: neighbours that multicast serves, when
+    tiles are dealt in order."""
+    if target.l2.managed != "cache" or target.noc.multicast == "none" or not in_order(target):
+        return 1, 1
+    beside = together_of(row_tiles, col_tiles, tm, tn, target)
+    return (1, min(target.cu_per_ce, beside)) if beside > 1 else (min(target.cu_per_ce, col_tiles), 1)
+
+
+def together_of(row_tiles: int, col_tiles: int, tm: int, tn: int, target: Target) -> int:
+    """Tiles of rows that are dealt beside one another."""
+    return rows_together(tm, tn, row_tiles, col_tiles, target.cu) if in_order(target) else 1
+
+
+def contraction_traffic(rows: tuple[int, int, float], cols: tuple[int, int, float], target: Target) -> float:
+    """Bytes that a cached l2 reads from device memory for a grid of result tiles. `rows`: elements of a tile, number of
+    tiles, bytes of the left operand that one of them needs; `cols`: the same for columns.
+
+    Tiles run `cu` at a time, `rows_together` of them beside one another: l2 serves what those share. It keeps what the
+    next ones share as long as that fits, so that rows or columns are read once a group, or once in all."""
+    (tm, row_tiles, a), (tn, col_tiles, b) = rows, cols
+    together = together_of(row_tiles, col_tiles, tm, tn, target)
+    groups = -(-row_tiles // together)
+    if row_tiles * a + col_tiles * b <= target.l2.bytes:
+        return row_tiles * a + col_tiles * b
+    beside = min(col_tiles, -(-target.cu // together))
+    across = 1 if together * a + beside * b <= target.l2.bytes else -(-col_tiles // beside)
+    again = 1 if col_tiles * b + together * a <= target.l2.bytes else groups
+    return row_tiles * a * across + col_tiles * b * again
 
 
 def run_elements(dtype: DType, target: Target) -> int:
@@ -117,10 +159,19 @@ def mma_clk(m: int, n: int, k: int, dtype: DType, target: Target) -> float:
     return max(float(mma_cycles(m, n, k, dtype, target)), overhead_clk(target))
 
 
-def beat_clk(work: float, load: float, latency: float, depth: int) -> float:
-    """Initiation interval, in cycles, of an engine that works `work` cycles on each slot of a ring of `depth` slots: a
-    slot is reloaded only after the engine has released it, and its data arrive `latency` plus `load` later."""
-    return max(work, load, (latency + load + work) / depth)
+def l1_clk(m: int, n: int, k: int, loaded: float, dtype: DType, target: Target) -> float:
+    """Cycles in which l1 takes `loaded` bytes from memory and gives the operands of an mma tile to the engine."""
+    s, engine = mma_shape(dtype, target), engine_of(target)
+    m, n = placed(m, n, s.m, s.n, *target.tensor.lane_grid, engine)
+    read = mma_operand_bytes(m, n, k, s.m, s.n, s.k, *shared_fragments(target), engine, s.element_bytes)
+    return float(read + loaded) / target.l1.bytes_per_clk
+
+
+def beat_clk(work: float, load: float, latency: float, depth: int, ahead: float = math.inf) -> float:
+    """Cycles from one step to the next of an engine that takes `work` cycles for what a ring of `depth` slots brings: a
+    slot is loaded again only when the engine is through with it, and the data arrive `latency` and `load` later; the
+    queue has the loads of no more than `ahead` steps under way."""
+    return max(work, load, (latency + load + work) / depth, (latency + load) / ahead)
 
 
 def vec_clk(elements: float, steps: int, target: Target) -> float:

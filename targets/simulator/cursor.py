@@ -29,15 +29,30 @@ def _enter_loop(st: State, s: int, loop: Loop) -> bool:
 def _enter_tile(c: Code, st: State, s: int, loop: Loop) -> bool:
     """Start one of the loops around the stream's present tile; False when the unit has run its tiles. Tiles are dealt
     in order over all units."""
-    number, count = st.stream[s].tile, 1
+    number, count, around = st.stream[s].tile, 1, c.kernel[loop.kernel].around
     place: Place = st.place[s, loop.depth]
-    for j in range(c.kernel[loop.kernel].around - 1, -1, -1):
+    for j in range(around - 1, -1, -1):
         n = c.trips[loop.kernel, j]
         if j == loop.depth:
             place.it, place.trips = number // count % n, n
         count *= n
+    if c.kernel[loop.kernel].together > 1 and loop.depth >= around - 2:
+        place.it = _in_group(c, loop, number)
     place.at = loop.start + place.it * loop.step
     return bool(number < count)
+
+
+@helper
+def _in_group(c: Code, loop: Loop, number: int) -> int:
+    """Iteration of one of the two inner loops around a tile, where `together` rows of tiles are dealt column by
+    column."""
+    kernel: Kernel = c.kernel[loop.kernel]
+    rows, cols = c.trips[loop.kernel, kernel.around - 2], c.trips[loop.kernel, kernel.around - 1]
+    number %= rows * cols
+    first = number // (kernel.together * cols) * kernel.together
+    number -= first * cols
+    high = min(kernel.together, rows - first)
+    return int(number // high if loop.depth == kernel.around - 1 else first + number % high)
 
 
 @helper

@@ -31,6 +31,7 @@ from ppuc.ir.program import (
 )
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
+from ppuc.targets.cost import rows_together
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import records as rec
 from ppuc.targets.simulator import tables as t
@@ -302,10 +303,11 @@ class _Builder:
 
     def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """Where tiles run as blocks: for kernels with an accumulator, the loops around a tile's last store (which is
-        marked), the slots of the accumulator, and the trips of the loops. The loops must stand around everything but
-        what is done once a kernel, and no ring may live longer than a tile and shorter than the kernel."""
+        marked), the slots of the accumulator, the rows of tiles dealt together, and the trips of the loops. The loops
+        must stand around everything but what is done once a kernel, and no ring may live longer than a tile and shorter
+        than the kernel."""
         kernels = max(len(self.segment.kernels), 1)
-        blocks, trips = np.full((kernels, 2), -1, np.int64), np.ones((kernels, self.shapes.depth), np.int64)
+        blocks, trips = np.full((kernels, 3), -1, np.int64), np.ones((kernels, self.shapes.depth), np.int64)
         if self.target.launch.tiles == "streaming":
             return blocks, trips
         for k, kernel in enumerate(self.segment.kernels):
@@ -316,8 +318,12 @@ class _Builder:
             levels = {use.level for _, body in kernel.streams for instr in _instrs(body) for use in instr.rings}
             if not (slots and around and all(loops)) or levels & set(range(1, around)):
                 continue
-            blocks[k] = around, min(slots) if self.target.launch.tiles == "blocks" else t.NO_BOUND
             trips[k, :around] = [max(0, -(-(x.stop - x.start) // x.step)) for x in loops[0]]
+            blocks[k] = around, min(slots) if self.target.launch.tiles == "blocks" else t.NO_BOUND, 1
+            if around > 1:
+                rows, cols = loops[0][around - 2], loops[0][around - 1]
+                row_tiles, col_tiles = (int(n) for n in trips[k, around - 2 : around])
+                blocks[k, 2] = rows_together(rows.step, cols.step, row_tiles, col_tiles, self.target.cu)
             stores[-1][9] = 1
         return blocks, trips
 

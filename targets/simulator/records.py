@@ -25,11 +25,13 @@ class Node(Protocol):
 
 class Kernel(Protocol):
     """`around` loops stand around a tile that is dealt in order (-1: the grid deals), `slots` such tiles are under way;
-    `end*` is the first node after the kernel, by queue."""
+    `together` iterations of the last but one of these loops are dealt before the next of the last; `end*` is the first
+    node after the kernel, by queue."""
 
     units: int
     around: int
     slots: int
+    together: int
     end_load: int
     end_store: int
     end_tensor: int

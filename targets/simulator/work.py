@@ -29,6 +29,7 @@ from ppuc.targets.simulator.records import (
 from ppuc.targets.simulator.tables import NO_BOUND, TICKS, Code, Machine, State
 
 _engine_clk = helper(cost.engine_clk)
+_placed = helper(cost.placed)
 _operand_bytes = helper(cost.mma_operand_bytes)
 _longer_row = helper(cost.longer_row)
 _step_clk = helper(vector_cost.step_clk)
@@ -177,6 +178,7 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, rate: float, queued: float) 
         else:
             k *= n
             k_time *= whole
+    m_time, n_time = _placed(m_time, n_time, p.m, p.n, t.lane_rows, t.lane_cols, t.engine)
     busy = _engine_clk(m_time, n_time, k_time, p.m, p.n, p.k, p.interval, t.lane_rows, t.lane_cols, t.engine, t.gap)
     read = _operand_bytes(m_time, n_time, k_time, p.m, p.n, p.k, t.shared_rows, t.shared_cols, t.engine, p.size)
     restarts = (st.stream[s].first & p.restart) == p.restart

@@ -95,13 +95,14 @@ class BlockMatmulLowering(MatmulLowering):
         scales = sum(slot(blocks, value.type.dtype) for value in self.stored.by_block)
         return slot(tk // self.stored.halves * tn, self.b_dtype) + scales
 
-    def _right_load_clk(self, tiles: list[int], tk: int, active: int) -> float:
+    def _right_load_clk(self, tiles: list[int], tk: int, active: int, sharers: int) -> float:
         tn, columns = math.prod(tiles[i] for i in self.n_axes), self.stored.codes.type.dims[1]
         total = 0.0
         rows = [tk // self.stored.halves, *(tk // self.stored.attrs.block for _ in self.stored.by_block)]
         for count, value in zip(rows, (self.stored.codes, *self.stored.by_block), strict=True):
             traffic = cost.box_traffic(View((count, columns), (columns, 1)), [count, tn], value.type.dtype)
-            total += cost.load_clk(traffic, self.target, active, value.space) + cost.overhead_clk(self.target)
+            total += cost.load_clk(traffic, self.target, active, value.space, sharers)
+            total += cost.overhead_clk(self.target)
         return total
 
     def _widening_steps(self) -> int:

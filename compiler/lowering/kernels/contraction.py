@@ -221,9 +221,10 @@ class ContractionLowering(TiledLowering):
 
 
 def steps_along(k: int, dtype: DType, target: Target) -> list[int]:
-    """Candidate tile sizes along k. Library kernels step by one burst row."""
+    """Candidate tile sizes along k. Kernels on a cached l2 step by one row of a burst: what others use at the same time
+    is in l2 then."""
     run = cost.run_elements(dtype, target)
-    return [min(k, run)] if target.launch.tile_sides == "powers of two" else sizes(k, run, 1024)
+    return sizes(k, run, 2 * run if target.l2.managed == "cache" else 1024)
 
 
 def active_units(units: Sequence[int], iterations: float, target: Target) -> int:
@@ -259,6 +260,7 @@ def cuts(extents: Sequence[int], target: Target, most: int, step: int) -> list[i
     if target.launch.tile_sides == "powers of two" or target.tensor.organisation == "systolic":
         return []
     limit = min(math.prod(extents), most)
+    step = max(step, 16)
     found = set(range(step, limit + 1, step))
     inner = 1
     for extent in reversed(extents):

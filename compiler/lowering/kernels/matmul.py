@@ -33,7 +33,7 @@ from ppuc.ir.affine import Affine, axis
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
 from ppuc.ir.types import DType, Space
-from ppuc.targets.cost import mma_shape
+from ppuc.targets.cost import hbm_bytes_per_clk, mma_shape
 from ppuc.targets.schema import Target
 
 
@@ -146,6 +146,9 @@ class MatmulLowering(ContractionLowering):
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)
         latency = cost.latency_clk(self.target, self.a_space, self.b_space)
+        trips = [-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True)]
+        grid = math.prod(trips[i] for i in self.m_axes), math.prod(trips[i] for i in self.n_axes)
+        left, right = cost.sharers(*grid, tm, tn, self.target)
         best: Choice | None = None
         for tk in self._depths():
             wide = 2 * slot(tk * tn, self.dtype) if self.unpacked else 0
@@ -153,19 +156,35 @@ class MatmulLowering(ContractionLowering):
             if rings is None:
                 continue
             steps = -(-self.k // tk)
+            slots = slot(tm * tk, self.dtype) + self._right_slots(tn, tk)
             mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
+            mma = max(mma, cost.l1_clk(tm, tn, tk, slots, dtype, self.target))
             a = self._traffic("a", tiles, tk)
-            step_load = cost.load_clk(a, self.target, active, self.a_space) + cost.overhead_clk(self.target)
-            step_load += self._right_load_clk(tiles, tk, active)
+            step_load = cost.load_clk(a, self.target, active, self.a_space, left) + cost.overhead_clk(self.target)
+            step_load += self._right_load_clk(tiles, tk, active, right)
             widen = cost.vec_clk(tk * tn, self._widening_steps(), self.target) if self.unpacked else 0.0
-            beat = cost.beat_clk(max(mma, widen), step_load, latency, rings.operands)
+            ahead = self.target.load.in_flight / 2
+            beat = cost.beat_clk(max(mma, widen), step_load, latency, rings.operands, ahead)
             tile = self.tile_clk(rings, steps * beat, vec, store, extra)
-            price = iterations * tile
+            price = max(iterations * tile, self._memory_clk(tiles, tm, tn))
             if self.target.launch.tiles == "streaming":
                 price += latency + step_load + vec + store + self.alone_clk(rings, step_load)
             if best is None or price < best.price:
                 best = Choice(tuple(tiles), tk, rings, units, price)
         return best
+
+    def _memory_clk(self, tiles: Sequence[int], tm: int, tn: int) -> float:
+        """Cycles of device memory for all tiles of a machine whose l2 is a cache."""
+        if self.target.l2.managed != "cache":
+            return 0.0
+        trips = [-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True)]
+        count = [math.prod(trips[i] for i in axes) for axes in (self.batch_axes, self.m_axes, self.n_axes)]
+        sizes_of = self.dtype.bytes, self._right_slots(tn, self.k) / (tn * self.k)
+        read = count[0] * cost.contraction_traffic(
+            (tm, count[1], tm * self.k * sizes_of[0]), (tn, count[2], tn * self.k * sizes_of[1]), self.target
+        )
+        written = sum(math.prod(o.access.view.shape) * o.dtype.bytes for o in self.operands if o.written)
+        return (read + written) / hbm_bytes_per_clk(self.target)
 
     def _depths(self) -> list[int]:
         """Candidate tile sizes along k."""
@@ -175,9 +194,9 @@ class MatmulLowering(ContractionLowering):
         """l1 bytes of one tile of the right operand as loaded."""
         return slot(tk * tn, self.b_dtype)
 
-    def _right_load_clk(self, tiles: list[int], tk: int, active: int) -> float:
-        """Cycles of loading one tile of the right operand."""
-        traffic = cost.load_clk(self._traffic("b", tiles, tk), self.target, active, self.b_space)
+    def _right_load_clk(self, tiles: list[int], tk: int, active: int, sharers: int) -> float:
+        """Cycles of loading one tile of the right operand, of which `sharers` units share a read."""
+        traffic = cost.load_clk(self._traffic("b", tiles, tk), self.target, active, self.b_space, sharers)
         return traffic + cost.overhead_clk(self.target)
 
     def _widening_steps(self) -> int:

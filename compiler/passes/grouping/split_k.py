@@ -32,7 +32,7 @@ from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs, TransposeAttrs
 from ppuc.ir.resource import Resource
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import Space
-from ppuc.targets.cost import l2_bytes_per_clk
+from ppuc.targets.cost import hbm_bytes_per_clk, l2_bytes_per_clk
 from ppuc.targets.schema import Target
 
 PARTS = (2, 3, 4, 6, 8)
@@ -87,7 +87,7 @@ class Splitting:
 
     def _op(self, op: Op) -> list[Op]:
         kind = group_kind(op)
-        if op.body is None or kind is None or not (kind.shortest_k or kind.shortest_keys):
+        if op.body is None or kind is None or not (kind.shortest_k or kind.shortest_keys) or self.target.cu == 1:
             return [op]
         _, key = canonical_body(self._in_memory(op))
         if key not in self.decided:
@@ -159,7 +159,8 @@ class Splitting:
                 break
             try:
                 *_, first, second = self._cut(op, parts)
-                prices[parts] = sum(self._price(g) for g in (first, second)) + self._handover_clk()
+                prices[parts] = self._price(first) + max(self._price(second), self._streamed_clk(second))
+                prices[parts] += self._handover_clk()
             except NotFusable as error:
                 why_not = str(error)
                 continue
@@ -176,6 +177,14 @@ class Splitting:
 
     def _price(self, group: Op) -> float:
         return self.lowered.price(group, self._in_memory(group))
+
+    def _streamed_clk(self, group: Op) -> float:
+        """Cycles of device memory for the operands of a group that reads each once, where a cached l2 no longer holds
+        them."""
+        read = sum(v.type.bytes for v in group.operands)
+        if self.target.l2.managed != "cache" or read <= self.target.l2.bytes:
+            return 0.0
+        return (read + sum(r.type.bytes for r in group.results)) / hbm_bytes_per_clk(self.target)
 
     def _bound(self, anchor: Op) -> float:
         """Lower bound on the contraction's cycles: every unit at its peak."""
