@@ -233,10 +233,10 @@ def read_npy(path: str | Path) -> np.ndarray:
 
 
 def _elements(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """An output's arrays: itself, or those of a sequence."""
-    if isinstance(value, list):
-        for i, element in enumerate(value):
-            yield from _elements(f"{name}[{i}]", element)
+    """An output's arrays: itself, or those of a sequence or a map."""
+    if isinstance(value, list | dict):
+        for key, element in enumerate(value) if isinstance(value, list) else value.items():
+            yield from _elements(f"{name}[{key}]", element)
     elif value is not None:
         yield name, np.asarray(value)
 
@@ -274,7 +274,7 @@ def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
     """Write named arrays; formats that numpy has no name for (bf16, f8) are widened to f32, the elements of sequences
-    are called `name[0]` and so on. Raises InputError when `path` cannot be written."""
+    and maps are called `name[0]`, `name[key]` and so on. Raises InputError when `path` cannot be written."""
     write_arrays(path, {n: _plain(a) for name, value in arrays.items() for n, a in _elements(name, value)})
 
 

@@ -15,9 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppuc.ir.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from ppuc.compiler.frontend.offload.hosting import HostNode
 
 START_SECONDS = 60.0
 
@@ -62,6 +67,12 @@ class HostWorker:
         if key not in self._loaded or self._process is None:
             self.load(model, where)
         return list(self._ask(where, "run", key, dict(feeds)))
+
+    def types_of(self, node: HostNode, functions: Sequence[onnx.FunctionProto]) -> dict[str, onnx.TypeProto]:
+        """Types of the results of a node that no rule infers, as far as running it on made-up inputs tells them."""
+        from ppuc.compiler.frontend.offload.probe import probed_types
+
+        return probed_types(node, functions, lambda model, feeds: self.run(model, feeds, node.label))
 
     def start(self) -> None:
         """Start the process unless it runs. Raises UsageError when a file of ops cannot be run."""

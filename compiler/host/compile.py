@@ -103,7 +103,7 @@ def _imported(
     """The model with its host nodes. What is wrong with it besides ops nobody knows, the first import told better."""
     what = (source, options.dims, options.shapes, options.values)
     try:
-        return load_hosted(*what, forced=forced, custom=hosts.custom, examining=examining)
+        return load_hosted(*what, forced=forced, custom=hosts.custom, probe=hosts.types_of, examining=examining)
     except ModelError as refused:
         if isinstance(refused, UnknownOpsError) or isinstance(error, UnknownOpsError):
             raise

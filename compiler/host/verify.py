@@ -42,9 +42,9 @@ from ppuc.compiler.validation.tolerance import (
     tolerance_of,
     typical_step,
 )
+from ppuc.compiler.validation.values import compare_values
 from ppuc.ir.errors import ModelError, UsageError
 from ppuc.ir.graph import Graph, Value
-from ppuc.ir.types import DType
 
 
 def verify_hosted(
@@ -150,7 +150,14 @@ def _imported(program: DeferredProgram, plan: Plan, shapes: Mapping[str, tuple[i
     if hosts.files:
         hosts.start()
     forced = {n.node: Reason(n.reason) for n in plan.nodes}
-    return load_hosted(program.source, shapes=shapes, values=program.fixed, forced=forced, custom=hosts.custom)
+    return load_hosted(
+        program.source,
+        shapes=shapes,
+        values=program.fixed,
+        forced=forced,
+        custom=hosts.custom,
+        probe=hosts.types_of,
+    )
 
 
 def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,22 +221,4 @@ def _largest(operands: Sequence[HostOperand]) -> int:
 
 def _compared(name: str, got: Any, want: Any, error: ExpectedError) -> list[Comparison]:
     """One comparison for each tensor of an output; sequences have several."""
-    if isinstance(want, list) and isinstance(got, list) and len(want) == len(got):
-        pairs = enumerate(zip(got, want, strict=True))
-        return [c for i, (a, b) in pairs for c in _compared(f"{name}[{i}]", a, b, error)]
-    if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
-        return [_equal(name, got, want, "" if got is want is None else "is of another kind than the reference")]
-    try:
-        DType.of(got.dtype)
-    except KeyError:
-        same = got.shape == want.shape and got.dtype == want.dtype and bool(np.all(got == want))
-        return [_equal(name, got, want, "" if same else "elements differ")]
-    return [compare(name, got, want, stored_as(got, tolerance_of(error)))]
-
-
-def _equal(name: str, got: Any, want: Any, reason: str) -> Comparison:
-    kind = f"{got.dtype}{list(got.shape)}" if isinstance(got, np.ndarray) else type(got).__name__
-    wrong = 1 if reason else 0
-    return Comparison(
-        name, kind, not reason, reason, 0.0, 0.0, 0.0, 1.0 - wrong, 0.0 if wrong else 999.0, wrong, 0.0, ()
-    )
+    return compare_values(name, got, want, lambda array: stored_as(array, tolerance_of(error)))

@@ -19,9 +19,10 @@ from ppuc.compiler.inputs import InputSpec, generate_all
 from ppuc.compiler.simplify.convert import inputs_of, static_types, to_graph
 from ppuc.compiler.simplify.symbolic import infer
 from ppuc.compiler.simplify.symbolic_demands import demanded_sizes
-from ppuc.compiler.validation.compare import Comparison, compare
+from ppuc.compiler.validation.compare import Comparison
 from ppuc.compiler.validation.oracle import Oracle
 from ppuc.compiler.validation.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance
+from ppuc.compiler.validation.values import compare_values
 from ppuc.ir.errors import ModelError
 from ppuc.ir.types import DType
 
@@ -52,7 +53,9 @@ def check(
             refusal = refusal or error
             continue
         got = Oracle(result).run(feeds)
-        return sizes, tuple(c for name, want in wanted.items() for c in _compared(name, got[name], want))
+        return sizes, tuple(
+            c for name, want in wanted.items() for c in compare_values(name, got[name], want, _tolerance)
+        )
     assert refusal is not None
     if not keys:
         raise refusal
@@ -118,10 +121,6 @@ def _says_something(results: Mapping[str, Any]) -> bool:
     """Whether every floating-point result is finite somewhere that it is not zero."""
     arrays = [a for a in results.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size]
     return all(bool((np.isfinite(a) & (a != 0)).any()) for a in arrays)
-
-
-def _compared(name: str, got: Any, want: Any) -> list[Comparison]:
-    return [compare(name, got, want, _tolerance(want))]
 
 
 def _tolerance(reference: np.ndarray) -> Tolerance:

@@ -27,6 +27,7 @@ from ppuc.compiler.frontend.offload.hosting import (
     tensor_proto,
 )
 from ppuc.compiler.frontend.offload.loop_carried import carried_types
+from ppuc.compiler.frontend.offload.probe import Probe, Types, has_sizes, nothing_known
 from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.place import node_place
@@ -54,11 +55,14 @@ class RefusedError(Exception):
 
 
 class Handover:
-    """Makes nodes of one model the host's, in `nodes`. `custom` are ops that Python functions stand for; `declared` are
-    types that the file claims for tensors of the main graph."""
+    """Makes nodes of one model the host's, in `nodes`. `custom` are ops that Python functions stand for; `probe` is
+    asked for types of which neither inference nor the file has the sizes; `declared` are types that the file claims for
+    tensors of the main graph."""
 
-    def __init__(self, source: Source, builder: FoldingBuilder, custom: frozenset[tuple[str, str]]) -> None:
-        self.source, self.builder, self.custom = source, builder, custom
+    def __init__(
+        self, source: Source, builder: FoldingBuilder, custom: frozenset[tuple[str, str]], probe: Probe = nothing_known
+    ) -> None:
+        self.source, self.builder, self.custom, self.probe = source, builder, custom, probe
         self.functions = tuple(source.model.functions)
         self.declared: Mapping[str, onnx.TypeProto] = {}
         self.nodes: list[HostNode] = []
@@ -126,6 +130,7 @@ class Handover:
         if made.deferred and made.op == "Loop":
             types = {**(types or {}), **carried_types(made, list(self.functions))}
         found: list[HostOperand | None] = []
+        probed: Types | None = None
         for output, original in zip(made.outputs, node.output, strict=True):
             if output is None:
                 found.append(None)
@@ -134,6 +139,9 @@ class Handover:
             claimed = declared.get(original) if not contradictory else None
             if claimed is not None and (type is None or static_type(type) is None):
                 type = claimed if type is None or static_type(claimed) is not None else type
+            if not has_sizes(type) and not made.deferred and not made.refused:
+                probed = self.probe(made, self.functions) if probed is None else probed
+                type = probed.get(host_name(output.name), type)
             static = static_type(type)
             if static is not None and static.bytes > LARGEST_BYTES:
                 place = node_place(self.source.where, made.label, made.proto.op_type)

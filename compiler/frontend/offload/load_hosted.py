@@ -28,6 +28,7 @@ from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.inlining import Tensor
 from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTensor
 from ppuc.compiler.frontend.offload.policy import Examine, Offload
+from ppuc.compiler.frontend.offload.probe import Probe, nothing_known
 from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.place import output_place
 from ppuc.compiler.frontend.source import ModelSource, Source
@@ -61,16 +62,18 @@ def load_hosted(
     *,
     forced: Mapping[str, Reason] | None = None,
     custom: frozenset[tuple[str, str]] = frozenset(),
+    probe: Probe = nothing_known,
     examining: bool = False,
 ) -> HostedModel:
     """As load_model, with the host taking what cannot be imported. `forced` are nodes that must be the host's, with the
-    reason; `custom` are (domain, op) that Python functions stand for. Raises ModelError for what is wrong, or unknown
+    reason; `custom` are (domain, op) that Python functions stand for; `probe` is asked for types of the host's results
+    that cannot be inferred. Raises ModelError for what is wrong, or unknown
     to the host as well; when `examining`, such nodes are among the host's, marked as refused."""
     given = with_overrides(source, Sizes(dims or {}, shapes or {}), values or {})
     read, sizes = given.source, given.sizes
     while True:
         builder = FoldingBuilder()
-        policy = (Examine if examining else Offload)(read, builder, forced or {}, custom)
+        policy = (Examine if examining else Offload)(read, builder, forced or {}, custom, probe)
         entered = enter(read, builder, policy, sizes)
         policy.finish()
         more = fixing_values(entered.wanted, values or {}, sizes.fixed)

@@ -31,6 +31,7 @@ from ppuc.compiler.frontend.offload.hosting import (
     may_be_dense,
     type_text,
 )
+from ppuc.compiler.frontend.offload.probe import Probe, nothing_known
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.frontend.policy import Refusal, Strict
 from ppuc.compiler.frontend.registry import IMPORTERS
@@ -64,10 +65,11 @@ class Offload(Strict):
         builder: FoldingBuilder,
         forced: Mapping[str, Reason],
         custom: frozenset[tuple[str, str]],
+        probe: Probe = nothing_known,
     ) -> None:
         super().__init__(source.where)
         self.source, self.builder, self.forced = source, builder, forced
-        self.handover = Handover(source, builder, custom)
+        self.handover = Handover(source, builder, custom, probe)
 
     @property
     def nodes(self) -> Sequence[HostNode]:

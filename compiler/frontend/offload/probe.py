@@ -1,0 +1,96 @@
+"""Types of the results of host ops that have no shape inference, found by running a node on made-up inputs.
+
+Invariant: a type is taken only if several inputs of other values give the same one; ops whose results are known to have
+the sizes that data decide are never asked. A run checks what the host gives against the type all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from ppuc.compiler.frontend.offload.hosting import HostNode, HostTensor, host_name, node_model, type_of
+from ppuc.compiler.frontend.order import subgraphs
+from ppuc.compiler.frontend.source import normal_domain
+from ppuc.ir.errors import ModelError
+
+Run = Callable[[bytes, Mapping[str, Any]], Sequence[Any]]
+"""Runs a serialised model on inputs by name. Raises ModelError when it cannot."""
+Types = dict[str, onnx.TypeProto]
+Probe = Callable[[HostNode, Sequence[onnx.FunctionProto]], Types]
+"""Types of a node's outputs by their names in its proto, as far as they can be found."""
+
+LARGEST = 1 << 24
+"""Elements of all inputs of a node that is worth running."""
+DATA_DECIDE = frozenset({"BeamSearch", "GreedySearch", "Range", "Sampling", "Tokenizer", "Unique", "WhisperBeamSearch"})
+"""Ops of ONNX Runtime's domains whose results have the sizes that data decide."""
+
+
+def nothing_known(node: HostNode, functions: Sequence[onnx.FunctionProto]) -> Types:
+    """The probe that asks nobody."""
+    return {}
+
+
+def probed_types(node: HostNode, functions: Sequence[onnx.FunctionProto], run: Run) -> Types:
+    """What `run` says of the outputs of `node`: nothing for control flow, for ops of the standard (whose rules say what
+    can be known), and where an input is no tensor of known size."""
+    proto = node.proto
+    if not normal_domain(proto.domain) or proto.op_type in DATA_DECIDE or any(True for _ in subgraphs(proto)):
+        return {}
+    types = {i.name: type_of(i) for i in node.inputs}
+    if not all(has_sizes(type) for type in types.values()) or sum(map(_elements, types.values())) > LARGEST:
+        return {}
+    free = {name: type for name, type in types.items() if name not in node.constants}
+    outputs = [HostTensor(o.name) for o in node.outputs if o is not None]
+    model = node_model([replace(node, outputs=tuple(outputs))], outputs, functions)
+    data = model.SerializeToString(deterministic=True)
+    names = [host_name(o.name) for o in outputs]
+    try:
+        found = [_types(names, run(data, feeds)) for feeds in _samples(free)]
+    except ModelError:  # made-up numbers are not always what an op takes
+        return {}
+    return {n: found[0][n] for n in names if all(n in f and f[n] == found[0][n] for f in found)}
+
+
+def _samples(types: Mapping[str, onnx.TypeProto | None]) -> Iterator[dict[str, Any]]:
+    """Inputs whose numbers have nothing in common but being small, as indices have to be."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        yield {host_name(n): _sample(t.tensor_type, seed, rng) for n, t in types.items() if t is not None}
+
+
+def _sample(type: onnx.TypeProto.Tensor, seed: int, rng: np.random.Generator) -> Any:
+    shape = [d.dim_value for d in type.shape.dim]
+    if type.elem_type == TensorProto.STRING:
+        return np.full(shape, str(seed), object)
+    dtype = helper.tensor_dtype_to_np_dtype(type.elem_type)
+    if dtype.kind in "iub":
+        return rng.integers(0, 2, shape).astype(dtype) if seed else np.zeros(shape, dtype)
+    return (rng.standard_normal(shape) * 10.0 ** (seed - 1)).astype(dtype)
+
+
+def has_sizes(type: onnx.TypeProto | None) -> bool:
+    """Whether a type is that of a tensor whose sizes are all known."""
+    if type is None or type.WhichOneof("value") != "tensor_type" or not type.tensor_type.HasField("shape"):
+        return False
+    return all(d.HasField("dim_value") for d in type.tensor_type.shape.dim)
+
+
+def _elements(type: onnx.TypeProto | None) -> int:
+    return int(np.prod([d.dim_value for d in type.tensor_type.shape.dim], dtype=np.int64)) if type is not None else 0
+
+
+def _types(names: Sequence[str], values: Sequence[Any]) -> Types:
+    """The types of those values that are tensors."""
+    found = {}
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, np.ndarray):
+            text = value.dtype.kind in "OUS"
+            element = TensorProto.STRING if text else helper.np_dtype_to_tensor_dtype(value.dtype)
+            found[name] = helper.make_tensor_type_proto(element, value.shape)
+    return found
