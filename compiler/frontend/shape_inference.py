@@ -1,7 +1,9 @@
-"""ONNX's shape inference, kept from nodes that it crashes on.
+"""ONNX's shape inference, kept from nodes that it crashes on or misjudges.
 
 The inference functions of some ops read the type of an input without asking whether it has one, and take the process
 down with them. Such a node is hidden from inference, as one of an unknown domain, unless all its inputs have types.
+Pools with ceil_mode are hidden always: inference counts windows that begin behind the input, which ONNX Runtime,
+PyTorch and the text of the op (opset 22) leave out.
 
 Invariant: the result has the nodes of the model; types are missing at most for what hidden nodes give.
 """
@@ -28,7 +30,7 @@ def infer_shapes(
     """A copy of `model` with the types that ONNX infers. Raises onnx.shape_inference.InferenceError, with `strict` also
     for a node that breaks the rules of its op, with `check_type` for operands of wrong types."""
     whole = model
-    if any(_crashes(node) for node in _nodes(model)):
+    if any(_crashes(node) or _misjudged(node) for node in _nodes(model)):
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
         domains = _hide(whole.graph.node, _typed(whole.graph))
@@ -53,6 +55,11 @@ def _crashes(node: onnx.NodeProto) -> bool:
     return node.domain == "ai.onnx.ml" or (node.domain in ("", "ai.onnx") and node.op_type in CRASHING)
 
 
+def _misjudged(node: onnx.NodeProto) -> bool:
+    pools = node.domain in ("", "ai.onnx") and node.op_type in ("AveragePool", "LpPool", "MaxPool")
+    return pools and any(a.name == "ceil_mode" and a.i for a in node.attribute)
+
+
 def _typed(graph: onnx.GraphProto) -> Set[str]:
     """Names of the tensors whose types a graph declares."""
     infos = chain(graph.input, graph.value_info)
@@ -60,10 +67,10 @@ def _typed(graph: onnx.GraphProto) -> Set[str]:
 
 
 def _hide(nodes: Iterable[onnx.NodeProto], typed: Set[str]) -> set[str]:
-    """Hide nodes that inference would crash on; the domains that they have now."""
+    """Hide nodes that inference would crash on or misjudge; the domains that they have now."""
     domains: set[str] = set()
     for node in nodes:
-        if _crashes(node) and not set(filter(None, node.input)) <= typed:
+        if _misjudged(node) or (_crashes(node) and not set(filter(None, node.input)) <= typed):
             node.domain = HIDDEN + node.domain
             domains.add(node.domain)
         for graph in subgraphs(node):
