@@ -176,6 +176,7 @@ def checked_inputs(
     """`given` in the program's order, contiguous. Raises InputError listing every input that is missing (with `hint`),
     unknown or of another type."""
     known = {spec.name: spec for spec in specs}
+    given = {n: as_declared(np.asarray(a), known[n].type.dtype) if n in known else a for n, a in given.items()}
     faults = [_unknown(name, known, where) for name in given if name not in known]
     for spec in specs:
         if spec.name not in given:
@@ -186,6 +187,22 @@ def checked_inputs(
     if faults:
         raise InputError(faults)
     return {spec.name: np.asarray(given[spec.name], order="C") for spec in specs}
+
+
+def as_declared(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """`array` as one of `dtype` where numpy has no name for that: of its bytes, which an .npz gives back without a
+    type, or of f32 that is exactly so; else as it is."""
+    narrow = dtype.numpy
+    if narrow.isbuiltin != 2 or array.dtype == narrow:
+        return array
+    if array.dtype.type is np.void and array.dtype.names is None and array.dtype.itemsize == narrow.itemsize:
+        return array.view(narrow)
+    if array.dtype == np.float32:
+        with np.errstate(all="ignore"):
+            rounded = array.astype(narrow)
+        if np.array_equal(rounded.astype(np.float32), array, equal_nan=True):
+            return rounded
+    return array
 
 
 def _unknown(name: str, known: Mapping[str, InputSpec], where: str) -> Diagnostic:

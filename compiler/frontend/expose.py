@@ -23,7 +23,7 @@ NEWEST_IR = 13
 
 def symbols_of(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str | None, ...]]:
     """Input or output -> the symbol of each axis as the model declares it; None for axes without one."""
-    graph = _model(source).graph
+    graph = model_copy(source).graph
     found = {}
     for info in (*graph.input, *graph.output):
         dims = info.type.tensor_type.shape.dim
@@ -34,14 +34,14 @@ def symbols_of(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str | No
 
 def node_outputs(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     """Node name (`OpType_<index>` for an unnamed one) -> names of the tensors it defines, in the model's order."""
-    nodes = _model(source).graph.node
+    nodes = model_copy(source).graph.node
     return {n.name or f"{n.op_type}_{i}": tuple(o for o in n.output if o) for i, n in enumerate(nodes)}
 
 
 def with_outputs(source: str | Path | onnx.ModelProto, names: tuple[str, ...]) -> bytes:
     """The serialised model with tensors `names` appended to its outputs. Raises ModelError for a model too large for
     one message (2 GB of embedded weights)."""
-    model = _model(source)
+    model = model_copy(source)
     model.ir_version = min(model.ir_version, NEWEST_IR)
     present = {o.name for o in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
@@ -57,7 +57,7 @@ def with_outputs(source: str | Path | onnx.ModelProto, names: tuple[str, ...]) -
         ) from error
 
 
-def _model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
+def model_copy(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """A copy that may be changed; external data stay where they are."""
     if isinstance(source, str | Path):
         return onnx.load(source, load_external_data=False)
@@ -82,7 +82,7 @@ def of_known_version(source: str | Path | onnx.ModelProto) -> bytes | None:
     """The model marked as of the newest IR version that ONNX Runtime reads; None when it is no newer, or no model.
     Versions differ in what a file may hold beside the graph; what a node means is the opset's."""
     try:
-        model = _model(source)
+        model = model_copy(source)
     except DecodeError:
         return None
     if model.ir_version <= NEWEST_IR:
@@ -94,7 +94,7 @@ def of_known_version(source: str | Path | onnx.ModelProto) -> bytes | None:
 def moved_model(source: str | Path | onnx.ModelProto, move: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
     """A copy of the model with all its weights in it, floats of more than one element through `move`, but for the
     scales that sizes are computed from."""
-    model = onnx.load(source) if isinstance(source, str | Path) else _model(source)
+    model = onnx.load(source) if isinstance(source, str | Path) else model_copy(source)
     model.ir_version = min(model.ir_version, NEWEST_IR)
     _move(model.graph.node, model.graph.initializer, move)
     for function in model.functions:

@@ -1,12 +1,13 @@
 """ONNX Runtime as the oracle: what a model's tensors should be.
 
-Invariant: the oracle sees the ONNX file itself, never anything that ppuc made of it, and computes on one thread so that
-its answers do not depend on the host's cores.
+Invariant: the oracle sees the ONNX file itself, never anything that ppuc made of it (but for bf16, which it computes as
+f32 that is rounded after each node), and computes on one thread so that its answers do not depend on the host's cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import onnxruntime
 
 from ppuc.compiler.frontend.expose import of_known_version, serialised, with_outputs
+from ppuc.compiler.frontend.widened import widened
 from ppuc.ir.errors import Diagnostic, ModelError
+from ppuc.ir.types import DType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +35,7 @@ class Oracle:
 
     def __init__(self, source: str | Path | onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
         self.where = str(source) if isinstance(source, str | Path) else source.graph.name or "model"
+        self._narrow: frozenset[str] = frozenset()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -45,12 +49,27 @@ class Oracle:
             model = str(source) if isinstance(source, str | Path) else serialised(source)
         try:
             self._session = self._loaded(model, options)
-        except ModelError:  # perhaps for its IR version alone, which with_outputs has seen to
-            older = of_known_version(source) if not tensors else None
-            if older is None:
-                raise
-            self._session = self._loaded(older, options)
+        except ModelError as refusal:
+            self._session = self._mended(source, tensors, options, refusal)
+        if any("bfloat16" in i.type for i in (*self._session.get_inputs(), *self._session.get_outputs())):
+            self._session = self._mended(source, tensors, options, None)
         self.outputs = tuple(o.name for o in self._session.get_outputs())
+
+    def _mended(
+        self, source: str | Path | onnx.ModelProto, tensors: Sequence[str], options: Any, refusal: ModelError | None
+    ) -> Any:
+        """A session over the model in a form that ONNX Runtime takes: of an IR version that it knows (`with_outputs`
+        has seen to that), or with bf16 as f32 that is rounded, because neither its kernels nor numpy have bf16. Raises
+        `refusal` when there is none."""
+        older = of_known_version(source) if not tensors and refusal is not None else None
+        if older is not None:
+            with suppress(ModelError):
+                return self._loaded(older, options)
+        found = widened(source, tensors)
+        if found is None:
+            raise refusal or ModelError.of(self.where, "ONNX Runtime gives numpy no bf16")
+        model, self._narrow = found
+        return self._loaded(model, options)
 
     def _loaded(self, model: str | bytes, options: Any) -> Any:
         try:
@@ -66,10 +85,19 @@ class Oracle:
         session = self._session
         known = {i.name for i in (*session.get_inputs(), *session.get_overridable_initializers())}
         try:
-            values = session.run(None, {n: _array(a) for n, a in inputs.items() if n in known})
+            values = session.run(None, {n: self._array(n, a) for n, a in inputs.items() if n in known})
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the model", error) from error
-        return dict(zip(self.outputs, values, strict=True))
+        return {n: self._result(n, value) for n, value in zip(self.outputs, values, strict=True)}
+
+    def _array(self, name: str, value: Any) -> Any:
+        """An input as the session takes it: numpy's numbers of rank 0 as arrays, bf16 of a widened model as f32."""
+        array = np.asarray(value) if isinstance(value, np.generic) else value
+        return array.astype(np.float32) if name in self._narrow and isinstance(array, np.ndarray) else array
+
+    def _result(self, name: str, value: Any) -> Any:
+        """An output as the model has it."""
+        return value.astype(DType.BF16.numpy) if name in self._narrow and isinstance(value, np.ndarray) else value
 
 
 class Session:
@@ -94,11 +122,6 @@ class Session:
             return list(self._session.run(None, {n: a for n, a in feeds.items() if n in self._inputs}))
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the graph", error) from error
-
-
-def _array(value: Any) -> Any:
-    """numpy's numbers of rank 0 as arrays, which ONNX Runtime wants."""
-    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def _refusal(where: str, what: str, error: Exception) -> ModelError:
