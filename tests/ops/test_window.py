@@ -211,3 +211,26 @@ def test_resize_needs_one_of_scales_and_sizes() -> None:
     model = node_model("Resize", resize_inputs((1, 1, 2, 2), (1, 2, 10, 14)), {}, constants=CONSTANT)
     with pytest.raises(ModelError, match="exactly one of 'scales' and 'sizes' must be given"):
         load_model(model)
+
+
+# Kernels much larger than what they slide over.
+
+FAR: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
+    ("MaxPool", (1, 2, 5, 6), {"kernel_shape": [65536, 3], "pads": [32768, 1, 32768, 1]}),
+    ("MaxPool", (1, 2, 9), {"kernel_shape": [16385], "dilations": [2], "strides": [3], "pads": [16384, 16380]}),
+    ("AveragePool", (1, 2, 9), {"kernel_shape": [65536], "pads": [65535, 65535], "strides": [5]}),
+    ("AveragePool", (1, 2, 9), {"kernel_shape": [4096], "pads": [4095, 7], "strides": [3], "count_include_pad": 1}),
+    ("LpPool", (1, 2, 9), {"kernel_shape": [65536], "pads": [32768, 32770], "p": 1}),
+]
+
+
+@pytest.mark.parametrize(("op", "shape", "attributes"), FAR)
+def test_kernels_that_mostly_cover_padding(op: str, shape: tuple[int, ...], attributes: dict[str, Any]) -> None:
+    """The taps that lie in the padding wherever the window is are left out: the others alone take no time."""
+    check(op, {"x": uniform(3, *shape)}, attributes, tolerance=sum_tolerance(9))
+
+
+def test_padding_beyond_measure_is_refused() -> None:
+    model = node_model("MaxPool", {"x": uniform(0, 1, 2, 9)}, {"kernel_shape": [1 << 30], "pads": [1 << 29, 1 << 29]})
+    with pytest.raises(ModelError, match="padding makes the spatial axes of the input too large"):
+        load_model(model)

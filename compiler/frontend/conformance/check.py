@@ -13,9 +13,11 @@ from dataclasses import replace
 import onnx
 
 from ppuc.compiler.frontend.conformance.findings import Finding, node_sites
-from ppuc.compiler.frontend.conformance.inference import inference_findings
+from ppuc.compiler.frontend.conformance.inference import inference
+from ppuc.compiler.frontend.conformance.known_shapes import shaped_nodes
 from ppuc.compiler.frontend.conformance.model_rules import model_findings
 from ppuc.compiler.frontend.conformance.node_rules import node_findings
+from ppuc.compiler.frontend.conformance.shape_rules import shape_findings
 from ppuc.compiler.frontend.source import ModelSource, Source, normal_domain, read_source
 from ppuc.ir.errors import Diagnostic, ModelError
 
@@ -25,12 +27,16 @@ HINT = "mend the file, or take it as it is with --lenient"
 
 
 def findings(model: onnx.ModelProto) -> list[Finding]:
-    """What breaks the rules of ONNX, in the order of the rules; inference is asked when nothing else does."""
+    """What breaks the rules of ONNX, in the order of the rules; inference is asked when nothing else does, and shapes
+    are looked at when it finds no contradiction."""
     sites = list(node_sites(model))
     functions = frozenset((normal_domain(f.domain), f.name) for f in model.functions)
     found = list(model_findings(model))
     found += [finding for site in sites for finding in node_findings(site, functions)]
-    return found or list(inference_findings(model, sites))
+    if found:
+        return found
+    inferred, contradictions = inference(model, sites)
+    return contradictions or [finding for node in shaped_nodes(inferred, sites) for finding in shape_findings(node)]
 
 
 def conforming(source: ModelSource, lenient: bool = False, warn: Callable[[str], object] | None = None) -> Source:

@@ -7,7 +7,7 @@ declares of outputs and inner tensors with what it infers. Sizes that are symbol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import onnx
 import onnx.shape_inference
@@ -27,29 +27,29 @@ MOST_EXPANDED = 20_000
 """Nodes that calls of functions may become where inference is asked."""
 
 
-def inference_findings(model: onnx.ModelProto, sites: list[NodeSite]) -> Iterator[Finding]:
-    """The first contradiction that strict inference meets. Models whose functions call each other in circles, too
-    deeply or too often are left to the importer, which refuses them: inference would follow every call."""
+def inference(model: onnx.ModelProto, sites: list[NodeSite]) -> tuple[onnx.ModelProto, list[Finding]]:
+    """The model with what strict inference knows (as it is, where that fails), and the first contradiction that it
+    meets. Models whose functions call each other in circles, too deeply or too often are left to the importer, which
+    refuses them: inference would follow every call."""
     functions = local_functions(model)
     if expanded_nodes(model.graph.node, functions, MOST_EXPANDED) > MOST_EXPANDED or too_deep(functions):
-        return
+        return model, []
     try:
-        infer_shapes(model, check_type=True, strict=True)
+        return infer_shapes(model, check_type=True, strict=True), []
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
         found = _OP.findall(text)
         inside = len({op for op, _ in found}) > 1 and not _has_graphs(model, found[0][0])
         if inside or not found:  # inside the body that a schema gives for an op: not the file's
-            return
+            return model, []
         if UNDEFINED in text:  # ordering the nodes names what is never defined, and what may have been meant
-            return
+            return model, []
         if UNREADABLE in text:  # axes in i32, which Pad allows
-            return
+            return model, []
         op, name = found[0]
         reason = _KIND.sub("", text[text.rindex("): ") + 3 :]) if "): " in text else text
-        yield Finding(
-            _place(op, name, sites), "breaks the rules of its op", reason[:300] or "types or shapes that do not fit"
-        )
+        what = reason[:300] or "types or shapes that do not fit"
+        return model, [Finding(_place(op, name, sites), "breaks the rules of its op", what)]
 
 
 def too_deep(functions: Mapping[FunctionKey, onnx.FunctionProto]) -> bool:

@@ -8,7 +8,7 @@ N5  the domain of an op is imported
 N6  an enumerated attribute has one of its values
 N7  an op has a name, and is not used in an opset that has withdrawn it
 
-Ops without a schema (of other domains, of local functions) are subject to N3 to N5 only.
+N8 is in `value_rules.py`. Ops without a schema (of other domains, of local functions) are subject to N3 to N5 only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import Any
 import onnx
 
 from ppuc.compiler.frontend.conformance.findings import Finding, NodeSite
+from ppuc.compiler.frontend.conformance.value_rules import value_findings
 from ppuc.compiler.frontend.source import normal_domain
 
+Option = onnx.defs.OpSchema.FormalParameterOption
 KINDS = onnx.AttributeProto.AttributeType
 FIELDS = {
     KINDS.FLOAT: "f",
@@ -50,6 +52,7 @@ ENUMERATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("BitShift", "direction"): ("LEFT", "RIGHT"),
     ("DepthToSpace", "mode"): ("DCR", "CRD"),
     ("Gelu", "approximate"): ("none", "tanh"),
+    ("GridSample", "mode"): ("linear", "nearest", "cubic", "bilinear", "bicubic"),
     ("GridSample", "padding_mode"): ("zeros", "border", "reflection"),
     ("Pad", "mode"): ("constant", "reflect", "edge", "wrap"),
     ("Resize", "coordinate_transformation_mode"): (
@@ -63,6 +66,7 @@ ENUMERATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("RoiAlign", "mode"): ("avg", "max"),
     **{(op, "reduction"): ("none", "add", "mul", "max", "min") for op in ("ScatterElements", "ScatterND")},
     **{(op, "reduction"): ("none", "mean", "sum") for op in ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")},
+    ("SpaceToDepth", "mode"): ("DCR", "CRD"),
     ("TensorScatter", "mode"): ("linear", "circular"),
     ("Upsample", "mode"): ("nearest", "linear", "bilinear"),
     **{(op, "direction"): ("forward", "reverse", "bidirectional") for op in ("GRU", "LSTM", "RNN")},
@@ -99,7 +103,8 @@ def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iter
         return
     yield from _ends(site, "input", node.input, schema.inputs, schema.min_input, schema.max_input)
     yield from _ends(site, "output", node.output, schema.outputs, schema.min_output, schema.max_output)
-    yield from _attributes(site, schema)
+    broken = list(_attributes(site, schema))
+    yield from broken or value_findings(site)
 
 
 def _imported(site: NodeSite) -> str:
@@ -113,8 +118,10 @@ def _ends(site: NodeSite, what: str, names: Any, formal: Any, least: int, most: 
     elif len(names) < least:
         yield site.broken(f"it has too few {what}s", str(len(names)), f"at least {least}")
     for index, (name, parameter) in enumerate(zip(names, formal, strict=False)):
-        if not name and index < least and parameter.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+        if not name and index < least and parameter.option == Option.Single:
             yield site.broken(f"{what} '{parameter.name}' is missing", "an empty name", "a tensor")
+    if what == "input" and formal and formal[-1].option == Option.Variadic and not all(names[len(formal) - 1 :]):
+        yield site.broken(f"one of the inputs '{formal[-1].name}' is missing", "an empty name", "a tensor")
 
 
 def _attributes(site: NodeSite, schema: Any) -> Iterator[Finding]:

@@ -50,6 +50,7 @@ def _window(ctx: NodeContext) -> tuple[Window, tuple[int, ...]]:
 
 
 def _pool(ctx: NodeContext, kind: str, x: Value, window: Window) -> Value:
+    window = window.touching(x.type.dims[2:])
     attrs = PoolAttrs(kind, window.kernel, window.strides, window.low, window.high, window.dilations)
     return ctx.op("pool", x, attrs=attrs)
 
@@ -79,12 +80,12 @@ def max_pool(ctx: NodeContext) -> Sequence[Value]:
 def _tap_counts(ctx: NodeContext, window: Window, extra: Sequence[int], padded: bool) -> np.ndarray:
     """f64[1, 1, *results]: how many taps of each window lie in the input, or (`padded`) in the padded input."""
     axes = []
-    for i, size in enumerate(_space(ctx)):
-        low, high = window.low[i], window.high[i]
-        results = (size + low + high - window.extent(i)) // window.strides[i] + 1
-        at = np.arange(results)[:, None] * window.strides[i] + np.arange(window.kernel[i]) * window.dilations[i]
-        first, end = (0, low + size + high - extra[i]) if padded else (low, low + size)
-        axes.append(((at >= first) & (at < end)).sum(axis=1).astype(np.float64))
+    for i, (size, results) in enumerate(zip(_space(ctx), window.results(_space(ctx)), strict=True)):
+        low, step = window.low[i], window.dilations[i]
+        at = np.arange(results) * window.strides[i]
+        first, end = (0, low + size + window.high[i] - extra[i]) if padded else (low, low + size)
+        before_first, before_end = (np.clip(-(-(edge - at) // step), 0, window.kernel[i]) for edge in (first, end))
+        axes.append((before_end - before_first).astype(np.float64))
     counts: np.ndarray = functools.reduce(np.multiply.outer, axes)
     return counts[None, None]
 

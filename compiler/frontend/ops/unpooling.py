@@ -21,11 +21,19 @@ from ppuc.ir.ops.view import SliceAttrs
 from ppuc.ir.ops.window import lowest
 from ppuc.ir.types import DType
 
+MOST_TAPS = 4096
+"""Taps of a kernel that are compared with the maximum one by one."""
+
 
 def max_indices(ctx: NodeContext, x: Value, best: Value, window: Window) -> Value:
     """i64 like `best`, the maxima of `x` under `window`: from the last tap to the first, whichever equals the
     maximum."""
+    window = window.touching(x.type.dims[2:])
     rank, column_major = len(window.kernel), bool(ctx.attr("storage_order", 0))
+    if (taps := math.prod(window.kernel)) > MOST_TAPS:
+        ctx.fail(
+            "Indices of so large a kernel are not supported", got=f"{taps:,} taps", expected=f"at most {MOST_TAPS:,}"
+        )
     edges = [(0, 0, *side) for side in (window.low, window.high)]
     padded = x
     if any(edges[0] + edges[1]):

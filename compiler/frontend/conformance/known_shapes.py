@@ -1,0 +1,90 @@
+"""Shapes and small constants of a model, by the names of its tensors.
+
+Invariant: a shape or value is known only when every tensor of the name has it: branches may use a name each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+import numpy as np
+import onnx
+
+from ppuc.compiler.frontend.conformance.findings import NodeSite
+from ppuc.compiler.frontend.conformance.shape_rules import RULES
+from ppuc.compiler.frontend.conformance.shaped_node import Shape, ShapedNode
+from ppuc.compiler.frontend.order import subgraphs
+from ppuc.compiler.frontend.source import normal_domain
+
+STANDARD = ("", "ai.onnx.ml")
+LARGEST_CONSTANT = 64
+"""Elements of a constant operand that steers an op."""
+STEERING = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+
+
+def shaped_nodes(inferred: onnx.ModelProto, sites: Iterable[NodeSite]) -> Iterator[ShapedNode]:
+    """Those of `sites` outside of functions that have rules about shapes, with what `inferred`, the model after shape
+    inference, knows of their operands."""
+    ruled = [
+        s
+        for s in sites
+        if s.parameters is None and s.node.op_type in RULES and normal_domain(s.node.domain) in STANDARD
+    ]
+    if not ruled:
+        return
+    shapes, constants = _known(inferred.graph)
+    for site in ruled:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in site.node.attribute}
+        held = {i: constants[name] for i, name in enumerate(site.node.input) if name in constants}
+        yield ShapedNode(site, attributes, [shapes.get(name) for name in site.node.input], held)
+
+
+def _known(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, np.ndarray]]:
+    shapes: dict[str, Shape | None] = {}
+    constants: dict[str, np.ndarray] = {}
+    open_names: set[str] = set()  # defined twice, or with a default that a run may replace
+    todo = [graph]
+    while todo:
+        at = todo.pop()
+        inputs = {i.name for i in at.input}
+        for name, shape in _shapes(at):
+            shapes[name] = shape if shapes.get(name, shape) == shape else None
+        for name, tensor in _constants(at):
+            if name in constants or name in inputs:
+                open_names.add(name)
+            elif _steers(tensor):
+                constants[name] = onnx.numpy_helper.to_array(tensor)
+        todo += chain.from_iterable(map(subgraphs, at.node))
+    known = {name: value for name, value in constants.items() if name not in open_names}
+    return {name: shape for name, shape in shapes.items() if shape is not None}, known
+
+
+def _steers(tensor: onnx.TensorProto) -> bool:
+    """Whether a constant is in the file and may be a shape, an axis or a count."""
+    small = tensor.data_type in STEERING and math.prod(tensor.dims) <= LARGEST_CONSTANT
+    return small and tensor.data_location != onnx.TensorProto.EXTERNAL
+
+
+def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, Shape]]:
+    for info in chain(graph.input, graph.value_info, graph.output):
+        tensor = info.type.tensor_type
+        if info.type.WhichOneof("value") == "tensor_type" and tensor.HasField("shape"):
+            yield info.name, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    inputs = {i.name for i in graph.input}
+    for name, dims in _constant_shapes(graph):
+        if name not in inputs:
+            yield name, dims
+
+
+def _constant_shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, Shape]]:
+    for name, tensor in _constants(graph):
+        yield name, tuple(tensor.dims)
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    yield from ((t.name, t) for t in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.output:
+            yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value" and a.HasField("t"))

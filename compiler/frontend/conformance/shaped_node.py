@@ -1,0 +1,40 @@
+"""A node as rules about shapes see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ppuc.compiler.frontend.conformance.findings import NodeSite
+
+Shape = tuple[int | None, ...]
+Broken = tuple[str, object, str]
+"""What is wrong, what stands there, and what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShapedNode:
+    """A node, the shapes of its operands (None: not even the rank is known), and those operands that are constants."""
+
+    site: NodeSite
+    attributes: Mapping[str, Any]
+    shapes: Sequence[Shape | None]
+    constants: Mapping[int, np.ndarray]
+
+    def shape(self, index: int) -> Shape | None:
+        """Shape of operand `index`; None when it is not given or not known."""
+        return self.shapes[index] if index < len(self.shapes) else None
+
+    def ints(self, name: str, rank: int, default: int) -> list[int]:
+        """Attribute `name`, with `default` for each of `rank` entries when it is not given."""
+        return list(self.attributes.get(name, [default] * rank))
+
+    @property
+    def explicit_padding(self) -> bool:
+        return self.attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+
+
+Rule = Callable[[ShapedNode], Iterator[Broken]]

@@ -1,0 +1,132 @@
+"""Rules about values: each row breaks one of N8 to N10, and ONNX Runtime refuses it, or ends or crashes on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from ppuc.compiler.frontend.conformance.check import findings
+from tests.support.onnx_text import model_of
+
+X = "float[2, 3] x"
+IMAGE = "float[1, 4, 8, 8] x"
+W = np.zeros((4, 2, 3, 3), np.float32)
+
+BROKEN = [
+    # N8: attributes by themselves
+    (X, "Transpose<perm = [0, 0]>(x)", "attribute 'perm' is no permutation"),
+    (X, "Concat<axis = 1099511627776>(x, x)", "attribute 'axis' is out of range"),
+    (X, 'Concat<axis = 0>(x, "")', "one of the inputs 'inputs' is missing"),
+    (X, "Cast<to = 0>(x)", "attribute 'to' is out of range"),
+    (X, "Cast<to = 99>(x)", "attribute 'to' is out of range"),
+    (X, "CumSum<exclusive = 2>(x, k)", "attribute 'exclusive' is out of range"),
+    (X, "CumSum<reverse = -1>(x, k)", "attribute 'reverse' is out of range"),
+    (X, "LpNormalization<p = 3>(x)", "attribute 'p' is out of range"),
+    (X, "Mod<fmod = 2>(x, x)", "attribute 'fmod' is out of range"),
+    (X, 'Einsum<equation = "IJ">(x, x)', "attribute 'equation' has another number of operands"),
+    (X, 'Einsum<equation = "I;J->J">(x)', "attribute 'equation' is no equation"),
+    (X, "ReverseSequence<batch_axis = 0, time_axis = 0>(x, k)", "the axes of batch and time are the same"),
+    (IMAGE, "DepthToSpace<blocksize = 0>(x)", "attribute 'blocksize' is out of range"),
+    (IMAGE, "MaxPool<kernel_shape = [2, 2], strides = [0, 1]>(x)", "attribute 'strides' is out of range"),
+    (IMAGE, "MaxPool<kernel_shape = [2, 2], pads = [0, 0, -1, 0]>(x)", "attribute 'pads' is out of range"),
+    (IMAGE, "MaxPool<kernel_shape = [2147483648, 2]>(x)", "attribute 'kernel_shape' is out of range"),
+    (IMAGE, "MaxPool<kernel_shape = [2, 2], storage_order = 7>(x)", "attribute 'storage_order' is out of range"),
+    (IMAGE, "LRN<size = 4>(x)", "attribute 'size' is out of range"),
+    (IMAGE, "LRN<size = 3, beta = -1.0>(x)", "attribute 'beta' is out of range"),
+    (IMAGE, "Conv<group = 0>(x, w)", "attribute 'group' is out of range"),
+    (IMAGE, "DeformConv<offset_group = 0>(x, w, o)", "attribute 'offset_group' is out of range"),
+    (IMAGE, 'GridSample<mode = "LINEAR">(x, o)', "attribute 'mode' has an unknown value"),
+    (IMAGE, "Attention<scale = -1.0>(x, x, x)", "attribute 'scale' is out of range"),
+    (IMAGE, "Attention<qk_matmul_output_mode = 4>(x, x, x)", "attribute 'qk_matmul_output_mode' is out of range"),
+    # N9: attributes and shapes
+    (X, "Transpose<perm = [0, 1, 2]>(x)", "perm"),
+    (X, "Softmax<axis = 2>(x)", "axis"),
+    (X, "RMSNormalization<axis = 9>(x, k3)", "attribute 'axis' is out of range"),
+    (X, 'Einsum<equation = "IJK->I">(x)', "equation"),
+    (X, "Split<num_outputs = 2>(x)", "num_outputs"),
+    (IMAGE, "MaxPool<kernel_shape = [9, 2]>(x)", "the kernel is larger than the padded input on spatial axis 0"),
+    (IMAGE, "MaxPool<kernel_shape = [2, 2], pads = [2, 0, 0, 0]>(x)", "puts a whole window into the padding"),
+    (IMAGE, "AveragePool<kernel_shape = [2, 2], strides = [1]>(x)", "strides"),
+    (IMAGE, "Conv<kernel_shape = [3, 2], group = 2>(x, w)", "'kernel_shape' is not the kernel of the weights"),
+    (IMAGE, "Conv<group = 1>(x, w)", "the channels of the input are not those of the weights"),
+    (IMAGE, "Conv<group = 2, dilations = [8, 1]>(x, w)", "the kernel is larger than the padded input"),
+    (IMAGE, "ConvTranspose<output_padding = [1, 1]>(x, w)", "attribute 'output_padding' is too large"),
+    (IMAGE, "GroupNormalization<num_groups = 3>(x, c, c)", "the channels do not divide into groups"),
+    # N10: constants
+    (X, "OneHot(x, zero, pair)", "the depth is out of range"),
+    ("float[N] x", "Range(zero0, zero0, zero0)", "the step"),
+    (X, "TopK(x, less)", "k is out of range"),
+    (X, "Split(x, sizes)", ""),
+    (X, "Reshape(x, minus)", ""),
+    ("float[1, 8, 16] x", "Col2Im<strides = [0, 1]>(x, image, block)", "attribute 'strides' is out of range"),
+    ("float[1, 8, 17] x", "Col2Im(x, image, block)", "blocks"),
+    ("float[4, 4] x", "CenterCropPad<axes = [0, -2]>(x, twos)", "referred to more than once"),
+]  # fmt: skip
+CONSTANTS = {
+    "k": np.array([9]), "k3": np.zeros(1, np.float32), "zero": np.array([0]), "zero0": np.array(0),
+    "less": np.array([-1]), "pair": np.zeros(2, np.float32),
+    "zeros": np.array([0, 0]), "twos": np.array([2, 2]), "twice": np.array([1, -1]), "minus": np.array([-2, 3]),
+    "sizes": np.array([1, 5]), "image": np.array([4, 4]), "block": np.array([1, 1]),
+    "c": np.zeros(4, np.float32), "o": np.zeros((1, 18, 6, 6), np.float32), "w": W,
+}  # fmt: skip
+
+
+def model_for(declared: str, node: str) -> onnx.ModelProto:
+    """The node, with the constants that it reads."""
+    names = set(node[node.rindex("(") + 1 : -1].replace(" ", "").split(","))
+    results = "y, z" if node.startswith("TopK") else "y"
+    model = model_of(
+        f"g ({declared}) => (float[] y) {{ {results} = {node} }}",
+        {n: v for n, v in CONSTANTS.items() if n in names},
+        opset=23,
+    )
+    model.graph.output[0].CopyFrom(onnx.helper.make_empty_tensor_value_info("y"))
+    return model
+
+
+@pytest.mark.parametrize(("declared", "node", "message"), BROKEN, ids=[row[1] for row in BROKEN])
+def test_values_out_of_range_are_refused(declared: str, node: str, message: str) -> None:
+    found = findings(model_for(declared, node))
+    assert found, node
+    assert message in f"{found[0].what} {found[0].got}"
+
+
+TREE = {
+    "nodes_featureids": [0, 0], "nodes_truenodeids": [1, 0], "nodes_falsenodeids": [2, 1], "nodes_trueleafs": [0, 1],
+    "nodes_falseleafs": [1, 1], "leaf_targetids": [0, 0, 0], "tree_roots": [0], "n_targets": 1,
+}  # fmt: skip
+
+
+def tree(**changes: object) -> onnx.ModelProto:
+    attributes = {
+        **TREE,
+        "nodes_splits": onnx.helper.make_tensor("s", 1, [2], [0.5, 0.25]),
+        "nodes_modes": onnx.helper.make_tensor("m", 2, [2], [0, 0]),
+        "leaf_weights": onnx.helper.make_tensor("l", 1, [3], [1.0, 2.0, 3.0]),
+        **changes,
+    }
+    node = onnx.helper.make_node("TreeEnsemble", ["x"], ["y"], domain="ai.onnx.ml", **attributes)
+    info = onnx.helper.make_tensor_value_info("x", 1, [5, 2])
+    graph = onnx.helper.make_graph([node], "g", [info], [onnx.helper.make_empty_tensor_value_info("y")])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("ai.onnx.ml", 5)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nodes_truenodeids": [9, 0]}, "attribute 'nodes_truenodeids' is out of range"),
+        ({"nodes_falsenodeids": [-1, 1]}, "attribute 'nodes_falsenodeids' is out of range"),
+        ({"nodes_truenodeids": [0, 0]}, "its nodes form no trees"),
+        ({"leaf_targetids": [0, 0, 1]}, "attribute 'leaf_targetids' is out of range"),
+        ({"leaf_targetids": [0, 0]}, "attribute 'leaf_weights' has the wrong length"),
+        ({"tree_roots": [2]}, "attribute 'tree_roots' is out of range"),
+        ({"nodes_featureids": [0, 2]}, "attribute 'nodes_featureids' is out of range"),
+        ({"aggregate_function": 4}, "attribute 'aggregate_function' is out of range"),
+        ({"nodes_modes": onnx.helper.make_tensor("m", 2, [2], [0, 6])}, "attribute 'membership_values' is missing"),
+    ],
+)
+def test_trees_refer_to_what_exists(change: dict[str, object], message: str) -> None:
+    assert not findings(tree())
+    (found,) = findings(tree(**change))
+    assert message in found.what
