@@ -1,2 +1,2 @@
-"""What a program is: types, the three levels, their text and their meaning. Knows no ONNX file and no hardware
-number."""
+"""The intermediate representation: types, three levels, their text form and semantics. Independent of ONNX files and
+hardware numbers."""

@@ -1,6 +1,6 @@
-"""Facts about a graph that passes ask for: who reads a value, and how often.
+"""Use analysis of graphs: the readers of a value, and the number of its uses.
 
-Invariant: nothing here changes a graph, and every answer follows from the order of `graph.ops` alone.
+Invariant: functions are pure, and results depend only on the order of `graph.ops`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def users(graph: Graph) -> dict[str, tuple[Op, ...]]:
 
 
 def use_counts(graph: Graph) -> Counter[str]:
-    """Value name -> how many operands and graph results it is."""
+    """Value name -> its number of uses as an operand or graph result."""
     counts = Counter(v.name for op in graph.ops for v in op.operands)
     counts.update(v.name for v in graph.results)
     return counts

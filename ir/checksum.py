@@ -1,4 +1,4 @@
-"""Checksums of stored bytes: XXH3-128, against damage and not against forgery. Hashes at the speed of memory."""
+"""Checksums of stored bytes: XXH3-128, which detects damage, not forgery, at memory speed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DIGITS = 32
 
 
 def checksum(*parts: bytes | memoryview) -> str:
-    """The checksum of `parts`, one after another, as hexadecimal digits."""
+    """The checksum of the concatenated `parts`, as hexadecimal digits."""
     hasher = xxhash.xxh3_128()
     for part in parts:
         hasher.update(part)

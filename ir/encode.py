@@ -1,12 +1,12 @@
-"""Fast encoders of narrow floats: f32 bits in, codes out, many at a time.
+"""Fast bulk encoders of narrow floats: f32 bits to codes.
 
 To nearest, ties to even, by integer arithmetic on the bits (IEEE 754-2019, 4.3.1; OCP 8-bit Floating Point
 Specification, 5.2): adding half of the last kept place, less one when that place is even, carries into it exactly when
 the number rounds up. Below the smallest normal number the addition of a power of two whose last place is that of the
 subnormals does the same.
 
-Invariant: for every one of the 2**32 inputs the code is that of `ml_dtypes`, or the largest finite one where that is an
-overflow and saturation is asked for. What is large goes here; for a few numbers, importing numba would take longer.
+Invariant: for each of the 2**32 inputs, the code equals that of `ml_dtypes`, or is the largest finite one on overflow
+with saturation. Only large arrays are encoded here; for a few numbers, importing numba would take longer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from ppuc.ir.types import DType
 
 LARGE = 1 << 14
-"""Elements from which on these encoders are worth their import."""
+"""Minimum number of elements for which these encoders are worth their import."""
 
 ENCODED = (DType.F8E4M3, DType.F8E5M2, DType.BF16)
 """Formats that have an encoder."""

@@ -7,12 +7,12 @@
     |- ArtifactError           a .ppu file
     |- InputError              arrays given to a program
     |- UsageError              options of a command or call
-    |- PluginError             a package that adds to ppuc cannot be used
+    |- PluginError             a package that extends ppuc cannot be used
     `- CapacityError           the model does not fit the machine, or a program exceeds its limits
     InternalError              ppuc broke one of its own rules: always with a traceback
 
-Every PpucError carries Diagnostics; its text is `where: what`, then `got`, `expected` and `hint` lines. Code that has
-to know what an error is about reads `entities`, never a text.
+Every PpucError carries Diagnostics; its text is `where: what`, then `got`, `expected` and `hint` lines. Code that needs
+to know what an error is about reads `entities`, never the text.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class EntityKind(StrEnum):
-    """What kind of thing a Diagnostic is about."""
+    """The kind of an Entity."""
 
     NODE = "node"  # of the ONNX model, by its name or its path through functions and branches
-    OP = "op"  # an ONNX op type, with its domain in front unless it is of the standard
+    OP = "op"  # an ONNX op type, prefixed with its domain unless standard
     ATTRIBUTE = "attribute"
     INPUT = "input"
     OUTPUT = "output"
     DIMENSION = "dimension"  # a key of --dim
-    TENSOR = "tensor"  # of the model or of a graph: an initializer, a value
+    TENSOR = "tensor"  # of the model or of a graph: an initializer or a value
     TYPE = "type"  # an element type
     KERNEL = "kernel"
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A thing that a Diagnostic is about, by its plain name, however the texts quote it."""
+    """A thing that a Diagnostic is about, by its plain, unquoted name."""
 
     kind: EntityKind
     name: str
@@ -54,8 +54,8 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One finding: place and entity (`where`), the rule that is broken (`what`), and what helps the reader mend it;
-    `entities` are the things that it is about, all of them, even where the texts name a few."""
+    """One finding: its location (`where`), the broken rule (`what`), and help for fixing it. `entities` are all things
+    it is about, even if the texts name only a few."""
 
     where: str
     what: str
@@ -80,12 +80,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with control characters, line ends apart, as escapes: names come from files, and a terminal obeys them."""
+    """`text` with control characters other than line ends escaped: names come from files, and terminals interpret
+    them."""
     return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 class PpucError(Exception):
-    """An error that the user can mend. `diagnostics` holds at least one Diagnostic."""
+    """An error that the user can fix. `diagnostics` holds at least one Diagnostic."""
 
     def __init__(self, diagnostics: Diagnostic | Sequence[Diagnostic]) -> None:
         self.diagnostics = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
@@ -108,7 +109,7 @@ class PpucError(Exception):
 
 
 class ModelError(PpucError):
-    """The ONNX model is malformed, or asks for something that has no meaning."""
+    """The ONNX model is malformed or meaningless."""
 
 
 class TextError(PpucError):
@@ -120,7 +121,7 @@ class TargetError(PpucError):
 
 
 class ArtifactError(PpucError):
-    """A .ppu file is damaged, foreign or of another version."""
+    """A .ppu file is damaged, of another format or of another version."""
 
 
 class InputError(PpucError):
@@ -132,7 +133,7 @@ class UsageError(PpucError):
 
 
 class PluginError(PpucError):
-    """A package that adds to ppuc does not load, or adds what it must not."""
+    """A package that extends ppuc does not load, or registers something invalid."""
 
 
 class CapacityError(PpucError):

@@ -1,7 +1,6 @@
-"""Writing files whole or not at all, and reading texts.
+"""Atomic writing of files, and reading of texts.
 
-Invariant: under the name that a caller gives, there is what was there before or all of what was written; a failure
-leaves no other file behind.
+Invariant: the path holds either its previous contents or the complete new ones; a failure leaves no temporary file.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ _numbers = itertools.count()
 
 @contextmanager
 def whole_file(path: str | Path, refusal: type[PpucError] = UsageError) -> Iterator[BinaryIO]:
-    """A file to write, which gets its name when the block ends. What is there and is no regular file (a pipe, a device)
-    is written as it is. Raises `refusal` when the file cannot be written."""
+    """A file to write, renamed to `path` when the block ends. A non-regular file (a pipe, a device) is written
+    directly. Raises `refusal` if the file cannot be written."""
     target = Path(path)
     if "\0" in str(target):
         raise refusal.of(str(target), "cannot be written", got="a NUL character in its name")
@@ -45,13 +44,13 @@ def whole_file(path: str | Path, refusal: type[PpucError] = UsageError) -> Itera
 
 
 def write_file(path: str | Path, data: bytes | memoryview, refusal: type[PpucError] = UsageError) -> None:
-    """Write a whole file. Raises `refusal` when that is not possible."""
+    """Write a whole file. Raises `refusal` on failure."""
     with whole_file(path, refusal) as file:
         file.write(data)
 
 
 def read_text(path: str | Path, refusal: type[PpucError], expected: str | None = None) -> str:
-    """The text in a file. Raises `refusal` when there is none."""
+    """The text of a file. Raises `refusal` if it cannot be read as text."""
     if not os.path.isfile(path):
         what = "is not a file" if os.path.exists(path) else "no such file"
         raise refusal.of(str(path), what, expected=expected)

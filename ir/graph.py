@@ -4,7 +4,8 @@ A Graph is a list of Ops in an order in which every operand is defined before it
 parameter or as an op's result. A fused group is the op `group`, whose `body` is a Graph: the body's parameters stand
 for the group's operands and the body's results for its results. Everything is frozen; passes build new graphs.
 
-Constants are ops (`const`), so every operand is a Value. The loc of an op is the tuple of ONNX node names it came from.
+Constants are ops (`const`), so every operand is a Value. The loc of an op is the tuple of names of the ONNX nodes it
+came from.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Op:
 
     @property
     def entities(self) -> tuple[Entity, ...]:
-        """What a Diagnostic about this op is about: the ONNX nodes that it came from, its first result if none is
+        """Entities for a Diagnostic about this op: the ONNX nodes that it came from, or its first result if none is
         known."""
         return Entity.each(EntityKind.NODE, self.loc) or (Entity(EntityKind.TENSOR, self.results[0].name),)
 

@@ -1,7 +1,6 @@
-"""What a graph means: its ops' references, run in order on numpy arrays.
+"""The semantics of graphs: runs the ops' reference functions in order on numpy arrays.
 
-Invariant: every array has exactly the dtype and shape of the value it stands for; a record whose reference says
-otherwise is an InternalError at the op.
+Invariant: every array has exactly the dtype and shape of its value; a mismatch is an InternalError at the op.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], on_op: OnOp | None 
     shape).
 
     `on_op(op, results)` is called after every op, those of group bodies included. Arrays are dropped after their last
-    use. Raises InputError when the feeds are not exactly the parameters.
+    use. Raises InputError unless the feeds match the parameters exactly.
     """
     _check_feeds(graph, feeds)
     arrays = _run(graph, [np.asarray(feeds[p.name]) for p in graph.params], on_op)
@@ -68,7 +67,7 @@ def _run_op(op: Op, operands: Sequence[np.ndarray], on_op: OnOp | None) -> Seque
         return _run(op.body, operands, on_op)
     record = OPS[op.name]
     if record.reference is None:
-        raise InternalError(f"op {op.name} ({', '.join(op.loc)}) has no reference")
+        raise InternalError(f"op {op.name} ({', '.join(op.loc)}) has no reference function")
     results = record.reference(op.attrs, *operands)
     for value, array in zip(op.results, results, strict=True):
         _check_result(op, value, array)

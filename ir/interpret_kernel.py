@@ -1,8 +1,8 @@
-"""What level 2 means, in numpy: the sequential reading of kernels.
+"""The semantics of level 2 in numpy: sequential execution of kernels.
 
 Every unit of the grid runs the kernel's body, one unit after another, statements in text order; buffers are single
-tiles. Ring depths and the units' concurrency do not exist here, which is what makes this the reference for the
-simulator: both use the statement plans of `ppuc.ir.tile`.
+tiles. Ring depths and concurrency of units are ignored, so this is the reference for the simulator; both use the
+statement plans of `ppuc.ir.tile`.
 """
 
 from __future__ import annotations
@@ -121,6 +121,6 @@ def _loops(body: Sequence[Stmt]) -> list[Loop]:
 
 
 def run_kernel(kernel: Kernel, vectors: Mapping[str, VectorProgram], memory: MutableMapping[str, np.ndarray]) -> None:
-    """Execute `kernel` on `memory`: flat uint8 arrays by tensor name, results included (they are written in place)."""
+    """Execute `kernel` on `memory`: flat uint8 arrays by tensor name, including results, which are written in place."""
     with threadpool_limits(1, "blas"), np.errstate(all="ignore"):
         KernelExecutor(kernel, vectors, memory).run()

@@ -1,12 +1,12 @@
 """Level 2, the kernel: loops over tiles, buffers with a space and a ring depth, and four tile statements.
 
-A kernel says what moves and what computes, not how engines synchronise. Its meaning is its sequential reading: every
-unit of the grid runs the body, one after another; statements run in text order; each buffer is one tile that a load,
-mma or vec overwrites. `depth` (how many tiles may be in flight) and `over` (which unit runs which iterations) change
-time only.
+A kernel describes data movement and computation without synchronisation. Its semantics are sequential: every unit of
+the grid runs the body, one unit after another; statements run in text order; each buffer is one tile that a load, mma
+or vec overwrites. `depth` (number of tiles in flight) and `over` (distribution of iterations over units) affect only
+time.
 
-Edges: a box that reaches over a tensor's end reads the pad value there and writes nothing there. `Bound`s tell mma and
-vec how much of a tile is valid.
+Edges: outside a tensor, a box reads the pad value and writes nothing. `Bound`s give mma and vec the valid extent of a
+tile.
 
 Invariants (checked by ppuc.ir.verify): loop variables and buffers are unique; a buffer is written before it is read;
 every affine names enclosing loops and existing tile axes only; each tile axis moves along at most one view dimension;
@@ -23,13 +23,13 @@ from ppuc.ir.affine import Affine
 from ppuc.ir.types import DType, Space
 
 MAX_VIEW_RANK = 8
-"""Dimensions that the descriptor of a strided view has room for."""
+"""Maximum dimensions of a strided view's descriptor."""
 
 MAX_TILE_RANK = 5
-"""Axes that the box of one load or store can have."""
+"""Maximum axes of the box of a load or store."""
 
 MAX_LOOPS = 32
-"""Loops around one statement."""
+"""Maximum loops around a statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class TileRef:
-    """A buffer read as it is (`index` empty) or through affine indexing: dimension d of the buffer is read at
-    `index[d]`, in which `$i` is the index along axis i of the tile of `shape` that results."""
+    """A buffer read as a whole (`index` empty) or through affine indexing: dimension d of the buffer is read at
+    `index[d]`, where `$i` is the index along axis i of the resulting tile of `shape`."""
 
     buffer: str
     index: tuple[Affine, ...] = ()
@@ -141,7 +141,7 @@ class Mma:
     """`dst (+)= a . b`: a is [m..., k...], b is [k..., n...] (or [n..., k...] if transpose_b; a is [k..., m] if
     transpose_a), the last `k_axes` axes of a being contracted with the first of b. The accumulator restarts from zero
     when all loops in `start` are at their first iteration (an empty `start` restarts always). `valid` gives Bounds for
-    (m axes..., n axes..., k axes...), None where a whole tile is always valid; it changes time, not values."""
+    (m axes..., n axes..., k axes...), None where a whole tile is always valid; bounds affect time, not values."""
 
     dst: str
     a: TileRef
@@ -155,8 +155,8 @@ class Mma:
 
 @dataclass(frozen=True, slots=True)
 class Vec:
-    """`outs = @program(ins)`, on the part of each axis that `valid` leaves (None: all of it). `scalars` are affines
-    handed to the program's `scalar` steps."""
+    """`outs = @program(ins)` on the valid part of each axis (None: all of it). `scalars` are affine operands of the
+    program's `scalar` steps."""
 
     program: str
     outs: tuple[str, ...]
@@ -179,7 +179,7 @@ class Loop:
 
     @property
     def trips(self) -> int:
-        """Iterations over all units together."""
+        """Trip count over all units together."""
         return max(0, -(-(self.stop - self.start) // self.step))
 
 

@@ -1,13 +1,13 @@
-"""Block formats: narrow floats in blocks along the last axis, each block with a scale of its own.
+"""Block formats: narrow floats in blocks along the last axis, with one scale per block.
 
 MXFP8 and MXFP4 (OCP Microscaling Formats specification 1.0, section 5.2): 32 elements, a power of two (E8M0) as scale.
 NVFP4 (NVIDIA, "Introducing NVFP4", 2025): 16 elements of E2M1, the scale in E4M3, and one f32 scale for the tensor.
 
-Scales are rounded up, not down as the specification's example does: it costs at most a bit of range at the small end,
-where rounding down cuts off the largest numbers of the block.
+Scales are rounded up, not down as in the specification's example: rounding up costs at most one bit of range at the
+small end, while rounding down would clip the largest numbers of the block.
 
-Invariant: no element of a finite block overflows, and an element is the nearest one of its format, ties to even, to the
-number over its scale. A block that holds NaN or an infinity has the scale NaN: all of it decodes to NaN.
+Invariants: no element of a finite block overflows. An element is the number divided by its scale, rounded to nearest,
+ties to even. A block with a NaN or an infinity has a NaN scale, so that all of it decodes to NaN.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BlockFormat:
 
     @property
     def bits(self) -> float:
-        """Storage of one element with its part of the scale."""
+        """Bits per element, including its share of the scale."""
         return self.element.bits + self.scale.bits / self.size
 
 
@@ -48,7 +48,7 @@ NVFP4 = BlockFormat(DType.F4E2M1, DType.F8E4M3, 16)
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """`codes` u8[..., k] of the elements, `scales` u8[..., ceil(k / size)] of the blocks, of which the last may be
-    shorter. A number is element x scale x `tensor_scale`; the latter is 1 where scales are E8M0."""
+    shorter. A number is element x scale x `tensor_scale`; the latter is 1 for E8M0 scales."""
 
     format: BlockFormat
     codes: np.ndarray
@@ -81,7 +81,7 @@ def encode_blocks(values: np.ndarray, format: BlockFormat) -> Blocks:
 
 
 def decode_blocks(blocks: Blocks) -> np.ndarray:
-    """The f32[..., k] that `blocks` stand for."""
+    """Decode `blocks` to f32[..., k]."""
     step = widen(blocks.scales, blocks.format.scale) * blocks.tensor_scale
     each = np.repeat(step, blocks.format.size, -1)[..., : blocks.codes.shape[-1]]
     numbers: np.ndarray = widen(blocks.codes, blocks.format.element) * each
@@ -89,7 +89,8 @@ def decode_blocks(blocks: Blocks) -> np.ndarray:
 
 
 def e8m0_up(largest: np.ndarray, limit: float) -> np.ndarray:
-    """Codes of the smallest powers of two, 2**-127 or more, by which f32 `largest` >= 0 is divided to `limit` at most.
+    """Codes of the smallest powers of two, at least 2**-127, such that f32 `largest` >= 0 divided by them is at most
+    `limit`.
 
     largest = m 2**a and limit = n 2**b with m, n in [1/2, 1): the exponent is a - b, or one more where m > n. Exact.
     """
@@ -101,7 +102,7 @@ def e8m0_up(largest: np.ndarray, limit: float) -> np.ndarray:
 
 
 def e4m3_up(numbers: np.ndarray) -> np.ndarray:
-    """Codes of the smallest E4M3 numbers that are f32 `numbers` >= 0 or more; of the largest one beyond it."""
+    """Codes of the smallest E4M3 numbers not below f32 `numbers` >= 0; of the largest one for numbers beyond it."""
     codes = narrow(np.ascontiguousarray(numbers, np.float32), DType.F8E4M3)
     below = widen(codes, DType.F8E4M3) < numbers
     up: np.ndarray = np.minimum(codes + below, E4M3_LARGEST).astype(np.uint8)

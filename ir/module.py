@@ -1,8 +1,8 @@
-"""A module: everything between the ONNX file and the artifact, at whatever level compilation has reached.
+"""A module: the state of a compilation between ONNX file and artifact, at whatever level it has reached.
 
 Passes are functions from module to module. A module prints to one `.ppir` text that parses back to an equal module, so
 any dump can be resumed. Levels coexist: after tiling, the graph's groups name kernels; after emission, the program
-holds the streams and the graph remains as what names and constants refer to.
+holds the streams, and names and constants still refer to the graph.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ppuc.ir.vector import VectorProgram
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Bytes of a memory given to a graph value (`name`) or to a kernel's buffer (`kernel/buffer`)."""
+    """Bytes of a memory assigned to a graph value (`name`) or a kernel's buffer (`kernel/buffer`)."""
 
     name: str
     space: Space
@@ -28,9 +28,9 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """`inputs` and `outputs` pair ONNX names with graph value names. `pipeline` lists the passes that the module is to
-    go through from the import on, () those of the default pipeline; `done` lists the passes that have run. Both hold a
-    pass as its spec: `tile{tries=8}`, its name and the options that differ from their defaults."""
+    """`inputs` and `outputs` pair ONNX names with graph value names. `pipeline` lists all passes of the compilation, ()
+    standing for the default pipeline; `done` lists the passes that have run. Both hold specs such as `tile{tries=8}`: a
+    pass's name and its non-default options."""
 
     target: str
     target_hash: str

@@ -1,8 +1,8 @@
-"""Widening and rounding between storage and compute dtypes: one definition, used by every interpreter.
+"""Conversion between storage and compute dtypes: one definition for all interpreters.
 
-Storage bits travel as unsigned integers of the element's width (`bits_dtype`), because numpy moves those fastest and
-any element type can be moved without being understood. Rounding is to nearest, ties to even (IEEE 754-2019, 4.3.1);
-f8e4m3 and f8e5m2 saturate (OCP 8-bit Floating Point Specification, section 5.2).
+Storage bits are kept as unsigned integers of the element's width (`bits_dtype`), because numpy moves them fastest and
+this covers every element type. Rounding is to nearest, ties to even (IEEE 754-2019, 4.3.1); f8e4m3 and f8e5m2 saturate
+(OCP 8-bit Floating Point Specification, section 5.2).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BITS: dict[int, np.dtype] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 
 
 
 def bits_dtype(dtype: DType) -> np.dtype:
-    """The unsigned integer dtype as wide as an element of `dtype`."""
+    """The unsigned integer dtype of the width of `dtype`."""
     return _BITS[dtype.bytes]
 
 
@@ -59,8 +59,8 @@ def widen(bits: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def halves(codes: np.ndarray, dtype: DType, axis: int) -> np.ndarray:
-    """f32: the numbers of four bits in bytes `codes`, those in the low halves before those in the high ones along
-    `axis`, which has one element. `dtype` is f4e2m1, or i8 for integers from -8 to 7."""
+    """f32: the 4-bit numbers in bytes `codes`; along `axis`, of size 1, low halves precede high ones. `dtype` is
+    f4e2m1, or i8 for integers from -8 to 7."""
     nibbles = np.concatenate([codes & 15, (codes >> 4) & 15], axis)
     if dtype is DType.F4E2M1:
         return widen(nibbles.astype(np.uint8), dtype)

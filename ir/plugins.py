@@ -1,10 +1,10 @@
-"""What packages of others add, through entry points that they declare.
+"""Extension tables, which other packages add to through entry points.
 
-A table of ppuc's own entries is an `Extensible`: asked for a key that it lacks, it loads the entry points of its group,
-once, and looks again. `complete` does so at once, for whoever wants to list everything.
+An `Extensible` holds built-in entries. Looking up a missing key loads the entry points of its group, once, and retries.
+`complete` loads them immediately, for listing all entries.
 
-Invariant: nothing is looked for before a key is missing or a list is wanted; a package that cannot be used is a
-PluginError that names it, and never goes unnoticed.
+Invariant: no package is loaded before a key is missing or a list is requested; a package that cannot be used is a
+PluginError that names it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 Take = Callable[[str, Any], Mapping[K, V]]
-"""Makes entries of an entry point's name and the object it stands for. Raises ValueError for what cannot be one."""
+"""Makes entries from an entry point's name and object. Raises ValueError for an invalid object."""
 
 
 class Extensible(dict[K, V]):
-    """A table that entry points of `group` add to; `packages` says which package each of those entries is from."""
+    """A table that entry points of `group` add to; `packages` maps each added entry to its package."""
 
     def __init__(self, group: str, take: Take[K, V], own: Mapping[K, V] | None = None) -> None:
         super().__init__(own or {})
@@ -37,9 +37,9 @@ class Extensible(dict[K, V]):
         self._loading = self._whole = False
 
     def complete(self) -> Self:
-        """The table with all that packages add. Raises PluginError for a package that cannot be used."""
+        """The table with the entries of all packages. Raises PluginError for a package that cannot be used."""
         if not self._whole and not self._loading:
-            self._loading = True  # a package that is being loaded may ask this table
+            self._loading = True  # a package may look up this table while it loads
             try:
                 for point in _entry_points(self.group):
                     if point not in self._loaded:
@@ -52,7 +52,7 @@ class Extensible(dict[K, V]):
     def _add(self, point: EntryPoint) -> None:
         try:
             found = self._take(point.name, point.load())
-        except Exception as error:  # whatever foreign code does wrong
+        except Exception as error:  # foreign code may raise anything
             raise _fault(point, f"{type(error).__name__}: {error}") from error
         taken = [str(key) for key in found if self.holds(key)]
         if taken:
@@ -70,7 +70,7 @@ class Extensible(dict[K, V]):
         return self.holds(key) or self.complete().holds(key)
 
     def holds(self, key: object) -> bool:
-        """Whether `key` is here already; no package is loaded to find out."""
+        """Whether `key` is in the table already, without loading packages."""
         return super().__contains__(key)
 
     def get(self, key: K, default: V | None = None) -> V | None:  # type: ignore[override] # all that tables need of it
@@ -87,7 +87,7 @@ def _entry_points(group: str) -> list[EntryPoint]:
 @functools.cache
 def _installed() -> EntryPoints:
     """The entry points of all packages."""
-    from importlib.metadata import entry_points  # slow to load, and needed by few
+    from importlib.metadata import entry_points  # slow to import, and rarely needed
 
     return entry_points()  # type: ignore[return-value] # typed otherwise before Python 3.12; select is the same
 
@@ -95,4 +95,4 @@ def _installed() -> EntryPoints:
 def _fault(point: EntryPoint, got: str) -> PpucError:
     package = f"package {point.dist.name} {point.dist.version}" if point.dist is not None else "a package"
     what = f"cannot be used: its entry point '{point.name}' of {point.group} ({point.value}) does not load"
-    return PluginError.of(package, what, got=got, hint="mend or uninstall the package")
+    return PluginError.of(package, what, got=got, hint="fix or uninstall the package")

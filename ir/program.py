@@ -2,10 +2,10 @@
 
 A program is a list of segments; a PPU segment is a list of kernel programs, each with one stream for every queue kind
 of a compute unit (the same text for every unit: addresses and trip counts depend on loop ordinals and the unit's
-coordinates) plus the copies of the chip's stage queues. All kernels' streams of one queue are run in order, without a
-barrier between.
+coordinates) plus the copies of the chip's stage queues. Each queue runs the streams of all kernels in order, without
+barriers between kernels.
 
-Synchronisation is by objects of the machine:
+Queues synchronise through two kinds of objects:
   Ring     slots of l1 or acc with one producer queue and a read position per consumer queue. A producer claims a free
            slot (waits), writes it and pushes; a consumer waits for a filled slot, reads and pops. A slot is free when
            all consumers popped it. The first claim of a ring also waits until every ring in `after`, whose bytes it
@@ -52,7 +52,7 @@ UNIT_QUEUES = (Queue.LOAD, Queue.STORE, Queue.TENSOR, Queue.VECTOR)
 @dataclass(frozen=True, slots=True)
 class MemTensor:
     """A tensor in host-visible memory: `elements` of `dtype` at byte `address` of `space`. `role` is one of input,
-    output, const, temp; `source` names the graph value (const: the resource) it holds."""
+    output, const, temp; `source` names the graph value that it holds (for const, the resource)."""
 
     name: str
     dtype: DType
@@ -125,8 +125,8 @@ class Bump:
 
 @dataclass(frozen=True, slots=True)
 class Instr:
-    """One instruction: a tile statement whose buffers are rings and whose parameters are views of tensors, with what
-    it does to rings and counters. `op` is the mnemonic in the ISA table."""
+    """One instruction: a tile statement whose buffers are rings and whose parameters are views of tensors, with its
+    ring and counter operations. `op` is the mnemonic in the ISA table."""
 
     op: str
     stmt: Load | Store | Mma | Vec
@@ -179,7 +179,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Work of one launch on the PPU: kernels in order, and what the stage queues copy meanwhile."""
+    """Work of one launch on the PPU: kernels in order, and concurrent copies of the stage queues."""
 
     name: str
     kernels: tuple[KernelProgram, ...]

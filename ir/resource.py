@@ -1,8 +1,8 @@
-"""Constants that may be large: known by what identifies them, read only when their bytes are needed.
+"""Constants that may be large: identified by a key, and read only when their bytes are needed.
 
 A Resource wraps either an array in memory or a range of a file (mapped, never copied whole). Its `key` is the sha256 of
 dtype, shape and bytes, computed on first use; a constant in a file may instead be keyed by path, offset, size and
-mtime, so that a model of many gigabytes is compiled without reading its weights.
+mtime, so that compiling a model of many gigabytes does not read its weights.
 
 Invariant: two Resources are equal exactly when their keys are; `array()` never changes between calls.
 """
@@ -24,8 +24,8 @@ from ppuc.ir.types import DType, TensorType
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """Bytes `[offset, offset + length)` of a file; little-endian, row-major elements. `checksum` is theirs behind
-    `salt` (`ppuc.ir.checksum`; "": not known)."""
+    """Bytes `[offset, offset + length)` of a file; little-endian, row-major elements. `checksum` covers `salt` and the
+    bytes (`ppuc.ir.checksum`; "" if unknown)."""
 
     path: Path
     offset: int
@@ -34,22 +34,22 @@ class FileRange:
     salt: bytes = b""
 
     def mapped(self) -> np.ndarray:
-        """The bytes, mapped read-only. Raises PpucError when they cannot be read."""
+        """The bytes, mapped read-only. Raises PpucError if they cannot be read."""
         try:
             return np.memmap(self.path, np.uint8, "r", self.offset, (self.length,))
-        except (OSError, ValueError) as error:  # ValueError: the file is shorter than it was
+        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
             got = error.strerror if isinstance(error, OSError) else error
             raise PpucError.of(str(self.path), "cannot be read", got=got) from error
 
     def check(self, data: np.ndarray, name: str) -> None:
-        """Raise ArtifactError unless `data` are the bytes that the checksum is of."""
+        """Raise ArtifactError unless `data` matches the checksum."""
         if self.checksum and checksum(self.salt, data.data) != self.checksum:
             what = f"is damaged: the bytes of '{name}' are not those that were written"
-            raise ArtifactError.of(str(self.path), what, hint="copy the file again, or make it anew")
+            raise ArtifactError.of(str(self.path), what, hint="copy the file again, or recreate it")
 
 
 class Resource:
-    """A constant tensor. `name` is for people; identity is `key`."""
+    """A constant tensor. `name` is for display; `key` is the identity."""
 
     __slots__ = ("_array", "_checked", "_key", "_loader", "file", "name", "type")
 
@@ -73,13 +73,13 @@ class Resource:
 
     @classmethod
     def of(cls, array: np.ndarray, name: str = "") -> Resource:
-        """Wrap an array; it must not be written afterwards."""
+        """Wrap an array, which must not be modified afterwards."""
         data = np.ascontiguousarray(array).reshape(np.shape(array))
         return cls(TensorType(DType.of(data.dtype), data.shape), array=data, name=name)
 
     def array(self) -> np.ndarray:
         """The values, row-major, of `type`. A file range is memory-mapped read-only, and checked the first time. Raises
-        PpucError when the file cannot be read, or its bytes are not those that were written."""
+        PpucError if the file cannot be read or its checksum does not match."""
         if self._array is None:
             if self.file is not None:
                 flat = np.asarray(self.file.mapped())
@@ -88,7 +88,7 @@ class Resource:
                     self._checked = True
                 return flat.view(self.type.dtype.numpy).reshape(self.type.dims)
             if self._loader is None:
-                raise ValueError(f"resource '{self.name}' has neither data nor a place to read it from")
+                raise ValueError(f"resource '{self.name}' has neither data nor a file")
             self._array = self._loader()
         return self._array
 

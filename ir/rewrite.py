@@ -1,9 +1,9 @@
 """Building and rewriting graphs in one walk.
 
-A Builder appends ops with fresh names and infers their types; `Rewriter` walks a graph once, maps old values to new
-ones and hands every op to a callback that may emit something else. A pass that changes nothing returns the same object.
+A Builder appends ops with fresh names and infers their types. `rewrite` walks a graph once, maps old values to new ones
+and passes every op to a callback that may emit a replacement. A rewrite that changes nothing returns the same object.
 
-Invariant: a name that a Builder hands out is unique in its graph and depends only on what was built before it.
+Invariant: a fresh name is unique in its graph and depends only on what was built before it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppuc.ir.types import DType, TensorType
 
 
 class Builder:
-    """Appends ops to a growing list. `taken` are names that must not be given out."""
+    """Appends ops to a growing list. `taken` are reserved names."""
 
     def __init__(self, taken: Iterable[str] = (), loc: tuple[str, ...] = ()) -> None:
         self.ops: list[Op] = []
@@ -30,7 +30,7 @@ class Builder:
         self._counts: dict[str, int] = {}
 
     def fresh(self, hint: str) -> str:
-        """A name not given out before: `hint` itself if free, else hint.1, hint.2, ..."""
+        """A fresh name: `hint` itself if unused, else hint.1, hint.2, ..."""
         hint = "".join(c if (c.isalnum() and c.isascii()) or c in "_." else "_" for c in hint) or "v"
         name = hint
         while name in self._taken:
@@ -57,7 +57,7 @@ class Builder:
         return results
 
     def __call__(self, name: str, *operands: Value, attrs: Attrs | None = None, hint: str | None = None) -> Value:
-        """Append an op of one result and return it."""
+        """Append an op with one result and return that result."""
         (result,) = self.emit(name, operands, attrs, hint=hint)
         return result
 
@@ -83,7 +83,7 @@ def all_names(graph: Graph) -> set[str]:
 
 def rewrite(graph: Graph, rule: Callable[[Builder, Op], Sequence[Value] | None]) -> Graph:
     """Rebuild `graph` in one walk. For each op (operands already renamed) `rule` returns the values that replace its
-    results, or None to keep it as it is. Returns `graph` itself when the rule never fired."""
+    results, or None to keep it. Returns `graph` itself if the rule never fired."""
     builder = Builder(all_names(graph))
     renamed: dict[str, Value] = {}
     fired = False
@@ -105,7 +105,7 @@ def rewrite(graph: Graph, rule: Callable[[Builder, Op], Sequence[Value] | None])
 
 
 def without_dead_ops(graph: Graph) -> Graph:
-    """Drop ops whose results nothing uses. Returns `graph` itself when there are none."""
+    """Remove ops with unused results. Returns `graph` itself if there are none."""
     live = {v.name for v in graph.results}
     kept: list[Op] = []
     for op in reversed(graph.ops):

@@ -1,7 +1,7 @@
-"""JSON out of files, with nothing left to interpretation.
+"""Strict JSON: rejects texts that readers interpret differently.
 
-Invariant: two readers of a text that is accepted agree on its value: no name occurs twice in an object, every number is
-finite and fits 64 bits, every text can be encoded.
+Invariant: all readers agree on the value of an accepted text: names in an object are unique, numbers are finite and fit
+64 bits, strings can be encoded.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import math
 from typing import Any, NoReturn
 
 MOST_NESTED = 64
-"""Arrays and objects inside one another."""
+"""Maximum nesting depth of arrays and objects."""
 
 
 def read_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for what is not JSON, or not meant the same by everybody."""
+    """The value of a JSON text. Raises ValueError for invalid or ambiguous JSON."""
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
@@ -35,7 +35,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number in JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _number(text: str) -> float:

@@ -1,6 +1,6 @@
-"""TOML out of files, within bounds that a reader of the standard library does not have.
+"""TOML files, parsed with bounds that the standard library's parser lacks.
 
-Invariant: whatever is wrong with a file or a text is an error with a reason, in time and memory in proportion to it.
+Invariant: any malformed file is an error with a reason, in time and memory linear in its size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ppuc.ir.errors import PpucError
 
 _MOST_PARTS = 64
 _LONG_KEY = re.compile(rf"""(?:[\w"'-]+[ \t]*\.[ \t]*){{{_MOST_PARTS}}}""")
-"""A key of so many parts is no key; tomllib takes memory with the square of their number."""
+"""Maximum parts of a key: tomllib's memory is quadratic in their number."""
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path, refusal: type[PpucError]) -> dict[str, Any]:
-    """The table in a TOML file. Raises `refusal` when there is none."""
+    """The table in a TOML file. Raises `refusal` if it cannot be read."""
     if os.path.exists(path) and not os.path.isfile(path):  # a device may have no end
         raise refusal.of(str(path), "cannot be read", got="it is not a file")
     try:

@@ -1,11 +1,11 @@
-"""What the four tile statements compute, in numpy: one definition for the kernel interpreter and the simulator.
+"""The semantics of the four tile statements in numpy: one definition for the kernel interpreter and the simulator.
 
 Statements are compiled once into plans, because a plan runs thousands of times: affines become (constant, (slot,
 factor)) over a list of loop values, boxes become strides and clip limits. Memories are flat uint8 arrays; tiles are
 arrays of storage bits (`numerics.bits_dtype`).
 
-Invariant: a plan's result depends only on the bytes it reads and the loop values, never on time or on another unit; an
-mma tile is one matrix product in f32 (i32 for integers) added to the accumulator, so both executors agree to the bit.
+Invariants: a plan's result depends only on the bytes it reads and the loop values, never on time or on another unit. An
+mma tile is one matrix product in f32 (i32 for integers) added to the accumulator, so both executors agree bit for bit.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class AffinePlan:
 
 
 class BoxPlan:
-    """Reads and writes the boxes of one load or store: the strided sub-box of `view` that a tile of `shape` maps
-    onto."""
+    """Reads and writes the boxes of one load or store: the strided sub-box of `view` that a tile of `shape` maps to."""
 
     def __init__(self, view: View, index: Sequence[Affine], shape: tuple[int, ...], dtype: DType, slots: Slots) -> None:
         self.view, self.shape, self.dtype = view, shape, dtype
@@ -61,7 +60,7 @@ class BoxPlan:
         self.byte_strides = tuple(s * dtype.bytes for s in self.strides)
 
     def place(self, env: Env) -> tuple[list[int], int, bool]:
-        """Offsets per view dimension, the flat element offset, and whether the box lies wholly inside."""
+        """Offsets per view dimension, the flat element offset, and whether the whole box is inside the view."""
         offsets, base, inside = [], self.view.offset, True
         for dim, plan in enumerate(self.offsets):
             at = plan(env)
@@ -72,8 +71,8 @@ class BoxPlan:
         return offsets, base, inside
 
     def clip(self, offsets: Sequence[int]) -> list[tuple[int, int]] | None:
-        """Per tile axis the range of indices that fall inside the view; None when a dimension that two tile axes share
-        is cut (then the box is not a sub-box). An empty range means that nothing is inside."""
+        """The range of indices inside the view per tile axis; None if a dimension shared by two tile axes is clipped
+        (the rest is no sub-box). An empty range means that nothing is inside."""
         ranges = [(0, n) for n in self.shape]
         for dim, axes in enumerate(self.axes):
             at, size = offsets[dim], self.view.shape[dim]
@@ -103,7 +102,7 @@ class BoxPlan:
         return np.ndarray(shape, self.bits, memory, base * self.bits.itemsize, self.byte_strides)
 
     def flat_index(self, offsets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Element offsets of every tile element and a mask of those inside: the slow way, for cut windows."""
+        """Element offsets of every tile element, and a mask of those inside: the slow path, for clipped windows."""
         total, inside = np.full((1,) * len(self.shape), self.view.offset), np.ones((1,) * len(self.shape), bool)
         for dim, axes in enumerate(self.axes):
             at = np.full((1,) * len(self.shape), offsets[dim])
@@ -116,7 +115,7 @@ class BoxPlan:
         return np.broadcast_to(total, self.shape), np.broadcast_to(inside, self.shape)
 
     def span(self, env: Env) -> tuple[int, int]:
-        """First and last flat element that the box touches inside the view's bounds, for counters; (0, -1) if none."""
+        """First and last flat element of the box inside the view's bounds, for counters; (0, -1) if none."""
         offsets, _, inside = self.place(env)
         first = last = self.view.offset
         for dim, stride in enumerate(self.view.strides):
@@ -175,7 +174,7 @@ class LoadPlan:
 
 
 def wrapped(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices with negative ones counted from the end, and which of them are inside [0, size)."""
+    """Indices with negative ones counted from the end, and a mask of those inside [0, size)."""
     rows = indices.reshape(-1).astype(np.int64)
     rows = np.where(rows < 0, rows + size, rows)
     return rows, (rows >= 0) & (rows < size)
@@ -233,7 +232,7 @@ class StorePlan:
         view = np.moveaxis(view, scatter.axis, 0)
         source = np.moveaxis(tile[tuple(slice(lo, hi) for lo, hi in ranges)], scatter.axis, 0)
         combine = ELEMENTWISE[self.stmt.combine] if self.stmt.combine else None
-        for i in np.flatnonzero(ok):  # in order: a later element wins over, or builds on, an earlier one
+        for i in np.flatnonzero(ok):  # in order: a later element overwrites, or combines with, an earlier one
             row = source[i]
             if combine is not None:
                 row = narrow(combine(widen(view[rows[i]], self.box.dtype), widen(row, self.box.dtype)), self.box.dtype)

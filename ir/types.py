@@ -1,4 +1,4 @@
-"""Element types, tensor types and memory spaces: the vocabulary shared by all three levels.
+"""Element types, tensor types and memory spaces, shared by all three levels.
 
 Invariant: a DType is one of a closed set; two tensor types are equal exactly when they print the same.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 Dim = int | str
-"""A tensor dimension: a size, or the name of a symbol that is not bound yet."""
+"""A tensor dimension: a size, or the name of an unbound symbol."""
 
 
 class DType(enum.Enum):
@@ -48,12 +48,12 @@ class DType(enum.Enum):
 
     @property
     def bits(self) -> int:
-        """Width of one stored element in bits (bool is stored in a byte)."""
+        """Width of one stored element in bits (bool is stored as a byte)."""
         return 8 if self is DType.BOOL else 4 if self is DType.F4E2M1 else self.numpy.itemsize * 8
 
     @property
     def bytes(self) -> int:
-        """Width of one stored element in whole bytes (f4e2m1 is stored one a byte until it is packed)."""
+        """Width of one stored element in whole bytes (f4e2m1 takes a byte per element until packed)."""
         return self.numpy.itemsize
 
     @property
@@ -71,12 +71,12 @@ class DType(enum.Enum):
 
     @property
     def is_signed(self) -> bool:
-        """Whether it holds numbers below zero."""
+        """Whether it can represent negative numbers."""
         return self.is_float or self.value[0] == "i"
 
     @staticmethod
     def of(dtype: DTypeLike) -> DType:
-        """The DType of a numpy dtype. Raises KeyError for one that ppuc does not know."""
+        """The DType of a numpy dtype. Raises KeyError for an unsupported one."""
         return _FROM_NUMPY[np.dtype(dtype)]
 
 
@@ -103,7 +103,7 @@ _FROM_NUMPY = {dtype: DType(name) for name, dtype in _NUMPY.items()}
 
 
 class Space(enum.Enum):
-    """A memory. `host`, `hbm` and `l2` are one a chip, `l1` and `acc` one a compute unit."""
+    """A memory. `host`, `hbm` and `l2` exist once per chip, `l1` and `acc` once per compute unit."""
 
     HOST = "host"
     HBM = "hbm"
@@ -138,7 +138,7 @@ class TensorType:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The shape as ints. Raises ValueError when a dimension is still a symbol."""
+        """The shape as ints. Raises ValueError if a dimension is an unbound symbol."""
         if not self.is_static:
             raise ValueError(f"shape {self} has unbound symbols")
         return self.shape  # type: ignore[return-value]
@@ -160,7 +160,7 @@ _TYPE = re.compile(r"\s*([a-z0-9]+)\s*\[([^\]]*)\]\s*")
 
 @functools.lru_cache(maxsize=4096)
 def parse_type(text: str) -> TensorType:
-    """Read `f32[1, 784]`. Raises ValueError naming what is wrong."""
+    """Parse `f32[1, 784]`. Raises ValueError with the reason."""
     match = _TYPE.fullmatch(text)
     if match is None:
         raise ValueError(f"'{text}' is not a tensor type")
@@ -173,7 +173,7 @@ def parse_type(text: str) -> TensorType:
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """The numpy broadcast of static shapes. Raises ValueError naming both shapes when they do not broadcast."""
+    """The numpy broadcast of static shapes. Raises ValueError naming both shapes if they do not broadcast."""
     rank = max((len(s) for s in shapes), default=0)
     out = [1] * rank
     for shape in shapes:

@@ -1,9 +1,9 @@
-"""Vector programs: what one `vec` instruction computes over tiles.
+"""Vector programs: the computation of one `vec` instruction over tiles.
 
 A program is a straight line of steps over tiles of equal rank (axes of size 1 broadcast, reductions keep their axis),
 so it fits any tile size. Values inside are f32, i32, i64 or bool (`compute_dtype`); a tile of a narrower type is
-widened when it is read and rounded once when it is written. Only the valid part of a tile is computed; what lies
-outside the valid extents is written as zero, so a consumer that reads a whole tile reads neutral padding.
+widened on reading and rounded once on writing. Only the valid part of a tile is computed; the rest is written as zero,
+so a consumer of the whole tile reads neutral padding.
 
 Invariant: steps are in definition-before-use order and every result is the result of a step or a parameter.
 """
@@ -18,11 +18,11 @@ REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax",
 """Steps that combine along `axes` (kept with size 1). argmax and argmin take one axis and return i64 positions."""
 
 STRUCTURAL = ("const", "scalar", "iota", "window", "transpose", "cumsum", "cast", "reshape", "mac", "clip", "halves")
-"""Steps that are neither elementwise op records nor reductions."""
+"""Steps other than elementwise ops and reductions."""
 
 
 def compute_dtype(dtype: DType) -> DType:
-    """The dtype in which the vector engine computes on elements stored as `dtype`."""
+    """The vector engine's compute dtype for elements stored as `dtype`."""
     if dtype.is_float:
         return DType.F32
     if dtype in (DType.BOOL, DType.I64):
@@ -60,7 +60,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class VecParam:
-    """A tile operand. `whole` tiles are read in full (halo included); others are cut to the statement's valid
+    """A tile operand. `whole` tiles are read in full (including the halo); others are clipped to the statement's valid
     extents."""
 
     name: str
@@ -70,7 +70,8 @@ class VecParam:
 
 @dataclass(frozen=True, slots=True)
 class VectorProgram:
-    """`vector @name(params) -> (results) { steps }`; `results` are (value name, dtype of the tile it is written to)."""
+    """`vector @name(params) -> (results) { steps }`; `results` are pairs (value name, dtype of the tile it is written
+    to)."""
 
     name: str
     params: tuple[VecParam, ...]

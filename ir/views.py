@@ -1,7 +1,7 @@
-"""Algebra of strided views: what reshape, transpose, slice and expand do to one.
+"""Algebra of strided views: reshape, transpose, slice and expand.
 
-Every function returns a View on the same flat memory whose elements, read row-major, are those of the op's result;
-`reshape` returns None when no strided view can express it (the elements would have to be copied).
+Every function returns a View of the same flat memory whose row-major elements are those of the op's result; `reshape`
+returns None if no strided view exists (the elements would have to be copied).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def expand(view: View, shape: Sequence[int]) -> View:
 
 
 def coalesced(view: View) -> View:
-    """The same elements with size-1 axes dropped and neighbouring axes merged where memory allows it."""
+    """The same elements with size-1 axes dropped and neighbouring axes merged where strides allow it."""
     shape: list[int] = []
     strides: list[int] = []
     for size, stride in zip(view.shape, view.strides, strict=True):
@@ -56,7 +56,7 @@ def reshape(view: View, shape: Sequence[int]) -> View | None:
         return View(tuple(shape), (0,) * len(shape), view.offset)
     blocks = list(zip(*(lambda v: (v.shape, v.strides))(coalesced(view)), strict=True))
     strides = [0] * len(shape)
-    left, stride = 1, 0  # elements of the current block not yet dealt out, from its fastest end
+    left, stride = 1, 0  # elements of the current block not yet assigned, from its fastest axis
     for i in range(len(shape) - 1, -1, -1):
         if shape[i] == 1:
             strides[i] = 0
@@ -74,8 +74,8 @@ def reshape(view: View, shape: Sequence[int]) -> View | None:
 
 
 def apply(op: Op, view: View) -> View | None:
-    """The view of a VIEW op's result, given its operand's; None when it cannot be expressed without a copy, or has more
-    dimensions than a descriptor."""
+    """The view of a VIEW op's result, given its operand's view; None if it needs a copy or has more dimensions than a
+    descriptor."""
     result = _applied(op, view)
     if result is None or len(result.shape) <= MAX_VIEW_RANK:
         return result

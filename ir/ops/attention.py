@@ -1,8 +1,8 @@
-"""Scaled dot-product attention: what importers and fusion make of the pattern, and its decomposition.
+"""Scaled dot-product attention, whole and split along keys, and its decomposition.
 
 Invariants: scores, mask and softmax are f32 (f64 for f64 operands) whatever the operands' dtype is; the weights are
-rounded to the operands' dtype before they meet v, those of 8-bit floats as multiples of 1 / PEAK, so that they lie in
-the middle of the format's range. Grouped heads: query head h reads key/value head h // (H / G).
+rounded to the operands' dtype before the product with v. Weights of 8-bit floats are scaled by PEAK to use the middle
+of the format's range. Grouped heads: query head h reads key/value head h // (H / G).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 PEAK = {DType.F8E4M3: 256.0, DType.F8E5M2: 32768.0}
-"""What a weight of 1 is stored as: the largest power of two of the format, below which it has most numbers."""
+"""The scale of 8-bit weights: the largest power of two of the format, below which most of its numbers lie."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionAttrs(Attrs):
     """Scores are multiplied by `scale`. With `causal`, query m of M sees the keys up to m + S - M of S: the last query
-    sees all of them. `out` is the result's type when it is not that of q, k and v."""
+    sees all of them. `out` is the result's type if it differs from that of q, k and v."""
 
     scale: float
     causal: bool = False
@@ -41,7 +41,7 @@ class AttentionAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class AttentionPartsAttrs(Attrs):
-    """As AttentionAttrs; part p has the keys from `p * keys` on, `keys` of them or what is left."""
+    """As AttentionAttrs; part p has keys `p * keys` to `(p + 1) * keys`, cut off at the end."""
 
     scale: float
     keys: int
@@ -49,7 +49,7 @@ class AttentionPartsAttrs(Attrs):
 
     @property
     def whole(self) -> AttentionAttrs:
-        """The attributes of the attention that the parts make up."""
+        """The attributes of the whole attention."""
         return AttentionAttrs(self.scale, self.causal)
 
 
@@ -133,7 +133,7 @@ def _wider(work: DType, dtype: DType) -> DType | None:
 
 
 LOWEST = float(np.finfo(np.float32).min)
-"""The maximum over no visible key: finite, so that the weight exp(-inf - LOWEST) of a hidden key is 0 and not NaN."""
+"""The maximum of a fully masked row: finite, so that the weight exp(-inf - LOWEST) of a masked key is 0, not NaN."""
 
 
 def _infer_parts(attrs: AttentionPartsAttrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:

@@ -1,8 +1,8 @@
-"""What an op record is, and the registry of all of them.
+"""Op records and their registry.
 
-An OpDef says everything the compiler needs to know of an op and nothing about any machine: its attributes, how result
-types follow from operand types, its meaning in numpy, its access pattern (indexing) and, for composites, its expansion.
-Invariant: `infer` agrees with the types of what `reference` returns.
+An OpDef holds everything the compiler needs to know about an op, independent of targets: attributes, type inference, a
+reference function in numpy, the access pattern (indexing) and, for composites, the decomposition. Invariant: `infer`
+agrees with the types of what `reference` returns.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 class Kind(enum.Enum):
-    """What lowering can make of an op; the value appears in the generated reference."""
+    """How an op can be lowered; the value appears in the generated reference."""
 
     ELEMENTWISE = "elementwise"  # result element depends on the same (broadcast) element of each operand
     REDUCTION = "reduction"  # elementwise, then combined along axes with an associative, commutative function
     SCAN = "scan"  # running combination along one axis
     CONTRACTION = "contraction"  # sums of products: runs on the tensor engine
     WINDOW = "window"  # reductions over sliding windows
-    VIEW = "view"  # only renames elements: a strided view of the operand
+    VIEW = "view"  # renames elements without moving them: a strided view of the operand
     MOVE = "move"  # moves elements: concat, pad, gather, scatter
     COMPOSITE = "composite"  # has a decomposition into the other kinds
     CONSTANT = "constant"
-    STRUCTURE = "structure"  # group, stage, host: what passes add
+    STRUCTURE = "structure"  # group, stage, host: added by passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +82,25 @@ class OpDef:
     decompose: Callable[[Builder, Op], Sequence[Value]] | None = None
 
     def pattern(self, op: Op) -> Indexing | None:
-        """The access pattern of `op`, or None when it has none that is affine."""
+        """The access pattern of `op`; None if it is not affine."""
         return None if self.indexing is None else self.indexing(op.attrs, [v.type for v in op.operands])
 
 
 def _record(name: str, found: Any) -> dict[str, OpDef]:
     if not isinstance(found, OpDef):
-        raise ValueError("is no ppuc.ir.ops.OpDef")
+        raise ValueError("is not a ppuc.ir.ops.OpDef")
     if found.name != name:
-        raise ValueError(f"the op calls itself '{found.name}'")
+        raise ValueError(f"the op's own name is '{found.name}'")
     return {name: found}
 
 
 OPS: Extensible[str, OpDef] = Extensible("ppuc.ops", _record)
-"""Every op record by name: ppuc's own, filled by importing `ppuc.ir.ops`, and those of packages, which entry points of
-group `ppuc.ops` name under the op's name."""
+"""Every op record by name: built-in ones, registered by importing `ppuc.ir.ops`, and those that packages register under
+the op's name in entry point group `ppuc.ops`."""
 
 
 def register(record: OpDef) -> OpDef:
-    """Add a record of ppuc itself to OPS. Raises ValueError when the name is taken."""
+    """Add a built-in record to OPS. Raises ValueError if the name is taken."""
     if OPS.holds(record.name):
         raise ValueError(f"op '{record.name}' is defined twice")
     OPS[record.name] = record
@@ -108,8 +108,8 @@ def register(record: OpDef) -> OpDef:
 
 
 def points(op: Op) -> int:
-    """Points that `op` computes: multiply-accumulates of a contraction, else of its iteration space, or the elements of
-    its results."""
+    """Number of points that `op` computes: multiply-accumulates of a contraction, else the size of its iteration space,
+    or the elements of its results."""
     pattern = OPS[op.name].pattern(op)
     return sum(r.type.elements for r in op.results) if pattern is None else pattern.points
 
@@ -120,7 +120,7 @@ def dim_names(rank: int) -> tuple[str, ...]:
 
 
 def broadcast_access(shape: Sequence[int], out: Sequence[int]) -> tuple[Affine, ...]:
-    """How an operand of `shape` is read in an iteration over `out` under numpy broadcasting (sizes of one read index
+    """The access of an operand of `shape` in an iteration over `out` under numpy broadcasting (size 1 reads index
     0)."""
     names = dim_names(len(out))[len(out) - len(shape) :]
     sizes = out[len(out) - len(shape) :]

@@ -1,11 +1,11 @@
-"""Weights stored in blocks along the sum of a product, each block with a scale of its own.
+"""Block-quantized weights: blocks along the summed dimension of a product, with one scale per block.
 
-They stay as they are stored until a tile of them is multiplied: the vector engine widens it beside the product.
+They stay packed until a tile is multiplied: the vector engine widens the tile inside the product's kernel.
 
-Numbers of four bits lie two a byte: the low halves of the bytes of row r are row r of the matrix, the high halves row
-r + k / 2. So both halves of a tile of bytes are whole rows, and nothing has to be interleaved.
+4-bit numbers are packed two per byte: the low halves of the bytes of row r are row r of the matrix, the high halves row
+r + k / 2. Both halves of a tile of bytes are whole rows, so no interleaving is needed.
 
-Invariant: both operands of the product are rounded to its format: a number is code times scale in f32, rounded once.
+Invariant: a weight is code times scale in f32, rounded once to the product's operand format.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from ppuc.ir.rewrite import Builder
 
 HALVES = (DType.F4E2M1, DType.I8)
-"""What numbers of four bits can be: floats, or integers from -8 to 7."""
+"""Types of 4-bit numbers: floats, or integers from -8 to 7."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnblockAttrs(Attrs):
-    """`to` is the float type of the result; `block` rows share a scale. `halves`: codes are bytes of two numbers, and
-    what those are (None: a code is a number)."""
+    """`to` is the float type of the result; `block` rows share a scale. `halves`: the type of the two numbers in each
+    byte of codes (None: one number per code)."""
 
     to: DType
     block: int

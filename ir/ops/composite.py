@@ -1,4 +1,4 @@
-"""Small pieces that decompositions and importers are built from.
+"""Helpers for decompositions and importers.
 
 Invariant: every function appends primitive ops only, and takes and returns values of one float dtype unless it says so.
 """
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def widen(b: Builder, x: Value) -> Value:
-    """`x` in the dtype it is computed in: f32 for narrower floats."""
+    """`x` in its compute dtype: f32 for narrower floats."""
     return cast(b, x, compute_dtype(x.type.dtype))
 
 
 def cast(b: Builder, x: Value, to: DType) -> Value:
-    """`x` converted to `to`; nothing when it already is."""
+    """`x` converted to `to`; `x` itself if it has that type."""
     return x if x.type.dtype is to else b("cast", x, attrs=CastAttrs(to))
 
 
 def reshape(b: Builder, x: Value, shape: Sequence[int]) -> Value:
-    """`x` in another shape of as many elements; nothing when it already has it."""
+    """`x` reshaped; `x` itself if it has that shape."""
     return x if x.type.dims == tuple(shape) else b("reshape", x, attrs=ReshapeAttrs(tuple(shape)))
 
 
@@ -47,7 +47,7 @@ def reduce(b: Builder, kind: str, x: Value, axes: Sequence[int], keepdims: bool 
 
 
 def mean(b: Builder, x: Value, axes: Sequence[int], keepdims: bool = True) -> Value:
-    """The arithmetic mean of float `x` over non-negative `axes`; NaN where there is nothing to average."""
+    """The arithmetic mean of float `x` over non-negative `axes`; NaN over no elements."""
     count = math.prod(x.type.dims[a] for a in axes)
     factor = 1.0 / count if count else math.nan
     return b("mul", reduce(b, "sum", x, axes, keepdims), b.scalar(factor, x.type.dtype))
@@ -69,7 +69,7 @@ def softmax(b: Builder, x: Value, axis: int) -> Value:
 
 
 def softmax_array(x: np.ndarray, axis: int) -> np.ndarray:
-    """What `softmax` computes, on an f32 or f64 array; the sum is taken in f64."""
+    """The array version of `softmax`, for f32 or f64; sums in f64."""
     with np.errstate(all="ignore"):
         weights = np.exp(x - np.max(x, axis, keepdims=True, initial=-np.inf))
         return np.asarray(weights / np.sum(weights, axis, keepdims=True, dtype=np.float64).astype(x.dtype))

@@ -1,8 +1,8 @@
 """Sums of products: matmul and conv.
 
 Operands below f32 are multiplied exactly and accumulated in f32, f32 in f32, f64 in f64, 8-bit integers in i32; the sum
-is rounded once, to `out`. Invariant: `out` is None exactly when results have the operands' dtype, so that equal ops are
-equal objects only if the frontend leaves it None for the plain case.
+is rounded once, to `out`. Invariant: `out` is None exactly if results have the operands' dtype, so that equal ops are
+equal objects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NARROW = (DType.I8, DType.U8)
 
 
 def _result_dtype(what: str, a: DType, b: DType, out: DType | None) -> DType:
-    """The dtype of a contraction's result. Raises ValueError when the combination has no meaning."""
+    """The dtype of a contraction's result. Raises ValueError for an invalid combination."""
     if a in _NARROW and b in _NARROW:
         if out is not DType.I32:
             raise ValueError(f"{what} of {a} and {b} gives i32, not {out or a}")
@@ -41,14 +41,15 @@ def _result_dtype(what: str, a: DType, b: DType, out: DType | None) -> DType:
 
 
 def _compute_dtype(dtype: DType, result: DType) -> np.dtype:
-    """What numpy accumulates in: f64 holds every i8 product sum exactly and runs in BLAS, unlike integer matmul."""
+    """The dtype that numpy accumulates in: f64 holds every sum of i8 products exactly and uses BLAS, unlike integer
+    matmul."""
     if dtype in _NARROW or dtype is DType.F64:
         return np.dtype(np.float64)
     return np.dtype(np.float32) if dtype.is_float else result.numpy
 
 
 def _round(total: np.ndarray, result: DType) -> np.ndarray:
-    """The accumulated sum in its result dtype; integers wrap, as the accumulators of the machine do."""
+    """The accumulated sum in its result dtype; integers wrap, as in the accumulators."""
     if result.is_integer and total.dtype.kind == "f":
         total = total.astype(np.int64)
     return total.astype(result.numpy, copy=False)
@@ -56,8 +57,8 @@ def _round(total: np.ndarray, result: DType) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class MatmulAttrs(Attrs):
-    """`transpose_a`, `transpose_b`: the last two axes of that operand are stored swapped. `out`: dtype of the result,
-    None for that of the operands."""
+    """`transpose_a`, `transpose_b`: the last two axes of that operand are swapped. `out`: dtype of the result, None for
+    the operands' dtype."""
 
     transpose_a: bool = False
     transpose_b: bool = False
@@ -125,8 +126,8 @@ register(
 
 @dataclass(frozen=True, slots=True)
 class ConvAttrs(Attrs):
-    """One entry a spatial axis. `low`/`high`: zeros added before and after. `layout` "nchw": x[n, c, *s],
-    w[o, c/g, *k]; "nhwc": x[n, *s, c], w[*k, c/g, o]. `out`: result dtype, None = operands'."""
+    """One entry per spatial axis. `low`/`high`: zeros added before and after. `layout` "nchw": x[n, c, *s], w[o, c/g,
+    *k]; "nhwc": x[n, *s, c], w[*k, c/g, o]. `out`: result dtype, None = operands'."""
 
     strides: tuple[int, ...]
     low: tuple[int, ...]
@@ -207,7 +208,7 @@ def _convolve(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray)
 
 
 def _tap_by_tap(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """One multiply and add of whole images a tap: with a single channel a matmul has nothing to reduce over."""
+    """One multiply-add of whole images per tap: with a single channel, a matmul has no dimension to reduce."""
     total = np.zeros((sizes.batch, attrs.groups, *sizes.result), x.dtype)
     unit = (1,) * len(sizes.kernel)
     for tap in itertools.product(*map(range, sizes.kernel)):
@@ -222,7 +223,7 @@ def _tap_by_tap(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarra
 
 
 def _im2col(attrs: ConvAttrs, sizes: _ConvSizes, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Windows copied into columns, then one matmul a group, in blocks of result rows that bound the copy."""
+    """Windows copied into columns, then one matmul per group, in blocks of result rows that bound the copy's size."""
     groups, rank = attrs.groups, len(sizes.kernel)
     reduction = sizes.channels * math.prod(sizes.kernel)
     weights = w.reshape(groups, sizes.outputs, reduction)

@@ -1,10 +1,10 @@
 """Transposed convolution, and its expansion into plain convolutions over sub-pixel phases.
 
-With stride s, result positions u = s * q + p of one phase p (counted before `low` is cropped) only meet the taps
-p, p + s, p + 2s, ...: each phase is a convolution of stride 1 over the input itself, so nothing is multiplied by the
-zeros that an upsampled input would hold. Phases with the same number of taps along every axis share one convolution,
-as further output channels; a pixel shuffle then interleaves the phases. See Shi et al., "Is the deconvolution layer the
-same as a convolutional layer?", arXiv:1609.07009.
+With stride s, result positions u = s * q + p of one phase p (counted before `low` is cropped) use only taps p, p + s, p
++ 2s, ...: each phase is a convolution of stride 1 over the input itself, without multiplying the zeros of an upsampled
+input. Phases with the same number of taps along every axis share one convolution, as further output channels; a pixel
+shuffle then interleaves the phases. See Shi et al., "Is the deconvolution layer the same as a convolutional layer?",
+arXiv:1609.07009.
 
 Invariant: the expansion sums the same products as the reference; only their order differs.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ConvTransposeAttrs(Attrs):
-    """One entry a spatial axis. x[n, c, *s], w[c, o/g, *k]. `low`/`high` crop the full result (negative: extend it by
+    """One entry per spatial axis. x[n, c, *s], w[c, o/g, *k]. `low`/`high` crop the full result (negative: extend it by
     zeros); `output_padding` extends it at the end."""
 
     strides: tuple[int, ...]
@@ -83,7 +83,7 @@ def _infer(attrs: ConvTransposeAttrs, types: Sequence[TensorType]) -> tuple[Tens
 
 
 def _reference(attrs: ConvTransposeAttrs, x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Every input position adds its kernel to the result: one matmul over channels and one strided add a tap."""
+    """Every input position adds its kernel to the result: one matmul over channels and one strided add per tap."""
     dtype = DType.of(x.dtype)
     (out,) = _infer(attrs, (TensorType(dtype, x.shape), TensorType(dtype, w.shape)))
     compute = np.dtype(np.float64) if dtype is DType.F64 else np.dtype(np.float32)
@@ -110,24 +110,24 @@ def _reference(attrs: ConvTransposeAttrs, x: np.ndarray, w: np.ndarray) -> tuple
 
 
 def _trailing(*index: slice | int) -> tuple[Any, ...]:
-    """An index of the last axes."""
+    """An index of the trailing axes."""
     return (..., *index)
 
 
 def reshape(b: Builder, x: Value, shape: Sequence[int]) -> Value:
-    """`x` with another shape, or `x` itself when it has it already."""
+    """`x` reshaped; `x` itself if it has that shape."""
     return x if x.type.dims == tuple(shape) else b("reshape", x, attrs=ReshapeAttrs(tuple(shape)))
 
 
 def transpose(b: Builder, x: Value, perm: Sequence[int]) -> Value:
-    """`x` with its axes permuted, or `x` itself when `perm` is the identity."""
+    """`x` with its axes permuted; `x` itself if `perm` is the identity."""
     return x if list(perm) == list(range(len(perm))) else b("transpose", x, attrs=TransposeAttrs(tuple(perm)))
 
 
 def crop(
     b: Builder, x: Value, starts: Sequence[int], sizes: Sequence[int], steps: Sequence[int] | None = None
 ) -> Value:
-    """A slice of `x`, or `x` itself when it is the whole."""
+    """A slice of `x`; `x` itself if the slice covers it."""
     steps = tuple(steps) if steps is not None else (1,) * len(starts)
     if x.type.dims == tuple(sizes) and set(steps) <= {1}:
         return x

@@ -1,11 +1,11 @@
-"""Deformable convolution: every tap of the kernel reads where an offset says.
+"""Deformable convolution: an offset displaces the position that each tap reads.
 
 Operands: x[N, C, H, W], w[O, C / g, kh, kw], offsets[N, G * kh * kw * 2, oh, ow] (dy, dx of each tap), mask?[N, G *
 kh * kw, oh, ow]; G groups of channels share offsets. Follows the ONNX operator DeformConv-22 (Zhu et al.,
 arXiv:1811.11168).
 
-Invariant: pixels outside the image count as zeros. The expansion gathers interpolated taps into columns; the rest is
-one matmul a group.
+Invariant: pixels outside the image count as zeros. The decomposition gathers interpolated taps into columns, followed
+by one matmul per group.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeformConvAttrs(Attrs):
-    """As of conv; `offset_groups` groups of channels have offsets of their own."""
+    """As for conv; each of `offset_groups` groups of channels has its own offsets."""
 
     strides: tuple[int, int]
     low: tuple[int, int]

@@ -1,8 +1,7 @@
 """Elementwise ops, generated from one literal table, and `cast`.
 
-A row names an op, says its formula, the numpy function that is its meaning and the element types it takes. The function
-works on arrays in compute dtypes (f32, f64, ints, bool) and is the one that vector programs run as well, so that graph
-and kernel agree to the bit.
+A row gives an op's name, formula, numpy function and supported element types. The function works on arrays in compute
+dtypes (f32, f64, ints, bool). Vector programs run the same function, so graph and kernel agree bit for bit.
 
 Invariants: all operands of an op have one dtype (a select's condition is bool) and broadcast as in numpy; floats
 narrower than f32 are computed in f32 and rounded once; no function warns.
@@ -23,8 +22,7 @@ from ppuc.ir.ops.erf import erf
 from ppuc.ir.types import DType, TensorType, broadcast_shapes
 
 FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16, DType.F8E4M3, DType.F8E5M2})
-"""Element types that floating-point ops take; f8e8m0 and f4e2m1 are storage formats: they can only be cast and
-selected."""
+"""Element types of floating-point ops. f8e8m0 and f4e2m1 are storage formats: they can only be cast and selected."""
 INTS = frozenset(d for d in DType if d.is_integer)
 NUMBERS = FLOATS | INTS
 BOOLS = frozenset({DType.BOOL})
@@ -88,7 +86,7 @@ class IsinfAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One elementwise op. `dtypes` are those of its operands (but a select's condition); `test` when the result is
+    """One elementwise op. `dtypes` are those of its operands (except a select's condition); `test` if the result is
     bool."""
 
     name: str
@@ -128,7 +126,7 @@ TABLE = (
     Row("acosh", "x", "acosh x", np.arccosh, FLOATS),
     Row("atanh", "x", "atanh x", np.arctanh, FLOATS),
     Row("erf", "x", "2 / sqrt(pi) * integral of e**(-t*t) for t in 0..x", erf, FLOATS),
-    # exp(-x) may overflow to infinity, and 1 / infinity is the right answer, so no case distinction is needed.
+    # exp(-x) may overflow to infinity; 1 / infinity = 0 is still the right answer.
     Row("sigmoid", "x", "1 / (1 + e**-x)", lambda x: 1 / (1 + np.exp(-x)), FLOATS),
     Row("isnan", "x", "x is not a number", np.isnan, FLOATS, test=True),
     Row("isinf", "x", "x = inf and positive or x = -inf and negative", _isinf, FLOATS, test=True, attrs=IsinfAttrs),

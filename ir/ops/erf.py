@@ -1,8 +1,8 @@
 """The error function in numpy.
 
 f32: x * P(x**2) / Q(x**2) on [-4, 4], a least-maximum fit of erf with relative error 2.6e-9, evaluated in f64 so that
-only the final rounding is seen (in f32 the roundings of Horner's rule alone cost 4e-7); beyond 4, erf is +-1 to f32's
-precision. f64: `math.erf`. Invariant: the result has the operand's dtype and shape, and NaN stays NaN.
+only the final rounding matters (in f32, Horner's rule alone would cost 4e-7); beyond 4, erf is +-1 to f32's precision.
+f64: `math.erf`. Invariant: the result has the operand's dtype and shape, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DENOMINATOR = (
     1.0,
 )
 _BLOCK = 1 << 13
-"""Elements worked on at a time, so that the passes of Horner's rule stay in cache."""
+"""Elements per block, so that Horner's rule stays in cache."""
 
 _erf64 = np.frompyfunc(math.erf, 1, 1)
 

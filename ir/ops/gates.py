@@ -1,7 +1,7 @@
-"""The activation functions that recurrent cells may name, each written once and evaluated twice.
+"""The activation functions of recurrent cells, each with one formula for two evaluators.
 
-A formula sees only an Algebra: over numpy arrays it computes, over a Builder's values it appends ops. So the reference
-of a cell and its decomposition cannot drift apart here.
+A formula uses an Algebra, which computes on numpy arrays or appends ops on a Builder's values. The reference of a cell
+and its decomposition therefore agree by construction.
 
 Invariant: formulas use elementwise ops of one operand dtype only.
 """
@@ -25,12 +25,12 @@ class Algebra(Protocol):
     """Applies elementwise ops. Operands are arrays or Values, never both."""
 
     def __call__(self, name: str, *operands: Any) -> Any:
-        """Op `name` of `operands`; a Python number stands for a constant in the dtype of the others."""
+        """Op `name` on `operands`; a Python number is a constant in the dtype of the others."""
         ...
 
 
 class OnArrays:
-    """Computes."""
+    """Computes on numpy arrays."""
 
     def __call__(self, name: str, *operands: np.ndarray | float) -> np.ndarray:
         dtype = next(o.dtype for o in reversed(operands) if isinstance(o, np.ndarray))
@@ -38,7 +38,7 @@ class OnArrays:
 
 
 class OnValues:
-    """Appends to a Builder."""
+    """Appends ops to a Builder."""
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder

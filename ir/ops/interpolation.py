@@ -1,8 +1,8 @@
-"""Where a resized axis reads its input: coordinates, nearest indices and interpolation weights, in numpy.
+"""Input coordinates, nearest indices and interpolation weights of resized axes, in numpy.
 
-Coordinates are computed in f32 and in the order of operations that ONNX Runtime uses: nearest indices hang on how
-`(x + 0.5) / scale - 0.5` rounds. Formulas: ONNX operator specification, Resize-19.
-Invariant: every row of a weight matrix sums to 1, up to rounding.
+Coordinates are computed in f32 and in the order of operations that ONNX Runtime uses: nearest indices depend on how `(x
++ 0.5) / scale - 0.5` rounds. Formulas: ONNX operator specification, Resize-19. Invariant: every row of a weight matrix
+sums to 1, up to rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 _F32 = np.float32
 _HALF = _F32(0.5)
 _TIE = 1e-6
-"""Coordinates this close to a half are halves that f32 rounded off; ONNX Runtime decides so since its issue 28291."""
+"""Coordinates this close to a half count as halves rounded by f32, as in ONNX Runtime since its issue 28291."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ NEAREST: dict[str, Callable[[np.ndarray, bool], np.ndarray]] = {
     "ceil": lambda x, shrinks: np.ceil(x),
     "simple": lambda x, shrinks: np.ceil(x) if shrinks else np.trunc(x),
 }
-"""nearest_mode -> rounding of coordinates f32[result]; "simple" is what opsets before 11 mean."""
+"""nearest_mode -> rounding of coordinates f32[result]; "simple" is the rounding of opsets before 11."""
 
 
 def coordinates(axis: ResizedAxis, mode: str) -> np.ndarray:
@@ -90,13 +90,13 @@ def coordinates(axis: ResizedAxis, mode: str) -> np.ndarray:
 
 
 def outside(axis: ResizedAxis, mode: str) -> np.ndarray:
-    """bool[result]: where coordinates leave the input."""
+    """bool[result]: whether coordinates are outside the input."""
     x = coordinates(axis, mode)
     return (x < 0) | (x > axis.size - 1)
 
 
 def nearest_indices(axis: ResizedAxis, mode: str, rounding: str) -> np.ndarray:
-    """i64[result]: the input element that each result element copies."""
+    """i64[result]: the index of the input element that each result element copies."""
     rounded: np.ndarray = NEAREST[rounding](coordinates(axis, mode), axis.scale < 1)
     inside: np.ndarray = np.clip(rounded, 0, axis.size - 1)
     return inside.astype(np.int64)
@@ -121,7 +121,7 @@ def weights(
 ) -> np.ndarray:
     """f64[result, size]: result = weights @ input for "linear" or "cubic" `interpolation`.
 
-    Taps outside the input read its edge, or are left out with the others scaled up (`exclude_outside`). `antialias`
+    Taps outside the input read its edge, or with `exclude_outside` are dropped and the others renormalised. `antialias`
     stretches the kernel over 1 / scale elements where the axis shrinks.
     """
     kernel, radius = (_triangle, 1) if interpolation == "linear" else (_cubic, 2)

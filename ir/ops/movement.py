@@ -1,7 +1,7 @@
 """Movement: concat, pad, gathers and scatters.
 
-Invariant: `concat`, `pad` and the gathers copy elements bit for bit. Only a scatter with a reduction computes, in f32
-for floats narrower than that, rounding once. Indices may be negative, counting from the end, as in ONNX.
+Invariant: `concat`, `pad` and the gathers copy elements bit for bit. Only a scatter with a reduction computes: narrow
+floats in f32, rounded once. Indices may be negative, counting from the end, as in ONNX.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class ConcatAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class PadAttrs(Attrs):
-    """Elements added before (`low`), after (`high`) and between neighbours (`interior`), per dimension. `value` fills
-    in mode 'constant', where `low` and `high` may be negative and crop. Modes 'edge', 'reflect' (the edge not repeated)
-    and 'wrap' have no interior."""
+    """Elements added before (`low`), after (`high`) and between neighbours (`interior`), per dimension. `value` is the
+    fill in mode 'constant', where negative `low` and `high` crop. Modes 'edge', 'reflect' (the edge not repeated) and
+    'wrap' have no interior."""
 
     low: tuple[int, ...]
     high: tuple[int, ...]
@@ -41,7 +41,7 @@ class PadAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class GatherAttrs(Attrs):
-    """`axis` (non-negative) is replaced by the dimensions of the indices."""
+    """The dimensions of the indices replace `axis` (non-negative)."""
 
     axis: int = 0
 
@@ -157,7 +157,7 @@ def _pad(attrs: PadAttrs, x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _index_pad(attrs: PadAttrs, types: Sequence[TensorType]) -> Indexing | None:
-    """Reads outside the operand mean the pad value. None when the access is not affine (other modes, interior
+    """Reads outside the operand yield the pad value. None if the access is not affine (other modes, interior
     padding)."""
     if attrs.mode != "constant" or any(attrs.interior):
         return None

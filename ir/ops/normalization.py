@@ -1,8 +1,8 @@
-"""Softmax and the normalisations: composites whose decomposition is part of the record.
+"""Softmax and normalisations: composites with their decompositions.
 
 Invariants: f16 and bf16 operands are widened to f32 first and the result is rounded once; parameters (scale, bias,
-mean, variance) may have another float dtype than x; the result has the type of x. A reference computes in f64, so it
-agrees with the decomposition up to f32 rounding.
+mean, variance) may have another float dtype than x; the result has the type of x. References compute in f64, so they
+agree with the decompositions up to f32 rounding.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _check(name: str, types: Sequence[TensorType], least: int, most: int, rank: 
 def _along_axis(
     name: str, parameters: tuple[int, int]
 ) -> Callable[[Any, Sequence[TensorType]], tuple[TensorType, ...]]:
-    """infer for x and `parameters` (least, most) more operands that broadcast to it; attrs have an `axis`."""
+    """Type inference for x and `parameters` (minimum, maximum) further operands that broadcast to it; attrs have an
+    `axis`."""
 
     def infer(attrs: Any, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
         x = _check(name, types, 1 + parameters[0], 1 + parameters[1])
@@ -118,7 +119,7 @@ def _along_axis(
 
 
 def _by_channel(name: str, parameters: int, rank: int) -> Callable[[Any, Sequence[TensorType]], tuple[TensorType, ...]]:
-    """infer for x[N, C, ...] and `parameters` operands of shape [C]."""
+    """Type inference for x[N, C, ...] and `parameters` operands of shape [C]."""
 
     def infer(attrs: Attrs, types: Sequence[TensorType]) -> tuple[TensorType, ...]:
         x = _check(name, types, 1 + parameters, 1 + parameters, rank)
@@ -238,7 +239,7 @@ def _batch_norm_array(attrs: BatchNormAttrs, x: np.ndarray, *parameters: np.ndar
 def _batch_norm(
     b: Builder, attrs: BatchNormAttrs, x: Value, scale: Value, bias: Value, mean: Value, var: Value
 ) -> Value:
-    # x * factor + offset, with both computed from parameters alone: they fold to constants.
+    # x * factor + offset: both depend on parameters alone, so they fold to constants.
     factor = b("mul", scale, b("rsqrt", b("add", var, b.scalar(attrs.epsilon, var.type.dtype))))
     offset = b("sub", bias, b("mul", mean, factor))
     scaled = b("mul", x, c.per_channel(b, c.cast(b, factor, x.type.dtype), x.type.rank))

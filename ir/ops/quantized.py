@@ -1,11 +1,11 @@
 """Affine quantization, and products of quantized tensors.
 
-quantize: round(x / scale) + zero point, rounded half to even and saturated; dequantize: (x - zero point) * scale.
-Scale and zero point are of one shape: [] for the whole tensor, [d] for slices along `axis`, or the shape of x with
-`axis` divided by `block`.
+quantize: round(x / scale) + zero point, rounded half to even and saturated; dequantize: (x - zero point) * scale. Scale
+and zero point have the same shape: [] for the whole tensor, [d] for slices along `axis`, or the shape of x with `axis`
+divided by `block`.
 
-Products are contractions of the stored integers in i32, from which the zero points' share is taken off: of constant
-weights, that is a constant. Invariant: i32 sums are exact, so every form of a product gives the same bits.
+Products are contractions of the stored integers in i32, minus the zero points' contribution, which is constant for
+constant weights. Invariant: i32 sums are exact, so all forms of a product give the same bits.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeAttrs(Attrs):
-    """`to` is the stored type, an integer of up to 16 bits or an 8-bit float. `axis` (non-negative) matters when
-    scales differ; `block` elements of it share one (0: no blocks). `low`, `high`: the range when it is narrower than
-    `to`'s, as for 4-bit numbers kept in bytes."""
+    """`to` is the stored type, an integer of up to 16 bits or an 8-bit float. `axis` (non-negative) matters if scales
+    differ along it; `block` consecutive elements share one (0: no blocks). `low`, `high`: the range if narrower than
+    that of `to`, as for 4-bit numbers stored in bytes."""
 
     to: DType
     axis: int = 0
@@ -45,8 +45,8 @@ class QuantizeAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class DequantizeAttrs(Attrs):
-    """`to` is the float type of the result; `axis` and `block` as of quantize. `four`: stored integers are those of
-    four bits, from 0 or -8 on."""
+    """`to` is the float type of the result; `axis` and `block` as for quantize. `four`: stored integers have four bits,
+    from 0 or -8 on."""
 
     to: DType
     axis: int = 0
@@ -68,7 +68,7 @@ def _check(name: str, attrs: Any, types: Sequence[TensorType], stored: DType, re
 
 
 def scale_shape(dims: Sequence[int], axis: int, block: int) -> tuple[int, ...]:
-    """The shape of scales that differ along `axis`. Raises ValueError when it is no axis."""
+    """The shape of scales that differ along `axis`. Raises ValueError for an invalid axis."""
     if not 0 <= axis < len(dims):
         raise ValueError(f"axis {axis} is not an axis of a tensor of shape {list(dims)}")
     if not block:
@@ -96,7 +96,7 @@ def _spread_array(parameter: np.ndarray, attrs: Any, dims: Sequence[int]) -> np.
 
 
 def _spread(b: Builder, parameter: Value, attrs: Any, dims: Sequence[int]) -> Value:
-    """What `_spread_array` computes."""
+    """The graph version of `_spread_array`."""
     if not parameter.type.rank:
         return parameter
     if not attrs.block:
@@ -204,7 +204,8 @@ class IntMatmulAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class IntConvAttrs(Attrs):
-    """As of conv in nchw; `zero_x`, `zero_w`: whether the operand has zero points. Padding counts as zero points."""
+    """As for conv in nchw; `zero_x`, `zero_w`: whether the operand has zero points. Padding has the value of the zero
+    point."""
 
     strides: tuple[int, ...]
     low: tuple[int, ...]
@@ -250,7 +251,7 @@ def _infer_int_conv(attrs: IntConvAttrs, types: Sequence[TensorType]) -> tuple[T
 
     zero_x, zero_w = _zeros("int_conv", types, (attrs.zero_x, attrs.zero_w))
     if (zero_x is not None and zero_x.elements != 1) or (zero_w and zero_w.elements not in (1, types[1].dims[0])):
-        raise ValueError(f"x has one zero point, w one or one an output channel (got {zero_x} and {zero_w})")
+        raise ValueError(f"x has one zero point, w one or one per output channel (got {zero_x} and {zero_w})")
     return OPS["conv"].infer(attrs.plain(), types[:2])
 
 
@@ -265,7 +266,7 @@ def _int_matmul_reference(attrs: IntMatmulAttrs, *arrays: np.ndarray) -> tuple[n
 
 
 def _int_conv_reference(attrs: IntConvAttrs, *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """In f64, which holds every sum of 17-bit products exactly."""
+    """Compute in f64, which holds every sum of 17-bit products exactly."""
     from ppuc.ir.ops.base import OPS
 
     x, w = (a.astype(np.float64) for a in arrays[:2])
@@ -306,7 +307,8 @@ def _int_matmul(b: Builder, op: Op) -> Sequence[Value]:
 
 
 def _int_conv(b: Builder, op: Op) -> Sequence[Value]:
-    """conv(x - zx, w - zw) = conv(x, w) - zx conv(1, w - zw) - zw conv(x, 1), the image of ones ending where x does."""
+    """conv(x - zx, w - zw) = conv(x, w) - zx conv(1, w - zw) - zw conv(x, 1), where the image of ones has the extent of
+    x."""
     attrs = op.attrs
     assert isinstance(attrs, IntConvAttrs)
     x, w = op.operands[:2]
@@ -332,12 +334,12 @@ def _int_conv(b: Builder, op: Op) -> Sequence[Value]:
 
 
 def _by_output(b: Builder, parameter: Value, dims: Sequence[int]) -> Value:
-    """One number or one an output channel, as it broadcasts to [N, O, ...]."""
+    """One number, or one per output channel, broadcastable to [N, O, ...]."""
     return c.reshape(b, parameter, (1, parameter.type.elements, *(1,) * (len(dims) - 2)))
 
 
 def _window_sums(b: Builder, x: Value, w: Value, attrs: IntConvAttrs, dims: Sequence[int]) -> Value:
-    """i32[N, O, ...]: what each window of `x` adds up to, repeated for the outputs of its group."""
+    """i32[N, O, ...]: the sum of each window of `x`, repeated for the outputs of its group."""
     ones = b.const(np.ones((attrs.groups, *w.type.dims[1:]), np.int8), "ones")
     sums = b("conv", x, ones, attrs=attrs.plain())
     batch, space = x.type.dims[0], dims[2:]

@@ -1,9 +1,9 @@
 """Recurrent layers in one direction: rnn, gru and lstm, and their expansion into unrolled steps.
 
-The input's share of all gates is one matmul over all steps. A step multiplies the state by the recurrent weights of
-all gates at once and adds the input's share; the rest is elementwise on slices of that. (One product a gate, with its
-activation for an epilogue, was measured too: 8% slower, and more than twice as many kernels.) A sequence shorter than
-the others keeps its state and yields zeros past its end; backwards, that makes it begin at its own last element.
+One matmul over all steps computes the input projections of all gates. A step multiplies the state by the recurrent
+weights of all gates at once and adds the input projections; the rest is elementwise on slices of the sum. (One product
+per gate, with its activation as the epilogue, measured 8% slower with more than twice as many kernels.) A shorter
+sequence keeps its state and yields zeros past its end; in reverse, it therefore begins at its own last element.
 
 Operands: x[T, B, I], w[G * H, I], r[G * H, H], b[2 * G * H] (of w, then of r), the initial states [B, H] (h; for lstm
 also c), then p[3 * H] with `peepholes`, then i32 lengths[B] with `lengths`. Results: y[T, B, H] and the last states.
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RnnAttrs(Attrs):
-    """`activations` are keys of GATES, one a function of the cell, with their `alphas` and `betas`. What enters a gate
-    is clipped to +-`clip` (0: not at all); the cell state of lstm is not, as in ONNX Runtime. `reverse` walks from the
+    """`activations` are keys of GATES, one per function of the cell, with their `alphas` and `betas`. Inputs of gates
+    are clipped to +-`clip` (0: no clipping); the cell state of lstm is not, as in ONNX Runtime. `reverse` runs from the
     last step to the first. `lengths`: the last operand holds the sequences' lengths."""
 
     activations: tuple[str, ...]
@@ -58,7 +58,7 @@ class GruAttrs(RnnAttrs):
 
 @dataclass(frozen=True, slots=True)
 class LstmAttrs(RnnAttrs):
-    """`input_forget` couples the gates: f = 1 - i. `peepholes`: operand p lets gates see the cell state."""
+    """`input_forget` couples the gates: f = 1 - i. `peepholes`: operand p adds the cell state to the gates."""
 
     input_forget: bool = False
     peepholes: bool = False
@@ -111,18 +111,19 @@ _CELLS = {
 
 
 class _Machine:
-    """What steps are written against: arrays or values. Gates are named by the first of them and how many."""
+    """The interface that steps are written against, for arrays or values. A range of gates is given by its first gate
+    and a count."""
 
     def __init__(self, attrs: RnnAttrs, algebra: Algebra) -> None:
         self.attrs = attrs
         self.algebra = algebra
 
     def projected(self, t: int, first: int, count: int) -> Any:
-        """[B, count * H]: what step `t` of x, and the biases added to it, give to the gates."""
+        """[B, count * H]: input projections of step `t` of x, including biases."""
         raise NotImplementedError
 
     def gates(self, t: int, first: int, count: int, h: Any) -> Sequence[Any]:
-        """[B, H] each: x W' + h R' + biases, what enters the activations of the gates."""
+        """[B, H] each: x W' + h R' + biases, the inputs of the gates' activations."""
         raise NotImplementedError
 
     def hidden_gate(self, h: Any) -> Any:
@@ -146,7 +147,7 @@ class _Machine:
 
 
 def _reset_last(attrs: RnnAttrs) -> bool:
-    """Whether the recurrent bias of a gru's last gate must stay with the recurrent product."""
+    """Whether the recurrent bias of a gru's last gate must be added to the recurrent product."""
     return isinstance(attrs, GruAttrs) and attrs.linear_before_reset
 
 
@@ -193,7 +194,7 @@ def _check_activations(name: str, attrs: RnnAttrs) -> None:
 
 
 class _ArrayMachine(_Machine):
-    """Computes in f64."""
+    """Computes on arrays in f64."""
 
     def __init__(self, attrs: RnnAttrs, arrays: Sequence[np.ndarray]) -> None:
         super().__init__(attrs, OnArrays())
@@ -246,8 +247,8 @@ def _reference(name: str) -> Callable[..., tuple[np.ndarray, ...]]:
 
 
 class ValueMachine(_Machine):
-    """Appends to a Builder. Cuts of weights and biases fold when these are constants. `operands` are x, w, r and b of a
-    record, and p last if there are peepholes."""
+    """Appends ops to a Builder. Slices of constant weights and biases fold. `operands` are x, w, r and b of a record,
+    and p last with peepholes."""
 
     def __init__(self, attrs: RnnAttrs, b: Builder, operands: Sequence[Value]) -> None:
         super().__init__(attrs, OnValues(b))
@@ -260,7 +261,7 @@ class ValueMachine(_Machine):
         self.p = operands[-1] if _extras(attrs)[0] else None
 
     def _input_bias(self) -> Value:
-        """[G * H]: the sum of both biases, but for what stays with the recurrent product."""
+        """[G * H]: the sum of both biases, except the part that stays with the recurrent product."""
         of_r = self.of_r
         if _reset_last(self.attrs):
             keep = self.b.const(np.arange(self.rows) < 2 * self.hidden, "keep")
@@ -277,7 +278,7 @@ class ValueMachine(_Machine):
         return self.b("slice", x, attrs=SliceAttrs(starts, sizes, (1,) * len(dims)))
 
     def product(self, x: Value, rows: Value) -> Value:
-        """x rows', of inputs or states with weights."""
+        """The product x rows' of inputs or states with weights."""
         return self.b("matmul", x, rows, attrs=MatmulAttrs(transpose_b=True))
 
     def _of_state(self, h: Value, first: int, count: int) -> Value:
@@ -303,7 +304,7 @@ class ValueMachine(_Machine):
 def unrolled(
     name: str, machine: ValueMachine, steps: int, states: Sequence[Value], lengths: Value | None, dtype: DType
 ) -> list[Value]:
-    """y[T, B, H] and the last states [B, H] in `dtype`, all steps of cell `name` one after the other. `states` are the
+    """y[T, B, H] and the last states [B, H] in `dtype`, with the steps of cell `name` unrolled. `states` are the
     initial ones, `lengths` i32[B, 1]."""
     b, states = machine.b, list(states)
     zero, outputs = b.scalar(0, states[0].type.dtype), [b.scalar(0, dtype)] * steps

@@ -1,7 +1,7 @@
 """Reductions along axes, arg-reductions and running sums.
 
-Invariants: sums and products of f16, bf16 and f8 accumulate in f32, those of f32 in f64 (the reference is the
-yardstick, not the machine), and are rounded once; integers wrap. A reduction over nothing gives its identity.
+Invariants: sums and products of f16, bf16 and f8 accumulate in f32, those of f32 in f64 (the reference is more precise
+than the target), and are rounded once; integers wrap. A reduction over no elements gives its identity.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ReduceAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class ArgreduceAttrs(Attrs):
-    """`kind` is `max` or `min`; of equal extremes the first index is taken, or the last."""
+    """`kind` is `max` or `min`; among equal extremes, the first or the last index is taken."""
 
     kind: str
     axis: int
@@ -50,7 +50,7 @@ class CumsumAttrs(Attrs):
 
 
 def reduce_identity(kind: str, dtype: DType) -> float | int | bool:
-    """The number that does not change a reduction of `kind` over `dtype`: 0, 1, or the lowest or highest value."""
+    """The identity of a reduction of `kind` over `dtype`: 0, 1, or the lowest or highest value."""
     if kind in ("sum", "prod"):
         return int(kind == "prod")
     highest = kind == "min"

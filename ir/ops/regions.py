@@ -1,11 +1,11 @@
 """Pooling over regions of interest: roi_align and max_roi_pool.
 
 roi_align samples each bin of a region at fixed fractions and interpolates; max_roi_pool takes the maximum over the
-pixels of each bin, axis by axis, under masks that say which rows and columns belong to which bin.
+pixels of each bin, axis by axis, with masks that assign rows and columns to bins.
 
 Operands: x[N, C, H, W], boxes[R, 4] (x1, y1, x2, y2 in units of the original image), image i32[R]. Result [R, C, ph,
-pw]. Formulas follow the ONNX operators RoiAlign-22 and MaxRoiPool-22.
-Invariant: no pixel outside an image is read, whatever the boxes are.
+pw]. Formulas follow the ONNX operators RoiAlign-22 and MaxRoiPool-22. Invariant: no pixel outside an image is read, for
+any boxes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RoiAlignAttrs(Attrs):
-    """A region is divided into `size` (rows, columns) bins, each sampled at `ratio`**2 points, whose mean or
-    (`largest`) largest weighted pixel counts. `half_pixel`: pixel centres lie at halves; without it a region is at
-    least one pixel wide and high."""
+    """A region is divided into `size` (rows, columns) bins, each sampled at `ratio`**2 points and reduced to their mean
+    or, with `largest`, to the largest weighted pixel. `half_pixel`: pixel centres lie at halves; without it, a region
+    is at least one pixel wide and high."""
 
     size: tuple[int, int]
     ratio: int
@@ -47,7 +47,7 @@ class RoiAlignAttrs(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class MaxRoiPoolAttrs(Attrs):
-    """`size` (rows, columns) bins a region."""
+    """`size` (rows, columns) bins per region."""
 
     size: tuple[int, int]
     scale: float = 1.0
@@ -75,7 +75,8 @@ def _axis_samples(a: Algebra, attrs: RoiAlignAttrs, first: Any, last: Any, steps
 
 
 def _sample_taps(a: Algebra, position: Any, size: int) -> list[Tap]:
-    """Between two pixels; beyond the outermost centres by up to one pixel it is theirs, further out nothing."""
+    """Linear taps of a position. Up to one pixel beyond the outermost centres, the edge pixel counts; further out,
+    nothing."""
     near = a("and", a("ge", position, -1.0), a("le", position, float(size)))
     taps = linear_taps(a, clamp(a, position, 0.0, float(size - 1)))
     return [Tap(t.index, a("select", near, t.weight, 0.0)) for t in taps]
@@ -180,7 +181,7 @@ def _max_roi_reference(
 
 
 def _max_roi_decompose(b: Builder, op: Op) -> Sequence[Value]:
-    """Maxima over columns for each column of bins, then over rows; what no pixel belongs to is 0."""
+    """Maxima over columns for each column of bins, then over rows; a bin without pixels is 0."""
     attrs = op.attrs
     assert isinstance(attrs, MaxRoiPoolAttrs)
     x, boxes, image = op.operands

@@ -1,7 +1,7 @@
-"""Resampling of a tensor's axes, and its expansion: copies for nearest, one matmul an axis for linear and cubic.
+"""Resampling of a tensor's axes, and its decomposition: copies for nearest, one matmul per axis for linear and cubic.
 
 Interpolation is separable and its weights depend on sizes only, so each resized axis is a product with a constant
-matrix. Invariant: the reference and the expansion take indices and matrices from the same functions of
+matrix. Invariant: the reference and the decomposition take indices and matrices from the same functions of
 `ppuc.ir.ops.interpolation`, in the same order of axes.
 """
 
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ResizeAttrs(Attrs):
-    """`sizes`: the whole result shape. `scales`: result / input, one an axis (as given: it need not divide evenly).
-    `mode` "nearest", "linear" or "cubic" (`cubic_a`). `coordinates`, `nearest`: names of ONNX's transformation and
-    rounding. `roi`: starts then ends of every axis, or empty. `extrapolation`: the value outside the input."""
+    """`sizes`: the whole result shape. `scales`: result / input, one per axis (as given: sizes need not be exact
+    multiples). `mode` "nearest", "linear" or "cubic" (`cubic_a`). `coordinates`, `nearest`: ONNX's names of
+    transformation and rounding modes. `roi`: starts, then ends, of all axes, or empty. `extrapolation`: the value
+    outside the input."""
 
     sizes: tuple[int, ...]
     scales: tuple[float, ...]
@@ -64,8 +65,8 @@ def _infer(attrs: ResizeAttrs, types: Sequence[TensorType]) -> tuple[TensorType,
 
 
 def _axes(attrs: ResizeAttrs, shape: Sequence[int]) -> list[tuple[int, ResizedAxis]]:
-    """The axes that change, most shrinking first: later products are over smaller tensors. Axes of scale 1 do not, even
-    under a region of interest: ONNX Runtime copies them."""
+    """The axes that change, most shrinking first, so that later products are smaller. Axes of scale 1 do not change,
+    even with a region of interest: ONNX Runtime copies them."""
     rank = len(shape)
     roi = attrs.roi or (0.0,) * rank + (1.0,) * rank
     axes = [
@@ -93,7 +94,7 @@ def _matrix(attrs: ResizeAttrs, axis: ResizedAxis, dtype: np.dtype) -> np.ndarra
 
 
 def _outside(attrs: ResizeAttrs, axes: Sequence[tuple[int, ResizedAxis]]) -> np.ndarray | None:
-    """bool mask, broadcastable to the result, of what takes the extrapolation value; None when nothing does."""
+    """bool mask, broadcastable to the result, of elements that take the extrapolation value; None if there are none."""
     if attrs.coordinates != "tf_crop_and_resize":
         return None
     mask = np.zeros((1,) * len(attrs.sizes), np.bool_)
@@ -138,7 +139,7 @@ def _decompose(b: Builder, op: Op) -> Sequence[Value]:
 
 
 def _interpolate(b: Builder, attrs: ResizeAttrs, axes: Sequence[tuple[int, ResizedAxis]], x: Value) -> Value:
-    """One matmul with a constant an axis, over x[before, size, after]; the last axis is reduced as x[before, size]."""
+    """One matmul with a constant per axis, over x[before, size, after]; the last axis is reduced as x[before, size]."""
     for i, axis in axes:
         shape = x.type.dims
         before, after = math.prod(shape[:i]), math.prod(shape[i + 1 :])
@@ -177,7 +178,7 @@ def _slice_axis(b: Builder, x: Value, axis: int, start: int, size: int, step: in
 
 
 def _repeat(b: Builder, x: Value, repeats: Sequence[int]) -> Value:
-    """Every element of axis i `repeats[i]` times in a row."""
+    """Repeat every element of axis i `repeats[i]` times consecutively."""
     if max(repeats, default=1) == 1:
         return x
     split: list[int] = []

@@ -1,8 +1,8 @@
 """Sampling an image at computed positions: grid_sample.
 
-Positions and weights are f32 formulas shared by reference and decomposition; pixels are rows of channels that are
-gathered, weighted and summed. Conventions are those of the ONNX operator GridSample-22 as ONNX Runtime computes it:
-positions beyond the image are clamped or mirrored before taps are chosen, but for cubic, whose taps are.
+Reference and decomposition share f32 formulas for positions and weights; pixels are rows of channels that are gathered,
+weighted and summed. Conventions are those of the ONNX operator GridSample-22 as ONNX Runtime computes it: positions
+beyond the image are clamped or mirrored before taps are chosen; for cubic, the taps themselves are.
 
 Invariant: a pixel outside the image is never read; with padding "zeros" it has weight 0.
 """
@@ -66,7 +66,8 @@ def _infer(attrs: GridSampleAttrs, types: Sequence[TensorType]) -> tuple[TensorT
 
 
 def _positions(a: Algebra, attrs: GridSampleAttrs, coordinates: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
-    """Pixel positions along each axis; those beyond the image are brought back as the padding says, but for cubic."""
+    """Pixel positions along each axis; except for cubic, those beyond the image are mapped into it as the padding mode
+    says."""
     found = []
     for coordinate, size in zip(coordinates, sizes, strict=True):
         moved = a("add", coordinate, 1.0)
@@ -83,7 +84,7 @@ def _positions(a: Algebra, attrs: GridSampleAttrs, coordinates: Sequence[Any], s
 
 
 def _edges(attrs: GridSampleAttrs, size: int) -> tuple[float, float]:
-    """Where an axis ends: at the centres of its last pixels or at their outer edges."""
+    """The ends of an axis: the centres of its outermost pixels or their outer edges."""
     return (0.0, float(size - 1)) if attrs.align_corners else (-0.5, size - 0.5)
 
 

@@ -1,8 +1,8 @@
 """Selection of the largest or smallest elements along an axis, by ranks.
 
-The rank of an element is how many elements come before it: larger ones (smaller ones), and equal ones of a lower index.
-Counting needs comparisons and sums only, no data-dependent moves. Rows too long to compare all pairs are cut into
-blocks whose winners compete again: an element that is among the first k is among the first k of its block.
+The rank of an element is the number of elements before it: larger ones (smaller ones), and equal ones of a lower index.
+Ranking needs only comparisons and sums, no data-dependent moves. Rows too long to compare all pairs are split into
+blocks whose winners compete again: an element among the first k is among the first k of its block.
 
 Invariants: results are in order, equal elements by ascending index; NaN ranks with +infinity. Values are copied bit for
 bit.
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from ppuc.ir.rewrite import Builder
 
 LONGEST_RANKED = 4096
-"""Elements of a row up to which all pairs are compared."""
+"""Maximum elements of a row for comparing all pairs."""
 SHORTEST_BLOCK = 512
 FEW = 8
-"""Results up to which a long row is searched once for each."""
+"""Maximum results for which a long row is searched once per result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _decompose(b: Builder, op: Op) -> Sequence[Value]:
 
 
 def _keys(b: Builder, x: Value) -> Value:
-    """What `x` is ordered by: itself, with infinity for NaN."""
+    """Sort keys of `x`: its values, with infinity for NaN."""
     if x.type.dtype not in FLOATS:
         return x
     wide = c.widen(b, x)
@@ -102,7 +102,7 @@ def _keys(b: Builder, x: Value) -> Value:
 
 
 def _order(b: Builder, keys: Value, attrs: TopkAttrs) -> Value:
-    """i32[rows, k]: which elements of keys[rows, n] come first."""
+    """i32[rows, k]: indices of the first elements of keys[rows, n]."""
     rows, n = keys.type.dims
     if n == 1:
         return b.const(np.zeros((rows, 1), np.int32), "first")
@@ -131,15 +131,15 @@ def _selection(b: Builder, keys: Value, k: int, largest: bool) -> Value:
 
 
 def _chosen(b: Builder, selection: Value, values: Value, k: int) -> Value:
-    """values[rows or 1, n] -> [rows, k]: those that selection[rows, k, n] names. Exactly one a result."""
+    """values[rows or 1, n] -> [rows, k]: those that selection[rows, k, n] selects, exactly one per result."""
     spread = c.reshape(b, values, (values.type.dims[0], 1, values.type.dims[1]))
     lone = b("select", selection, spread, b.scalar(0, values.type.dtype))
     return c.reduce(b, "sum", lone, (2,), keepdims=False)
 
 
 def _winners_of_blocks(b: Builder, keys: Value, positions: Value, block: int, attrs: TopkAttrs) -> tuple[Value, Value]:
-    """keys[rows, n], positions[rows or 1, n] -> both of the first k of each block, blocks in their order. What fills
-    the last block ranks behind all real elements, of which there are k or more: it may win its block, never the row."""
+    """keys[rows, n], positions[rows or 1, n] -> both for the first k of each block, in block order. Padding of the last
+    block ranks after all real elements, of which there are at least k: it may win its block, but never the row."""
     rows, n = keys.type.dims
     blocks = -(-n // block)
     worst = reduce_identity("max" if attrs.largest else "min", keys.type.dtype)
@@ -157,8 +157,8 @@ def _winners_of_blocks(b: Builder, keys: Value, positions: Value, block: int, at
 
 
 def _by_search(b: Builder, keys: Value, attrs: TopkAttrs) -> Value:
-    """The best element, then the best of the rest, and so on. What was found is marked, not overwritten: elements that
-    equal the mark must still be found once each."""
+    """The best element, then the best of the rest, and so on. Found elements are masked, not overwritten: elements
+    equal to the overwriting value would otherwise be found repeatedly."""
     kind = "max" if attrs.largest else "min"
     n, dtype = keys.type.dims[1], keys.type.dtype
     worst = b.scalar(reduce_identity(kind, dtype), dtype)

@@ -1,4 +1,4 @@
-"""Ops that carry no arithmetic of their own: constants, and what passes add (fused groups, staging copies)."""
+"""Ops without arithmetic of their own: constants, and ops that passes add (fused groups, staging copies)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppuc.ir.types import DType, TensorType
 
 @dataclass(frozen=True, slots=True)
 class ConstAttrs(Attrs):
-    """`value` is the data; it is stored beside a dump once, by key."""
+    """`value` is the data; a dump stores it once, by key."""
 
     value: Resource
 
@@ -35,8 +35,8 @@ register(
 
 @dataclass(frozen=True, slots=True)
 class GroupAttrs(Attrs):
-    """`kernel` names the level-2 kernel that implements the group ("" before tiling); `kind` is the lowering that was
-    chosen for it (map, matmul, conv, attention, ...)."""
+    """`kernel` names the level-2 kernel that implements the group ("" before tiling); `kind` is its kernel kind (map,
+    matmul, conv, attention, ...)."""
 
     kind: str = ""
     kernel: str = ""
@@ -61,7 +61,7 @@ register(
 
 @dataclass(frozen=True, slots=True)
 class EmptyAttrs(Attrs):
-    """Type of the memory."""
+    """`type` is the tensor type of the memory."""
 
     dtype: DType
     shape: tuple[int, ...]

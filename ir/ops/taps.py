@@ -1,9 +1,9 @@
-"""Interpolation at positions that are computed: which elements of an axis a position touches, and with what weight.
+"""Interpolation at computed positions: the elements of an axis that a position uses, and their weights.
 
-Positions, indices and weights are formulas over an Algebra, so that references and decompositions share them; elements
-are then read as rows of a table and summed with their weights.
+Positions, indices and weights are formulas over an Algebra, shared by references and decompositions; elements are read
+as rows of a table and summed with their weights.
 
-Invariant: the index of a Tap names an element of its axis whatever the position is, NaN and infinity included.
+Invariant: the index of a Tap is a valid element of its axis for any position, including NaN and infinity.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CUBIC_A = -0.75
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """`index`: whole numbers as floats, anywhere; `weight` of the same shape, None for 1."""
+    """`index`: integral floats, not necessarily in range; `weight` has the same shape, None for 1."""
 
     index: Any
     weight: Any | None = None
@@ -81,7 +81,7 @@ def _cubic(a: Algebra, x: Any, near: bool) -> Any:
 
 
 def zero_outside(a: Algebra, tap: Tap, size: int) -> Tap:
-    """`tap` with weight 0 where it lies outside an axis of `size`."""
+    """`tap` with weight 0 where it is outside an axis of `size`."""
     inside = a("and", a("ge", tap.index, 0.0), a("le", tap.index, float(size - 1)))
     if tap.weight is None:
         nothing = a("mul", tap.index, 0.0)
@@ -92,8 +92,8 @@ def zero_outside(a: Algebra, tap: Tap, size: int) -> Tap:
 def rows_of(
     b: Builder, table: Value, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: Value | None = None
 ) -> Iterator[Value]:
-    """Weighted rows [Q, C] of `table`[R, C], one for each combination of taps, one tap of each axis. The rows of the
-    table are a tensor of `sizes`, beginning at row `start` (i32). Index and weight tensors broadcast to Q elements."""
+    """Weighted rows [Q, C] of `table`[R, C], one for each combination of one tap per axis. The rows of the table form a
+    tensor of `sizes` from row `start` (i32) on. Index and weight tensors broadcast to Q elements."""
     places = [
         [_row(b, tap, size, math.prod(sizes[i + 1 :])) for tap in taps]
         for i, (taps, size) in enumerate(zip(axes, sizes, strict=True))
@@ -115,12 +115,12 @@ def rows_of(
 def sum_of_rows(
     b: Builder, table: Value, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: Value | None = None
 ) -> Value:
-    """The sum of `rows_of`: what interpolation gives."""
+    """The sum of `rows_of`: the interpolated rows."""
     return functools.reduce(lambda x, y: b("add", x, y), rows_of(b, table, axes, sizes, start))
 
 
 def _row(b: Builder, tap: Tap, size: int, step: int) -> Value:
-    """i32: the row that the tap adds to the index. Clamped again as an integer: NaN survives min and max."""
+    """i32: the tap's contribution to the row index, clamped again as an integer because NaN survives min and max."""
     bound = clamp(OnValues(b), tap.index, 0.0, float(size - 1))
     whole = c.cast(b, bound, DType.I32)
     whole = b("min", b("max", whole, b.scalar(0, DType.I32)), b.scalar(size - 1, DType.I32))
@@ -130,7 +130,7 @@ def _row(b: Builder, tap: Tap, size: int, step: int) -> Value:
 def rows_of_arrays(
     table: np.ndarray, axes: Sequence[Sequence[Tap]], sizes: Sequence[int], start: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """What `rows_of` computes, in f64."""
+    """The array version of `rows_of`, in f64."""
     terms = []
     for combination in itertools.product(*axes):
         index: Any = 0 if start is None else start

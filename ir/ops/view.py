@@ -1,7 +1,7 @@
 """Views: ops whose result elements are elements of the operand under another index.
 
-Invariant: no arithmetic and no padding. Every result element is exactly one operand element, so a view costs a change
-of addressing, or at worst one copy.
+Invariant: no arithmetic and no padding. Every result element is exactly one operand element, so a view only changes
+addressing, or at worst takes one copy.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _slice(attrs: SliceAttrs, x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def common_factors(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
-    """The coarsest sizes whose products of neighbours give both shapes: `[6, 4]` and `[2, 12]` -> `(2, 3, 4)`; None
-    when there is none (`[4, 6]` and `[6, 4]`) or when a size is zero."""
+    """The coarsest sizes of which both shapes are products of neighbours: `[6, 4]` and `[2, 12]` -> `(2, 3, 4)`; None
+    if there are none (`[4, 6]` and `[6, 4]`) or a size is zero."""
     cuts = sorted({math.prod(shape[i:]) for shape in (a, b) for i in range(len(shape) + 1)}, reverse=True)
     if 0 in cuts or any(high % low for high, low in itertools.pairwise(cuts)):
         return None
@@ -99,7 +99,7 @@ def common_factors(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None
 
 
 def _grouped(shape: Sequence[int], factors: Sequence[int]) -> tuple[Affine, ...]:
-    """Each dimension of `shape` as an affine expression over the factors d0, d1, ... that it is the product of."""
+    """Each dimension of `shape` as an affine expression over its factors d0, d1, ..."""
     accesses, at = [], 0
     for size in shape:
         names = []
@@ -117,7 +117,7 @@ def _grouped(shape: Sequence[int], factors: Sequence[int]) -> tuple[Affine, ...]
 
 
 def _index_reshape(attrs: ReshapeAttrs, types: Sequence[TensorType]) -> Indexing | None:
-    """None when the two shapes have no common factors: such a reshape is not affine."""
+    """None if the two shapes have no common factors: such a reshape is not affine."""
     factors = common_factors(types[0].dims, attrs.shape)
     if factors is None:
         return None

@@ -1,7 +1,7 @@
 """Windows that slide over the spatial axes of a tensor, and pooling over them.
 
-Invariant: positions outside the input hold the identity of the reduction, so padding never changes a result; what ONNX
-calls average pooling is a sum times reciprocal counts, which the frontend knows.
+Invariant: positions outside the input hold the identity of the reduction, so padding never changes a result; ONNX's
+average pooling is a sum times reciprocal counts, which the frontend computes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def window_results(
     high: Sequence[int],
     dilations: Sequence[int],
 ) -> tuple[int, ...]:
-    """How many whole windows fit along each axis. Raises ValueError when fields do not fit or no window does."""
+    """Number of whole windows along each axis. Raises ValueError for inconsistent fields, or if no window fits."""
     rank = len(space)
     for name, field in (
         ("kernel", kernel),
@@ -59,8 +59,8 @@ def tap_window(
 
 @dataclass(frozen=True, slots=True)
 class PoolAttrs(Attrs):
-    """`kind` "max" or "sum". One entry a spatial axis; `low`/`high`: identity elements before and after.
-    `layout` "nchw": x[n, c, *s], "nhwc": x[n, *s, c]."""
+    """`kind` "max" or "sum". One entry per spatial axis; `low`/`high`: identity elements before and after. `layout`
+    "nchw": x[n, c, *s], "nhwc": x[n, *s, c]."""
 
     kind: str
     kernel: tuple[int, ...]

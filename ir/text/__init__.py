@@ -1,7 +1,7 @@
-"""The text form of every level: what dumps hold, and what can be read back.
+"""The text form of every level, used by dumps, and its parser.
 
-`parse_module(print_module(m), resources)` equals `m`. One statement a line; `//` starts a comment; a line that ends in
-a comma or an opening parenthesis goes on in the next one. Constants of more than 16 elements are named by key
+`parse_module(print_module(m), resources)` equals `m`. One statement per line; `//` starts a comment; a line that ends
+in a comma or an opening parenthesis continues on the next one. Constants of more than 16 elements are named by key
 (`res("sha256:...", "name")`) and stored beside the text: `external_resources` lists them when writing, `resources`
 finds them when reading.
 """

@@ -1,4 +1,4 @@
-"""What stands in the braces of lines that are no ops: one dataclass each, printed and read like an op's attributes."""
+"""Options in braces of lines other than ops: one dataclass each, printed and parsed like op attributes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ppuc.ir.types import DType
 
 @dataclass(frozen=True, slots=True)
 class StepFields(Attrs):
-    """Of a step of a vector program; only what differs from the default is printed."""
+    """Options of a step of a vector program; only non-defaults are printed."""
 
     ints: tuple[int, ...] = ()
     number: int | float = 0.0
@@ -19,7 +19,7 @@ class StepFields(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class CounterFields(Attrs):
-    """Of a group of counters."""
+    """Options of a counter group."""
 
     kind: str
     first: int
@@ -29,7 +29,7 @@ class CounterFields(Attrs):
 
 @dataclass(frozen=True, slots=True)
 class ProgramFields(Attrs):
-    """Of a program: the machine it is for."""
+    """Options of a program: its target."""
 
     target: str
     hash: str

@@ -8,8 +8,8 @@ _WIDTH = 120
 
 
 def header_lines(start: str, items: Sequence[str], end: str) -> list[str]:
-    """`start`, `items` with commas, `end`: on one line, or the items filled into lines of their own where one line
-    would be too long. `start` ends in an opening parenthesis, after which a line goes on as it does after a comma."""
+    """`start`, `items` with commas, `end`: on one line, or with the items wrapped over several lines if one would be
+    too long. `start` ends in an opening parenthesis, after which a line continues as after a comma."""
     flat = f"{start}{', '.join(items)}{end}"
     if len(flat) <= _WIDTH or not items:
         return [flat]

@@ -1,11 +1,11 @@
-"""Attribute values as text, both ways, driven by the field types of attribute dataclasses.
+"""Attribute values to and from text, driven by the field types of attribute dataclasses.
 
     int 3 | float 0.5 1e-05 inf -inf nan | bool true false | str "..." | DType f32 | None none | tuple [1, 2] [9 x 1]
     Resource f32[2] {0.5, 1.0} | res("sha256:9f2c...", "w0")
 
-Invariant: a value reads back equal to the bit. A constant is written out only when it has at most INLINE_ELEMENTS
-elements, its digits reproduce its bytes (NaNs with a payload do not) and its key is that of its bytes (a constant known
-by its place in a file has another); any other is named by its key.
+Invariant: a value reads back bit-identical. A constant is written inline only if it has at most INLINE_ELEMENTS
+elements, its digits reproduce its bytes (NaNs with a payload do not) and its key is that of its bytes (a constant keyed
+by its file has another); any other is referenced by its key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType, TensorType, parse_type
 
 INLINE_ELEMENTS = 16
-"""Constants up to this size are written out in the text."""
+"""Constants up to this size are written inline."""
 
 _SHORTEST_RUN = 8
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.]+")
@@ -36,7 +36,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_.]+")
 _Attrs = TypeVar("_Attrs", bound=Attrs)
 
 ResourceLookup = Callable[[str], Resource]
-"""Finds a constant by key. Raises KeyError when it is not there."""
+"""Finds a constant by key. Raises KeyError if it is missing."""
 
 
 class Word(str):
@@ -58,14 +58,14 @@ class Inline(NamedTuple):
 
 
 class Literal(NamedTuple):
-    """A parsed literal and the token at which errors about it point."""
+    """A parsed literal and the token that errors about it point at."""
 
     token: Any
     value: int | float | str | Named | Inline | tuple[Literal, ...]
 
 
 class LiteralError(Exception):
-    """A literal does not fit the field it is given to. `token` is where, `got` and `expected` say why."""
+    """A literal does not fit its field. `token` is the location; `got` and `expected` give the reason."""
 
     def __init__(self, token: Any, what: str, got: str | None = None, expected: str | None = None) -> None:
         super().__init__(what)
@@ -76,7 +76,7 @@ class LiteralError(Exception):
 
 
 def quote(text: str) -> str:
-    """`text` as a string literal: always one line, readable where it can be."""
+    """`text` as a string literal on one line, escaped only where necessary."""
     quoted: str = json.dumps(text, ensure_ascii=not text.isprintable())
     return quoted
 
@@ -87,7 +87,7 @@ def symbol(name: str) -> str:
 
 
 def format_number(number: float) -> str:
-    """An int as digits, a float so that it reads back as the same double."""
+    """An int as digits, a float with digits that read back as the same double."""
     return repr(int(number)) if isinstance(number, int | np.integer) else repr(float(number))
 
 
@@ -124,7 +124,7 @@ def _runs(values: tuple[object, ...]) -> Iterator[str]:
 
 
 def format_resource(resource: Resource) -> str:
-    """A small constant written out, a large one by key."""
+    """A small constant inline, a large one by key."""
     text = _inline(resource)
     return text if text is not None else f"res({quote(resource.key)}, {quote(resource.name)})"
 
@@ -148,7 +148,7 @@ def _element(x: Any, dtype: DType) -> str:
     if dtype.is_integer:
         return str(int(x))
     shortest = str(x)
-    if shortest == "-0":  # as ml_dtypes writes it; read back, it would be the integer 0
+    if shortest == "-0":  # ml_dtypes prints -0, which would read back as the integer 0
         return "-0.0"
     exact = float(x)
     if math.isfinite(exact) and float(dtype.numpy.type(float(shortest))) != exact:
@@ -181,7 +181,7 @@ def _fields(cls: type) -> tuple[tuple[str, str], ...]:
 
 
 def external_resources(module: Module) -> dict[str, Resource]:
-    """The constants that the module's text names by key instead of writing them out, by key."""
+    """The constants that the module's text references instead of writing inline, by key."""
     found: dict[str, Resource] = {}
 
     def visit(value: object) -> None:
@@ -232,7 +232,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def no_resources(key: str) -> Resource:
-    """A lookup for texts that hold no constants."""
+    """A lookup for texts without constants."""
     raise KeyError(key)
 
 

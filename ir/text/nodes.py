@@ -1,6 +1,6 @@
-"""What a line of text says, before names and literals get a meaning: one NamedTuple for each kind of line.
+"""Syntax nodes, before name resolution: one NamedTuple per kind of line.
 
-Tokens are kept where an error may have to point at them.
+Tokens are kept where errors may point at them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whole texts: modules, and the entry points for single graphs, kernels, vector programs and programs.
+"""Parsers of whole texts: modules, single graphs, kernels, vector programs and programs.
 
-Invariant: what `parse_*` returns equals what was printed; anything else in a text is a TextError that names its place.
-Reading checks names and types as far as the text goes; the invariants of a level are the verifier's.
+Invariant: `parse_*` returns an object equal to the printed one; any other text is a TextError with a location. Parsing
+checks names and types within the text; the verifier checks the invariants of each level.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from ppuc.ir.text.reader import Line, Reader
 from ppuc.ir.vector import VectorProgram
 
 Resources = Mapping[str, Resource] | Callable[[str], Resource]
-"""Where constants named by key are found; a function raises KeyError for one it does not have."""
+"""Lookup of constants by key; a function raises KeyError for a missing one."""
 
 _Item = TypeVar("_Item")
 
 
 def parse_module(text: str, resources: Resources, filename: str = "") -> Module:
-    """Read what `print_module` wrote. Raises TextError with file, line, column and a caret."""
+    """Parse the output of `print_module`. Raises TextError with file, line, column and a caret."""
     reader = Reader(text, filename)
     items: dict[type, list[Any]] = {kind: [] for kind in _READERS}
     while (line := reader.line()) is not None:

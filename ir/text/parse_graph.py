@@ -1,4 +1,4 @@
-"""Graphs from text. Operands resolve to the Value objects of their definitions; a group's body is its own scope."""
+"""Parses graphs. Operands resolve to the Value objects of their definitions; a group's body is its own scope."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def symbol_name(token: Token) -> str:
 
 
 def memory(reader: Reader, token: Token) -> Space:
-    """The Space of `@l2`. Raises TextError for one that does not exist."""
+    """The Space of a token such as `@l2`. Raises TextError for an unknown memory."""
     space = _SPACES.get(token)
     if space is None:
         reader.fail(token, f"unknown memory '{token}'", expected=", ".join(_SPACES))
@@ -36,7 +36,7 @@ def memory(reader: Reader, token: Token) -> Space:
 
 
 def tensor_type(reader: Reader, token: Token) -> TensorType:
-    """The type that a token spells. Raises TextError."""
+    """The tensor type of a token. Raises TextError."""
     try:
         return parse_type(str(token))
     except ValueError as error:
@@ -44,7 +44,7 @@ def tensor_type(reader: Reader, token: Token) -> TensorType:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """A hint that names the known spelling closest to `name`, if one is close."""
+    """A hint with the known name closest to `name`, if one is close."""
     match = difflib.get_close_matches(name, list(known), 1)
     return f"did you mean '{match[0]}'?" if match else None
 

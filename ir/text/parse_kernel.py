@@ -1,4 +1,4 @@
-"""Kernels and vector programs from text. Statements are read by `StatementReader`, which streams of programs share."""
+"""Parses kernels and vector programs. `StatementReader` reads statements, also those in streams of programs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _OPTIONS = {
 
 @functools.lru_cache(maxsize=4096)
 def parse_affine(text: str) -> Affine:
-    """The expression that an affine token spells."""
+    """The affine expression of a token."""
     const = 0
     terms: dict[str, int] = {}
     for sign, name, factor, number in _TERM.findall(text):
@@ -58,7 +58,7 @@ def parse_affine(text: str) -> Affine:
 
 
 def element_type(reader: Reader, token: Token) -> DType:
-    """The DType a token names. Raises TextError."""
+    """The DType of a token. Raises TextError."""
     if token not in DTYPE_NAMES:
         reader.fail(token, f"unknown element type '{token}'", hint=closest(token, DTYPE_NAMES))
     return DType(str(token))
@@ -73,8 +73,8 @@ def static_type(reader: Reader, token: Token) -> TensorType:
 
 
 class StatementReader:
-    """Turns syntax into statements of one kernel. `tiles` are buffers or rings with their ranks; `loops` the
-    variables of the loops that are open."""
+    """Turns syntax into statements of one kernel. `tiles` are buffers or rings with their ranks; `loops` are the
+    variables of open loops."""
 
     def __init__(self, reader: Reader, params: Iterable[str], tiles: dict[str, int]) -> None:
         self.reader = reader
@@ -83,7 +83,7 @@ class StatementReader:
         self.loops: list[str] = []
 
     def statement(self, node: MoveLine | MmaLine | VecLine, extra: Sequence[str] = ()) -> tuple[Statement, list[Opt]]:
-        """The statement, and those of its options whose keys are in `extra`."""
+        """The statement, and its options with keys in `extra`."""
         kind = str(node.verb).split(".")[0]
         options: dict[str, Opt] = {}
         others: list[Opt] = []
@@ -149,23 +149,23 @@ class StatementReader:
         )
 
     def tile_name(self, token: Token) -> str:
-        """The name of a tile that exists. Raises TextError."""
+        """The name of an existing tile. Raises TextError."""
         name = str(token[1:])
         if name not in self.tiles:
-            self.reader.fail(token, f"{token} is no buffer here", hint=closest(token, (f"%{t}" for t in self.tiles)))
+            self.reader.fail(token, f"{token} is not a buffer here", hint=closest(token, (f"%{t}" for t in self.tiles)))
         return name
 
     def _param(self, token: Token) -> str:
         name = str(token[1:])
         if name not in self.params:
             self.reader.fail(
-                token, f"{token} is no parameter here", hint=closest(token, (f"%{p}" for p in self.params))
+                token, f"{token} is not a parameter here", hint=closest(token, (f"%{p}" for p in self.params))
             )
         return name
 
     def _loop(self, token: Token) -> str:
         if token[1:] not in self.loops:
-            self.reader.fail(token, f"{token} is no loop around this line", expected=self._known_loops())
+            self.reader.fail(token, f"{token} is not a loop around this line", expected=self._known_loops())
         return str(token[1:])
 
     def _known_loops(self) -> str:
@@ -173,11 +173,11 @@ class StatementReader:
 
     def _affine(self, token: Token) -> Affine:
         if token.type != "AFFINE":
-            self.reader.fail(token, f"'{token}' is no affine expression")
+            self.reader.fail(token, f"'{token}' is not an affine expression")
         found = parse_affine(str(token))
         for name, _ in found.terms:
             if name[0] != "$" and name not in self.loops:
-                self.reader.fail(token, f"%{name} is no loop around this line", expected=self._known_loops())
+                self.reader.fail(token, f"%{name} is not a loop around this line", expected=self._known_loops())
         return found
 
     def _index(self, node: Index, tile: str) -> tuple[Affine, ...]:
@@ -235,12 +235,12 @@ class StatementReader:
         if token.type == "WHOLE":
             return None
         if token.type != "BOUND":
-            self.reader.fail(token, f"'{token}' is no bound", expected="%m < 1000, or _")
+            self.reader.fail(token, f"'{token}' is not a bound", expected="%m < 1000, or _")
         offset, limit = str(token).split("<")
         found = parse_affine(offset.strip())
         for name, _ in found.terms:
             if name not in self.loops:
-                self.reader.fail(token, f"%{name} is no loop around this line", expected=self._known_loops())
+                self.reader.fail(token, f"%{name} is not a loop around this line", expected=self._known_loops())
         return Bound(found, int(limit))
 
 

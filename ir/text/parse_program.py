@@ -1,4 +1,4 @@
-"""Programs from text."""
+"""Parses programs."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _fields(reader: Reader, cls: type[_Fields], given: Any, where: Token, owner:
 def _known(reader: Reader, token: Token, known: Any, noun: str) -> str:
     name = str(token[1:])
     if name not in known:
-        reader.fail(token, f"{token} is no {noun} here", hint=closest(token, (f"%{n}" for n in known)))
+        reader.fail(token, f"{token} is not a {noun} here", hint=closest(token, (f"%{n}" for n in known)))
     return name
 
 

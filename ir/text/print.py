@@ -1,7 +1,7 @@
-"""Modules and graphs as text. The parsers of this package read back what is printed here.
+"""Prints modules and graphs. The parsers of this package read the output back.
 
-Invariant: the text depends on the object alone; every attribute is written, also where it equals its default, so that a
-dump keeps its meaning when a default changes.
+Invariant: the text depends only on the object. Every attribute is written, including defaults, so that a dump keeps its
+meaning if a default changes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ppuc.ir.text.print_program import print_program
 
 
 def print_module(module: Module) -> str:
-    """The whole module: header, graph, kernels, vector programs, placement and program, as far as they exist."""
+    """The whole module: header, graph, and kernels, vector programs, placement and program if present."""
     parts = ["\n".join(_header(module)) + "\n", print_graph(module.graph)]
     parts += [print_kernel(k) for k in module.kernels]
     parts += [print_vector(v) for v in module.vectors]

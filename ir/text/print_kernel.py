@@ -1,4 +1,4 @@
-"""Kernels and vector programs as text.
+"""Prints kernels and vector programs.
 
 Indexing has three written forms: `%x[%m, %k]` where dimension d moves with tile axis d (the usual box; only the part
 that loops contribute is written), `%x[%m + $1, %k + $0]` with explicit tile axes, and `%x[= %m, 0]` where no dimension
@@ -20,7 +20,7 @@ from ppuc.ir.vector import Step, VecParam, VectorProgram
 
 
 def format_loc(loc: tuple[str, ...]) -> str:
-    """` loc("a", "b")` with a leading space; empty when nothing is known."""
+    """` loc("a", "b")` with a leading space; empty if unknown."""
     return f" loc({', '.join(map(quote, loc))})" if loc else ""
 
 
@@ -76,7 +76,7 @@ def print_statement(stmt: Load | Store | Mma | Vec, ranks: Mapping[str, int]) ->
 
 
 def format_statement(verb: str, stmt: Load | Store | Mma | Vec, ranks: Mapping[str, int], more: tuple[str, ...]) -> str:
-    """`verb` and the statement, with `more` entries at the end of its braces."""
+    """`verb` and the statement, with `more` entries appended in its braces."""
     match stmt:
         case Load():
             head = f"%{stmt.dst} <- %{stmt.src}{_index(stmt.index, ranks.get(stmt.dst))}"

@@ -1,4 +1,4 @@
-"""Programs as text: tensors, then segments with counters, copies and one block of instructions per queue."""
+"""Prints programs: tensors, then segments with counters, copies and one block of instructions per queue."""
 
 from __future__ import annotations
 

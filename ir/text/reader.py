@@ -1,6 +1,6 @@
-"""Lines, blocks and errors of a text: the reader that every parser of this package shares.
+"""Lines, blocks and errors of a text: the reader shared by all parsers of this package.
 
-Invariant: every TextError raised here names file, line and column and shows the line with a caret under what is wrong.
+Invariant: every TextError raised here names file, line and column and shows the line with a caret under the error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SHOWN = 120
 
 
 class Line(NamedTuple):
-    """A logical line: the number of its first line of text, and its text without comments."""
+    """A logical line: the number of its first line in the file, and its text without comments."""
 
     number: int
     text: str
@@ -34,7 +34,7 @@ class Reader:
         self._line = Line(0, "")
 
     def line(self) -> Line | None:
-        """The next line that says something, continued lines joined; None at the end."""
+        """The next non-empty logical line, with continuations joined; None at the end."""
         while self._next < len(self._raw):
             number = self._next + 1
             text = self._take()
@@ -52,7 +52,7 @@ class Reader:
         return _COMMENT.sub(lambda m: m[1] or "", text) if "//" in text else text
 
     def block(self, opener: Line) -> Iterator[Line]:
-        """The lines up to the brace that closes the block which `opener` opened."""
+        """The lines up to the brace that closes the block of `opener`."""
         while (line := self.line()) is not None:
             if line.text.strip() == "}":
                 return

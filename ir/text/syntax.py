@@ -1,7 +1,7 @@
-"""From one line of text to its node, with Lark (LALR, tables built once a process).
+"""Parses one line of text to a node, with Lark (LALR, tables built once per process).
 
-What names and literals mean is decided by the parsers of the levels. Lark is imported on first use, so that printing
-does not pay for it.
+The parsers of the levels resolve names and literals. Lark is imported on first use, so that printing does not pay for
+it.
 """
 
 from __future__ import annotations

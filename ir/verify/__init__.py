@@ -4,11 +4,10 @@ Each module of this package begins with the numbered invariants that it checks: 
 `kernel` K1 to K12, `vector` V1 to V4, `program` P1 to P11.
 
 Not checked here: that boxes are disjoint beyond steps of single loops (K12: index lists are data, and interleaved boxes
-are taken as disjoint); that what a wait waits for is ever signalled, or that no wait is missing (the simulator reports
-deadlocks and hazards); that a program keeps within the limits of its machine (`ppuc.targets.limits` does), and that
-tensors which share bytes are never live together (lifetimes are the allocator's); that tile ranks inside a vector
-program fit (they follow from the statement); that a kernel's parameters name graph values (passes may add scratch
-tensors).
+are assumed disjoint); that every wait is eventually signalled, and that no wait is missing (the simulator reports
+deadlocks and hazards); target limits (`ppuc.targets.limits` checks them); that tensors which share bytes have disjoint
+live ranges (the allocator ensures it); tile ranks inside a vector program (they follow from the statement); that a
+kernel's parameters name graph values (passes may add scratch tensors).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _SHOWN = 40
 
 
 class VerificationError(InternalError):
-    """IR that breaks its own rules. `findings` holds all of them; the text shows the first ones."""
+    """IR that violates its invariants. `findings` holds all violations; the text shows the first ones."""
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = tuple(findings)

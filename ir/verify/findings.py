@@ -1,4 +1,4 @@
-"""What a verifier reports: findings that are collected, so that one run names every broken invariant."""
+"""Findings of a verifier, collected so that one run reports every broken invariant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9_.]+")
 @dataclass(frozen=True, slots=True)
 class Finding:
     """`entity` (a value, buffer, ring, ...) breaks invariant `rule` (G3, K5, ...). `instruction` is the printed line,
-    empty where there is none."""
+    empty if there is none."""
 
     rule: str
     entity: str
@@ -26,14 +26,14 @@ class Finding:
 
 
 class Findings:
-    """Collects findings. `where` (the kernel, segment or graph being checked) is put before each entity."""
+    """Collects findings. `where` (the kernel, segment or graph being checked) prefixes each entity."""
 
     def __init__(self) -> None:
         self.items: list[Finding] = []
         self.where = ""
 
     def add(self, rule: str, entity: str, message: str, show: Callable[[], str] | None = None) -> None:
-        """Report `entity`; `show` prints the instruction (called only here, printing being slow)."""
+        """Report `entity`; `show` prints the instruction (called only for findings, because printing is slow)."""
         self.items.append(Finding(rule, f"{self.where}{entity}", show() if show is not None else "", message))
 
     def names(self, rule: str, kind: str, names: list[str]) -> None:

@@ -69,7 +69,9 @@ def _define(value: Value, defined: dict[str, Value], findings: Findings, op: Op 
     defined[value.name] = value
     for dim in value.type.shape:
         if dim < 0 if isinstance(dim, int) else not dim.isidentifier():
-            findings.add("G1", f"{value}", f"type {value.type} has a dimension that is no size and no symbol", show)
+            findings.add(
+                "G1", f"{value}", f"type {value.type} has a dimension that is neither a size nor a symbol", show
+            )
 
 
 def _check_op(op: Op, defined: dict[str, Value], findings: Findings) -> None:

@@ -1,20 +1,19 @@
 """Invariants of kernels.
 
 K1  names are well-formed; buffers and parameters, loops, and grid axes are distinct; an axis has at least one unit.
-K2  a buffer lies in l1 or acc, has a depth and no empty axis; a parameter lies elsewhere, its view has a stride a
+K2  a buffer lies in l1 or acc, has a depth and no empty axis; a parameter lies elsewhere, its view has one stride per
     dimension and at most 8 dimensions.
-K3  statements name existing buffers and parameters; a stored parameter is marked written.
-K4  in text order, a buffer is written before it is read.
-K5  affines name enclosing loops and existing axes of the tile; bounds, scalars and `start` name loops only.
-K6  an index has one affine a dimension; a tile axis moves along at most one dimension.
-K7  loads and stores move tiles of at most 5 axes between l1 and parameters of the same element type.
-K8  mma reads l1 and accumulates in acc, in f32 (i32 of integers); contracted axes and the product's shape agree.
-K9  vec matches its program: numbers and element types of tiles, scalars, one bound an axis.
-K10 a loop advances; it runs over an axis of the grid, and over each axis once on any path; at most 32 are nested.
-K11 an index list holds integers in l1, one for each position of its tile axis; combinations are known.
-K12 units store disjoint boxes: a store is inside a loop over each grid axis, whose step leaves the box.
+K3  statements name existing buffers and parameters; a stored parameter is marked written. K4  in text order, a buffer
+is written before it is read. K5  affines name enclosing loops and existing axes of the tile; bounds, scalars and
+`start` name loops only. K6  an index has one affine per dimension; a tile axis moves along at most one dimension. K7
+loads and stores move tiles of at most 5 axes between l1 and parameters of the same element type. K8  mma reads l1 and
+accumulates in acc, in f32 (i32 of integers); contracted axes and the product's shape agree. K9  vec matches its
+program: numbers and element types of tiles, scalars, one bound per axis. K10 a loop advances; it runs over an axis of
+the grid, and over each axis once on any path; at most 32 are nested. K11 an index list holds integers in l1, one for
+each position of its tile axis; combinations are known. K12 units store disjoint boxes: a store is inside a loop over
+each grid axis, whose step moves past the box.
 
-`StatementChecker` holds the rules of single statements, which a program's instructions obey too (its rings standing for
+`StatementChecker` holds the rules of single statements, which also apply to a program's instructions (with rings as
 buffers).
 """
 
@@ -51,7 +50,7 @@ Statement = Load | Store | Mma | Vec
 
 
 class Tile(Protocol):
-    """What buffers and rings have in common."""
+    """The common interface of buffers and rings."""
 
     @property
     def name(self) -> str: ...
@@ -64,7 +63,7 @@ class Tile(Protocol):
 
 
 class LoopLike(Protocol):
-    """What loops of kernels and of streams have in common."""
+    """The common interface of loops in kernels and in streams."""
 
     @property
     def var(self) -> str: ...
@@ -116,7 +115,9 @@ class StatementChecker:
                 self.findings.add("K1", f"grid axis {axis}", f"has {size} units")
         for param in self.params.values():
             if len(param.view.strides) != len(param.view.shape) or min(param.view.shape, default=1) < 0:
-                self.findings.add("K2", f"%{param.name}", "its view needs one stride a dimension and no negative size")
+                self.findings.add(
+                    "K2", f"%{param.name}", "its view needs one stride per dimension and no negative size"
+                )
             if len(param.view.shape) > MAX_VIEW_RANK:
                 message = f"its view has {len(param.view.shape)} dimensions, a descriptor {MAX_VIEW_RANK}"
                 self.findings.add("K2", f"%{param.name}", message)
@@ -129,11 +130,11 @@ class StatementChecker:
         if loop.step < 1:
             self.findings.add("K10", entity, f"its step is {loop.step}")
         if len(around) >= MAX_LOOPS:
-            self.findings.add("K10", entity, f"stands inside {len(around)} loops, at most {MAX_LOOPS} are nested")
+            self.findings.add("K10", entity, f"is inside {len(around)} loops, at most {MAX_LOOPS} can be nested")
         if loop.over is None:
             return
         if loop.over not in self.grid:
-            self.findings.add("K10", entity, f"runs over '{loop.over}', which is no axis of the grid")
+            self.findings.add("K10", entity, f"runs over '{loop.over}', which is not an axis of the grid")
         if any(other.over == loop.over for other in around):
             self.findings.add("K10", entity, f"runs over '{loop.over}', as a loop around it does")
 
@@ -184,7 +185,7 @@ class StatementChecker:
         for name, _ in found.terms:
             if name[0] != "$":
                 if name not in loops:
-                    self.add("K5", stmt, f"{what} names %{name}, which is no loop around it")
+                    self.add("K5", stmt, f"{what} names %{name}, which is not a loop around it")
             elif int(name[1:]) >= rank:
                 self.add("K5", stmt, f"{what} names tile axis {name}, but the tile has {rank} axes")
 
@@ -226,8 +227,8 @@ class StatementChecker:
             self.add("K11", stmt, f"tile axis ${gather.axis} follows the index list and an index expression")
 
     def _disjoint(self, stmt: Store, loops: Sequence[LoopLike]) -> None:
-        """K12. Iterations of one loop that differ by a step must store different boxes; a box along a dimension that
-        several axes or strided axes walk is taken as disjoint (it may interleave)."""
+        """K12. Iterations of one loop that differ by a step must store different boxes; boxes along a dimension that
+        several axes or strided axes walk are assumed disjoint (they may interleave)."""
         by_axis = {loop.over: loop for loop in loops if loop.over is not None}
         shape = self.tiles[stmt.src].shape
         for axis, size in self.grid.items():
@@ -247,13 +248,13 @@ class StatementChecker:
             self._index(stmt, ref.index, len(tile.shape), len(ref.shape), loops)
             return ref.shape
         if ref.shape not in ((), tile.shape):
-            self.add("K8", stmt, f"operand %{tile.name} is read as it is, but with shape {list(ref.shape)}")
+            self.add("K8", stmt, f"operand %{tile.name} is read whole, but with shape {list(ref.shape)}")
         return tile.shape
 
     def _mma(self, stmt: Mma, loops: set[str]) -> None:
         for name in stmt.start:
             if name not in loops:
-                self.add("K5", stmt, f"start names %{name}, which is no loop around it")
+                self.add("K5", stmt, f"start names %{name}, which is not a loop around it")
         a, b = self._operand(stmt, stmt.a, loops), self._operand(stmt, stmt.b, loops)
         k = stmt.k_axes
         if not (1 <= k <= len(a) and k <= len(b)):
@@ -314,7 +315,7 @@ class StatementChecker:
 
 
 def _moves_past(found: Affine, loop: LoopLike, shape: tuple[int, ...]) -> bool:
-    """Whether one step of `loop` takes the box of a tile of `shape` to other elements along a dimension."""
+    """Whether one step of `loop` moves the box of a tile of `shape` to disjoint elements along a dimension."""
     moved = abs(found.coefficient(loop.var)) * loop.step
     if not moved:
         return False
@@ -354,5 +355,5 @@ def _check_body(
         reads, writes = reads_and_writes(stmt)
         for name in reads:
             if name not in written and name in checker.tiles:
-                checker.add("K4", stmt, f"reads %{name}, which nothing has written")
+                checker.add("K4", stmt, f"reads %{name} before it is written")
         written.update(writes)

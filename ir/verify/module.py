@@ -1,4 +1,4 @@
-"""Invariants of a module as a whole: the levels name each other correctly.
+"""Invariants of a module as a whole: references between levels are correct.
 
 M1  inputs name distinct graph parameters, all of them; outputs name graph results.
 M2  kernel names and vector program names are distinct.
@@ -19,19 +19,19 @@ from ppuc.ir.verify.findings import Findings
 
 
 def check_module(module: Module, findings: Findings) -> None:
-    """Check what holds between the levels of `module`; each level has its own check."""
+    """Check references between the levels of `module`; each level has its own check."""
     params = Counter(value for _, value in module.inputs)
     known = {p.name for p in module.graph.params}
     for name, value in module.inputs:
         if params[value] > 1 or value not in known:
-            findings.add("M1", f"input '{name}'", f"%{value} is no parameter of the graph, or an input already")
+            findings.add("M1", f"input '{name}'", f"%{value} is not a parameter of the graph, or already an input")
     for param in module.graph.params:
         if param.name not in params:
-            findings.add("M1", f"{param}", "is a parameter of the graph but no input")
+            findings.add("M1", f"{param}", "is a parameter of the graph but not an input")
     results = {r.name for r in module.graph.results}
     for name, value in module.outputs:
         if value not in results:
-            findings.add("M1", f"output '{name}'", f"%{value} is no result of the graph")
+            findings.add("M1", f"output '{name}'", f"%{value} is not a result of the graph")
     for kind, names in (("kernel", [k.name for k in module.kernels]), ("vector", [v.name for v in module.vectors])):
         for name, count in Counter(names).items():
             if count > 1:
@@ -77,8 +77,8 @@ def _check_placement(module: Module, findings: Findings) -> None:
         placed.add(key)
         if place.space in (Space.L1, Space.ACC):
             if (place.space, place.name) not in buffers:
-                findings.add("M4", f"'{place.name}'", f"is no buffer of a kernel in {place.space}")
+                findings.add("M4", f"'{place.name}'", f"is not a buffer of a kernel in {place.space}")
         elif place.name not in values:
-            findings.add("M4", f"'{place.name}'", "is no value of the graph")
+            findings.add("M4", f"'{place.name}'", "is not a value of the graph")
         if place.address < 0 or place.bytes < 0:
-            findings.add("M4", f"'{place.name}'", f"{place.bytes} bytes at {place.address} is no place")
+            findings.add("M4", f"'{place.name}'", f"{place.bytes} bytes at {place.address} is an invalid placement")

@@ -1,8 +1,8 @@
 """Invariants of programs; P6 is checked in `rings.py`.
 
 P1  names are distinct in their scope, and well-formed unless of kernels or segments; inputs and outputs name tensors.
-P2  an instruction stands on the queue of its operation.
-P3  ring operations name rings of the kernel and levels within the loops around; claims and pushes stand on the ring's
+P2  an instruction is on the queue of its operation.
+P3  ring operations name rings of the kernel and levels within the loops around; claims and pushes are on the ring's
     producer queue, waits and pops on one of its consumer queues.
 P4  on each queue, claims and pushes, waits and pops alternate, at one level and inside the same loops to that level;
     only a queue that reads what it produces itself, before it pushes, pops without a wait.
@@ -74,7 +74,7 @@ def _check_tensor(tensor: MemTensor, findings: Findings) -> None:
     entity = f"%{tensor.name}"
     if tensor.space in (Space.L1, Space.ACC) or tensor.address < 0 or tensor.elements < 0:
         place = f"{tensor.elements} elements at {tensor.address} of {tensor.space}"
-        findings.add("P7", entity, f"{place} is no place for a tensor")
+        findings.add("P7", entity, f"invalid placement: {place}")
     if tensor.role not in _ROLES:
         findings.add("P7", entity, f"role is '{tensor.role}', expected one of {', '.join(_ROLES)}")
 
@@ -166,7 +166,7 @@ class _KernelChecker:
         self._ranks = {r.name: len(r.shape) for r in kernel.rings}
 
     def check(self) -> None:
-        """Report everything about this kernel but the places of its rings."""
+        """Report everything about this kernel except the addresses of its rings."""
         outside, self.findings.where = self.findings.where, f"{self.findings.where}@{self.kernel.name} "
         names = [*(p.name for p in self.kernel.params), *(r.name for r in self.kernel.rings)]
         self.findings.names("P1", "name", names)
@@ -177,7 +177,7 @@ class _KernelChecker:
             self._param(param)
         for queue, nodes in self.kernel.streams:
             if queue not in UNIT_QUEUES:
-                self.findings.add("P1", f"queue {queue}", "is no queue of a compute unit")
+                self.findings.add("P1", f"queue {queue}", "is not a queue of a compute unit")
             self._stream(queue, nodes)
         self.findings.where = outside
 
@@ -204,7 +204,7 @@ class _KernelChecker:
         for instr, loops in self._instructions(nodes, ()):
             kind = type(instr.stmt).__name__.lower()
             if queue is not _QUEUE_OF[type(instr.stmt)] or instr.op.split(".")[0] != kind:
-                self._add("P2", instr, f"a {kind} called {instr.op} stands on queue {queue}")
+                self._add("P2", instr, f"a {kind} called {instr.op} is on queue {queue}")
             self.statements.statement(instr.stmt, loops)
             self._operands(queue, instr)
             _check_groups(instr, self.groups, instr.op, self.findings, partial(self._show, instr))
@@ -271,7 +271,7 @@ class _KernelChecker:
         if opened.level != use.level:
             self._add("P4", instr, f"{use.kind} of %{use.ring} at level {use.level}, its {opener} at {opened.level}")
         elif any(a is not b for a, b in zip(around[: use.level], loops[: use.level], strict=True)):
-            self._add("P4", instr, f"{use.kind} of %{use.ring} stands in other loops than its {opener}")
+            self._add("P4", instr, f"{use.kind} of %{use.ring} is in other loops than its {opener}")
 
     def _add(self, rule: str, instr: Instr, message: str) -> None:
         self.findings.add(rule, instr.op, message, partial(self._show, instr))

@@ -1,4 +1,4 @@
-"""Invariant P6 of programs: where rings lie, and in which order they take over each other's bytes."""
+"""Invariant P6 of programs: addresses of rings, and the order in which they reuse each other's bytes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _Key = tuple[str, str]
 
 
 class _Map:
-    """Which ring owns which bytes of one memory, as disjoint (start, end, ring) ranges. A ring takes its bytes over
-    from those before it in the program."""
+    """Owner rings of the bytes of one memory, as disjoint (start, end, ring) ranges. A ring takes its bytes from
+    earlier rings in the program."""
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int, _Key]] = []
 
     def take(self, start: int, end: int, key: _Key) -> list[_Key]:
-        """Give bytes [start, end) to `key`; returns the rings that had some of them."""
+        """Assign bytes [start, end) to `key`; returns the previous owners."""
         kept: list[tuple[int, int, _Key]] = []
         lost: list[_Key] = []
         for first, last, owner in self._ranges:
@@ -52,13 +52,13 @@ def check_rings(kernels: Sequence[KernelProgram], findings: Findings) -> None:
             for name in ring.after:
                 target = _resolve(name, own, latest, after)
                 if target is None or target == key:
-                    findings.add("P6", entity, f"comes after %{name}, which is no earlier ring")
+                    findings.add("P6", entity, f"comes after %{name}, which is not an earlier ring")
                 else:
                     after[key].append(target)
             for owner in owners[ring.space].take(ring.base, ring.base + ring.slot_bytes * ring.depth, key):
                 if not _reaches(key, owner, after):
                     taken = owner[1] if owner[0] == kernel.name else "/".join(owner)
-                    findings.add("P6", entity, f"takes bytes of %{taken} over without coming after it")
+                    findings.add("P6", entity, f"reuses bytes of %{taken} without coming after it")
         latest.update(own)
 
 

@@ -3,7 +3,7 @@
 V1  names are well-formed and distinct.
 V2  a value is defined before it is used; there is a result.
 V3  every step is an elementwise op, a reduction or a structural step, with the right number of arguments.
-V4  `ints` and `dtype` are what the step's op needs.
+V4  `ints` and `dtype` fit the step's op.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def test_graph_errors(line: str, expected: str) -> None:
             "load %bt <- %w[%k, 0]",
             "load %bt <- %w[%kk, 0]",
             """\
-t.ppir:13:22: %kk is no loop around this line
+t.ppir:13:22: %kk is not a loop around this line
     load %bt <- %w[%kk, 0]
                    ^^^
   expected: %m, %k""",
@@ -183,7 +183,7 @@ t.ppir:13:21: 1 indices for a tile of 2 axes (%bt)
             "load %bt <-",
             "load %bu <-",
             """\
-t.ppir:13:12: %bu is no buffer here
+t.ppir:13:12: %bu is not a buffer here
     load %bu <- %w[%k, 0]
          ^^^
   hint: did you mean '%bt'?""",

@@ -109,7 +109,7 @@ def test_rings_take_bytes_over_in_order() -> None:
     verify_module(_two_kernels(("gemm_0/at", "gemm_0/bt"), 2048))
     with pytest.raises(VerificationError) as caught:
         verify_module(_two_kernels(("gemm_0/at",), 2048))
-    assert str(caught.value) == ("P6 @s0 @gemm_1 ring %at: takes bytes of %gemm_0/bt over without coming after it")
+    assert str(caught.value) == ("P6 @s0 @gemm_1 ring %at: reuses bytes of %gemm_0/bt without coming after it")
 
 
 def test_a_push_in_another_loop_than_its_claim() -> None:
@@ -118,4 +118,4 @@ def test_a_push_in_another_loop_than_its_claim() -> None:
     text = MODULE.replace(old, old.replace("store.box", two)).replace("{wait(%o, 1), pop", "{pop")
     with pytest.raises(VerificationError) as caught:
         verify_module(parse_module(text, RESOURCES))
-    assert [f.message for f in caught.value.findings] == ["pop of %o stands in other loops than its wait"]
+    assert [f.message for f in caught.value.findings] == ["pop of %o is in other loops than its wait"]

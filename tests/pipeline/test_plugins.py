@@ -144,7 +144,7 @@ def test_a_broken_package_is_named(tmp_path: Path) -> None:
         "error: package half-done 1.2: cannot be used: its entry point 'swirl' of ppuc.passes "
         "(half_done.nowhere:Swirl) does not load\n"
         "  got: ModuleNotFoundError: No module named 'half_done'\n"
-        "  hint: mend or uninstall the package\n"
+        "  hint: fix or uninstall the package\n"
     )
 
 
@@ -194,7 +194,7 @@ def test_faults_stay_faults(offered: Offered) -> None:
         ("ppuc.passes", "stranger", f"{Stranger.__module__}:Stranger", "its neighbour 'nothing' is not a pass"),
         ("ppuc.pipelines", "mine", "math:pi", "is not a tuple of passes"),
         ("ppuc.pipelines", "default", "ppuc.compiler.pipeline.default:NONE", "default is defined already"),
-        ("ppuc.ops", "exp", "math:pi", "is no ppuc.ir.ops.OpDef"),
+        ("ppuc.ops", "exp", "math:pi", "is not a ppuc.ir.ops.OpDef"),
         ("ppuc.importers", "mine", "math:pi", "is no module"),
         ("ppuc.kinds", "mine", "math:pi", "is not a ppuc.compiler.lowering.kernel_kind.KernelKind"),
         ("ppuc.targets", "mine", "math:pi", "is not the path of mine.toml"),

@@ -103,7 +103,7 @@ def test_weights_are_checked_when_they_are_used(little: Path) -> None:
                 artifact.constant(name)
             assert str(caught.value) == (
                 f"{little}: is damaged: the bytes of '{name}' are not those that were written\n"
-                "  hint: copy the file again, or make it anew"
+                "  hint: copy the file again, or recreate it"
             )
 
 
@@ -317,8 +317,8 @@ def test_a_header_that_contradicts_itself_is_damage(saved: Path, edit: Callable[
     ("old", "new", "why"),
     [
         ('"code":{', '"code":{"dtype":"U8",', "the name 'dtype' occurs twice"),
-        ('"code":{', '"code":{"more":NaN,', "NaN is no number in JSON"),
-        ('"code":{', '"code":{"more":-Infinity,', "-Infinity is no number in JSON"),
+        ('"code":{', '"code":{"more":NaN,', "NaN is not a JSON number"),
+        ('"code":{', '"code":{"more":-Infinity,', "-Infinity is not a JSON number"),
         ('"code":{', '"code":{"more":1e999,', "the number 1e999 is too large"),
         ('"code":{', '"code":{"more":9' + "9" * 30 + ",", "a number is too large"),
         ('"code":{', '"code":{"more":"\\ud800",', "surrogates not allowed"),
