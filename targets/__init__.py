@@ -1,1 +1,1 @@
-"""targets."""
+"""Targets: machine descriptions, instruction set, artifacts, cost formulas and the simulator."""

@@ -3,17 +3,16 @@
     code          uint8[n, 32]   instruction words
     descriptors   int64[m]       what the words refer to
     const.NAME    the model's weights, by the program's tensor names, in their own dtype
-    host.NAME     uint8[k]       what runs on the host, as its owner wrote it
-    note.NAME     uint8[k]       what is said about the program and does not run, as its owner wrote it
+    host.NAME     uint8[k]       models that run on the host, in their owner's format
+    note.NAME     uint8[k]       data about the program (remarks), in its owner's format
     metadata      target and its hash, inputs and outputs, symbols (names and origins), the dtypes of the constants,
                   free `meta` (model, digest, compiler version, options), and what `ppuc.targets.container` adds
 
-A section of the metadata that a program has no use for takes no byte (`shared`: constants that are stored once under
-the name of another), and one that a reader does not know is refused, so that later sections need no new version.
+Unused sections of the metadata are omitted (`shared`: constants stored once under another one's name). A reader refuses
+unknown sections, so that new sections need no new format version.
 
-Invariants: equal artifacts give equal bytes (no time, no path, no order of insertion); a file appears under its name
-only when it is complete; whatever is read from it was compared with its checksum. Weights are mapped, and checked when
-they are used for the first time.
+Invariants: equal artifacts give equal bytes (no time, path or insertion order); a file appears under its name only when
+complete; everything read is compared with its checksum. Weights are mapped, and checked on first use.
 """
 
 from __future__ import annotations
@@ -60,12 +59,13 @@ _STORED_AS = {
     DType.U8: "U8",
     DType.BOOL: "BOOL",
 }
-"""safetensors' names. Types it cannot name in every version are stored as bytes; the metadata knows better."""
+"""safetensors' names of types. Types that some of its versions lack are stored as bytes, with their type in the
+metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class IOSpec:
-    """An input or output: its name in the ONNX model, the program's tensor, and the type that a caller sees."""
+    """An input or output: its ONNX name, the program's tensor, and its type for callers."""
 
     name: str
     tensor: str
@@ -74,8 +74,8 @@ class IOSpec:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A compiled model. `constants` are the weights by tensor name; `meta` is free text about its making; `host` holds
-    what runs on the host, by name; `notes` what does not run: the compiler's remarks."""
+    """A compiled model. `constants` are the weights by tensor name; `meta` is free text about its compilation; `host`
+    holds the models that run on the host, by name; `notes` holds data that does not run, such as remarks."""
 
     program: Program
     vectors: tuple[VectorProgram, ...]
@@ -87,7 +87,7 @@ class Artifact:
     notes: Mapping[str, bytes] = field(default_factory=dict)
 
     def constant(self, name: str) -> np.ndarray:
-        """The values of a constant (mapped from the file when the artifact was loaded). KeyError when there is none."""
+        """The values of a constant (mapped from the file if the artifact was loaded). Raises KeyError if unknown."""
         value = self.constants[name]
         return value.array() if isinstance(value, Resource) else value
 
@@ -121,7 +121,7 @@ def _check_constants(artifact: Artifact) -> None:
 
 
 def _first_of_equals(constants: Mapping[str, np.ndarray | Resource]) -> dict[str, str]:
-    """Constant -> the name under which its bytes are: those of one object are stored once."""
+    """Constant -> the name that its bytes are stored under: those of one object are stored once."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in constants.items()}
 
@@ -156,7 +156,7 @@ def _stored(value: np.ndarray | Resource) -> Stored:
 def load(path: str | Path, target: Target | None = None) -> Artifact:
     """Read a .ppu file; with `target`, only one that was compiled for it.
 
-    Raises ArtifactError for a file that is missing, foreign, damaged, of another format version or of another target.
+    Raises ArtifactError for a file that is missing, of another format, damaged, or of another format version or target.
     """
     container = open_container(Path(path))
     metadata = container.metadata
@@ -178,7 +178,7 @@ def load(path: str | Path, target: Target | None = None) -> Artifact:
 
 
 def check(path: str | Path) -> Artifact:
-    """Read a .ppu file, weights included, and verify its program. Raises ArtifactError when anything is wrong."""
+    """Read a .ppu file, including its weights, and verify its program. Raises ArtifactError on any fault."""
     artifact = load(path)
     for name in artifact.constants:
         artifact.constant(name)
@@ -194,7 +194,7 @@ def _artifact(container: Container) -> Artifact:
     try:
         code, descriptors = container.read(_CODE), container.read(_DESCRIPTORS)
         if code.size % WORD.itemsize or descriptors.size % 8:
-            raise ValueError(f"{code.size} and {descriptors.size} bytes are no whole number of words")
+            raise ValueError(f"{code.size} and {descriptors.size} bytes are not a whole number of words")
         symbols = tuple(read_json(metadata["symbols"]))
         program, vectors = decode(Encoded(code.reshape(-1, WORD.itemsize), descriptors.view(np.int64), symbols))
         constants = _constants(container)
@@ -213,13 +213,13 @@ def _artifact(container: Container) -> Artifact:
 
 
 def _parts(container: Container, prefix: str) -> dict[str, bytes]:
-    """What tensors of these names hold."""
+    """Contents of the tensors whose names begin with `prefix`."""
     names = [name for name in container.tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): container.read(name).tobytes() for name in names}
 
 
 def _constants(container: Container) -> dict[str, np.ndarray | Resource]:
-    """The constants, mapped. Raises ValueError when they are not what the file holds."""
+    """The constants, mapped. Raises ValueError if the metadata and the file disagree."""
     types = _texts(read_json(container.metadata["constants"]))
     shared = _texts(read_json(container.metadata.get("shared", "{}")))
     found: dict[str, np.ndarray | Resource] = {}
@@ -227,7 +227,7 @@ def _constants(container: Container) -> dict[str, np.ndarray | Resource]:
         type, place = parse_type(text), container.tensors[_CONST + shared.get(name, name)]
         if place.length != type.bytes:
             raise ValueError(f"constant '{name}' has {place.length} bytes, {type} takes {type.bytes}")
-        if not place.length:  # a file cannot be mapped over no bytes
+        if not place.length:  # an empty range cannot be mapped
             found[name] = Resource(type, array=np.empty(type.dims, type.dtype.numpy), name=name)
         else:
             found[name] = Resource(type, file=place, name=name)

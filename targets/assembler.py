@@ -1,8 +1,7 @@
 """Programs as bytes and as assembly text.
 
-`encode` gives instruction words (streams one after another), a descriptor pool and the symbols that both refer to;
-`decode` gives back an equal program. The assembly text is the text form of level 3 with the vector programs it uses in
-front.
+`encode` produces instruction words (one stream after another), a descriptor pool and the symbols that both refer to;
+`decode` restores an equal program. Assembly text is the text form of level 3, preceded by its vector programs.
 
 Invariants: decode(encode(p)) == p and assemble(disassemble(p)) == p; equal programs encode to equal bytes; the layout
 of every word comes from the instruction table.
@@ -49,7 +48,8 @@ _SYNC = _SLOTS.index("sync")
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """`code` is uint8[n, 32], `descriptors` int64[m]; `symbols` are the strings that descriptors and words number."""
+    """`code` is uint8[n, 32], `descriptors` int64[m]; `symbols` are the strings that descriptors and words refer to by
+    index."""
 
     code: np.ndarray
     descriptors: np.ndarray
@@ -58,7 +58,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class _Sync:
-    """What an instruction does to rings and counters."""
+    """Ring and counter operations of an instruction."""
 
     rings: tuple[RingUse, ...]
     waits: tuple[Wait, ...]
@@ -113,7 +113,7 @@ class _Root:
 def encode(program: Program, vectors: Sequence[VectorProgram]) -> Encoded:
     """Program and vector programs as words, descriptors and symbols.
 
-    Raises CapacityError when a number is too large for its field, InternalError for an instruction outside the table.
+    Raises CapacityError if a number exceeds its field, InternalError for an instruction outside the table.
     """
     pool = PoolWriter()
     code = _CodeWriter(pool)
@@ -134,14 +134,14 @@ def encode(program: Program, vectors: Sequence[VectorProgram]) -> Encoded:
 
 
 def decode(encoded: Encoded) -> tuple[Program, tuple[VectorProgram, ...]]:
-    """The program and vector programs that were encoded. Raises ArtifactError when the words make no program."""
+    """The encoded program and vector programs. Raises ArtifactError for malformed words."""
     try:
         words: Any = np.ascontiguousarray(encoded.code).reshape(-1).view(WORD).tolist()
         pool = PoolReader(encoded.descriptors.tolist(), encoded.symbols)
         root: _Root = pool.get(pool.words[0], _Root)
         segments = tuple(_decode_segment(segment, words, pool) for segment in root.segments)
     except (ValueError, IndexError, TypeError, RecursionError) as error:
-        raise ArtifactError.of("code", "the instruction words make no program", got=error) from None
+        raise ArtifactError.of("code", "the instruction words are malformed", got=error) from None
     program = Program(root.name, root.target, root.target_hash, root.tensors, root.inputs, root.outputs, segments)
     return program, root.vectors
 
@@ -165,8 +165,8 @@ _ITEM = re.compile(r"^[ \t]*(vector|program)[ \t]+@", re.MULTILINE)
 
 
 def _items(text: str) -> Iterator[tuple[str, str]]:
-    """Kind and text of each top-level item, the text behind as many empty lines as stand in front of it, so that errors
-    name the line of the whole text. What stands before the first item belongs to it."""
+    """Kind and text of each top-level item. Empty lines replace the preceding text, so that errors give line numbers of
+    the whole text. Text before the first item belongs to it."""
     starts = list(_ITEM.finditer(text))
     if not starts:
         yield "program", text
@@ -179,7 +179,7 @@ def _items(text: str) -> Iterator[tuple[str, str]]:
 
 
 class _CodeWriter:
-    """Instruction words in the making."""
+    """Accumulates instruction words."""
 
     def __init__(self, pool: PoolWriter) -> None:
         self.pool = pool

@@ -1,11 +1,11 @@
 """Descriptors: frozen IR records as 64-bit words, derived from their field types.
 
-A value of each type takes one word where it is used: a number or bool itself, a float its f64 bits, a string or enum
-member its number counted from 1, a tuple or record the offset of its descriptor in the pool. A tuple's descriptor is
-its length and then its elements; a record's is its fields in declaration order. 0 stands for None.
+A value takes one word where it is used: an integer or bool itself, a float its f64 bits, a string or enum member its
+index counted from 1, a tuple or record the offset of its descriptor in the pool. A tuple's descriptor is its length
+followed by its elements; a record's is its fields in declaration order. 0 stands for None.
 
-Invariants: equal descriptors of one type are stored once, so that equal programs give equal pools; word 0 of a pool is
-the offset of its root record; every offset points backwards from the descriptor that holds it, so a pool has no cycles.
+Invariants: equal descriptors of one type are stored once, so equal programs give equal pools; word 0 of a pool is the
+offset of its root record; offsets point backwards from the descriptor that holds them, so a pool has no cycles.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class PoolWriter:
         return self.intern(kind, tuple(self.put(getattr(value, name), k) for name, k in inner))
 
     def intern(self, kind: Any, words: tuple[int, ...]) -> int:
-        """The offset of a descriptor of type `kind` with these words, stored at its first use. Two types never share
-        one: a number of the first would be an offset of the second, and might not point backwards."""
+        """The offset of a descriptor of type `kind` with these words, stored on first use. Types never share
+        descriptors: a number of one type could be an offset of another that does not point backwards."""
         at = self._offsets.get((kind, words))
         if at is None:
             at = self._offsets[kind, words] = len(self.words)
@@ -73,7 +73,7 @@ class PoolWriter:
 
 
 class PoolReader:
-    """Reads descriptors back. Raises ValueError or IndexError for words that no PoolWriter wrote."""
+    """Reads descriptors back. Raises ValueError or IndexError for malformed words."""
 
     def __init__(self, words: Sequence[int], symbols: Sequence[str]) -> None:
         self.words = words
@@ -81,7 +81,7 @@ class PoolReader:
         self._seen: dict[tuple[Any, int], Any] = {}
 
     def get(self, word: int, kind: Any, limit: int | None = None) -> Any:
-        """The value of type `kind` that `word` stands for; descriptors must lie below offset `limit`."""
+        """The value of type `kind` encoded by `word`; descriptors must lie below offset `limit`."""
         if kind is int:
             return word
         if kind is str:
@@ -132,7 +132,7 @@ def members_of(kind: type[enum.Enum]) -> tuple[enum.Enum, ...]:
 
 @functools.cache
 def shape_of(kind: Any) -> tuple[str, Any]:
-    """How a type is encoded: optional, enum, list or tuple with the inner type(s), or record with its (name, type)
+    """The encoding of a type: optional, enum, list or tuple with the inner type(s), or record with its (name, type)
     fields."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType or origin is typing.Union:

@@ -1,6 +1,6 @@
-"""What must hold between the numbers of a target, beyond the type and sign of each.
+"""Consistency rules between the numbers of a target, beyond type and sign of each.
 
-Invariant: a finding names the leaf that has to change, or the table in which two contradict each other.
+Invariant: a finding names the leaf that must change, or the table with contradicting leaves.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def contradictions(t: Target) -> Iterator[Finding]:
     for name in ("refresh", "turnaround"):
         value = getattr(t.hbm, name)
         if value >= 1:
-            yield f"hbm.{name}", "must be below 1, or nothing is left of the rate", str(value), None
+            yield f"hbm.{name}", "must be below 1, or no bandwidth remains", str(value), None
     if t.alignment_bytes & (t.alignment_bytes - 1):
         yield "alignment_bytes", "must be a power of two", str(t.alignment_bytes), None
     if t.instruction_bytes != 32:
-        yield "instruction_bytes", "is the width of the only encoding", str(t.instruction_bytes), "32"
+        yield "instruction_bytes", "must be the width of the only encoding", str(t.instruction_bytes), "32"
     for mover in ("load", "store"):
         if (queues := getattr(t, mover).queues_per_cu) != 1:
-            yield f"{mover}.queues_per_cu", "is fixed: programs have one stream a queue", str(queues), "1"
+            yield f"{mover}.queues_per_cu", "is fixed: programs have one stream per queue", str(queues), "1"
     yield from _check_depths(t)
     limits = (t.thermal.ambient_c, *dataclasses.astuple(t.temperature))
     if list(limits) != sorted(limits):
@@ -65,7 +65,7 @@ def contradictions(t: Target) -> Iterator[Finding]:
 
 
 def _check_depths(t: Target) -> Iterator[Finding]:
-    """No queue has more under way than the simulator keeps."""
+    """Check that queue depths do not exceed the simulator's limit."""
     depths = {
         "load.in_flight": t.load.in_flight,
         "store.in_flight": t.store.in_flight,
@@ -74,7 +74,12 @@ def _check_depths(t: Target) -> Iterator[Finding]:
     }
     for path, depth in depths.items():
         if depth > MOST_IN_FLIGHT:
-            yield path, "is more than the simulator keeps under way", str(depth), f"at most {MOST_IN_FLIGHT}"
+            yield (
+                path,
+                "exceeds what the simulator keeps in flight",
+                str(depth),
+                f"at most {MOST_IN_FLIGHT}",
+            )
 
 
 def _check_arrays(t: Target) -> Iterator[Finding]:
@@ -87,7 +92,7 @@ def _check_arrays(t: Target) -> Iterator[Finding]:
 
 
 def contradicted_peaks(target: Target, where: str) -> Iterator[Diagnostic]:
-    """Published peaks that do not follow from the machine."""
+    """Published peaks that contradict the target's other numbers."""
     for leaf in target.provenance:
         root, _, dtype = leaf.path.partition(".")
         if root != PEAKS:

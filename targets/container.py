@@ -1,14 +1,15 @@
 """The container of a .ppu file: a safetensors file whose every byte is under a checksum.
 
     bytes 0 .. 8        length of the header, little-endian
-    header              JSON: `__metadata__`, then dtype, shape and place of each tensor; spaces up to a multiple of 8
+    header              JSON: `__metadata__`, then dtype, shape, range of each tensor; space-padded to a multiple of 8
     the rest            the tensors, one after another, without gaps
 
-The metadata begin with `checksum`, that of everything before the tensors but its own digits, and hold one for each
-tensor in `hashes`. All are XXH3-128. Tensors are sorted by element width, widest first, so that each is aligned.
+The metadata begin with `checksum`, which covers everything before the tensors except its own digits, and hold one
+checksum per tensor in `hashes`. All are XXH3-128. Tensors are sorted by element width, widest first, so that each is
+aligned.
 
-Invariant: what was opened has a header as it was written, and exactly the bytes that the header announces; what is read
-or mapped from it is compared with its checksum first.
+Invariant: an open file has an intact header and exactly the bytes that the header declares; data read or mapped is
+compared with its checksum first.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ VERSION = "2"
 
 _PREFIX = b'{"__metadata__":{"checksum":"'
 _AT = 8 + len(_PREFIX)
-"""Where the digits of the header's checksum begin."""
+"""Offset of the digits of the header's checksum."""
 
 _MAX_HEADER = 1 << 30
 _WIDTHS = {
@@ -53,7 +54,7 @@ _WIDTHS = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
-"""Bytes of an element of safetensors' types."""
+"""Bytes per element of safetensors' types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Stored:
 
 
 def write_container(file: BinaryIO, metadata: Mapping[str, str], tensors: Mapping[str, Stored]) -> None:
-    """Write a whole file. The metadata are without format, version and checksums."""
+    """Write a whole file. `metadata` excludes format, version and checksums, which are added."""
     order = sorted(tensors, key=lambda name: (-_WIDTHS[tensors[name].dtype], name))
     table, at = {}, 0
     for name in order:
@@ -86,7 +87,7 @@ def write_container(file: BinaryIO, metadata: Mapping[str, str], tensors: Mappin
 
 
 def compact(value: object) -> str:
-    """The one JSON text of a value."""
+    """The canonical JSON text of a value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -96,14 +97,14 @@ def _header_checksum(header: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """An open file: its metadata, and where its tensors are, with their checksums."""
+    """An open file: its metadata, and ranges and checksums of its tensors."""
 
     path: Path
     metadata: Mapping[str, str]
     tensors: Mapping[str, FileRange]
 
     def read(self, name: str) -> np.ndarray:
-        """The bytes of a tensor. Raises ArtifactError when they are not those that were written."""
+        """The bytes of a tensor. Raises ArtifactError if the checksum does not match."""
         place = self.tensors[name]
         data = np.fromfile(self.path, np.uint8, place.length, offset=place.offset)
         if data.size != place.length:
@@ -113,13 +114,13 @@ class Container:
 
 
 def open_container(path: Path) -> Container:
-    """The file at `path`, its header checked. Raises ArtifactError for a file that cannot be read, is no .ppu file, is
-    damaged, or has another version."""
+    """Open the file at `path` and check its header. Raises ArtifactError for a file that cannot be read, is not a .ppu
+    file, is damaged, or has another version."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             header = _read_header(path, file, size)
-    except (OSError, ValueError) as error:  # ValueError: there is a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         got = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError.of(str(path), "cannot be read", got=got) from None
     try:
@@ -141,7 +142,7 @@ def open_container(path: Path) -> Container:
         raise damaged(path, f"its header contradicts itself ({error})") from None
     end = max((place.offset + place.length for place in tensors.values()), default=len(header))
     if end != size:
-        raise damaged(path, f"it has {size - len(header)} bytes of data, its header announces {end - len(header)}")
+        raise damaged(path, f"it has {size - len(header)} bytes of data, its header declares {end - len(header)}")
     return Container(path, metadata, tensors)
 
 
@@ -162,18 +163,18 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
 
 
 def _metadata_of(header: bytes) -> Mapping[str, Any]:
-    """The metadata of a header that does not begin as those of this version do."""
+    """The metadata of a header that does not begin like those of this version."""
     try:
         metadata = read_json(header[8:])["__metadata__"]
     except (ValueError, KeyError, TypeError):
         metadata = None
-    if not isinstance(metadata, dict):  # damaged, or somebody else's
+    if not isinstance(metadata, dict):  # damaged, or another format
         return {"format": FORMAT, "version": VERSION} if b'"format":"ppu"' in header else {}
     return metadata
 
 
 def _other_version(path: Path, metadata: Mapping[str, Any]) -> ArtifactError:
-    """What to say of a header with these metadata."""
+    """The error for a header with these metadata."""
     if metadata.get("format") != FORMAT:
         return foreign(path, "a safetensors file without a program")
     if metadata.get("version") == VERSION:
@@ -185,8 +186,8 @@ def _other_version(path: Path, metadata: Mapping[str, Any]) -> ArtifactError:
 
 
 def _places(table: Mapping[str, Any], start: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Name, position in the file and bytes of each tensor. Raises ValueError when they overlap, leave a gap, or are not
-    of their shapes, and other errors where something is missing."""
+    """Name, file offset and size of each tensor. Raises ValueError if they overlap, leave a gap or contradict their
+    shapes, and other errors if something is missing."""
     end = 0
     for name, entry in sorted(table.items(), key=lambda item: tuple(item[1]["data_offsets"])):
         first, last = entry["data_offsets"]
@@ -201,13 +202,13 @@ def _places(table: Mapping[str, Any], start: int) -> Iterator[tuple[str, tuple[i
 
 
 def foreign(path: Path, got: str) -> ArtifactError:
-    """What to say of a file that is something else."""
+    """The error for a file of another format."""
     hint = "make one with `ppuc compile MODEL.onnx`"
     return ArtifactError(Diagnostic(str(path), "is not a .ppu file", got, hint=hint))
 
 
 def damaged(path: Path, what: str) -> ArtifactError:
-    """What to say of a file that is not as it was written."""
+    """The error for a damaged file."""
     hint = "copy the file again or compile the model again"
     return ArtifactError(Diagnostic(str(path), f"is damaged: {what}", hint=hint))
 

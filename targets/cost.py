@@ -1,9 +1,9 @@
-"""Cycles of tile statements on a target: the one set of formulas used by the simulator and by lowering's cost model.
+"""Cycles of tile statements on a target: the formulas shared by the simulator and lowering's cost model.
 
 The functions are plain arithmetic on ints, floats or numpy arrays, so the search evaluates thousands of candidates at
 once and the simulator compiles the very same functions. All times are cycles of the target's clock.
 
-Invariant: nothing here knows a program, a graph or the state of a run; a cost never falls when work grows.
+Invariant: costs do not depend on a program, a graph or the state of a run, and are monotonic in the work.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Number = Any
 """An int, a float or an array of them."""
 
 LANES, WEIGHT_STATIONARY, OUTPUT_STATIONARY, EITHER_LANES = range(4)
-"""Organisations of the tensor engine, as numbers for compiled code."""
+"""Kinds of tensor engines, as numbers for compiled code."""
 
 
 @dataclass(frozen=True, slots=True)
 class MmaShape:
-    """What an mma of one element type costs: fragment (m, n, k), interval between fragments of one lane, bytes of an
-    operand element."""
+    """Cost parameters of an mma of one element type: fragment (m, n, k), interval between fragments of one lane, bytes
+    of an operand element."""
 
     m: int
     n: int
@@ -38,10 +38,10 @@ class MmaShape:
 
 
 def mma_shape(dtype: DType, target: Target) -> MmaShape:
-    """The tensor engine's row for operands of `dtype` (u8 multiplies as i8). Raises InternalError when it has none."""
+    """The tensor engine's row for operands of `dtype` (u8 multiplies as i8). Raises InternalError if unsupported."""
     name = "i8" if dtype is DType.U8 else str(dtype)
     if not target.tensor.supports(name):
-        raise InternalError(f"mma on {dtype}, which the tensor engine of {target.name} does not take")
+        raise InternalError(f"mma on {dtype}, which the tensor engine of {target.name} does not support")
     m, n, k = target.tensor.fragment[name]
     return MmaShape(m, n, k, target.tensor.ii_clk[name], dtype.bytes)
 
@@ -73,14 +73,14 @@ def placed(m: Number, n: Number, fm: int, fn: int, rows: int, cols: int, engine:
 def engine_clk(
     m: Number, n: Number, k: Number, fm: int, fn: int, fk: int, ii: int, rows: int, cols: int, engine: int, gap: int
 ) -> Number:
-    """Cycles for which an mma of valid extents m x n x k keeps the engine from the next one, operand delivery aside.
+    """Cycles that an mma of valid extents m x n x k occupies the engine, excluding operand delivery.
 
     Lanes start a step every `ii`, and `gap` (the fill of a serial engine) follows. A systolic array works in folds.
-    With weights in place: ceil(k / R) ceil(n / C) folds that stream m rows, behind which the preload of the next block
-    hides but for R - m cycles; several arrays divide columns, rows or both, whichever is fastest. With results in
-    place: ceil(m / R) ceil(n / C) folds that stream k. Serial arrays (gap > 0) add preload, skew and drain to every
-    fold, which is SCALE-Sim's closed form: 2R + C + m - 2 a fold with weights in place, R + C + k - 2 with results in
-    place; its last result is one cycle early (`drain_clk`).
+    Weight-stationary: ceil(k / R) ceil(n / C) folds that stream m rows, which hide all but R - m cycles of the next
+    block's preload; several arrays divide columns, rows or both, whichever is fastest. Output-stationary: ceil(m / R)
+    ceil(n / C) folds that stream k. Serial arrays (gap > 0) add preload, skew and drain to every fold, which is
+    SCALE-Sim's closed form: 2R + C + m - 2 per weight-stationary fold, R + C + k - 2 per output-stationary fold; its
+    last result is one cycle early (`drain_clk`).
     """
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
     if engine in (LANES, EITHER_LANES):
@@ -113,8 +113,8 @@ def rows_together(rows: int, cols: int, row_tiles: int, col_tiles: int, units: i
 
 def drain_clk(target: Target, shape: MmaShape) -> int:
     """Cycles from the end of an mma's time on the engine to its last result: the pipeline, and for systolic arrays that
-    do not drain after every fold the first block's preload and the skew over rows and columns. The closed form of those
-    that do counts cycles from 0, so their last result is there a cycle before the next fold may begin."""
+    do not drain after every fold the first block's preload and the skew over rows and columns. The closed form for
+    those that do counts cycles from 0, so their last result arrives a cycle before the next fold may begin."""
     if target.tensor.overlap == "serial":
         return 0 if target.tensor.organisation == "lanes" else target.tensor.fill_clk - 1
     skew = {
@@ -127,7 +127,7 @@ def drain_clk(target: Target, shape: MmaShape) -> int:
 
 
 def gap_clk(target: Target) -> int:
-    """What `engine_clk` takes as gap: 0 on a pipelined engine, the fill of serial lanes, 1 for serial arrays."""
+    """The `gap` argument of `engine_clk`: 0 on a pipelined engine, the fill of serial lanes, 1 for serial arrays."""
     if target.tensor.overlap == "pipelined":
         return 0
     return target.tensor.fill_clk if target.tensor.organisation == "lanes" else 1
@@ -161,9 +161,9 @@ def mma_cycles(m: Number, n: Number, k: Number, dtype: DType, target: Target) ->
 
 
 def longer_row(row: int, extent: int, stride: int) -> int:
-    """Elements of a row of a transfer, which is contiguous in memory and in the tile, when the tile's next outer axis
-    of this valid extent and stride in memory joins it; 0 when the row ends there. An axis that is cut also ends the
-    row, because the tile has a gap behind it."""
+    """Elements of a transfer's row, contiguous in memory and in the tile, after joining the tile's next outer axis of
+    this valid extent and memory stride; 0 if the axis does not join. A clipped axis also ends the row, because it
+    leaves a gap in the tile."""
     if extent == 1:
         return row
     return row * extent if stride == row else 0
@@ -171,7 +171,7 @@ def longer_row(row: int, extent: int, stride: int) -> int:
 
 def flow_cap(fetched: Number, moved: Number, rows: Number, row_clk: float, bytes_per_clk: float) -> Number:
     """Largest rate, in bytes of memory per cycle, of a transfer of `fetched` bytes in `rows` contiguous runs that fill
-    `moved` bytes of a tile (more than fetched when an axis is broadcast)."""
+    `moved` bytes of a tile (more than fetched if an axis is broadcast)."""
     return bytes_per_clk * fetched / np.maximum(np.maximum(moved, rows * row_clk * bytes_per_clk), 1e-9)
 
 
@@ -179,9 +179,9 @@ def visit_weight(run: Number, pitch: Number, at_random: bool, burst: int, activa
     """Bytes of device-memory time that one useful byte costs, in contiguous runs of `run` bytes, `pitch` bytes from one
     to the next.
 
-    A regular stream pays for whole bursts, unless the gaps are so narrow that reading through them is cheaper. Runs at
-    random pay an activation each: banks hide part of it, which sqrt(1 + (activate / run)^2) fits (cycle-accurate
-    HBM2 and HBM3 simulations: 64 bytes at 0.24 of the rate, 256 bytes at 0.72).
+    A regular stream pays for whole bursts, unless the gaps are so narrow that reading through them is cheaper. Random
+    runs pay one activation each, partly hidden by banks: fitted by sqrt(1 + (activate / run)^2) (cycle-accurate HBM2
+    and HBM3 simulations: 64 bytes at 0.24 of the rate, 256 bytes at 0.72).
     """
     run = np.maximum(run, 1)
     if at_random:
@@ -190,8 +190,8 @@ def visit_weight(run: Number, pitch: Number, at_random: bool, burst: int, activa
 
 
 def channel_weight(run: int, pitch: int, rows: int, target: Target) -> float:
-    """How many times slower the rows of a box are for meeting in few channels. 1 with hashed addresses; with direct
-    mapping a pitch that is a multiple of channels x interleave puts every row into the same channels."""
+    """Slowdown factor of a box whose rows conflict in few channels. 1 with hashed addresses; with direct mapping, a
+    pitch that is a multiple of channels x interleave puts every row into the same channels."""
     hbm = target.hbm
     if hbm.mapping == "hashed" or rows <= 1:
         return 1.0
@@ -202,7 +202,7 @@ def channel_weight(run: int, pitch: int, rows: int, target: Target) -> float:
 
 
 def hbm_bytes_per_clk(target: Target) -> float:
-    """What long reads sustain, in bytes per cycle."""
+    """Sustained bandwidth of long reads, in bytes per cycle."""
     return target.hbm.gbs * target.hbm.efficiency * (1.0 - target.hbm.refresh) * target.clk_ns
 
 
@@ -216,12 +216,12 @@ def mixed_rate(rate: float, reads: float, writes: float, turnaround: float) -> f
 
 
 def stream_rate(streams: int, banks: int, interleave: int, activate: int) -> float:
-    """Part of the rate of device memory that is left when so many streams of one direction are live.
+    """Remaining share of device-memory bandwidth with this many live streams of one direction.
 
-    A stream takes `interleave` bytes of a row while it is in a channel. It finds the row open if none of the others
-    has used the same of the channel's `banks` meanwhile; else the visit pays an activation as rows at random do
-    (`visit_weight`). What long reads sustain is measured with a stream a unit, so the simulator takes this relative to
-    its value there."""
+    A stream reads `interleave` bytes of a row per visit to a channel. The row is still open if no other stream has used
+    the same of the channel's `banks` meanwhile; otherwise the visit pays an activation like random rows
+    (`visit_weight`). The sustained rate of long reads is measured with one stream per unit, so the simulator takes this
+    share relative to that case."""
     if streams <= 1:
         return 1.0
     closed = (1.0 - (1.0 - 1.0 / banks) ** (streams - 1)) * activate / interleave
@@ -236,11 +236,11 @@ def mesh_of(target: Target) -> tuple[int, int]:
 
 
 def mesh_bytes_per_clk(target: Target) -> float:
-    """What the on-chip network carries to all CEs together when each draws evenly on memories spread over it.
+    """Total on-chip network bandwidth to all CEs, with uniform traffic from distributed memories.
 
-    On a mesh with k routers a side the busiest link of a row carries k / 4 times what one CE draws, (k - 1 / k) / 4 for
-    odd k (uniform traffic under dimension-order routing: Dally and Towles 2004, section 3.3). A crossbar or a single
-    router is as fast as its ports."""
+    On a mesh with k routers per side, the busiest link of a row carries k / 4 times the traffic of one CE, (k - 1 / k)
+    / 4 for odd k (uniform traffic under dimension-order routing: Dally and Towles 2004, section 3.3). A crossbar or a
+    single router is limited only by its ports."""
     if target.noc.kind != "mesh":
         return float(target.noc.ce_port_bytes_per_clk * target.ces)
     load = max((k if k % 2 == 0 else k - 1 / k) / 4 for k in mesh_of(target))
@@ -248,13 +248,14 @@ def mesh_bytes_per_clk(target: Target) -> float:
 
 
 def l2_bytes_per_clk(target: Target) -> float:
-    """What l2 delivers to all units together, through the on-chip network."""
+    """Total l2 bandwidth to all units, through the on-chip network."""
     return min(float(target.l2.bytes_per_clk_total), mesh_bytes_per_clk(target))
 
 
 def hop_offsets(target: Target) -> np.ndarray:
-    """Cycles that each CE's round trips to l2 and the memory controllers take beyond the mean, [CEs]. On a mesh slices
-    are hashed over all routers, so a CE's distance is its mean over the grid; elsewhere all are equally far."""
+    """Deviation from the mean, in cycles, of each CE's round trip to l2 and the memory controllers, [CEs]. On a mesh,
+    slices are hashed over all routers, so a CE's distance is its mean over the grid; elsewhere all distances are
+    equal."""
     ces = target.ces
     if target.noc.kind != "mesh":
         return np.zeros(ces)
@@ -264,7 +265,7 @@ def hop_offsets(target: Target) -> np.ndarray:
 
 
 def latency_clk(space: Space, target: Target) -> float:
-    """From a request to the first byte of a memory of the chip. The host's memory answers as late as device memory."""
+    """Cycles from a request to the first byte from a memory. Host memory has the latency of device memory."""
     return (target.l2.latency_ns if space is Space.L2 else target.hbm.latency_ns) / target.clk_ns
 
 

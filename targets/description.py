@@ -1,13 +1,12 @@
-"""Targets from TOML files: strict loading, override of single numbers, and the checks that keep a target consistent.
+"""Targets from TOML files: strict loading, overrides of single numbers, and consistency checks.
 
-A file is `name` and `description`, then the tree of `ppuc.targets.schema` whose leaves are inline tables
-`{ value = 64, unit = "CU", mark = "F", source = "..." }`. With `like = "h100-class"` a file states only the numbers in
-which its machine differs from that built-in one, or from that of a file beside it (`like = "./mine.toml"`).
-`peak_tops.<dtype>` are published peaks: not part of the machine (the peak follows from lanes, fragment, initiation
-interval and clock) but checked against it to 2 %; they are not taken over.
+A file is `name` and `description`, then the tree of `ppuc.targets.schema` whose leaves are inline tables `{ value = 64,
+unit = "CU", mark = "F", source = "..." }`. With `like = "h100-class"`, a file states only its differences from that
+built-in target, or from a file beside it (`like = "./mine.toml"`). `peak_tops.<dtype>` are published peaks: they are
+not part of the target (the peak follows from lanes, fragment, initiation interval and clock) but checked against it to
+2 %, and not inherited.
 
-Invariant: a Target that leaves this module has every leaf of the schema, no other, and no contradiction
-(`ppuc.targets.consistency`).
+Invariant: a loaded Target has exactly the leaves of the schema and passes `ppuc.targets.consistency`.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ _VALIDATION = _FOLDER / "validation"
 _LEAF_KEYS = ("value", "unit", "mark", "source")
 _NOT_IN_FILE = ("name", "description", "hash", "provenance")
 _LARGEST = 1e15
-"""Beyond any machine, and what the simulator's 64-bit sums of products still hold exactly."""
+"""Upper bound of numbers: beyond any machine, and small enough for exact 64-bit sums of products in the simulator."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slot:
-    """What the schema says of a leaf: its Python type, unit, whether it may be 0 and whether it is informational."""
+    """Schema of a leaf: its Python type, unit, whether it may be 0 and whether it is informational."""
 
     kind: Any
     unit: str
@@ -48,13 +47,12 @@ class Slot:
 
 
 def builtin_targets() -> list[str]:
-    """Names of the PPUs that come with ppuc, sorted."""
+    """Names of the built-in PPUs, sorted."""
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
 def validation_targets() -> list[str]:
-    """Names of the other accelerators that come with ppuc, whose published measurements the timing model is compared
-    with; sorted."""
+    """Names of the other built-in accelerators, whose published measurements validate the timing model; sorted."""
     return sorted(path.stem for path in _VALIDATION.glob("*.toml"))
 
 
@@ -66,27 +64,26 @@ def _file(name: str, found: Any) -> dict[str, Path]:
 
 
 _FILES: Extensible[str, Path] = Extensible("ppuc.targets", _file)
-"""Files of machines that packages bring, by name: entry points of group `ppuc.targets` stand for their paths."""
+"""Target files of packages by name: entry points of group `ppuc.targets` give their paths."""
 
 
 def known_targets() -> list[str]:
-    """Names of all machines that have one: the PPUs that come with ppuc, the other accelerators, and then those of
-    other packages, each sorted."""
+    """Names of all known targets: built-in PPUs, other built-in accelerators, then those of packages, each sorted."""
     return [*builtin_targets(), *validation_targets(), *_FILES.complete()]
 
 
 def default_target() -> str:
-    """The machine that is compiled for when none is named."""
+    """The default target of a compilation."""
     return "zhenwu-m890"
 
 
 def resolve_target(target: str | Target = "") -> Target:
-    """The target of that name or file; the default one for "". Raises TargetError as load_target does."""
+    """The target of that name or file; the default target for "". Raises TargetError as load_target does."""
     return target if isinstance(target, Target) else load_target(target or default_target())
 
 
 def load_target(name_or_path: str | Path) -> Target:
-    """The machine of that name, or the one described by a `.toml` file.
+    """The target of that name, or the one described by a `.toml` file.
 
     Raises TargetError for an unknown name, an unreadable file and any deviation from the schema, naming file and key.
     """
@@ -102,7 +99,7 @@ def _load_named(name: str) -> Target:
 
 
 def _named_file(name: str, where: str) -> Path:
-    """The file of a machine that has a name; `where` is who asks."""
+    """The file of a named target; `where` is the location for errors."""
     if name in builtin_targets():
         return _FOLDER / f"{name}.toml"
     if name in validation_targets():
@@ -133,7 +130,7 @@ def override(target: Target, *assignments: str) -> Target:
 
 
 def leaf_of(target: Target, key: str, where: str) -> Leaf:
-    """The number of `target` that `key` means, shortened or not as in `override`. Raises TargetError at `where`."""
+    """The number of `target` at `key`, which may be shortened as in `override`. Raises TargetError at `where`."""
     leaves = {leaf.path: leaf for leaf in target.provenance if not leaf.path.startswith(PEAKS)}
     return leaves[_resolve(key, list(leaves), where)]
 
@@ -144,7 +141,7 @@ def _assigned(target: Target, leaves: Mapping[str, Leaf], assignment: str) -> Le
     if not (key and equals and text):
         raise TargetError.of(where, "is not an assignment", expected="KEY=VALUE, as in tensor.ii_clk.bf16=32")
     if key.split(".")[0] == PEAKS:
-        raise TargetError.of(where, "peaks follow from the machine", hint=_peak_hint(target, key, text))
+        raise TargetError.of(where, "peaks follow from other numbers", hint=_peak_hint(target, key, text))
     path = _resolve(key, [p for p in leaves if not p.startswith(PEAKS)], where)
     old = leaves[path]
     value = _checked(_read_value(text), _slots()[_generic(path)], where, path)
@@ -155,7 +152,7 @@ def _assigned(target: Target, leaves: Mapping[str, Leaf], assignment: str) -> Le
 
 
 def _load_file(path: Path, above: tuple[Path, ...] = ()) -> Target:
-    """The machine that a file describes; `above` are the files that begin as this one."""
+    """The target that a file describes; `above` are the files that inherit from this one."""
     tree = read_toml(path, TargetError)
     texts = [_text_of(tree, key, str(path)) for key in ("name", "description")]
     begun = _model_of(path, _text_of(tree, "like", str(path)), (*above, path)) if "like" in tree else {}
@@ -164,7 +161,7 @@ def _load_file(path: Path, above: tuple[Path, ...] = ()) -> Target:
 
 
 def _model_of(path: Path, like: str, above: tuple[Path, ...]) -> dict[str, Leaf]:
-    """The numbers of the machine that the one of `path` is like, published peaks apart. Raises TargetError."""
+    """The numbers that the file at `path` inherits, without published peaks. Raises TargetError."""
     other = path.parent / like if like.endswith(".toml") else _named_file(like, f"{path}: like = '{like}'")
     if other.resolve() in {file.resolve() for file in above}:
         raise TargetError.of(f"{path}: like", "leads back to the file itself", got=like)
@@ -180,7 +177,7 @@ def _text_of(tree: dict[str, Any], key: str, where: str) -> str:
 
 
 def _read_leaves(tree: Mapping[str, Any], where: str, begun: Mapping[str, Leaf]) -> Iterator[tuple[str, Leaf]]:
-    """Leaves of a file in schema order, those that it leaves out from `begun`. Raises TargetError with every unknown or
+    """Leaves of a file in schema order, with omitted ones from `begun`. Raises TargetError with every unknown or
     missing key and malformed leaf."""
     given = dict(_flatten(tree, ()))
     paths = _expected_paths({**begun, **given})
@@ -197,7 +194,7 @@ def _read_leaves(tree: Mapping[str, Any], where: str, begun: Mapping[str, Leaf])
 
 
 def _flatten(tree: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """(dotted path, what stands there) for everything that is not a table of tables."""
+    """(dotted path, value) of everything that is not a table of tables."""
     for key, value in tree.items():
         inner = isinstance(value, dict) and not set(value) & set(_LEAF_KEYS)
         if inner and value:
@@ -233,7 +230,7 @@ def _checked(value: Any, slot: Slot, where: str, path: str) -> Any:
     if result is None:
         raise TargetError.of(at, "has the wrong type", got=_show(value), expected=f"{_kind_name(kind)} in {unit}")
     if kind is str and "|" in unit and result not in unit.split("|"):
-        raise TargetError.of(at, "is none of the choices", got=_show(value), expected=unit.replace("|", " or "))
+        raise TargetError.of(at, "is not one of the choices", got=_show(value), expected=unit.replace("|", " or "))
     numbers = result if isinstance(result, tuple) else (result,)
     for number in numbers:
         if isinstance(number, str | bool):
@@ -246,7 +243,7 @@ def _checked(value: Any, slot: Slot, where: str, path: str) -> Any:
 
 
 def _coerced(value: Any, kind: Any) -> Any:
-    """`value` as `kind` (int, float, bool, str or a tuple of ints), None when it is something else."""
+    """`value` as `kind` (int, float, bool, str or a tuple of ints); None if it does not fit."""
     if kind is float:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     if kind in (int, bool, str):
@@ -261,7 +258,7 @@ def _coerced(value: Any, kind: Any) -> Any:
 
 @functools.cache
 def _slots() -> dict[str, Slot]:
-    """Every leaf path of the schema and what it holds, in order."""
+    """Every leaf path of the schema with its slot, in order."""
     return {**dict(_slots_of(Target, "")), f"{PEAKS}.*": Slot(float, "TOPS", False, informational=True)}
 
 
@@ -280,7 +277,7 @@ def _slots_of(cls: type, above: str) -> Iterator[tuple[str, Slot]]:
 
 
 def _expected_paths(given: Iterable[str]) -> list[str]:
-    """Leaf paths that a file must have: an element type that one per-type table names must be in all of them."""
+    """Leaf paths that a file must have: an element type in one per-type table must be in all of them."""
     tables = [path.removesuffix("*") for path in _slots() if path.endswith(".*") and not path.startswith(PEAKS)]
     present = set(given)
     dtypes = [d for d in TENSOR_DTYPES if any(table + d in present for table in tables)] or ["bf16"]
@@ -293,7 +290,7 @@ def _expected_paths(given: Iterable[str]) -> list[str]:
 
 
 def _generic(path: str) -> str:
-    """The schema path of a file's path."""
+    """The schema path of a path in a file."""
     return path if path in _slots() else path.rpartition(".")[0] + ".*"
 
 
@@ -365,7 +362,7 @@ def _instance(cls: Any, above: str, leaves: Mapping[str, Leaf], fixed: Mapping[s
 
 
 def _resolve(key: str, paths: list[str], where: str) -> str:
-    """The one path that `key` names, exactly or with words cut off at an underscore."""
+    """The unique path that `key` names, exactly or with words omitted at underscores."""
     if key in paths:
         return key
     parts = key.split(".")
@@ -392,7 +389,7 @@ def _read_value(text: str) -> Any:
 
 
 def _peak_hint(target: Target, key: str, text: str) -> str:
-    """Which interval gives the peak that the user asked for."""
+    """A hint with the interval that gives the requested peak."""
     dtype, value = key.partition(".")[2], _read_value(text)
     usable = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
     if not usable or not target.tensor.supports(dtype):

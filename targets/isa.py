@@ -1,14 +1,13 @@
-"""The instruction table: one entry an instruction, from which encoder, decoder, verifier messages and manual derive.
+"""The instruction table: one entry per instruction. Encoder, decoder, verifier messages and manual derive from it.
 
-An instruction is one 32-byte word. What does not fit (index expressions, operand lists, ring and counter operations)
-lies in the descriptor pool and the word holds its offset. Besides its own fields every instruction except loop and end
-has a `sync` field: the rings it claims, waits for, pushes and pops, and the counters it waits for and bumps. Names in
-formulas: `ring[x]` is the current slot of ring x, `tensor[box]` the elements of a tensor that a tile maps onto,
-`acc[x]` an accumulator slot. Costs are formulas over the target's numbers and add to `issue_clk` and `ring_op_clk` per
-ring operation.
+An instruction is one 32-byte word. Index expressions, operand lists, ring and counter operations are in the descriptor
+pool, and the word holds their offsets. Besides its own fields every instruction except loop and end has a `sync` field:
+the rings it claims, waits for, pushes and pops, and the counters it waits for and bumps. Names in formulas: `ring[x]`
+is the current slot of ring x, `tensor[box]` the elements of a tensor that a tile maps onto, `acc[x]` an accumulator
+slot. Costs are formulas over the target's numbers and add to `issue_clk` and `ring_op_clk` per ring operation.
 
-Invariants: opcodes and mnemonics are unique; the fields of an entry name every attribute of its statement class that is
-not `sync` or `body`; a word field holds at most one of them.
+Invariants: opcodes and mnemonics are unique; the fields of an entry cover every attribute of its statement class except
+`sync` and `body`; a word field holds at most one of them.
 """
 
 from __future__ import annotations
@@ -203,7 +202,7 @@ BY_OPCODE = {entry.opcode: entry for entry in ISA}
 
 
 def mnemonic_of(stmt: Load | Store | Mma | Vec | Copy) -> str:
-    """The instruction that carries out a tile statement or copy."""
+    """The mnemonic of a tile statement or copy."""
     match stmt:
         case Load(gather=None):
             return "load.window" if any(len(index.axes) > 1 for index in stmt.index) else "load.box"

@@ -1,8 +1,8 @@
-"""Whether a program keeps within the limits of a machine: rings, counters, units, queues and memories.
+"""Checks a program against the limits of a target: rings, counters, units, queues and memories.
 
-The rules of a program itself are in `ppuc.ir.verify`; what they leave out, because it takes a target, is here.
+`ppuc.ir.verify` checks the target-independent rules of a program.
 
-Invariant: a program that passes makes the simulator index nothing that the machine does not have.
+Invariant: the simulator of a program that passes stays within the target's resources.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ppuc.targets.schema import Target
 
 
 def check_limits(program: Program, target: Target) -> None:
-    """Raise CapacityError with every limit of `target` that `program` exceeds: what exceeds it, the number, the limit
-    and the key that holds it."""
+    """Raise CapacityError with every limit of `target` that `program` exceeds: the entity, its number, the limit and
+    its key."""
     findings = [*_memories(program, target)]
     for segment in program.segments:
         findings += _segment(segment, target)
@@ -46,7 +46,7 @@ def _segment(segment: Segment, target: Target) -> Iterator[Diagnostic]:
             target.sync.counters_per_chip,
             "sync.counters_per_chip",
             target,
-            "cut the model into several that are compiled apart, or see what more counters would give with "
+            "split the model into parts compiled separately, or explore more counters with "
             f"--set sync.counters_per_chip={counters}",
         )
     queues = 1 + max((copy.queue for copy in segment.copies), default=-1)

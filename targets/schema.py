@@ -1,15 +1,14 @@
-"""The schema of a target: every number that a compiler or the simulator may ask about a machine.
+"""The schema of a target: every number about a machine that the compiler or the simulator uses.
 
 A target is a tree of frozen dataclasses. Each leaf declares its unit; the TOML files carry, next to each value, that
 unit, a mark (how well the number is known) and its source. Frequencies are MHz, `*_clk` are cycles of the maximum
 clock, GB are 10^9 bytes, and a rate named `per_cu`, `per_slice` or `total` is that of one unit, one slice or the chip.
 
-Invariants (checked by ppuc.targets.description and ppuc.targets.consistency, whether a target comes from a file or an
-override): every leaf is present, of its type and non-negative; a leaf whose unit is `a|b` holds one of these words;
-clocks and temperatures ascend; the lane grid multiplies to the lanes; a systolic fragment has one streamed axis;
-`fragment`, `ii_clk` and `energy.mac_pj` name the same element types, and f8 and f4 appear exactly when `native_fp8` and
-`native_mx` say so. Every leaf that is not marked informational is read: changing it changes a time, an energy, a
-program or a refusal.
+Invariants (checked by ppuc.targets.description and ppuc.targets.consistency, for files and overrides): every leaf is
+present, of its type and non-negative; a leaf whose unit is `a|b` holds one of these words; clocks and temperatures
+ascend; the lane grid multiplies to the lanes; a systolic fragment has one streamed axis; `fragment`, `ii_clk` and
+`energy.mac_pj` name the same element types, and f8 and f4 appear exactly when `native_fp8` and `native_mx` say so.
+Every leaf that is not marked informational is read: changing it changes a time, an energy, a program or a refusal.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ MARKS = {
 """How well a number is known."""
 
 TENSOR_DTYPES = ("f32", "tf32", "bf16", "f16", "i8", "f8e4m3", "f8e5m2", "f4e2m1")
-"""Element types a tensor engine may list. tf32 is f32 rounded to 10 mantissa bits, a mode of the engine and no storage
-type; f4e2m1 is the element of MXFP4 blocks."""
+"""Element types that a tensor engine may list. tf32 is f32 rounded to 10 mantissa bits: a mode of the engine, not a
+storage type; f4e2m1 is the element of MXFP4 blocks."""
 
 
 PEAKS = "peak_tops"
@@ -41,20 +40,19 @@ INFORMATIONAL_DTYPES = ("tf32",)
 """Element types that no instruction multiplies yet: their rows of the tables by type are informational."""
 
 MOST_IN_FLIGHT = 31
-"""Instructions of one queue that the simulator can have under way."""
+"""Maximum instructions in flight per queue in the simulator."""
 
 
 def quantity(unit: str, *, zero: bool = False, informational: bool = False) -> Any:
-    """A leaf of the schema, in `unit`; `zero` permits 0 (a machine without it, or a cost that is free). An
-    `informational` leaf describes the machine to people: neither compiler nor simulator reads it, at most another leaf
-    is checked against it."""
+    """A leaf of the schema, in `unit`; `zero` permits 0 (a missing feature, or a free cost). An `informational` leaf
+    only describes the machine: neither compiler nor simulator reads it, except to check another leaf against it."""
     return field(metadata={"unit": unit, "zero": zero, "informational": informational})
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Clock range. Peaks hold at `max_mhz`; cycle counts are turned into time at `sustained` times that, the clock that
-    is held under continuous load before any power limit."""
+    """Clock range. Peaks hold at `max_mhz`; cycles are converted to time at `sustained` times that, the clock held
+    under continuous load before any power limit."""
 
     min_mhz: float = quantity("MHz")
     base_mhz: float = quantity("MHz", informational=True)
@@ -64,15 +62,14 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How work reaches the units. A segment costs `segment_launch_us`. At `granularity` kernel each further kernel
-    waits for the one before and costs `kernel_us`; within a segment kernels follow one another through their rings.
-    `tiles` streaming: a unit runs the tiles of its place in the grid and loads the next while it finishes the last;
-    persistent: the same, with tiles dealt in order over all units; blocks: dealt in order, and a tile's loads wait for
-    a free accumulator slot of its kernel, as a thread block waits for the registers of another,
-    and products take the time of whole tiles also at a tensor's end. A launch's units begin
-    `dispatch_clk` after one another. Tiles that are dealt in order go so that those under way together cover a square
-    of the result: what they share, a cached l2 serves. `tile_sides` are the sides that the kernels of the machine's
-    library come in."""
+    """How work is launched on the units. A segment costs `segment_launch_us`. With `granularity` kernel, each further
+    kernel waits for the previous one and costs `kernel_us`; with segment, kernels overlap through their rings. `tiles`
+    streaming: a unit runs the tiles of its grid position and loads the next one while it finishes the current one;
+    persistent: the same, with tiles distributed in order over all units; blocks: distributed in order, a tile's loads
+    wait for a free accumulator slot of its kernel, as a thread block waits for registers, and products take the time of
+    whole tiles even at a tensor's edge. The units of a launch start `dispatch_clk` apart. Tiles distributed in order
+    cover a square of the result at any time, so that a cached l2 serves their shared operands. `tile_sides` are the
+    tile sides of the machine's kernel library."""
 
     granularity: str = quantity("segment|kernel")
     kernel_us: float = quantity("us", zero=True)
@@ -84,17 +81,16 @@ class Launch:
 @dataclass(frozen=True, slots=True)
 class TensorEngine:
     """The matrix engine of one unit: `lanes` lanes in a grid, each starting one m x n x k fragment every `ii_clk`
-    cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments, and a lane multiplies
-    what it has fetched for `operand_reuse` fragments of the result, in rows and columns. Where tiles are dealt in order
-    the operands may change places, which computes the transposed result, if fewer fragments cover a tile so. `f32` is
-    full f32 arithmetic.
+    cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments, and a lane reuses fetched
+    operands for `operand_reuse` fragments of the result, in rows and columns. Where tiles are dealt in order the
+    operands may change places, which computes the transposed result, if fewer fragments cover a tile so. `f32` is full
+    f32 arithmetic.
 
     A lane of a systolic engine is an array of R x C cells. Dataflow weight: B's [R, C] block stays, rows of A stream,
-    the fragment is [1, C, R]. Dataflow output: an [R, C] block of the result stays, k streams, the fragment is
-    [R, C, 1].
-    `ii_clk` is the interval between streamed elements. `overlap` serial: a fold (a lane's next stationary block; on
-    lanes: the next instruction) begins when the one before has drained; pipelined: it follows without a gap and its
-    operands are preloaded meanwhile."""
+    the fragment is [1, C, R]. Dataflow output: an [R, C] block of the result stays, k streams, the fragment is [R, C,
+    1]. `ii_clk` is the interval between streamed elements. `overlap` serial: a fold (a lane's next stationary block; on
+    lanes: the next instruction) begins when the previous one has drained; pipelined: it follows without a gap, with its
+    operands preloaded."""
 
     organisation: str = quantity("lanes|systolic")
     dataflow: str = quantity("output|weight")
@@ -113,15 +109,15 @@ class TensorEngine:
         return str(dtype) in self.ii_clk
 
     def macs_per_clk(self, dtype: DType | str) -> float:
-        """Multiply-accumulates per cycle of one unit in steady state. KeyError when `dtype` is not supported."""
+        """Multiply-accumulates per cycle of one unit in steady state. Raises KeyError if `dtype` is not supported."""
         m, n, k = self.fragment[str(dtype)]
         return self.lanes * m * n * k / self.ii_clk[str(dtype)]
 
 
 @dataclass(frozen=True, slots=True)
 class VectorEngine:
-    """The vector engine of one unit: `lanes` 32-bit operations and `sfu_per_clk` special functions a cycle. An
-    operation on i64 takes two."""
+    """The vector engine of one unit: `lanes` 32-bit operations and `sfu_per_clk` special functions per cycle. An
+    operation on i64 counts as two."""
 
     lanes: int = quantity("lane")
     sfu_per_clk: int = quantity("op/clk")
@@ -146,10 +142,9 @@ class Accumulator:
 
 @dataclass(frozen=True, slots=True)
 class L2:
-    """The memory of the chip between units and device memory, in slices on the NoC. `managed` software: it holds what
-    the program puts there; cache: tiles of device memory that units loaded or stored stay in it, the least recently
-    used first to go. `writes` of a cache: back, a stored tile moves on when it has to go, or through, at once.
-    `latency_ns` is the mean over units and slices."""
+    """The memory of the chip between units and device memory, in slices on the NoC. `managed` software: the program
+    places data in it; cache: it keeps tiles of device memory that units loaded or stored, with LRU replacement.
+    `writes` of a cache: back or through. `latency_ns` is the mean over units and slices."""
 
     managed: str = quantity("software|cache")
     writes: str = quantity("back|through")
@@ -163,15 +158,15 @@ class L2:
 
 @dataclass(frozen=True, slots=True)
 class Hbm:
-    """Device memory of whatever kind: nameplate rate and the part of it that long reads sustain (`efficiency`) beside
-    `refresh`, the part of time that refreshing takes.
+    """Device memory of any kind: nameplate rate, the share of it that long reads sustain (`efficiency`), and `refresh`,
+    the share of time that refreshing takes.
 
     `sector_bytes` is the smallest access. Contiguous runs shorter than `burst_bytes`, which is at least a sector, waste
-    the rest of a row visit. Rows at random (gathers) pay an activation worth `activate_bytes` each, hidden in part by
-    other banks. `turnaround` is the part of the rate lost when reads and writes mix evenly. Consecutive
-    `interleave_bytes` lie in different channels; `mapping` direct: by address bits, so that rows whose distance is a
-    power of two meet in few channels; hashed: evenly whatever the distance. `banks` rows are open in a channel; the
-    more streams are live beyond one a unit, the fewer of them find theirs open."""
+    the rest of a burst. Random rows (gathers) pay an activation worth `activate_bytes` each, partly hidden by other
+    banks. `turnaround` is the share of the rate lost when reads and writes mix evenly. Consecutive `interleave_bytes`
+    lie in different channels; `mapping` direct: by address bits, so that rows at power-of-two distances conflict in few
+    channels; hashed: evenly for any distance. Each channel has `banks` open rows; the more streams are live beyond one
+    per unit, the more row misses they have."""
 
     kind: str = quantity("text", informational=True)
     bytes: int = quantity("B")
@@ -191,10 +186,9 @@ class Hbm:
 
 @dataclass(frozen=True, slots=True)
 class Noc:
-    """The on-chip network between CEs, l2 slices and memory controllers. On a mesh of CEs with slices spread over it, a
-    CE's latency differs from the mean by `hop_clk` for every router more or less, there and back, and the links of the
-    mesh bound what all CEs draw together. Multicast within a CE lets units that load the same tile of a cached l2 share
-    one read of it."""
+    """The on-chip network between CEs, l2 slices and memory controllers. On a mesh of CEs with distributed slices, a
+    CE's latency differs from the mean by `hop_clk` per router, both ways, and the links of the mesh bound the total
+    traffic. Multicast within a CE lets units that load the same tile from a cached l2 share one read."""
 
     kind: str = quantity("mesh|crossbar|point")
     ce_port_bytes_per_clk: int = quantity("B/clk")
@@ -205,9 +199,9 @@ class Noc:
 
 @dataclass(frozen=True, slots=True)
 class UnitMover:
-    """A load or store queue of one unit: a transfer starts for `start_clk`, then streams at up to `bytes_per_clk` and
-    one contiguous row of its box every `row_clk`; `in_flight` transfers overlap their starts and latencies. A unit has
-    one queue of each kind: programs have one stream for it."""
+    """A load or store queue of one unit: a transfer takes `start_clk` to start, then streams up to `bytes_per_clk` and
+    one contiguous row of its box every `row_clk`; the starts and latencies of `in_flight` transfers overlap. A unit has
+    one queue of each kind, with one stream in a program."""
 
     queues_per_cu: int = quantity("queue")
     start_clk: int = quantity("clk", zero=True)
@@ -228,7 +222,7 @@ class StageMover:
 @dataclass(frozen=True, slots=True)
 class Sync:
     """Cost and number of rings and counters: a kernel has at most `rings_per_cu` rings, the counters of a segment are
-    numbered below `counters_per_chip`. `queue_depth` instructions of a compute queue may be under way."""
+    numbered below `counters_per_chip`. A compute queue has at most `queue_depth` instructions in flight."""
 
     ring_op_clk: int = quantity("clk", zero=True)
     counter_bump_ns: float = quantity("ns", zero=True)
@@ -247,7 +241,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Interconnect:
-    """Chip-to-chip links; `links` is 0 on a machine without."""
+    """Chip-to-chip links; `links` is 0 if there are none."""
 
     links: int = quantity("link", zero=True, informational=True)
     gbs_per_link_per_dir: float = quantity("GB/s", zero=True, informational=True)
@@ -257,7 +251,7 @@ class Interconnect:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """Scale-out network per card; 0 on a machine without."""
+    """Scale-out network per card; 0 if there is none."""
 
     gbps_per_card: float = quantity("Gb/s", zero=True, informational=True)
 
@@ -367,7 +361,8 @@ class Target:
         return self.cu // self.cu_per_ce
 
     def peak_macs_per_clk(self, dtype: DType | str) -> float:
-        """Multiply-accumulates per cycle of the whole chip. KeyError if the tensor engine does not support `dtype`."""
+        """Multiply-accumulates per cycle of the whole chip. Raises KeyError if the tensor engine does not support
+        `dtype`."""
         return self.cu * self.tensor.macs_per_clk(dtype)
 
     def peak_tops(self, dtype: DType | str) -> float:

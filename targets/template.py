@@ -1,7 +1,6 @@
-"""The text of a new machine's file: what a datasheet gives first, everything else as comments that can be taken in.
+"""The template of a target file: numbers from datasheets first, all others as comments to be uncommented.
 
-Invariant: the file describes a machine with the numbers of the one it begins as, before and after any of its comments
-with a key is taken in.
+Invariant: the file describes a target equal to its base, before and after uncommenting any key.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _DATASHEET = {
     "host.gbs_per_dir": "the link to the host, each way",
     "power.tdp_w": "board power",
 }
-"""Numbers that datasheets print, and what to look for."""
+"""Numbers in datasheets, and what to look for."""
 
 _TIMES = (
     "launch.kernel_us",
@@ -50,11 +49,11 @@ _TIMES = (
     "issue_clk",
     "tensor.fill_clk",
 )
-"""Numbers that decide most of what is left, and that a few measurements give."""
+"""Further numbers with a large effect, from a few measurements."""
 
 
 def template(name: str, like: Target, reference: str) -> str:
-    """The file of a machine called `name` that begins as `like`, which its `like` key names `reference`."""
+    """The file of a target called `name` with base `like`, which its `like` key calls `reference`."""
     leaves = {leaf.path: leaf for leaf in like.leaves() if not leaf.path.startswith(PEAKS)}
     first = [path for path in leaves if _generic(path) in _DATASHEET]
     second = [path for path in _TIMES if path in leaves]
@@ -98,7 +97,7 @@ def _generic(path: str) -> str:
 
 
 def _stated(like: Target, leaves: dict[str, Leaf], paths: Sequence[str]) -> Iterator[str]:
-    """The lines that hold, each number explained once."""
+    """The active lines, with each number explained once."""
     told = set()
     for path in paths:
         meaning = _DATASHEET[_generic(path)]
@@ -110,7 +109,7 @@ def _stated(like: Target, leaves: dict[str, Leaf], paths: Sequence[str]) -> Iter
 
 
 def _by_table(leaves: dict[str, Leaf], paths: Sequence[str]) -> Iterator[str]:
-    """The lines that can be taken in, under what the schema says of their tables."""
+    """The commented lines, under the schema's descriptions of their tables."""
     about = dict(_tables(Target, ""))
     table = None
     for path in paths:
@@ -123,7 +122,7 @@ def _by_table(leaves: dict[str, Leaf], paths: Sequence[str]) -> Iterator[str]:
 
 
 def _tables(record: type, above: str) -> Iterator[tuple[str, str]]:
-    """Dotted path of each leaf -> what its record says of itself."""
+    """Dotted path of each leaf -> the docstring of its record."""
     text = " ".join((record.__doc__ or "").split()).replace("`", "")
     hints = get_type_hints(record)
     for item in fields(record):

@@ -1,15 +1,15 @@
-"""What a vector program costs: per step the operations of the lanes and of the special function unit per element.
+"""The cost of a vector program: lane and special-function operations per element of each step.
 
 The cost is symbolic in the valid extents of the tile's axes: an extent of an intermediate is either a tile axis or a
 number (after a window, a reduction, a reshape), so one derivation serves every edge tile and every candidate tile size.
 
-Counts per element: an arithmetic, comparison, selection or rounding operation is one lane operation. A special
-function is one lookup in the unit plus the lane operations that reduce the range and correct the result: exp, log,
-sqrt, rsqrt, reciprocal and sin take 1 + 1; composites are sums of those (div = reciprocal and a multiply; tanh and
-sigmoid = exp, add, reciprocal; pow = log, multiply, exp; erf = exp, reciprocal and a polynomial of degree five). i64
-takes twice the lane operations. Transpose and reshape move each element once, as does a window that cuts the innermost
-axis; one that leaves it whole is only an address: its elements cross l1 again, but no lane works for them. Numbers of
-four bits are taken out of their bytes, and widened, one an operation.
+Counts per element: an arithmetic, comparison, selection or rounding operation is one lane operation. A special function
+is one lookup in the unit plus the lane operations that reduce the range and correct the result: exp, log, sqrt, rsqrt,
+reciprocal and sin take 1 + 1; composites are sums of those (div = reciprocal and a multiply; tanh and sigmoid = exp,
+add, reciprocal; pow = log, multiply, exp; erf = exp, reciprocal and a polynomial of degree five). i64 takes twice the
+lane operations. Transpose and reshape move each element once, as does a window that cuts the innermost axis; a window
+that keeps it whole only changes addresses: its elements cross l1 again without lane operations. Unpacking and widening
+a 4-bit number takes one operation.
 """
 
 from __future__ import annotations
@@ -110,14 +110,14 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class VecCost:
-    """The cost of a vector program, to be evaluated for the valid extents of a tile."""
+    """The cost of a vector program, as a function of a tile's valid extents."""
 
     terms: tuple[Term, ...]
     traffic: tuple[Traffic, ...]
 
     def cycles(self, extents: Sequence[Number], target: Target) -> Number:
-        """Cycles on the vector engine (issue not included): the steps one after another, and at least as long as l1
-        and acc need to deliver the operands."""
+        """Cycles on the vector engine (issue not included): the sum over steps, but at least the time that l1 and acc
+        need to deliver the operands."""
         total: Number = 0.0
         for t in self.terms:
             total = total + step_clk(
@@ -189,8 +189,8 @@ def _term(step: Step, args: Sequence[tuple[Extent, ...]], result: tuple[Extent, 
 
 
 def _is_address(step: Step, whole: Sequence[Extent]) -> bool:
-    """Whether a window leaves the innermost axis, which runs over the lanes, as it is: then a shifted and strided read
-    of the tile does it, and no lane works for it."""
+    """Whether a window keeps the innermost axis, which runs over the lanes, whole: it is then a shifted and strided
+    read of the tile without lane operations."""
     rank = step.ints[0]
     offset, stride, size = (step.ints[(i + 1) * rank] for i in range(3))
     return offset == 0 and stride == 1 and size == whole[-1][0]

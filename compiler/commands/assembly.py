@@ -99,9 +99,11 @@ def _require_alike(program: Program, base: Artifact, where: str, like: Path) -> 
     for kind in ("inputs", "outputs"):
         if getattr(program, kind) != getattr(base.program, kind):
             got, expected = (", ".join(f"{n} = %{t}" for n, t in getattr(p, kind)) for p in (program, base.program))
-            raise TextError.of(where, f"has other {kind} than {like}", got=got or "none", expected=expected or "none")
+            raise TextError.of(
+                where, f"has different {kind} than {like}", got=got or "none", expected=expected or "none"
+            )
     for name in (*constants, *(t for _, t in (*program.inputs, *program.outputs))):
         new, old = tensors[name], before[name]
         if (new.dtype, new.elements) != (old.dtype, old.elements):
             got, expected = (f"{t.elements} elements of {t.dtype}" for t in (new, old))
-            raise TextError.of(where, f"%{name} holds something else than in {like}", got=got, expected=expected)
+            raise TextError.of(where, f"%{name} differs from that in {like}", got=got, expected=expected)

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ppuc.compiler.frontend.survey import NodeSurvey
 
 WORST = ("ppu", "host", "refused")
-DEFERRED = "compiled when it runs and its sizes are known"
-FOLDED = "known when compiling, or no output needs it"
+DEFERRED = "compiled at run time, when its sizes are known"
+FOLDED = "computed at compile time, or not needed by any output"
 
 
 @click.command(
     "check",
-    short_help="Before compiling: what runs where, and why not.",
+    short_help="Report operator support and unbound dimensions before compiling.",
     epilog="Examples:\n\n  ppuc check net.onnx\n\n"
     "  ppuc check net.onnx --dim batch=1 --dim seq=128 -p bf16 -t ppu-edge\n\n"
     "  ppuc check odd.onnx --host-ops my_ops.py --json | jq '.nodes[] | select(.where != \"ppu\")'",
@@ -39,7 +39,7 @@ FOLDED = "known when compiling, or no output needs it"
     "inputs_file",
     metavar="FILE.npz",
     type=click.Path(path_type=Path),
-    help="Inputs whose shapes bind open sizes, and whose values may be fixed.",
+    help="Inputs whose shapes bind open dimensions, and whose values may be fixed.",
 )
 @json_option
 def check_command(
@@ -48,11 +48,10 @@ def check_command(
     inputs_file: Path | None,
     as_json: bool,
 ) -> int:
-    """Say for every node of MODEL.onnx whether the PPU or the host runs it, and which sizes have to be given with
+    """Report for every node of MODEL.onnx whether the PPU or the host runs it, and which dimensions need sizes from
     --dim.
 
-    With all sizes given the model is also taken through the passes that do not depend on tiling. Exit code 1 when
-    something stands in the way.
+    With all sizes given, the passes up to tiling also run on the model. Exit code 1 if the model cannot be compiled.
     """
     from ppuc.compiler.driver import examine, with_shapes_of_data
     from ppuc.compiler.frontend.conformance.check import conforming
@@ -107,7 +106,8 @@ def _node(node: str, op: str, where: str, why: Reason) -> dict[str, str | None]:
 
 
 def _placed(nodes: Sequence[NodeSurvey], examination: Examination) -> list[dict[str, str | None]]:
-    """The nodes with what importing found. A call of which a part is the host's is the host's, and says which part."""
+    """The nodes with the findings of the import. A function call with a part on the host counts as the host's, and
+    names that part."""
     from ppuc.compiler.frontend.offload.reason import Reason
 
     fates = {n.label: ("ppu", n.reason.within(DEFERRED)) for n in examination.deferred}
@@ -130,7 +130,7 @@ def _placed(nodes: Sequence[NodeSurvey], examination: Examination) -> list[dict[
 
 
 def _host_share(examination: Examination | None) -> float | None:
-    """Share of the arithmetic on the host; None when it is not known."""
+    """Share of the arithmetic on the host; None if unknown."""
     if examination is None or examination.problems:
         return None
     from ppuc.compiler.host.work import host_work, ppu_work
@@ -172,7 +172,7 @@ def _show(out: Console, record: dict[str, Any]) -> None:
 
 
 def _by_op(nodes: Sequence[dict[str, str]]) -> list[tuple[object, ...]]:
-    """One row for each op and fate; nodes that do not run on the PPU are named."""
+    """One row per op and outcome; nodes that do not run on the PPU are named."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for node in nodes:
         groups.setdefault((node["op"], node["where"], node["why"]), []).append(node["node"])

@@ -1,4 +1,4 @@
-"""What commands share: where output goes, progress, and options of the form KEY=VALUE.
+"""Shared code of commands: output, progress, and options of the form KEY=VALUE.
 
 Invariant: a command's result goes to stdout (one JSON object with --json, tables without), everything else to stderr.
 """
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 SCHEMA = 1
-"""Version of the JSON that commands print; it changes when a field changes its meaning or goes."""
+"""Version of the JSON that commands print; it changes when a field is removed or changes its meaning."""
 
 _PATIENCE_SECONDS = 3.0
-"""Loading the simulator from numba's cache takes less."""
+"""Loading the simulator from numba's cache takes less time than this."""
 
 
 def json_option(function: F) -> F:
@@ -41,7 +41,7 @@ def remarks_option(function: F) -> F:
     return click.option(
         "--remarks",
         metavar="FILTER",
-        help="What the passes did and refused, and why: 'all', or words separated by commas that all have to fit, each "
+        help="What the passes did and refused, and why: 'all', or words separated by commas that must all match, each "
         "the name of a pass, 'missed', 'applied' or 'note', a decision such as split-k, or a part of a node's name.",
     )(function)
 
@@ -57,7 +57,7 @@ def emit(command: str, record: dict[str, Any], as_json: bool, show: Callable[[Co
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: numpy scalars as numbers, paths as text, NaN and infinities as null."""
+    """`value` with JSON types: numpy scalars as numbers, paths as text, NaN and infinities as null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -69,7 +69,7 @@ def _plain(value: Any) -> Any:
 
 
 def note(text: str) -> None:
-    """A remark for the person at the terminal."""
+    """Print a note for the user on stderr."""
     click.echo(text, err=True)
 
 
@@ -90,8 +90,8 @@ def progress_bar(what: str) -> Iterator[Progress]:
 
 @contextmanager
 def simulation_bar() -> Iterator[Callable[[str, float], None]]:
-    """A callback for the simulator that drives a bar as `progress_bar` does. How long a run is, only its end shows. The
-    first simulation on a machine compiles the simulator, and says so."""
+    """A callback for the simulator that drives a bar as `progress_bar` does. The length of a run is unknown until its
+    end. The first simulation on a computer compiles the simulator and prints a note."""
     timer = Timer(_PATIENCE_SECONDS, _say_when_compiling)
     timer.daemon = True
     timer.start()
@@ -106,7 +106,7 @@ def _say_when_compiling() -> None:
     from ppuc.targets.simulator.run import compiled
 
     if not compiled():
-        note("note: compiling the simulator for this machine; that takes about half a minute, and is kept")
+        note("note: compiling the simulator for this machine; this takes about half a minute and is cached")
 
 
 def pairs(options: Sequence[str], name: str) -> dict[str, str]:

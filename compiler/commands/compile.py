@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 NOISIEST = 3
-"""Layers named in the summary of what 8 bits cost."""
+"""Number of layers named in the summary of quantization error."""
 
 
 @click.command(
@@ -36,27 +36,27 @@ NOISIEST = 3
     "--dump",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write the program after every pass as text, with constants and a manifest; `ppuc opt` goes on from there.",
+    help="Write the program after every pass as text, with constants and a manifest; `ppuc opt` resumes from it.",
 )
 @click.option(
     "--check-passes",
     is_flag=True,
-    help="Execute the program after every pass and name the first pass and tensor that go wrong (exit code 1).",
+    help="Execute the program after every pass and report the first pass and tensor with wrong values (exit code 1).",
 )
 @click.option(
     "--inputs",
     "inputs_file",
     metavar="FILE.npz",
     type=click.Path(path_type=Path),
-    help="Inputs for --check-passes (default: random); their shapes bind open sizes, and values that sizes depend on "
-    "are fixed.",
+    help="Inputs for --check-passes (default: random); their shapes bind open dimensions, and values that shapes "
+    "depend on are fixed.",
 )
 @click.option(
     "--pad",
     metavar="NAME",
     multiple=True,
-    help="With several sizes of dimension NAME: inputs between them may be padded with zeros to the next one, and "
-    "outputs are cut. Safe when results do not depend on what lies behind them. Repeatable.",
+    help="With several sizes of dimension NAME: inputs of sizes in between are padded with zeros to the next "
+    "one, and outputs are cropped. Safe if results do not depend on later elements. Repeatable.",
 )
 @remarks_option
 @json_option
@@ -73,8 +73,8 @@ def compile_command(
 ) -> None:
     """Compile MODEL.onnx for a target and write the program as FILE.ppu.
 
-    Sizes that the model leaves open are given with --dim; several sizes (--dim batch=1,8) give a program for each
-    combination in one file, with the weights they share stored once. `ppuc run` takes the one for its inputs.
+    Give sizes of open dimensions with --dim. Several sizes (--dim batch=1,8) produce one program per combination in the
+    same file, with shared weights stored once; `ppuc run` selects the one that matches its inputs.
     """
     from ppuc.compiler.entry import compile_program
     from ppuc.compiler.options import Instrumentation
@@ -121,15 +121,15 @@ def compile_command(
 
 
 def _note_samples(studies: list[dict[str, Any]]) -> None:
-    """Say what the cost of 8 bits is not known of."""
+    """Print notes on what the measured quantization error does not cover."""
     if not studies:
-        note("note: what 8 bits cost is not measured where the host computes a part; `ppuc verify` compares outputs")
+        note("note: quantization error is not measured for models with host parts; `ppuc verify` compares outputs")
     elif not studies[0]["samples"]["apart"]:
-        note("note: so few samples say little about ranges: f8 scales get fourfold room, and nothing is fitted to them")
+        note("note: so few samples leave ranges uncertain: f8 scales get fourfold headroom, and weights are not fitted")
 
 
 def _cost(study: dict[str, Any]) -> dict[str, Any]:
-    """What 8 bits cost and bring, of the record of a study."""
+    """Summary of a study's record: quantization error and speed-up."""
     measured = [row for row in study["layers"] if row["isolated_sqnr_db"] is not None]
     noisiest = sorted(measured, key=lambda row: row["isolated_sqnr_db"])[:NOISIEST]
     return {
@@ -155,7 +155,7 @@ def _show(out: Console, record: dict[str, Any]) -> None:
             out.print(f"not repaired: '{refused['method']}' {refused['reason']}")
         names = ", ".join(f"{row['layer']} ({row['isolated_sqnr_db']:.1f} dB alone)" for row in cost["noisiest"])
         if names:
-            out.print(f"noisiest: {names}; `ppuc quantize` lists all, and keeps layers in bf16 with -p mixed")
+            out.print(f"noisiest: {names}; `ppuc quantize` lists all layers, and keeps some in bf16 with -p mixed")
 
     out.print(
         f"{record['output']}: {counted(record['kernels'], 'kernel')} for {record['target']} "

@@ -1,6 +1,6 @@
-"""The inputs of a run: the options that give them, and what they leave to chance.
+"""The inputs of a run: options, and random values for the rest.
 
-Invariant: what is random is said to be, and the same seed gives the same arrays.
+Invariant: random inputs are reported, and the same seed gives the same arrays.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def input_options(function: F) -> F:
 
 
 def read_inputs(inputs_file: Path | None, singles: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays that the options give, and the fills (`random`, `ones`, `zeros`) of inputs to be generated."""
+    """The arrays given by options, and the fills (`random`, `ones`, `zeros`) of inputs to generate."""
     from ppuc.compiler.inputs import FILLS, read_npy, read_npz
 
     arrays = read_npz(inputs_file) if inputs_file is not None else {}
@@ -56,12 +56,11 @@ _MISSING = "--input NAME=random draws random numbers for one"
 def complete_inputs(
     program: CompiledProgram, arrays: dict[str, np.ndarray], fills: dict[str, str], seed: int, where: str
 ) -> dict[str, Any]:
-    """What the options give, with fills generated; everything random, and said so, when they give nothing. Inputs that
-    were fixed have their value; those that only the host holds must be given. Raises InputError when the options give
-    some inputs and not the others."""
+    """The given inputs, with fills generated; without any, all inputs are random, with a note. Fixed inputs have their
+    values; inputs that only the host holds must be given. Raises InputError if only some inputs are given."""
     from ppuc.compiler.inputs import checked_inputs, generate, without_fixed
 
-    if program.variants is not None:  # inputs to be padded, whose shapes are nobody's
+    if program.variants is not None:  # inputs to be padded match no variant's shapes
         return dict(arrays)
     specs, fixed, nothing_given = program.inputs, program.fixed, not arrays and not fills
     foreign = dict(program.plan.host_inputs) if program.plan is not None else {}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "inspect",
-    short_help="What an .onnx, .ppir or .ppu file holds, and why it was compiled so.",
+    short_help="Describe an .onnx, .ppir or .ppu file, and compiler decisions.",
     epilog="Examples:\n\n  ppuc inspect net.ppu\n\n  ppuc inspect steps/12-tile.ppir --json\n\n"
     "  ppuc inspect net.onnx --fusion --dim N=1\n\n  ppuc inspect net.ppu --remarks missed\n\n"
     "  ppuc inspect net.onnx --memory plan.svg -t ppu-tiny",
@@ -38,18 +38,16 @@ if TYPE_CHECKING:
 @click.option(
     "--fusion",
     is_flag=True,
-    help="Say for each tensor whether it stays inside a kernel, and why not; compile options apply to an .onnx.",
+    help="Show for each tensor whether it stays inside a kernel, and if not, why; compile options apply to an .onnx.",
 )
 @click.option(
     "--memory",
     "drawing",
     type=OutputFile(),
     metavar="OUT.svg",
-    help="Draw which tensor holds which bytes of l2 and hbm, and when; compile options apply to an .onnx.",
+    help="Draw the memory plan: live ranges and addresses in l2 and hbm; compile options apply to an .onnx.",
 )
-@click.option(
-    "--check", "whole", is_flag=True, help="Read all of FILE.ppu, weights included, and verify the program in it."
-)
+@click.option("--check", "whole", is_flag=True, help="Read all of FILE.ppu, including weights, and verify its program.")
 @remarks_option
 @compile_arguments(*TARGET, PRECISION, DIM, *QUANTIZATION, ALIAS, *PIPELINE)
 @json_option
@@ -64,8 +62,7 @@ def inspect_command(
 ) -> None:
     """Describe FILE: a model (.onnx), a dumped step (.ppir) or a compiled program (.ppu).
 
-    What the passes did and refused is read from the program, from the manifest of the dump (FILE may be its folder), or
-    from compiling the model.
+    Remarks come from the program, from the manifest of the dump (FILE may be its folder), or from compiling the model.
     """
     from ppuc.compiler.report import contents
     from ppuc.ir.errors import UsageError
@@ -88,12 +85,12 @@ def inspect_command(
             ".ppu": partial(contents.artifact_record, whole=whole),
         }
         if file.suffix not in readers:
-            raise UsageError.of(str(file), "has a name that says nothing of its kind", expected=", ".join(readers))
+            raise UsageError.of(str(file), "unsupported file extension", expected=", ".join(readers))
         emit("inspect", {"file": str(file), **readers[file.suffix](file)}, as_json, contents.show)
 
 
 def _report(file: Path, arguments: CompileArguments, filter: str | None, as_json: bool) -> None:
-    """Print the report on fusion, or the remarks that fit `filter`."""
+    """Print the report on fusion, or the remarks that match `filter`."""
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.report import fusion, remarks
 
@@ -101,7 +98,7 @@ def _report(file: Path, arguments: CompileArguments, filter: str | None, as_json
         options = arguments.options()
         said = remarks.Said(options.target.name, options.precision, compile_model(file, options).remarks)
     else:
-        own = ("dims",) if file.suffix == ".ppu" else ()  # they name one of its variants
+        own = ("dims",) if file.suffix == ".ppu" else ()  # they select one of its variants
         _refuse_all_but(own, arguments, file, "--fusion" if filter is None else "--remarks")
         said = remarks.said_in(file, arguments.sizes())
     about = {"file": str(file), "target": said.target, "precision": said.precision}
@@ -112,7 +109,7 @@ def _report(file: Path, arguments: CompileArguments, filter: str | None, as_json
 
 
 def _draw(file: Path, arguments: CompileArguments, drawing: Path, as_json: bool) -> None:
-    """Draw the memory plan, and print it with what found no room."""
+    """Draw the memory plan, and print it with the tensors that did not fit l2."""
     from ppuc.compiler.report import memory
     from ppuc.compiler.report.memory_svg import memory_svg
     from ppuc.ir.files import write_file
@@ -125,7 +122,7 @@ def _draw(file: Path, arguments: CompileArguments, drawing: Path, as_json: bool)
 
 
 def _memory_plan(file: Path, arguments: CompileArguments) -> tuple[MemoryPlan, tuple[Remark, ...]]:
-    """The plan in a dump or a program, or the one that compiling a model makes, and what the passes said."""
+    """The plan in a dump or a program, or from compiling a model, and the passes' remarks."""
     from ppuc.compiler.report import memory
     from ppuc.ir.errors import UsageError
 
@@ -138,7 +135,7 @@ def _memory_plan(file: Path, arguments: CompileArguments) -> tuple[MemoryPlan, t
             return memory.plan_of_program(made.artifact.program, options.target), made.remarks
         return memory.plan_of_module(made.module, options.target), made.remarks
     if file.suffix not in (".ppir", ".ppu"):
-        raise UsageError.of(str(file), "has a name that says nothing of its kind", expected=".onnx, .ppir, .ppu")
+        raise UsageError.of(str(file), "unsupported file extension", expected=".onnx, .ppir, .ppu")
     _refuse_all_but(("target", "overrides"), arguments, file, "--memory")
     if file.suffix == ".ppir":
         from ppuc.compiler.pipeline.dump import read_manifest
@@ -154,6 +151,6 @@ def _memory_plan(file: Path, arguments: CompileArguments) -> tuple[MemoryPlan, t
 
 
 def _refuse_all_but(names: tuple[str, ...], arguments: CompileArguments, file: Path, report: str) -> None:
-    """Raise UsageError about options of compilation given for what is compiled already."""
+    """Raise UsageError about compile options given for a file that is already compiled."""
     late = f"has no effect: {report} shows a compiled plan as it is"
     arguments.refuse_all_but(names, late, got=file, hint="give the .onnx file")

@@ -1,4 +1,4 @@
-"""ppuc targets, ops and passes: what there is to choose from."""
+"""ppuc targets and ppuc ops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "targets",
-    short_help="The machines, or every number of one of them.",
+    short_help="List the targets, or every number of one.",
     epilog="Examples:\n\n  ppuc targets\n\n  ppuc targets zhenwu-m890 --set hbm.gbs=900\n\n"
     "  ppuc targets zhenwu-m890 --sweep hbm.gbs=2000:4000:500 --model net.onnx --dim N=1\n\n"
     "  ppuc targets --new my-npu --like tpuv3-core\n\n"
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 @click.option(
     "--new",
     metavar="NAME",
-    help="Write NAME.toml, a machine of your own that begins as the one of --like: what a datasheet gives comes first.",
+    help="Write NAME.toml, a new target based on --like, with the numbers from datasheets first.",
 )
-@click.option("--like", metavar="NAME|FILE", help="With --new: the machine that is most like it.")
+@click.option("--like", metavar="NAME|FILE", help="With --new: the most similar known target.")
 @click.option(
     "--sweep",
     "sweeps",
     metavar="KEY=FROM:TO:STEP",
     multiple=True,
-    help="Show what the machine can do, or how long --model takes, for each value of a number; KEY=A,B,C lists values. "
-    "Repeatable: every combination.",
+    help="Show the machine's peaks, or the time of --model, for each value of a number; KEY=A,B,C lists values. "
+    "Repeatable: sweeps all combinations.",
 )
 @click.option("--csv", "csv_file", type=OutputFile(), metavar="FILE.csv", help="Write the rows of a sweep.")
 @click.option(
     "--plot",
     type=OutputFile(),
     metavar="FILE.svg",
-    help="Draw a sweep over its first key, a line for each value of the others; also .png and .html.",
+    help="Plot a sweep over its first key, with a line for each value of the others; also .png and .html.",
 )
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
     metavar="MODEL",
-    help="With --sweep: an .onnx, compiled for every value, or a .ppu, the same program at every value.",
+    help="With --sweep: an .onnx, compiled for every value, or a .ppu, which runs unchanged at every value.",
 )
 @model_options
 @json_option
@@ -71,7 +71,7 @@ def targets_command(
     arguments: CompileArguments,
     as_json: bool,
 ) -> None:
-    """List the targets known by name, or print every number of one with its unit, how well it is known, and its source.
+    """List the known targets, or print every number of one with its unit, mark and source.
 
     Marks: F official, M measured, E estimate, E-cal estimate fitted to measurements, D design choice of this model.
     """
@@ -130,7 +130,7 @@ def targets_command(
 
 
 def _new(name: str, like: str | None) -> dict[str, Any]:
-    """Write the file of a new machine in the current folder."""
+    """Write a new target's file in the current folder."""
     from ppuc.ir.errors import UsageError
     from ppuc.ir.files import write_file
     from ppuc.targets.description import default_target, known_targets, load_target
@@ -139,10 +139,10 @@ def _new(name: str, like: str | None) -> dict[str, Any]:
     like = default_target() if like is None else like
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise UsageError.of(
-            f"--new {name}", "is no name of a machine", expected="up to 100 letters, digits and . _ -, as in my-npu"
+            f"--new {name}", "is not a valid target name", expected="up to 100 letters, digits and . _ -, as in my-npu"
         )
     if name in known_targets():
-        raise UsageError.of(f"--new {name}", "is a machine already", hint=f"ppuc targets {name}")
+        raise UsageError.of(f"--new {name}", "is already a target", hint=f"ppuc targets {name}")
     file = Path(f"{name}.toml")
     if file.exists():
         raise UsageError.of(str(file), "exists already", hint="give another name, or move the file")
@@ -152,12 +152,12 @@ def _new(name: str, like: str | None) -> dict[str, Any]:
 
 
 def _show_new(out: Console, record: dict[str, Any]) -> None:
-    out.print(f"{record['file']}: begins as {record['like']}; its first part is what a datasheet gives")
+    out.print(f"{record['file']}: based on {record['like']}; the first part has the numbers of a datasheet")
     out.print(f"next: edit it, then `ppuc targets {record['file']}`, and use it as --target {record['file']}")
 
 
 def _compiling(arguments: CompileArguments) -> list[str]:
-    """The options that were given of those that say how a model is compiled."""
+    """The given compile options."""
     return [written for name, written in arguments.explicit.items() if name != "overrides"]
 
 
@@ -227,13 +227,13 @@ def _show_target(out: Console, record: dict[str, Any]) -> None:
     out.print("* informational: describes the machine, but no program, time or energy depends on it.")
 
 
-@click.command("ops", short_help="The ops of the graph level, and the ONNX ops that become them.")
+@click.command("ops", short_help="List the ops of the graph level, or the supported ONNX ops.")
 @click.option("--onnx", "onnx_ops", is_flag=True, help="List the ONNX ops that can be imported instead.")
 @json_option
 def ops_command(onnx_ops: bool, as_json: bool) -> None:
-    """List the ops that models are made of inside the compiler, with what each computes.
+    """List the ops of the graph level with their formulas.
 
-    ONNX ops that are not listed by --onnx are expanded by their own ONNX definition when they have one.
+    Other ONNX ops than those listed by --onnx are expanded by their ONNX function definition if they have one.
     """
     if onnx_ops:
         from ppuc.compiler.frontend.registry import importable_ops

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @click.command(
     "opt",
-    short_help="Run passes on a dumped program, or take it to the end.",
+    short_help="Run passes on a dumped program, or finish its compilation.",
     epilog="Examples:\n\n  ppuc opt steps/05-fold.ppir -p canonicalise,fold\n\n"
     "  ppuc opt steps/05-fold.ppir --to-end -o net.ppu",
 )
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.ppir")
 @click.option("-p", "--passes", metavar="PASS[,PASS]", help="Passes to run, in order; options as tile{tries=8}.")
-@click.option("--to-end", is_flag=True, help="Run the rest of the pipeline after what FILE.ppir has been through.")
+@click.option("--to-end", is_flag=True, help="Run the remaining passes of the pipeline of FILE.ppir.")
 @click.option(
     "-o",
     "--output",
@@ -48,10 +48,10 @@ def opt_command(
     arguments: CompileArguments,
     as_json: bool,
 ) -> None:
-    """Read FILE.ppir, run passes, and write the outcome.
+    """Read FILE.ppir, run passes, and write the result.
 
-    Going on from any dump with --to-end gives the same bytes as the compilation that was dumped, unless --pipeline or
-    --disable-pass ask for other passes. Without -p and --to-end the file is parsed, verified and printed again.
+    Resuming from any dump with --to-end gives the same bytes as the original compilation, unless --pipeline or
+    --disable-pass change the passes. Without -p and --to-end the file is parsed, verified and printed again.
     """
     from ppuc.compiler.lowering.tiling.body import NotFusable
     from ppuc.compiler.pipeline.dump import read_manifest
@@ -76,12 +76,12 @@ def opt_command(
         run = Run(machine, steps, progress=progress, listening=True)
         try:
             after = run.run(module)
-        except (VerificationError, NotFusable) as error:  # texts are edited by hand, and some of it shows further down
+        except (VerificationError, NotFusable) as error:  # texts are edited by hand; some mistakes surface only here
             raise TextError.of(
                 str(file),
                 "leads to a program that breaks the rules of the IR",
                 got=error,
-                hint="if ppuc wrote this text and nobody changed it, please report it as a fault of ppuc",
+                hint="if ppuc wrote this text and it was not edited, please report a bug",
             ) from error
     manifest = read_manifest(file.parent)
     before = manifest.said(file.name) if manifest is not None else ()
@@ -93,7 +93,7 @@ def opt_command(
 
 
 def _write(module: Module, target: Target, output: Path | None, remarks: Sequence[Remark]) -> str:
-    """Write the outcome where it was asked for, a program with `remarks`; the text when it was not."""
+    """Write the result to `output`, a program with its `remarks`; without `output`, print the text."""
     from ppuc.ir.errors import UsageError
 
     if output is None:
@@ -110,7 +110,7 @@ def _write(module: Module, target: Target, output: Path | None, remarks: Sequenc
 
         write_ppir(output, module)
     else:
-        raise UsageError.of("-o", "has a name that says neither text nor program", got=output, expected=".ppir or .ppu")
+        raise UsageError.of("-o", "unsupported output extension", got=output, expected=".ppir or .ppu")
     return ""
 
 

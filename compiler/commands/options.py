@@ -1,10 +1,10 @@
-"""The options of every command that compiles, and the record of compile options that they make.
+"""The options of commands that compile, and the resulting compile options.
 
 A command takes a set of them with a decorator (`compile_options`, `model_options`, or `compile_arguments` with a choice
 of its own) and gets one argument, `arguments`. A new option is a `click.option` here, a field of CompileArguments, and
 a line in `CompileArguments.options`.
 
-Invariant: an option that can have no effect is refused, never ignored.
+Invariant: an option without effect is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PRECISION = click.option(
     type=click.Choice(list(PRECISIONS)),
     default="model",
     show_default=True,
-    help="Format in which matrix products are computed; sums are always f32. "
+    help="Format of matrix products' operands; sums are always f32. "
     + "; ".join(f"{p.name}: {p.help}" for p in PRECISIONS.values())
     + ".",
 )
@@ -78,36 +78,34 @@ CALIBRATION: tuple[Decorator, ...] = (
         "--preprocess",
         metavar="FILE.toml",
         type=click.Path(path_type=Path),
-        help="How the model wants the images of a --calibrate folder.",
+        help="Preprocessing of the images of a --calibrate folder.",
     ),
     click.option(
         "--method",
         type=click.Choice(("max", "percentile", "mse", "entropy")),
         default="max",
         show_default=True,
-        help="How ranges seen in calibration become scales.",
+        help="How calibrated ranges become scales.",
     ),
     click.option(
-        "--headroom", type=click.FloatRange(1.0, 64.0), help="Room of f8 scales above the largest number seen."
+        "--headroom", type=click.FloatRange(1.0, 64.0), help="Headroom of f8 scales above the largest number seen."
     ),
-    click.option("--power-of-two", is_flag=True, help="Scales are powers of two."),
-    click.option(
-        "--no-repair", is_flag=True, help="Calibrated weights are rounded to the nearest, and nothing is fitted."
-    ),
+    click.option("--power-of-two", is_flag=True, help="Restrict scales to powers of two."),
+    click.option("--no-repair", is_flag=True, help="Round calibrated weights to nearest, without fitting them."),
 )
 
 POLICY = click.option(
     "--policy",
     metavar="FILE.toml",
     type=click.Path(path_type=Path),
-    help="Formats and scales of layers, as `ppuc quantize` writes them.",
+    help="Formats and scales of layers, as written by `ppuc quantize`.",
 )
 
 ALIAS = click.option(
     "--alias",
     metavar="PAST=PRESENT",
     multiple=True,
-    help="Output PRESENT is input PAST with something appended (a cache of keys or values): it shares the memory of "
+    help="Output PRESENT is input PAST with elements appended (a key or value cache): it shares the memory of "
     "PAST, and only the new part is written. Repeatable.",
 )
 
@@ -118,7 +116,7 @@ TUNE = click.option(
     default=1,
     show_default=True,
     help="Measure the N best tilings of every matmul and convolution on the simulator and take the fastest; 1: the "
-    "cost model decides. What was found is kept, so only the first compilation of a shape takes long.",
+    "cost model decides. Results are cached, so only the first compilation of a shape is slow.",
 )
 
 PIPELINE: tuple[Decorator, ...] = (
@@ -134,14 +132,14 @@ PIPELINE: tuple[Decorator, ...] = (
         "--disable-pass",
         metavar="NAME",
         multiple=True,
-        help="Leave a pass out. Repeatable; one that every program needs is refused.",
+        help="Disable a pass. Repeatable; required passes cannot be disabled.",
     ),
 )
 
 LENIENT = click.option(
     "--lenient",
     is_flag=True,
-    help="Take a model that breaks rules of ONNX for what it most likely means, and warn of each rule.",
+    help="Accept a model that violates ONNX, with its most likely meaning, and warn about each violation.",
 )
 
 HOST: tuple[Decorator, ...] = (
@@ -150,16 +148,16 @@ HOST: tuple[Decorator, ...] = (
         metavar="FILE.py",
         multiple=True,
         type=click.Path(path_type=Path),
-        help="Python functions for ops that nobody else knows, marked @ppuc.host_op('domain::Op'). Repeatable.",
+        help="Python functions for custom ops, marked @ppuc.host_op('domain::Op'). Repeatable.",
     ),
-    click.option("--no-host", is_flag=True, help="Refuse a model of which a part would run on the host."),
+    click.option("--no-host", is_flag=True, help="Refuse a model if part of it would run on the host."),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CompileArguments:
-    """The options of a command line as given; `explicit` names those that stand there, by field, as they are written.
-    A command that takes only some of them leaves the others at their defaults."""
+    """The compile options of a command line; `explicit` maps the fields of given ones to their spelling. A command that
+    takes only some of them leaves the others at their defaults."""
 
     target: str = ""
     overrides: tuple[str, ...] = ()
@@ -183,7 +181,7 @@ class CompileArguments:
 
     @property
     def names_target(self) -> bool:
-        """Whether a machine is asked for."""
+        """Whether a target was given."""
         return bool(self.target or self.overrides)
 
     def machine(self, default: str = "") -> Target:
@@ -209,9 +207,9 @@ class CompileArguments:
         dims: Mapping[str, int] | None = None,
         labels: bool = False,
     ) -> CompileOptions:
-        """The options for a model that is given `arrays`, whose shapes bind open sizes and whose values may be fixed.
-        `target` and `dims` stand for those of the command line; `labels`: samples hold more than inputs. Raises
-        PpucError for options that nobody can follow."""
+        """The options for a model with input `arrays`, whose shapes bind open dimensions and whose values may be fixed.
+        `target` and `dims` override those of the command line; `labels`: samples hold more than inputs. Raises
+        PpucError for contradictory options."""
         from ppuc.compiler.options import CompileOptions, HostPolicy
 
         arrays = arrays or {}
@@ -255,12 +253,13 @@ class CompileArguments:
                 raise UsageError.of(written, what, got=got, expected=expected, hint=hint)
 
     def refuse_all_but(self, names: Collection[str], what: str, got: object = None, hint: str | None = None) -> None:
-        """Raise UsageError about the first option that was given and is not one of these."""
+        """Raise UsageError about the first given option that is not one of these."""
         self.refuse({f.name for f in fields(self)} - set(names), what, got, hint=hint)
 
 
 def compile_arguments(*options: Decorator) -> Decorator:
-    """Give a command these options, and those among its own that are fields of CompileArguments, as one argument."""
+    """A decorator that passes these options, and the command's own that are fields of CompileArguments, as one
+    argument."""
     names = [f.name for f in fields(CompileArguments) if f.name != "explicit"]
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -297,10 +296,10 @@ QUANTIZATION: tuple[Decorator, ...] = (CALIBRATE, *CALIBRATION, POLICY)
 MODEL: tuple[Decorator, ...] = (PRECISION, DIM, *QUANTIZATION, ALIAS, TUNE, *PIPELINE, *HOST, LENIENT)
 
 model_options = compile_arguments(*MODEL)
-"""Everything about how a model is compiled but the machine."""
+"""All compile options except the target."""
 
 compile_options = compile_arguments(*TARGET, *MODEL)
-"""Everything about how a model is compiled."""
+"""All compile options."""
 
 
 def chosen_target(name: str, overrides: Sequence[str]) -> Target:
@@ -311,7 +310,7 @@ def chosen_target(name: str, overrides: Sequence[str]) -> Target:
 
 
 def dim_sizes(options: Sequence[str]) -> dict[str, int]:
-    """--dim options. Raises UsageError when a size is no positive number."""
+    """Parse --dim options. Raises UsageError unless sizes are positive integers."""
     return {key: _size(key, text) for key, text in pairs(options, "--dim").items()}
 
 

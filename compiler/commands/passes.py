@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command("passes", short_help="Pipelines, and the passes they are made of.")
+@click.command("passes", short_help="List pipelines and their passes.")
 @json_option
 def passes_command(as_json: bool) -> None:
-    """List the passes of the default pipeline in order, what each does, the other pipelines (--pipeline NAME), the
-    options of passes (`ppuc opt -p PASS{NAME=VALUE}`) and which passes --disable-pass cannot leave out."""
+    """List the passes of the default pipeline in order with what each does, the other pipelines (--pipeline NAME), the
+    options of passes (`ppuc opt -p PASS{NAME=VALUE}`) and the passes that --disable-pass cannot disable."""
     from ppuc.compiler.pipeline.chosen import named_pipeline
     from ppuc.compiler.pipeline.pass_options import describe_options, options_text, spec_of
     from ppuc.compiler.pipeline.registry import PASSES, PIPELINES
@@ -60,7 +60,7 @@ def _show(out: Console, record: dict[str, Any]) -> None:
             out.print(f"\npipeline {name}\n  {', '.join(specs)}", highlight=False)
     used = {spec.partition("{")[0] for specs in record["pipelines"].values() for spec in specs}
     apart = [(p["pass"], p["help"] + _source(p)) for p in record["passes"] if p["pass"] not in used]
-    _section(out, "passes of no pipeline", apart)
+    _section(out, "passes outside all pipelines", apart)
     named = [(f"{name}{{{o['name']}=...}}", _about(o)) for name, listed in record["options"].items() for o in listed]
     _section(out, "options", named)
     held = [(p["pass"], _contracts(p)) for p in record["passes"] if p["requires"] or p["ensures"]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "profile",
-    short_help="Where the time goes, and whose it is.",
+    short_help="Break down where the time of a model goes.",
     epilog="Examples:\n\n  ppuc profile net.ppu --timing-only --top 10\n\n"
     "  ppuc profile net.onnx --dim N=1 --trace trace.json --set tensor.ii.bf16=32\n\n"
     "  ppuc profile net.onnx --timing-only --json | jq .waterfall.parts",
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     default=100_000,
     show_default=True,
     metavar="N",
-    help="Instructions in the trace; beyond it, whole units are left out.",
+    help="Maximum instructions in the trace; beyond it, whole units are omitted.",
 )
 @click.option(
     "--top",
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 @click.option(
     "--interval/--no-interval",
     default=None,
-    help="Time the program again with each estimated number of the target changed, and print how far off the result "
-    "may be. Default: when that takes seconds.",
+    help="Time the program again with each estimated number of the target varied, and print the resulting interval. "
+    "Default: if that takes only seconds.",
 )
 @json_option
 def profile_command(
@@ -72,12 +72,12 @@ def profile_command(
 ) -> int:
     """Simulate MODEL (.ppu, or .onnx, which is compiled first) and print where its time goes.
 
-    The waterfall starts from the time that a perfect machine would need and adds what is lost, step by step: to the
-    silicon, to the compiler, to launches and the host. Its parts sum to the total.
+    The waterfall starts from the time of a perfect machine and adds losses step by step: silicon, compiler, launches
+    and host. Its parts sum to the total.
 
-    Kernels overlap: each is charged the time by which it moves the end of the run on, and that time is split into
-    engines, bandwidth, latency and waiting. Utilisation is over a kernel's own span, of the whole chip's peak. An ONNX
-    node is charged for the kernels that do most of their work for it.
+    Kernels overlap: each is charged the time by which it delays the end of the run, and that time is split into
+    engines, bandwidth, latency and waiting. Utilisation is relative to the chip's peak over a kernel's own span. An
+    ONNX node is charged for the kernels that do most of their work for it.
     """
     from ppuc.compiler.host.transfer import host_rows
     from ppuc.compiler.report.deferred import deferred_rows, show_deferred
@@ -102,11 +102,11 @@ def profile_command(
     found = None
     deferred = deferred_rows(program.plan, result.deferred) if program.plan is not None else []
     if deferred and interval:
-        note("note: no interval, because a part of the program was compiled while it ran")
+        note("note: no interval, because a part of the program was compiled at run time")
     if deferred and trace is not None:
-        note("note: the trace leaves out what was compiled while the program ran")
+        note("note: the trace omits programs compiled at run time")
     if trace is not None and program.plan is not None and program.plan.nodes:
-        note("note: the trace leaves out what the host computes: it shows simulated time")
+        note("note: the trace omits host steps: it shows simulated time")
     if interval is not False and not deferred:
         with progress_bar("interval") as progress:
             found = time_interval(program, result.profile, always=bool(interval), progress=progress)

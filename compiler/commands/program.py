@@ -1,4 +1,4 @@
-"""The program that a command works on: compiled from an .onnx, or loaded from a .ppu.
+"""The program of a command: compiled from an .onnx, or loaded from a .ppu.
 
 Invariant: a compile option that comes too late for a .ppu is refused, never ignored.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ppuc.targets.description import Target
 
 AT_RUN = ("target", "overrides", "dims", "host_ops")
-"""Compile options that a compiled program has a use for."""
+"""Compile options that apply to a compiled program."""
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether a MODEL argument means a compiled program, by its name."""
+    """Whether a MODEL argument is a compiled program, by its extension."""
     return path.suffix == ".ppu"
 
 
@@ -69,7 +69,7 @@ def _loaded(
 
 
 def _chosen(program: CompiledProgram, dims: dict[str, int], arrays: dict[str, np.ndarray]) -> CompiledProgram:
-    """Of a program with variants the one that sizes or input arrays ask for; padded inputs need all of them."""
+    """The variant that matches sizes or input arrays; padded inputs need all variants."""
     if program.variants is None:
         return program
     if dims:
@@ -83,7 +83,7 @@ def _chosen(program: CompiledProgram, dims: dict[str, int], arrays: dict[str, np
 
 
 def note_dynamic_scales(options: CompileOptions) -> None:
-    """Say when the scales of activations will be computed at run time."""
+    """Print a note if activation scales are computed at run time."""
     precision, how = PRECISIONS[options.precision], options.quantization
     if precision.scales_activations and not precision.per_layer and how.data is None and how.policy is None:
         from ppuc.compiler.quantization.quantize import DYNAMIC
@@ -92,7 +92,7 @@ def note_dynamic_scales(options: CompileOptions) -> None:
 
 
 def note_compromises(program: CompiledProgram) -> None:
-    """Say which inputs were fixed, and what runs on the host."""
+    """Print notes on fixed inputs and nodes on the host."""
     for name, value in program.fixed.items():
         note(f"note: input '{name}' is fixed to {' '.join(str(value).split())}, because sizes or branches depend on it")
     if program.plan is not None:
@@ -103,13 +103,11 @@ def note_compromises(program: CompiledProgram) -> None:
         if program.plan.deferred:
             waiting = len(program.plan.deferred)
             how = _deferred_formats(PRECISIONS[program.options.precision])
-            note(
-                f"note: {waiting} node{'s are' if waiting > 1 else ' is'} compiled when the program runs on inputs{how}"
-            )
+            note(f"note: {waiting} node{'s are' if waiting > 1 else ' is'} compiled at run time{how}")
 
 
 def _deferred_formats(precision: Precision) -> str:
-    """What becomes of 8-bit formats in what no samples reach when a program is compiled."""
+    """How parts compiled at run time, which samples do not reach, treat 8-bit formats."""
     if precision.per_layer:
         return ", in the model's own precision"
-    return ", with scales of that moment" if precision.scales_activations else ""
+    return ", with scales computed then" if precision.scales_activations else ""

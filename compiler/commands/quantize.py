@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Share(click.ParamType):  # type: ignore[type-arg]
-    """A part of 1, as `99%` or `0.99`."""
+    """A fraction, as `99%` or `0.99`."""
 
     name = "share"
 
@@ -47,13 +47,13 @@ class Share(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             number = -1.0
         if not 0 <= number <= 1:
-            self.fail(f"{text} is no share: give 99% or 0.99")
+            self.fail(f"{text} is not a share: give 99% or 0.99")
         return number
 
 
 @click.command(
     "quantize",
-    short_help="8-bit formats for a model's layers: what they cost and bring.",
+    short_help="Quantize a model's layers: accuracy and speed of 8-bit formats.",
     epilog="Examples:\n\n  ppuc quantize net.onnx --calibrate data.npz\n\n"
     "  ppuc quantize net.onnx --calibrate images --preprocess how.toml -p mixed --min-sqnr 25 -o policy.toml\n\n"
     "  ppuc compile net.onnx -p mixed --policy policy.toml",
@@ -70,7 +70,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
     "--evaluate",
     metavar="DATA",
     type=click.Path(path_type=Path),
-    help="Samples to report on. Default: a quarter of --calibrate, which nothing else sees.",
+    help="Samples to report on. Default: a held-out quarter of --calibrate.",
 )
 @click.option(
     "--precision",
@@ -78,7 +78,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
     type=click.Choice([p.name for p in PRECISIONS.values() if p.scales_activations]),
     default="fp8",
     show_default=True,
-    help="All layers in one format, or as many as the goal allows in the better of both.",
+    help="All layers in one format, or as many as the goal allows, each in the better format.",
 )
 @click.option("--min-sqnr", type=float, metavar="DB", help="Mixed: least signal-to-noise ratio of the outputs.")
 @click.option("--min-agreement", type=Share(), metavar="SHARE", help="Mixed: least share of equal decisions.")
@@ -88,14 +88,16 @@ class Share(click.ParamType):  # type: ignore[type-arg]
     "--metric",
     type=click.Path(path_type=Path),
     metavar="FILE.py",
-    help="A file with metric(outputs, inputs) -> float; larger is better. Lists of dicts, one a sample; arrays in the "
-    "data that are no inputs (labels) come with the inputs.",
+    help="A file with metric(outputs, inputs) -> float; larger is better. Lists of dicts, one per sample; arrays in "
+    "the data other than inputs (labels) come with the inputs.",
 )
 @click.option(
-    "--attention", is_flag=True, help="Recognised attention in f8 too: pays where sequences are long and heads wide."
+    "--attention",
+    is_flag=True,
+    help="Also quantize recognised attention to f8: worthwhile for long sequences and wide heads.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use the first N samples only.")
-@click.option("--state", type=OutputFile(), metavar="FILE", help="Keep what is measured, to resume after interruption.")
+@click.option("--state", type=OutputFile(), metavar="FILE", help="Store measurements, to resume after an interruption.")
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.toml", help="Write the policy.")
 @click.option("--plot", type=OutputFile(), metavar="FILE.svg", help="Draw accuracy against the share in 8 bits.")
 @click.option("--top", type=click.IntRange(min=0), default=0, metavar="N", help="Show the N noisiest layers (0: all).")
@@ -118,10 +120,10 @@ def quantize_command(
     top: int,
     as_json: bool,
 ) -> int:
-    """Quantize MODEL.onnx on data and report, layer by layer, what it costs in accuracy and brings in simulated time.
+    """Quantize MODEL.onnx on data and report accuracy loss and simulated speed-up by layer.
 
-    With -p mixed the fewest layers are kept in bf16 with which the goal is met. Exit code 1 when the goal is missed on
-    the samples that the report is made on.
+    With -p mixed, as few layers as possible stay in bf16 to meet the goal. Exit code 1 if the goal is missed on the
+    reported samples.
     """
     from ppuc.compiler.quantization.data import FEW
     from ppuc.compiler.quantization.metric import load_metric
@@ -144,8 +146,8 @@ def quantize_command(
         given = list(subject.samples(data))[:samples]
         _check_samples(given, data.where)
         if len(given) < FEW:
-            room = "; f8 scales get fourfold room" if arguments.headroom is None else ""
-            note(f"note: {len(given)} samples say little about ranges{room}; nothing is fitted to them")
+            room = "; f8 scales get fourfold headroom" if arguments.headroom is None else ""
+            note(f"note: {len(given)} samples leave ranges uncertain{room}; weights are not fitted")
         evaluation = subject.samples(data.beside(evaluate)) if evaluate is not None else []
         with progress_bar("quantize") as progress:
             return subject.run(given, evaluation, aim, lambda what: progress(what, 0, 0))
@@ -225,6 +227,6 @@ def _prepared(source: Source, options: CompileOptions, attention: bool) -> Prepa
     from ppuc.compiler.quantization.prepare import prepare
 
     module = initial_module(load_model(source, dims=options.dims, shapes=options.shapes), options)
-    aliased(module, options.aliases)  # what cannot share memory is refused before anything is measured
+    aliased(module, options.aliases)  # refuse impossible aliases before measuring
     prepared = prepare(module, options)
     return prepared.with_attention() if attention else prepared

@@ -38,7 +38,7 @@ def run_command(
     output: Path | None,
     as_json: bool,
 ) -> int:
-    """Run MODEL (.ppu, or .onnx, which is compiled first) and print its outputs and the simulated time.
+    """Run MODEL (.ppu, or .onnx, which is compiled first) and print its outputs and simulated time.
 
     Without --inputs and --input, inputs are random. Exit code 1 when the run shows a hazard.
     """
@@ -127,7 +127,7 @@ def _show(out: Console, record: dict[str, Any]) -> None:
 
 
 def _first(elements: Sequence[float | int | str]) -> str:
-    """The first elements of an array, with what of them a table has room for."""
+    """The first elements of an array, shortened for a table."""
     return " ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in elements)
 
 

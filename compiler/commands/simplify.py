@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @click.command(
     "simplify",
-    short_help="Clean an ONNX model up: the same function in fewer nodes.",
+    short_help="Simplify an ONNX model: the same function with fewer nodes.",
     epilog="Examples:\n\n  ppuc simplify net.onnx -o small.onnx\n\n"
     "  ppuc simplify net.onnx -o small.onnx --dim batch=1 --json",
 )
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
-@click.option("-o", "--output", required=True, type=OutputFile(), metavar="OUT.onnx", help="Where the result goes.")
+@click.option("-o", "--output", required=True, type=OutputFile(), metavar="OUT.onnx", help="File to write.")
 @click.option(
     "--dim",
     "dims",
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--fold-defaults",
     is_flag=True,
-    help="Make constants of initializers that are inputs as well; without it, the result still takes others for them.",
+    help="Treat initializers that are also inputs as constants; otherwise they remain overridable.",
 )
 @click.option("--no-check", is_flag=True, help="Do not run both models with ONNX Runtime.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the check's random inputs.")
@@ -47,11 +47,11 @@ def simplify_command(
     seed: int,
     as_json: bool,
 ) -> int:
-    """Write MODEL.onnx with constants computed, shape arithmetic folded, repeated and needless nodes gone, and scales,
-    biases and normalisations taken into the weights beside them.
+    """Simplify MODEL.onnx: fold constants and shape arithmetic, remove duplicate and redundant nodes, and fold scales,
+    biases and normalisations into adjacent weights.
 
-    The result has the same inputs, outputs, opset and standard ops. Both models are run on random inputs with ONNX
-    Runtime; exit code 1, and nothing is written, when they disagree.
+    The result has the same inputs, outputs, opset and standard ops. ONNX Runtime compares both models on random inputs;
+    if they disagree, the exit code is 1 and nothing is written.
     """
     from ppuc.compiler.simplify.convert import save_model
     from ppuc.compiler.simplify.driver import simplify
@@ -60,7 +60,7 @@ def simplify_command(
     result = simplify(model, dim_sizes(dims), fold_defaults=fold_defaults, verify=not no_check, seed=seed)
     if result.defaults:
         which = ", ".join(result.defaults[:3]) + (", ..." if len(result.defaults) > 3 else "")
-        note(f"note: {which}: initializers that are inputs as well, and no constants; --fold-defaults makes them such")
+        note(f"note: {which}: initializers that are also inputs, so not constant; --fold-defaults makes them constant")
     if result.ok:
         save_model(result.model, output)
     record = {

@@ -1,7 +1,7 @@
-"""Standard output and error that say when they cannot be written, as an error of their own.
+"""Standard output and error streams that raise a dedicated error if they cannot be written.
 
-Invariant: whatever becomes of the streams (a full disk, a descriptor that is closed), a command ends with an exit code
-of its own and leaves them as they were.
+Invariant: if a stream fails (full disk, closed descriptor), a command still ends with its own exit code and restores
+the streams.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class StreamError(Exception):
 
 
 class _Checked:
-    """A text stream whose failures are StreamErrors. A pipe that nobody reads stays a BrokenPipeError."""
+    """A text stream whose failures are StreamErrors, except BrokenPipeError of a closed pipe."""
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -45,7 +45,7 @@ class _Checked:
 
 @contextmanager
 def checked_streams() -> Iterator[None]:
-    """Inside, standard output and error raise StreamError; one that is closed takes everything and keeps nothing."""
+    """A context in which standard output and error raise StreamError; a closed one discards its output."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
         out, err = (nowhere if stream is None else stream for stream in before)
@@ -57,7 +57,7 @@ def checked_streams() -> Iterator[None]:
 
 
 def discard_unwritten() -> None:
-    """Give up what the streams hold and cannot write: Python would try again when it ends, and fail."""
+    """Discard unwritable buffered output: Python would retry at exit, and fail."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @compile_options
 @input_options
-@click.option("--layers", is_flag=True, help="Compare inner tensors too and name the first node that is off.")
+@click.option("--layers", is_flag=True, help="Also compare inner tensors and name the first node out of tolerance.")
 @json_option
 def verify_command(
     model: Path,
@@ -38,8 +38,8 @@ def verify_command(
 ) -> int:
     """Compile MODEL.onnx, run it on the simulator, and compare its outputs with ONNX Runtime's.
 
-    Allowed errors follow from the number formats and the lengths of sums in the model. Exit code 1 when an output is
-    further off, or the run shows a hazard.
+    Tolerances follow from number formats and reduction lengths in the model. Exit code 1 if an output is out of
+    tolerance or the run has a hazard.
     """
     from ppuc.compiler.report.deferred import deferred_rows
     from ppuc.compiler.verification import verify_program

@@ -1,1 +1,1 @@
-"""What compiling gives: a program to save, load and run, and its variants for several sizes."""
+"""Compiled programs: saving, loading and running them, and variants for several sizes."""

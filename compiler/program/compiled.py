@@ -1,6 +1,6 @@
-"""A compiled program: what `compile` and `load` return, ready to save and to run.
+"""The compiled program that `compile` and `load` return.
 
-Invariant: a program that was saved and loaded again runs exactly as the one in memory did.
+Invariant: a saved and reloaded program runs exactly as the one in memory.
 """
 
 from __future__ import annotations
@@ -50,38 +50,38 @@ EMPTY = Program("", "", "", (), (), (), ())
 
 @dataclass(frozen=True, slots=True)
 class ProgramResult:
-    """`outputs` by ONNX name (empty for timing-only runs). `trace` is what the trace writer takes; None unless asked
-    for."""
+    """`outputs` by ONNX name (empty for timing-only runs). `trace` is the trace writer's input; None unless
+    requested."""
 
     outputs: Mapping[str, np.ndarray]
     profile: Profile
     trace: RawResult | None = None
     host_seconds: Mapping[int, float] = field(default_factory=dict)
-    """Wall time of each host step on this machine, by its number in the plan; never part of the profile."""
+    """Measured wall time of each host step, by its number in the plan; not part of the profile."""
     deferred: tuple[DeferredRun, ...] = ()
-    """What was compiled while the program ran, and part of the profile; or why it was not."""
+    """Parts compiled at run time, which are in the profile, or why they were not compiled."""
     moves: tuple[Crossing, ...] = ()
-    """What crossed the link to the host between steps."""
+    """Transfers over the host link between steps."""
     program: Program = EMPTY
-    """Everything that ran and is in the profile."""
+    """All programs that ran, as one; the subject of the profile."""
     nodes: Mapping[str, str] = field(default_factory=dict)
-    """Kernel -> the ONNX node that its time is booked on, of everything that ran."""
+    """Kernel -> the ONNX node that its time is attributed to, for all kernels that ran."""
     launches: Mapping[str, int] = field(default_factory=dict)
-    """How often segments were launched that were launched several times."""
+    """Launch counts of segments that were launched several times."""
 
     @property
     def host_measured_seconds(self) -> float | None:
-        """Wall time of everything that the host computed, on this machine; None when it computed nothing."""
+        """Measured wall time of all host computation; None if there was none."""
         ran = [*self.host_seconds.values(), *(r.host_seconds for r in self.deferred if r.host_seconds)]
         return sum(ran) if ran else None
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledProgram:
-    """An artifact and the options that it was compiled with, or that its file records of them; their target is the
-    machine it runs on. `source` is the ONNX model it came from, when it was compiled here; `passes` tells what the
-    compiler did, `quantized` what it began with if layers are quantized. With `variants` the artifact is that of the
-    first one, and a run takes the one for its shapes."""
+    """An artifact and its compile options, or those that its file records; their target is the one it runs on. `source`
+    is the ONNX model if it was compiled in this process; `passes` records the compilation, `quantized` its initial
+    module if layers are quantized. With `variants`, the artifact is that of the first one, and a run selects one by
+    shape."""
 
     artifact: Artifact
     options: CompileOptions
@@ -92,29 +92,29 @@ class CompiledProgram:
 
     @property
     def target(self) -> Target:
-        """The machine that the program runs on."""
+        """The target that the program runs on."""
         return self.options.target
 
     @property
     def options_keeping_layers(self) -> CompileOptions:
-        """The options that make the same program again with the result of every kernel as an output."""
+        """The options to recompile the program with every kernel's result as an output."""
         shapes = {s.name: s.type.dims for s in self.inputs} | {n: a.shape for n, a in self.fixed.items()}
         return replace(self.options, dims={}, shapes=shapes, values=self.fixed, keep_layers=True)
 
     @property
     def plan(self) -> Plan | None:
-        """How the PPU and the host take turns; None when the host does nothing."""
+        """The plan of PPU and host steps; None without host steps."""
         text = self.artifact.meta.get(PLAN)
         return Plan.of_json(text) if text else None
 
     @property
     def fixed(self) -> dict[str, np.ndarray]:
-        """Inputs of the model that were fixed when it was compiled."""
+        """Inputs of the model that were fixed at compile time."""
         return fixed_values(self.artifact.meta)
 
     @property
     def defaults(self) -> dict[str, np.ndarray]:
-        """What inputs are that a run does not give, by name: those that are initializers of the model."""
+        """Default values of inputs by name: those that are also initializers of the model."""
         return default_values(self.artifact.meta)
 
     @property
@@ -125,12 +125,12 @@ class CompiledProgram:
 
     @property
     def nodes(self) -> dict[str, str]:
-        """Kernel name -> the ONNX node that its time is booked on."""
+        """Kernel name -> the ONNX node that its time is attributed to."""
         return dict(json.loads(self.artifact.meta.get("nodes", "{}")))
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What the passes of the compiler did and refused, and why. Raises ArtifactError when that is damaged."""
+        """The passes' remarks. Raises ArtifactError if they are damaged."""
         from ppuc.compiler.pipeline.packed_remarks import remarks_of
 
         return remarks_of(self.artifact)
@@ -145,15 +145,15 @@ class CompiledProgram:
         save_artifact(bundle(self.variants) if self.variants is not None else self.artifact, path)
 
     def variant(self, dims: Mapping[str, int]) -> CompiledProgram:
-        """The program of one variant, by its sizes (all of them, or those that tell it from the others). Raises
-        UsageError when there is none."""
+        """The program of the variant with these sizes (all, or enough to identify it). Raises UsageError if there is
+        none."""
         if self.variants is None:
             expected = "none: the program has fixed sizes"
-            raise UsageError.of(self.name, "has no variant of these sizes", got=dict(dims), expected=expected)
+            raise UsageError.of(self.name, "has no variant with these sizes", got=dict(dims), expected=expected)
         return self._of(self.variants.of_sizes(dims, self.name))
 
     def variant_for(self, inputs: Mapping[str, np.ndarray]) -> CompiledProgram:
-        """The program that a run with `inputs` takes. Raises InputError when there is none."""
+        """The program for a run with `inputs`. Raises InputError if there is none."""
         if self.variants is None:
             return self
         chosen, _ = self.variants.choose({n: np.shape(a) for n, a in inputs.items()}, self.name)
@@ -167,8 +167,8 @@ class CompiledProgram:
     def run(
         self, inputs: Mapping[str, np.ndarray], *, trace: bool = False, progress: Progress | None = None
     ) -> ProgramResult:
-        """Run on the simulator: `inputs` by ONNX name, of exactly the declared dtypes and shapes (InputError
-        otherwise). Those that have a default may be left out."""
+        """Run on the simulator: `inputs` by ONNX name, of exactly the declared dtypes and shapes. Inputs with a default
+        may be omitted. Raises InputError."""
         if self.variants is not None:
             return self._run_variant(self.variants, inputs, trace, progress)
         given = {**self.defaults, **without_fixed(self.fixed, inputs, self.name)}
@@ -185,13 +185,13 @@ class CompiledProgram:
         return self._hosted(plan, feeds, trace, progress)
 
     def time(self, *, trace: bool = False, progress: Progress | None = None) -> ProgramResult:
-        """Simulate time only: no values, no weights."""
+        """Simulate timing only, without values or weights."""
         plan = self.plan
         return self._simulate(None, trace, progress) if plan is None else self._hosted(plan, None, trace, progress)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Seeded random inputs that suit the program: integers within the tables they index, masks of ones,
-        defaults as they are."""
+        """Seeded random inputs valid for the program: integers in range of the tables they index, masks of ones,
+        defaults unchanged."""
         return {**generate_all(self.inputs, seed=seed), **self.defaults}
 
     def _run_variant(
@@ -256,9 +256,9 @@ class CompiledProgram:
 
 
 def load_program(path: str | Path, target: Target | None = None, host: HostPolicy | None = None) -> CompiledProgram:
-    """Load a `.ppu` file. `target` replaces the machine it names (the same one with other timing, say); its structure
-    must be one that the program was compiled for. `host` names the files of ops that it needs. Raises
-    ArtifactError, TargetError or UsageError."""
+    """Load a `.ppu` file. `target` overrides the recorded target, for example with other timing numbers; its structure
+    must match the one compiled for. `host` lists the files of custom ops. Raises ArtifactError, TargetError or
+    UsageError."""
     artifact = load_artifact(path)
     variants = unbundle(artifact)
     if variants is not None:
@@ -271,13 +271,13 @@ def load_program(path: str | Path, target: Target | None = None, host: HostPolic
             "was compiled for another version of its target",
             got=f"{program.target} {program.target_hash}",
             expected=f"{machine.name} {machine.hash}",
-            hint="compile it again, or name the target file that it was compiled for with --target",
+            hint="compile it again, or give the original target file with --target",
         )
     return CompiledProgram(artifact, CompileOptions.of_record(artifact.meta, machine, host), variants=variants)
 
 
 def _compiled_deferred(source: onnx.ModelProto, options: CompileOptions) -> CompiledProgram:
-    """A part of a model, compiled while its program runs."""
+    """Compile a part of a model at run time."""
     from ppuc.compiler.driver import compile_model
 
     made = compile_model(source, options)

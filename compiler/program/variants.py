@@ -1,9 +1,8 @@
-"""One program for each combination of sizes, in one artifact: `--dim batch=1,8 --dim seq=128`.
+"""Variants: one program per combination of sizes in one artifact, as for `--dim batch=1,8 --dim seq=128`.
 
-A variant is a whole program. In the artifact its names have a prefix; weights that variants have in common are stored
-once. A run takes the variant of its inputs' shapes; along dimensions that were declared safe to pad (a program's
-results for a row do not depend on other rows, say) it may take a larger one, on inputs padded with zeros, and cuts the
-outputs.
+A variant is a whole program. In the artifact, its names have a prefix; variants share stored weights. A run selects the
+variant that matches its inputs' shapes. Along dimensions declared safe to pad (where results for a row do not depend on
+later rows), it may select a larger one, pad inputs with zeros and crop the outputs.
 
 Invariant: `unbundle(bundle(variants))` gives the same programs and the same bytes of weights.
 """
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
     from ppuc.compiler.pipeline.manager import PassRecord, QuantizedModule
 
 VARIANTS = "variants"
-"""Metadata key of an artifact that holds several programs."""
+"""Metadata key of an artifact with variants."""
 
 MOST = 64
-"""Combinations of sizes that one artifact may hold."""
+"""Maximum variants of one artifact."""
 
 Axes = Mapping[str, tuple[str | None, ...]]
 """Input or output -> the symbol of each of its axes; None for axes without one."""
@@ -40,8 +39,8 @@ Axes = Mapping[str, tuple[str | None, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A program and the sizes that it was compiled for. Where it was compiled here, `passes` tells what the compiler
-    did, `quantized` what it began with if layers are quantized."""
+    """A program and its sizes. If it was compiled in this process, `passes` records the compilation, `quantized` its
+    initial module if layers are quantized."""
 
     dims: Mapping[str, int]
     artifact: Artifact
@@ -59,15 +58,15 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Variants:
-    """All variants of a model. `pad` are symbols along which inputs may be padded; `axes` says where they are."""
+    """All variants of a model. `pad` are the symbols along which inputs may be padded; `axes` locates them."""
 
     every: tuple[Variant, ...]
     pad: tuple[str, ...] = ()
     axes: Axes = field(default_factory=dict)
 
     def choose(self, shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[Variant, dict[str, int]]:
-        """The variant for inputs of these shapes, and the sizes of padded symbols that the inputs have (none when they
-        fit exactly). Raises InputError when there is none."""
+        """The variant for inputs of these shapes, and the inputs' sizes of padded symbols (empty for an exact match).
+        Raises InputError if there is none."""
         for variant in self.every:
             if all(shapes.get(name, shape) == shape for name, shape in variant.shapes.items()):
                 return variant, {}
@@ -76,21 +75,20 @@ class Variants:
         if not fitting:
             got = ", ".join(f"{n}: {list(s)}" for n, s in shapes.items())
             known = "; ".join(map(str, self.every))
-            hint = "compile with these sizes too: --dim takes several, as in --dim batch=1,8"
+            hint = "also compile for these sizes: --dim takes several, as in --dim batch=1,8"
             raise InputError.of(where, "no program was compiled for these shapes", got=got, expected=known, hint=hint)
         return min(fitting, key=lambda v: sum(t.type.elements for t in v.artifact.inputs)), sizes
 
     def of_sizes(self, dims: Mapping[str, int], where: str) -> Variant:
-        """The first variant of these sizes (all of them, or those that tell it from the others). Raises UsageError when
-        there is none."""
+        """The first variant with these sizes (all, or enough to identify it). Raises UsageError if there is none."""
         found = [v for v in self.every if dims.items() <= v.dims.items()]
         if not found:
             known = "; ".join(map(str, self.every))
-            raise UsageError.of(where, "has no variant of these sizes", got=dict(dims), expected=known)
+            raise UsageError.of(where, "has no variant with these sizes", got=dict(dims), expected=known)
         return found[0]
 
     def _sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        """What the shapes say of symbols that may be padded; {} when they contradict each other."""
+        """Sizes of the paddable symbols according to the shapes; {} if they contradict each other."""
         found: dict[str, set[int]] = {}
         for name, shape in shapes.items():
             for symbol, size in zip(self.axes.get(name, ()), shape, strict=False):
@@ -110,7 +108,7 @@ class Variants:
         return tuple(variant.dims[s] if s in self.pad and s in variant.dims else n for s, n in pairs)
 
     def padded(self, inputs: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-        """`inputs` with zeros behind their ends, of the variant's shapes."""
+        """`inputs` padded at the end with zeros to the variant's shapes."""
         found = dict(inputs)
         for name, array in inputs.items():
             shape = self._padded(name, np.shape(array), variant)
@@ -121,7 +119,7 @@ class Variants:
         return found
 
     def cut(self, outputs: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-        """`outputs` without what padding added."""
+        """`outputs` cropped to the unpadded sizes."""
         found = dict(outputs)
         for name, symbols in self.axes.items():
             if isinstance(found.get(name), np.ndarray):
@@ -130,7 +128,7 @@ class Variants:
 
 
 def combinations(dims: Mapping[str, Sequence[int]]) -> tuple[dict[str, int], ...]:
-    """Every combination of the sizes, in order. Raises UsageError when there are too many."""
+    """Every combination of the sizes, in order. Raises UsageError if there are too many."""
     found: list[dict[str, int]] = [{}]
     for name, sizes in dims.items():
         found = [{**chosen, name: size} for chosen in found for size in dict.fromkeys(sizes)]
@@ -140,7 +138,7 @@ def combinations(dims: Mapping[str, Sequence[int]]) -> tuple[dict[str, int], ...
 
 
 def bundle(variants: Variants) -> Artifact:
-    """One artifact of all variants."""
+    """Pack all variants into one artifact."""
     first = variants.every[0].artifact
     tensors, segments, vectors = [], [], []
     constants: dict[str, np.ndarray | Resource] = {}
@@ -184,7 +182,7 @@ def _record(variant: Variant) -> dict[str, Any]:
 
 
 def unbundle(artifact: Artifact) -> Variants | None:
-    """The variants of an artifact; None when it is a single program."""
+    """The variants of an artifact; None for a single program."""
     text = artifact.meta.get(VARIANTS)
     if text is None:
         return None
@@ -198,7 +196,7 @@ def unbundle(artifact: Artifact) -> Variants | None:
 
 
 def _part(artifact: Artifact, record: Mapping[str, Any], prefix: str, at: int) -> Artifact:
-    """The program of one variant as it was before bundling."""
+    """The program of one variant as before bundling."""
 
     def bare(name: str) -> str:
         return name.removeprefix(prefix)

@@ -1,13 +1,13 @@
-"""Max-min fair shares of bandwidth, for the flows whose shares may have changed.
+"""Max-min fair bandwidth sharing, recomputed for the flows whose shares may have changed.
 
 A flow crosses one memory (a copy two), and a unit's flow also its CE port and its unit port. Water filling: all rates
-grow together; a flow stops at its own cap or when a resource on its way is full. A flow in short bursts weighs more
-on device memory (`cost.visit_weight`).
+grow together; a flow freezes at its own cap or when a resource on its path is full. Short bursts have more weight on
+device memory (`cost.visit_weight`).
 
-Invariant: after `refill`, no resource carries more than its capacity and no flow could get more without taking from
-one that has no more. Device memory has less to share while reads and writes mix (`cost.mixed_rate`) and the more
-streams are open (`cost.stream_rate`). CE ports are independent of each other while no memory is oversubscribed even at
-full demand; then only flows of CEs that changed are refilled, which gives the same shares.
+Invariant: after `refill`, no resource exceeds its capacity, and no flow can get more without taking from one with no
+larger share. The capacity of device memory falls when reads and writes mix (`cost.mixed_rate`) and with the number of
+open streams (`cost.stream_rate`). CE ports are independent of each other while no memory is oversubscribed even at full
+demand; then only flows of CEs that changed are refilled, which gives the same shares.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TINY = 1e-9
 
 @helper
 def _oversubscribed(st: State, m: Machine) -> bool:
-    """Whether some memory could not serve every flow at its cap, were CE ports the only other limit. Sets the rate of
-    device memory for the present mix of flows."""
+    """Whether some memory cannot serve every flow at its cap, limited by CE ports only. Sets the rate of device memory
+    for the current mix of flows."""
     k: Core = st.core[0]
     numbers: Numbers = m.numbers[0]
     demand, ces = st.demand, numbers.ces
@@ -70,7 +70,7 @@ def _oversubscribed(st: State, m: Machine) -> bool:
 
 @helper
 def _way(q: Stream, j: int) -> int:
-    """The j-th resource on the way of a flow, or -1."""
+    """The j-th resource on the path of a flow, or -1."""
     if j < 2:
         return q.memory if j == 0 else q.second
     return q.port if j == 2 else q.link
@@ -88,7 +88,7 @@ def _set_rate(q: Stream, now: float, rate: float) -> None:
 
 @helper
 def refill(m: Machine, st: State) -> None:
-    """Give every flow its share and find the next one to end."""
+    """Compute every flow's share and find the next one to end."""
     k: Core = st.core[0]
     over = _oversubscribed(st, m)
     everyone = over or k.over != 0
@@ -123,7 +123,7 @@ def refill(m: Machine, st: State) -> None:
 
 @helper
 def _freeze(st: State, n: int) -> int:
-    """One round of water filling over the first `n` flows of the list; returns how many still grow."""
+    """One round of water filling over the first `n` flows of the list; returns the number that still grow."""
     level, lowest = np.inf, np.inf
     for i in range(n):
         q: Stream = st.stream[st.listed[i].sub]
@@ -147,7 +147,7 @@ def _freeze(st: State, n: int) -> int:
 
 @helper
 def _settle(st: State, n: int) -> int:
-    """Take the rates just fixed off the resources and close ranks."""
+    """Subtract the rates just frozen from the resources and compact the list."""
     kept, now = 0, st.core[0].now
     for i in range(n):
         s = st.listed[i].sub

@@ -1,10 +1,10 @@
-"""An l2 that is a cache: which loads it serves, what it takes from stores, and what it has to write back.
+"""Model of a cached l2: hits, stores and write-backs.
 
-Tiles are known by their tensor and the first and last element that they touch. Time is bytes that entered: a tile is
-held while no more than the cache's size came after it, and dirty bytes are written back when they are that old, on the
-account of the transfer that pushes them out.
+Tiles are identified by their tensor and their first and last element. Age is counted in bytes that entered later: a
+tile stays until its age exceeds the cache's size, and dirty bytes of that age are written back, charged to the transfer
+that evicts them.
 
-Invariant: bytes written back never exceed bytes stored; what is still dirty when a launch ends stays.
+Invariant: bytes written back never exceed bytes stored; bytes still dirty at the end of a launch stay in the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ppuc.targets.simulator.tables import MEM_HBM, MEM_L2, Machine, State
 
 @helper
 def _slot(st: State, key: int) -> int:
-    """Where a tile is remembered."""
+    """The cache entry of a tile."""
     return ((key ^ (key >> 17) ^ (key >> 31)) * 0x5BD1E995 >> 7) & (len(st.cache) - 1)
 
 
@@ -27,8 +27,8 @@ def _key(q: Stream, tensor: int) -> int:
 
 @helper
 def served_by(m: Machine, st: State, q: Stream, tensor: int, size: int) -> int:
-    """Which memory serves a load of the stream's box: device memory, l2 if some unit read or wrote the tile before, or
-    none (-1) if it shares the read of a neighbour in its CE."""
+    """The memory that serves a load of the stream's box: l2 on a hit, else device memory; -1 if it shares the read of a
+    neighbour in its CE."""
     key, numbers, k = _key(q, tensor), m.numbers[0], st.core[0]
     if numbers.multicast:
         near = key * 0x9E3779B1 + q.ce
@@ -47,7 +47,7 @@ def served_by(m: Machine, st: State, q: Stream, tensor: int, size: int) -> int:
 
 @helper
 def take_store(st: State, q: Stream, tensor: int, size: int, dirty: bool) -> None:
-    """A store's box enters l2, and is dirty with `dirty`."""
+    """Enter a store's box into l2, as dirty if `dirty`."""
     k: Core = st.core[0]
     key = _key(q, tensor)
     k.entered += size
@@ -62,7 +62,7 @@ def take_store(st: State, q: Stream, tensor: int, size: int, dirty: bool) -> Non
 
 @helper
 def write_back(m: Machine, st: State) -> float:
-    """Dirty bytes that must leave now."""
+    """Dirty bytes to write back now."""
     k: Core = st.core[0]
     numbers: Numbers = m.numbers[0]
     size = 0.0

@@ -1,6 +1,6 @@
-"""Where a stream is: it runs its loops until it stands at an instruction.
+"""The position of a stream: runs its loops up to the next instruction.
 
-Invariant: a stream moves in text order; the loops around a tile are left at once when its unit has run its tiles.
+Invariant: a stream moves in text order; it leaves all loops around a tile as soon as its unit has run its tiles.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ppuc.targets.simulator.tables import NODE_END, NODE_INSTR, NODE_KERNEL, NOD
 
 @helper
 def _enter_loop(st: State, s: int, loop: Loop) -> bool:
-    """Start a loop for this unit; False when it has no iteration."""
+    """Start a loop for this unit; False if it has no iterations."""
     start, step = loop.start, loop.step
     if loop.axis >= 0:
         seat = st.seat[s, loop.axis]
@@ -27,8 +27,8 @@ def _enter_loop(st: State, s: int, loop: Loop) -> bool:
 
 @helper
 def _enter_tile(c: Code, st: State, s: int, loop: Loop) -> bool:
-    """Start one of the loops around the stream's present tile; False when the unit has run its tiles. Tiles are dealt
-    in order over all units."""
+    """Start one of the loops around the stream's current tile; False if the unit has run its tiles. Tiles are
+    distributed in order over all units."""
     number, count, around = st.stream[s].tile, 1, c.kernel[loop.kernel].around
     place: Place = st.place[s, loop.depth]
     for j in range(around - 1, -1, -1):
@@ -57,7 +57,7 @@ def _in_group(c: Code, loop: Loop, number: int) -> int:
 
 @helper
 def _enter_kernel(c: Code, st: State, s: int, kernel: int) -> bool:
-    """Set this unit's coordinates in a kernel's grid; False when it is not part of it."""
+    """Set this unit's coordinates in a kernel's grid; False if it is not part of it."""
     q: Stream = st.stream[s]
     unit = q.unit
     if unit >= c.kernel[kernel].units:
@@ -115,8 +115,8 @@ def seek(c: Code, st: State, s: int) -> bool:
 
 @helper
 def set_masks(c: Code, st: State, s: int) -> None:
-    """Of the head: bit d of `first` (`last`) is set when loop d is in its first (last) iteration; of loops around tiles
-    that run as blocks, when the unit is at its first (last) tile."""
+    """Set the head's masks: bit d of `first` (`last`) is set if loop d is in its first (last) iteration; for loops
+    around tiles that run as blocks, if the unit is at its first (last) tile."""
     q: Stream = st.stream[s]
     ins: Instruction = c.ins[q.head]
     first, last, outer = 0, 0, 0

@@ -1,4 +1,4 @@
-"""The text of a deadlock: every blocked queue, its instruction and what that waits for."""
+"""Description of a deadlock: every blocked queue, its instruction and what the instruction waits for."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """A program segment as flat arrays for the event loop.
 
 Names are resolved here once: loop variables become loop depths, rings, tensors and counter groups become indices,
-affines become a constant and one factor per depth. What an instruction costs is not evaluated but described (boxes,
-bounds, terms), because it differs at the edges of tensors.
+affines become a constant and one factor per depth. Costs are described (boxes, bounds, terms), not evaluated, because
+they differ at the edges of tensors.
 
-Invariant: the arrays say the same as the segment, in the same order; instruction numbers are text order over kernels,
-then queues, then the copies.
+Invariant: the arrays represent the segment in its order; instruction numbers follow text order over kernels, then
+queues, then copies.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ _KIND = {Load: t.LOAD, Store: t.STORE, Mma: t.MMA, Vec: t.VEC}
 
 @dataclass(frozen=True, slots=True)
 class InstrInfo:
-    """What an instruction number stands for. `loops` are its loop variables, outermost first; `operands` ring
-    numbers."""
+    """The instruction of a number. `loops` are its loop variables, outermost first; `operands` are ring numbers."""
 
     kernel: int
     queue: int
@@ -56,7 +55,7 @@ class InstrInfo:
 
     @property
     def text(self) -> str:
-        """A short name for people."""
+        """A short text for messages."""
         if isinstance(self.item, Copy):
             return f"copy {self.item.dst} <- {self.item.src}[{self.item.start}:{self.item.start + self.item.count}]"
         stmt = self.item.stmt
@@ -73,8 +72,8 @@ MARKS = ("node", "loop", "ins", "use", "sync", "op", "box", "extent", "mma", "ve
 
 @dataclass(frozen=True, slots=True)
 class FlatSegment:
-    """A segment's arrays and the names behind the numbers. `marks` [4, kernels + 1, MARKS]: first rows of each kernel's
-    part of each unit queue, and the end."""
+    """A segment's arrays, and the names of numbered entities. `marks` [4, kernels + 1, MARKS]: first rows of each
+    kernel's part of each unit queue, and the end."""
 
     segment: Segment
     code: t.Code
@@ -85,10 +84,10 @@ class FlatSegment:
     marks: np.ndarray
 
     def tensor_of(self, index: int) -> str:
-        """The tensor that load or store number `index` moves data of."""
+        """The tensor of load or store number `index`."""
         info = self.instrs[index]
         if isinstance(info.item, Copy) or not isinstance(info.item.stmt, Load | Store):
-            raise InternalError(f"{self.instr_name(index)} is no load or store")
+            raise InternalError(f"{self.instr_name(index)} is not a load or store")
         stmt = info.item.stmt
         name = stmt.src if isinstance(stmt, Load) else stmt.dst
         return next(p.tensor for p in self.segment.kernels[info.kernel].params if p.name == name)
@@ -102,7 +101,7 @@ class FlatSegment:
 
 
 def flatten(program: Program, segment: Segment, vectors: Mapping[str, VectorProgram], target: Target) -> FlatSegment:
-    """Flatten one segment of `program`. Raises InternalError when a name does not resolve."""
+    """Flatten one segment of `program`. Raises InternalError if a name does not resolve."""
     return _Builder(program, segment, vectors, target).build()
 
 
@@ -302,10 +301,10 @@ class _Builder:
         return rows, after
 
     def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where tiles run as blocks: for kernels with an accumulator, the loops around a tile's last store (which is
-        marked), the slots of the accumulator, the rows of tiles dealt together, and the trips of the loops. The loops
-        must stand around everything but what is done once a kernel, and no ring may live longer than a tile and shorter
-        than the kernel."""
+        """For targets that run tiles as blocks, per kernel with an accumulator: the loops around a tile's last store
+        (which is marked), the slots of the accumulator, the rows of tiles distributed together, and the trip counts.
+        The loops must enclose everything except once-per-kernel work, and every ring must live either within a tile or
+        for the whole kernel."""
         kernels = max(len(self.segment.kernels), 1)
         blocks, trips = np.full((kernels, 3), -1, np.int64), np.ones((kernels, self.shapes.depth), np.int64)
         if self.target.launch.tiles == "streaming":
@@ -328,7 +327,7 @@ class _Builder:
         return blocks, trips
 
     def _pushes_of_tiles(self, tiles: np.ndarray, level: int, loops: tuple[int, ...], around: int) -> np.ndarray:
-        """Pushes of units that run so many tiles, of one instruction; at level 0 a ring is pushed once."""
+        """Pushes of one instruction in units that run `tiles` tiles; at level 0 a ring is pushed once."""
         times = tiles if level else np.minimum(tiles, 1) if loops else np.ones_like(tiles)
         for d, loop in enumerate(loops):
             start, stop, step = self.loops[loop][:3]
@@ -338,7 +337,7 @@ class _Builder:
         return times
 
     def _earlier_ring(self, ring: int, name: str) -> int:
-        """The ring that `after` means: `kernel/ring`, or a bare name for the latest one of this name up to this
+        """The ring that `after` refers to: `kernel/ring`, or a bare name for the latest ring of this name up to this
         kernel."""
         kernel, _, bare = name.rpartition("/")
         for k in range(self.ring_kernel[ring], -1, -1):
@@ -370,7 +369,7 @@ class _Builder:
 
 
 def _chain(body: Sequence[StreamNode], depth: int) -> list[StreamLoop]:
-    """The outer `depth` loops of a stream if nothing but the innermost of them holds instructions, else []."""
+    """The outer `depth` loops of a stream if only the innermost of them contains instructions, else []."""
     chain: list[StreamLoop] = []
     nodes: Sequence[StreamNode] = [node for node in body if isinstance(node, StreamLoop)]
     while len(chain) < depth:

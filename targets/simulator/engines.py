@@ -1,8 +1,8 @@
-"""The compute engines, and what every instruction does to its rings when it begins and ends.
+"""The compute engines, and ring operations at the start and end of every instruction.
 
-An instruction of the tensor or vector engine takes as long as its steps, or as its operands need from l1 and acc. l1 is
-shared by the four engines of a unit: it moves what it is asked for in order, but an instruction gets no less than what
-the other engines leave when it starts.
+An instruction of the tensor or vector engine takes the longer of its steps and of operand delivery from l1 and acc. The
+four engines of a unit share l1: it serves requests in order, but an instruction gets at least the bandwidth that the
+other engines leave when it starts.
 
 Invariant: a log row is written before the state that it describes changes.
 """
@@ -28,7 +28,7 @@ from ppuc.targets.simulator.work import in_ticks, mma_clk, vec_clk
 
 @helper
 def log_begin(c: Code, st: State, s: int) -> None:
-    """The head reads its operands now: log it with the slots it names, then move on from those it pops or pushes."""
+    """The head reads its operands now: log it with its slots, then advance those it pops or pushes."""
     q: Stream = st.stream[s]
     ins: Instruction = c.ins[q.head]
     st.stat[q.head].n += 1
@@ -61,7 +61,7 @@ def log_begin(c: Code, st: State, s: int) -> None:
 
 @helper
 def end_rings(c: Code, st: State, s: int, i: int, last: int) -> None:
-    """Push and pop."""
+    """Complete pushes and pops."""
     u = s // 4
     ins: Instruction = c.ins[i]
     for j in range(ins.use_lo, ins.use_hi):
@@ -80,7 +80,7 @@ def end_rings(c: Code, st: State, s: int, i: int, last: int) -> None:
 
 @helper
 def _l1_rate(m: Machine, st: State, s: int) -> float:
-    """Bytes a cycle of l1 that the other engines leave to an instruction starting on stream s."""
+    """Bytes per cycle of l1 that the other engines leave to an instruction starting on stream s."""
     rate, now = m.numbers[0].l1_rate, st.core[0].now
     for other in range(s - s % 4, s - s % 4 + 4):
         q: Stream = st.stream[other]
@@ -94,7 +94,7 @@ def _l1_rate(m: Machine, st: State, s: int) -> float:
 
 @helper
 def start_compute(c: Code, m: Machine, st: State, s: int) -> None:
-    """An mma or vec starts to execute; the next instruction may be decoded."""
+    """Start executing an mma or vec; the next instruction may be decoded."""
     q: Stream = st.stream[s]
     i, now = q.head, st.core[0].now
     log_begin(c, st, s)

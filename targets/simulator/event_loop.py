@@ -1,12 +1,12 @@
-"""The event loop: when every instruction of a segment starts and ends.
+"""The event loop: determines when every instruction of a segment starts and ends.
 
-A stream (an instruction queue of a unit, or a stage queue) tries its head; the head is blocked until its rings have
+A stream (an instruction queue of a unit, or a stage queue) tries to issue its head, which blocks until its rings have
 room or data, its counters are complete and its queue has room (issue.py). Compute queues decode one instruction ahead:
-issue costs overlap with the execution of the instruction before (engines.py). Transfers are in transfers.py, the
-bandwidth they share in bandwidth.py. What an instruction does to rings and counters happens when it completes.
+issue overlaps with execution of the previous instruction (engines.py). Transfers are in transfers.py, the bandwidth
+they share in bandwidth.py. Ring and counter operations take effect on completion.
 
-Events of one time are handled together: completions, then starts, then heads that may go on, and then bandwidth is
-shared anew. Same-time order is by event kind and stream number, so a run is deterministic.
+Simultaneous events are handled together: completions, then starts, then heads that may proceed; then bandwidth is
+redistributed. Their order is by event kind and stream number, so a run is deterministic.
 
 Invariant: every wake-up comes from the push, pop, bump or retirement that can satisfy the blocked head; `run` may
 return with FULL or PAUSED after any event and be called again.
@@ -36,7 +36,7 @@ from ppuc.targets.simulator.tables import Code, Machine, State
 from ppuc.targets.simulator.transfers import end_flows, land, start_flow
 
 DONE, FULL, DEADLOCK, PAUSED = range(4)
-"""What `run` returns."""
+"""Return values of `run`."""
 
 _INFINITE = float("inf")
 
@@ -63,7 +63,7 @@ def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
     @entry
     def run(c: Code, m: Machine, st: State) -> int:
         """Run until everything is done, the log is full (empty it and call again), stream 0 has reached the node to
-        stop at, or nothing can move any more."""
+        stop at, or all streams are blocked (deadlock)."""
         if len(digest) == 0:
             return DEADLOCK
         rows = len(st.log_t) - len(st.stream) - 8

@@ -1,9 +1,8 @@
-"""Events by time, heads to try again, and where the time of a queue goes.
+"""The event heap, heads to retry, and time accounting of queues.
 
-Events of one time come by kind, then by stream number. A head that is woken is tried when the events of the time are
-done.
+Simultaneous events are ordered by kind, then stream number. A woken head is retried after all events of that time.
 
-Invariant: the time that a queue executes nothing is charged once, to its blocked head or its oldest transfer.
+Invariant: idle time of a queue is charged once, to its blocked head or its oldest transfer.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ppuc.targets.simulator.tables import (
 )
 
 E_COMPLETE, E_LAND, E_READY, E_START, E_ISSUE = range(5)
-"""Event kinds, in the order in which those of one time are handled."""
+"""Event kinds, in their order at equal times."""
 
 _KIND = 1 << 20
 
@@ -74,7 +73,7 @@ def next_event(st: State) -> int:
 
 @helper
 def put_back(st: State, s: int) -> None:
-    """Let a head try when the other events of this time are done."""
+    """Retry a head after the other events of this time."""
     k = st.core[0]
     st.listed[k.stack].stack = s
     k.stack += 1
@@ -82,7 +81,7 @@ def put_back(st: State, s: int) -> None:
 
 @helper
 def wake(st: State, s: int) -> None:
-    """Let a blocked head try again when the present event is done."""
+    """Retry a blocked head after the current event."""
     q: Stream = st.stream[s]
     if not q.waking:
         q.waking = 1
@@ -93,7 +92,7 @@ def wake(st: State, s: int) -> None:
 
 @helper
 def wake_all(c: Code, st: State) -> None:
-    """Unblock the heads that events have woken, in their order; the time that they waited goes to what blocked them."""
+    """Unblock the heads that events have woken, in order, charging their waiting time to what blocked them."""
     k: Core = st.core[0]
     for j in range(k.wakes):
         s = st.listed[j].wake
@@ -107,7 +106,7 @@ def wake_all(c: Code, st: State) -> None:
 
 @helper
 def wake_unit(st: State, unit: int, ring: int) -> None:
-    """A push or pop happened on a ring of a unit."""
+    """Wake the streams of a unit that a push or pop on a ring may unblock."""
     for s in range(4 * unit, 4 * unit + 4):
         q: Stream = st.stream[s]
         if q.cause == B_AFTER or (q.cause in (B_DATA, B_SPACE) and q.what == ring):
@@ -116,8 +115,8 @@ def wake_unit(st: State, unit: int, ring: int) -> None:
 
 @helper
 def account(c: Code, st: State, s: int) -> None:
-    """Charge the time since `mark` of a queue that executes nothing to its blocked head or its oldest transfer. Must
-    run before anything about the stream changes."""
+    """Charge the time since `mark` of an idle queue to its blocked head or its oldest transfer. Must run before the
+    stream's state changes."""
     q: Stream = st.stream[s]
     now, begin = st.core[0].now, q.mark
     q.mark = now
@@ -141,7 +140,7 @@ def account(c: Code, st: State, s: int) -> None:
 
 @helper
 def log_end(st: State, s: int, what: int) -> None:
-    """Log that the oldest instruction of a stream that has not ended does: `what` as in tables.LOG_END."""
+    """Log the end of a stream's oldest unfinished instruction: `what` as in tables.LOG_END."""
     k: Core = st.core[0]
     if k.logging:
         row = k.log

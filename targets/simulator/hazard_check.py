@@ -1,4 +1,5 @@
-"""The hazard checker's pass over log rows: which bytes each instruction touches, and whether a signal orders it."""
+"""The hazard checker's pass over log rows: the bytes that each instruction accesses, and whether signals order the
+accesses."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ from ppuc.targets.simulator.vector_clocks import (
 @helper
 def _ordered(k: Checker, m: Machine, s: int, stamp: int, write: bool) -> bool:
     """Whether an earlier access is ordered before one of the instruction that stream s starts. A queue's own accesses
-    are in order, except that a transfer may issue its reads before an earlier one has written."""
+    are ordered, except that a transfer may read before an earlier one has written."""
     if stamp == 0:
         return True
     comp = stamp >> 52
@@ -62,7 +63,7 @@ def _ordered(k: Checker, m: Machine, s: int, stamp: int, write: bool) -> bool:
 @helper
 def _read_slot(k: Checker, m: Machine, s: int, i: int, slot: int, stamp: int) -> None:
     u, own = s // 4, component(m, s, False) % PER_UNIT
-    fine = 0  # neighbours mostly have the same last access
+    fine = 0  # neighbours mostly share their last access
     for j in range(k.iv[slot, 0], k.iv[slot, 1]):
         seen = k.iv_w[u, j]
         if seen != fine and not _ordered(k, m, s, seen, False):
@@ -89,8 +90,8 @@ def _write_slot(k: Checker, m: Machine, s: int, i: int, slot: int, stamp: int) -
 
 @helper
 def _others(k: Checker, m: Machine, s: int, i: int, t: int, write: bool) -> None:
-    """Check against every access of the tensors that share bytes with tensor t. What a stream knows never shrinks:
-    accesses that were ordered before an earlier instruction of it are before this one."""
+    """Check against every access of the tensors that share bytes with tensor t. A stream's knowledge only grows:
+    accesses ordered before one of its earlier instructions are ordered before this one."""
     for j in range(k.ov_ptr[t], k.ov_ptr[t + 1]):
         other = k.ov[j]
         if k.cleared[s, other, 1] == k.t_n[other] or (not write and k.cleared[s, other, 0] == k.t_n[other]):
@@ -111,7 +112,7 @@ def _others(k: Checker, m: Machine, s: int, i: int, t: int, write: bool) -> None
 def _touch(
     k: Checker, m: Machine, s: int, i: int, t: int, first: int, n: int, stride: int, stamp: int, write: bool, soft: bool
 ) -> None:
-    """Elements first, first + stride, ... (n of them) are read or written; `soft` writes are not checked."""
+    """Record reads or writes of n elements first, first + stride, ...; `soft` writes are not checked."""
     size, base, fine_w, fine_r = k.t_gran[t, 0], k.t_gran[t, 1], 0, 0
     if stride < 0:
         first, stride = first + stride * (n - 1), -stride
@@ -133,13 +134,14 @@ def _touch(
 
 @helper
 def _axis_size(c: Code, b: int, a: int) -> int:
-    """Size of a tile axis; of the axis of an index list, that of the dimension it may name any row of."""
+    """Size of a tile axis; for the axis of an index list, the size of the indexed dimension, as the list may name any
+    row."""
     return int(c.dim[b, c.box[b].gather_dim].size if a == c.box[b].gather_axis else c.axis[b, a].size)
 
 
 @helper
 def _inner_axis(c: Code, b: int) -> int:
-    """The axis with the smallest step in memory, or -1."""
+    """The axis with the smallest stride in memory, or -1."""
     for j in range(c.box[b].axes):
         a = c.axis[b, j].order
         if c.axis[b, a].stride != 0 and _axis_size(c, b, a) > 1:
@@ -187,7 +189,7 @@ def _walk_box(
 def _walk_run(
     c: Code, k: Checker, m: Machine, s: int, i: int, t: int, b: int, inner: int, stamp: int, write: bool, soft: bool
 ) -> None:
-    """Touch the elements along the inner axis, the others being where scratch row 1 says."""
+    """Touch the elements along the inner axis, with the other indices from scratch row 1."""
     at = k.scratch[1]
     along = c.axis[b, inner].dim if inner >= 0 else -1
     element, lo, hi = c.box[b].first, 0, 0
@@ -246,7 +248,7 @@ def _wait_counters(c: Code, k: Checker, log: np.ndarray, s: int, i: int) -> None
 
 @helper
 def _begin(c: Code, m: Machine, k: Checker, log: np.ndarray) -> None:
-    """An instruction starts: join what it waited for, check what it touches, note what it knows."""
+    """Start an instruction: join the clocks it waited for, check its accesses, snapshot its clock."""
     s, i = log[LOG_STREAM], log[LOG_INSTR]
     k.seq[s] += 1
     n, issued, completed = k.seq[s], component(m, s, False), component(m, s, True)
@@ -284,8 +286,8 @@ def _begin(c: Code, m: Machine, k: Checker, log: np.ndarray) -> None:
 
 @helper
 def _release(c: Code, m: Machine, k: Checker, s: int) -> None:
-    """An instruction is through with its slots: its pushes and pops carry what it knew, and that it got here. A store
-    does so before it has landed, and that its data is in memory is told by counters only."""
+    """Retire an instruction's slots: its clock joins its pushes and pops. A store does this before it completes; only
+    counters signal that its data is in memory."""
     k.released[s] += 1
     n = k.released[s]
     row = k.snap[s, n % IN_FLIGHT]
@@ -299,7 +301,7 @@ def _release(c: Code, m: Machine, k: Checker, s: int) -> None:
 
 @helper
 def _end(c: Code, m: Machine, k: Checker, s: int) -> None:
-    """The oldest instruction of a stream has completed: its bumps carry what it knew, and itself."""
+    """Complete the oldest instruction of a stream: its clock joins its bumps."""
     k.done[s] += 1
     n = k.done[s]
     row = k.snap[s, n % IN_FLIGHT]
@@ -325,7 +327,7 @@ def entry_point(digest: str) -> Callable[..., int]:
 
     @entry
     def run(c: Code, m: Machine, k: Checker, log: np.ndarray, at: int, pool_limit: int) -> int:
-        """Check rows from `at` on; returns the first row not done, when the pool of far vectors fills up."""
+        """Check rows from `at` on; returns the first unchecked row if the pool of far vectors fills up."""
         if len(digest) == 0:
             return at
         while at < len(log):

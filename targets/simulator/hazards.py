@@ -1,12 +1,12 @@
-"""Finds accesses to the same bytes, at least one a write, that no signal orders.
+"""Finds data races: accesses to the same bytes, at least one a write, without a happens-before order.
 
-Reads the log of the event loop. l1 and acc are checked by slot, rings that take over each other's bytes included;
-tensors by granules, the largest pieces that no box of the segment cuts; tensors that share bytes with another (memory
-that is reused) by all accesses of the other. Tensors that nothing writes or shares bytes with need no check. Boxes
-with an index list count as touching every row that the list could name.
+Reads the log of the event loop. l1 and acc are checked by slot, including rings that reuse each other's bytes; tensors
+by granules, the largest pieces that no box of the segment splits; tensors that share bytes (reused memory) by all
+accesses of the other tensor. Read-only tensors without shared bytes need no check. Boxes with an index list are assumed
+to access every row that the list could name.
 
-Invariant: a program whose conflicting accesses are all ordered by rings and counters is never reported, however it
-was timed.
+Invariant: no false positives: a program whose conflicting accesses are all ordered by rings and counters is never
+reported, for any timing.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ppuc.targets.simulator.vector_clocks import FOUND_ROWS, PER_UNIT, RAW, WAR,
 _POOL_ROWS = 4096
 _SPARE = 512
 MAX_GRANULES = 1 << 24
-"""Granules of one segment; a segment that needs more has its largest tensors checked by whole accesses of other
-tensors only."""
+"""Maximum granules of a segment; beyond that, its largest tensors are checked only by whole accesses of other
+tensors."""
 
 _run: Callable[..., int] = hazard_check.entry_point(
     jit.source_digest(__file__, hazard_check.__file__, vector_clocks.__file__, records.__file__, tables.__file__)
@@ -68,7 +68,7 @@ class HazardChecker:
         return Hazard(name, space, what, self._flat.instr_name(first), self._flat.instr_name(second))
 
     def _make_room(self) -> None:
-        """Keep the far vectors that something still refers to; double the pool when most are in use."""
+        """Garbage-collect far vectors; double the pool if most are in use."""
         k = self._state
         fields = ("far", "push_f", "pop_f")
         used = np.unique(
@@ -201,7 +201,7 @@ def _granules(flat: FlatSegment, tracked: Sequence[MemTensor], t_of: np.ndarray)
 
 
 def _piece(flat: FlatSegment, i: int) -> int:
-    """Elements in the largest piece that divides every run that an instruction can touch: offsets, lengths and cuts."""
+    """Elements in the largest piece that divides every run of an instruction: offsets, lengths and clips."""
     code = flat.code
     v, kind = int(code.ins["desc"][i]), int(code.ins["kind"][i])
     if kind == tables.COPY:

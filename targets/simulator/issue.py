@@ -1,7 +1,7 @@
-"""The head of a queue: what it waits for, and its issue.
+"""The head of a queue: blocking conditions and issue.
 
-Invariant: a condition of a blocked head, once it holds, holds until the head issues (only the queue's own instructions
-could undo it); so a head that is tried again goes on at the condition that blocked it.
+Invariant: a condition of a blocked head, once true, stays true until the head issues (only the queue's own instructions
+could undo it), so a retried head resumes at the condition that blocked it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from ppuc.targets.simulator.work import measure_box
 
 @helper
 def _retired(c: Code, st: State, u: int, r: int) -> bool:
-    """Whether the unit has pushed and popped everything it ever will on a ring."""
+    """Whether a ring of the unit is retired: all its pushes and pops are done."""
     total = c.total[u, r]
     if st.filled[u, r].pushed < total:
         return False
@@ -59,7 +59,7 @@ def _retired(c: Code, st: State, u: int, r: int) -> bool:
 
 @helper
 def _ring_block(c: Code, st: State, u: int, q: int, use: Use) -> int:
-    """What keeps a claim or wait from happening now."""
+    """What blocks a claim or wait; B_NONE if nothing."""
     r = use.ring
     if use.kind == WAIT:
         return B_NONE if st.filled[u, r].pushed > st.reader[u, r, q].waited else B_DATA
@@ -76,7 +76,7 @@ def _ring_block(c: Code, st: State, u: int, q: int, use: Use) -> int:
 
 @helper
 def _missing(c: Code, st: State, sync: Sync, low: int, high: int) -> bool:
-    """Whether a wait still misses a counter of its group."""
+    """Whether a counter of a wait's group is incomplete."""
     group: Group = c.group[sync.group]
     lo, hi = 0, group.count - 1
     if sync.touched:
@@ -91,8 +91,8 @@ def _missing(c: Code, st: State, sync: Sync, low: int, high: int) -> bool:
 
 @helper
 def _tile_missing(c: Code, st: State, q: Stream, ins: Instruction) -> bool:
-    """Whether a load opens a tile while an earlier group of its kernel's tiles is not stored yet. Tiles that share a
-    unit start together and stay in step, so none of them loads while another stores."""
+    """Whether a load opens a tile before an earlier group of its kernel's tiles is stored. Tiles that share a unit
+    start together and stay in step, so none of them loads while another stores."""
     around = c.kernel[ins.kernel].around
     if around < 0 or ins.depth < around or (q.first >> around) != (1 << (ins.depth - around)) - 1:
         return False
@@ -115,7 +115,7 @@ def _measure(c: Code, st: State, s: int, ins: Instruction) -> None:
 
 @helper
 def _find_block(c: Code, m: Machine, st: State, s: int) -> int:
-    """What the head must wait for (B_*); `what` says on which ring or group."""
+    """What blocks the head (B_*); `what` is set to the ring or group."""
     q: Stream = st.stream[s]
     ins: Instruction = c.ins[q.head]
     mover: Mover = m.mover[ins.queue]
@@ -157,7 +157,7 @@ def _take_head(c: Code, st: State, s: int) -> bool:
 
 @helper
 def _begin_rings(c: Code, st: State, q: Stream, ins: Instruction) -> int:
-    """Claim and wait; returns how many ring operations this instance makes."""
+    """Claim and wait; returns the number of ring operations of this instance."""
     n = 0
     for j in range(ins.use_lo, ins.use_hi):
         use: Use = c.use[j]

@@ -1,9 +1,9 @@
-"""How the simulator's loops are compiled.
+"""JIT compilation of the simulator's loops.
 
-`helper` functions are compiled into the entry point that calls them. Reference counting of arrays is off (`_nrt`):
-the loops allocate nothing, their callers own every array, and counting made them fifty times slower. Only entry
-points are cached on disk; numba would not notice that a helper in another file changed, so the digest of all sources
-that end up in a loop is part of an entry point's closure and thereby of its cache key.
+`helper` functions are compiled into the entry point that calls them. Reference counting of arrays is off (`_nrt`): the
+loops allocate nothing, callers own all arrays, and counting made the loops fifty times slower. Only entry points are
+cached on disk. Numba does not notice changes to a helper in another file, so the digest of all sources of a loop is in
+the entry point's closure and thus part of its cache key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COMMON: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "_n
 
 
 def helper(function: F) -> F:
-    """Compile into every caller."""
+    """Inline-compile `function` into every caller."""
     options: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": True}
     return cast(F, njit(**options)(function))
 

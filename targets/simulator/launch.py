@@ -1,7 +1,7 @@
-"""What one launch runs: a whole segment, or on machines that launch kernel by kernel each kernel of it.
+"""Splits a segment into launches: one per segment, or one per kernel on targets that launch kernels individually.
 
-Invariant: the launches of a segment together hold its kernels and copies once each, in order; a wait that an earlier
-launch has satisfied is gone, because a launch begins when the one before has ended.
+Invariant: the launches of a segment hold each of its kernels and copies once, in order. Waits that an earlier launch
+satisfies are removed, because launches do not overlap.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from ppuc.targets.schema import Target
 
 
 def launches(segment: Segment, target: Target) -> tuple[Segment, ...]:
-    """The parts of `segment` that are launched one after another."""
+    """The launches of `segment`, in order."""
     if target.launch.granularity == "segment" or len(segment.kernels) < 2:
         return (segment,)
     return tuple(_launch(segment, k, copies) for k, copies in enumerate(_copies_of(segment)))
 
 
 def launch_clk(target: Target, first: bool) -> float:
-    """Cycles before the first instruction of a segment's first launch, or of a later one."""
+    """Launch overhead in cycles, for a segment's first launch or a later one."""
     us = target.segment_launch_us if first else target.launch.kernel_us
     return us * 1e3 / target.clk_ns
 
 
 def _copies_of(segment: Segment) -> list[list[Copy]]:
-    """The copies of each launch: those whose counters its kernel is the first to wait for, the others first of all."""
+    """The copies of each launch: those whose counters its kernel is the first to wait for; all others belong to the
+    first launch."""
     first: dict[str, int] = {}
     for k, kernel in enumerate(segment.kernels):
         for instr in _instrs(kernel):
@@ -53,7 +54,7 @@ def _launch(segment: Segment, k: int, copies: list[Copy]) -> Segment:
 
 
 def _without_earlier(ring: Ring, kernel: KernelProgram) -> Ring:
-    """`ring` without the rings of other kernels that it takes over: they have retired."""
+    """`ring` without other kernels' rings in `after`: they have retired."""
     own = {r.name for r in kernel.rings} - {ring.name}
     return replace(ring, after=tuple(a for a in ring.after if _own_name(a, kernel) in own))
 
@@ -64,7 +65,7 @@ def _own_name(name: str, kernel: KernelProgram) -> str:
 
 
 def _awaiting(body: tuple[StreamNode, ...], groups: set[str]) -> tuple[StreamNode, ...]:
-    """`body` without waits for other counters than those of `groups`."""
+    """`body` with waits for `groups` only."""
     return tuple(
         replace(node, waits=tuple(w for w in node.waits if w.group in groups))
         if isinstance(node, Instr)

@@ -1,4 +1,4 @@
-"""A target's numbers as the event loop wants them: cycles and bytes per cycle, latencies in whole ticks."""
+"""A target's numbers in the event loop's units: cycles, bytes per cycle, and latencies in whole ticks."""
 
 from __future__ import annotations
 

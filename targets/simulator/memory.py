@@ -1,10 +1,9 @@
 """The memories of a simulated chip, as bytes.
 
-Tensors in l2 and hbm live at their addresses in one arena a memory, so that tensors which share bytes really share
-them. Constants in hbm or on the host are separate read-only arrays: nothing writes them, and a file is mapped, not
-copied.
+Tensors in l2 and hbm live at their addresses in one arena per memory, so that overlapping tensors really share bytes.
+Constants in hbm or on the host are separate read-only arrays: nothing writes them, and files are mapped, not copied.
 
-Invariant: bytes that nothing has written are 0xFF (a NaN in every float format), so reading them shows in the results.
+Invariant: unwritten bytes are 0xFF (a NaN in every float format), so reading them shows in the results.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class ChipMemory:
         inputs: Mapping[str, np.ndarray],
         late: bool = False,
     ) -> None:
-        """With `late`, inputs may be missing: `write` brings them in time."""
+        """With `late`, inputs may be missing; `write` must provide them in time."""
         self._tensors = {t.name: t for t in program.tensors}
         self._flat: dict[str, np.ndarray] = {}
         for space in (Space.HOST, Space.HBM, Space.L2):
@@ -42,7 +41,7 @@ class ChipMemory:
                 self._flat[tensor.name][:] = _input_bytes(tensor, inputs)
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Give a tensor its values (of its dtype and size). Raises InputError."""
+        """Set the values of a tensor (of its dtype and size). Raises InputError."""
         self._flat[name][:] = _input_bytes(self._tensors[name], {name: array})
 
     def _place(self, tensors: Sequence[MemTensor], constants: Mapping[str, Resource]) -> None:
@@ -92,7 +91,7 @@ def _input_bytes(tensor: MemTensor, inputs: Mapping[str, np.ndarray]) -> np.ndar
 
 
 class UnitMemory:
-    """l1 and acc of every unit, with arrays for the ring slots."""
+    """l1 and acc of every unit, with an array per ring slot."""
 
     def __init__(self, rings: Sequence[Ring], units: int) -> None:
         self._rings = rings
@@ -103,7 +102,7 @@ class UnitMemory:
         self._slots: list[list[list[np.ndarray | None]]] = [[[None] * r.depth for r in rings] for _ in range(units)]
 
     def slot(self, unit: int, ring: int, slot: int) -> np.ndarray:
-        """The storage bits of a ring slot, of the ring's shape."""
+        """The storage bits of a ring slot, in the ring's shape."""
         array = self._slots[unit][ring][slot]
         if array is None:
             r = self._rings[ring]

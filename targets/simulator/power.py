@@ -1,10 +1,10 @@
-"""Power of a run that repeats without pause, and what the board's limits make of its clock.
+"""Power of a run that repeats without pause, and the clock under power and temperature limits.
 
 Average power is dynamic energy over time plus idle power. Two limits cap it: the board's, and the power at which one
-thermal RC node (ambient, resistance, time constant) settles at its software limit. Above the cap the clock falls in
-proportion, energy per event taken as constant: at a fixed voltage that is exact, with voltage scaling the clock falls
-less, so throttled times are upper bounds. Single runs much shorter than the control loops of a board (milliseconds)
-are not throttled at all.
+thermal RC node (ambient, resistance, time constant) settles at its software limit. Above the cap, the clock falls in
+proportion, with constant energy per event. This is exact at a fixed voltage; with voltage scaling, the clock falls
+less, so throttled times are upper bounds. Single runs much shorter than the control loops of a board (milliseconds) are
+not throttled at all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class PowerState:
-    """`watts` at full clock, before limits; `clock` the part of the clock that the limits leave; `temperature_c` where
-    the chip settles at it; `seconds_to_limit` until the temperature limit is reached from ambient (inf: never)."""
+    """`watts` at full clock, before limits; `clock` the fraction of the clock under the limits; `temperature_c` the
+    steady temperature at that clock; `seconds_to_limit` the time to reach the temperature limit from ambient (inf:
+    never)."""
 
     watts: float
     clock: float

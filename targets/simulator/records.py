@@ -1,8 +1,8 @@
-"""The rows of the event loop's tables, each declared once: as a class that says what the fields mean, and as the numpy
-dtype derived from it.
+"""The rows of the event loop's tables, each declared once as a class with documented fields; the numpy dtype derives
+from it.
 
-Compiled code reads `table[i].field`; numpy code reads `table["field"][i]`. A row passes between compiled functions as
-one pointer, which is what keeps compiling them affordable: a table a field multiplied the arguments of every call.
+Compiled code reads `table[i].field`; numpy code reads `table["field"][i]`. Compiled functions pass a row as one
+pointer, which keeps compile time low: one table per field multiplied the arguments of every call.
 
 Invariant: every field is an int64 or a float64, so rows are aligned and have no padding.
 """
@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-# What a segment is.
+# Segments.
 
 
 class Node(Protocol):
@@ -24,7 +24,7 @@ class Node(Protocol):
 
 
 class Kernel(Protocol):
-    """`around` loops stand around a tile that is dealt in order (-1: the grid deals), `slots` such tiles are under way;
+    """`around` loops enclose a tile that is distributed in order (-1: by the grid), with `slots` tiles in flight;
     `together` iterations of the last but one of these loops are dealt before the next of the last; `end*` is the first
     node after the kernel, by queue."""
 
@@ -39,8 +39,8 @@ class Kernel(Protocol):
 
 
 class Loop(Protocol):
-    """A loop of a stream; `axis` of the grid that deals it or -1, `body` its first node, `after` the node after it,
-    `root` the node of the outermost loop around it."""
+    """A loop of a stream; `axis` of the grid that distributes it or -1, `body` its first node, `after` the node after
+    it, `root` the node of the outermost loop around it."""
 
     start: int
     stop: int
@@ -55,9 +55,8 @@ class Loop(Protocol):
 
 class Instruction(Protocol):
     """`kernel` -1: a copy. `queue` is an index into UNIT_QUEUES, 4 for stage queues. `desc` is a row of the table of
-    its kind's descriptions. `second` is a copy's destination memory. `done_mask`: the loops that are in their last
-    iteration when the kernel's own bump happens. `ends_tile`: the last store of a tile. `*_lo`, `*_hi`: rows of uses,
-    syncs and operands."""
+    its kind's descriptions. `second` is a copy's destination memory. `done_mask`: the loops in their last iteration at
+    the kernel's own bump. `ends_tile`: the last store of a tile. `*_lo`, `*_hi`: rows of uses, syncs and operands."""
 
     kernel: int
     queue: int
@@ -80,8 +79,8 @@ class Instruction(Protocol):
 
 
 class Use(Protocol):
-    """An instruction claims, pushes, waits for or pops (`kind`) a slot of a ring; `mask`: the loops that must be in
-    their first or last iteration for it."""
+    """A claim, push, wait or pop (`kind`) of a ring slot by an instruction; `mask`: the loops that must be in their
+    first or last iteration."""
 
     kind: int
     ring: int
@@ -89,7 +88,7 @@ class Use(Protocol):
 
 
 class Sync(Protocol):
-    """A wait for, or bump of, a counter group: all of it, or the blocks touched."""
+    """A wait for, or bump of, a counter group: the whole group, or the touched blocks."""
 
     group: int
     touched: int
@@ -103,8 +102,8 @@ class Operand(Protocol):
 
 
 class Box(Protocol):
-    """What a load or store moves: dimensions of the view, axes of the tile, bytes and number of the first element,
-    the gathered dimension and axis (-1: none), and how many times slower its rows are for meeting in few channels."""
+    """The box of a load or store: dimensions of the view, axes of the tile, bytes and number of the first element, the
+    gathered dimension and axis (-1: none), and the slowdown of channel conflicts."""
 
     dims: int
     axes: int
@@ -223,13 +222,13 @@ class Group(Protocol):
     count: int
 
 
-# What the machine is.
+# Machines.
 
 
 class Numbers(Protocol):
     """The target's numbers in cycles and bytes per cycle. `engine` and `gap` as in cost.engine_clk, `shared_*` as in
-    cost.shared_fragments; `whole_tiles`: an mma takes the time of a whole tile, whatever part of it is valid;
-    `dispatch`: cycles from one unit's begin to the next one's; `open_rows`: cost.stream_rate of one stream a unit."""
+    cost.shared_fragments; `whole_tiles`: an mma takes the time of a whole tile, regardless of valid extents;
+    `dispatch`: cycles between the starts of two units; `open_rows`: cost.stream_rate of one stream a unit."""
 
     units: int
     ces: int
@@ -262,8 +261,8 @@ class Numbers(Protocol):
 
 
 class Mover(Protocol):
-    """What an instruction kind costs to start and per contiguous row, and its engine's width; `room`: how many of the
-    queue of this number may be under way."""
+    """Start-up cost of an instruction kind, cost per contiguous row, and its engine's width; `room`: maximum
+    instructions in flight in the queue of this number."""
 
     start: float
     row: float
@@ -271,12 +270,12 @@ class Mover(Protocol):
     room: int
 
 
-# Where a run stands.
+# State of a run.
 
 
 class Core(Protocol):
     """The run as a whole: time, next end of a data phase, rate of device memory now, bytes that entered a cached l2;
-    sizes of heap, active flows, stack, log and wakes; streams done; whether shares are outdated, were oversubscribed,
+    sizes of heap, active flows, stack, log and wakes; streams done; whether shares are outdated or oversubscribed and
     the log is on; the node of stream 0 to stop at; oldest and next row of dirty bytes."""
 
     now: float
@@ -301,11 +300,10 @@ class Stream(Protocol):
     """A queue. `unit` and `ce` (a stage queue: -1 and one beyond the last), `port` and `link` its bandwidth resources;
     `pc` its node, `head` the instruction that tries to issue (-1: to be found) with its masks of loops in their first
     and last iteration, the next ring use and counter wait to satisfy, and its box once `measured`: elements moved and
-    fetched, in runs of memory and in rows that are runs of the tile too, first and last, from run to run. `tile` is
-    the tile that it is at. `cause` (B_*) and `what` block the head. Instructions under way are numbered `oldest`,
-    `data` (in its data phase) to `next`. `mark`: stalls are accounted until then. `l1`: bytes a cycle that a compute
-    engine takes of l1.
-    The rest is the active data phase."""
+    fetched, in runs of memory and in rows that are runs of the tile too, first and last, from run to run. `tile` is the
+    tile that it is at. `cause` (B_*) and `what` block the head. Instructions in flight are numbered `oldest`, `data`
+    (in its data phase) to `next`. `mark`: stalls are accounted up to then. `l1`: bytes per cycle of l1 that a compute
+    engine takes. The rest is the active data phase."""
 
     unit: int
     ce: int
@@ -350,7 +348,7 @@ class Stream(Protocol):
 
 
 class Place(Protocol):
-    """Where a stream is in one of its loops: value of the variable, iteration, iterations."""
+    """Position of a stream in one of its loops: value of the variable, iteration, trip count."""
 
     at: int
     it: int
@@ -365,8 +363,8 @@ class Seat(Protocol):
 
 
 class Flight(Protocol):
-    """An instruction under way: its box, its bytes of memory and of l1, the memory that serves it, when its data may
-    flow, its limits, when it lands."""
+    """An instruction in flight: its box, its bytes of memory and of l1, the memory that serves it, the earliest time of
+    its data phase, its limits, its completion time."""
 
     instr: int
     last: int
@@ -414,15 +412,15 @@ class Event(Protocol):
 
 
 class Share(Protocol):
-    """A bandwidth resource during water filling: what is left, and the weight of the flows that still grow."""
+    """A bandwidth resource during water filling: remaining capacity, and the weight of growing flows."""
 
     left: float
     load: float
 
 
 class Cached(Protocol):
-    """A tile that a cached l2 holds, when it was last read (in bytes entered), and a tile whose read neighbours may
-    share with its unit; and a row of the list of dirty bytes: when they were written, how many."""
+    """A tile in a cached l2, its last read (in bytes entered), and a tile whose read neighbours may share with its
+    unit; and a row of the list of dirty bytes: time of writing and size."""
 
     key: int
     at: float
@@ -433,7 +431,7 @@ class Cached(Protocol):
 
 
 class Stat(Protocol):
-    """What the instances of an instruction did: their number, bytes of memory, bytes of l1 and acc read and written,
+    """Totals over the instances of an instruction: their number, bytes of memory, bytes of l1 and acc read and written,
     multiply-accumulates, engine cycles, fragments of results and of products, bytes that a cached l2 served or took,
     bytes written back for them, lane operations, special functions; cycles busy and of those waiting for l1 and acc;
     first start and last end."""

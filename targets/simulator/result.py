@@ -1,9 +1,8 @@
-"""What one simulation reports: the single record from which every table, trace and page is made.
+"""The result of a simulation: the record that all tables, traces and pages derive from.
 
 Times are in clock cycles of the target (float), bytes are bytes that crossed the port of the memory named, `busy` and
-`stall` are cycles summed over the units that ran the kernel. Invariant: for each queue of a kernel,
-`busy + sum(stall.values()) + idle == units * (end - start)`, idle being what the queue spends outside its own
-instructions.
+`stall` are cycles summed over the units that ran the kernel. Invariant: for each queue of a kernel, `busy +
+sum(stall.values()) + idle == units * (end - start)`, where idle is time outside the queue's own instructions.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from ppuc.targets.simulator.power import PowerState
 from ppuc.targets.simulator.time_breakdown import bound_by, time_split
 
 STALL_CAUSES = ("data", "space", "bandwidth", "latency", "sync")
-"""Why a queue waits: for a filled slot, for a free slot, for a share of a memory's bandwidth, for a memory's latency,
-for a counter of another kernel."""
+"""Causes of stalls: a filled slot, a free slot, a share of a memory's bandwidth, a memory's latency, a counter of
+another kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +36,19 @@ class KernelStats:
     write_bytes: Mapping[Space, int]
     macs: int
     ideal_tensor: float
-    """Cycles the tensor engines of the whole chip would need at peak for the kernel's useful multiply-accumulates."""
+    """Cycles that the chip's tensor engines would need at peak for the kernel's useful multiply-accumulates."""
     shaped_tensor: float = 0.0
-    """Cycles the tensor engines of the whole chip would need at best for the kernel's products in whole fragments:
-    units may share the products of a result, the lanes of a unit work on different results."""
+    """Lower bound on the cycles of the chip's tensor engines for the kernel's products in whole fragments: units may
+    share the products of a result, while lanes of a unit compute different results."""
     ideal_vector: float = 0.0
-    """Cycles the vector engines of the whole chip would need at full lanes for the kernel's operations."""
+    """Cycles that the chip's vector engines would need with full lanes for the kernel's operations."""
     engine: Mapping[Queue, float] = field(default_factory=dict)
-    """Tensor and vector: cycles that the work takes in the shapes it is issued in, summed over units; without issue,
-    fill, and waits for operands."""
+    """Tensor and vector: engine cycles of the work as issued, summed over units, without issue, fill, and waits for
+    operands."""
     operand_wait: Mapping[Queue, float] = field(default_factory=dict)
     """Tensor and vector: cycles that l1 and acc need beyond `engine` to deliver operands, summed over units."""
     transfer: Mapping[Space, float] = field(default_factory=dict)
-    """Cycles that load and store queues spend moving data of a memory, contention included, summed over units."""
+    """Cycles that load and store queues spend moving data per memory, including contention, summed over units."""
 
     @property
     def cycles(self) -> float:
@@ -58,13 +57,13 @@ class KernelStats:
 
     @property
     def bound_by(self) -> str:
-        """What limits the kernel: tensor, vector, l1, l2, hbm, latency or sync."""
+        """The kernel's bottleneck: tensor, vector, l1, l2, hbm, latency or sync."""
         return bound_by(time_split(self, self.cycles))
 
 
 @dataclass(frozen=True, slots=True)
 class Hazard:
-    """Two instructions that touch the same bytes, at least one writing, with no happens-before path between them."""
+    """Two instructions that access the same bytes, at least one writing, without a happens-before path between them."""
 
     kind: str
     space: str
@@ -114,7 +113,7 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """Simulated wall time of the PPU segments, power limits aside."""
+        """Simulated wall time of the PPU segments, without power limits."""
         return self.cycles / (self.clock_ghz * 1e9)
 
     @property
@@ -124,8 +123,8 @@ class Profile:
 
     @property
     def throttled_seconds(self) -> float:
-        """What power and temperature limits add to a run that repeats without pause. Launches draw no dynamic power and
-        are not stretched."""
+        """Additional time under power and temperature limits of a run that repeats without pause. Launches draw no
+        dynamic power and are not throttled."""
         if self.power is None:
             return 0.0
         launches = self.launch_cycles / (self.clock_ghz * 1e9)

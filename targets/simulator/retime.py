@@ -1,4 +1,4 @@
-"""The time of one program on many variants of a machine: what does not depend on the varied numbers is made once.
+"""Times one program on many variants of a target, sharing work that does not depend on the varied numbers.
 
 Invariant: a retimed run takes exactly the time that `simulate` reports for the same target.
 """
@@ -17,18 +17,18 @@ from ppuc.targets.simulator.machine import machine_of
 from ppuc.targets.simulator.run import prepare, run_flat
 
 _IN_CODE = ("tensor.", "launch.", "cu", "hbm.channels", "hbm.interleave_bytes", "hbm.mapping")
-"""Numbers that a flattened segment contains, by how their paths begin."""
+"""Path prefixes of numbers that a flattened segment contains."""
 
 
 class Retimer:
-    """`program` on variants of `target` that differ in numbers only."""
+    """Times `program` on variants of `target` that differ only in numbers."""
 
     def __init__(self, program: Program, vectors: tuple[VectorProgram, ...], target: Target) -> None:
         self._program, self._vectors = program, vectors
         self._flat = prepare(program, vectors, target)
 
     def seconds(self, target: Target, changed: Collection[str]) -> float:
-        """Seconds of a run on `target`, in which the numbers of these paths differ."""
+        """Seconds of a run on `target`, which differs in the numbers at paths `changed`."""
         machine, cycles = machine_of(target), 0.0
         for flat, first in self._prepared(target, changed):
             state = run_flat(replace(flat, machine=machine))

@@ -1,7 +1,7 @@
 """Simulate a program: time, values and hazards of every segment, one after another.
 
-The event loop (event_loop.py) writes a log of starts and completions that values, hazards and trace read. The log is
-emptied whenever it is full, so memory does not grow with trip counts; without readers nothing is logged.
+The event loop (event_loop.py) logs starts and completions for values, hazards and trace. The log is drained whenever it
+is full, so memory does not grow with trip counts; without readers, nothing is logged.
 
 Invariant: outputs do not depend on the target's timing numbers, nor on the size of the log.
 """
@@ -38,14 +38,13 @@ LOG_ROWS = 1 << 15
 Progress = Callable[[str, float], None]
 """Called with a segment's name and the cycles simulated so far."""
 Before = Callable[[int, ChipMemory], None]
-"""Called with the number of a segment that is about to be launched and the memory, where it may write the inputs that
-are not known at the start."""
+"""Called before a segment's launch with its number and the memory, to write inputs that are unknown at the start."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawResult:
     """`outputs` by tensor name, flat (empty for timing only). `events` has a row per instruction instance
-    (`trace.EVENT`), `event_names` are the texts that its `instr` column indexes, `details` what connects events."""
+    (`trace.EVENT`), `event_names` are the texts for its `instr` column, `details` holds the flows between events."""
 
     outputs: Mapping[str, np.ndarray]
     profile: Profile
@@ -71,10 +70,10 @@ def simulate(
     """Run `program` on `target`.
 
     `inputs` are arrays by tensor name (None: timing only, which needs no constants either); `constants` are resources
-    by tensor name. Hazards are checked when values are computed, or with `trace`; they are reported in the profile,
-    not raised. `replay`: layers that repeat exactly are not simulated again (steady_state/replay.py). Raises
-    CapacityError for a program that exceeds a limit of `target`, InputError for inputs that do not fit and
-    InternalError when the program deadlocks."""
+    by tensor name. Hazards are checked when values are computed, or with `trace`; they are reported in the profile, not
+    raised. With `replay`, exactly repeated layers are skipped (steady_state/replay.py). Raises CapacityError for a
+    program that exceeds a limit of `target`, InputError for invalid inputs and InternalError if the program
+    deadlocks."""
     check_limits(program, target)
     chip = None if inputs is None else ChipMemory(program, constants, inputs, late=before is not None)
     by_name = {v.name: v for v in vectors}
@@ -102,24 +101,24 @@ def simulate(
 
 
 def prepare(program: Program, vectors: tuple[VectorProgram, ...], target: Target) -> list[tuple[FlatSegment, bool]]:
-    """What is launched, flattened, and whether it begins a segment."""
+    """The flattened launches, each with whether it begins a segment."""
     check_limits(program, target)
     by_name = {v.name: v for v in vectors}
     return [(flatten(program, segment, by_name, target), first) for _, segment, first in _launched(program, target)]
 
 
 def run_flat(flat: FlatSegment) -> State:
-    """Run one launch for its time only; the state at its end."""
+    """Run one launch for timing only; returns its final state."""
     return _run(flat, None, None, None, 0.0, 0, None, True)
 
 
 def compiled() -> bool:
-    """Whether the event loop exists as machine code: not yet while the first simulation on a machine compiles it."""
+    """Whether the event loop is compiled: the first simulation on a computer compiles it."""
     return is_compiled(event_loop.run)
 
 
 def _launched(program: Program, target: Target) -> Iterator[tuple[int, Segment, bool]]:
-    """What is launched, in order, of which segment, and whether it begins one."""
+    """The launches in order, each with its segment and whether it begins it."""
     for number, segment in enumerate(program.segments):
         for i, part in enumerate(launches(segment, target)):
             yield number, part, i == 0

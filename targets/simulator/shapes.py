@@ -1,6 +1,6 @@
-"""What instructions touch, as arrays: boxes of transfers, valid extents, tensor and vector work.
+"""Work of instructions as arrays: boxes of transfers, valid extents, tensor and vector work.
 
-Invariant: a description depends on the instruction's text only; loop values enter when the event loop evaluates it.
+Invariant: a description depends only on the instruction; the event loop evaluates it for loop values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = tuple[float, ...]
 
 
 class Shapes:
-    """Collects descriptions; each method returns the number of the one it adds."""
+    """Collects descriptions; each method returns the index of the one it adds."""
 
     def __init__(self, depth: int, vectors: Mapping[str, VectorProgram], target: Target) -> None:
         self.depth, self.vectors, self.target = depth, vectors, target

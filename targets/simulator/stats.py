@@ -1,6 +1,6 @@
 """The Profile of a run, from the per-instruction statistics that the event loop keeps.
 
-Invariant: for each queue of a kernel busy and stalls never exceed units * (end - start); what is left is idle.
+Invariant: for each queue of a kernel, busy and stalls never exceed units * (end - start); the rest is idle.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Totals:
     tensor_write: Counter[str] = field(default_factory=Counter)
 
     def add(self, flat: FlatSegment, state: t.State, begin: float, target: Target) -> None:
-        """Account a finished segment that started at cycle `begin`."""
+        """Add a finished segment that started at cycle `begin`."""
         kernel_of, queue_of = flat.code.ins["kernel"], flat.code.ins["queue"]
         for k in range(len(flat.segment.kernels)):
             self.kernels.append(self._kernel(flat, state, k, np.flatnonzero(kernel_of == k), begin, target))
@@ -164,7 +164,7 @@ class Totals:
 
 
 def _engine(flat: FlatSegment, state: t.State, rows: np.ndarray) -> tuple[dict[Queue, float], dict[Queue, float]]:
-    """Engine cycles of the tensor and vector queue, and those beyond them in which they waited for l1 and acc."""
+    """Engine cycles of the tensor and vector queues, and further cycles in which they waited for l1 and acc."""
     engine, wait = {}, {}
     for q, queue in ((2, Queue.TENSOR), (3, Queue.VECTOR)):
         mine = state.stat[rows[flat.code.ins["queue"][rows] == q]]
@@ -173,8 +173,8 @@ def _engine(flat: FlatSegment, state: t.State, rows: np.ndarray) -> tuple[dict[Q
 
 
 def _shaped(flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target) -> float:
-    """Cycles of the whole chip when each unit has as many fragments of results at hand as it has lanes, or all there
-    are, and the products are dealt out evenly."""
+    """Cycles of the chip if each unit had as many result fragments as lanes (or all there are), with products
+    distributed evenly."""
     total, lanes = 0.0, target.tensor.lanes
     for i in rows.tolist():
         results, products = int(state.stat["results"][i]), int(state.stat["products"][i])

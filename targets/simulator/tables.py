@@ -1,13 +1,12 @@
-"""The arrays that the event loop runs on: what a segment is (Code), what the machine is (Machine), where a run stands
-(State).
+"""The arrays of the event loop: a segment (Code), a target (Machine) and the state of a run (State).
 
 Everything is a NamedTuple of numpy arrays, because numba passes those by reference without boxing; rows are those of
 records.py. Sizes: S streams (4 per unit, in the order of UNIT_QUEUES, then the stage queues), U units, K kernels,
 A grid axes, I instructions, R rings, D loop depths, B boxes, G counter groups.
 
 Invariant: Code and Machine are never written during a run; State holds all of a run, so the loop may return at any
-event (to hand over a full log) and continue later. All times are multiples of 1/TICKS cycle, so a run that starts
-later by any whole number of ticks is the same run, later (steady_state/replay.py).
+event (to drain a full log) and continue later. All times are multiples of 1/TICKS cycle, so delaying a run by whole
+ticks shifts all its times exactly (steady_state/replay.py).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ppuc.targets.schema import MOST_IN_FLIGHT
 from ppuc.targets.simulator import records as rec
 
 TICKS = 4096.0
-"""Ticks of a cycle. Ends are rounded up to ticks, so that equal transfers end in one batch."""
+"""Ticks per cycle. Ends are rounded up to ticks, so that equal transfers end in one batch."""
 
 LOAD, STORE, MMA, VEC, COPY = range(5)
 """Instruction kinds."""
@@ -35,17 +34,17 @@ DATA, SPACE, BANDWIDTH, LATENCY, SYNC = range(5)
 """Stall causes, in the order of result.STALL_CAUSES."""
 
 B_NONE, B_DATA, B_SPACE, B_AFTER, B_COUNTER, B_ROOM, B_BLOCK = range(7)
-"""What blocks the head of a stream: a filled slot, a free slot, rings to retire, counters, room in its queue, an
-earlier tile of its kernel (targets that run tiles as blocks)."""
+"""Causes that block the head of a stream: a filled slot, a free slot, rings to retire, counters, room in its queue, an
+earlier tile of its kernel (on targets that run tiles as blocks)."""
 
 MEM_HBM, MEM_L2, MEM_HOST = range(3)
 """Memories as bandwidth resources; CE ports and unit ports follow."""
 
 CACHE_ENTRIES = 1 << 16
-"""Tiles that a cached l2 remembers; one that falls on another's entry evicts it."""
+"""Entries of a cached l2; a tile evicts another one with the same entry."""
 
 IN_FLIGHT = MOST_IN_FLIGHT + 1
-"""Rows for the instructions of one stream that are under way, and the one that is issued."""
+"""Rows for the instructions in flight of one stream, plus the one being issued."""
 
 LOG_END, LOG_STREAM, LOG_INSTR, LOG_FIRST, LOG_LAST, LOG_FROM, LOG_TO, LOG_ENV = range(8)
 """Columns of a log row: 0 for a start, 1 for a completion, 2 when a store has read its slot but not landed (1 and 2:
@@ -53,7 +52,7 @@ only the stream follows); stream, instruction, masks of the loops in their first
 element of a transfer's box, then loop values, then the slot of each operand."""
 
 NO_BOUND = np.iinfo(np.int64).max
-"""Limit of an axis that is always wholly valid."""
+"""Limit of an axis that is always fully valid."""
 
 
 class Code(NamedTuple):
@@ -63,7 +62,7 @@ class Code(NamedTuple):
     stream_pc: np.ndarray  # [S] first node
     kernel: np.ndarray  # [K] Kernel
     radix: np.ndarray  # [K, A] size of each grid axis (1 where absent)
-    trips: np.ndarray  # [K, D] iterations of the loops around a tile (1 elsewhere)
+    trips: np.ndarray  # [K, D] trip counts of the loops around a tile (1 elsewhere)
     loop: np.ndarray  # [L] Loop
     ins: np.ndarray  # [I] Instruction
     use: np.ndarray  # [.] Use
@@ -98,7 +97,7 @@ class Machine(NamedTuple):
     numbers: np.ndarray  # [1] Numbers
     mover: np.ndarray  # [5] Mover by instruction kind; `room` by queue
     latency: np.ndarray  # [3] by memory
-    hop: np.ndarray  # [U] cycles that a unit's round trips take beyond the mean
+    hop: np.ndarray  # [U] deviation of a unit's round trip from the mean, in cycles
     capacity: np.ndarray  # [3 + CEs + U] bytes per cycle of each resource
 
     @property
@@ -119,8 +118,8 @@ class State(NamedTuple):
     reader: np.ndarray  # [U, R, 4] Reader
     counter: np.ndarray  # [counters]
     waiting: np.ndarray  # [G] first stream that waits for the group
-    tiles: np.ndarray  # [U, K] tiles that are stored
-    l1: np.ndarray  # [U] when l1 will have moved all that it has been asked for
+    tiles: np.ndarray  # [U, K] stored tiles
+    l1: np.ndarray  # [U] time at which l1 has served all requests
     listed: np.ndarray  # [2 S] Listed
     heap: np.ndarray  # [.] Event
     cache: np.ndarray  # [CACHE_ENTRIES] or [1] Cached

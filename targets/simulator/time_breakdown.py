@@ -1,9 +1,9 @@
-"""What each kernel's time was spent on: engines, bandwidth, latency, synchronisation.
+"""Breakdown of each kernel's time: engines, bandwidth, latency, synchronisation.
 
-Queues of a unit work at the same time, so a cycle may be claimed by several; it goes to the first of: the tensor
-engine, the vector engine, l1 and acc delivering operands to them. What is left is divided among what the load and
-store queues did in it (data phases by memory, waits for latency, issue, waits for counters) in proportion, and what
-nothing claims is idle: the unit's share of the kernel has not begun or is over.
+Queues of a unit work concurrently, so several may claim a cycle; it goes to the first of: the tensor engine, the vector
+engine, operand delivery by l1 and acc. Remaining cycles are divided in proportion to the activities of the load and
+store queues (data phases by memory, waits for latency, issue, waits for counters). Unclaimed cycles are idle: the
+unit's share of the kernel has not begun or is over.
 
 Invariant: the parts of a kernel sum to the cycles that it is charged.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ppuc.targets.simulator.result import KernelStats
 
 PARTS = ("tensor", "vector", "l1", "l2", "hbm", "latency", "sync", "idle")
-"""What a kernel's time is split into. l1, l2 and hbm are bandwidth."""
+"""Parts of a kernel's time. l1, l2 and hbm are bandwidth."""
 
 _ENGINES = (Queue.TENSOR, Queue.VECTOR)
 _TRANSFERS = (Queue.LOAD, Queue.STORE)
@@ -56,7 +56,7 @@ def _waits(stats: KernelStats) -> dict[str, float]:
 
 
 def bound_by(split: Mapping[str, float]) -> str:
-    """What holds a kernel back: the part of PARTS, idle apart, that has most of its time."""
+    """A kernel's bottleneck: the largest of PARTS, excluding idle."""
     return max((part for part in PARTS if part != "idle"), key=lambda part: split[part])
 
 

@@ -1,7 +1,7 @@
-"""Events of a run as a table, and what connects them: pushes and counters, bytes, energy, occupancy of l1.
+"""Events of a run as a table, with flows (pushes and counters), bytes, energy and occupancy of l1.
 
 Invariant: the means per instruction times the number of its instances are the profile's bytes and dynamic energy; a
-flow never ends before the event that it leads from.
+flow never ends before its source event.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ EVENT = np.dtype(
 index into the run's event names; kernel: index into the profile's kernels, -1 for copies."""
 
 FLOW = np.dtype([("source", "i8"), ("sink", "i8"), ("label", "i4")])
-"""Two events, by position in the event table, and what connects them: an index into `Details.labels`."""
+"""Two connected events, by position in the event table, and the label of the flow: an index into `Details.labels`."""
 
 CHANGE = np.dtype([("time", "f8"), ("unit", "i4"), ("bytes", "i8")])
-"""Bytes of l1 that a unit's rings claim (positive) or free (negative) at a time."""
+"""Bytes of l1 that a unit's rings claim (positive) or free (negative) at some time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a trace shows beside the events. Per instruction (by `instr`): mean bytes of hbm and of l2, and mean dynamic
-    energy, of one instance."""
+    """Additional data of a trace. Per instruction (by `instr`): mean bytes of hbm and of l2, and mean dynamic energy,
+    of one instance."""
 
     hbm_bytes: np.ndarray
     l2_bytes: np.ndarray
@@ -53,7 +53,7 @@ class Details:
 
 
 class EventTable:
-    """Collects log rows; `names` are the texts of instructions, segment after segment."""
+    """Collects log rows; `names` are the texts of instructions, in segment order."""
 
     def __init__(self, target: Target) -> None:
         self.names: list[str] = []
@@ -106,7 +106,7 @@ class EventTable:
         return np.concatenate(self._tables) if self._tables else np.empty(0, EVENT)
 
     def details(self) -> Details:
-        """What connects the events of `table`."""
+        """Flows and details of the events in `table`."""
         means = np.concatenate([np.zeros((0, 3)), *self._means])
         return Details(
             hbm_bytes=means[:, 0],
@@ -149,7 +149,7 @@ def _means(flat: FlatSegment, state: t.State, target: Target) -> np.ndarray:
 
 
 class Instances:
-    """The instances of a segment's instructions, stream by stream in order, and how they wait for each other."""
+    """The instances of a segment's instructions, by stream in order, and their dependences."""
 
     def __init__(self, flat: FlatSegment, chunks: list[tuple[np.ndarray, np.ndarray]], begin: float) -> None:
         times = np.concatenate([np.zeros(0), *(when for when, _ in chunks)])
@@ -179,8 +179,8 @@ class Instances:
         return np.concatenate(rings), self.stream[instance] // 4, instance
 
     def _ranked(self, kind: int, by_queue: bool) -> tuple[np.ndarray, np.ndarray]:
-        """(key, instance): the key is made of ring, unit and how many operations of the kind came before it there (in
-        the same queue, with `by_queue`)."""
+        """(key, instance): the key combines ring, unit and the number of earlier operations of the kind there (in the
+        same queue, with `by_queue`)."""
         ring, unit, instance = self._uses(kind)
         queue = self.stream[instance] % 4 if by_queue else np.zeros_like(ring)
         order = np.lexsort((instance, self.start[instance], queue, unit, ring))
@@ -191,7 +191,7 @@ class Instances:
         return (place // 4) * _RANKS + rank, instance
 
     def ring_flows(self) -> np.ndarray:
-        """From every push to the waits for the slot it filled."""
+        """Flows from every push to the waits for the slot it filled."""
         pushes, source = self._ranked(t.PUSH, by_queue=False)
         waits, sink = self._ranked(t.WAIT, by_queue=True)
         at = np.searchsorted(pushes, waits)
@@ -203,7 +203,7 @@ class Instances:
         return flows
 
     def occupancy(self) -> np.ndarray:
-        """When slots in l1 are claimed, and freed by the last of their consumers."""
+        """Times at which slots in l1 are claimed, and freed by their last consumer."""
         claims, claimer = self._ranked(t.CLAIM, by_queue=False)
         pops, popper = self._ranked(t.POP, by_queue=True)
         order = np.lexsort((self.end[popper], pops))
@@ -219,7 +219,7 @@ class Instances:
         return out[np.argsort(out["time"], kind="stable")]
 
     def counter_flows(self) -> np.ndarray:
-        """To every instance that waited for counters, from the transfer that completed the last of them."""
+        """Flows to every instance that waited for counters, from the transfer that completed the last of them."""
         code = self.flat.code
         counters, bumper, _ = self._ranges(bump=True)
         done = np.full(len(code.expect), -1, np.int64)
@@ -260,6 +260,6 @@ class Instances:
 
 _SPACES = (Space.HBM, Space.L2, Space.HOST)
 _RANKS = 1 << 32
-"""More than the operations on one ring of one unit."""
+"""Upper bound on the operations on one ring of one unit."""
 
 __all__ = ["CHANGE", "EVENT", "FLOW", "Details", "EventTable"]

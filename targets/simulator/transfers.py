@@ -1,7 +1,7 @@
-"""Transfers: their place behind those before them, their data phases, and their landing.
+"""Transfers: queueing, data phases and completion.
 
-Transfers of a queue issue one after another; their starts and latencies overlap; their data phases pass through the
-engine in order and share bandwidth (bandwidth.py). Rings move on when the data has passed, counters when it has landed.
+Transfers of a queue issue in order; their starts and latencies overlap; their data phases pass through the engine in
+order and share bandwidth (bandwidth.py). Rings advance at the end of the data phase, counters on completion.
 
 Invariant: transfers of a queue land in order.
 """
@@ -49,13 +49,13 @@ _visit_weight = helper(cost.visit_weight)
 
 @helper
 def _hop(m: Machine, q: Stream) -> float:
-    """Latency of a stream's position on the network, beyond the mean."""
+    """Deviation from the mean latency for a stream's position on the network."""
     return float(m.hop[q.unit]) if q.unit >= 0 else 0.0
 
 
 @helper
 def queue_transfer(c: Code, m: Machine, st: State, s: int, clk: float) -> None:
-    """Put the head, a transfer, behind those of its engine."""
+    """Queue the head, a transfer, at its engine."""
     q: Stream = st.stream[s]
     ins: Instruction = c.ins[q.head]
     stat: Stat = st.stat[q.head]
@@ -80,7 +80,7 @@ def queue_transfer(c: Code, m: Machine, st: State, s: int, clk: float) -> None:
         flight.weight = box.channels * visit
         if numbers.cached and ins.memory == MEM_HBM and fetched > 0:
             _through_cache(m, st, q, ins, stat, flight)
-    # A store asks nothing of the memory before its data arrives there.
+    # A store makes no request to the memory before its data arrives there.
     latency = 0.0
     if ins.kind != STORE:
         latency = m.latency[flight.memory if flight.memory >= 0 else MEM_L2] + _hop(m, q)
@@ -99,7 +99,7 @@ def queue_transfer(c: Code, m: Machine, st: State, s: int, clk: float) -> None:
 
 @helper
 def _through_cache(m: Machine, st: State, q: Stream, ins: Instruction, stat: Stat, flight: Flight) -> None:
-    """A transfer meets a cached l2, which may have to write dirty bytes back to device memory at its cost."""
+    """Pass a transfer through a cached l2, which may write dirty bytes back to device memory at the transfer's cost."""
     size, fetched = flight.bytes, 0.0
     if ins.kind == LOAD:
         flight.memory = served_by(m, st, q, ins.tensor, size)
@@ -123,7 +123,7 @@ def _through_cache(m: Machine, st: State, q: Stream, ins: Instruction, stat: Sta
 
 @helper
 def start_flow(c: Code, m: Machine, st: State, s: int) -> None:
-    """The data phase of the transfer at the engine's head begins."""
+    """Begin the data phase of the transfer at the engine's head."""
     account(c, st, s)
     q: Stream = st.stream[s]
     k: Core = st.core[0]
@@ -144,7 +144,7 @@ def start_flow(c: Code, m: Machine, st: State, s: int) -> None:
 
 @helper
 def end_flows(c: Code, m: Machine, st: State) -> None:
-    """End the data phases that are over by now."""
+    """End the data phases that are complete."""
     k: Core = st.core[0]
     j = 0
     while j < k.flows:
@@ -204,7 +204,7 @@ def _bumps(c: Code, ins: Instruction, last: int) -> bool:
 
 @helper
 def land(c: Code, st: State, s: int) -> None:
-    """The oldest transfer of a queue has landed and leaves it: count it."""
+    """Complete the oldest transfer of a queue and bump its counters."""
     q: Stream = st.stream[s]
     flight: Flight = st.flight[s, q.oldest % IN_FLIGHT]
     ins: Instruction = c.ins[flight.instr]
@@ -222,7 +222,7 @@ def land(c: Code, st: State, s: int) -> None:
 
 @helper
 def _bump(c: Code, st: State, sync: Sync, ins: Instruction, flight: Flight) -> None:
-    """Count in the counters of a group; when one is complete, those that wait for the group try again."""
+    """Bump counters of a group; a complete one wakes the streams that wait for the group."""
     group: Group = c.group[sync.group]
     lo, hi = 0, 0
     if sync.touched:

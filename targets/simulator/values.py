@@ -1,11 +1,10 @@
-"""What the logged instructions compute: operands are read when an instruction starts, results written when it
-completes.
+"""Executes logged instructions: operands are read at the start, results are written on completion.
 
-The event loop decides the order, ppuc.ir.tile the arithmetic. A missing wait therefore reads bytes that are not there
-yet and gives a wrong value.
+The event loop determines the order, ppuc.ir.tile the arithmetic. A missing wait therefore reads stale bytes and gives a
+wrong value.
 
-Invariant: results depend on the order of log rows only, never on their times; completions of a stream come in the
-order of its starts.
+Invariant: results depend only on the order of log rows, not on their times; completions of a stream are in the order of
+its starts.
 """
 
 from __future__ import annotations

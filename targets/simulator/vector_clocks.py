@@ -1,16 +1,14 @@
 """Vector clocks of the hazard checker, and the accesses that they order.
 
-A queue's progress is one component for compute queues and two for transfers: what it has issued (reads happen then)
-and what it has completed (writes happen then). A component's value n stands for the queue's n-th instruction. What a
-queue knows is split in two: `local` about its own unit's components, and `far`, the number of an immutable vector
-about all components, which changes only when a counter is waited for. Signals (pushes, pops) carry both; counters
-carry a whole vector.
+A queue has one component for compute queues and two for transfers: issued instructions (at which reads happen) and
+completed ones (at which writes happen). A component's value n stands for the queue's n-th instruction. A queue's clock
+has two parts: `local` for its own unit's components, and `far`, the number of an immutable vector of all components,
+which changes only at waits for counters. Signals (pushes, pops) carry both; counters carry a whole vector.
 
-An edge counts only if a wait could not have been satisfied without the signal: a claim joins the pops of the slot it
-takes, a wait the push of its slot, a first claim every pop of the rings before it, a counter wait all bumps of the
-counters it needs.
+An edge counts only if the wait requires the signal: a claim joins the pops of its slot, a wait the push of its slot, a
+first claim all pops of the rings before it, a counter wait all bumps of its counters.
 
-Invariant: a vector of `far` is never changed after its number is handed out.
+Invariant: a `far` vector never changes once it has a number.
 """
 
 from __future__ import annotations
@@ -34,13 +32,13 @@ class Checker(NamedTuple):
 
     num: np.ndarray  # [4] far vectors in use, hazards found, unused, unused
     seq: np.ndarray  # [S] instructions started
-    released: np.ndarray  # [S] instructions through with their slots
+    released: np.ndarray  # [S] instructions that have released their slots
     done: np.ndarray  # [S] instructions completed
     local: np.ndarray  # [S, PER_UNIT]
     far: np.ndarray  # [S]
     pool: np.ndarray  # [P, C] far vectors
     memo: np.ndarray  # [M, 3] recent joins
-    snap: np.ndarray  # [S, IN_FLIGHT, PER_UNIT + 5] of instructions under way: local, far, instruction, last mask, box
+    snap: np.ndarray  # [S, IN_FLIGHT, PER_UNIT + 5] of instructions in flight: local, far, instruction, last mask, box
     ring_n: np.ndarray  # [U, R, 2 + 2 * 4] claims, pushes, then waits and pops by queue
     push_l: np.ndarray  # [U, slots, PER_UNIT]
     push_f: np.ndarray  # [U, slots]
@@ -68,7 +66,7 @@ class Checker(NamedTuple):
 
 @helper
 def component(m: Machine, s: int, completed: bool) -> int:
-    """Component of a stream's issues or completions."""
+    """The component of a stream's issues or completions."""
     if s >= 4 * len(m.hop):
         return PER_UNIT * len(m.hop) + 2 * (s - 4 * len(m.hop)) + completed
     q = s % 4
@@ -89,7 +87,7 @@ def knows(k: Checker, m: Machine, s: int, stamp: int) -> bool:
 
 @helper
 def join_far(k: Checker, a: int, b: int) -> int:
-    """Number of a vector that knows what a and b know."""
+    """Number of the join of vectors a and b."""
     if a == b or b == 0:
         return a
     if a == 0:
@@ -116,7 +114,7 @@ def join_far(k: Checker, a: int, b: int) -> int:
 
 @helper
 def join_counter(k: Checker, s: int, counter: int) -> None:
-    """Stream s has waited for all bumps of a counter."""
+    """Join all bumps of a counter that stream s has waited for."""
     a, news = k.far[s], False
     for c in range(k.pool.shape[1]):
         news = news or k.bumps[counter, c] > k.pool[a, c]
@@ -130,8 +128,8 @@ def join_counter(k: Checker, s: int, counter: int) -> None:
 
 @helper
 def _join_pops(c: Code, k: Checker, s: int, u: int, r: int, slot: int, most: int) -> None:
-    """Learn what the last pops of a slot knew: of the consumers that have popped the ring `most` times or fewer, for
-    those of others are of a later turn, which says nothing of the one that is waited for."""
+    """Join the last pops of a slot by consumers with at most `most` pops of the ring; other consumers' pops belong to a
+    later turn, which does not imply the one waited for."""
     for q in range(4):
         if c.ring[r].consumers >> q & 1 and k.ring_n[u, r, 6 + q] <= most:
             for j in range(PER_UNIT):
@@ -156,8 +154,8 @@ def claim(c: Code, k: Checker, s: int, r: int) -> None:
 
 @helper
 def wait(c: Code, k: Checker, s: int, r: int) -> None:
-    """Stream s waits for the next filled slot of a ring. A producer that did not wait may have filled the slot once
-    more by then: that push says nothing of the one that is waited for."""
+    """Stream s waits for the next filled slot of a ring. A producer that did not wait may have refilled the slot by
+    then: that push does not imply the one waited for."""
     u, q = s // 4, s % 4
     n, depth = k.ring_n[u, r, 2 + q], c.ring[r].depth
     slot = k.slot0[r] + n % depth
@@ -171,7 +169,7 @@ def wait(c: Code, k: Checker, s: int, r: int) -> None:
 
 @helper
 def signal(c: Code, k: Checker, m: Machine, s: int, r: int, push: bool, entry: np.ndarray, number: int) -> None:
-    """The instruction of `entry` (a row of snap) completes and pushes or pops a ring."""
+    """Push or pop a ring on completion of the instruction of `entry` (a row of snap)."""
     u, q = s // 4, s % 4
     at = 1 if push else 6 + q
     slot = k.slot0[r] + k.ring_n[u, r, at] % c.ring[r].depth
@@ -191,7 +189,7 @@ def signal(c: Code, k: Checker, m: Machine, s: int, r: int, push: bool, entry: n
 
 @helper
 def bump(k: Checker, m: Machine, s: int, counter: int, entry: np.ndarray, number: int) -> None:
-    """The instruction of `entry` completes and bumps a counter."""
+    """Bump a counter on completion of the instruction of `entry`."""
     far = entry[PER_UNIT]
     for c in range(k.pool.shape[1]):
         k.bumps[counter, c] = max(k.bumps[counter, c], k.pool[far, c])
@@ -206,7 +204,7 @@ def bump(k: Checker, m: Machine, s: int, counter: int, entry: np.ndarray, number
 
 @helper
 def report(k: Checker, kind: int, stamp: int, instr: int, place: int, tensor: bool) -> None:
-    """Note a hazard between the access of `stamp` and an instruction, once for each pair."""
+    """Record a hazard between the access of `stamp` and an instruction, once per pair."""
     first = stamp >> 32 & 0xFFFFF
     for i in range(k.num[1]):
         if k.found[i, 0] == kind and k.found[i, 1] == first and k.found[i, 2] == instr:

@@ -1,9 +1,9 @@
-"""How much one instance of an instruction does: boxes clipped at the edges of tensors, valid extents, cycles.
+"""Work of one instance of an instruction: boxes clipped at the edges of tensors, valid extents, cycles.
 
 The formulas are those of ppuc.targets.cost and ppuc.targets.vector_cost, compiled. Results go to scratch fields of
 State and to the head's box.
 
-Invariant: nothing here changes the course of a run, apart from statistics counters.
+Invariant: functions change only scratch and statistics, not the course of a run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def in_ticks(clk: float) -> float:
 
 @helper
 def _clip(c: Code, st: State, b: int, d: int, at: int) -> None:
-    """Valid extents of the tile axes that move along dimension d, cut by its ends."""
+    """Valid extents of the tile axes that move along dimension d, clipped at its ends."""
     dim: BoxDim = c.dim[b, d]
     a1, a2 = dim.axis_1, dim.axis_2
     if a1 < 0:
@@ -65,7 +65,7 @@ def _clip(c: Code, st: State, b: int, d: int, at: int) -> None:
 
 @helper
 def _inside(at: int, factor: int, n: int, size: int) -> int:
-    """How many of `at + factor * (0 .. n - 1)` lie in [0, size)."""
+    """Number of `at + factor * (0 .. n - 1)` in [0, size)."""
     if factor < 0:
         at, factor = at + factor * (n - 1), -factor
     first = max(0, -(at // factor)) if at < 0 else 0
@@ -151,14 +151,14 @@ def _extents(c: Code, st: State, s: int, first: int, n: int, depth: int) -> None
 
 @helper
 def l1_clk(m: Machine, size: float, rate: float, queued: float) -> float:
-    """Cycles until l1 has moved `size` bytes, after what it has been asked for before, or beside it at `rate`."""
+    """Cycles until l1 has moved `size` bytes: queued after earlier requests, or concurrently at `rate`."""
     in_order = queued + size / m.numbers[0].l1_rate
     return float(min(in_order, size / rate) if rate > 0.0 else in_order)
 
 
 @helper
 def mma_clk(c: Code, m: Machine, st: State, s: int, rate: float, queued: float) -> float:
-    """Cycles of the head, an mma that reads l1 (`l1_clk`); they are counted with its work."""
+    """Cycles of the head, an mma that reads l1 (`l1_clk`); counts them and its work in the statistics."""
     head = st.stream[s].head
     ins: Instruction = c.ins[head]
     p: Product = c.mma[ins.desc]
@@ -211,8 +211,8 @@ def _elements(st: State, count: int, mask: int) -> int:
 
 @helper
 def vec_clk(c: Code, m: Machine, st: State, s: int, rate: float, queued: float) -> float:
-    """Cycles of the head, a vec that moves operands to and from l1 (`l1_clk`) and acc; they are counted with its
-    work."""
+    """Cycles of the head, a vec that moves operands to and from l1 (`l1_clk`) and acc; counts them and its work in the
+    statistics."""
     head = st.stream[s].head
     ins: Instruction = c.ins[head]
     v: Vector = c.vec[ins.desc]

@@ -63,7 +63,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_input_is_read(
     unread = tmp_path / "there is no such model"
     lost = tmp_path / "no" / "such" / "place"
     assert error_of(command, unread, option, lost) == (
-        f"error: {lost}: cannot be written\n  got: there is no folder {lost.parent}\n  hint: make it first\n"
+        f"error: {lost}: cannot be written\n  got: there is no folder {lost.parent}\n  hint: create it first\n"
     )
     assert error_of(command, unread, option, tmp_path) == (
         f"error: {tmp_path}: cannot be written\n  got: a folder\n  expected: the name of a file\n"
@@ -78,7 +78,7 @@ def test_a_model_is_never_written_over(command: str, option: str, model: Path) -
     before = model.read_bytes()
     (model.parent / "link.onnx").symlink_to(model)
     for name in ("mlp.onnx", "link.onnx"):
-        assert "would be written over the file that is read" in error_of(command, model, option, model.parent / name)
+        assert "would overwrite the input file" in error_of(command, model, option, model.parent / name)
     assert model.read_bytes() == before
 
 

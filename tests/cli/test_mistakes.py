@@ -96,7 +96,7 @@ def test_internal_errors_show_a_traceback_and_what_to_attach(monkeypatch: pytest
 
 def test_files_of_unknown_kind() -> None:
     assert error_of("inspect", "net.pdf") == (
-        "error: net.pdf: has a name that says nothing of its kind\n  expected: .onnx, .ppir, .ppu\n"
+        "error: net.pdf: unsupported file extension\n  expected: .onnx, .ppir, .ppu\n"
     )
 
 
@@ -152,7 +152,7 @@ def test_opt_mistakes(model: Path, tmp_path: Path) -> None:
     assert "hint: did you mean 'fold'?" in error_of("opt", first, "-p", "fould")
     assert error_of("opt", first, "-p", "fold{speed=3}").startswith("error: -p: pass 'fold' has no option 'speed'\n")
     assert error_of("opt", first, "-p", "fold", "--to-end") == "error: --to-end: cannot be combined with -p\n"
-    assert error_of("opt", first, "-o", "x.txt").startswith("error: -o: has a name that says neither")
+    assert error_of("opt", first, "-o", "x.txt").startswith("error: -o: unsupported output extension")
     assert error_of("opt", first, "-o", tmp_path / "x.ppu").startswith("error: module: holds no program yet")
     assert error_of("opt", first, "--set", "hbm.gbs=900", "-p", "fold").startswith(
         f"error: {first}: was made for another target\n"

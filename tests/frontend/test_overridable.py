@@ -136,5 +136,5 @@ def test_simplify_keeps_defaults_unless_told() -> None:
 def test_the_command_says_which_stay_defaults(tmp_path: Path) -> None:
     onnx.save(model(), tmp_path / "m.onnx")
     shown = command("simplify", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx")
-    assert "note: b: initializers that are inputs as well, and no constants; --fold-defaults makes them such" in shown
+    assert "note: b: initializers that are also inputs, so not constant; --fold-defaults makes them constant" in shown
     assert "note" not in command("simplify", tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "--fold-defaults")

@@ -57,7 +57,7 @@ def test_every_view_of_a_profile_takes_a_model_wholly_on_the_host(tmp_path: Path
         assert shown.exit_code == 0, shown.output
         assert "nothing ran on the PPU" in shown.stdout
         assert ("not simulated" in shown.stdout) == (extra != ("--timing-only",))
-        assert "the trace leaves out what the host computes" in shown.stderr
+        assert "the trace omits host steps" in shown.stderr
     swept = run("targets", TINY, "--sweep", "hbm.gbs=1:2:1", "--model", tmp_path / "m.ppu")
     assert swept.exit_code == 0, swept.output
     assert "ideal" not in swept.stdout

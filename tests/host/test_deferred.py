@@ -237,7 +237,7 @@ def test_commands_tell_what_is_compiled_later(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=x(20, 6))
     checked = json.loads(run("check", tmp_path / "m.onnx", "--json").stdout)
     fates = {n["node"]: (n["where"], n["why"].partition(":")[0]) for n in checked["nodes"]}
-    assert fates["MatMul_5"] == ("ppu", "compiled when it runs and its sizes are known")
+    assert fates["MatMul_5"] == ("ppu", "compiled at run time, when its sizes are known")
     assert fates["NonZero_2"][0] == "host"
     assert (checked["later"], checked["ok"]) == (5, True)
     arguments = ("-t", TINY, "--json", "--no-interval")

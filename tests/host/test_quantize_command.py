@@ -125,5 +125,5 @@ def test_without_the_host_such_a_model_is_refused(folder: Path) -> None:
 
 def test_a_policy_does_not_overwrite_the_samples(folder: Path) -> None:
     shown = run(folder, "f64", "-o", folder / "f64.data.toml", code=2)
-    assert "would be written over the file that is read" in shown
+    assert "would overwrite the input file" in shown
     assert np.array_equal(np.load(folder / "f64.data.npz")["x"], X)

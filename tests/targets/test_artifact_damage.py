@@ -127,7 +127,7 @@ def test_truncation_at_any_byte_is_noticed(saved: Path) -> None:
 
 def test_bytes_after_the_end_are_noticed(saved: Path) -> None:
     saved.write_bytes(saved.read_bytes() + b"x")
-    with pytest.raises(ArtifactError, match=r"is damaged: it has \d+ bytes of data, its header announces \d+"):
+    with pytest.raises(ArtifactError, match=r"is damaged: it has \d+ bytes of data, its header declares \d+"):
         load(saved)
 
 

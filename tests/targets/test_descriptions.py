@@ -226,7 +226,7 @@ def test_unknown_names() -> None:
         ),
         (
             [('"lanes"', '"lane"')],
-            'tensor.organisation: is none of the choices\n  got: "lane"\n  expected: lanes or systolic',
+            'tensor.organisation: is not one of the choices\n  got: "lane"\n  expected: lanes or systolic',
         ),
         (
             [('"lanes"', '"systolic"')],
@@ -259,7 +259,7 @@ def test_unknown_names() -> None:
         ),
         (
             [("instruction_bytes = { value = 32", "instruction_bytes = { value = 16")],
-            "instruction_bytes: is the width of the only encoding\n  got: 16\n  expected: 32",
+            "instruction_bytes: must be the width of the only encoding\n  got: 16\n  expected: 32",
         ),
         (
             [("hw_slow_c = { value = 92", "hw_slow_c = { value = 99")],
@@ -406,11 +406,11 @@ def test_override_of_other_types(m890: Target) -> None:
         ),
         (
             "peak_tops.bf16=133",
-            "--set peak_tops.bf16=133: peaks follow from the machine\n  hint: set tensor.ii_clk.bf16=54 for 132 TOPS",
+            "--set peak_tops.bf16=133: peaks follow from other numbers\n  hint: set tensor.ii_clk.bf16=54 for 132 TOPS",
         ),
         (
             "peak_tops.f64=1",
-            "--set peak_tops.f64=1: peaks follow from the machine\n"
+            "--set peak_tops.f64=1: peaks follow from other numbers\n"
             "  hint: set tensor.ii_clk.<dtype>, tensor.lanes, cu or clock.max_mhz instead",
         ),
         (

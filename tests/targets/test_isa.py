@@ -223,7 +223,7 @@ def _damaged(edit: Callable[[np.ndarray, np.ndarray], None]) -> Encoded:
 def test_damaged_words_are_an_error_without_a_traceback(edit, got: str) -> None:
     with pytest.raises(ArtifactError, match=got) as caught:
         decode(_damaged(edit))
-    assert str(caught.value).startswith("code: the instruction words make no program\n  got: ")
+    assert str(caught.value).startswith("code: the instruction words are malformed\n  got: ")
 
 
 @settings(max_examples=150, deadline=None)

@@ -228,13 +228,13 @@ def test_what_is_informational_is_shown() -> None:
     [
         (
             "load.queues_per_cu=2",
-            "load.queues_per_cu: is fixed: programs have one stream a queue\n  got: 2\n  expected: 1",
+            "load.queues_per_cu: is fixed: programs have one stream per queue\n  got: 2\n  expected: 1",
         ),
         (
             "stage.in_flight=32",
-            "stage.in_flight: is more than the simulator keeps under way\n  got: 32\n  expected: at most 31",
+            "stage.in_flight: exceeds what the simulator keeps in flight\n  got: 32\n  expected: at most 31",
         ),
-        ("hbm.refresh=1", "hbm.refresh: must be below 1, or nothing is left of the rate\n  got: 1.0"),
+        ("hbm.refresh=1", "hbm.refresh: must be below 1, or no bandwidth remains\n  got: 1.0"),
     ],
 )
 def test_what_the_simulator_cannot_follow_is_refused(assignment: str, message: str) -> None:

@@ -36,7 +36,7 @@ def test_the_command_writes_a_file_that_loads(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     made = ppuc("--new", "my-npu", "--like", "tpuv3-core")
     assert made.exit_code == 0, made.output
-    assert "my-npu.toml: begins as tpuv3-core" in made.output
+    assert "my-npu.toml: based on tpuv3-core" in made.output
     text = (
         Path("my-npu.toml")
         .read_text("utf-8")
@@ -51,8 +51,8 @@ def test_the_command_writes_a_file_that_loads(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--new", "a/b"), "--new a/b: is no name of a machine"),
-        (("--new", "zhenwu-m890"), "--new zhenwu-m890: is a machine already"),
+        (("--new", "a/b"), "--new a/b: is not a valid target name"),
+        (("--new", "zhenwu-m890"), "--new zhenwu-m890: is already a target"),
         (("--new", "taken"), "taken.toml: exists already"),
         (("--new", "mine", "--like", "tpuv3-cor"), "did you mean 'tpuv3-core'?"),
         (("--new", "mine", "--set", "cu=2"), "--new: goes with --like alone"),

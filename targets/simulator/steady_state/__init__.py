@@ -1,1 +1,1 @@
-"""Layers that repeat are simulated once: finding the period, skipping it, and comparing states."""
+"""Simulates repeated layers once: finds the period, compares states and skips repetitions."""

@@ -1,10 +1,10 @@
-"""Where a segment's text repeats itself: kernels that are the same up to a shift of everything they number.
+"""Finds repetition in a segment: kernels that are equal up to a shift of all their numbers.
 
 A network repeats its layers. Two kernels are alike when their streams, rings and descriptions are equal, with rings,
-loops, nodes and descriptions counted from the first of the kernel and queue. Counter groups follow no such law:
-replay.py pairs them up.
+loops, nodes and descriptions counted from the first of the kernel and queue. Counter groups do not shift uniformly:
+replay.py pairs them.
 
-Invariant: alike kernels do the same, at the same relative times, from the same relative state.
+Invariant: alike kernels behave the same, at the same relative times, from the same relative state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.decode import MARKS, FlatSegment
 
 LEAST = 4
-"""Fewer repetitions are not worth looking for."""
+"""Minimum number of repetitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Repeats:
 
 
 def find_repeats(flat: FlatSegment) -> Repeats | None:
-    """The repetition that most kernels take part in, or None if none is worth it."""
+    """The repetition that covers most kernels; None if none is worthwhile."""
     kernels = len(flat.segment.kernels)
     if kernels < LEAST:
         return None
@@ -63,7 +63,7 @@ def _longest(same: np.ndarray) -> tuple[int, int]:
 
 
 def _keys(flat: FlatSegment) -> list[bytes]:
-    """Per kernel, everything about it as bytes, numbers relative to it."""
+    """Per kernel, its complete description as bytes, with relative numbers."""
     c, marks, kernels = flat.code, flat.marks, len(flat.segment.kernels)
     tables = _relative(flat)
     facts = np.column_stack([_ints(c.kernel)[:, :4], c.radix, c.trips])

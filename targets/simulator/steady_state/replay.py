@@ -1,13 +1,12 @@
-"""Layers that repeat are not simulated again: a run whose state repeats skips what would repeat with it.
+"""Skips repeated layers: when the state of a run recurs, the repetitions are applied at once.
 
-The run stops whenever unit 0 begins to load the first kernel of another period of the segment's repetition
-(repeats.py). Its state then is compared with the states at earlier stops, everything counted from the period: nodes,
-instructions, rings, kernels and counter groups by the shift of the text, times from now. If one is equal, then what
-lies between the two stops happens again and again, later and further down the text, as long as the text repeats; so
-the state after as many repetitions as fit is written down at once.
+The run stops whenever unit 0 begins to load the first kernel of a further period (repeats.py). Its state is compared
+with those at earlier stops, relative to the period: nodes, instructions, rings, kernels and counter groups less the
+shift of the text, times less the current time. If one is equal, the interval between the two stops repeats, later and
+further down, as long as the text repeats; so the state after all remaining repetitions is computed at once.
 
-Invariant: the run after a skip is the run without it, bit for bit. Equal states have equal futures because the event
-loop is a function of what is compared here, and times are whole ticks, whose sums are exact.
+Invariant: a run with skips is bit-identical to one without. Equal states have equal futures because the event loop is a
+function of the compared state, and times are whole ticks, whose sums are exact.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from ppuc.targets.simulator.steady_state.repeats import Repeats, find_repeats
 from ppuc.targets.simulator.steady_state.shift import Shift, Stop
 
 PERIODS_BACK = 8
-"""Stops that a state is compared with: copies are dealt over queues, so a state may repeat every few layers only."""
+"""Number of earlier stops to compare with: copies are distributed over queues, so a state may recur only every few
+layers."""
 
 _NODE = MARKS.index("node")
 
@@ -37,8 +37,8 @@ class Replay:
 
     @staticmethod
     def of(flat: FlatSegment, state: t.State) -> Replay | None:
-        """The replay of a run that begins, or None where nothing repeats or something keeps a record of every event (a
-        log, a cached l2)."""
+        """The replay of a starting run; None if nothing repeats, or if every event is recorded (by a log or a cached
+        l2)."""
         if state.core["logging"][0] or flat.machine.numbers["cached"][0] or (flat.code.kernel["around"] >= 0).any():
             return None
         repeats = find_repeats(flat)
@@ -49,7 +49,7 @@ class Replay:
         return replay
 
     def stop(self, state: t.State) -> None:
-        """The run has stopped: skip what repeats, and say where to stop next."""
+        """Handle a stop: skip repetitions and set the next stop."""
         here = self._record(state)
         for back, before in enumerate(reversed(self._stops), 1):
             shift = Shift.between(self._flat, self._repeats, before, here, back)
@@ -68,7 +68,7 @@ class Replay:
         state.core["pause"] = marks[self._next] if inside else len(self._flat.code.node)
 
     def _record(self, state: t.State) -> Stop:
-        """What is not finished now."""
+        """The unfinished part of the state."""
         flat, c, units = self._flat, self._flat.code, 4 * self._flat.machine.units
         streams, queue = state.stream, np.arange(units) % 4
         at = np.zeros(units, np.int64)
@@ -95,6 +95,6 @@ class Replay:
 
 
 def _copied(state: t.State) -> t.State:
-    """`state` with its own arrays, logs and scratch apart."""
+    """A copy of `state`, except logs and scratch."""
     kept = {"log_t", "log_i", "valid", "share", "cache"}
     return state._replace(**{name: getattr(state, name).copy() for name in state._fields if name not in kept})

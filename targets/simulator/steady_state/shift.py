@@ -1,11 +1,10 @@
-"""Two states of a run, the later one further down a text that repeats: whether they are equal but for the shift, and
-what becomes of the later one when the shift happens again and again.
+"""Compares two states of a run at different repetitions of its text up to a shift, and applies the shift repeatedly.
 
-Counted from the period, a state is: nodes, instructions, rings and kernels less the shift of the text, counter groups
-by the pairing that alike kernels and copies give, times from now.
+A relative state consists of nodes, instructions, rings and kernels less the shift of the text, counter groups as paired
+by alike kernels and copies, and times less the current time.
 
-Invariant: what `same` does not compare cannot influence the event loop (scratch, and what belongs to finished kernels
-and copies, of which only that they are finished counts).
+Invariant: state that `same` does not compare cannot influence the event loop (scratch, and data of finished kernels and
+copies).
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ _FLIGHT = ("last", "low", "high", "bytes", "l1", "memory", "cap", "weight")
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A state that the run had: the part of it that is not finished yet. `first` and `end`: kernels that some stream
-    has begun and not all have finished; `copies` [stage queues, 2]: instruction numbers from the oldest copy under
-    way to the one after the head."""
+    """The unfinished part of an earlier state. `first` and `end`: kernels that some stream has begun and not all have
+    finished; `copies` [stage queues, 2]: instruction numbers from the oldest copy in flight to the one after the
+    head."""
 
     state: t.State
     now: float
@@ -41,8 +40,8 @@ class Stop:
 
 
 class Shift:
-    """From stop `before` to stop `here`, which may happen `times` times more. `phi`: the counter group that takes a
-    group's place (-1: not touched)."""
+    """The shift from stop `before` to stop `here`, which can repeat `times` times. `phi`: the counter group that
+    replaces a group (-1: untouched)."""
 
     def __init__(self, flat: FlatSegment, kernels: int, before: Stop, here: Stop, phi: np.ndarray, times: int) -> None:
         self.flat, self.kernels, self.phi, self.times = flat, kernels, phi, times
@@ -59,7 +58,7 @@ class Shift:
 
     @staticmethod
     def between(flat: FlatSegment, repeats: Repeats, before: Stop, here: Stop, back: int) -> Shift | None:
-        """The shift over `back` periods, if the text around both stops repeats and does so at least once more."""
+        """The shift over `back` periods if the text around both stops repeats at least once more; else None."""
         kernels = back * repeats.period
         if (here.first, here.end) != (before.first + kernels, before.end + kernels) or before.first < repeats.first:
             return None
@@ -74,7 +73,7 @@ class Shift:
     # Equal states.
 
     def same(self) -> bool:
-        """Whether the later state is the earlier one, shifted."""
+        """Whether the later state equals the shifted earlier one."""
         a, b = self.before.state, self.here.state
         pairs = (*self._core(a, b), *self._streams(a, b), *self._flights(a, b), *self._tables(a, b))
         return all(np.array_equal(x, y) for x, y in pairs) and self._same_counters(a, b)
@@ -108,7 +107,7 @@ class Shift:
         yield x["next"] == 0, y["next"] == 0
         for f in _BOX:
             yield x[f][x["measured"] > 0], y[f][x["measured"] > 0]
-        for f in ("mark", "free_at"):  # an engine that was free before the mark counts as free since then
+        for f in ("mark", "free_at"):  # an engine free before the mark counts as free since the mark
             yield np.maximum(x[f], x["mark"]) + self.period, np.maximum(y[f], y["mark"])
         for f in _FLOW:
             yield x[f][x["flowing"] > 0], y[f][x["flowing"] > 0]
@@ -172,7 +171,7 @@ class Shift:
     # The state after all repetitions.
 
     def apply(self, state: t.State) -> None:
-        """Move the state of `here`, which is `state`, to where it is after `times` more shifts."""
+        """Advance `state`, which is at `here`, by `times` shifts."""
         later = self.times * self.period
         state.core["now"] += later
         state.core["finish"] += later
@@ -210,7 +209,7 @@ class Shift:
             q[f] += later
 
     def _spread(self, table: np.ndarray, low: int, live: int, end: int, move: int, *, timed: bool = False) -> None:
-        """Write what the repetitions leave: rows [low, live) are a finished period, [live, end) are not finished."""
+        """Write the rows after the repetitions: rows [low, live) are a finished period, [live, end) are unfinished."""
         if move == 0:
             return
         done, rest = table[low:live].copy(), table[live:end].copy()
@@ -230,7 +229,7 @@ class Shift:
 
 
 def _later(times: np.ndarray, by: float) -> np.ndarray:
-    """Times that happened, later; 0 and inf stand for never."""
+    """Shift times of past events; 0 and inf mean never."""
     return np.where(times > 0, times + by, times)
 
 
@@ -240,15 +239,15 @@ def _counters(group: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def _paired_groups(flat: FlatSegment, before: Stop, here: Stop, kernels: int, times: int) -> np.ndarray | None:
-    """Which group takes the place of each, from the instructions that `times` shifts run through; None if that is not a
-    one-to-one law between equal groups, or a copy is not like the one that takes its place."""
+    """The replacement of each counter group, from the instructions in `times` shifts; None if it is not a bijection
+    between equal groups, or a copy differs from its replacement."""
     c, pairs = flat.code, []
     marks, first, end = flat.marks[:, :, _SYNC], before.first, here.end + (times - 1) * kernels
     for q in range(4):
         low, high = marks[q, first], marks[q, end]
         move = marks[q, first + kernels] - low
         one, two = c.sync["group"][low:high], c.sync["group"][low + move : high + move]
-        if len(one) != len(two):  # the last kernels have fewer waits than those they would repeat
+        if len(one) != len(two):  # the last kernels have fewer waits than earlier ones
             return None
         pairs.append((one, two))
     for (low, high), old in zip(here.copies.tolist(), before.copies[:, 0].tolist(), strict=True):
@@ -270,7 +269,7 @@ def _paired_groups(flat: FlatSegment, before: Stop, here: Stop, kernels: int, ti
 
 
 def _alike_copies(c: t.Code, x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether two runs of copies on one queue are the same but for tensors and counter groups."""
+    """Whether two runs of copies on one queue are equal except for tensors and counter groups."""
     one, two = ([z["memory"], z["second"], z["bump_lo"] - z["wait_lo"], z["bump_hi"] - z["bump_lo"]] for z in (x, y))
     return np.array_equal(one, two) and np.array_equal(c.copy[x["desc"]], c.copy[y["desc"]])
 
