@@ -1,7 +1,7 @@
-"""Attributes of nodes: their values, and those that an importer did not look at (a newer opset's, a vendor's, a
-misspelt one).
+"""Attributes of nodes: their values, and detection of attributes that an importer did not read (from a newer opset, a
+vendor, or a typo).
 
-Invariant: an attribute that could change the result of a node is read by its importer, or the node is refused.
+Invariant: the importer reads every attribute that can affect a node's result, or the node is refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from ppuc.ir.errors import Entity, EntityKind
 
 
 def plain_value(attribute: onnx.AttributeProto, source: Source, place: Place) -> Any:
-    """The value of an attribute as plain Python; an array for a tensor. Raises ModelError for kinds that no op of ours
-    has."""
+    """The value of an attribute as plain Python; an array for a tensor. Raises ModelError for unsupported kinds."""
     kinds = onnx.AttributeProto
     about = (Entity(EntityKind.ATTRIBUTE, attribute.name),)
     if attribute.type == kinds.TENSOR and packed_range(attribute.t.data_type) is not None:
@@ -41,7 +40,7 @@ def plain_value(attribute: onnx.AttributeProto, source: Source, place: Place) ->
 
 
 def ignored(node: onnx.NodeProto, used: Collection[str], opset: int) -> list[str]:
-    """Names of attributes that nobody has read and that do not say what the op's schema does by default."""
+    """Names of unread attributes with values other than the schema's defaults."""
     unread = [a for a in node.attribute if a.name not in used]
     if not unread:
         return []

@@ -1,6 +1,6 @@
-"""ONNX's backend interface and the little of ONNX that implementing it takes.
+"""ONNX's backend interface, and helpers to implement it.
 
-Invariant: a model made of a node declares inputs and outputs as the node names them.
+Invariant: a model made from a node declares inputs and outputs under the node's names.
 """
 
 from __future__ import annotations

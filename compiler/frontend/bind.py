@@ -1,14 +1,13 @@
-"""Giving every dimension of a model's inputs a size.
+"""Binds every dimension of a model's inputs to a size.
 
-A dimension is a number, a symbol (`batch`, bound everywhere at once), an expression (`past + 1`), or unnamed.
-A single one is addressed as `input:axis`. Sizes come from `dims` (the command line's `--dim`) and from `shapes` (those
-of arrays at hand).
+A dimension is a number, a symbol (`batch`, bound everywhere at once), an expression (`past + 1`), or unnamed. A single
+dimension is addressed as `input:axis`. Sizes come from `dims` (the command line's `--dim`) and from `shapes` (of given
+arrays).
 
-Exporters give one symbol to axes that have nothing to do with each other. So an axis whose size is given for itself
-takes that; the symbol speaks for the others.
+Exporters reuse one symbol for unrelated axes, so the size of a single axis takes precedence over that of its symbol.
 
-Invariant: after `bind_inputs` all shapes are numbers; a symbol that `dims` bind has that size wherever `dims` do not
-give an axis another one.
+Invariant: after `bind_inputs`, all shapes are numbers; a symbol bound by `dims` has that size everywhere except at axes
+that `dims` bind individually.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from ppuc.ir.errors import Entity, EntityKind, ModelError, UsageError
 from ppuc.ir.types import DType, TensorType
 
 Declared = int | str | None
-"""A dimension as the model declares it: a size, a symbol, or nothing."""
+"""A declared dimension: a size, a symbol, or nothing."""
 
 _NAMELESS = frozenset({"", "?", "-1", "None"})
 
 
 @dataclass(frozen=True, slots=True)
 class InputDecl:
-    """An input as declared. `shape` is None when the model does not even give its rank."""
+    """An input as declared. `shape` is None if its rank is unknown."""
 
     name: str
     dtype: DType
@@ -65,7 +64,7 @@ def declared_inputs(infos: Sequence[onnx.ValueInfoProto], where: str) -> tuple[I
 
 
 def _declared(dim: onnx.TensorShapeProto.Dimension) -> Declared:
-    """Some exporters write unknown sizes as -1, or name all of them the same."""
+    """The declared dimension. Some exporters write unknown sizes as -1, or give all of them the same name."""
     if dim.HasField("dim_value"):
         return int(dim.dim_value) if dim.dim_value >= 0 else None
     return dim.dim_param if dim.dim_param not in _NAMELESS else None
@@ -74,8 +73,8 @@ def _declared(dim: onnx.TensorShapeProto.Dimension) -> Declared:
 def bind_inputs(
     inputs: Sequence[InputDecl], dims: Mapping[str, int], shapes: Mapping[str, Sequence[int]], where: str
 ) -> tuple[tuple[TensorType, ...], dict[str, int]]:
-    """Types of the inputs with all dimensions bound, and the size of each symbol that has one. Raises UsageError when
-    `dims` or `shapes` name something unknown or contradict the model, ModelError when dimensions remain unbound."""
+    """Types of the inputs with all dimensions bound, and the size of each symbol that has one. Raises UsageError if
+    `dims` or `shapes` name something unknown or contradict the model, ModelError if dimensions remain unbound."""
     binding = _Binding(inputs, where)
     for key, size in dims.items():
         binding.bind_key(key, size)
@@ -86,7 +85,7 @@ def bind_inputs(
 
 
 class _Binding:
-    """What is known so far: sizes of symbols, and of single axes of inputs."""
+    """Bindings so far: sizes of symbols, and of single axes of inputs."""
 
     def __init__(self, inputs: Sequence[InputDecl], where: str) -> None:
         self.inputs = {i.name: i for i in inputs}
@@ -127,7 +126,7 @@ class _Binding:
             self._bind_axis(name, axis, int(size))
 
     def types(self) -> tuple[TensorType, ...]:
-        """The bound types; one error that names every dimension still open."""
+        """The bound types. Raises one error that names every unbound dimension."""
         bound = [(i, [self._size(i, axis) for axis in range(self._rank(i))]) for i in self.inputs.values()]
         unbound = [i for i, sizes in bound if None in sizes or (i.shape is None and not sizes)]
         if unbound:
@@ -147,7 +146,7 @@ class _Binding:
         return (self.inputs[name].shape or ()) if name in self.inputs else ()
 
     def _rank(self, declaration: InputDecl) -> int:
-        """A missing rank is what the bound axes make of it."""
+        """The rank, taken from the bound axes if undeclared."""
         if declaration.shape is not None:
             return len(declaration.shape)
         return 1 + max((axis for name, axis in self.axes if name == declaration.name), default=-1)
@@ -173,7 +172,7 @@ class _Binding:
         self.axes[name, axis] = size
 
     def _check_decided(self, symbol: str, name: str, axis: int, size: int) -> None:
-        """Raise UsageError when `size`, that of an array, contradicts what was asked for by name."""
+        """Raise UsageError if an array's `size` contradicts one given by name."""
         if symbol in self.decided and (name, axis) not in self.decided_axes:
             self._refuse(
                 f"dimension '{symbol}' has two sizes",
@@ -184,13 +183,13 @@ class _Binding:
             )
 
     def _options(self, declaration: InputDecl) -> list[str]:
-        """The options that would bind what is open in one input."""
+        """The options that would bind the open dimensions of one input."""
         if declaration.shape is None:
             return [f"--dim {declaration.name}:0=... (and so on, one for each axis)"]
         return [f"--dim {_quoted(key)}=..." for key in self._open_keys(declaration)]
 
     def _open_keys(self, declaration: InputDecl) -> list[str]:
-        """The `--dim` keys of what is open in one input; none for an input of unknown rank."""
+        """The `--dim` keys of the open dimensions of one input; empty for an input of unknown rank."""
         open_axes = [(a, d) for a, d in enumerate(declaration.shape or ()) if self._size(declaration, a) is None]
         return [str(d or f"{declaration.name}:{a}") for a, d in open_axes]
 
@@ -209,7 +208,7 @@ class _Binding:
     def _refuse(
         self, what: str, *about: Entity, got: object = None, expected: object = None, hint: str | None = None
     ) -> NoReturn:
-        """Raise UsageError for what was given."""
+        """Raise UsageError about the given option or array."""
         raise UsageError.of(self.where, what, got=got, expected=expected, hint=hint, entities=about)
 
     @staticmethod
@@ -226,7 +225,7 @@ def _input(name: str) -> Entity:
 
 
 def _quoted(symbol: str) -> str:
-    """As the shell wants it."""
+    """The symbol quoted for the shell."""
     return f"'{symbol}'" if " " in symbol else symbol
 
 
@@ -234,7 +233,7 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 def _evaluate(text: str, symbols: Mapping[str, int]) -> int | None:
-    """The value of an expression such as `past + 1`; None when it is none, or has symbols that are not bound."""
+    """The value of an expression such as `past + 1`; None if it is malformed or has unbound symbols."""
 
     def value(node: ast.expr) -> int | None:
         if isinstance(node, ast.Name):
@@ -255,7 +254,7 @@ def _evaluate(text: str, symbols: Mapping[str, int]) -> int | None:
 
 
 def declarations_of(source: ModelSource, *, overridable: bool = False) -> tuple[InputDecl, ...]:
-    """The inputs of a model as it declares them, with `overridable` also those whose values the file has."""
+    """The declared inputs of a model; with `overridable`, including those that are also initializers."""
     read = read_source(source)
     read = read.overridden(read.overridable) if overridable else read
     return declared_inputs(read.inputs, read.where)

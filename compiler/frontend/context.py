@@ -1,8 +1,8 @@
-"""What an ONNX op importer sees of its node.
+"""The interface between an ONNX op importer and its node.
 
 An importer (`ppuc.compiler.frontend.registry`) appends ppuc ops to `ctx.b` and returns one Value per ONNX output that
-the node names. Importers handle every opset from 7 on themselves (attributes that became inputs and the like), by
-asking `ctx.attr` and `ctx.constant`.
+the node names. Importers handle every opset from 7 on (for example attributes that became inputs) with `ctx.attr` and
+`ctx.constant`.
 
 Invariant: an importer either returns values whose types are right or raises ModelError through `ctx.fail`.
 """
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class BrokenRuleError(ModelError):
-    """A node that breaks the rules of its op, whoever runs it."""
+    """A node that violates the rules of its op, on any machine."""
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class NodeContext:
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def operand(self, index: int) -> Value:
-        """Input `index`; an error for the user when it is missing."""
+        """Input `index`. Raises ModelError if it is missing."""
         if not self.has(index):
             self.fail(f"input {index} is missing")
         value = self.inputs[index]
@@ -68,11 +68,11 @@ class NodeContext:
         return self.operand(index).type.dtype
 
     def constant(self, index: int) -> np.ndarray | None:
-        """The value of input `index` when it is known now, else None."""
+        """The value of input `index` if known at compile time, else None."""
         return self.constants(self.operand(index)) if self.has(index) else None
 
     def need_constant(self, index: int, what: str) -> np.ndarray:
-        """The value of input `index`; an error when it depends on the model's inputs."""
+        """The value of input `index`. Raises ModelError if it depends on the model's inputs."""
         value = self.constant(index)
         if value is None:
             self.wanted(self.operand(index))
@@ -95,7 +95,7 @@ class NodeContext:
         return self.attributes.get(name, default)
 
     def ints(self, name: str, index: int, default: Sequence[int] | None = None) -> tuple[int, ...] | None:
-        """A list of ints that older opsets give as attribute `name` and newer ones as constant input `index`."""
+        """A list of ints: attribute `name` in older opsets, constant input `index` in newer ones."""
         if name in self.attributes:
             self.used.add(name)
             return tuple(int(i) for i in np.atleast_1d(self.attributes[name]))
@@ -104,7 +104,7 @@ class NodeContext:
         return tuple(default) if default is not None else None
 
     def op(self, name: str, *operands: Value, attrs: Attrs | None = None) -> Value:
-        """Append a ppuc op of one result; a rule its record refuses becomes an error at this node."""
+        """Append a ppuc op with one result; a type error becomes an error at this node."""
         try:
             return self.b(name, *operands, attrs=attrs, hint=self.hint)
         except ValueError as error:
@@ -112,12 +112,12 @@ class NodeContext:
 
     @property
     def place(self) -> Place:
-        """This node in messages."""
+        """The location of this node."""
         return node_place(self.where, self.name, self.op_type)
 
     @property
     def hint(self) -> str:
-        """A readable base for value names: the node's first output."""
+        """Base for value names: the node's first output."""
         return next((o for o in self.outputs if o), self.op_type.lower())
 
     def scalar_like(self, number: float, value: Value) -> Value:
@@ -125,14 +125,14 @@ class NodeContext:
         return self.b.scalar(number, value.type.dtype)
 
     def axis(self, default: int, rank: int, name: str = "axis") -> int:
-        """Attribute `name` as an axis in [0, rank); an error when it is out of range."""
+        """Attribute `name` as an axis in [0, rank). Raises ModelError if it is out of range."""
         axis = int(self.attr(name, default))
         if not -rank <= axis < max(rank, 1):
             self.breaks(f"{name} is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
         return axis % rank if rank else 0
 
     def breaks(self, what: str, *, got: object, expected: object) -> NoReturn:
-        """Raise BrokenRuleError at this node: no machine can run it."""
+        """Raise BrokenRuleError at this node: it is invalid on any machine."""
         raise BrokenRuleError(self.place.diagnostic(what, got=got, expected=expected))
 
     def fail(
@@ -144,5 +144,5 @@ class NodeContext:
         hint: str | None = None,
         about: Sequence[Entity] = (),
     ) -> NoReturn:
-        """Raise ModelError at this node; `about` are entities besides the node."""
+        """Raise ModelError at this node; `about` are further entities."""
         raise self.place.error(what, got=got, expected=expected, hint=hint, about=about)

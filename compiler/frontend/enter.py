@@ -1,9 +1,9 @@
-"""Where a model enters the compiler: `read_source` parses it, `enter` binds its inputs and imports its nodes under the
-caller's policy. `load_model` and `load_hosted` are the callers, and make a graph of the result.
+"""The entry of a model into the compiler: `read_source` parses it, `enter` binds its inputs and imports its nodes under
+the caller's policy. The callers, `load_model` and `load_hosted`, make a graph of the result.
 
-A caller that gets `wanted` inputs and has values for them enters the model again with these inputs fixed.
+A caller with values for the `wanted` inputs enters the model again with these inputs fixed.
 
-Invariant: the policy collects what is wrong with the nodes of a model; `enter` raises nothing for it.
+Invariant: the policy collects errors about nodes; `enter` does not raise them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ppuc.ir.errors import InternalError, ModelError
 from ppuc.ir.graph import Value
 
 LARGEST_FIXED, LARGEST_FIXED_FLOATS = 4096, 16
-"""Elements of an input whose value is worth a program of its own."""
+"""Maximum elements of an input that may be fixed to its value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What is known of a model's inputs: `dims` binds symbols (`N`) or single axes (`input:axis`), `shapes` whole
-    inputs, `fixed` are inputs that become constants."""
+    """Known sizes of a model's inputs: `dims` binds symbols (`N`) or single axes (`input:axis`), `shapes` whole inputs;
+    `fixed` are inputs that become constants."""
 
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -44,10 +44,9 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class EnteredModel:
-    """`inputs` are those of the model, in its order, and the parameters of the graph that stand for them; `results`
-    what its outputs stand for; `dims` the sizes of its symbols. `unbound` is what is wrong with the sizes of the
-    inputs: then there are no `inputs`. `wanted` are inputs whose values some node cannot be imported without,
-    `transforms` nodes that are discrete Fourier transforms."""
+    """`inputs` pairs the model's inputs, in order, with graph parameters; `results` are the tensors of its outputs;
+    `dims` the sizes of its symbols. `unbound` is the error about unbound dimensions; `inputs` is empty then. `wanted`
+    are inputs whose values some importer needs; `transforms` are nodes that are discrete Fourier transforms."""
 
     inputs: Mapping[str, Value | Elsewhere]
     results: Sequence[Tensor]
@@ -59,8 +58,8 @@ class EnteredModel:
 
 @dataclass(frozen=True, slots=True)
 class Overridden:
-    """A model some of whose initializers are inputs, because they are given: what it is entered with. `defaults` are
-    the values that the file has for them, for runs that give none; strings and the like have none."""
+    """A model with some overridable initializers turned into inputs, because values are given for them. `defaults` are
+    their values in the file, for runs without them; types such as strings have none."""
 
     source: Source
     sizes: Sizes
@@ -68,8 +67,8 @@ class Overridden:
 
 
 def enter(source: Source, builder: FoldingBuilder, policy: Policy, sizes: Sizes) -> EnteredModel:
-    """Import a model into `builder`. Raises UsageError for sizes that do not suit the model, ModelError for one that is
-    malformed, or what `policy` raises."""
+    """Import a model into `builder`. Raises UsageError for sizes that do not fit the model, ModelError for a malformed
+    model, and the errors of `policy`."""
     register_importers()
     importer = ModelImporter(source, builder, policy)
     scope = importer.scope()
@@ -95,7 +94,7 @@ def enter(source: Source, builder: FoldingBuilder, policy: Policy, sizes: Sizes)
 
 
 def _entering(builder: FoldingBuilder, held: Value | Elsewhere, value: np.ndarray | None) -> Tensor:
-    """What an input's name stands for while importing: a constant when it is fixed or has no elements."""
+    """The value of an input's name while importing: a constant if it is fixed or empty."""
     if not isinstance(held, Value):
         return held
     if value is not None:
@@ -116,31 +115,31 @@ def with_overrides(source: ModelSource, sizes: Sizes, values: Mapping[str, np.nd
 def fixing_values(
     wanted: Sequence[str], values: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The values of `wanted` inputs that are not fixed yet and may be: sizes, axes, flags and factors, not data."""
+    """The values of `wanted` inputs that can still be fixed: sizes, axes, flags and factors, not data."""
     return {n: values[n] for n in wanted if n not in fixed and _controls(values.get(n))}
 
 
 def _controls(value: object) -> bool:
-    """Whether a value looks like one that controls a computation (a shape, an axis, a factor), not like its data."""
+    """Whether the value controls the computation (a shape, an axis, a factor), judging by its type and size."""
     if not isinstance(value, np.ndarray):
         return False
     return value.size <= (LARGEST_FIXED if value.dtype.kind in "iub" else LARGEST_FIXED_FLOATS)
 
 
 def unreported(value: Tensor) -> Exception:
-    """What to raise for an output of the model that is no tensor, after the policy has raised what it collected."""
+    """The error for an unknown output after the policy has raised its collected errors."""
     if isinstance(value, Unknown) and value.error is not None:
         return value.error
     return InternalError("an output is unknown, but no error was reported")
 
 
 def model_name(source: Source) -> str:
-    """What a model is called: by itself, else by its file."""
+    """The model's own name, else its file's."""
     return source.model.graph.name or (source.path.stem if source.path is not None else "model")
 
 
 def graph_name(name: str) -> str:
-    """A model's name as the text form of graphs has it."""
+    """A model's name in the text form of graphs."""
     return re.sub(r"[^A-Za-z0-9_.]", "_", name)
 
 

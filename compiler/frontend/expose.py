@@ -1,6 +1,6 @@
-"""The model as the oracle needs it: the same nodes, with chosen inner tensors among the outputs.
+"""Prepares models for the oracle: the same nodes, with chosen inner tensors as additional outputs.
 
-Invariant: only the list of graph outputs changes, and external data are still found in the model's own folder.
+Invariant: only the list of graph outputs changes, and external data stay in the model's folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ppuc.ir.errors import ModelError
 RESIZING = ("Resize", "Upsample")
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 NEWEST_IR = 13
-"""IR version that every ONNX Runtime which ppuc supports reads."""
+"""The newest IR version that all supported ONNX Runtime versions read."""
 
 
 def symbols_of(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str | None, ...]]:
@@ -40,7 +40,7 @@ def node_outputs(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str, .
 
 def with_outputs(source: str | Path | onnx.ModelProto, names: tuple[str, ...]) -> bytes:
     """The serialised model with tensors `names` appended to its outputs. Raises ModelError for a model too large for
-    one message (2 GB of embedded weights)."""
+    one protobuf message (2 GB of embedded weights)."""
     model = model_copy(source)
     model.ir_version = min(model.ir_version, NEWEST_IR)
     present = {o.name for o in model.graph.output}
@@ -58,7 +58,7 @@ def with_outputs(source: str | Path | onnx.ModelProto, names: tuple[str, ...]) -
 
 
 def model_copy(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that may be changed; external data stay where they are."""
+    """A mutable copy; external data stay in place."""
     if isinstance(source, str | Path):
         return onnx.load(source, load_external_data=False)
     copy = onnx.ModelProto()
@@ -67,20 +67,20 @@ def model_copy(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
 
 def whole_bytes(source: str | Path | onnx.ModelProto) -> bytes:
-    """The model with all its weights in one message."""
+    """The serialised model with all its weights embedded."""
     if isinstance(source, str | Path):
         return bytes(onnx.load(source).SerializeToString())
     return serialised(source)
 
 
 def serialised(model: onnx.ModelProto) -> bytes:
-    """A model in memory as the bytes of a file."""
+    """Serialise a model in memory."""
     return bytes(model.SerializeToString())
 
 
 def of_known_version(source: str | Path | onnx.ModelProto) -> bytes | None:
-    """The model marked as of the newest IR version that ONNX Runtime reads; None when it is no newer, or no model.
-    Versions differ in what a file may hold beside the graph; what a node means is the opset's."""
+    """The model relabelled with the newest IR version that ONNX Runtime reads; None if it is not newer, or not a model.
+    IR versions differ in what a file may hold besides the graph; opsets define the semantics of nodes."""
     try:
         model = model_copy(source)
     except DecodeError:
@@ -92,8 +92,8 @@ def of_known_version(source: str | Path | onnx.ModelProto) -> bytes | None:
 
 
 def moved_model(source: str | Path | onnx.ModelProto, move: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
-    """A copy of the model with all its weights in it, floats of more than one element through `move`, but for the
-    scales that sizes are computed from."""
+    """A copy of the model with embedded weights, with `move` applied to floats of more than one element, except scales
+    that sizes depend on."""
     model = onnx.load(source) if isinstance(source, str | Path) else model_copy(source)
     model.ir_version = min(model.ir_version, NEWEST_IR)
     _move(model.graph.node, model.graph.initializer, move)

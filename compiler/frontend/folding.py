@@ -1,8 +1,8 @@
-"""A Builder that computes what it can while the graph is being built.
+"""A Builder that folds constants while the graph is built.
 
-Shape arithmetic (Shape, Gather, Concat, Reshape to a computed shape, ...) thus never reaches the graph: an op whose
-operands are all constants and whose results are small becomes a constant at once. So does an op whose results have no
-elements, whatever its operands are: an axis of size 0 (a cache that is still empty, say) never reaches a kernel.
+Shape arithmetic (Shape, Gather, Concat, Reshape to a computed shape, ...) thus never reaches the graph: an op with
+constant operands and small results becomes a constant at once. So does any op with empty results: an axis of size 0
+(such as an empty cache) never reaches a kernel.
 
 Invariant: a folded op's constant is what the op's record computes for it.
 """
@@ -21,13 +21,13 @@ from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import TensorType
 
 LARGEST_FOLD = 65536
-"""Elements of the largest result that is computed here; larger ones are left to the folding pass."""
+"""Maximum elements of a result folded here; larger ones are left to the folding pass."""
 
 LARGEST_TENSOR = 1 << 40
-"""Elements of a tensor that somebody could mean, even if it is only a view of a smaller one."""
+"""Maximum elements of a plausible tensor, including views of smaller ones."""
 
 KEPT = ("dequantize", "unblock")
-"""Ops that are not folded here: weights of 8 bits or less may be multiplied as they are stored."""
+"""Ops that are not folded here: weights of at most 8 bits may be multiplied as stored."""
 
 
 class FoldingBuilder(Builder):
@@ -80,6 +80,6 @@ class FoldingBuilder(Builder):
         return self.const(np.zeros(type.dims, type.dtype.numpy), hint)
 
     def array(self, value: Value) -> np.ndarray | None:
-        """The data of `value` when it is a constant, else None."""
+        """The data of `value` if it is constant, else None."""
         resource = self.known.get(value.name)
         return resource.array() if resource is not None else None

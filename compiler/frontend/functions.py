@@ -1,9 +1,9 @@
-"""Function bodies: what an op without an importer of its own expands to.
+"""Function bodies: expansions of ops without an importer.
 
 Three sources, in this order: functions of the model, function bodies of ONNX's own op schemas, and bodies that a schema
 builds for one node from its attributes and input types.
 
-Invariant: the nodes of a FunctionBody carry no references to attributes of the function; they are substituted here.
+Invariant: the nodes of a FunctionBody have no references to attributes of the function, which are substituted here.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class FunctionBody:
 
 
 def local_functions(model: onnx.ModelProto) -> dict[FunctionKey, onnx.FunctionProto]:
-    """The functions that a model brings along."""
+    """The functions defined in a model."""
     return {(normal_domain(f.domain), f.name, f.overload): f for f in model.functions}
 
 
 def expanded_nodes(
     nodes: Iterable[onnx.NodeProto], functions: Mapping[FunctionKey, onnx.FunctionProto], most: int
 ) -> int:
-    """Nodes that calls of functions become, counted no further than `most` + 1. Functions that call each other in
-    circles or deeper than DEEPEST_CALL count no further there: walking refuses them."""
+    """Number of nodes that function calls expand to, counted up to `most` + 1. Recursive calls and calls deeper than
+    DEEPEST_CALL are not counted: the importer refuses them."""
     known: dict[FunctionKey, int] = {}
 
     def of(node: onnx.NodeProto, depth: int) -> int:
@@ -63,13 +63,13 @@ def local_body(node: onnx.NodeProto, functions: Mapping[FunctionKey, onnx.Functi
 
 
 def has_schema_body(node: onnx.NodeProto, opset: int) -> bool:
-    """Whether `schema_body` may find something, whatever the operands."""
+    """Whether `schema_body` may find a body for some operands."""
     schema = _schema(node, opset)
     return schema is not None and bool(_version(schema, opset))
 
 
 def schema_body(node: onnx.NodeProto, opset: int, operands: Sequence[Value | None]) -> FunctionBody | None:
-    """The body that the op's schema gives; None when the op is unknown or primitive, or the operands do not suit."""
+    """The body from the op's schema; None if the op is unknown or primitive, or the operands do not fit."""
     schema = _schema(node, opset)
     version = _version(schema, opset) if schema is not None else 0
     if schema is None or not version:
@@ -94,7 +94,7 @@ def _schema(node: onnx.NodeProto, opset: int) -> Any:
 
 
 def _version(schema: Any, opset: int) -> int:
-    """The newest body that `opset` allows, 0 when there is none."""
+    """The version of the newest body for `opset`; 0 if there is none."""
     fixed, built = schema.function_opset_versions, schema.context_dependent_function_opset_versions
     return max((v for v in (fixed if schema.has_function else built) if v <= opset), default=0)
 
@@ -109,7 +109,7 @@ def _instance(
 
 
 def _substituted(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:
-    """A copy of `node`; an attribute that refers to one that is not given is left out."""
+    """A copy of `node` with references substituted; references to attributes that are not given are dropped."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     del copy.attribute[:]

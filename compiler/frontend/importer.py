@@ -1,7 +1,7 @@
-"""Importing the nodes of a model, one after the other, functions and constant branches inlined, loops unrolled.
+"""Imports the nodes of a model in order, inlining functions and constant branches and unrolling loops.
 
-All nodes are walked even when some cannot be imported: a policy (`ppuc.compiler.frontend.policy`) says what stands for
-their outputs, and collects what is wrong, so that one error can name every unsupported op of the model.
+All nodes are visited even if some cannot be imported: a policy (`ppuc.compiler.frontend.policy`) provides their outputs
+and collects errors, so that one error can name every unsupported op of the model.
 
 Invariant: every op of the built graph has the loc of the ONNX node that it came from.
 """
@@ -36,15 +36,15 @@ from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError
 from ppuc.ir.graph import Value
 
 LARGEST_FACTORS = 8
-"""Elements of a floating-point input that sizes are computed from: the factors of a resize."""
+"""Maximum elements of a floating-point input that sizes depend on: the factors of a resize."""
 TRANSFORMS = ("DFT", "STFT")
 MOST_EXPANDED = 50_000
-"""Nodes that calls of functions and unrolled loops of a model may become."""
+"""Maximum nodes that function calls and unrolled loops may expand to."""
 
 
 class ModelImporter:
-    """Imports `source` into `builder`. `wanted` are names of the graph's parameters whose values some node cannot be
-    imported without, `transforms` the nodes that are discrete Fourier transforms."""
+    """Imports `source` into `builder`. `wanted` are the graph's parameters whose values some importer needs;
+    `transforms` are the nodes that are discrete Fourier transforms."""
 
     def __init__(self, source: Source, builder: FoldingBuilder, policy: Policy) -> None:
         self.source, self.builder, self.policy = source, builder, policy
@@ -75,14 +75,14 @@ class ModelImporter:
     def _nodes(
         self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: Scope, prefix: str, depth: int
     ) -> list[Tensor]:
-        """Import the nodes that `outputs` need; the values of `outputs`."""
+        """Import the nodes that `outputs` need; returns the values of `outputs`."""
         for label, node in ordered(nodes, scope.names(), outputs, self.source.where):
             results = self._node(node, scope, prefix + label, depth)
             scope.values.update((name, value) for name, value in zip(node.output, results, strict=True) if name)
         return [scope.read(name) for name in outputs]
 
     def _node(self, node: onnx.NodeProto, scope: Scope, label: str, depth: int) -> list[Tensor]:
-        """The values of the node's outputs, `Unknown` where there was an error."""
+        """The values of the node's outputs, `Unknown` after an error."""
         self.builder.loc = (label,)
         if node.op_type in TRANSFORMS:
             self.transforms.add(label)
@@ -95,7 +95,7 @@ class ModelImporter:
         return self.policy.node(site, lambda: self._standard(site))
 
     def _count(self, inside: bool) -> None:
-        """One more node, `inside` a function."""
+        """Count one more node, `inside` a function."""
         self._expanded += inside
         if self._expanded > MOST_EXPANDED:
             raise self._too_many()
@@ -105,7 +105,7 @@ class ModelImporter:
         return ExpansionError(Diagnostic(self.source.where, what))
 
     def _standard(self, site: Site) -> list[Tensor]:
-        """A node that is no call of the model's own functions."""
+        """Import a node that does not call one of the model's functions."""
         node, domain = site.node, site.domain
         if domain == "" and node.op_type == "If":
             return self._branch(site)
@@ -155,8 +155,8 @@ class ModelImporter:
         return self._complete(results, site)
 
     def _want(self, value: Value) -> None:
-        """Note the parameters that `value` depends on: some importer needs its elements. Parameters that are the data
-        behind it are left out: fixing them would compute the model while compiling."""
+        """Record the parameters that `value` depends on, because some importer needs its elements. Data parameters are
+        excluded: fixing them would evaluate the model at compile time."""
         self._asked = value
         producers = {r.name: op for op in self.builder.ops for r in op.results}
         todo, seen = [value], {value.name}
@@ -175,12 +175,12 @@ class ModelImporter:
         return node_place(self.source.where, site.label, site.node.op_type)
 
     def _complete(self, results: Sequence[Tensor], site: Site) -> list[Tensor]:
-        """One entry for each output, whatever stands for those that the importer does not give."""
+        """One entry per output; the policy provides those that the importer does not return."""
         given = list(results[: len(site.node.output)])
         return given if len(given) == len(site.node.output) else self.policy.incomplete(site, given)
 
     def _call(self, body: FunctionBody, site: Site) -> list[Tensor]:
-        """Inline a function body. Inputs that the call omits are known to be absent."""
+        """Inline a function body. Omitted inputs are known to be absent."""
         if site.depth >= DEEPEST_CALL:
             raise self._place(site).error(f"functions call each other more than {DEEPEST_CALL} levels deep")
         inner = site.scope.apart({**self.source.opsets, **body.opsets})
@@ -209,7 +209,7 @@ class ModelImporter:
         return found
 
     def _unrolled(self, site: Site) -> list[Tensor]:
-        """Loop and Scan: the body as often as it runs."""
+        """Loop and Scan: the body once per trip."""
         if any(isinstance(v, Unknown) for v in site.operands):
             return self._unknown(site)
         graph = self._subgraph(site, "body")
@@ -232,7 +232,7 @@ class ModelImporter:
         return self._complete(results, site)
 
     def _wanting(self, loop: LoopNode) -> list[Value]:
-        """`loop` unrolled, or what it wants to know noted while the ops that compute it are there."""
+        """Unroll `loop`, or record the values it needs while their ops exist."""
         try:
             return loop.unrolled()
         except NotUnrolledError as error:
@@ -241,12 +241,12 @@ class ModelImporter:
             raise
 
     def _trip(self, graph: onnx.GraphProto, site: Site, inputs: Sequence[Value]) -> list[Value]:
-        """The body of a loop, imported once more. Raises NotUnrolledError when an output is not computed."""
+        """Import the body of a loop once more. Raises NotUnrolledError if an output is not computed."""
         inner = site.scope.inner()
         names = [i.name for i in graph.input]
         if len(names) != len(inputs):
             got, expected = f"{len(inputs)} inputs", f"{len(names)}"
-            raise self._place(site).error("its body takes another number of inputs", got=got, expected=expected)
+            raise self._place(site).error("its body has a different number of inputs", got=got, expected=expected)
         inner.values = dict(zip(names, inputs, strict=True))
         results = [v for v in self.graph(graph, inner, f"{site.label}/", site.depth) if isinstance(v, Value)]
         self.builder.loc = (site.label,)
@@ -255,7 +255,7 @@ class ModelImporter:
         return results
 
     def _unknown(self, site: Site) -> list[Tensor]:
-        """A node that reads what could not be computed, which is an error now."""
+        """A node that reads an unknown tensor: raises its error."""
         for operand in site.operands:
             self.policy.faults.add(operand.error if isinstance(operand, Unknown) else None)
         return site.unknown()
@@ -272,7 +272,7 @@ class ModelImporter:
 
 
 def _values(operands: Sequence[Tensor]) -> list[Value | None]:
-    """Operands of a node that reads nothing else."""
+    """The operands as Values."""
     return [v for v in operands if isinstance(v, Value) or v is None]
 
 

@@ -1,6 +1,6 @@
 """The scopes of a model: its main graph, and the functions and branches that are inlined into it.
 
-Invariant: a name stands for one tensor in its scope; an initializer that nobody reads is never looked at.
+Invariant: a name denotes one tensor in its scope; unread initializers are never examined.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from ppuc.ir.graph import Value
 
 
 class ExpansionError(ModelError):
-    """Functions that expand to more nodes than anybody meant."""
+    """Function calls expand to too many nodes."""
 
 
 class UnknownOpsError(ModelError):
-    """Ops that cannot be imported; one diagnostic for each, with its nodes."""
+    """Ops that cannot be imported, with one diagnostic per op that lists its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A tensor that could not be computed. `error` is raised at its first use; None when it is reported already."""
+    """A tensor that could not be computed. `error` is raised at its first use; None if already reported."""
 
     error: ModelError | None = None
 
 
 class Elsewhere:
-    """A tensor that is not part of the graph being built. A policy makes it, and takes the nodes that read it."""
+    """A tensor outside the graph being built. A policy creates it, and handles the nodes that read it."""
 
     __slots__ = ()
 
 
 Tensor = Value | Elsewhere | Unknown | None
-"""What a name stands for; None is an optional input that the caller of a function left out."""
+"""The tensor of a name; None is an optional input that the caller of a function omitted."""
 
 
 @dataclass(slots=True)
 class Scope:
-    """Names visible in one graph, branch or function body. `constant` makes a tensor of an initializer when it is first
-    read; it is told whether that is one of the main graph."""
+    """Names visible in one graph, branch or function body. `constant` makes a tensor from an initializer on first read;
+    its second argument is whether that is in the main graph."""
 
     opsets: Mapping[str, int]
     constant: Callable[[onnx.TensorProto, bool], Tensor]
@@ -52,20 +52,20 @@ class Scope:
     tensors: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def inner(self) -> Scope:
-        """The scope of a subgraph, which sees what this one sees."""
+        """The scope of a subgraph, in which names of this one are visible."""
         return Scope(self.opsets, self.constant, self)
 
     def apart(self, opsets: Mapping[str, int]) -> Scope:
-        """The scope of a function body, which sees nothing else."""
+        """The scope of a function body, in which no outer names are visible."""
         return Scope(opsets, self.constant)
 
     def names(self) -> set[str]:
-        """Everything visible, outer scopes included."""
+        """All visible names, including outer scopes."""
         own = self.values.keys() | self.tensors.keys()
         return own | self.outer.names() if self.outer is not None else own
 
     def read(self, name: str) -> Tensor:
-        """What a visible name stands for."""
+        """The tensor of a visible name."""
         at: Scope | None = self
         while at is not None:
             if name in at.values:
@@ -77,7 +77,7 @@ class Scope:
         raise InternalError(f"'{name}' is in no scope")
 
     def initializer(self, name: str) -> onnx.TensorProto | None:
-        """The initializer of that name, as the file has it."""
+        """The initializer of that name, as in the file."""
         if name in self.tensors:
             return self.tensors[name]
         return self.outer.initializer(name) if self.outer is not None else None
@@ -85,8 +85,8 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A node where it stands: `label` is its path through functions and branches, `depth` that of function calls;
-    `operands` are what its inputs stand for, None for an omitted one."""
+    """A node in its context: `label` is its path through functions and branches, `depth` the nesting of function calls;
+    `operands` are the tensors of its inputs, None for omitted ones."""
 
     node: onnx.NodeProto
     scope: Scope
@@ -100,16 +100,16 @@ class Site:
 
     @property
     def op(self) -> str:
-        """The op type, with its domain in front unless it is of the standard."""
+        """The op type, prefixed with its domain unless standard."""
         return f"{self.domain}.{self.node.op_type}" if self.domain else self.node.op_type
 
     @property
     def of_main_graph(self) -> bool:
-        """Whether the node stands in the model's graph itself."""
+        """Whether the node is in the model's main graph."""
         return self.scope.outer is None and self.depth == 0
 
     def unknown(self) -> list[Tensor]:
-        """Outputs that could not be computed; why is reported."""
+        """Outputs that could not be computed, after the error was reported."""
         return [Unknown()] * len(self.node.output)
 
 

@@ -1,7 +1,7 @@
-"""ONNX in, level-1 graph out.
+"""Loads an ONNX model as a level-1 graph.
 
-Invariant: all shapes of the graph are static, every op's loc names an ONNX node, and no op of the graph is dead. The
-model's own claims about intermediate and output shapes are not used: what the op records infer counts.
+Invariant: all shapes of the graph are static, every op's loc names an ONNX node, and no op of the graph is dead. Shapes
+of intermediate and output tensors come from shape inference of the op records, not from the model.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from ppuc.ir.rewrite import without_dead_ops
 @dataclass(frozen=True, slots=True)
 class ImportedModel:
     """A model as a graph. `inputs` and `outputs` pair ONNX names with values of the graph, in the model's order; `dims`
-    are the sizes that its symbols were given; `fixed` are inputs that became constants, `defaults` the
-    values in the file of inputs that are initializers of it; `opset` is that of the standard
-    domain, after conversion; `transforms` names the nodes that are discrete Fourier transforms."""
+    are the sizes that its symbols were given; `fixed` are inputs that became constants, `defaults` the file's values of
+    inputs that are also initializers; `opset` is that of the standard domain after conversion; `transforms` names the
+    nodes that are discrete Fourier transforms."""
 
     graph: Graph
     name: str
@@ -55,7 +55,7 @@ class ImportedModel:
     _proto: onnx.ModelProto | None = field(default=None, repr=False, compare=False)
 
     def digest(self) -> str:
-        """sha256 (hex) of the model file, read now; weights in other files are known by their resources' keys."""
+        """sha256 (hex) of the model file, read now; weights in other files are identified by their resources' keys."""
         return model_digest(self.path, self._proto)
 
 
@@ -74,10 +74,9 @@ def load_model(
     values: Mapping[str, np.ndarray] | None = None,
 ) -> ImportedModel:
     """Import a model. `dims` binds symbols (`N`) or single axes (`input:axis`), `shapes` whole inputs by name, `values`
-    are those of inputs that may be fixed: the ones that sizes, axes and the like depend on become constants. An
-    initializer that is an input as well is an input when `shapes` or `values` name it, else a constant. Raises
-    ModelError when the model is wrong or asks for something unsupported, UsageError when `dims` or `shapes` do not suit
-    it."""
+    are those of inputs that may be fixed: those that sizes, axes and the like depend on become constants. An
+    initializer that is also an input is an input if `shapes` or `values` name it, else a constant. Raises ModelError if
+    the model is invalid or unsupported, UsageError if `dims` or `shapes` do not fit it."""
     given = with_overrides(source, Sizes(dims or {}, shapes or {}), values or {})
     read, sizes = given.source, given.sizes
     while True:
@@ -120,7 +119,7 @@ def _imported(
 
 
 def _known(value: Tensor) -> Value:
-    """An output of the model, after all errors have been raised."""
+    """An output of the model as a Value, after all errors have been raised."""
     if isinstance(value, Value):
         return value
     raise unreported(value)

@@ -1,10 +1,10 @@
-"""A level-1 graph as an ONNX model, so that ONNX Runtime can compute what the graph means.
+"""Exports a level-1 graph as an ONNX model, so that ONNX Runtime can evaluate it.
 
-Formats narrower than f32 are carried as float32 tensors that hold only numbers of the format: a cast to f8 becomes a
-cast there and back, and a product of f8 or i8 operands one of floats, which is exact as long as its sums are. So every
-op exists for every format, and the model computes the graph's numbers up to the order of summation.
+Formats narrower than f32 are represented as float32 tensors restricted to the format's numbers: a cast to f8 becomes a
+round trip, and a product of f8 or i8 operands a float product, which is exact as long as its sums are. So every op
+exists for every format, and the model computes the graph's numbers up to the order of summation.
 
-Invariant: tensors of the model are named as the graph's values; nothing is fused, folded or reordered.
+Invariant: tensors of the model have the names of the graph's values; nothing is fused, folded or reordered.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _F8 = {DType.F8E4M3: Proto.FLOAT8E4M3FN, DType.F8E5M2: Proto.FLOAT8E5M2}
 
 
 def carried(dtype: DType) -> DType:
-    """The type in which the model carries values of `dtype`."""
+    """The type that represents values of `dtype` in the model."""
     return DType.F32 if dtype.is_float and dtype is not DType.F64 else dtype
 
 
 def to_onnx(graph: Graph, outputs: Sequence[str]) -> bytes:
     """`graph` serialised as a model with the graph's parameters as inputs and the values named `outputs` as outputs.
-    Raises ModelError naming an op that ONNX has no form of."""
+    Raises ModelError naming an op without an ONNX form."""
     return _Exporter(graph).model(outputs)
 
 
@@ -79,7 +79,7 @@ class _Exporter:
         params = {p.name for p in self.graph.params}
         constants = {t.name for t in self.initializers}
         for name in outputs:
-            if name in params or name in constants:  # ONNX wants a node between
+            if name in params or name in constants:  # ONNX requires a node in between
                 names[name] = self.node("Identity", [name])
         info = onnx.helper.make_tensor_value_info
         inputs = [info(p.name, _proto(carried(p.type.dtype)), p.type.dims) for p in self.graph.params]
@@ -90,13 +90,13 @@ class _Exporter:
         return bytes(made.SerializeToString())
 
     def node(self, kind: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
-        """Append a node; its output's name."""
+        """Append a node; returns its output's name."""
         name = output or self.builder.fresh(f"{inputs[0] if inputs else kind}.{kind}")
         self.nodes.append(onnx.helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
     def const(self, array: np.ndarray, name: str = "") -> str:
-        """Append an initializer; its name."""
+        """Append an initializer; returns its name."""
         name = name or self.builder.fresh("c")
         data = np.ascontiguousarray(array)
         tensor = onnx.TensorProto(name=name, data_type=_proto(DType.of(data.dtype)), dims=array.shape)
@@ -119,7 +119,7 @@ class _Exporter:
         return self.casts[value.name]
 
     def op(self, op: Op) -> None:
-        """Append what computes `op`."""
+        """Append nodes that compute `op`."""
         names = [v.name for v in op.operands]
         out = op.results[0].name
         handler = _HANDLERS.get(op.name)
@@ -136,7 +136,7 @@ class _Exporter:
             raise ModelError(Diagnostic(where, "has no form in ONNX", entities=op.entities))
 
     def composite(self, op: Op, decompose: Callable[[Builder, Op], Sequence[Value]]) -> None:
-        """Append the ops that `op` stands for."""
+        """Append the decomposition of `op`."""
         self.builder.ops.clear()
         values = decompose(self.builder, op)
         emitted = list(self.builder.ops)

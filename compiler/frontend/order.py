@@ -1,9 +1,9 @@
-"""The order in which the nodes of a graph are imported, and the structural rules of ONNX graphs.
+"""Topological order of a graph's nodes, and the structural rules of ONNX graphs.
 
 Rules checked here: every tensor is defined once (1), every node input and graph output is defined (2), no node depends
 on itself (3). Nodes may be stored in any order.
 
-Invariant: the result is the given order wherever that is a valid one, without the nodes that no output needs.
+Invariant: the result keeps the given order if it is valid, and omits dead nodes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ppuc.compiler.frontend.place import node_place, output_place
 from ppuc.ir.errors import Entity, EntityKind, ModelError
 
 Labelled = tuple[str, onnx.NodeProto]
-"""A node and the name by which messages and locs call it."""
+"""A node and its name in messages and locs."""
 
 
 def ordered(nodes: Sequence[onnx.NodeProto], defined: Set[str], outputs: Sequence[str], where: str) -> list[Labelled]:
-    """The nodes that `outputs` need, each after what it depends on. `defined` are the names known before the first one.
-    Raises ModelError when a rule is broken."""
+    """The nodes that `outputs` need, each after its dependences. `defined` are the names known before the first one.
+    Raises ModelError if a rule is broken."""
     labels = [node.name or f"{node.op_type}_{index}" for index, node in enumerate(nodes)]
     producers = _producers(nodes, labels, defined, where)
     needs = [set(_inputs(node)) for node in nodes]
@@ -57,7 +57,7 @@ def _producers(nodes: Sequence[onnx.NodeProto], labels: Sequence[str], defined: 
 
 
 def _inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """Names a node reads, those that its subgraphs take from outside included."""
+    """Names that a node reads, including outer names in its subgraphs."""
     yield from filter(None, node.input)
     for graph in subgraphs(node):
         yield from captured(graph)
@@ -91,7 +91,7 @@ def _reachable(before: Sequence[Set[int]], roots: Iterable[int]) -> set[int]:
 
 
 def _sorted(before: Sequence[Set[int]], labels: Sequence[str], where: str) -> list[int]:
-    """Kahn's algorithm, always taking the first node that is ready."""
+    """Kahn's algorithm, always taking the first ready node."""
     after: list[list[int]] = [[] for _ in before]
     for index, sources in enumerate(before):
         for source in sources:
@@ -114,7 +114,7 @@ def _sorted(before: Sequence[Set[int]], labels: Sequence[str], where: str) -> li
 
 
 def _cycle(before: Sequence[Set[int]], left: Set[int]) -> list[int]:
-    """One cycle among nodes that each depend on another one of them, in the direction of the data."""
+    """One cycle among nodes that all depend on others of them, in data-flow direction."""
     path = {(at := min(left)): 0}
     while (at := min(before[at] & left)) not in path:
         path[at] = len(path)

@@ -1,6 +1,6 @@
-"""Places in an ONNX model where something is wrong: their text for people, their entity for programs.
+"""Locations in an ONNX model for errors: their text for users, and their entity for code.
 
-Invariant: the text of a place is the same wherever it is reported from.
+Invariant: a location always has the same text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Place:
         hint: str | None = None,
         about: Sequence[Entity] = (),
     ) -> Diagnostic:
-        """A finding at this place; `about` are further entities that it is about."""
+        """A finding at this location; `about` are further entities."""
         texts = [None if x is None else str(x) for x in (got, expected)]
         return Diagnostic(self.text, what, texts[0], texts[1], hint, (self.entity, *about))
 

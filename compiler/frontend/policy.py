@@ -1,9 +1,9 @@
-"""What becomes of a node that cannot be imported. The importer reports it; a policy decides.
+"""Policies for nodes that cannot be imported. The importer reports them; a policy decides.
 
-`Strict` is the policy of a compiler without a host: every node has to be imported, and what is wrong is collected, so
-that one error names all unsupported ops of a model. `ppuc.compiler.frontend.offload.policy` has the others.
+`Strict` is the policy of a compiler without a host: every node must be imported, and errors are collected, so that one
+error names all unsupported ops of a model. `ppuc.compiler.frontend.offload.policy` has the others.
 
-Invariant: a policy gives one tensor for each output of a node; where that is `Unknown`, `finish` raises.
+Invariant: a policy returns one tensor per output of a node; if one is `Unknown`, `finish` raises.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ NAMES_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a node is not imported. `error` is what is wrong with it; None when nothing imports its op, for which
-    messages say `what` ("": the op by its name). `wanted` is a tensor whose value would have to be known; `invalid`:
-    the node breaks the rules of its op, so no machine can run it."""
+    """Why a node is not imported. `error` is its error; None if its op has no importer, which messages describe as
+    `what` ("": the op's name). `wanted` is a tensor whose value is needed; `invalid`: the node violates the rules of
+    its op."""
 
     what: str = ""
     error: ModelError | None = None
@@ -35,7 +35,7 @@ class Refusal:
 
 
 class Faults:
-    """What is wrong with a model called `where` in messages, collected while its nodes are imported."""
+    """Errors about a model (called `where` in messages), collected while its nodes are imported."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -43,12 +43,12 @@ class Faults:
         self.unsupported: dict[str, list[str]] = {}
 
     def add(self, error: ModelError | None) -> None:
-        """Collect an error; None has been collected already."""
+        """Collect an error; None stands for one already collected."""
         if error is not None:
             self.errors.append(error)
 
     def add_unsupported(self, op: str, label: str) -> None:
-        """Collect a node whose op nothing imports."""
+        """Collect a node with an unsupported op."""
         self.unsupported.setdefault(op, []).append(label)
 
     @property
@@ -56,7 +56,7 @@ class Faults:
         return len(self.errors) + sum(map(len, self.unsupported.values()))
 
     def mark(self) -> Callable[[], None]:
-        """What takes back all that is collected from now on."""
+        """A checkpoint: returns a function that discards errors collected after it."""
         errors, unsupported = len(self.errors), {op: list(nodes) for op, nodes in self.unsupported.items()}
 
         def back() -> None:
@@ -81,37 +81,37 @@ class Faults:
 
 
 class Policy(Protocol):
-    """Decides about nodes, and about tensors that no Value can hold."""
+    """Decides about nodes that cannot be imported, and tensors that no Value can hold."""
 
     faults: Faults
 
     def input(self, info: onnx.ValueInfoProto) -> Elsewhere | None:
-        """What holds an input of the model; None for a Value."""
+        """The tensor of a model input; None for a Value."""
 
     def bound(self, sizes: Mapping[str, int], error: ModelError | None) -> None:
-        """The symbols of the model have these sizes; `error` when inputs have none. May raise it."""
+        """Called with the sizes of the model's symbols, or the `error` about unbound inputs, which it may raise."""
 
     def constant(self, tensor: onnx.TensorProto) -> Elsewhere | None:
-        """What holds an initializer; None for a Value."""
+        """The tensor of an initializer; None for a Value."""
 
     def node(self, site: Site, imported: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """The outputs of a node: `imported()`, or what stands in their place."""
+        """The outputs of a node: `imported()`, or replacements."""
 
     def loop(self, unrolled: Callable[[], list[Value]]) -> list[Value]:
-        """`unrolled()`; what it raises NotUnrolledError for, nodes of the loop's body among it, is the policy's."""
+        """`unrolled()`; the policy handles its NotUnrolledError, including nodes of the loop's body."""
 
     def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
         """The outputs of a node that cannot be imported."""
 
     def incomplete(self, site: Site, results: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs of a node of which only the first `results` were imported."""
+        """The outputs of a node whose first `results` outputs only were imported."""
 
     def finish(self) -> None:
-        """Raise what is wrong with the model."""
+        """Raise the collected errors."""
 
 
 class Strict:
-    """Every node is imported, or an error."""
+    """Every node must be imported."""
 
     def __init__(self, where: str) -> None:
         self.faults = Faults(where)
@@ -121,7 +121,7 @@ class Strict:
         return None
 
     def bound(self, sizes: Mapping[str, int], error: ModelError | None) -> None:
-        """Unsupported ops are worth knowing before any size is chosen: they are found regardless."""
+        """Does not raise `error`, so that unsupported ops are reported even with unbound dimensions."""
 
     def constant(self, tensor: onnx.TensorProto) -> Elsewhere | None:
         """None: an initializer that no Value can hold is an error where it is read."""
@@ -132,11 +132,11 @@ class Strict:
         return imported()
 
     def loop(self, unrolled: Callable[[], list[Value]]) -> list[Value]:
-        """A loop that cannot be unrolled is an error, and so is what is wrong in its body."""
+        """A loop that cannot be unrolled is an error, as are errors in its body."""
         return unrolled()
 
     def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
-        """Collects why."""
+        """Collects the error."""
         if refusal.error is None:
             self.faults.add_unsupported(refusal.what or site.op, site.label)
         self.faults.add(refusal.error)
@@ -152,7 +152,7 @@ class Strict:
         return [*results, *missing[len(results) :]]
 
     def finish(self) -> None:
-        """Raises what was collected."""
+        """Raises the collected errors."""
         self.faults.finish()
 
 

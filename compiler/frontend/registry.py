@@ -1,8 +1,8 @@
 """The importers of ONNX ops, by op type.
 
 An importer is a function `(NodeContext) -> Sequence[Value]`, registered with `@importer("Conv")` or, for ops of another
-domain, `@importer("FusedConv", domain="com.microsoft")`. Modules of FAMILIES hold those of ppuc itself, and
-entry points of group `ppuc.importers` name modules of packages that register more.
+domain, `@importer("FusedConv", domain="com.microsoft")`. Modules of FAMILIES hold the built-in ones; entry points of
+group `ppuc.importers` name modules of packages that register more.
 
 Invariant: an op of a domain has one importer at most.
 """
@@ -46,9 +46,9 @@ FAMILIES = (
 
 
 def _registered(name: str, found: Any) -> dict[tuple[str, str], Importer]:
-    """Nothing: the importers of a package's module were registered when it was loaded."""
+    """No entries: loading a package's module has registered its importers."""
     if not isinstance(found, ModuleType):
-        raise ValueError("is no module")
+        raise ValueError("is not a module")
     return {}
 
 
@@ -57,7 +57,7 @@ IMPORTERS: Extensible[tuple[str, str], Importer] = Extensible("ppuc.importers", 
 
 
 def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]:
-    """Register the decorated function for ONNX op types. Raises ValueError when one of them has an importer."""
+    """Register the decorated function for ONNX op types. Raises ValueError if one of them has an importer already."""
 
     def add(function: Importer) -> Importer:
         for op_type in op_types:
@@ -70,13 +70,13 @@ def importer(*op_types: str, domain: str = "") -> Callable[[Importer], Importer]
 
 
 def register_importers() -> None:
-    """Import the op families, which register their importers; again costs nothing."""
+    """Import the op families, which register their importers; idempotent."""
     for family in FAMILIES:
         importlib.import_module(f"ppuc.compiler.frontend.ops.{family}")
 
 
 def importable_ops() -> list[str]:
-    """ONNX ops that have an importer, in order; those outside the standard domain with their domain in front."""
+    """ONNX ops with an importer, in order; those outside the standard domain are prefixed with their domain."""
     register_importers()
     return sorted(f"{domain}:{op}" if domain else op for domain, op in IMPORTERS.complete())
 

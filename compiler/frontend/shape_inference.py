@@ -1,11 +1,11 @@
-"""ONNX's shape inference, kept from nodes that it crashes on or misjudges.
+"""ONNX's shape inference, protected from nodes that it crashes on or misjudges.
 
-The inference functions of some ops read the type of an input without asking whether it has one, and take the process
-down with them. Such a node is hidden from inference, as one of an unknown domain, unless all its inputs have types.
-Pools with ceil_mode are hidden always: inference counts windows that begin behind the input, which ONNX Runtime,
-PyTorch and the text of the op (opset 22) leave out.
+The inference functions of some ops read the type of an input without checking that it exists, and crash the process.
+Such a node is hidden from inference, under an unknown domain, unless all its inputs have types. Pools with ceil_mode
+are hidden always: inference counts windows that begin behind the input, which ONNX Runtime, PyTorch and the text of the
+op (opset 22) leave out.
 
-Invariant: the result has the nodes of the model; types are missing at most for what hidden nodes give.
+Invariant: the result has the nodes of the model; only types that depend on hidden nodes may be missing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def infer_shapes(
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those of subgraphs and functions included."""
+    """All nodes, including those of subgraphs and functions."""
     todo = [*model.graph.node, *chain.from_iterable(f.node for f in model.functions)]
     while todo:
         node = todo.pop()
@@ -61,13 +61,13 @@ def _misjudged(node: onnx.NodeProto) -> bool:
 
 
 def _typed(graph: onnx.GraphProto) -> Set[str]:
-    """Names of the tensors whose types a graph declares."""
+    """Names of tensors with declared types in a graph."""
     infos = chain(graph.input, graph.value_info)
     return {i.name for i in infos if i.type.WhichOneof("value")} | {t.name for t in graph.initializer}
 
 
 def _hide(nodes: Iterable[onnx.NodeProto], typed: Set[str]) -> set[str]:
-    """Hide nodes that inference would crash on or misjudge; the domains that they have now."""
+    """Hide nodes that inference would crash on or misjudge; returns their temporary domains."""
     domains: set[str] = set()
     for node in nodes:
         if _misjudged(node) or (_crashes(node) and not set(filter(None, node.input)) <= typed):
@@ -79,7 +79,7 @@ def _hide(nodes: Iterable[onnx.NodeProto], typed: Set[str]) -> set[str]:
 
 
 def _shown(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with its hidden nodes as they were."""
+    """`model` with its hidden nodes restored."""
     for node in _nodes(model):
         if node.domain == HIDDEN:
             node.ClearField("domain")

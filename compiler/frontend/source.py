@@ -1,4 +1,4 @@
-"""From a path or a ModelProto to a model that the importer can walk: parsed, of a known opset, its weights unread.
+"""Reads a path or a ModelProto into a parsed model of a supported opset, without reading its weights.
 
 Invariant: a Source's model has opset 7 or newer (or no op of the standard domain), and every initializer's bytes are in
 the model, in the file itself (`ranges`) or in external files under `folder`.
@@ -21,16 +21,16 @@ from ppuc.compiler.frontend.wire import WireError, split
 from ppuc.ir.errors import ModelError
 
 OLDEST_OPSET = 7
-"""Opsets below are converted up to this one; importers handle everything from here on."""
+"""Older opsets are converted to this one; importers handle all newer ones."""
 OVERRIDING_IR = 4
-"""IR version since which an initializer that is an input as well is a default."""
+"""From this IR version on, an initializer that is also an input is a default value."""
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """A parsed model. `where` names it in messages; `path` and `folder` are None for a model in memory; `ranges` gives
-    offset and length in `path` of initializers that were left there."""
+    offset and length in `path` of initializers that were not read."""
 
     model: onnx.ModelProto
     where: str
@@ -40,17 +40,17 @@ class Source:
 
     @property
     def inputs(self) -> list[onnx.ValueInfoProto]:
-        """Declarations of the inputs that are no initializers."""
+        """Declarations of the inputs that are not initializers."""
         constants = {t.name for t in self.model.graph.initializer}
         return [i for i in self.model.graph.input if i.name not in constants]
 
     @property
     def overridable(self) -> dict[str, onnx.TensorProto]:
-        """By name, the initializers that are inputs as well: defaults, in whose place a caller may give a value."""
+        """Overridable initializers by name: those that are also inputs, as default values."""
         return overridable_initializers(self.model)
 
     def overridden(self, names: Collection[str]) -> Source:
-        """The model with the overridable initializers among `names` as inputs that have no default."""
+        """The model with the overridable initializers among `names` as inputs without defaults."""
         given = self.overridable.keys() & set(names)
         if not given:
             return self
@@ -68,8 +68,8 @@ class Source:
 
 
 def overridable_initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """By name, the initializers of `model` that are inputs as well. Before IR version 4 every initializer had to be
-    one, and all of them are constants."""
+    """Initializers of `model` that are also inputs, by name. Before IR version 4, every initializer had to be an input,
+    so all of them count as constants."""
     if model.ir_version < OVERRIDING_IR:
         return {}
     inputs = {i.name for i in model.graph.input}
@@ -82,17 +82,17 @@ def opset_versions(imports: object) -> dict[str, int]:
 
 
 def normal_domain(domain: str) -> str:
-    """The standard domain has two spellings; "" is the one used here."""
+    """The domain, with "" for both spellings of the standard domain."""
     return "" if domain == "ai.onnx" else domain
 
 
 ModelSource = str | Path | onnx.ModelProto | Source
-"""What a model may be given as: a file, a model in memory, or one that has been read."""
+"""The accepted forms of a model: a file, a model in memory, or a Source."""
 
 
 def read_source(source: ModelSource) -> Source:
-    """Parse a file or take a model in memory; a Source is what it is. Raises ModelError when it is missing, no model,
-    damaged, or of an opset that is unknown."""
+    """Parse a file or wrap a model in memory; a Source is returned unchanged. Raises ModelError if it is missing, not a
+    model, damaged, or of an unknown opset."""
     if isinstance(source, Source):
         return source
     if isinstance(source, onnx.ModelProto):
@@ -112,7 +112,7 @@ def read_source(source: ModelSource) -> Source:
 
 
 def _parsed(path: Path) -> tuple[onnx.ModelProto, dict[str, tuple[int, int]]]:
-    """A file without its large weights, and where in it those are. Raises ModelError and OSError."""
+    """A file without its large weights, and their ranges in the file. Raises ModelError and OSError."""
     if path.stat().st_size == 0:
         raise ModelError.of(str(path), "the file is empty")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -129,7 +129,7 @@ def _parsed(path: Path) -> tuple[onnx.ModelProto, dict[str, tuple[int, int]]]:
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:
-    """Every name the importer will look at; the parser gives bytes in place of text that is not UTF-8."""
+    """Every name that the importer uses; the parser returns bytes for text that is not UTF-8."""
     yield from (model.producer_name, model.producer_version, *(o.domain for o in model.opset_import))
     yield from _graph_texts(model.graph)
     for function in model.functions:
@@ -181,7 +181,8 @@ def _of_known_opset(source: Source) -> Source:
 
 
 def _converted(source: Source, version: int) -> Source:
-    """The converter reads weights and inner shapes, so it gets the whole file and what shape inference finds."""
+    """Convert `source` to OLDEST_OPSET. The converter reads weights and inner shapes, so it gets the whole file and
+    inferred shapes."""
     whole = source.model if source.path is None else onnx.load(source.path, load_external_data=False)
     try:
         inferred = _with_slopes_per_channel(infer_shapes(whole))
@@ -197,8 +198,8 @@ def _converted(source: Source, version: int) -> Source:
 
 
 def _with_slopes_per_channel(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Before opset 7 a vector of slopes of PRelu is one for each channel; since then it broadcasts, which the converter
-    does not mend. Vectors become [C, 1, ...]."""
+    """Before opset 7, a vector of PRelu slopes is per channel; since then it broadcasts, which the converter does not
+    handle. Vectors become [C, 1, ...]."""
     ranks = {i.name: len(i.type.tensor_type.shape.dim) for i in (*model.graph.input, *model.graph.value_info)}
     slopes = {n.input[1]: ranks.get(n.input[0], 0) for n in model.graph.node if n.op_type == "PRelu"}
     for tensor in model.graph.initializer:

@@ -1,6 +1,6 @@
-"""What an ONNX file asks for, node by node, before anything is imported.
+"""Surveys an ONNX file node by node, without importing it.
 
-Invariant: surveying needs no sizes, reads no weights and raises only for files that are no ONNX models.
+Invariant: surveying needs no sizes, reads no weights and raises only for files that are not ONNX models.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ppuc.compiler.frontend.source import ModelSource, normal_domain, read_sourc
 
 @dataclass(frozen=True, slots=True)
 class NodeSurvey:
-    """`where` is ppu when there is an importer or an expansion, host when only the host knows the op, refused when
-    neither does; `how` says more."""
+    """`where` is ppu if there is an importer or an expansion, host if only the host supports the op, refused if neither
+    does; `how` gives details."""
 
     node: str
     op: str
@@ -37,8 +37,8 @@ class NodeSurvey:
 
 @dataclass(frozen=True, slots=True)
 class ModelSurvey:
-    """A model as its file declares it. `host_inputs` are those that only the host can hold, as text; `open_dims` are
-    the `--dim` keys of dimensions without a size."""
+    """A model as declared in its file. `host_inputs` are those that only the host can hold, as text; `open_dims` are
+    the `--dim` keys of unbound dimensions."""
 
     name: str
     producer: str
@@ -80,8 +80,7 @@ class ModelSurvey:
 
 
 def survey(model: ModelSource, custom: Collection[tuple[str, str]] = ()) -> ModelSurvey:
-    """Read a model; `custom` are ops that Python functions stand for. Raises ModelError when it is no
-    model."""
+    """Survey a model; `custom` are ops with Python functions. Raises ModelError if it is not a model."""
     register_importers()
     source = read_source(model)
     graph = source.model.graph
@@ -101,7 +100,7 @@ def survey(model: ModelSource, custom: Collection[tuple[str, str]] = ()) -> Mode
 
 
 def _constants(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    """Tensors of Constant nodes, where some exporters keep the weights."""
+    """Tensors of Constant nodes, in which some exporters store weights."""
     return [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"]
 
 
@@ -131,9 +130,9 @@ def _node(
     elif has_schema_body(node, opsets.get(domain, 1)):
         how = "expanded: ONNX's own definition"
     elif (domain, node.op_type) in custom:
-        where, cause, how = "host", Cause.CUSTOM, "a Python function stands for it"
+        where, cause, how = "host", Cause.CUSTOM, "it is a Python function"
     elif is_hostable(node, opsets):
         where, how = "host", why_host(node)
     else:
-        where, cause, how = "refused", Cause.UNKNOWN, "neither the PPU nor the host knows it"
+        where, cause, how = "refused", Cause.UNKNOWN, "neither the PPU nor the host supports it"
     return NodeSurvey(node.name or f"{node.op_type}_{index}", op, where, Reason(how, cause))

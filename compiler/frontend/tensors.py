@@ -1,7 +1,7 @@
-"""ONNX tensors as Resources: bytes stay in their file until somebody needs them.
+"""ONNX tensors as Resources: bytes stay in their file until needed.
 
-Invariant: a Resource has exactly as many bytes behind it as its type says; that is checked here, before anything is
-read. External data never leaves the model's folder, whatever the model says.
+Invariants: a Resource has exactly the bytes of its type, which is checked before anything is read. External data
+outside the model's folder is refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PACKED: dict[int, tuple[int, int]] = {
 
 
 class PackedResource(Resource):
-    """Integers that the file packs several to a byte, unpacked; `range` is that of the packed type."""
+    """Sub-byte integers that the file packs, unpacked; `range` is that of the packed type."""
 
     __slots__ = ("range",)
 
@@ -64,7 +64,7 @@ def packed_range(elem_type: int) -> tuple[int, int] | None:
 
 
 def foreign(elem_type: int) -> bool:
-    """Whether the machine has no such elements, not even unpacked: strings, complex numbers and the like."""
+    """Whether the PPU lacks the element type, even unpacked: strings, complex numbers and the like."""
     return elem_type not in ONNX_DTYPES and elem_type not in _PACKED
 
 
@@ -84,9 +84,9 @@ def onnx_dtype(dtype: DType) -> int:
 
 
 def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> Resource:
-    """The Resource of an initializer or of a tensor attribute; `of_model` for the initializers of the main graph, whose
-    bytes may have been left in the file. Raises ModelError when its type is not supported or its bytes are missing,
-    misplaced or of the wrong number."""
+    """The Resource of an initializer or of a tensor attribute; `of_model` for initializers of the main graph, whose
+    bytes may still be in the file. Raises ModelError if its type is unsupported or its bytes are missing, misplaced or
+    of the wrong number."""
     place = tensor_place(source.where, tensor.name)
     if any(d < 0 for d in tensor.dims):
         raise place.error("a dimension is negative", got=list(tensor.dims))
@@ -125,7 +125,7 @@ def _listed(tensor: TensorProto, type: TensorType, place: Place) -> Resource:
 
 
 def _unpacked(tensor: TensorProto, source: Source | None, place: Place) -> Resource:
-    """A byte for each element; `source` when the bytes may have been left in the file."""
+    """Unpack to one byte per element; `source` if the bytes may still be in the file."""
     if tensor.data_location == TensorProto.EXTERNAL:
         raise place.error("external data of elements below a byte are not supported")
     if source is not None and source.path is not None and tensor.name in source.ranges:
@@ -140,12 +140,12 @@ def _unpacked(tensor: TensorProto, source: Source | None, place: Place) -> Resou
 
 
 def _in_file(name: str, type: TensorType, file: FileRange) -> Resource:
-    """Weights inside the model file: mapped when first read, and known by their content."""
+    """Weights inside the model file: mapped on first read, and keyed by their content."""
     return Resource(type, loader=lambda: _mapped(type, file), name=name)
 
 
 def _mapped(type: TensorType, file: FileRange) -> np.ndarray:
-    """A read-only view of the file; a copy when the elements are not aligned in it, as numpy and BLAS want them."""
+    """A read-only view of the file; a copy if elements are unaligned, because numpy and BLAS require alignment."""
     flat = np.asarray(np.memmap(file.path, np.uint8, "r", file.offset, (file.length,)))
     if file.offset % type.dtype.bytes:
         flat = flat.copy()
@@ -172,7 +172,7 @@ def _external(tensor: TensorProto, type: TensorType, source: Source, place: Plac
             f"external data file '{entries['location']}' is too short",
             got=f"{size} bytes",
             expected=f"at least {offset + length}",
-            hint="copy or download it again; it belongs to this very model",
+            hint="copy or download the file that belongs to this model again",
         )
     file = FileRange(path, offset, length)
     if length == 0:
@@ -183,10 +183,10 @@ def _external(tensor: TensorProto, type: TensorType, source: Source, place: Plac
 
 
 def _external_path(location: str, source: Source, place: Place) -> Path:
-    """The file that holds external data: a regular file inside the model's folder, links followed."""
+    """The file of external data: a regular file inside the model's folder after following links."""
     if source.folder is None:
         raise place.error(
-            "its data lie in another file, but the model was given in memory",
+            "its data are in another file, but the model was given in memory",
             got=location,
             hint="pass the path of the model, or load it with onnx.load(path, load_external_data=True)",
         )

@@ -1,6 +1,6 @@
-"""Loops whose trip count is known while importing: their bodies, once for each trip.
+"""Unrolls loops whose trip count is known at compile time.
 
-Invariant: an unrolled loop computes what the loop would; one that cannot be unrolled leaves nothing behind and raises
+Invariant: an unrolled loop is equivalent to the loop; one that cannot be unrolled leaves no ops and raises
 NotUnrolledError with the reason.
 """
 
@@ -18,15 +18,15 @@ from ppuc.ir.ops.movement import ConcatAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs
 
 CONTROL = ("If", "Loop", "Scan")
-"""Standard ops that choose or repeat a graph."""
+"""Standard control-flow ops."""
 MOST_NODES = 20_000
-"""Nodes that a loop may become."""
+"""Maximum nodes of an unrolled loop."""
 MOST_OPS = 10_000
-"""Ops that a loop may become: compiling these takes a minute."""
+"""Maximum ops of an unrolled loop: compiling these takes a minute."""
 
 
 class NotUnrolledError(Exception):
-    """Why a loop stays a loop; `wanted` are values that would have to be known."""
+    """Why a loop is not unrolled; `wanted` are values that would be needed."""
 
     def __init__(self, reason: str, wanted: Sequence[Value] = ()) -> None:
         super().__init__(reason)
@@ -34,7 +34,7 @@ class NotUnrolledError(Exception):
 
 
 Body = Callable[[Sequence[Value]], list[Value]]
-"""Imports the body once for the given inputs; its outputs. Raises NotUnrolledError when one of them is unknown."""
+"""Imports the body once for the given inputs; returns its outputs. Raises NotUnrolledError if one is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class LoopNode:
         return list(onnx.helper.get_attribute_value(found)) if found is not None else list(default)
 
     def _known(self, index: int, what: str) -> np.ndarray | None:
-        """The scalar given as input `index`, None when it is omitted."""
+        """The scalar input `index`; None if omitted."""
         value = self.inputs[index] if index < len(self.inputs) else None
         if value is None:
             return None
@@ -92,7 +92,7 @@ class LoopNode:
         return [*carried, *(self._stacked(stack, 0) for stack in stacks)]
 
     def _check_growth(self, before: int, done: int, trips: int) -> None:
-        """Refuse to go on when all trips would take too many ops, given what those that are done took."""
+        """Raise NotUnrolledError if, extrapolating from the finished trips, all trips would take too many ops."""
         expected = (len(self.builder.ops) - before) * trips // max(done, 1)
         if expected > MOST_OPS:
             raise NotUnrolledError(f"it would become {expected} ops")
@@ -136,7 +136,7 @@ class LoopNode:
         return [*states, *(self._stacked(stack, axis) for stack, axis in zip(ordered, placed, strict=False))]
 
     def _element(self, source: Value, axis: int, index: int) -> Value:
-        """`source` at `index` of `axis`, without that axis."""
+        """`source` at `index` along `axis`, without that axis."""
         dims = source.type.dims
         starts = tuple(index if a == axis else 0 for a in range(len(dims)))
         sizes = tuple(1 if a == axis else d for a, d in enumerate(dims))
@@ -144,11 +144,11 @@ class LoopNode:
         return self.builder("reshape", cut, attrs=ReshapeAttrs(dims[:axis] + dims[axis + 1 :]))
 
     def _stacked(self, stack: Sequence[Value], axis: int) -> Value:
-        """Elements along a new axis."""
+        """Stack elements along a new axis."""
         if not stack:
-            raise NotUnrolledError("it makes no trip, so the shape of its results is not known")
+            raise NotUnrolledError("it makes no trips, so the shape of its results is unknown")
         if len({e.type for e in stack}) > 1:
-            raise NotUnrolledError("its results change their shape")
+            raise NotUnrolledError("its results change shape")
         dims = stack[0].type.dims
         at = axis % (len(dims) + 1)
         whole = (*dims[:at], 1, *dims[at:])

@@ -1,7 +1,7 @@
-"""The outside of an ONNX file, read without its weights.
+"""Reads the wire format of an ONNX file without its weights.
 
 A protobuf parser copies every byte of a model. `split` walks the wire format instead (model -> graph -> initializers)
-and returns the model without the bytes of its large initializers, and where in the file those bytes lie.
+and returns the model without the bytes of its large initializers, and their ranges in the file.
 
 Invariant: the skeleton parses to the same ModelProto as the file does, except for `raw_data` of the tensors in
 `ranges`.
@@ -22,7 +22,7 @@ LARGE_BYTES = 4096
 
 
 class WireError(ValueError):
-    """The bytes are not a model. `truncated` when they are the beginning of one."""
+    """The bytes are not a model. `truncated` if they are a prefix of one."""
 
     def __init__(self, truncated: bool) -> None:
         super().__init__("truncated" if truncated else "not a model")
@@ -41,7 +41,7 @@ class Field:
 
 
 def split(data: memoryview) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The skeleton, and `(offset, length)` in `data` of the raw bytes of each large initializer, by name. Raises
+    """The model without large initializers, and the `(offset, length)` in `data` of their raw bytes, by name. Raises
     WireError."""
     ranges: dict[str, tuple[int, int]] = {}
     out = bytearray()

@@ -1,1 +1,2 @@
-"""The host's share of a model: which nodes, in which order with the PPU's, and the process that runs them."""
+"""Host execution: partitioning a model between PPU and host, compiling the parts, and running host models in a worker
+process."""

@@ -1,6 +1,6 @@
-"""`--check-passes` of a model with host steps: each PPU part runs on what it is given in a run of the whole model.
+"""`--check-passes` for models with host steps: each PPU part runs on its inputs from a run of the whole model.
 
-Invariant: every input that the caller gives reaches the model or is refused; random ones are those of a model without
+Invariant: every input from the caller reaches the model or is refused; random inputs equal those of a model without
 host steps.
 """
 
@@ -23,7 +23,7 @@ from ppuc.ir.module import Module
 
 @dataclass(slots=True)
 class PartsToCheck:
-    """Stands before `quantizer` (None: nothing is quantized) and keeps what each part is `given`."""
+    """Wraps `quantizer` (None: nothing is quantized) and records the inputs of each part in `given`."""
 
     options: CompileOptions
     watch: Instrumentation
@@ -31,7 +31,7 @@ class PartsToCheck:
     given: list[Feeds] = field(default_factory=list)
 
     def __call__(self, hosted: HostedModel, parts: Sequence[Part], modules: Sequence[Module]) -> list[Module]:
-        """The modules, quantized if anything is. Raises PpucError for inputs on which the model cannot run."""
+        """The modules, quantized if a quantizer is set. Raises PpucError for inputs on which the model cannot run."""
         self.given = self._given(hosted, parts)
         return list(modules) if self.quantizer is None else self.quantizer(hosted, parts, modules)
 
@@ -49,7 +49,7 @@ class PartsToCheck:
         specs, foreign = input_specs_of(hosted), host_held(hosted)
         given: Mapping[str, Any] = {**hosted.defaults, **(self.watch.inputs or {})}
         if missing := [name for name in foreign if name not in given]:
-            what, hint = f"input '{missing[0]}' is missing", "only the host holds it, so that it cannot be random"
+            what, hint = f"input '{missing[0]}' is missing", "only the host can hold it, so it cannot be random"
             raise InputError.of("--check-passes", what, expected=dict(hosted.inputs)[missing[0]], hint=hint)
         dense = {n: a for n, a in without_fixed(hosted.fixed, given, "--inputs").items() if n not in foreign}
         arrays = generate_all(specs) if self.watch.inputs is None else checked_inputs(specs, dense, "--inputs")

@@ -1,6 +1,6 @@
 """The compiler's end of the host worker: one process, started when first needed, replaced when it dies.
 
-Invariant: a worker that crashes, hangs or runs out of memory is one HostError; the next request gets a new one.
+Invariant: a worker that crashes, hangs or runs out of memory causes one HostError; the next request gets a new worker.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ START_SECONDS = 60.0
 
 
 def physical_bytes() -> int:
-    """The memory of this machine."""
+    """Physical memory of this computer, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """What one request may take: wall time, and the worker's address space."""
+    """Limits of a request: wall time, and the worker's address space."""
 
     seconds: float = 120.0
     bytes: int = field(default_factory=lambda: min(16 << 30, physical_bytes() * 3 // 4))
 
 
 class HostError(ModelError):
-    """The host could not compute its part."""
+    """The host failed to compute its part."""
 
 
 class HostWorker:
-    """A worker with the ops of `files`."""
+    """A worker process with the custom ops of `files`."""
 
     def __init__(self, files: tuple[str, ...] = (), limits: HostLimits | None = None) -> None:
         self.files, self.limits = files, limits or HostLimits()
@@ -55,7 +55,7 @@ class HostWorker:
         self._loaded: set[str] = set()
 
     def load(self, model: bytes, where: str) -> str:
-        """Load a host model; what runs it, "onnxruntime" or "onnx.reference". Raises HostError."""
+        """Load a host model; returns the evaluator, "onnxruntime" or "onnx.reference". Raises HostError."""
         key = hashlib.sha256(model).hexdigest()
         found = self._ask(where, "load", key, model)
         self._loaded.add(key)
@@ -75,7 +75,7 @@ class HostWorker:
         return probed_types(node, functions, lambda model, feeds: self.run(model, feeds, node.label))
 
     def start(self) -> None:
-        """Start the process unless it runs. Raises UsageError when a file of ops cannot be run."""
+        """Start the process unless it runs. Raises UsageError if a file of ops fails."""
         if self._process is not None:
             return
         ours, theirs = socket.socketpair()
@@ -90,7 +90,7 @@ class HostWorker:
         if kind == "error":
             self.stop()
             raise UsageError.of(
-                "--host-ops", "a file of host ops fails", got=found, hint="run it with python to see where"
+                "--host-ops", "a file of host ops fails", got=found, hint="run it with python to find the error"
             )
         self.custom = frozenset((domain, op) for domain, op in found)
 

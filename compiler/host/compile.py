@@ -1,9 +1,9 @@
-"""Compiling a model of which some nodes run on the host: each PPU part by the usual pipeline, one artifact for all.
+"""Compiles models with host nodes: each PPU part by the usual pipeline, into one artifact.
 
-What the pipeline refuses of a part (a format that the machine lacks, say) is handed to the host too, and the model is
-imported again, until everything has its place.
+Nodes that the pipeline refuses (for example because the target lacks their format) are also moved to the host, and the
+model is imported again, until every node is assigned.
 
-Invariant: every host model has been loaded by what will run it; no node is on the host without a reason.
+Invariant: every host model has been loaded by its evaluator; no node is on the host without a reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Change = Callable[[HostedModel, Sequence[Part], Sequence[Module]], list[Module]]
-"""Makes other modules of those of a model's PPU parts, all at once."""
+"""Transforms the modules of all PPU parts of a model together."""
 
 
 def compile_hosted(
@@ -50,8 +50,9 @@ def compile_hosted(
     compile_part: Callable[[Module, int], CompiledModel],
     change: Change | None = None,
 ) -> tuple[Artifact, tuple[CompiledModel, ...]]:
-    """The artifact and what was compiled for each segment; `error` is why the PPU alone cannot do it. Raises ModelError
-    for what neither side can do (`error` when the host changes nothing), CapacityError when the parts do not fit."""
+    """The artifact and the compiled model of each segment; `error` is why the PPU alone cannot run the model. Raises
+    ModelError for nodes that neither side can run (`error` if the host does not help), CapacityError if the parts do
+    not fit."""
     hosted, parts, made = divided(source, options, error, compile_part, change)
     return _artifact(hosted, parts, made, options), tuple(made)
 
@@ -64,8 +65,8 @@ def divided(
     change: Change | None = None,
     examining: bool = False,
 ) -> tuple[HostedModel, tuple[Part, ...], list[T]]:
-    """The model, its parts, and what `each_part` made of the modules of the PPU's, given the number of the segment
-    and after `change` has had them all. When `examining`, nodes that nobody can run are among the parts, marked as
+    """The model, its parts, and the results of `each_part` on the PPU modules, with the segment number, after `change`
+    has transformed them all. When `examining`, nodes that neither side can run are among the parts, marked as
     refused."""
     hosts = worker(options.host.ops)
     if hosts.files:
@@ -100,7 +101,7 @@ def _imported(
     hosts: HostWorker,
     examining: bool,
 ) -> HostedModel:
-    """The model with its host nodes. What is wrong with it besides ops nobody knows, the first import told better."""
+    """The model with its host nodes. Prefer the first import's error, except about unknown ops."""
     what = (source, options.dims, options.shapes, options.values)
     try:
         return load_hosted(*what, forced=forced, custom=hosts.custom, probe=hosts.types_of, examining=examining)
@@ -111,7 +112,7 @@ def _imported(
 
 
 def part_module(graph: Graph, hosted: HostedModel, options: CompileOptions) -> Module:
-    """The module of one part; its inputs and outputs are called as in the plan."""
+    """The module of one part; its inputs and outputs have the plan's names."""
     about = {"model": hosted.name, "model_sha256": hosted.digest, **options.recorded()}
     return Module(
         target=options.target.name,
@@ -124,8 +125,7 @@ def part_module(graph: Graph, hosted: HostedModel, options: CompileOptions) -> M
 
 
 def _aliased(hosted: HostedModel, modules: list[Module], aliases: Mapping[str, str]) -> list[Module]:
-    """The modules with outputs in the memory of inputs. Raises UsageError, also for two that are in no module
-    together."""
+    """The modules with outputs aliased to inputs. Raises UsageError, also for pairs that no single module contains."""
     if not aliases:
         return modules
     inputs, outputs = ({name: o.name for name, o in pairs} for pairs in (hosted.inputs, hosted.outputs))
@@ -134,16 +134,16 @@ def _aliased(hosted: HostedModel, modules: list[Module], aliases: Mapping[str, s
     homes = [{i: o for i, o in pairs.items() if i in dict(m.inputs) and o in dict(m.outputs)} for m in modules]
     for past, present in aliases.items():
         if not any(inputs[past] in home for home in homes):
-            what = f"'{past}={present}' joins tensors that no part of the model on the PPU has together"
-            hint = "`ppuc check` says what lies between them on the host"
+            what = f"'{past}={present}' aliases tensors that are not in one PPU part of the model"
+            hint = "`ppuc check` shows the host nodes between them"
             about = (Entity(EntityKind.INPUT, past), Entity(EntityKind.OUTPUT, present))
             raise UsageError.of("--alias", what, hint=hint, entities=about)
     return [aliased(module, home) for module, home in zip(modules, homes, strict=True)]
 
 
 def _blamed(error: ModelError, graphs: Sequence[Graph], forced: Mapping[str, Reason]) -> dict[str, Reason]:
-    """The nodes of `graphs` that an error of the pipeline is about, with its reason. Raises the error when it is about
-    none that is still on the PPU."""
+    """The nodes of `graphs` that a pipeline error is about, with its reason. Raises the error if none of them is still
+    on the PPU."""
     on_ppu = {name for graph in graphs for op in graph.ops if op.name != "const" for name in op.loc} - forced.keys()
     found = {n: Reason.of(d) for d in error.diagnostics for n in d.about(EntityKind.NODE) if n in on_ppu}
     if not found:
@@ -152,7 +152,7 @@ def _blamed(error: ModelError, graphs: Sequence[Graph], forced: Mapping[str, Rea
 
 
 def _check_host_parts(hosted: HostedModel, parts: Sequence[Part], worker: HostWorker) -> None:
-    """Raise ModelError naming every node that the host does not know either."""
+    """Raise ModelError naming every node that the host does not support either."""
     faults = []
     for part in parts:
         if isinstance(part, HostPart) and not isinstance(part, DeferredPart):
@@ -165,7 +165,7 @@ def _check_host_parts(hosted: HostedModel, parts: Sequence[Part], worker: HostWo
 
 
 def _with_unknown_marked(hosted: HostedModel, parts: Sequence[Part], worker: HostWorker) -> tuple[Part, ...]:
-    """`parts`; nodes that the host does not know when it is asked are refused, with what it said."""
+    """`parts`, with nodes that the host fails to load marked as refused, with its message."""
     found = []
     for part in parts:
         if isinstance(part, HostPart) and not isinstance(part, DeferredPart) and not part.nodes[0].refused:
@@ -178,7 +178,7 @@ def _with_unknown_marked(hosted: HostedModel, parts: Sequence[Part], worker: Hos
 
 
 def _asked(node: HostNode, hosted: HostedModel, worker: HostWorker) -> HostNode:
-    """`node`, refused if the host does not load it by itself."""
+    """`node`, marked as refused if the host does not load it alone."""
     outputs = [o for o in node.outputs if o is not None]
     model = node_model([node], outputs, hosted.functions).SerializeToString(deterministic=True)
     try:
@@ -214,7 +214,7 @@ def _artifact(
 def _plan(
     hosted: HostedModel, parts: Sequence[Part], artifacts: Sequence[Artifact], joined: Joined, keep_layers: bool
 ) -> tuple[Plan, dict[str, bytes]]:
-    """The plan, and the host models that it names."""
+    """The plan, and its host models."""
     steps: list[Step] = []
     layers: list[tuple[str, str]] = []
     types = _types(hosted, parts)
@@ -244,7 +244,7 @@ def _plan(
 
 
 def _host_step(part: HostPart, name: str) -> HostStep | DeferredStep:
-    """The step of a part whose model is called `name`."""
+    """The step of a part with model name `name`."""
     nodes = tuple(HostedNode(n.label, n.op, n.reason.text) for n in part.nodes)
     takes, gives = _names(part.inputs), _names(part.outputs)
     if isinstance(part, DeferredPart):
@@ -255,7 +255,7 @@ def _host_step(part: HostPart, name: str) -> HostStep | DeferredStep:
 def _meta(
     hosted: HostedModel, plan: Plan, artifacts: Sequence[Artifact], joined: Joined, options: CompileOptions
 ) -> dict[str, str]:
-    """The metadata of the whole: those of the first part, but for what is about its inputs and kernels."""
+    """The metadata of the artifact: those of the first part, except entries on inputs and kernels."""
     booked: dict[str, str] = {}
     for names, artifact in zip(joined.kernels, artifacts, strict=True):
         booked |= {names[k]: n for k, n in json.loads(artifact.meta.get(NODES, "{}")).items()}
@@ -274,7 +274,7 @@ def _names(operands: Sequence[HostOperand]) -> tuple[str, ...]:
 
 
 def _specs(pairs: Sequence[tuple[str, HostOperand]]) -> tuple[IOSpec, ...]:
-    """Those that the machine can hold; the plan says where they are."""
+    """Specs of the values that the PPU can hold; the plan locates them."""
     return tuple(IOSpec(name, operand.name, operand.type) for name, operand in pairs if isinstance(operand, Value))
 
 

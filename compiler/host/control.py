@@ -1,6 +1,7 @@
-"""If, Loop and Scan as the host runs them: it counts trips, decides and stacks; others compute the bodies.
+"""Runs If, Loop and Scan on the host: it counts trips, evaluates conditions and stacks results; callers compute the
+bodies.
 
-Invariant: the results are those of the ONNX node; what a node gives without any trip is not computed here.
+Invariant: the results are those of the ONNX node; results of a loop without trips are not computed here.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from ppuc.compiler.host.client import HostError
 from ppuc.ir.errors import Entity, EntityKind
 
 MOST_TRIPS = 100_000
-"""Trips after which a loop is taken for endless."""
+"""Maximum trips before a loop counts as endless."""
 
 Call = Callable[[str, Body, Mapping[str, Any]], Sequence[Any]]
-"""Computes a body, by the attribute that holds it, on its inputs; its outputs in order."""
+"""Computes a body, given by its attribute name, on its inputs; returns its outputs in order."""
 
 
 class OnHostError(Exception):
-    """Why the host computes a node that was to be compiled."""
+    """The host must compute a node that was to be compiled, for the given reason."""
 
 
 def run_control(node: ControlNode, feeds: Mapping[str, Any], call: Call) -> list[Any]:
-    """The outputs of `node`; `feeds` are what it reads, bodies included, by name. Raises OnHostError, and HostError for
-    a loop without end."""
+    """The outputs of `node`; `feeds` holds its inputs by name, including those of its bodies. Raises OnHostError, and
+    HostError for an endless loop."""
     known = {**node.constants, **feeds}
     given = [known[name] if name else None for name in node.inputs]
     if node.kind == "If":
@@ -108,7 +109,7 @@ def _stacked(stack: Sequence[Any], axis: int) -> Any:
     if not stack:
         raise OnHostError("it makes no trip")
     if len({np.shape(a) for a in stack}) > 1:
-        raise OnHostError("its results change their shape")
+        raise OnHostError("its results change shape")
     return np.stack(stack, axis)
 
 

@@ -1,12 +1,10 @@
-"""What is compiled while a program runs: nodes whose sizes the run decides, bodies that the host repeats.
+"""Run-time compilation: nodes whose sizes are known only at run time, and bodies of loops that the host counts.
 
-A model becomes a program for each combination of sizes (and of small values that sizes depend on) that it meets; the
-programs are kept as long as the process lives. What cannot be compiled, and sizes beyond the MOST_FORMS first ones, are
-the host's, with the reason. Whoever starts a run hands in the compiler (`Compile`): this module knows what to compile,
-not how.
+A model is compiled once per combination of sizes (and of small values that sizes depend on); programs are cached for
+the lifetime of the process. Models that cannot be compiled, and sizes beyond the first MOST_FORMS, run on the host,
+with the reason. The caller passes in the compiler (`Compile`): this module decides what to compile, not how.
 
-Invariant: which side computes a step depends on the model, the sizes and the order in which they were met, never on
-timing.
+Invariant: the side that computes a step depends on the model, the sizes and their order, never on timing.
 """
 
 from __future__ import annotations
@@ -39,13 +37,13 @@ if TYPE_CHECKING:
     import onnx
 
 MOST_FORMS = 16
-"""Programs that one model may become in one process."""
+"""Maximum programs of one model in a process."""
 LARGEST_SHAPE, LARGEST_FACTORS = 64, 8
-"""Elements of integers and floats that sizes are taken from."""
+"""Maximum elements of integers and floats that determine sizes."""
 
 
 class DeferredResult(Protocol):
-    """What a run of a DeferredProgram gives: outputs by ONNX name, the profile, and all that is in the profile."""
+    """The result of a DeferredProgram: outputs by ONNX name, the profile, and its programs."""
 
     @property
     def outputs(self) -> Mapping[str, Any]: ...
@@ -64,7 +62,7 @@ class DeferredResult(Protocol):
 
 
 class DeferredProgram(Protocol):
-    """A model compiled while another program runs; `fixed` are inputs that it was compiled for one value of."""
+    """A model compiled at run time; `fixed` are inputs fixed to one value."""
 
     @property
     def artifact(self) -> Artifact: ...
@@ -89,9 +87,9 @@ class Compile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeferredRun:
-    """What ran for a step: a program, `calls` times, with the result of its first call; or the host, for a reason.
-    `name` is unique among the runs of a program and leads the names of its kernels. `host_seconds` is the wall
-    time that the host's part of all calls took on this machine; 0.0 when the host did nothing."""
+    """What ran for a step: a program, `calls` times, with the result of its first call; or the host, with a reason.
+    `name` is unique among the runs of a program and prefixes its kernels. `host_seconds` is the measured wall time of
+    the host's part of all calls; 0.0 if there was none."""
 
     step: int
     name: str
@@ -104,7 +102,7 @@ class DeferredRun:
 
 @dataclass(slots=True)
 class _Forms:
-    """The programs of one model by the types of its inputs."""
+    """The programs of one model by input types."""
 
     programs: dict[object, list[DeferredProgram]] = field(default_factory=dict)
     refused: dict[object, str] = field(default_factory=dict)
@@ -118,8 +116,8 @@ _FORMS: dict[tuple[str, ...], _Forms] = {}
 
 
 class DeferredSteps:
-    """The deferred steps of one run of `artifact`, compiled by `compile`. `runs` tells what ran, by name, in the order
-    of first calls; `asked` how often each If was decided, `trips` how often a body of each Loop and Scan ran."""
+    """The deferred steps of one run of `artifact`, compiled by `compile`. `runs` records what ran, by name, in order of
+    first calls; `asked` counts evaluated conditions of each If, `trips` the trips of each Loop and Scan."""
 
     def __init__(self, artifact: Artifact, options: CompileOptions, worker: HostWorker, compile: Compile) -> None:
         self.artifact, self.options, self.worker = artifact, deferred_options(options), worker
@@ -132,7 +130,7 @@ class DeferredSteps:
         self._forms: Counter[str] = Counter()
 
     def run(self, number: int, step: DeferredStep, held: Mapping[str, Any]) -> dict[str, Any]:
-        """What step `number` gives, by names of the plan. Raises HostError."""
+        """The results of step `number`, by names of the plan. Raises HostError."""
         model = self.artifact.host[step.model]
         feeds = {PREFIX + name: held[name] for name in step.inputs}
         outputs = [PREFIX + name for name in step.outputs]
@@ -175,8 +173,8 @@ class DeferredSteps:
     def _computed(
         self, number: int, name: str, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The outputs of a program for `model` by name. `settled` are the inputs that sizes may be taken from: not
-        those that change from trip to trip. Raises OnHostError."""
+        """The outputs of a program for `model` by name. `settled` are the inputs that may determine sizes: not those
+        that change between trips. Raises OnHostError."""
         program = self._program(model, feeds, settled)
         result = program.run(feeds)
         key = (number, id(program))
@@ -193,7 +191,7 @@ class DeferredSteps:
         types = {name: machine_type(value) for name, value in feeds.items()}
         foreign = [name for name, type in types.items() if type is None]
         if foreign:
-            raise OnHostError("it reads what only the host holds")
+            raise OnHostError("it reads data that only the host can hold")
         options = self.options
         recorded = (f"{key}={value}" for key, value in sorted(options.recorded().items()))
         passes = (options.pipeline, *options.disabled)
@@ -225,19 +223,19 @@ class DeferredSteps:
             raise OnHostError(error.diagnostics[0].what) from error
         everything = settled.keys() == types.keys()
         if everything and program.plan is not None and _waits_again(program.plan, len(source.graph.node)):
-            raise OnHostError("its sizes depend on values that are too large to be fixed")
+            raise OnHostError("its sizes depend on values with too many elements to fix")
         return program
 
     def _fitting(self, program: DeferredProgram) -> DeferredProgram:
-        """`program` if it fits the device memory beside what it is called from."""
+        """`program` if it fits device memory beside its caller."""
         if self._taken + device_bytes(program.artifact.program) > self.options.target.hbm.bytes:
             raise OnHostError("it does not fit the device memory beside the rest of the model")
         return program
 
 
 def deferred_options(options: CompileOptions) -> CompileOptions:
-    """How models are compiled while a program runs that was compiled with `options`: in the same way, with inputs,
-    outputs and layers that those options do not know. Layers that a policy would have to decide on stay as they are."""
+    """The options for run-time compilation in a program compiled with `options`: the same, without what refers to its
+    inputs, outputs and layers. Layers that would need a policy are not quantized."""
     precision = "model" if PRECISIONS[options.precision].per_layer else options.precision
     return replace(
         options,
@@ -253,18 +251,18 @@ def deferred_options(options: CompileOptions) -> CompileOptions:
 
 
 def _may_be_sizes(type: TensorType) -> bool:
-    """Whether an input may be fixed to its value: shapes and axes, or the factors of a resize."""
+    """Whether an input may be fixed to its value: a shape, an axis, or factors of a resize."""
     most = LARGEST_FACTORS if type.dtype.is_float else LARGEST_SHAPE
     return type.elements <= most and type.dtype is not DType.BOOL
 
 
 def _waits_again(plan: Plan, nodes: int) -> bool:
-    """Whether a program leaves all its nodes to be deferred, which its own run would do again."""
+    """Whether all nodes of a program are deferred again, which would recur without end."""
     return any(isinstance(s, DeferredStep) and not s.control and len(s.nodes) >= nodes for s in plan.steps)
 
 
 def device_bytes(program: Program) -> int:
-    """Where the tensors of a program end in device memory."""
+    """End address of a program's tensors in device memory."""
     return max((t.address + t.bytes for t in program.tensors if t.space is Space.HBM), default=0)
 
 

@@ -1,7 +1,7 @@
-"""Running a program with host steps: the simulator runs the PPU's segments, the worker and programs compiled on the way
-what lies between them.
+"""Runs programs with host steps: the simulator runs the PPU segments; the worker and programs compiled at run time run
+the steps between them.
 
-Invariant: a tensor that the host gives to the PPU has exactly the type it was compiled for, or the run fails.
+Invariant: a tensor passed from the host to the PPU has exactly the compiled type, or the run fails.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from ppuc.targets.simulator.run import Progress, RawResult, simulate
 
 @dataclass(frozen=True, slots=True)
 class HostedRun:
-    """`outputs` by ONNX name: arrays, or what else the host gives. `host_seconds` is the wall time of each host step on
-    this machine, by its number in the plan; `deferred` what was compiled on the way; `moves` what crossed the link."""
+    """`outputs` by ONNX name: arrays, or other values of the host. `host_seconds` is the measured wall time of each
+    host step, by its number in the plan; `deferred` the runs of deferred steps; `moves` the transfers over the link."""
 
     outputs: Mapping[str, Any]
     raw: RawResult
@@ -60,7 +60,7 @@ class Execution:
         self._last: PpuStep | None = None
 
     def before(self, segment: int, chip: ChipMemory) -> None:
-        """Run the steps before a segment and give it its inputs."""
+        """Run the steps before a segment and write its inputs."""
         self._fetch(chip)
         self._between()
         step = self.plan.steps[self._next]
@@ -99,7 +99,7 @@ class Execution:
             self._next += 1
 
     def moves(self) -> tuple[Crossing, ...]:
-        """What crossed the link, given what ran where."""
+        """Transfers over the link, given where each step ran."""
         sizes = {name: int(value.nbytes) for name, value in self.held.items() if machine_type(value) is not None}
         runs = self.deferred.runs.values()
         steps = {n for n, s in enumerate(self.plan.steps) if isinstance(s, DeferredStep)}
@@ -111,7 +111,7 @@ class Execution:
 def host_step(
     step: HostStep, artifact: Artifact, worker: HostWorker, held: Mapping[str, Any], types: Mapping[str, TensorType]
 ) -> dict[str, Any]:
-    """What a host step gives, by names of the plan. Raises HostError."""
+    """The results of a host step, by names of the plan. Raises HostError."""
     where = _where(step, artifact)
     feeds = {PREFIX + name: held[name] for name in step.inputs}
     values = worker.run(artifact.host[step.model], feeds, where)
@@ -123,10 +123,10 @@ def _where(step: HostStep | DeferredStep, artifact: Artifact) -> str:
 
 
 def checked(given: dict[str, Any], types: Mapping[str, TensorType], where: str) -> dict[str, Any]:
-    """`given`, if its tensors have the types that the PPU was compiled for. Raises HostError."""
+    """`given`, if its tensors have the compiled types. Raises HostError otherwise."""
     for name, value in given.items():
         if name in types and _type(value) != types[name]:
-            what = "the host gave another type than the model says"
+            what = "the host returned a type that differs from the model's"
             raise HostError.of(where, what, got=_type(value), expected=types[name])
     return given
 
@@ -151,8 +151,8 @@ def run_hosted(
     trace: bool = False,
     progress: Progress | None = None,
 ) -> HostedRun:
-    """Run a program with host steps, compiled with `options`, on inputs by ONNX name, with `compile` for what is
-    compiled on the way; without inputs, simulate its time alone."""
+    """Run a program with host steps, compiled with `options`, on inputs by ONNX name, with `compile` for run-time
+    compilation; without inputs, simulate timing only."""
     program, target = _exposed(artifact.program, plan), options.target
     vectors: tuple[VectorProgram, ...] = artifact.vectors
     if inputs is None:
@@ -168,7 +168,7 @@ def run_hosted(
 
 
 def _exposed(program: Program, plan: Plan) -> Program:
-    """The program with the results of its last segment as outputs: the others are fetched as they arise."""
+    """The program with the results of its last segment as outputs; others are fetched earlier."""
     last = plan.ppu_steps[-1:]
     return replace(program, outputs=tuple(pair for step in last for pair in step.outputs))
 

@@ -1,7 +1,7 @@
-"""What each of a hosted model's parts is given when the whole model is given inputs.
+"""Inputs of each part of a hosted model, from inputs of the whole model.
 
-Invariant: PPU parts are computed as their imported graphs say, in the graphs' own formats, and everything else by the
-host: what a part is given does not depend on how any part is compiled.
+Invariant: PPU parts are computed by their imported graphs in the graphs' own formats, everything else by the host, so a
+part's inputs do not depend on how any part is compiled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def host_held(hosted: HostedModel) -> tuple[str, ...]:
 
 
 def input_specs_of(hosted: HostedModel) -> tuple[InputSpec, ...]:
-    """The inputs that the machine can hold, in the model's order."""
+    """The inputs that the PPU can hold, in the model's order."""
     ranges = input_ranges(hosted.graph)
     return tuple(
         InputSpec(name, operand.type, ranges.get(operand.name, 2))
@@ -43,8 +43,8 @@ def input_specs_of(hosted: HostedModel) -> tuple[InputSpec, ...]:
 def feeds_of_parts(
     hosted: HostedModel, parts: Sequence[Part], inputs: Mapping[str, Any], worker: HostWorker
 ) -> list[Feeds]:
-    """For each PPU part, in order, what its parameters are when the model's inputs are `inputs`, by ONNX name. Raises
-    HostError when the host cannot compute its part."""
+    """For each PPU part, in order, its parameter values when the model's inputs are `inputs`, by ONNX name. Raises
+    HostError if the host cannot compute its part."""
     return values_of_parts(hosted, parts, inputs, worker)[0]
 
 

@@ -1,8 +1,8 @@
-"""Programs of one model that run one after another, as one program with a segment for each.
+"""Joins programs of one model that run in sequence into one program with a segment for each.
 
 Invariant: every segment keeps its instructions; names of later segments get a prefix, so that tensors, kernels and
-vector programs stay distinct; tensors of different segments never share bytes of hbm, but one that a later segment
-reads lies where an earlier one wrote it.
+vector programs stay distinct; tensors of different segments never share bytes of hbm, except that a later segment reads
+a tensor where an earlier one wrote it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ALIGNMENT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """`tensors` gives, for each of the programs, its tensor names -> their names in `artifact`."""
+    """`tensors` maps, for each program, its tensor names to names in `artifact`."""
 
     artifact: Artifact
     tensors: tuple[Mapping[str, str], ...]
@@ -32,8 +32,8 @@ class Joined:
 
 
 def join(name: str, parts: Sequence[Artifact], target: Target) -> Joined:
-    """One artifact whose segments are those of `parts`; inputs, outputs and meta are left to the caller. Raises
-    CapacityError when they do not fit the device memory together."""
+    """One artifact with the segments of `parts`; the caller sets inputs, outputs and meta. Raises CapacityError if they
+    do not fit device memory together."""
     tensors: list[MemTensor] = []
     segments: list[Segment] = []
     vectors: list[VectorProgram] = []
@@ -62,7 +62,7 @@ def join(name: str, parts: Sequence[Artifact], target: Target) -> Joined:
 
 
 def _placed(part: Artifact, prefix: str, written: dict[str, int], reached: int) -> tuple[list[MemTensor], int]:
-    """The tensors of a part behind byte `reached` of hbm, and where they end. `written` are addresses of outputs."""
+    """The tensors of a part from byte `reached` of hbm on, and their end. `written` are addresses of outputs."""
     given = {i.tensor: i.name for i in part.inputs}
     taken = {o.tensor: o.name for o in part.outputs}
     placed, end = [], reached

@@ -1,7 +1,7 @@
-"""One profile of a program and of what was compiled while it ran.
+"""Merges the profiles of a program and of programs compiled at run time.
 
-Programs that ran `calls` times count as often: their kernels appear once, with the work and the time of all calls.
-They stand behind the program's own segments, one after the other, whatever the order in which they ran.
+A program that ran `calls` times appears once, with the work and time of all calls. These programs follow the main
+program's segments, regardless of the order in which they ran.
 
 Invariant: cycles, bytes, instructions and energy are the sums over everything that ran.
 """
@@ -34,7 +34,7 @@ def merged_profile(profile: Profile, runs: Sequence[DeferredRun], target: Target
 
 
 def merged_program(program: Program, runs: Sequence[DeferredRun]) -> Program:
-    """Everything that ran, as one program, for reports."""
+    """All programs that ran, as one, for reports."""
     tensors, segments = list(program.tensors), list(program.segments)
     for run in runs:
         if run.result is not None:
@@ -45,7 +45,7 @@ def merged_program(program: Program, runs: Sequence[DeferredRun]) -> Program:
 
 
 def merged_nodes(nodes: Mapping[str, str], runs: Sequence[DeferredRun]) -> dict[str, str]:
-    """Kernel -> ONNX node, of everything that ran."""
+    """Kernel -> ONNX node, for all programs that ran."""
     found = dict(nodes)
     for run in runs:
         if run.result is not None:
@@ -54,7 +54,7 @@ def merged_nodes(nodes: Mapping[str, str], runs: Sequence[DeferredRun]) -> dict[
 
 
 def launches(runs: Sequence[DeferredRun]) -> dict[str, int]:
-    """Segment -> how often it was launched, for those of `runs`."""
+    """Segment -> launch count, for those of `runs`."""
     found: dict[str, int] = {}
     for run in runs:
         if run.result is not None:

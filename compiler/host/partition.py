@@ -1,15 +1,14 @@
-"""Cutting a hosted model into steps that alternate between PPU and host.
+"""Partitions a hosted model into steps that alternate between PPU and host.
 
-There are three sides: the PPU, the host, and deferred nodes, which are compiled for the PPU once a run has decided
-their sizes.
-Every op and node gets a time whose remainder by three is its side. A time is the smallest of its side that is not
-before what it reads; so each side works as early, and they change as rarely, as the dependencies allow.
+There are three sides: the PPU, the host, and deferred nodes, which are compiled for the PPU at run time. Every op and
+node gets a time whose remainder modulo three is its side: the smallest time of that side that is not before its
+operands'. So each side runs as early, and sides alternate as rarely, as dependences allow.
 
-Nodes that could be deferred are the host's after all where they come without a product or convolution among
-them: compiling, and a trip over the link, pay for arithmetic only.
+Deferrable nodes without a product or convolution among them run on the host: only substantial arithmetic is worth
+compiling and the transfer over the link.
 
-Invariant: a part reads only inputs and earlier parts; constants belong to every part that reads them; nothing dead is
-in any part.
+Invariant: a part reads only inputs and earlier parts; constants belong to every part that reads them; parts contain no
+dead code.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from ppuc.ir.graph import Graph, Op
 
 SIDES = PPU, HOST, DEFERRED = range(3)
 START = HOST - len(SIDES)
-"""The host may begin before the PPU's first part."""
+"""First time: the host may run before the PPU's first part."""
 
 
 @dataclass(frozen=True, slots=True)
 class PpuPart:
-    """A graph for the PPU; its params and results are tensors of the whole model, under their own names."""
+    """A graph for the PPU; its params and results are tensors of the whole model, with their names."""
 
     graph: Graph
 
@@ -49,7 +48,7 @@ class HostPart:
 
 @dataclass(frozen=True, slots=True)
 class DeferredPart(HostPart):
-    """Nodes for the PPU once their sizes are known: one If, Loop or Scan (`control`), of which bodies are compiled, or
+    """Nodes for the PPU once their sizes are known: one If, Loop or Scan (`control`) whose bodies are compiled, or
     nodes that become one program."""
 
     control: bool
@@ -76,7 +75,7 @@ def partition(model: HostedModel) -> tuple[Part, ...]:
 
 
 def _with_sides(model: HostedModel) -> tuple[HostNode, ...]:
-    """The nodes; those that would be deferred without a product among them are the host's."""
+    """The nodes; deferred ones without a product among them are moved to the host."""
     functions = {(f.domain, f.name): f for f in model.functions}
     constants = _constants(model)
     while True:
@@ -155,7 +154,7 @@ def _live_ops(model: HostedModel) -> list[Op]:
 
 
 def _readers(model: HostedModel, ops: Sequence[Op], constants: Mapping[str, Op]) -> dict[str, set[int]]:
-    """Name -> identities of what reads it; the outputs of the model are one more reader."""
+    """Name -> identities of its readers; the model's outputs count as one reader."""
     found: dict[str, set[int]] = {}
     everything: list[Op | HostNode] = [*ops, *model.nodes]
     for maker in everything:
@@ -183,8 +182,8 @@ def _ppu_part(
 
 
 def _runs(nodes: Sequence[HostNode]) -> Iterable[tuple[HostNode, ...]]:
-    """Neighbours that one model can hold: of the same opsets, all or none for Python functions, or refused. What is
-    repeated or chosen at run time is by itself."""
+    """Consecutive nodes that fit one model: equal opsets, and all or none custom or refused. Control flow forms runs of
+    its own."""
     alone = {id(n): i for i, n in enumerate(nodes, 1) if n.deferred and is_control(n.proto, n.opsets)}
     for _, run in groupby(nodes, lambda n: (n.custom, bool(n.refused), alone.get(id(n)), sorted(n.opsets.items()))):
         yield tuple(run)

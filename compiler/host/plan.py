@@ -1,7 +1,7 @@
-"""A plan: the steps of a program of which a part runs on the host, as the artifact keeps it.
+"""The execution plan of a program with host steps, as stored in the artifact.
 
-Invariant: a step reads only inputs of the model and what earlier steps gave; names are unique in the plan. Types of
-tensors that the PPU reads or writes are known; the others are the host's business.
+Invariant: a step reads only model inputs and results of earlier steps; names are unique in the plan. Types of tensors
+that the PPU reads or writes are known; others concern only the host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PLAN = "plan"
 
 @dataclass(frozen=True, slots=True)
 class HostedNode:
-    """A node of the file that the host runs, and why."""
+    """A node of the model that the host runs, and the reason."""
 
     node: str
     op: str
@@ -28,8 +28,8 @@ class HostedNode:
 
 @dataclass(frozen=True, slots=True)
 class HostStep:
-    """A host model: `model` is its name in the artifact; it takes and gives tensors by their names in the plan.
-    `custom`: Python functions of the user stand for its ops."""
+    """A host model: `model` is its name in the artifact; its inputs and outputs have names of the plan. `custom`: its
+    ops are Python functions of the user."""
 
     model: str
     inputs: tuple[str, ...]
@@ -49,8 +49,8 @@ class PpuStep:
 
 @dataclass(frozen=True, slots=True)
 class DeferredStep:
-    """Nodes that are compiled for the PPU when a run has decided their sizes: `model` is their ONNX in the artifact.
-    `control`: it is one If, Loop or Scan, whose bodies are compiled and whose trips the host counts."""
+    """Nodes that are compiled for the PPU at run time, when their sizes are known: `model` is their ONNX model in the
+    artifact. `control`: it is one If, Loop or Scan, whose bodies are compiled and whose trips the host counts."""
 
     model: str
     inputs: tuple[str, ...]
@@ -60,7 +60,7 @@ class DeferredStep:
 
     @property
     def name(self) -> str:
-        """The node that most of the arithmetic is likely to be in."""
+        """The node that is likely to have most of the arithmetic."""
         return next((n.node for n in self.nodes if n.op.rpartition(".")[2] in PRODUCTS), self.nodes[0].node)
 
 
@@ -70,8 +70,8 @@ Step = HostStep | PpuStep | DeferredStep
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`inputs` and `outputs` pair ONNX names with names of the plan; `host_inputs` and `host_outputs` are the types, as
-    text, of inputs and outputs (by ONNX name) that only the host can hold; `types` those of tensors that the PPU
-    touches."""
+    text, of inputs and outputs (by ONNX name) that only the host can hold; `types` are those of tensors that the PPU
+    accesses."""
 
     steps: tuple[Step, ...]
     inputs: tuple[tuple[str, str], ...]
@@ -82,12 +82,12 @@ class Plan:
 
     @property
     def nodes(self) -> tuple[HostedNode, ...]:
-        """Everything that the host runs, in order."""
+        """All nodes on the host, in order."""
         return tuple(n for s in self.steps if isinstance(s, HostStep) for n in s.nodes)
 
     @property
     def deferred(self) -> tuple[HostedNode, ...]:
-        """Everything that is compiled when the program runs, in order."""
+        """All nodes compiled at run time, in order."""
         return tuple(n for s in self.steps if isinstance(s, DeferredStep) for n in s.nodes)
 
     @property
@@ -95,13 +95,13 @@ class Plan:
         return tuple(s for s in self.steps if isinstance(s, PpuStep))
 
     def to_json(self) -> str:
-        """As the artifact keeps it."""
+        """The JSON stored in the artifact."""
         steps = [{"kind": _KINDS[type(s)], **asdict(s)} for s in self.steps]
         return json.dumps({**asdict(self), "steps": steps}, sort_keys=True)
 
     @staticmethod
     def of_json(text: str) -> Plan:
-        """The plan behind `to_json`. Raises ValueError, KeyError or TypeError when it is damaged."""
+        """Inverse of `to_json`. Raises ValueError, KeyError or TypeError for damaged text."""
         data = json.loads(text)
         pairs = ("inputs", "outputs", "host_inputs", "host_outputs", "types")
         return Plan(tuple(map(_step, data["steps"])), **{key: _pairs(data[key]) for key in pairs})

@@ -1,10 +1,9 @@
-"""The PPU's parts of a hosted model in 8-bit formats.
+"""Quantizes the PPU parts of a hosted model.
 
-Scales from samples need what each part is given: the whole model runs on every sample, parts in f32 as the graph says,
-host steps by the worker, and what arrives at each part is its calibration data.
+Calibration needs the inputs of each part: the whole model runs on every sample, PPU parts by their graphs in f32 and
+host steps by the worker, and each part is calibrated on the inputs it receives.
 
-Invariant: a part is quantized as a model of its own would be from the same samples; a policy decides over the layers of
-all parts together.
+Invariant: a part is quantized like a separate model with the same samples; a policy covers the layers of all parts.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from ppuc.ir.module import Module
 
 @dataclass(frozen=True, slots=True)
 class PartsQuantizer:
-    """Quantizes the modules of a division's PPU parts as `options` say."""
+    """Quantizes the modules of all PPU parts according to `options`."""
 
     options: CompileOptions
     watch: Instrumentation = UNWATCHED
 
     def __call__(self, hosted: HostedModel, parts: Sequence[Part], modules: Sequence[Module]) -> list[Module]:
-        """The quantized modules. Raises UsageError and InputError for options that nothing can follow, HostError."""
+        """The quantized modules. Raises UsageError and InputError for invalid options, and HostError."""
         prepared = [prepare(module, self.options) for module in modules]
         return [p.quantized(plan) for p, plan in zip(prepared, self._plans(hosted, parts, prepared), strict=True)]
 
@@ -51,7 +50,7 @@ class PartsQuantizer:
         return [repaired_plan(p, samples, each) for p, samples in zip(prepared, given, strict=True)]
 
     def _given(self, hosted: HostedModel, parts: Sequence[Part], data: Data) -> list[list[Feeds]]:
-        """For each PPU part, what it is given on every sample, by its inputs' names."""
+        """For each PPU part, its inputs on every sample, by name."""
         samples = samples_of_parts(hosted, data)
         found: list[list[Feeds]] = [[] for p in parts if isinstance(p, PpuPart)]
         for number, sample in enumerate(samples):

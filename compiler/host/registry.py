@@ -1,4 +1,4 @@
-"""Python functions that stand for ops which neither ppuc nor ONNX Runtime knows.
+"""Registry of Python functions for custom ops, which neither ppuc nor ONNX Runtime supports.
 
     import ppuc
 
@@ -22,7 +22,7 @@ _OPS: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
 def host_op(name: str) -> Callable[[F], F]:
-    """Register the decorated function for the op `domain::OpType`. Raises UsageError when the name is none, or
+    """Register the decorated function for the op `domain::OpType`. Raises UsageError if the name is malformed or
     taken."""
     domain, separator, op_type = name.rpartition("::")
     if not separator or not op_type:

@@ -1,6 +1,6 @@
-"""Programs under other names: what joining several into one, and taking them apart again, consists of.
+"""Renames programs, for joining several into one and separating them again.
 
-Invariant: only names of tensors, kernels, vector programs and segments change, all of them by the same function.
+Invariant: only names of tensors, kernels, vector programs and segments change, all by the same function.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What crosses the host's link between steps, and how long that takes.
+"""Transfers over the host link between steps, and their time.
 
-A tensor crosses once in each direction, when the step that reads it first begins; a crossing pays the link's bytes a
-second and the start and latency of one copy. Model inputs and outputs are where they are needed, as in programs without
-host steps. What is compiled while the program runs counts as the PPU's; each trip of a loop that the host counts sends
-a number there and a condition back. The host's own computing is not modelled.
+A tensor crosses once in each direction, when the first step that reads it begins. A crossing costs its bytes at the
+link's bandwidth plus start and latency of one copy. Model inputs and outputs are already in place, as in programs
+without host steps. Steps compiled at run time count as the PPU's; each trip of a loop that the host counts sends a
+number there and a condition back. Host computation is not modelled.
 
-Invariant: a function of the plan, the target, and the sizes and sides that the run met.
+Invariant: results depend only on the plan, the target, and the sizes and sides of the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """A tensor on its way to a step: `to_ppu` or back."""
+    """A transfer of a tensor for a step: `to_ppu` or back."""
 
     tensor: str
     step: int
@@ -30,7 +30,7 @@ class Crossing:
     bytes: int
 
     def seconds(self, target: Target) -> float:
-        """Time on the link."""
+        """Transfer time in seconds."""
         wait = target.stage.start_ns + latency_clk(Space.HOST, target) * target.clk_ns
         return self.bytes / (target.host.gbs_per_dir * 1e9) + wait * 1e-9
 
@@ -38,8 +38,8 @@ class Crossing:
 def crossings(
     plan: Plan, sizes: Mapping[str, int] | None = None, on_host: Collection[int] = ()
 ) -> tuple[Crossing, ...]:
-    """Every crossing, in the order of the steps; of tensors whose bytes a run decides only when they are among `sizes`.
-    `on_host` are deferred steps that the host computed after all."""
+    """Every crossing, in step order; tensors of unknown size only if `sizes` has them. `on_host` are deferred steps
+    that the host computed."""
     known = {name: parse_type(text).bytes for name, text in plan.types} | dict(sizes or {})
     made_by: dict[str, bool] = {}
     seen: set[tuple[str, bool]] = set()
@@ -58,8 +58,8 @@ NUMBER_BYTES, CONDITION_BYTES = 8, 1
 
 
 def decisions(asked: Mapping[int, int], trips: Mapping[int, int]) -> tuple[Crossing, ...]:
-    """What it takes the host to decide: a condition each time that a step was `asked` for a branch; for each of its
-    `trips` that, and the trip's number."""
+    """Transfers for control flow: a condition for each of the `asked` branches; for each of the `trips`, a condition
+    and the trip's number."""
     there, back = ("number of the trip", True, NUMBER_BYTES), ("condition", False, CONDITION_BYTES)
     found = [(step, back) for step, count in sorted(asked.items()) for _ in range(count)]
     found += [(step, one) for step, count in sorted(trips.items()) for _ in range(count) for one in (there, back)]
@@ -69,8 +69,8 @@ def decisions(asked: Mapping[int, int], trips: Mapping[int, int]) -> tuple[Cross
 def host_rows(
     plan: Plan, target: Target, measured: Mapping[int, float], crossing: Sequence[Crossing]
 ) -> list[dict[str, Any]]:
-    """The host's steps as JSON-able values: their nodes, what crosses the link for them, how long that takes, and what
-    they took on this machine (None unless they ran)."""
+    """The host steps as JSON-able values: nodes, bytes over the link, transfer time, and measured time on this computer
+    (None unless they ran)."""
     makers = {name: number for number, step in enumerate(plan.steps) for name in outputs_of(step)}
     rows = []
     for number, step in enumerate(plan.steps):
@@ -95,5 +95,5 @@ def inputs_of(step: Step) -> tuple[str, ...]:
 
 
 def outputs_of(step: Step) -> tuple[str, ...]:
-    """Names of the plan that a step gives."""
+    """Names of the plan that a step defines."""
     return tuple(name for name, _ in step.outputs) if isinstance(step, PpuStep) else step.outputs

@@ -1,10 +1,10 @@
-"""Comparing a program with host steps with the model's own outputs.
+"""Compares a program with host steps with the model's own outputs.
 
-The oracle is ONNX Runtime on the file; for a model that it cannot load (ops of the user's, ops that only onnx.reference
-knows), what the host worker makes of the whole file.
+The oracle is ONNX Runtime on the file; for a model that it cannot load (custom ops, or ops that only onnx.reference
+supports), it is the host worker on the whole file.
 
-Invariant: errors are bounded by the same rule as those of models without host steps; host nodes count as f32
-arithmetic, what was compiled on the way as often as it ran.
+Invariant: tolerances follow the same rule as for models without host steps; host nodes count as f32 arithmetic, parts
+compiled at run time once per call.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from ppuc.ir.graph import Graph, Value
 def verify_hosted(
     program: CompiledProgram, plan: Plan, inputs: Mapping[str, Any], result: ProgramResult, layers: bool = False
 ) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
-    """The outputs of `program` on `inputs` against the oracle's, and with `layers` what the kernels of its segments
-    give against ONNX Runtime's. Raises ModelError when there is no oracle."""
+    """Compare the outputs of `program` on `inputs` with the oracle's and, with `layers`, the results of its kernels
+    with ONNX Runtime's. Raises ModelError if there is no oracle."""
     dense = {n: a for n, a in inputs.items() if n not in dict(plan.host_inputs)}
     hosted = _imported(program, plan, {n: a.shape for n, a in dense.items()})
     errors = _errors(hosted, plan, program.options.precision, result.deferred)
@@ -73,8 +73,8 @@ def _excused(
     found: Mapping[str, list[Comparison]],
     want: Mapping[str, Any],
 ) -> dict[str, list[Comparison]]:
-    """Tensors that break the rule again, with the tolerance that the model's own conditioning makes of rounding errors,
-    where the oracle can say it."""
+    """Comparisons that fail, repeated with a tolerance from the model's conditioning where the oracle can compute
+    it."""
     assert program.source is not None
     graphs = [part.graph for part in partition(hosted) if isinstance(part, PpuPart)]
     graphs += [
@@ -104,7 +104,7 @@ def _excused(
 
 
 def _graph_of(program: DeferredProgram) -> Graph:
-    """What a program that was compiled on the way computes."""
+    """The graph of a program compiled at run time."""
     assert program.source is not None
     shapes = {s.name: s.type.dims for s in program.inputs}
     return load_model(program.source, shapes=shapes, values=program.fixed).graph
@@ -113,7 +113,7 @@ def _graph_of(program: DeferredProgram) -> Graph:
 def _layers(
     program: CompiledProgram, hosted: HostedModel, errors: Mapping[str, ExpectedError], inputs: Mapping[str, Any]
 ) -> tuple[Comparison, ...]:
-    """Compile again with every kernel's results kept as outputs, and compare those that are some ONNX node's output."""
+    """Recompile with every kernel's results as outputs, and compare those that are an ONNX node's output."""
     assert program.source is not None
     if PRECISIONS[program.options.precision].quantized:
         raise UsageError.of(
@@ -144,7 +144,7 @@ def _layers(
 
 
 def _imported(program: DeferredProgram, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> HostedModel:
-    """The model behind a program, cut as the plan says."""
+    """The model of a program, partitioned as in the plan."""
     assert program.source is not None
     hosts = worker(program.options.host.ops)
     if hosts.files:
@@ -171,7 +171,7 @@ def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, 
 
 
 def _errors(hosted: HostedModel, plan: Plan, precision: str, runs: Sequence[DeferredRun]) -> dict[str, ExpectedError]:
-    """Expected errors of everything that the parts give each other."""
+    """Expected errors of all tensors passed between parts."""
     errors: dict[str, ExpectedError] = {}
     for part in partition(hosted):
         if isinstance(part, PpuPart):
@@ -197,7 +197,7 @@ def _first_node(plan: Plan, step: int) -> str:
 
 
 def _added(run: DeferredRun) -> ExpectedError:
-    """What all calls of a program together add to the error of what they are given."""
+    """The error that all calls of a program add to the error of their inputs."""
     program, result = run.program, run.result
     assert program is not None
     assert program.source is not None

@@ -1,9 +1,9 @@
-"""How much of a model's arithmetic is the PPU's, and how much the host's.
+"""Estimates the shares of a model's arithmetic on the PPU and the host.
 
-A contraction counts its multiply-accumulates, any other op the points it computes. What a host node does inside is not
-known: it counts the elements of its largest tensor, which is exact for elementwise ops and too little for others.
+A contraction counts its multiply-accumulates, any other op its computed points. The work of a host node is unknown: it
+counts the elements of its largest tensor, which is exact for elementwise ops and a lower bound for others.
 
-Invariant: a function of graphs and nodes alone.
+Invariant: results depend only on graphs and nodes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The process that runs host models: ONNX Runtime first, onnx.reference where it cannot.
 
-It is started by `ppuc.compiler.host.client`, which sends it requests over a socket and kills it when one takes too
-long. Nothing that ONNX Runtime does to this process, crashing included, reaches the compiler.
+`ppuc.compiler.host.client` starts it, sends it requests over a socket and kills it when a request times out. Crashes of
+ONNX Runtime in this process do not affect the compiler.
 
-Invariant: one answer for each request, `("ok", result)` or `("error", one line)`; a model that was loaded stays loaded.
+Invariant: one answer per request, `("ok", result)` or `("error", one line)`; loaded models stay loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PR_SET_PDEATHSIG = 1
 RANDOM = ("Bernoulli", "Dropout", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 """Ops whose results follow a seed: onnx.reference gives the numbers that ONNX's tests expect."""
 NAMELESS = ("bfloat16", "float8", "float4", "int4", "int2")
-"""Types that ONNX Runtime has no numpy arrays for."""
+"""Types without numpy arrays in ONNX Runtime."""
 Evaluate = Callable[[Mapping[str, Any]], Sequence[Any]]
 
 
@@ -42,16 +42,17 @@ class Models:
         self._models: dict[str, tuple[str, Evaluate]] = {}
 
     def load(self, key: str, data: bytes) -> str:
-        """Load a model; what will run it. Raises when neither can."""
+        """Load a model; returns its evaluator. Raises an exception if neither can load it."""
         if key not in self._models:
             try:
                 self._models[key] = ("onnxruntime", _native(data))
-            except Exception as refused:  # the binding raises its own unexported kinds
+            except Exception as refused:  # the binding raises unexported exception types
                 self._models[key] = ("onnx.reference", _reference(data, refused))
         return self._models[key][0]
 
     def run(self, key: str, feeds: Mapping[str, Any]) -> list[Any]:
-        """The outputs of a loaded model. What one refuses to compute, the other is not asked: it may be less strict."""
+        """The outputs of a loaded model. If one evaluator refuses to compute them, the other is not tried: it may be
+        less strict."""
         return [_plain(x) for x in self._models[key][1](feeds)]
 
 
@@ -81,7 +82,7 @@ def _reference(data: bytes, refused: Exception) -> Evaluate:
 
 
 def _op(domain: str, name: str, function: Callable[..., Any]) -> type[OpRun]:
-    """An op of the reference evaluator around a function of arrays and attributes."""
+    """Wrap a function of arrays and attributes as an op of the reference evaluator."""
 
     def run(self: OpRun, *arrays: Any, **_: Any) -> tuple[Any, ...]:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in self.onnx_node.attribute}
@@ -110,7 +111,7 @@ def line_of(error: BaseException) -> str:
 
 
 def serve(connection: Connection) -> None:
-    """Answer requests until the other end is gone."""
+    """Answer requests until the connection closes."""
     models = Models()
     while True:
         try:
@@ -124,8 +125,8 @@ def serve(connection: Connection) -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process when the compiler is gone, even one that was killed in the middle of a request.
-    Only Linux can; elsewhere the process ends when it next looks at its socket."""
+    """Let the kernel end this process when the compiler exits, even if it is killed during a request. Linux only;
+    elsewhere the process ends at its next socket read."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

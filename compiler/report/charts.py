@@ -1,6 +1,6 @@
 """Charts as files: Vega-Altair draws them, vl-convert writes them without a browser.
 
-Both are the optional dependency `ppuc[charts]`, loaded when a chart is asked for.
+Both belong to the optional dependency `ppuc[charts]`, loaded when a chart is requested.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from ppuc.ir.errors import UsageError
 from ppuc.ir.files import write_file
 
 FORMATS = (".svg", ".png", ".html")
-"""What a chart may be written as."""
+"""File formats of charts."""
 
 MOST_SERIES = 20
-"""Lines of one chart that can still be told apart."""
+"""Maximum distinguishable lines of one chart."""
 
 
 def require_chart_file(path: Path, option: str) -> None:
-    """Raise UsageError when no chart can be written as `path`: an unknown format, or the libraries are missing."""
+    """Raise UsageError if no chart can be written to `path`: an unknown format, or missing libraries."""
     where = f"{option} {path}"
     if path.suffix.lower() not in FORMATS:
         expected = f"a name that ends in {', '.join(FORMATS)}"
-        raise UsageError.of(where, "is no format of charts", got=path.suffix or "no suffix", expected=expected)
+        raise UsageError.of(where, "is not a chart format", got=path.suffix or "no suffix", expected=expected)
     try:
         import altair  # noqa: F401
         import vl_convert  # noqa: F401
@@ -77,7 +77,7 @@ def scatter_chart(title: str, rows: Sequence[Mapping[str, Any]], x: str, y: str,
 
 
 def write_chart(specification: Mapping[str, Any], path: Path) -> None:
-    """Write a chart in the format of the file's suffix; pages contain their scripts. Raises UsageError when the file
+    """Write a chart in the format of the file's suffix; HTML pages embed their scripts. Raises UsageError if the file
     cannot be written."""
     import vl_convert
 

@@ -1,6 +1,6 @@
-"""What a file holds, as a record: models, dumped modules, compiled programs.
+"""Describes files as records: models, dumped modules, compiled programs.
 
-Invariant: describing a file reads no weights, unless it is to be checked.
+Invariant: describing a file reads no weights unless it is checked.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def model_record(path: Path) -> dict[str, Any]:
-    """An ONNX file."""
+    """Describe an ONNX file."""
     from ppuc.compiler.frontend.survey import survey
 
     return {"kind": "model", **survey(path).record()}
 
 
 def module_record(path: Path) -> dict[str, Any]:
-    """A dumped module, at whatever level."""
+    """Describe a dumped module at any level."""
     from ppuc.compiler.pipeline.manager import op_counts
     from ppuc.compiler.pipeline.resume import read_module
 
@@ -50,7 +50,7 @@ def module_record(path: Path) -> dict[str, Any]:
 
 
 def artifact_record(path: Path, whole: bool = False) -> dict[str, Any]:
-    """A compiled program; with `whole`, its weights are read too, and the program is verified."""
+    """Describe a compiled program; with `whole`, also read its weights and verify the program."""
     from ppuc.targets.artifact import check, load
 
     artifact = check(path) if whole else load(path)
@@ -71,7 +71,7 @@ def artifact_record(path: Path, whole: bool = False) -> dict[str, Any]:
 
 
 def program_record(program: Program) -> dict[str, Any]:
-    """Memory by space and role, and one entry for each kernel."""
+    """Memory by space and role, and one entry per kernel."""
     memory: Counter[tuple[str, str]] = Counter()
     top: Counter[str] = Counter()
     for tensor in program.tensors:
@@ -125,7 +125,7 @@ def show(out: Console, record: dict[str, Any]) -> None:
         if key not in hidden and key != "name":
             out.print(f"  {key.replace('_', ' ')}: {_flat(_sized(key, value))}")
     if record.get("checked"):
-        out.print("  checked: every byte is as it was written")
+        out.print("  checked: all checksums match")
     for key in ("inputs", "outputs", "options"):
         _show_pairs(out, key, record.get(key, {}))
     if record.get("ops"):

@@ -1,6 +1,6 @@
-"""What was compiled while a program ran, as rows and as a table.
+"""Reports on run-time compilation, as rows and as a table.
 
-Invariant: every deferred step of the plan has a row, whether it ran or not.
+Invariant: every deferred step of the plan has a row, whether or not it ran.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ppuc.compiler.report.tables import table
 if TYPE_CHECKING:
     from rich.console import Console
 
-UNTIMED = "not timed: its sizes are known when the program runs on --inputs"
+UNTIMED = "not timed: its sizes are known only when the program runs on --inputs"
 
 
 def deferred_rows(plan: Plan, runs: Sequence[DeferredRun]) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def show_deferred(out: Console, rows: Sequence[dict[str, Any]]) -> None:
         for r in rows
     ]
     columns = ("step", "on", "calls", "cycles", "host took here", "sizes")
-    table(out, "\ncompiled when it ran", columns, shown, left=(0, 1, 5))
+    table(out, "\ncompiled at run time", columns, shown, left=(0, 1, 5))
 
 
 __all__ = ["deferred_rows", "show_deferred"]

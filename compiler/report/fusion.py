@@ -1,8 +1,9 @@
-"""Which tensors stay inside a kernel, which are written to memory between two, and why: from the passes' remarks.
+"""The fusion report: which tensors stay inside a kernel, which are written to memory, and why, from the passes'
+remarks.
 
-An edge leads from the op that computes a tensor to one that reads it, through views that cost nothing; constants and
-the model's inputs have none. The edges are those of fusion; what later passes fuse too (a concatenation computed in
-place, a cascade) counts as fused, and what else they change is listed.
+An edge leads from the op that computes a tensor to an op that reads it, through free views; constants and model inputs
+have no edges. Edges come from fusion; edges that later passes fuse (a concatenation computed in place, a cascade) count
+as fused, and other changes by later passes are listed.
 
 Invariant: the kernels counted are those that the pipeline compiles.
 """
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FUSE = "fuse"
-"""The pass whose remarks tell of edges."""
+"""The pass with remarks on edges."""
 
 
 def fusion_record(remarks: Sequence[Remark]) -> dict[str, Any]:
-    """Every edge of the graph that was fused: its ends, its bytes, and why it was not fused if it was not; and what
-    became of the groups."""
+    """Every edge considered by fusion: its ends, its bytes, and the reason if it was not fused; and later changes of
+    the groups."""
     edges = [_edge(r) for r in settled(remarks) if r.decision in ("fused", "not-fused")]
     apart = [e for e in edges if not e["fused"]]
     reasons: dict[str, dict[str, int]] = {}
@@ -76,8 +77,7 @@ def _cascade(remark: Remark) -> dict[str, Any]:
 
 
 def _regroupings(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
-    """The passes after fusion that changed the number of kernels, and by the first node of what they changed how many
-    kernels there are more or fewer."""
+    """The passes after fusion that changed the number of kernels, with the change by first node."""
     count = sum(_kernels(r) for r in remarks if r.pass_name == FUSE)
     found: dict[str, dict[str, int]] = {}
     for remark in remarks:
@@ -92,12 +92,12 @@ def _regroupings(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
 
 
 def _kind_of_reason(why: str) -> str:
-    """A reason without the shapes that it mentions."""
+    """A reason without its shapes."""
     return re.sub(r"\[[\d, ]*\]", "[...]", why)
 
 
 def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
-    """Print the reasons, and the edges that are not fused, those of most bytes first."""
+    """Print the reasons, and the unfused edges, largest first."""
     from ppuc.compiler.report.tables import quantity, table
 
     total = record["fused"] + record["not_fused"]
@@ -119,7 +119,7 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
         table(out, "", ("window", "product", "as one, clk", "apart, clk"), rows, left=(0, 1))
     if record["after_fusion"]:
         rows = [(c["name"], c["before"], c["after"], _changes(c["nodes"])) for c in record["after_fusion"]]
-        table(out, "\nwhat later passes change", ("pass", "kernels", "then", "nodes"), rows, left=(0, 3))
+        table(out, "\nchanges by later passes", ("pass", "kernels", "then", "nodes"), rows, left=(0, 3))
     by_bytes = sorted(record["reasons"].items(), key=lambda r: -r[1]["bytes"])
     number = {why: i + 1 for i, (why, _) in enumerate(by_bytes)}
     rows = [(number[why], r["edges"], quantity(r["bytes"], "B"), why) for why, r in by_bytes]
@@ -134,7 +134,7 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
 
 
 def _changes(nodes: Mapping[str, int], limit: int = 4) -> str:
-    """The nodes of which there are more or fewer kernels."""
+    """The nodes with more or fewer kernels."""
     from ppuc.compiler.report.tables import shortened
 
     shown = [f"{shortened(node, 26)} {count:+d}" for node, count in list(nodes.items())[:limit]]

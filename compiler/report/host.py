@@ -1,6 +1,6 @@
-"""What the host did, as tables and as the words that tell its time from the PPU's.
+"""Reports on host steps, and texts that distinguish host time from PPU time.
 
-Invariant: the host's time is measured on this machine and never simulated; no text or table adds the two.
+Invariant: host time is measured on this computer, not simulated; no text or table adds the two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def beside(host_seconds: float | None) -> str:
-    """The host's time behind a simulated one; "" where the host computed nothing."""
+    """The host's time, to append to a simulated one; "" if the host computed nothing."""
     return "" if host_seconds is None else f"; {host_time(host_seconds)}"
 
 
@@ -25,12 +25,12 @@ def host_time(seconds: float) -> str:
 
 
 def took_here(seconds: float | None) -> str:
-    """The cell of a table for a measured time; a dash when nothing was measured."""
+    """The table cell of a measured time; a dash if nothing was measured."""
     return "-" if seconds is None else duration(seconds)
 
 
 def show_host(out: Console, steps: Sequence[dict[str, Any]]) -> None:
-    """The host's steps (`host_rows` of `ppuc.compiler.host.transfer`) as a table; nothing without any."""
+    """Print the host steps (`host_rows` of `ppuc.compiler.host.transfer`) as a table, if there are any."""
     if not steps:
         return
     rows = [
@@ -45,5 +45,5 @@ def show_host(out: Console, steps: Sequence[dict[str, Any]]) -> None:
         for s in steps
     ]
     columns = ("on the host", "nodes", "from the PPU", "to the PPU", "transfers", "took here")
-    title = "\nhost steps: transfers are simulated; what the host took is measured here and not part of the time"
+    title = "\nhost steps: transfers are simulated; host time is measured here and not part of the simulated time"
     table(out, title, columns, rows)

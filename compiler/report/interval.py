@@ -1,9 +1,9 @@
-"""How far a simulated time may be off, given that many numbers of a target are estimates.
+"""Uncertainty of a simulated time due to estimated numbers of the target.
 
-Estimates about one thing come from one reasoning, so they are taken to be off together: all estimated numbers of a
-group (GROUPS) that the program's time can depend on are moved by RELATIVE of their marks to the slower side, and the
-same program is timed again, and to the faster side when that mattered (else its effect is taken as equal). Groups are
-taken as independent: deviations to one side are added as squares.
+Estimates on one subject are correlated, so they are varied together: all estimated numbers of a group (GROUPS) that the
+program's time can depend on are moved by RELATIVE of their marks to the slower side, and the program is timed again; if
+that matters, also to the faster side (otherwise its effect is assumed equal). Groups are independent: deviations to one
+side are added in quadrature.
 
 Invariant: the interval contains the time itself; a target without estimates gives an interval of no width.
 """
@@ -23,13 +23,13 @@ from ppuc.targets.description import Leaf, Target
 from ppuc.targets.simulator.result import Profile
 
 RELATIVE = {"E": 0.2, "E-cal": 0.1}
-"""Relative uncertainty of a number by its mark; marks that are not listed are taken as exact."""
+"""Relative uncertainty of a number by its mark; other marks count as exact."""
 
 INSTRUCTIONS = 20_000_000
-"""Instruction instances that may be simulated for an interval that nobody asked for: less than ten seconds."""
+"""Maximum instruction instances to simulate for an interval by default: less than ten seconds."""
 
 MINOR = 0.003
-"""Relative effect on the time up to which a group is moved to one side only."""
+"""Up to this relative effect on the time, a group is moved to one side only."""
 
 GROUPS = {
     "tensor engine": ("tensor.",),
@@ -42,20 +42,20 @@ GROUPS = {
     "clock": ("clock.",),
     "issue, launch and synchronisation": ("",),
 }
-"""What the numbers of a target are about: the first group one of whose beginnings a path has."""
+"""Groups of numbers by path prefix; the first match counts."""
 
 _UNUSED = ("clock.min_mhz", "tensor.lanes")
-"""Numbers that no time depends on, though something reads them."""
+"""Numbers that are read but do not affect time."""
 
 _WHOLE = ("tensor.", "vector.")
-"""Numbers of which the simulator takes whole ones only."""
+"""Numbers that must be integers for the simulator."""
 
 _UNITS = ("clk", "ns", "us", "B/clk", "GB/s", "op/clk", "lane", "ratio", "MHz")
 if TYPE_CHECKING:
     from ppuc.compiler.options import Progress
 
 _COSTS = ("clk", "ns", "us")
-"""Units of numbers that make a machine slower when they grow; the others make it faster."""
+"""Units of numbers whose increase makes a target slower; others make it faster."""
 
 _UNTIMED = ("energy", "power", "thermal", "temperature")
 _ENERGY = {
@@ -96,7 +96,7 @@ def uncertain_numbers(program: Program, profile: Profile, target: Target) -> lis
 
 
 def tensor_dtypes(program: Program) -> set[DType]:
-    """Element types that the program multiplies."""
+    """Element types of the program's products."""
     found = set()
     for segment in program.segments:
         for kernel in segment.kernels:
@@ -115,7 +115,7 @@ def _instructions(stream: tuple[StreamNode, ...]) -> Iterator[Instr]:
 
 
 def with_number(target: Target, path: str, value: Any) -> Target:
-    """`target` with one number replaced and nothing checked: for timing a program that exists, not for compiling."""
+    """`target` with one number replaced, without checks: for timing an existing program, not for compiling."""
     changed: Target = _replaced(target, path.split("."), value)
     return changed
 
@@ -128,7 +128,7 @@ def _replaced(node: Any, path: list[str], value: Any) -> Any:
 
 
 def deviated(leaf: Leaf, *, slower: bool) -> float:
-    """The value that a number has when it is off."""
+    """The varied value of a number."""
     sign = 1 if slower == (leaf.unit in _COSTS) else -1
     value = float(leaf.value * (1 + sign * RELATIVE[leaf.mark]))
     if leaf.unit == "ratio":
@@ -149,8 +149,8 @@ def groups_of(numbers: Sequence[Leaf]) -> dict[str, list[Leaf]]:
 def interval(
     program: CompiledProgram, profile: Profile, *, always: bool = False, progress: Progress = lambda *step: None
 ) -> dict[str, Any]:
-    """The interval of a run's time and energy, as JSON-able values. Without `always`, a program whose runs would take
-    long gets none, nor does a run without simulated time, and the record says so."""
+    """The interval of a run's time and energy, as JSON-able values. Without `always`, a program with long runs gets
+    none; neither does a run without simulated time. The record gives the reason."""
     from ppuc.targets.simulator.retime import Retimer
 
     if not profile.cycles:
@@ -188,7 +188,7 @@ def interval(
 
 
 def _energy(program: CompiledProgram, profile: Profile, time: float) -> list[float]:
-    """The interval of the energy; `time` is the relative uncertainty of the time, for what is drawn all the time."""
+    """The interval of the energy; `time` is the relative uncertainty of the time, for static power."""
     marks = {leaf.path: RELATIVE.get(leaf.mark, 0.0) for leaf in program.target.leaves()}
     macs = [marks.get(f"energy.mac_pj.{d}", 0.0) for d in tensor_dtypes(program.artifact.program)]
     total = sum(profile.energy_joules.values())

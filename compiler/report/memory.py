@@ -1,4 +1,4 @@
-"""The memory plan: which tensor holds which bytes of l2 and hbm, and when.
+"""The memory plan: addresses and live ranges of tensors in l2 and hbm.
 
 A step is a group of the graph (or a stage copy) in a model or a dump, a kernel in a compiled program. Invariant: the
 plan shown is the one that the pipeline compiles.
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 SPACES = (Space.L2, Space.HBM)
 SHOWN = 10
-"""Tensors of each space that the table names."""
+"""Maximum tensors per space in the table."""
 
 _ROLES = {"const": "constant", "temp": "activation"}
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Bytes `[address, address + bytes)` held from step `start` to step `end`, both included. `tensor` is the ONNX name
+    """Bytes `[address, address + bytes)` live from step `start` to step `end`, both included. `tensor` is the ONNX name
     of a tensor, or of the node that computes it."""
 
     tensor: str
@@ -50,7 +50,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class SpacePlan:
-    """One memory. `bound` is what every plan needs: the bytes alive at the fullest step."""
+    """One memory. `bound` is a lower bound for any plan: the bytes live at the fullest step."""
 
     space: str
     capacity: int
@@ -77,7 +77,7 @@ class MemoryPlan:
 
 
 def plan_of_dump(file: Path, target: Target) -> MemoryPlan:
-    """The plan in a `.ppir`. Raises UsageError for a dump from before addresses were given."""
+    """The plan in a `.ppir`. Raises UsageError for a dump without addresses."""
     module = read_module(file)
     if not module.placement:
         done = ", ".join(module.done)
@@ -86,18 +86,18 @@ def plan_of_dump(file: Path, target: Target) -> MemoryPlan:
 
 
 def plan_of_module(module: Module, target: Target) -> MemoryPlan:
-    """Placements of a module with the steps at which they are held."""
+    """Placements of a module with their live steps."""
     names = [{value: name for name, value in pairs} for pairs in (module.inputs, module.outputs)]
     held = {h.name: h for h in holdings(module.graph, *names)}
     ops = module.graph.ops
-    number = list(accumulate((op.name != "const" for op in ops), initial=0))  # constants take no time
+    number = list(accumulate((op.name != "const" for op in ops), initial=0))  # constants are not steps
     blocks: dict[Space, list[Block]] = {space: [] for space in SPACES}
     at = {p.name: (p.space, p.address) for p in module.placement}
     replaced = {old for new, old in overwritten(module.graph).items() if at.get(new, new) == at.get(old, old)}
     for p in module.placement:
         if p.space in blocks and p.name in held:
             h = held[p.name]
-            end = number[min(h.end, len(ops))] - (p.name in replaced)  # the step that ends it holds its successor
+            end = number[min(h.end, len(ops))] - (p.name in replaced)  # its successor holds the last step
             block = Block(h.label, h.role, str(h.type), p.address, p.bytes, number[max(h.start, 0)], end)
             blocks[p.space].append(block)
     steps = tuple(op.loc[-1] if op.loc else op.name for op in ops if op.name != "const")
@@ -105,8 +105,8 @@ def plan_of_module(module: Module, target: Target) -> MemoryPlan:
 
 
 def plan_of_program(program: Program, target: Target) -> MemoryPlan:
-    """Tensors of a compiled program from the first to the last kernel that touches them. Stage copies run beside the
-    kernels: what they fill counts from its first reader on."""
+    """Tensors of a compiled program from the first to the last kernel that accesses them. Stage copies run concurrently
+    with kernels: their destinations count from the first reader on."""
     kernels = [k for s in program.segments for k in s.kernels]
     touched: dict[str, list[int]] = {}
     for step, kernel in enumerate(kernels):
@@ -128,8 +128,8 @@ def plan_of_program(program: Program, target: Target) -> MemoryPlan:
 
 
 def refused(remarks: Sequence[Remark]) -> list[dict[str, Any]]:
-    """What could live in l2 and does not, with the bytes of device memory that this moves more and the cycles that it
-    takes at least, the costliest first."""
+    """Candidates that are not in l2, with the additional device-memory bytes and a lower bound on the cycles lost,
+    costliest first."""
     found = [r for r in remarks if r.decision in ("kept-in-hbm", "not-staged")]
     return [
         {
@@ -159,7 +159,7 @@ def _spaces(blocks: Mapping[Space, Sequence[Block]], target: Target) -> tuple[Sp
 
 
 def show(out: Console, record: dict[str, Any]) -> None:
-    """What each memory holds, and its largest tensors."""
+    """Print the contents of each memory, and its largest tensors."""
     from ppuc.compiler.report.tables import quantity, table
 
     for s in record["spaces"]:

@@ -1,6 +1,6 @@
-"""The memory plan as a drawing: steps from left to right, addresses upwards, one panel for each memory.
+"""Draws the memory plan: steps from left to right, addresses upwards, one panel per memory.
 
-Invariant: the drawing is one valid SVG file without scripts or references to others; names from models are escaped.
+Invariant: the drawing is one valid, self-contained SVG file without scripts; names from models are escaped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _legend() -> Iterator[str]:
 
 
 def _panel(space: SpacePlan, plan: MemoryPlan, top: float) -> Iterator[str]:
-    """One memory. Its scale ends a little above what is used, or at the capacity if that is near."""
+    """Draw one memory. Its scale ends slightly above the used part, or at the capacity if that is near."""
     ceiling = max(space.extent, space.bound) * 1.05
     if space.capacity <= ceiling * 1.2:
         ceiling = max(ceiling, space.capacity * 1.02)
@@ -93,7 +93,7 @@ def _rectangle(block: Block, plan: MemoryPlan, wide: float, tall: float, bottom:
 
 
 def _alive(space: SpacePlan, columns: int, wide: float, tall: float, bottom: float) -> str:
-    """The bytes alive at each step, as a line of steps."""
+    """The live bytes at each step, as a step line."""
     changes = [0] * (columns + 1)
     for block in space.blocks:
         changes[block.start] += block.bytes

@@ -1,9 +1,10 @@
-"""Where the time of one run went: per kernel and per ONNX node, as plain records that tables and JSON are made from.
+"""Breakdown of a run's time per kernel and per ONNX node, as records for tables and JSON.
 
-Kernels overlap (the next one's weights load while this one computes), so a kernel is charged the time by which it moves
-the end of the run on; these charges and the launch add up to the whole. A node is charged for the kernels booked on it.
+Kernels overlap (the next one's weights load while this one computes), so a kernel is charged the time by which it
+delays the end of the run; these charges and the launch add up to the total. A node is charged for the kernels
+attributed to it.
 
-Invariant: everything is derived from the Profile and the target; nothing is measured here.
+Invariant: everything derives from the Profile and the target; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def profile_record(
     program: Program | None = None,
     launched: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The run as JSON-able values; `nodes` books each kernel on an ONNX node. Cycles of the chip's clock, bytes, and
-    shares of 1. With the `program` that ran there is a waterfall too; `launched` is how often segments of it were that
-    were launched several times."""
+    """The run as JSON-able values; `nodes` attributes each kernel to an ONNX node. Cycles of the chip's clock, bytes,
+    and shares of 1. With the `program` that ran, there is also a waterfall; `launched` holds the launch counts of
+    segments launched several times."""
     kernels = _kernels(profile, target, nodes, _launches(profile, target, program, launched or {}))
     charged = {row["kernel"]: row["cycles"] for row in kernels}
     energy = dict(profile.energy_joules)
@@ -71,8 +72,8 @@ def _kernels(
 def _launches(
     profile: Profile, target: Target, program: Program | None, launched: Mapping[str, int]
 ) -> dict[str, float]:
-    """Cycles of the launch before a kernel: before the first one to end of each segment, or before each kernel on a
-    machine that launches kernels. Without the program, all launches come before the first one to end."""
+    """Launch cycles before a kernel: before the first one to end of each segment, or before each kernel on a target
+    that launches kernels individually. Without the program, all launches come before the first one to end."""
     end = {k.name: (k.end, k.start) for k in profile.kernels}
     if program is None:
         return {min(end, key=lambda name: end[name]): profile.launch_cycles} if end else {}

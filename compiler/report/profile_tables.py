@@ -1,4 +1,4 @@
-"""A profile's record as tables for people: summary, waterfall, kernels, ONNX nodes.
+"""Prints a profile's record as tables: summary, waterfall, kernels, ONNX nodes.
 
 Invariant: every number shown is in the record; tables fit 100 columns.
 """
@@ -19,12 +19,12 @@ _ENGINES = ("tensor", "vector", "l2", "hbm")
 
 
 def profile_tables(out: Console, record: dict[str, Any], top: int | None) -> None:
-    """The run's summary and waterfall, and a table per kernel and per ONNX node (the `top` costliest; all for None).
-    A run without simulated time is said to have none."""
+    """Print the run's summary and waterfall, and a table per kernel and per ONNX node (the `top` costliest; all for
+    None)."""
     if record["cycles"]:
         _summary(out, record)
     else:
-        out.print(f"{record['target']}: nothing ran on the PPU, so that there is no time to simulate")
+        out.print(f"{record['target']}: nothing ran on the PPU, so there is no time to simulate")
     if record.get("host_measured_seconds") is not None:
         out.print(host_time(record["host_measured_seconds"]))
     if record.get("interval") and record["cycles"]:
@@ -60,7 +60,7 @@ def _summary(out: Console, record: dict[str, Any]) -> None:
 
 
 def _interval(out: Console, record: dict[str, Any]) -> None:
-    """The interval, and the groups of numbers that it is widest for."""
+    """The interval, and the groups of numbers with the largest effect."""
     found = record["interval"]
     if "skipped" in found:
         out.print(f"interval: not computed ({found['skipped']})")
@@ -104,7 +104,7 @@ def _time(cycles: float, record: dict[str, Any]) -> tuple[str, str]:
 
 
 def _use(out: Console, record: dict[str, Any], top: int | None) -> None:
-    """Kernels: what bounds them, and what of the chip they use."""
+    """Kernels: bottlenecks and utilisation of the chip."""
     shown = costliest(record["kernels"], top)
     columns = ("kernel", "bound by", "cycles", "share", *_ENGINES, "l2 bytes", "hbm bytes")
     rows = [
@@ -123,7 +123,7 @@ def _use(out: Console, record: dict[str, Any], top: int | None) -> None:
 
 
 def _times(out: Console, record: dict[str, Any], top: int | None) -> None:
-    """Kernels: where their time goes."""
+    """Kernels: breakdown of their time."""
     shown = costliest(record["kernels"], top)
     limit = max(20, out.width - 73)
     rows = [(shortened(r["kernel"], limit), r["units"], f"{r['cycles']:,.0f}", *_split(r)) for r in shown]
@@ -159,7 +159,7 @@ def _nodes(out: Console, record: dict[str, Any], top: int | None) -> None:
 
 
 def _names(names: Sequence[str], limit: int) -> str:
-    """The first name and how many more there are."""
+    """The first name and the number of others."""
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
     return shortened(names[0], limit - len(more)) + more if names else ""
 

@@ -1,6 +1,6 @@
-"""The record of `ppuc quantize` as tables and as a drawing: accuracy against the share of products in 8 bits.
+"""Prints and plots the record of `ppuc quantize`: accuracy against the share of products in 8 bits.
 
-Invariant: nothing is computed here but units and coordinates.
+Invariant: only units and coordinates are computed here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _outputs(out: Console, record: dict[str, Any]) -> None:
         (name, _db(d["sqnr_db"]), f"{d['cosine']:.6f}", "-" if d["agreement"] is None else f"{d['agreement']:.2%}")
         for name, d in accuracy["outputs"].items()
     ]
-    where = "samples apart" if samples["apart"] else "the samples that it was calibrated on: too few to keep some apart"
+    where = "samples apart" if samples["apart"] else "the calibration samples: too few to hold some out"
     table(out, f"\noutputs, on {samples['report']} {where}", ("output", "SQNR dB", "cosine", "agreement"), rows)
     if record["metric"] is not None:
         out.print(f"metric: {record['metric']['quantized']:.6g}, of the model in fp32 {record['metric']['fp32']:.6g}")
@@ -78,7 +78,7 @@ def _db(number: float | None) -> str:
 
 
 def pareto_svg(record: dict[str, Any]) -> str:
-    """The attempts of a search as points: share of products in 8 bits to the right, SQNR upwards."""
+    """The attempts of a search as points: share of products in 8 bits on the x axis, SQNR on the y axis."""
     points = [(p["share"], p["sqnr_db"], p["met"]) for p in record["pareto"]]
     points = points or [(record["share"], record["accuracy"]["sqnr_db"], record["goal_met"])]
     top = max(10.0, 1.1 * max(min(y, 80.0) for _, y, _ in points))

@@ -1,6 +1,6 @@
-"""What passes said, for people: which remarks are shown, and in which order.
+"""Shows passes' remarks: selection and order.
 
-Invariant: remarks are read from where a compilation left them; no pass runs to explain another.
+Invariant: remarks are read from a compilation's output; no pass runs to explain another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = 40
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What the passes said of one compilation."""
+    """The remarks of one compilation."""
 
     target: str
     precision: str
@@ -34,8 +34,8 @@ class Said:
 
 
 def said_in(path: Path, dims: Mapping[str, int]) -> Said:
-    """What the passes said of a program (of one that has several variants, the one of these sizes), in a dump, or up to
-    a dumped text. Raises ArtifactError, TextError and UsageError; also when nobody listened."""
+    """The remarks in a program (with several variants, of the one with these sizes), in a dump, or up to a dumped text.
+    Raises ArtifactError, TextError and UsageError; also if remarks were not collected."""
     said = _said_of_program(path, dims) if path.suffix == ".ppu" else _said_in_dump(path)
     if not said.remarks:
         hint = "compile it again: `ppuc compile` keeps remarks in the program, and in a dump's manifest"
@@ -53,7 +53,7 @@ def _said_of_program(path: Path, dims: Mapping[str, int]) -> Said:
     if variants is not None:
         artifact = variants.of_sizes(dims, str(path)).artifact
     elif dims:
-        what, expected = "has no variant of these sizes", "none: the program has fixed sizes"
+        what, expected = "has no variant with these sizes", "none: the program has fixed sizes"
         raise UsageError.of(str(path), what, got=dict(dims), expected=expected)
     return Said(artifact.program.target, artifact.meta.get("precision", "model"), remarks_of(artifact))
 
@@ -73,8 +73,8 @@ def _said_in_dump(path: Path) -> Said:
 
 
 def settled(remarks: Sequence[Remark]) -> list[Remark]:
-    """The remarks, those of fusion as later passes left their edges: the tensor in the type in which it is stored, and
-    fused when a concatenation in place or a cascade made it part of a kernel."""
+    """The remarks, with those of fusion updated by later passes: the tensor's storage type, and whether an in-place
+    concatenation or a cascade fused the edge."""
     later: dict[tuple[int, str], list[Remark]] = {}
     for remark in remarks:
         if remark.decision in ("stored-narrow", "part-in-place", "cascaded", "not-cascaded"):
@@ -102,8 +102,8 @@ def _settled(remark: Remark, later: Sequence[Remark]) -> Remark:
 
 
 def chosen(remarks: Sequence[Remark], filter: str) -> tuple[Remark, ...]:
-    """The remarks that all words of `filter` (separated by commas) fit: the pass, the kind, the decision, or a part of
-    the entity's name or of a node's."""
+    """The remarks that match all words of `filter` (separated by commas): the pass, the kind, the decision, or part of
+    the entity's or a node's name."""
     words = [word.strip() for word in filter.split(",") if word.strip() not in ("", ALL)]
     return tuple(r for r in remarks if all(_fits(r, word) for word in words))
 
@@ -114,18 +114,17 @@ def _fits(remark: Remark, word: str) -> bool:
 
 
 def ranked(remarks: Sequence[Remark]) -> list[Remark]:
-    """Refusals first, those that cost most before others; then what was done, by what it gains; then the rest, as it
-    was said."""
+    """Refusals first, by cost; then applied changes, by gain; then notes, in order."""
     return sorted(remarks, key=lambda r: (-r.lost_clk, -r.gained_clk, r.kind == "note"))
 
 
 def remarks_record(remarks: Sequence[Remark], filter: str) -> dict[str, Any]:
-    """The remarks that fit `filter` as they turned out, in the order of a report."""
+    """The updated remarks that match `filter`, in report order."""
     return {"kind": "remarks", "remarks": [remark.record() for remark in ranked(chosen(settled(remarks), filter))]}
 
 
 def show(out: Console, record: dict[str, Any]) -> None:
-    """Print how many decisions of each kind there are, and the remarks that matter most."""
+    """Print the number of decisions of each kind, and the most important remarks."""
     from ppuc.compiler.report.tables import quantity, shortened, table
 
     remarks = [Remark.of(r) for r in record["remarks"]]
@@ -143,4 +142,6 @@ def show(out: Console, record: dict[str, Any]) -> None:
         lost = f"{r.lost_clk:,.0f}" if r.lost_clk else ""
         rows.append((r.pass_name, r.decision, shortened(r.entity, 26), node, *prices, lost, size, r.reason))
     columns = ("pass", "decision", "entity", "nodes", "before", "after", "costs", "bytes", "reason")
-    table(out, f"\nremarks; prices in cycles{more}" if rows else "no remark fits", columns, rows, left=(0, 1, 2, 3, 8))
+    table(
+        out, f"\nremarks; prices in cycles{more}" if rows else "no remark matches", columns, rows, left=(0, 1, 2, 3, 8)
+    )

@@ -1,7 +1,7 @@
-"""How a machine, or a model on it, depends on numbers of the target: one, or every combination of several.
+"""Sweeps of target numbers: a machine's peaks, or a model's time, for every combination of values.
 
-Invariant: a model that is given as .onnx is compiled anew for every machine, as it would be for such a machine; a .ppu
-is the same program on all of them. Rows come in the order of the values, those of the last key next to each other.
+Invariant: an .onnx model is recompiled for every combination; a .ppu runs unchanged on all of them. Rows follow the
+order of the values, with the last key varying fastest.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from ppuc.compiler.program.compiled import CompiledProgram
 
 MOST = 200
-"""Values of one key."""
+"""Maximum values of one key."""
 
 MOST_MACHINES = 2000
-"""Combinations of one sweep."""
+"""Maximum combinations of one sweep."""
 
 
 def sweep_values(text: str) -> tuple[str, list[str]]:
@@ -50,7 +50,7 @@ def sweep_values(text: str) -> tuple[str, list[str]]:
 
 
 def _range(span: str) -> list[str]:
-    """The values of `FROM:TO:STEP`; none when that is no range, or one of too many values."""
+    """The values of `FROM:TO:STEP`; empty for a malformed range or too many values."""
     try:
         first, last, step = (Decimal(part) for part in span.split(":"))
         count = int((last - first) / step) + 1
@@ -62,8 +62,8 @@ def _range(span: str) -> list[str]:
 def sweep(
     target: Target, texts: Sequence[str], model: Callable[[Target], CompiledProgram] | None, progress: Progress
 ) -> dict[str, Any]:
-    """The sweep as JSON-able values: for every combination of values what the machine can do and, with a `model` (which
-    makes its program for a target), the time that it takes. Raises UsageError and TargetError."""
+    """The sweep as JSON-able values: for every combination of values the machine's peaks and, with a `model` (which
+    makes its program for a target), its time. Raises UsageError and TargetError."""
     asked = [sweep_values(text) for text in texts]
     count = math.prod(len(values) for _, values in asked)
     if count > MOST_MACHINES:
@@ -115,7 +115,7 @@ _TIMED = ("time", "change", "energy", "efficiency", "largest part")
 
 
 def show(out: Console, record: dict[str, Any]) -> None:
-    """Print the sweep; the target as it is comes last."""
+    """Print the sweep; the unchanged target comes last."""
     from ppuc.compiler.report.tables import table
 
     base, keys = record["base"], record["keys"]
@@ -159,7 +159,7 @@ def write_csv(record: dict[str, Any], path: Path) -> None:
 
 
 def _flat(row: dict[str, Any], keys: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A row without records inside it: `peak_tops.bf16` and the like are columns of their own."""
+    """A flattened row: nested values such as `peak_tops.bf16` become columns."""
     flat = {key["key"]: value for key, value in zip(keys, row["values"], strict=True)}
     for name, value in row.items():
         if isinstance(value, dict):
@@ -184,5 +184,5 @@ def write_plot(record: dict[str, Any], path: Path) -> None:
     lines = len({row[series] for row in rows})
     if lines > MOST_SERIES:
         hint = "give the key with the most values first, or fewer values"
-        raise UsageError.of("--plot", "has too many lines to tell apart", got=lines, expected=MOST_SERIES, hint=hint)
+        raise UsageError.of("--plot", "has too many lines to distinguish", got=lines, expected=MOST_SERIES, hint=hint)
     write_chart(line_chart(f"Time on {record['name']} over {first['key']}", rows, x, y, series or None), path)

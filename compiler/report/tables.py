@@ -1,6 +1,6 @@
-"""Records as tables for people. Every function takes a console and a record that also exists as JSON.
+"""Prints records as tables. Every function takes a console and a record that also exists as JSON.
 
-Invariant: nothing is computed here but units and widths; names from models are printed as they are, never as markup.
+Invariant: only units and widths are computed here; names from models are printed literally, never as markup.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PIPE_WIDTH = 160
 
 
 class _Console(Console):
-    """Text reaches the terminal without control characters, whatever a model is called."""
+    """A console that removes control characters, which names in models may contain."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
@@ -66,7 +66,7 @@ def quantity(number: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits: `12.3 us`."""
+    """Seconds in a suitable unit: `12.3 us`."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= scale:
             return f"{seconds / scale:.4g} {unit}"
@@ -74,13 +74,13 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 as percent."""
+    """A fraction as percent."""
     return f"{100 * share:.1f}%"
 
 
 def shortened(name: str, limit: int) -> str:
-    """`name` in at most `limit` characters. Words before the last one are cut, from the left, to three letters and then
-    to one, because numbers and the end tell names apart; if that is not enough, the middle is left out."""
+    """`name` in at most `limit` characters. Words before the last one are shortened, from the left, to three letters
+    and then to one, because numbers and the end distinguish names; if that is not enough, the middle is omitted."""
     words = re.split(r"([^A-Za-z])", name)
     for letters in (3, 1):
         for i, word in enumerate(words[:-1]):
@@ -95,7 +95,7 @@ def shortened(name: str, limit: int) -> str:
 
 
 def capacity(size: int) -> str:
-    """Bytes of a memory that comes in powers of two: `256 KiB`."""
+    """Bytes with binary prefixes: `256 KiB`."""
     for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= limit:
             number = size / limit

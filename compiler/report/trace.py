@@ -1,13 +1,13 @@
-"""A run as a trace that Perfetto (ui.perfetto.dev) and chrome://tracing open, in the Chrome trace event format.
+"""Writes a run as a trace for Perfetto (ui.perfetto.dev) and chrome://tracing, in the Chrome trace event format.
 
 A process per unit with a track per queue, and a process for the chip with the stage queues and counters over time
 (trace_counters.py). Times are microseconds of simulated time. A queue with several transfers in flight gets a track for
-each, because viewers nest what overlaps on one track. Arrows lead from the instruction that filled a ring's slot, or
-that completed the counters, to each one that waited for it; they leave from the middle of their source, where rounding
-cannot take them off it.
+each, because viewers nest overlapping events on one track. Arrows lead from the instruction that filled a ring's slot,
+or completed the counters, to each one that waited for it; they start in the middle of their source, so that rounding
+keeps them on it.
 
-Invariant: events of one track do not overlap; a trace has at most `limit` instructions and as many arrows, and says
-what it leaves out. Units are left out whole (all run the same text); counters always cover all of them.
+Invariant: events of one track do not overlap; a trace has at most `limit` instructions and as many arrows, and reports
+what it omits. Whole units are omitted (all run the same text); counters always cover all units.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from ppuc.targets.simulator.run import RawResult
 
 LANES = 64
-"""Track ids left free for each queue: more than any queue has transfers in flight."""
+"""Track ids reserved per queue: more than its transfers in flight."""
 
 LIMIT = 100_000
-"""Instructions, and arrows, that a trace shows unless told otherwise: about 40 MB."""
+"""Default maximum of instructions, and of arrows, in a trace: about 40 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraceSummary:
-    """What a trace shows of what there was."""
+    """The shown part of a trace."""
 
     instructions: int
     of_instructions: int
@@ -58,8 +58,8 @@ class TraceSummary:
 
 
 def write_trace(path: str | Path, raw: RawResult, nodes: Mapping[str, str], limit: int = LIMIT) -> TraceSummary:
-    """Write the events of a simulation that was asked for a trace; `nodes` gives each kernel's ONNX node. Raises
-    UsageError when `path` cannot be written."""
+    """Write the events of a traced simulation; `nodes` gives each kernel's ONNX node. Raises UsageError if `path`
+    cannot be written."""
     with whole_file(path) as file, io.TextIOWrapper(file, "utf-8") as text:
         return _write(text, raw, nodes, limit)
 
@@ -90,8 +90,8 @@ def _units(raw: RawResult, chosen: np.ndarray) -> set[int]:
 
 
 def _shown(raw: RawResult, limit: int) -> np.ndarray:
-    """Which events the trace has: the chip's, and those of as many units as fit, from unit 0 on; of unit 0 alone, as
-    many of the first as fit."""
+    """Mask of the events shown: the chip's, and those of as many units as fit, from unit 0 on; if unit 0 alone does not
+    fit, as many of its first events as fit."""
     if raw.events is None:
         return np.zeros(0, bool)
     unit = raw.events["unit"]
@@ -128,7 +128,7 @@ def _lane(ends: list[float], start: float, end: float) -> int:
 
 
 def _arrows(raw: RawResult, shown: np.ndarray, limit: int) -> np.ndarray:
-    """The flows between events that are shown; those of counters first when there are too many."""
+    """The flows between shown events; counter flows first if there are too many."""
     if raw.details is None or not len(shown):
         return np.zeros(0, [("source", "i8"), ("sink", "i8"), ("label", "i4")])
     flows = raw.details.flows

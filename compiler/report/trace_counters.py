@@ -60,14 +60,14 @@ def counters(raw: RawResult) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def spread(start: np.ndarray, end: np.ndarray, amount: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """How much of each amount, spread evenly over its time from start to end, falls into each bin."""
+    """The part of each amount, spread evenly from start to end, that falls into each bin."""
     end = np.maximum(end, start + 1e-3)
     rate = amount / (end - start)
     return _differences(_ramp(start, rate, edges) - _ramp(end, rate, edges))
 
 
 def _differences(reached: np.ndarray) -> np.ndarray:
-    """Steps of a sum that never falls but for rounding."""
+    """Differences of a sum that is monotonic up to rounding."""
     steps: np.ndarray = reached[1:] - reached[:-1]
     noise = 1e-12 * float(np.abs(reached).max(initial=0.0))
     return np.where(steps > noise, steps, 0.0)

@@ -1,7 +1,7 @@
-"""The efficiency waterfall: from the time a perfect machine would need to the time of the run, and whose each step is.
+"""The efficiency waterfall: from the time of a perfect machine to the time of the run, with the cause of each loss.
 
-Each bound is a time of the whole model, in cycles, with everything perfect but what it names. Engines overlap with each
-other and with memory, so a bound is the larger of the tensor engines' and the vector engines' sums over kernels:
+Each bound is a time of the whole model, in cycles, with everything ideal except what it names. Engines overlap with
+each other and with memory, so a bound is the larger of the tensor engines' and the vector engines' sums over kernels:
 
     ideal       useful arithmetic at the chip's peak: that of the 16-bit formats, or of the operands' own if faster
     format      ... at the peak of the formats in use
@@ -41,15 +41,15 @@ STEPS: tuple[tuple[str, str, str], ...] = (
     ("launch", "system", "launches"),
     ("host", "host", "transfers to and from the host"),
 )
-"""Name, whose it is, and what it is, from the ideal on."""
+"""Name, owner and description of each step, from the ideal on."""
 
 CAUSES = ("latency", "sync", "idle", "overlap")
-"""What the exposed part consists of: latency and issue; waiting for other kernels; units that wait for the last one;
-engines and memories that take turns where they could work at the same time."""
+"""Components of the exposed part: latency and issue; waiting for other kernels; units that wait for the last one;
+missing overlap of engines and memories."""
 
 
 def waterfall(profile: Profile, program: Program, target: Target, charged: Mapping[str, float]) -> dict[str, Any]:
-    """The waterfall as JSON-able values, in cycles. `charged` are the cycles booked on each kernel."""
+    """The waterfall as JSON-able values, in cycles. `charged` are the cycles attributed to each kernel."""
     bounds = _bounds(profile, program, target)
     host = profile.host_seconds * profile.clock_ghz * 1e9
     total = profile.cycles + host
@@ -76,7 +76,7 @@ def waterfall(profile: Profile, program: Program, target: Target, charged: Mappi
 
 
 def _bounds(profile: Profile, program: Program, target: Target) -> list[float]:
-    """Cycles of the model by the restrictions up to all traffic, ascending."""
+    """Bounds of the model's cycles up to all traffic, ascending."""
     kernels = profile.kernels
     vector = sum(k.ideal_vector for k in kernels)
     issued = [sum(k.engine.get(q, 0.0) / k.units for k in kernels) for q in (Queue.TENSOR, Queue.VECTOR)]
@@ -102,8 +102,8 @@ def _at_peak(stats: KernelStats, target: Target) -> float:
 
 
 def compulsory_bytes(profile: Profile, program: Program) -> int:
-    """Bytes of device memory that any program for the model moves: of each weight and input what is read of it, of each
-    output what is written, once."""
+    """Device-memory bytes that any program for the model must move: the read part of each weight and input, and the
+    written part of each output, once."""
     total = 0
     updated = {tensor for _, tensor in program.inputs} & {tensor for _, tensor in program.outputs}
     for tensor in program.tensors:
@@ -115,7 +115,7 @@ def compulsory_bytes(profile: Profile, program: Program) -> int:
 
 
 def _causes(profile: Profile, charged: Mapping[str, float], hidden: float) -> dict[str, float]:
-    """How many cycles each cause has a claim on; engines and memories claim `hidden` cycles at best."""
+    """Cycles that each cause claims; engines and memories claim at most `hidden` cycles."""
     causes = dict.fromkeys(CAUSES, 0.0)
     working = 0.0
     for stats in profile.kernels:
@@ -130,7 +130,7 @@ def _causes(profile: Profile, charged: Mapping[str, float], hidden: float) -> di
 
 
 def _owners(parts: list[dict[str, Any]]) -> dict[str, float]:
-    """Share of the total by whose it is."""
+    """Share of the total by owner."""
     owners: dict[str, float] = {}
     for part in parts:
         owners[part["owner"]] = owners.get(part["owner"], 0.0) + part["share"]

@@ -90,7 +90,7 @@ def test_check_names_dimensions_and_unsupported_nodes(model: Path, tmp_path: Pat
     onnx.save(made, path)
     result = ppuc("check", path)
     assert result.exit_code == 1
-    assert "neither the PPU nor the host knows it: bias" in result.stdout
+    assert "neither the PPU nor the host supports it: bias" in result.stdout
     assert "supply it with --host-ops FILE.py: a Python function marked @ppuc.host_op('::Swirl')" in result.stdout
     assert "1 node cannot be compiled" in result.stdout
     assert [n["node"] for n in json_of("check", path)["nodes"] if n["where"] != "ppu"] == ["bias"]

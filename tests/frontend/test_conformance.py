@@ -89,7 +89,7 @@ BROKEN: dict[str, tuple[onnx.ModelProto, str]] = {
     ),
     "function twice": (model_with(node("Relu"), functions=[function("F"), function("F")]), "it is defined twice"),
     "function of the standard": (
-        model_with(node("Relu"), functions=[function("Relu", "")]), "the name of an operator of the standard",
+        model_with(node("Relu"), functions=[function("Relu", "")]), "the name of a standard operator",
     ),
 }  # fmt: skip
 

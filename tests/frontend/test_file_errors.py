@@ -98,7 +98,7 @@ def test_external_data_too_short(tmp_path: Path) -> None:
         f"{path}: tensor 'w': external data file 'w.bin' is too short",
         "got: 20 bytes",
         "expected: at least 24",
-        "hint: copy or download it again; it belongs to this very model",
+        "hint: copy or download the file that belongs to this model again",
     )
 
 
@@ -115,7 +115,7 @@ def test_external_data_of_a_model_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     external(path, "w.bin")
     assert text_of(ModelError, onnx.load(path, load_external_data=False)) == lines(
-        "g: tensor 'w': its data lie in another file, but the model was given in memory",
+        "g: tensor 'w': its data are in another file, but the model was given in memory",
         "got: w.bin",
         "hint: pass the path of the model, or load it with onnx.load(path, load_external_data=True)",
     )

@@ -48,7 +48,7 @@ def test_the_host_must_keep_to_the_types_it_was_compiled_for(tmp_path: Path) -> 
     source.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [4, 6]))
     program = compiled(source, host_ops=(tmp_path / "ops.py",))
     with pytest.raises(
-        HostError, match=r"another type than the model says\n  got: f32\[2, 6\]\n  expected: f32\[4, 6\]"
+        HostError, match=r"a type that differs from the model's\n  got: f32\[2, 6\]\n  expected: f32\[4, 6\]"
     ):
         program.run({"x": x46()})
 

@@ -201,7 +201,7 @@ def test_caches_of_models_with_host_steps() -> None:
 def test_caches_that_a_host_step_parts() -> None:
     text = """g (float[4, 6] x, int64[2, 5] past) => (int64[2, n] present, float[4, 6] y) {
         new = NonZero(x) present = Concat<axis = 1>(past, new) y = Relu(x) }"""
-    with pytest.raises(UsageError, match="'past=present' joins tensors that no part of the model on the PPU has"):
+    with pytest.raises(UsageError, match="'past=present' aliases tensors that are not in one PPU part of the model"):
         compile(model_of(text), "ppu-tiny", alias={"past": "present"})
     with pytest.raises(UsageError, match="no output is called 'presents'"):
         compile(model_of(HOSTED), "ppu-tiny", alias={"past": "presents"})

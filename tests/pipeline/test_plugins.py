@@ -195,7 +195,7 @@ def test_faults_stay_faults(offered: Offered) -> None:
         ("ppuc.pipelines", "mine", "math:pi", "is not a tuple of passes"),
         ("ppuc.pipelines", "default", "ppuc.compiler.pipeline.default:NONE", "default is defined already"),
         ("ppuc.ops", "exp", "math:pi", "is not a ppuc.ir.ops.OpDef"),
-        ("ppuc.importers", "mine", "math:pi", "is no module"),
+        ("ppuc.importers", "mine", "math:pi", "is not a module"),
         ("ppuc.kinds", "mine", "math:pi", "is not a ppuc.compiler.lowering.kernel_kind.KernelKind"),
         ("ppuc.targets", "mine", "math:pi", "is not the path of mine.toml"),
     ],

@@ -214,7 +214,7 @@ class TestWhereTheyAre:
         assert found[1] == [r.record() for r in ranked(settled(alone.remarks))]
         wrong = invoke("inspect", program, "--remarks", "all", "--dim", "N=2")
         assert wrong.exit_code == 2
-        assert "has no variant of these sizes" in wrong.stderr
+        assert "has no variant with these sizes" in wrong.stderr
 
     def test_programs_of_several_segments_are_told_apart(self, tmp_path: Path) -> None:
         """f64 goes to the host, between two programs of the PPU."""
@@ -374,7 +374,7 @@ class TestReports:
         assert "memory-space-assignment" not in shown.stdout
         inspected = invoke("inspect", program, "--remarks", "fuse")
         assert inspected.stdout in shown.stdout
-        assert "no remark fits" in invoke("inspect", program, "--remarks", "nothing-like-it").stdout
+        assert "no remark matches" in invoke("inspect", program, "--remarks", "nothing-like-it").stdout
 
     def test_mistakes(self, model: Path, tmp_path: Path) -> None:
         program, silent = tmp_path / "mlp.ppu", tmp_path / "silent.ppu"

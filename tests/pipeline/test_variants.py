@@ -100,7 +100,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "taking the variant N=1 of 2" in run("profile", tmp_path / "m.ppu", "--timing-only").stderr
     chosen = run("profile", tmp_path / "m.ppu", "--timing-only", "--dim", "N=4")
     assert chosen.exit_code == 0, chosen.output
-    assert "has no variant of these sizes" in run("run", tmp_path / "m.ppu", "--dim", "N=7").stderr
+    assert "has no variant with these sizes" in run("run", tmp_path / "m.ppu", "--dim", "N=7").stderr
     assert "is not a whole number" in run("compile", tmp_path / "m.onnx", "--dim", "N=1,x").stderr
 
 

@@ -141,7 +141,7 @@ def test_several_keys_give_every_combination(model: Path, tmp_path: Path) -> Non
         (("--sweep", "cu=1,2", "--sweep", "cu=1,2"), "--sweep: names a number twice"),
         (("--sweep", "cu=1:150:1", "--sweep", "hbm.gbs=1:150:1"), "--sweep: has too many combinations"),
         (("--sweep", "cu=1,2", "--plot", "a.svg"), "--plot: draws the time of a model"),
-        (("--sweep", "cu=1,2", "--plot", "a.pdf"), "is no format of charts"),
+        (("--sweep", "cu=1,2", "--plot", "a.pdf"), "is not a chart format"),
         (("--csv", "a.csv"), "--csv: has an effect with --sweep only"),
     ],
 )

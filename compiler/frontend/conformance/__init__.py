@@ -1,4 +1,4 @@
-"""Whether a file keeps the rules of ONNX, decided before anything is imported.
+"""Conformance checks of a file with the rules of ONNX, before anything is imported.
 
 `check.py` applies the table of rules; `model_rules.py` looks at versions, functions and names, `node_rules.py` at nodes
 and their schemas, `value_rules.py` at the values of attributes, `inference.py` asks ONNX's own strict type and shape

@@ -1,7 +1,7 @@
-"""The check of a model against the rules of ONNX, once, before it is imported.
+"""Checks a model against the rules of ONNX once, before it is imported.
 
-Invariant: a model that passes has no finding; with `lenient`, what most likely was meant is put in place of what the
-rules forbid wherever that can be known, and each finding is a warning.
+Invariant: a model that passes has no findings. With `lenient`, violations are replaced by their most likely meaning
+where it is known, and each finding is a warning.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ppuc.ir.errors import Diagnostic, ModelError
 
 SHOWN = 20
 """Findings that one error names."""
-HINT = "mend the file, or take it as it is with --lenient"
+HINT = "fix the file, or accept it with --lenient"
 
 
 def findings(model: onnx.ModelProto) -> list[Finding]:
-    """What breaks the rules of ONNX, in the order of the rules; inference is asked when nothing else does, and shapes
-    are looked at when it finds no contradiction."""
+    """Violations of the rules of ONNX, in rule order. Inference runs only without other violations, and shapes are
+    checked only if it finds no contradiction."""
     sites = list(node_sites(model))
     functions = frozenset((normal_domain(f.domain), f.name) for f in model.functions)
     found = list(model_findings(model))
@@ -40,8 +40,8 @@ def findings(model: onnx.ModelProto) -> list[Finding]:
 
 
 def conforming(source: ModelSource, lenient: bool = False, warn: Callable[[str], object] | None = None) -> Source:
-    """`source`, read. Raises ModelError that names what breaks the rules; when `lenient`, `warn` is told of each
-    finding instead (None: Python's warnings), and the model is mended where it can be."""
+    """`source`, read. Raises ModelError naming the violations. With `lenient`, each finding goes to `warn` instead
+    (None: Python's warnings), and the model is fixed where possible."""
     read = read_source(source)
     found = findings(read.model)
     diagnostics = [_diagnostic(read, finding) for finding in found[:SHOWN]]

@@ -1,6 +1,6 @@
-"""What a rule says of a model, and how rules walk its nodes.
+"""Findings of conformance rules, and the traversal of a model's nodes.
 
-Invariant: a Finding names the node or tensor, the rule, what stands there and what should.
+Invariant: a Finding names the node or tensor, the rule, and the actual and expected contents.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from ppuc.ir.errors import Entity, EntityKind
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One broken rule. `place` is empty for the model as a whole, else a node or tensor as messages call it. `mend`
-    changes the model so that it says what most likely was meant; None when that cannot be known. `about` are the things
-    that it is about."""
+    """One broken rule. `place` is empty for the model as a whole, else a node or tensor as named in messages. `mend`
+    changes the model to its most likely meaning; None if that is unknown. `about` are the entities concerned."""
 
     place: str
     what: str
@@ -31,8 +30,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class NodeSite:
-    """A node, the name by which messages call it, the opsets in force, and the attributes of the function that it is
-    in (None outside functions)."""
+    """A node, its name in messages, the opsets in force, and the attributes of the enclosing function (None outside
+    functions)."""
 
     node: onnx.NodeProto
     label: str
@@ -52,7 +51,7 @@ class NodeSite:
         attribute: str = "",
         mend: Callable[[], object] | None = None,
     ) -> Finding:
-        """A rule that the node breaks, in one of its attributes perhaps."""
+        """A finding of a rule that the node, or one of its attributes, breaks."""
         about = [Entity(EntityKind.NODE, self.label)]
         about += [Entity(EntityKind.ATTRIBUTE, attribute)] if attribute else []
         return Finding(self.place, what, got, expected, mend, tuple(about))

@@ -1,7 +1,7 @@
-"""What ONNX's own strict type and shape inference finds.
+"""Findings of ONNX's own strict type and shape inference.
 
-It knows, for most ops, which types and shapes go together and which attributes fit them, and compares what the file
-declares of outputs and inner tensors with what it infers. Sizes that are symbols are taken as any size.
+For most ops it checks that types, shapes and attributes are consistent, and that declared types of outputs and inner
+tensors match the inferred ones. Symbolic sizes match any size.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ppuc.compiler.frontend.source import normal_domain
 _OP = re.compile(r"\(op_type:([^,)]*)(?:, node name: ([^)]*))?\): ")
 _KIND = re.compile(r"\[(?:Shape|Type)InferenceError\] ?")
 UNDEFINED = "expected to have type but instead is null"
-"""In messages about a node that reads what nothing defines."""
+"""Part of messages about a node that reads an undefined tensor."""
 UNREADABLE = "ParseData type mismatch"
-"""In messages about a constant that inference reads as i64 only, where the schema allows i32 too."""
+"""Part of messages about a constant that inference reads only as i64, where the schema also allows i32."""
 MOST_EXPANDED = 20_000
-"""Nodes that calls of functions may become where inference is asked."""
+"""Maximum nodes that function calls may expand to for inference."""
 
 
 def inference(model: onnx.ModelProto, sites: list[NodeSite]) -> tuple[onnx.ModelProto, list[Finding]]:
@@ -40,27 +40,27 @@ def inference(model: onnx.ModelProto, sites: list[NodeSite]) -> tuple[onnx.Model
         text = " ".join(str(error).split())
         found = _OP.findall(text)
         inside = len({op for op, _ in found}) > 1 and not _has_graphs(model, found[0][0])
-        if inside or not found:  # inside the body that a schema gives for an op: not the file's
+        if inside or not found:  # inside a function body from a schema, not from the file
             return model, []
-        if UNDEFINED in text:  # ordering the nodes names what is never defined, and what may have been meant
+        if UNDEFINED in text:  # ordering the nodes reports undefined names, with suggestions
             return model, []
-        if UNREADABLE in text:  # axes in i32, which Pad allows
+        if UNREADABLE in text:  # i32 axes, which Pad allows
             return model, []
         op, name = found[0]
         reason = _KIND.sub("", text[text.rindex("): ") + 3 :]) if "): " in text else text
-        what = reason[:300] or "types or shapes that do not fit"
+        what = reason[:300] or "inconsistent types or shapes"
         return model, [Finding(_place(op, name, sites), "breaks the rules of its op", what)]
 
 
 def too_deep(functions: Mapping[FunctionKey, onnx.FunctionProto]) -> bool:
-    """Whether functions call each other deeper than importing follows them, or in a circle."""
+    """Whether function calls are nested deeper than the importer follows, or recursive."""
     depth: dict[FunctionKey, int] = {}
 
     def of(key: FunctionKey, level: int) -> int:
         if level > DEEPEST_CALL:
             return level
         if key not in depth:
-            depth[key] = DEEPEST_CALL + 1  # as long as it is open: a call from inside is a circle
+            depth[key] = DEEPEST_CALL + 1  # while open: a call from inside is recursive
             called = ((normal_domain(n.domain), n.op_type, n.overload) for n in functions[key].node)
             depth[key] = 1 + max((of(k, level + 1) for k in called if k in functions), default=0)
         return depth[key]
@@ -73,6 +73,6 @@ def _has_graphs(model: onnx.ModelProto, op: str) -> bool:
 
 
 def _place(op: str, name: str, sites: list[NodeSite]) -> str:
-    """The node that a message speaks of: by its name, else the only one of its op."""
+    """The node that a message is about: by its name, else the only node of its op."""
     named = [s for s in sites if s.node.op_type == op and (s.node.name == name if name else True)]
     return named[0].place if len(named) == 1 else f"node '{name}' ({op})" if name else f"a node ({op})"

@@ -1,4 +1,4 @@
-"""Rules about a model as a whole: versions, functions, names and types that are declared.
+"""Rules about a model as a whole: versions, functions, and declared names and types.
 
 M1  the IR version is given and known (onnx.proto, Version)
 M2  each domain is imported once, in a version that exists
@@ -24,7 +24,7 @@ NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onn
 
 
 def model_findings(model: onnx.ModelProto) -> Iterator[Finding]:
-    """Everything that breaks rules M1 to M5."""
+    """Violations of rules M1 to M5."""
     yield from _ir_version(model)
     yield from _opsets("", model.opset_import)
     yield from _functions(model)
@@ -68,7 +68,7 @@ def _functions(model: onnx.ModelProto) -> Iterator[Finding]:
         known.add(key)
         if domain in NEWEST_OPSETS and schema_of(function.name, NEWEST_OPSETS[domain], domain) is not None:
             got = f"domain '{domain or 'ai.onnx'}'"
-            yield Finding(place, "it has the name of an operator of the standard", got, "a domain of its own")
+            yield Finding(place, "it has the name of a standard operator", got, "a domain of its own")
         yield from _opsets(place, function.opset_import)
         for kind, names in (
             ("input", function.input),

@@ -1,6 +1,6 @@
 """Rules about single nodes, from the schemas of their ops.
 
-N1  a node has as many inputs and outputs as its schema allows; those that are not optional have a name
+N1  a node has as many inputs and outputs as its schema allows; non-optional ones have a name
 N2  every attribute is known, given once, and of the schema's kind; required ones are there
 N3  an attribute refers to one of the function that the node is in, and to nothing outside functions
 N4  an attribute's type names the one field that holds its value
@@ -84,7 +84,7 @@ def schema_of(op_type: str, opset: int, domain: str) -> Any:
 
 
 def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iterator[Finding]:
-    """Everything that breaks rules N1 to N7. `functions` are domain and name of the model's own."""
+    """Violations of rules N1 to N7. `functions` are domain and name of the model's own functions."""
     node, domain = site.node, normal_domain(site.node.domain)
     yield from _references(site)
     if not node.op_type:
@@ -181,5 +181,5 @@ def _references(site: NodeSite) -> Iterator[Finding]:
         if own is not None and (others or (own not in _LISTS and not filled)):
             got = ", ".join(filled) or "nothing"
             yield site.broken(
-                f"attribute '{attribute.name}' does not hold what its type says", got, own, attribute=attribute.name
+                f"attribute '{attribute.name}' does not hold a value of its type", got, own, attribute=attribute.name
             )

@@ -1,1 +1,1 @@
-"""What the PPU does not run of a model: nodes for the host, and nodes compiled when a run knows their sizes."""
+"""Offloading: nodes that run on the host, and nodes compiled at run time, when their sizes are known."""

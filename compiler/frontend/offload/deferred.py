@@ -1,8 +1,7 @@
-"""ONNX that is compiled while a program runs: models whose inputs get the types that a run gave them, and the bodies of
-control flow as models of their own.
+"""ONNX models for run-time compilation: models with input types from a run, and bodies of control flow as separate
+models.
 
-Invariant: a body computes what it computes inside its node; outer tensors that it reads are inputs, known ones
-constants.
+Invariant: a separate body computes the same as inside its node; outer tensors become inputs, known ones constants.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ STRING = onnx.TensorProto.STRING
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A subgraph: `inputs` and `outputs` are its own, in order; `outer` are tensors that it reads from outside."""
+    """A subgraph: `inputs` and `outputs` are its own, in order; `outer` are the outer tensors that it reads."""
 
     model: bytes
     inputs: tuple[str, ...]
@@ -35,8 +34,8 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class ControlNode:
-    """An If, Loop or Scan. `inputs` are names, "" for an omitted one; `constants` those of them that are known;
-    `bodies` by attribute; `attributes` are the lists of ints of a Scan."""
+    """An If, Loop or Scan. `inputs` are names, "" for an omitted one; `constants` are the known ones; `bodies` by
+    attribute; `attributes` are the lists of ints of a Scan."""
 
     kind: str
     name: str
@@ -48,14 +47,14 @@ class ControlNode:
 
 
 def is_control(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
-    """Whether a node repeats a body or chooses one, of a kind that can be taken apart: the Scan of opset 8 scans
-    batches."""
+    """Whether a node is control flow that can be split into bodies; the Scan of opset 8, which scans batches,
+    cannot."""
     old = node.op_type == "Scan" and opsets.get("", 1) < 9
     return normal_domain(node.domain) == "" and node.op_type in CONTROL and not old
 
 
 def machine_type(value: object) -> TensorType | None:
-    """The type of an array that the machine can hold; None for anything else."""
+    """The type of an array that the PPU can hold; None for other values."""
     if not isinstance(value, np.ndarray):
         return None
     try:
@@ -66,7 +65,7 @@ def machine_type(value: object) -> TensorType | None:
 
 
 def typed(data: bytes, types: Mapping[str, TensorType]) -> onnx.ModelProto:
-    """A model whose inputs have these types."""
+    """The model with these input types."""
     model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     for info in model.graph.input:
         info.type.CopyFrom(proto_type(types[info.name]))
@@ -74,7 +73,7 @@ def typed(data: bytes, types: Mapping[str, TensorType]) -> onnx.ModelProto:
 
 
 def of_elements(data: bytes, arrays: Mapping[str, object]) -> bytes:
-    """A model that says of each input which elements `arrays` have, for a host that asks for it."""
+    """The model with the element types of `arrays` on its inputs, for evaluators that need them."""
     model: onnx.ModelProto = onnx.ModelProto.FromString(data)
     for info in model.graph.input:
         array = arrays[info.name]

@@ -1,7 +1,7 @@
-"""Handing a node over to the host, as ONNX: what it reads, what types its results have.
+"""Hands nodes over to the host as ONNX, with their inputs and result types.
 
-Invariant: nothing is handed over that breaks the rules of its op, or that no op of the standard, of ONNX Runtime or of
-the user stands for.
+Invariant: a node is handed over only if it follows the rules of its op, and the op is standard, of ONNX Runtime or
+custom.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from ppuc.ir.errors import ModelError, PpucError
 from ppuc.ir.graph import Value
 
 RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
-"""Domains whose ops are ONNX Runtime's or onnx.reference's to know."""
+"""Domains with ops of ONNX Runtime or onnx.reference."""
 
 
 LARGEST_BYTES = 1 << 36
-"""Bytes of a result that a host could hold."""
+"""Maximum bytes of a result on the host."""
 
 
 class RefusedError(Exception):
-    """The host cannot take a node either. `unknown`: nobody knows the op. `error`: what the user is told; None when it
-    has been reported already."""
+    """The host cannot run a node either. `unknown`: the op is unknown. `error`: the error for the user; None if already
+    reported."""
 
     def __init__(self, error: PpucError | None = None, unknown: bool = False) -> None:
         super().__init__(str(error))
@@ -55,9 +55,9 @@ class RefusedError(Exception):
 
 
 class Handover:
-    """Makes nodes of one model the host's, in `nodes`. `custom` are ops that Python functions stand for; `probe` is
-    asked for types of which neither inference nor the file has the sizes; `declared` are types that the file claims for
-    tensors of the main graph."""
+    """Collects host nodes of one model in `nodes`. `custom` are ops with Python functions; `probe` determines types
+    whose sizes neither inference nor the file gives; `declared` are types that the file declares for tensors of the
+    main graph."""
 
     def __init__(
         self, source: Source, builder: FoldingBuilder, custom: frozenset[tuple[str, str]], probe: Probe = nothing_known
@@ -68,15 +68,15 @@ class Handover:
         self.nodes: list[HostNode] = []
 
     def constant(self, tensor: onnx.TensorProto) -> HostTensor:
-        """A constant of a type that the machine does not have."""
+        """A constant of a type that the PPU lacks."""
         type = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         return HostTensor(self.builder.fresh(tensor.name), type, stored_proto(tensor, self.source))
 
     def node(
         self, site: Site, reason: Reason, *, deferred: bool = False, refused: Reason | None = None
     ) -> list[Tensor]:
-        """Hand a node over; what stands for its outputs. A node that is `refused` is noted as such, and its outputs are
-        what the file says. Raises RefusedError."""
+        """Hand a node over; returns its outputs. A `refused` node is marked as such and has the declared output types.
+        Raises RefusedError."""
         node, custom = site.node, is_custom(site, self.custom)
         if refused is None and not custom and not is_hostable(node, site.scope.opsets):
             raise RefusedError(unknown=True)
@@ -107,13 +107,13 @@ class Handover:
         return [self._without_elements(o) for o in made.outputs]
 
     def _without_elements(self, output: HostOperand | None) -> HostOperand | None:
-        """A result of no elements needs no host: it is known."""
+        """An empty result is a known constant that needs no host."""
         if isinstance(output, Value) and output.type.elements == 0:
             return self.builder.empty(output.type, output.name)
         return output
 
     def _proto(self, operand: HostOperand, stored: onnx.TensorProto | None) -> onnx.TensorProto | None:
-        """The constant behind an operand as the host takes it."""
+        """The constant of an operand for the host."""
         if isinstance(operand, HostTensor):
             return operand.constant
         if stored is not None and packed_range(stored.data_type) is not None:
@@ -124,7 +124,7 @@ class Handover:
     def _typed(
         self, made: HostNode, node: onnx.NodeProto, declared: Mapping[str, onnx.TypeProto]
     ) -> tuple[HostOperand | None, ...]:
-        """The outputs with their types; Values where the machine can hold them."""
+        """The outputs with their types; Values where the PPU can hold them."""
         types = {} if made.custom or made.refused else self._inferred(made)
         contradictory = types is None
         if made.deferred and made.op == "Loop":
@@ -150,13 +150,13 @@ class Handover:
         return tuple(found)
 
     def _inferred(self, made: HostNode) -> dict[str, onnx.TypeProto] | None:
-        """Types of the outputs by their names in the proto; None when what the file says of them contradicts itself."""
+        """Types of the outputs by their names in the proto; None if the file's declarations contradict each other."""
         known = all(isinstance(i, Value) or i.type is not None for i in made.inputs)
         has_bodies = any(True for _ in subgraphs(made.proto))
         try:
             return inferred_types(made, self.functions, strict=known)
         except onnx.shape_inference.InferenceError as error:
-            if has_bodies and _breaks_rules(str(error)):  # what is declared in there, nobody else looks at
+            if has_bodies and _breaks_rules(str(error)):  # declarations inside bodies are not checked elsewhere
                 return None
             if known and _breaks_rules(str(error)):
                 place = node_place(self.source.where, made.label, made.proto.op_type)
@@ -168,7 +168,7 @@ class Handover:
 
 
 def _read(scope: Scope, name: str) -> tuple[HostOperand, onnx.TensorProto | None]:
-    """What a name stands for, and the constant of the file that it names."""
+    """The tensor of a name, and its constant in the file."""
     value = scope.read(name)
     if not isinstance(value, Value | HostTensor):
         raise RefusedError(value.error if isinstance(value, Unknown) else None)
@@ -176,7 +176,7 @@ def _read(scope: Scope, name: str) -> tuple[HostOperand, onnx.TensorProto | None
 
 
 def _breaks_rules(text: str) -> bool:
-    """Whether inference found a contradiction, and does not merely lack the means to infer."""
+    """Whether an inference message reports a contradiction, rather than a missing inference function."""
     return "[ShapeInferenceError]" in text and "not currently supported" not in text
 
 
@@ -186,12 +186,12 @@ def _first_line(error: Exception) -> str:
 
 
 def is_custom(site: Site, custom: frozenset[tuple[str, str]]) -> bool:
-    """Whether a Python function stands for the op of a node."""
+    """Whether a node's op is a Python function."""
     return (site.domain, site.node.op_type) in custom
 
 
 def is_hostable(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
-    """Whether the host may know an op: it is of the standard, or of a domain that ONNX Runtime serves."""
+    """Whether the host may support an op: it is standard, or of a domain of ONNX Runtime."""
     domain = normal_domain(node.domain)
     return domain in RUNTIME_DOMAINS or _has_schema(node, opsets.get(domain, 1))
 

@@ -1,7 +1,7 @@
-"""Why ops of the standard are the host's whatever their operands are.
+"""Standard ops that always run on the host, with reasons.
 
-Invariant: an op in here has no importer; every other op of the standard has one, or expands to ops that do, or is
-control flow.
+Invariant: an op listed here has no importer; every other standard op has one, expands to ops that do, or is control
+flow.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from ppuc.compiler.frontend.source import normal_domain
 _SEQUENCES = "no engine holds sequences"
 _OPTIONALS = "no engine holds optionals"
 _STRINGS = "no engine holds strings"
-_DRAWS = "random numbers are the host's"
+_DRAWS = "random numbers are drawn on the host"
 
 WHY_HOST = {
     "Bernoulli": _DRAWS,
-    "BitCast": "no engine takes the bits of one type for another's",
+    "BitCast": "no engine reinterprets bits as another type",
     "ConcatFromSequence": _SEQUENCES,
     "ImageDecoder": "no engine decodes images",
     "Multinomial": _DRAWS,
-    "NonMaxSuppression": "how many boxes are kept depends on data",
+    "NonMaxSuppression": "the number of selected boxes depends on data",
     "Optional": _OPTIONALS,
     "OptionalGetElement": _OPTIONALS,
     "OptionalHasElement": _OPTIONALS,
@@ -47,13 +47,13 @@ WHY_HOST = {
 
 DOMAINS = {
     "ai.onnx.ml": "no engine walks trees or looks up maps",
-    "ai.onnx.preview.training": "training is not for this machine",
-    "ai.onnx.training": "training is not for this machine",
+    "ai.onnx.preview.training": "training is not supported on the PPU",
+    "ai.onnx.training": "training is not supported on the PPU",
 }
 
 
 def why_host(node: onnx.NodeProto) -> str:
-    """The reason that a node without an importer is the host's."""
+    """The reason why a node without an importer runs on the host."""
     domain = normal_domain(node.domain)
     found = WHY_HOST.get(node.op_type) if domain == "" else DOMAINS.get(domain)
     return found or "the PPU has no such op"

@@ -1,11 +1,11 @@
-"""Nodes that the PPU cannot run, as ONNX the host can: named apart from the file's own names, with the types they give.
+"""Nodes that the PPU cannot run, as ONNX for the host, with unique tensor names and result types.
 
-A tensor of a hosted model is a Value (dense, of a static shape and an element type that the machine has) or a
-HostTensor, which only the host can hold: strings, sequences, f64, shapes known only at run time. What reads a
-HostTensor runs on the host as well.
+A tensor of a hosted model is a Value (dense, with a static shape and an element type of the PPU) or a HostTensor, which
+only the host can hold: strings, sequences, f64, shapes known only at run time. Nodes that read a HostTensor also run on
+the host.
 
-Invariant: names of Values and HostTensors are unique in a hosted model; a host model calls each of them by
-`host_name`, whatever the file called it, so names of several functions and subgraphs never meet.
+Invariant: names of Values and HostTensors are unique in a hosted model; host models use `host_name` instead of the
+file's names, so names from different functions and subgraphs never collide.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ppuc.ir.types import DType, TensorType
 
 PREFIX = "ppuc:"
 INFERENCE_ELEMENTS = 1 << 12
-"""Constants of more elements say nothing about shapes, so inference sees their types alone."""
+"""Larger constants do not determine shapes, so inference gets only their types."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostTensor(Elsewhere):
-    """A tensor (or sequence, optional, map) that only the host holds. `type` is None when nothing is known of it;
-    `constant` is set when the file gives its value."""
+    """A tensor (or sequence, optional, map) that only the host holds. `type` is None if unknown; `constant` is set if
+    the file gives its value."""
 
     name: str
     type: onnx.TypeProto | None = None
@@ -51,10 +51,10 @@ HostOperand = Value | HostTensor
 
 @dataclass(frozen=True, slots=True)
 class HostNode:
-    """A node for the host. `proto` names tensors by `host_name`; `inputs` are the tensors it reads (subgraphs
-    included), `constants` those of them that are known. `opsets` is what it is to be read by. `deferred`: the PPU has
-    the op, and can compile it once a run has decided its sizes. `refused` is why nobody can run it (None except in a
-    model that is only examined)."""
+    """A node for the host. `proto` names tensors by `host_name`; `inputs` are the tensors it reads (including in
+    subgraphs), `constants` the known ones. `opsets` are its opset versions. `deferred`: the PPU supports the op, and
+    can compile it at run time, when its sizes are known. `refused` is why neither side can run it (None unless the
+    model is only examined)."""
 
     proto: onnx.NodeProto
     label: str
@@ -70,12 +70,12 @@ class HostNode:
 
 
 def host_name(name: str) -> str:
-    """What a host model calls a Value or HostTensor."""
+    """The name of a Value or HostTensor in host models."""
     return PREFIX + name
 
 
 def renamed_node(node: onnx.NodeProto, names: Mapping[str, str], outputs: Sequence[str]) -> onnx.NodeProto:
-    """A copy of `node` with tensors renamed, also where its subgraphs read them, and other output names."""
+    """A copy of `node` with tensors renamed, also in its subgraphs, and with new output names."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     _rename_inputs(copy, names)
@@ -87,8 +87,8 @@ def renamed_node(node: onnx.NodeProto, names: Mapping[str, str], outputs: Sequen
 
 
 def _ignore_condition(body: onnx.GraphProto) -> None:
-    """Let the body of a Loop without a condition always go on, as the specification has it: ONNX Runtime looks at what
-    the body says all the same."""
+    """Make the body of a Loop without a condition always continue, as specified: ONNX Runtime evaluates the body's
+    condition regardless."""
     always = f"{PREFIX}always"
     body.node.append(helper.make_node("Constant", [], [always], value=numpy_helper.from_array(np.array(True))))
     body.output[0].name = always
@@ -104,14 +104,14 @@ def _rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
         for inner in graph.node:
             _rename_inputs(inner, visible)
         for output in graph.output:
-            if output.name in visible:  # a subgraph may return an outer tensor as it is
+            if output.name in visible:  # a subgraph may return an outer tensor directly
                 fresh = f"{visible[output.name]}:returned"
                 graph.node.append(helper.make_node("Identity", [visible[output.name]], [fresh]))
                 output.name = fresh
 
 
 def read_names(node: onnx.NodeProto) -> list[str]:
-    """Outer tensors that a node reads, in order, subgraphs included."""
+    """Outer tensors that a node reads, in order, including in subgraphs."""
     names = [name for name in node.input if name]
     for graph in subgraphs(node):
         names += sorted(captured(graph))
@@ -124,7 +124,7 @@ def type_of(operand: HostOperand) -> onnx.TypeProto | None:
 
 
 def type_text(type: onnx.TypeProto | None) -> str:
-    """A type for people: `string[2, ?]`, `seq(f32[...])`."""
+    """A readable type: `string[2, ?]`, `seq(f32[...])`."""
     kind = type.WhichOneof("value") if type is not None else None
     if type is None or kind is None:
         return "unknown"
@@ -145,7 +145,7 @@ def type_text(type: onnx.TypeProto | None) -> str:
 
 
 def is_dense(info: onnx.ValueInfoProto) -> bool:
-    """Whether the machine can hold an input (or its declaration says nothing, which is an error of its own)."""
+    """Whether the PPU can hold an input (or its declaration is empty, which is a separate error)."""
     kind = info.type.WhichOneof("value")
     element = info.type.tensor_type.elem_type
     known = element in TensorProto.DataType.values()
@@ -153,7 +153,7 @@ def is_dense(info: onnx.ValueInfoProto) -> bool:
 
 
 def innermost_element(type: onnx.TypeProto | None) -> int:
-    """The ONNX element type of a tensor, or of the tensors in a sequence or optional; 0 when it is not known."""
+    """The ONNX element type of a tensor, or of the tensors in a sequence or optional; 0 if unknown."""
     kind = type.WhichOneof("value") if type is not None else None
     if type is None or kind not in ("tensor_type", "sequence_type", "optional_type"):
         return TensorProto.UNDEFINED
@@ -161,7 +161,7 @@ def innermost_element(type: onnx.TypeProto | None) -> int:
 
 
 def static_type(type: onnx.TypeProto | None) -> TensorType | None:
-    """The dense type with a static shape that the machine can hold; None when there is no such type."""
+    """The dense type with a static shape that the PPU can hold; None if there is none."""
     if type is None or type.WhichOneof("value") != "tensor_type":
         return None
     tensor = type.tensor_type
@@ -174,7 +174,7 @@ def static_type(type: onnx.TypeProto | None) -> TensorType | None:
 
 
 def may_be_dense(type: onnx.TypeProto | None) -> bool:
-    """Whether a tensor of this type may turn out, at run time, to be one that the machine can hold."""
+    """Whether a tensor of this type may, at run time, be one that the PPU can hold."""
     if type is None or type.WhichOneof("value") is None:
         return True
     dtype = ONNX_DTYPES.get(type.tensor_type.elem_type) if type.HasField("tensor_type") else None
@@ -182,7 +182,7 @@ def may_be_dense(type: onnx.TypeProto | None) -> bool:
 
 
 def bound_type(type: onnx.TypeProto, symbols: Mapping[str, int]) -> onnx.TypeProto:
-    """`type` with the sizes that its symbols were given."""
+    """`type` with its symbols bound."""
     copy = onnx.TypeProto()
     copy.CopyFrom(type)
     for dim in copy.tensor_type.shape.dim if copy.HasField("tensor_type") else ():
@@ -192,14 +192,14 @@ def bound_type(type: onnx.TypeProto, symbols: Mapping[str, int]) -> onnx.TypePro
 
 
 def tensor_proto(array: np.ndarray, name: str) -> onnx.TensorProto:
-    """An array of the machine's types as an ONNX constant."""
+    """An array of a PPU type as an ONNX constant."""
     proto = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
     assert proto.data_type == onnx_dtype(DType.of(array.dtype))
     return proto
 
 
 def stored_proto(tensor: onnx.TensorProto, source: Source) -> onnx.TensorProto:
-    """A constant as the file has it, its bytes read in."""
+    """A constant of the file with its bytes loaded."""
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
     if tensor.name in source.ranges and not tensor.HasField("raw_data") and source.path is not None:
@@ -211,8 +211,8 @@ def stored_proto(tensor: onnx.TensorProto, source: Source) -> onnx.TensorProto:
 def node_model(
     nodes: Sequence[HostNode], outputs: Sequence[HostOperand], functions: Sequence[onnx.FunctionProto]
 ) -> onnx.ModelProto:
-    """A model of `nodes` (all of the same opsets) that gives `outputs`; its inputs are what they read and do not
-    define."""
+    """A model of `nodes` (with equal opsets) that computes `outputs`; its inputs are the tensors that they read but do
+    not define."""
     defined = {o.name for node in nodes for o in node.outputs if o is not None}
     constants = {name: proto for node in nodes for name, proto in node.constants.items()}
     reads = {i.name: i for node in nodes for i in node.inputs}
@@ -231,7 +231,7 @@ def node_model(
 
 
 def ir_version(opsets: Mapping[str, int]) -> int:
-    """The IR version that models of an opset are written in; ONNX Runtime refuses newer ones than it knows."""
+    """The IR version for models of an opset; ONNX Runtime refuses newer ones than it supports."""
     table: dict[tuple[str, int], int] = helper.OP_SET_ID_VERSION_MAP
     return min(max(table.get(("ai.onnx", max(opsets.get("", OLDEST_OPSET), OLDEST_OPSET)), 0), 8), NEWEST_IR)
 

@@ -1,7 +1,7 @@
-"""A model of which some nodes run on the host: what the PPU computes as one graph, the host's nodes beside it.
+"""Loads a model with host nodes: one graph for the PPU, and the host's nodes.
 
-Invariant: results of the host's nodes are parameters of the graph, and what they read of it are its results; nodes and
-ops that no output needs are gone.
+Invariant: results of host nodes are parameters of the graph, and their inputs from it are its results; dead nodes and
+ops are removed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from ppuc.ir.graph import Graph, Op, Value
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """`inputs` and `outputs` pair ONNX names with tensors, in the model's order. `graph` takes the model's dense inputs
-    and the Values that `nodes` give; its results are what `nodes` and the outputs read of it. `fixed` and `defaults`
-    are as in ImportedModel."""
+    """`inputs` and `outputs` pair ONNX names with tensors, in the model's order. `graph` has the model's dense inputs
+    and the Values defined by `nodes` as parameters; its results are the values that `nodes` and the outputs read.
+    `fixed` and `defaults` are as in ImportedModel."""
 
     name: str
     graph: Graph
@@ -65,10 +65,10 @@ def load_hosted(
     probe: Probe = nothing_known,
     examining: bool = False,
 ) -> HostedModel:
-    """As load_model, with the host taking what cannot be imported. `forced` are nodes that must be the host's, with the
-    reason; `custom` are (domain, op) that Python functions stand for; `probe` is asked for types of the host's results
-    that cannot be inferred. Raises ModelError for what is wrong, or unknown
-    to the host as well; when `examining`, such nodes are among the host's, marked as refused."""
+    """As load_model, with nodes that cannot be imported on the host. `forced` are nodes that must run on the host, with
+    the reason; `custom` are (domain, op) with Python functions; `probe` determines types of host results that cannot be
+    inferred. Raises ModelError for invalid nodes and for nodes that the host does not support either; when `examining`,
+    such nodes are among the host's, marked as refused."""
     given = with_overrides(source, Sizes(dims or {}, shapes or {}), values or {})
     read, sizes = given.source, given.sizes
     while True:
@@ -116,7 +116,7 @@ def _output(name: str, value: Tensor, source: Source) -> HostOperand:
 
 
 def _live(nodes: Sequence[HostNode], ops: Sequence[Op], outputs: Sequence[HostOperand]) -> tuple[HostNode, ...]:
-    """The nodes that outputs need, directly or through ops and other nodes."""
+    """The live nodes: those that outputs need, directly or through ops and other nodes."""
     producers: dict[str, HostNode | Op] = {r.name: op for op in ops for r in op.results}
     producers |= {o.name: node for node in nodes for o in node.outputs if o is not None}
     needed: set[int] = set()
@@ -139,7 +139,7 @@ def _graph(
     nodes: Sequence[HostNode],
     outputs: Sequence[tuple[str, HostOperand]],
 ) -> Graph:
-    """All ops, dead ones too; what is cut out of it later has none."""
+    """A graph of all ops, including dead ones; partitioning removes them later."""
     given = [*params, *(o for node in nodes for o in node.outputs if isinstance(o, Value))]
     read = [i for node in nodes for i in node.inputs if isinstance(i, Value) and i.name not in node.constants]
     results = {v.name: v for v in (*read, *(o for _, o in outputs if isinstance(o, Value)))}

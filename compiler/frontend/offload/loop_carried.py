@@ -1,9 +1,9 @@
-"""What types the tensors keep that a Loop carries from trip to trip.
+"""Types of loop-carried tensors that do not change between trips.
 
-ONNX's inference says nothing of them, because a trip may change their shape. Most loops do not: when a body gives a
-tensor the type that it had, given that all others keep theirs, it keeps it in every trip.
+ONNX's inference does not determine them, because a trip may change their shape. Most loops do not: if the body
+preserves a tensor's type, given that all others keep theirs, the type holds in every trip (a fixpoint).
 
-Invariant: a type that is found holds after any number of trips, none included.
+Invariant: a returned type holds after any number of trips, including none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ppuc.ir.types import DType, TensorType
 
 
 def carried_types(node: HostNode, functions: list[onnx.FunctionProto]) -> dict[str, onnx.TypeProto]:
-    """Types of results of a Loop by their names in its proto, as far as they are found."""
+    """Types of results of a Loop by their names in its proto, where known."""
     model = node_model([node], [], functions)
     loop = control_node(model.SerializeToString())
     body = loop.bodies["body"]

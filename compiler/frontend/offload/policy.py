@@ -1,11 +1,11 @@
-"""Which nodes are the host's, which are compiled when a run knows their sizes, and which nobody can run.
+"""The offload policy: decides which nodes run on the host, which are compiled at run time, and which are refused.
 
-A node is the host's when somebody chose that, when it reads what only the host holds, when it cannot be imported, or
-when what was imported of it has arithmetic that no engine has. A node without its sizes, or a branch or loop that a run
-decides, is deferred: the host's until the program runs, and compiled then.
+A node runs on the host if the user chose that, if it reads data that only the host can hold, if it cannot be imported,
+or if its imported ops use arithmetic that no engine supports. A node with unknown sizes, or a data-dependent branch or
+loop, is deferred: it counts as the host's until the program runs, and is compiled then.
 
-Invariant: what was imported of a node before it was handed over is taken back; an op of which a part is the host's is
-the host's as a whole.
+Invariant: ops imported for a node are removed if it is handed over; an op with a part on the host runs on the host as a
+whole.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Value
 from ppuc.ir.types import DType
 
-SUPPLY = "neither the PPU nor the host knows it: supply it as a Python function with --host-ops FILE.py"
+SUPPLY = "neither the PPU nor the host supports it: supply it as a Python function with --host-ops FILE.py"
 SIZED = ("Expand", "Pad", "Reshape", "Resize", "Tile", "TopK", "Upsample")
-"""Ops whose results have the sizes that an operand says. Others that must know an operand, a Slice say, would be
-compiled anew for each of its values, for results of the same sizes."""
+"""Ops whose result sizes are the values of an operand. Others that need an operand's value, such as Slice, would be
+recompiled for each value, although sizes stay the same."""
 
 
 class _Mark(NamedTuple):
-    """How far an import is: ops built, nodes handed over."""
+    """A checkpoint of an import: numbers of ops built and nodes handed over."""
 
     ops: int
     nodes: int
 
 
 class Offload(Strict):
-    """Hands nodes that cannot be imported over to the host. `forced` are nodes that must go there, with the reason;
-    `custom` are (domain, op) that Python functions stand for."""
+    """Hands nodes that cannot be imported over to the host. `forced` are nodes that must run there, with the reason;
+    `custom` are (domain, op) with Python functions."""
 
     def __init__(
         self,
@@ -73,26 +73,26 @@ class Offload(Strict):
 
     @property
     def nodes(self) -> Sequence[HostNode]:
-        """What was handed over, in order."""
+        """The nodes handed over, in order."""
         return self.handover.nodes
 
     def input(self, info: onnx.ValueInfoProto) -> Elsewhere | None:
-        """A HostTensor for an input that the machine cannot hold."""
+        """A HostTensor for an input that the PPU cannot hold."""
         return None if is_dense(info) else HostTensor(self.builder.fresh(info.name), info.type)
 
     def bound(self, sizes: Mapping[str, int], error: ModelError | None) -> None:
-        """Take the types that the file claims for its tensors. Raises `error`."""
+        """Record the types that the file declares for its tensors. Raises `error`."""
         if error is not None:
             raise error
         graph = self.source.model.graph
         self.handover.declared = {i.name: bound_type(i.type, sizes) for i in (*graph.value_info, *graph.output)}
 
     def constant(self, tensor: onnx.TensorProto) -> Elsewhere | None:
-        """A HostTensor for elements that the machine does not have."""
+        """A HostTensor for an element type that the PPU lacks."""
         return self.handover.constant(tensor) if foreign(tensor.data_type) else None
 
     def node(self, site: Site, imported: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """The outputs as imported, or of a node handed over, before or after it was imported."""
+        """The outputs as imported, or of the node handed over, before or after its import."""
         hosted = [v for v in site.operands if isinstance(v, HostTensor)]
         reason = self._claim(site, hosted)
         if reason is not None:
@@ -106,7 +106,7 @@ class Offload(Strict):
         return self._hand_over(site, reason, deferred=is_control(site.node, site.scope.opsets))
 
     def loop(self, unrolled: Callable[[], list[Value]]) -> list[Value]:
-        """What is wrong in the body of a loop that is not unrolled is between it and the host."""
+        """Errors in the body of a loop that is not unrolled are left to the host."""
         mark, back = self._mark(), self.faults.mark()
         try:
             return unrolled()
@@ -116,7 +116,7 @@ class Offload(Strict):
             raise
 
     def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
-        """Hand the node over, unless no machine can run it."""
+        """Hand the node over unless it is invalid."""
         if refusal.invalid:
             return super().refused(site, refusal)
         text = refusal.what or why_host(site.node)
@@ -126,22 +126,22 @@ class Offload(Strict):
         return self._hand_over(site, Reason(text, cause), refusal.error, deferred=_needs_sizes(site, refusal))
 
     def incomplete(self, site: Site, results: Sequence[Tensor]) -> list[Tensor]:
-        """Hand the whole node over if the model names an output that is not imported."""
+        """Hand the whole node over if the model reads an output that is not imported."""
         missing = site.node.output[len(results) :]
         if not any(missing):
             return super().incomplete(site, results)
         return self._hand_over(site, Reason(f"output {len(results)} ('{missing[0]}') has no importer"))
 
     def finish(self) -> None:
-        """Raise what neither side can do."""
+        """Raise errors about nodes that neither side can run."""
         self.faults.finish(SUPPLY)
 
     def _claim(self, site: Site, hosted: Sequence[HostTensor]) -> Reason | None:
-        """Why a node is the host's before anything else is known of it."""
+        """The reason why a node runs on the host regardless of its import; None if there is none."""
         if site.label in self.forced:
             return self.forced[site.label]
         if is_custom(site, self.handover.custom):
-            return Reason("a Python function stands for it", Cause.CUSTOM)
+            return Reason("it is a Python function", Cause.CUSTOM)
         if not hosted:
             return None
         double = innermost_element(hosted[0].type) == onnx.TensorProto.DOUBLE
@@ -149,7 +149,7 @@ class Offload(Strict):
         return Reason(text, Cause.DOUBLE if double else Cause.HOST_OPERAND)
 
     def _awaits_sizes(self, site: Site, hosted: Sequence[HostTensor]) -> bool:
-        """Whether a node is the host's only because the sizes of what it reads are not known yet."""
+        """Whether a node is on the host only because sizes of its operands are unknown."""
         chosen = site.label in self.forced or is_custom(site, self.handover.custom)
         if chosen or not all(may_be_dense(t.type) for t in hosted):
             return False
@@ -161,13 +161,13 @@ class Offload(Strict):
         return _Mark(len(self.builder.ops), len(self.handover.nodes))
 
     def _rewind(self, mark: _Mark) -> None:
-        """Take back what was imported since."""
+        """Roll back to a checkpoint."""
         del self.builder.ops[mark.ops :]
         del self.handover.nodes[mark.nodes :]
 
     def _objection(self, mark: _Mark, label: str) -> Reason | None:
-        """Why what was imported since `mark` for the standard op `label` cannot run on the PPU. An op of which a part
-        is the host's is the host's as a whole, unless it is that part."""
+        """Why the ops imported since `mark` for the standard op `label` cannot run on the PPU. An op with a part on the
+        host runs on the host as a whole, unless it is that part."""
         for op in self.builder.ops[mark.ops :]:
             if found := objection(op):
                 return Reason(f"it {found.what}", Cause.DOUBLE if found == DOUBLE else Cause.UNSUPPORTED)
@@ -179,14 +179,14 @@ class Offload(Strict):
     def _hand_over(
         self, site: Site, reason: Reason, error: ModelError | None = None, deferred: bool = False
     ) -> list[Tensor]:
-        """The outputs of a node for the host; `error` is what its importer said."""
+        """The outputs of a node for the host; `error` is its importer's error."""
         try:
             return self.handover.node(site, reason, deferred=deferred)
         except RefusedError as refused:
             return self._neither(site, reason, refused, error)
 
     def _neither(self, site: Site, reason: Reason, refused: RefusedError, error: ModelError | None) -> list[Tensor]:
-        """The outputs of a node that nobody can run."""
+        """The outputs of a node that neither side can run."""
         if refused.unknown:
             self.faults.add_unsupported(site.op, site.label)
         else:
@@ -195,17 +195,18 @@ class Offload(Strict):
 
 
 class Examine(Offload):
-    """As Offload, but nodes that nobody can run do not end the import: they stand among the host's, as refused."""
+    """As Offload, but nodes that neither side can run do not end the import: they are collected among the host's, as
+    refused."""
 
     def refused(self, site: Site, refusal: Refusal) -> list[Tensor]:
-        """Note a node that no machine can run."""
+        """Record an invalid node."""
         if not refusal.invalid or refusal.error is None:
             return super().refused(site, refusal)
         why = Reason(refusal.error.diagnostics[0].what)
         return self._noted(site, why, why) or site.unknown()
 
     def finish(self) -> None:
-        """Raise all that is wrong besides."""
+        """Raise all other errors."""
         errors = self.faults.errors
         if errors and not self.faults.unsupported:
             raise ModelError([d for error in errors for d in error.diagnostics])
@@ -220,7 +221,7 @@ class Examine(Offload):
         return noted if noted is not None else super()._neither(site, reason, refused, error)
 
     def _noted(self, site: Site, why: Reason, reason: Reason) -> list[Tensor] | None:
-        """A node noted as refused; None when what it reads is unknown as well."""
+        """A node recorded as refused; None if its operands are unknown too."""
         try:
             return self.handover.node(site, reason, refused=why)
         except RefusedError:
@@ -228,8 +229,8 @@ class Examine(Offload):
 
 
 def _needs_sizes(site: Site, refusal: Refusal) -> bool:
-    """Whether a node can be imported once a run has decided: a branch, the trips of a loop, the sizes of a result (but
-    not the data that it computes with)."""
+    """Whether a node can be imported with values from a run: a branch condition, a trip count, sizes of a result (but
+    not data it computes with)."""
     if is_control(site.node, site.scope.opsets):
         return True
     wanted = refusal.wanted

@@ -1,6 +1,6 @@
 """Names of ops that sum products.
 
-Invariant: importing this module imports nothing: programs that are only loaded ask it too.
+Invariant: this module imports nothing, because loading programs uses it too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Which nodes bring enough arithmetic to be worth a program of their own: products, convolutions and what is made of
-them.
+"""Decides which nodes have enough arithmetic to be worth compiling: products, convolutions and ops that contain them.
 
-Invariant: a function of the nodes alone; no size is needed.
+Invariant: results depend only on the nodes; sizes are not needed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from ppuc.compiler.frontend.order import subgraphs
 
 
 def has_products(nodes: Sequence[onnx.NodeProto], functions: Mapping[tuple[str, str], onnx.FunctionProto]) -> bool:
-    """Whether one of the nodes sums products, in its bodies or in the model's functions that it calls."""
+    """Whether one of the nodes sums products, itself, in its bodies or in functions of the model that it calls."""
     todo, seen = list(nodes), set[tuple[str, str]]()
     while todo:
         node = todo.pop()

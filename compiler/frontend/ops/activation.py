@@ -1,4 +1,4 @@
-"""Importers of activation functions: each is written out in elementwise ops.
+"""Importers of activation functions, expanded into elementwise ops.
 
 Invariant: f16 and bf16 operands are widened to f32 before the first and rounded after the last op of a formula.
 """
@@ -21,7 +21,7 @@ Formula = Callable[[NodeContext, Value], Value]
 
 
 def activation(*op_types: str, domain: str = "") -> Callable[[Formula], Formula]:
-    """Register a formula of one float operand: it gets the widened operand and its result is rounded back."""
+    """Register a formula of one float operand, which is widened before it; the result is rounded back."""
 
     def add(formula: Formula) -> Formula:
         def importer_of_formula(ctx: NodeContext) -> Sequence[Value]:
@@ -35,7 +35,7 @@ def activation(*op_types: str, domain: str = "") -> Callable[[Formula], Formula]
 
 
 def in_f32(ctx: NodeContext, x: Value, formula: Formula) -> Value:
-    """`formula` of float `x`, computed in f32 when `x` is narrower."""
+    """`formula` of float `x`, computed in f32 if `x` is narrower."""
     if not x.type.dtype.is_float:
         ctx.fail("needs a floating-point input", got=x.type)
     return cast(ctx.b, formula(ctx, widen(ctx.b, x)), x.type.dtype)
@@ -191,7 +191,7 @@ def import_softmax(ctx: NodeContext) -> Sequence[Value]:
         ctx.fail("needs a tensor of rank 1 or more", got=x.type)
     axis = ctx.axis(1 if ctx.opset < 13 else -1, len(shape))
     if ctx.opset < 13 and math.prod(shape[axis + 1 :]) != 1:
-        # Before opset 13 the tensor is seen as a matrix split at `axis`, and rows are normalised.
+        # Before opset 13, the tensor is viewed as a matrix split at `axis`, and rows are normalised.
         rows = reshape(ctx.b, x, (math.prod(shape[:axis]), math.prod(shape[axis:])))
         return (reshape(ctx.b, _softmax_like(ctx, rows, 1), shape),)
     return (_softmax_like(ctx, x, axis),)

@@ -1,8 +1,8 @@
-"""Attention and RotaryEmbedding of the standard, and what the attention ops of com.microsoft share with them.
+"""Standard Attention and RotaryEmbedding, and code shared with the attention ops of com.microsoft.
 
-A Mask collects what restricts the keys of a query: comparisons that are known now, others that are computed, and biases
-that are added. Invariant: what becomes one `attention` op has no other outputs; softcap and exposed scores are written
-out in primitives. A query that may see no key at all yields zeros.
+A Mask collects the restrictions on a query's keys: compile-time comparisons, run-time comparisons, and added biases.
+Invariants: a single `attention` op has no other outputs; softcap and exposed scores are expanded into primitives. A
+fully masked query yields zeros.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from ppuc.ir.types import DType, broadcast_shapes
 
 @dataclass(slots=True)
 class Mask:
-    """What keys a query may see: all that `known` (bool) and every one of `allowed` (bool Values) allow, with `biases`
-    (compute dtype) added to their scores. All broadcast to [B, H, M, S]. `hidden`: what forbidden scores become."""
+    """The keys that a query sees: those that `known` (bool) and all of `allowed` (bool Values) permit, with `biases`
+    (compute dtype) added to their scores. All broadcast to [B, H, M, S]. `hidden`: the value of masked scores."""
 
     known: np.ndarray | None = None
     allowed: list[Value] = field(default_factory=list)
@@ -39,11 +39,11 @@ class Mask:
     hidden: float = -math.inf
 
     def restrict(self, allowed: np.ndarray) -> None:
-        """Allow no more than `allowed`."""
+        """Mask keys that `allowed` does not permit."""
         self.known = allowed if self.known is None else self.known & allowed
 
     def bias(self, ctx: NodeContext, dtype: DType) -> Value | None:
-        """The sum of all, to be added to the scores."""
+        """The sum of all restrictions, to be added to the scores."""
         allowed = list(self.allowed)
         if self.known is not None and not self.known.all():
             allowed.append(ctx.b.const(self.known, "mask"))
@@ -59,7 +59,7 @@ class Mask:
         return ctx.op("select", both, zero, ctx.b.scalar(self.hidden, dtype))
 
     def may_hide_all(self) -> bool:
-        """Whether some query may see no key."""
+        """Whether some query may be fully masked."""
         if not math.isinf(self.hidden):
             return False
         hides = self.known is not None and not self.known.any(-1).all()
@@ -90,7 +90,7 @@ def appended(ctx: NodeContext, past: Value | None, new: Value) -> Value:
 
 
 def frontier(queries: int, keys: int, first: int, left: int = -1, right: int = -1) -> np.ndarray:
-    """bool[M, S]: query m stands at key m + `first` and sees `left` keys before it and `right` after it (-1: all)."""
+    """bool[M, S]: query m is at key m + `first` and sees `left` keys before it and `right` after it (-1: all)."""
     distance = np.arange(keys) - (np.arange(queries)[:, None] + first)
     return ((distance >= -left) | (left < 0)) & ((distance <= right) | (right < 0))
 
@@ -156,7 +156,7 @@ def _repeated(ctx: NodeContext, x: Value, heads: int) -> Value:
 
 
 def add_mask(ctx: NodeContext, mask: Mask, given: Value, shape: Sequence[int], work: DType) -> None:
-    """A bool mask of allowed keys or a bias; one for fewer keys than there are forbids the rest."""
+    """Add a bool mask of allowed keys, or a bias; if it covers fewer keys, the rest are masked."""
     missing = shape[3] - given.type.dims[-1] if given.type.rank else 0
     flag = given.type.dtype is DType.BOOL
     if missing > 0 and given.type.dims[-1] != 1:
@@ -195,7 +195,7 @@ def _lengths_mask(ctx: NodeContext, mask: Mask, queries: int, keys: int, left: i
 
 @importer("Attention")
 def attention(ctx: NodeContext) -> Sequence[Value]:
-    """Y, and the keys and values with those of the past in front, and scores."""
+    """Y, the keys and values with the past prepended, and scores."""
     flat = ctx.type(0).rank == 3
     heads, groups = (int(ctx.attr(n, 0)) for n in ("q_num_heads", "kv_num_heads"))
     q, k, v = (split_heads(ctx, ctx.operand(i), heads if i == 0 else groups) for i in range(3))

@@ -1,6 +1,6 @@
 """The attention ops of com.microsoft: Attention, MultiHeadAttention and GroupQueryAttention.
 
-Invariant: all of them end in `attend`; what they differ in is how queries, keys, values and masks are packed.
+Invariant: all of them end in `attend`; they differ only in how queries, keys, values and masks are packed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _refuse(ctx: NodeContext, what: str, *present: bool) -> None:
 
 
 def _padding(ctx: NodeContext, mask: Mask, index: int, batch: int, keys: int) -> None:
-    """Input `index`: which keys are none, as numbers [B, S] (0: none), [B, M, S], or valid lengths [B]."""
+    """Input `index`: the padding keys, as numbers [B, S] (0: padding), [B, M, S], or valid lengths [B]."""
     if not ctx.has(index):
         return
     given = ctx.operand(index)
@@ -75,7 +75,7 @@ def _finish(
 
 @importer("Attention", domain="com.microsoft")
 def attention_of_ort(ctx: NodeContext) -> Sequence[Value]:
-    """Projection of the input to queries, keys and values first; `present` stacks keys and values."""
+    """Projects the input to queries, keys and values first; `present` stacks keys and values."""
     x, heads = ctx.operand(0), int(ctx.attr("num_heads", 0))
     _refuse(
         ctx,
@@ -131,7 +131,7 @@ def _unpacked(ctx: NodeContext, heads: int) -> tuple[Value, Value, Value]:
 
 @importer("MultiHeadAttention", domain="com.microsoft")
 def multi_head_attention(ctx: NodeContext) -> Sequence[Value]:
-    """Output, and keys and values with those of the past in front."""
+    """Output, and keys and values with the past prepended."""
     _refuse(ctx, "a shared buffer is", ctx.has(8), ctx.has(9))
     q, k, v = _unpacked(ctx, int(ctx.attr("num_heads", 0)))
     past = [ctx.operand(i) if ctx.has(i) else None for i in (6, 7)]
@@ -164,8 +164,7 @@ def _written(ctx: NodeContext, past: Value | None, new: Value, at: Value, capaci
 
 @importer("GroupQueryAttention", domain="com.microsoft")
 def group_query_attention(ctx: NodeContext) -> Sequence[Value]:
-    """Output, present keys and values. Sequence b has seqlens_k[b] + 1 keys in all, of which the new ones are the
-    last."""
+    """Output, present keys and values. Sequence b has seqlens_k[b] + 1 keys in total, the new ones last."""
     heads, groups = int(ctx.attr("num_heads", 0)), int(ctx.attr("kv_num_heads", 0))
     _refuse(ctx, "quantized caches, sinks and normalised heads are", *(ctx.has(i) for i in range(11, 16)))
     _refuse(ctx, "smooth softmax is", int(ctx.attr("smooth_softmax", 0)) > 0)

@@ -1,7 +1,7 @@
 """Ops of com.microsoft that quantizers and exporters emit: QLinear..., MatMulNBits, EmbedLayerNormalization, NhwcConv.
 
-A QLinear op is the op of the standard between dequantize and quantize, unless it is a product, which stays in integers.
-Invariant: each importer ends in ops of the standard's own importers or in their records.
+A QLinear op is the standard op between dequantize and quantize, except products, which stay in integers. Invariant:
+each importer ends in standard importers or in op records.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def _quantized(ctx: NodeContext, y: Value, index: int, to: DType) -> Value:
 
 
 def _standard(ctx: NodeContext, op_type: str, *inputs: Value, opset: int = _STANDARD_OPSET, **attributes: Any) -> Value:
-    """The first output of an op of the standard with this node's attributes, or with `attributes`."""
+    """The first output of a standard op with this node's attributes, or with `attributes`."""
     given = {**ctx.attributes, **attributes}
     inner = replace(ctx, op_type=op_type, opset=opset, inputs=inputs, outputs=ctx.outputs[:1], attributes=given)
     return next(iter(IMPORTERS["", op_type](inner)))
 
 
 def _number(ctx: NodeContext, index: int) -> Value:
-    """A scale or zero point as f32; 0 for a zero point that is left out."""
+    """A scale or zero point as f32; 0 for an omitted zero point."""
     if not ctx.has(index):
         return ctx.b.scalar(0, DType.F32)
     return cast_to(ctx, as_parameter(ctx, ctx.operand(index)), DType.F32)
@@ -95,7 +95,7 @@ def qlinear_unary(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("QLinearSoftmax", domain="com.microsoft")
 def qlinear_softmax(ctx: NodeContext) -> Sequence[Value]:
-    """Attribute `opset` says which Softmax is meant: before 13 it flattens from `axis` on."""
+    """Attribute `opset` selects the Softmax version: before 13 it flattens from `axis` on."""
     opset = int(ctx.attr("opset", _STANDARD_OPSET))
     return (_quantized(ctx, _standard(ctx, "Softmax", _dequantized(ctx, 0), opset=opset), 3, ctx.dtype(0)),)
 
@@ -213,7 +213,7 @@ class _Packed:
         return np.asarray((self.codes().astype(np.float32) - zeros) * self.scales().astype(np.float32)[each])
 
     def stored(self) -> Weights | None:
-        """As products read them; None when zero points are floats."""
+        """The weights in block-quantized form; None if zero points are floats."""
         zero = None
         if self.ctx.has(3):
             known = self.zeros()
@@ -227,9 +227,9 @@ class _Packed:
 
 @importer("MatMulNBits", domain="com.microsoft")
 def matmul_n_bits(ctx: NodeContext) -> Sequence[Value]:
-    """A times the transposed weights, which are constant and stay in blocks until they are multiplied."""
+    """A times the transposed weights, which are constant and stay block-quantized until multiplied."""
     rows, columns, bits, block = (int(ctx.attr(n, 0)) for n in ("N", "K", "bits", "block_size"))
-    ctx.attr("accuracy_level")  # permits less than f32; not made use of
+    ctx.attr("accuracy_level")  # permits less than f32; unused
     if bits not in (2, 4, 8) or block < 1 or ctx.has(4) or ctx.attr("weight_prepacked", 0):
         ctx.fail("only weights of 2, 4 or 8 bits in plain order are supported", got=f"bits = {bits}, block = {block}")
     a = ctx.operand(0)

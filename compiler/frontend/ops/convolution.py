@@ -18,7 +18,7 @@ from ppuc.ir.ops.view import ReshapeAttrs
 
 
 def _kernel(ctx: NodeContext) -> tuple[int, ...]:
-    """Spatial kernel sizes, from the weights; kernel_shape must agree when it is given."""
+    """Spatial kernel sizes, from the weights; kernel_shape must agree if given."""
     x, w = ctx.shape(0), ctx.shape(1)
     if len(x) < 3 or len(x) != len(w):
         ctx.fail(
@@ -33,8 +33,8 @@ def _kernel(ctx: NodeContext) -> tuple[int, ...]:
 
 
 def _groups(ctx: NodeContext, input_channels_of_w: int) -> int:
-    """Attribute `group`; `input_channels_of_w` is how many channels of X the weights account for, given the group count
-    multiplied in where W holds one group's."""
+    """Attribute `group`; `input_channels_of_w` is the number of channels of X that the weights cover, times the group
+    count if W holds one group's."""
     groups, channels = int(ctx.attr("group", 1)), ctx.shape(0)[1]
     if groups < 1 or channels % groups:
         ctx.fail("input channels do not divide by group", got=f"X has {channels} channels, group = {groups}")
@@ -44,7 +44,7 @@ def _groups(ctx: NodeContext, input_channels_of_w: int) -> int:
 
 
 def _add_bias(ctx: NodeContext, y: Value, index: int) -> Value:
-    """`y` + input `index`, which holds one number a channel; `y` itself when the input is absent."""
+    """`y` + input `index`, which holds one number per channel; `y` itself if the input is absent."""
     if not ctx.has(index):
         return y
     channels = y.type.dims[1]
@@ -100,8 +100,7 @@ def conv_transpose(ctx: NodeContext) -> Sequence[Value]:
 def _transposed_pads(
     ctx: NodeContext, full: Sequence[int], strides: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What to crop from the uncropped sizes `full`: as `pads` say, or so that output_shape (or input * stride under
-    SAME) remains."""
+    """Crops of the uncropped sizes `full`: `pads`, or such that output_shape (or input * stride under SAME) remains."""
     rank = len(full)
     mode = auto_pad(ctx)
     wanted = ctx.attr("output_shape")

@@ -54,7 +54,7 @@ def einsum(ctx: NodeContext) -> Sequence[Value]:
 
 
 def _labels(ctx: NodeContext, text: str, rank: int) -> tuple[str, ...]:
-    """The labels of an input of `rank` axes with the subscripts `text`."""
+    """The labels of an input with `rank` axes and subscripts `text`."""
     before, dots, after = text.partition("...")
     if not (before + after).isalpha() and before + after:
         ctx.fail("subscripts must be letters and one ellipsis", got=f"'{text}'")
@@ -108,7 +108,7 @@ def _diagonal(ctx: NodeContext, term: Term) -> Term:
 
 
 def _without_broadcast(ctx: NodeContext, term: Term, sizes: dict[str, int]) -> Term:
-    """`term` without its axes of size one that stand for larger ones."""
+    """`term` without size-one axes that broadcast against larger ones."""
     kept = tuple(label for label in term.labels if term.size(label) == sizes[label])
     if kept == term.labels:
         return term
@@ -161,7 +161,7 @@ def _contract(ctx: NodeContext, a: Term, b: Term, kept: set[str]) -> Term:
 def _matrix(
     ctx: NodeContext, term: Term, batch: list[str], free: list[str], summed: list[str], width: int, depth: int
 ) -> tuple[Value, bool]:
-    """`term` as [batch..., free, summed], or [batch..., summed, free] and True when that needs no transpose."""
+    """`term` as [batch..., free, summed], or [batch..., summed, free] and True if that needs no transpose."""
     shape = [term.size(label) for label in batch]
     swapped = term.labels == (*batch, *summed, *free) and bool(free)
     value = _permuted(ctx, term, [*batch, *summed, *free] if swapped else [*batch, *free, *summed])
@@ -169,7 +169,7 @@ def _matrix(
 
 
 def _ordered(ctx: NodeContext, term: Term, output: Sequence[str], sizes: dict[str, int]) -> Value:
-    """`term` with the output's axes in order; labels that only ones stood for are spread out again."""
+    """`term` with axes in the output's order; labels with only size-one axes are expanded."""
     value = _permuted(ctx, term, [label for label in output if label in term.labels])
     value = _shaped(ctx, value, [sizes[label] if label in term.labels else 1 for label in output])
     shape = tuple(sizes[label] for label in output)

@@ -1,7 +1,7 @@
 """Importers of ops that move elements: slices, joins, pads, gathers, scatters, and rearrangements between dimensions.
 
 Invariant: an op that only renames elements (Slice, Split, Tile, DepthToSpace, a Gather of one constant index) becomes
-views; data moves only where it must.
+views; data moves only if necessary.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from ppuc.ir.ops.view import SliceAttrs
 
 @importer("Slice")
 def slice_(ctx: NodeContext) -> Sequence[Value]:
-    """Starts and ends clamp as in Python, but for a negative step an end below -size means "through element 0"."""
+    """Starts and ends clamp as in Python, except that for a negative step, an end below -size means "through element
+    0"."""
     x = ctx.operand(0)
     dims = x.type.dims
     begins, ends = ctx.ints("starts", 1), ctx.ints("ends", 2)
@@ -63,7 +64,7 @@ def _end(index: int, size: int, step: int) -> int | None:
 
 @importer("Concat")
 def concat(ctx: NodeContext) -> Sequence[Value]:
-    """Empty operands add nothing and are left out."""
+    """Empty operands are dropped."""
     operands = [ctx.operand(i) for i in range(len(ctx.inputs)) if ctx.has(i)]
     if not operands:
         ctx.fail("there is nothing to concatenate")
@@ -94,7 +95,7 @@ def split(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Pad")
 def pad(ctx: NodeContext) -> Sequence[Value]:
-    """Negative pads crop, in the other modes before they pad."""
+    """Negative pads crop; in modes other than constant, before padding."""
     x = ctx.operand(0)
     rank = x.type.rank
     pads = ctx.ints("pads", 1)
@@ -116,7 +117,7 @@ def pad(ctx: NodeContext) -> Sequence[Value]:
 
 
 def _pad_value(ctx: NodeContext) -> float:
-    """Opset 10 and older: an attribute."""
+    """The pad value; an attribute up to opset 10."""
     if not ctx.has(2):
         return float(ctx.attr("value", 0.0))
     given = ctx.need_constant(2, "the pad value").reshape(-1)[0]
@@ -192,7 +193,7 @@ def scatter_elements(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("TensorScatter")
 def tensor_scatter(ctx: NodeContext) -> Sequence[Value]:
-    """Rows of a cache at each sample's own place: a scatter into the cache with the axes up to the row's as one."""
+    """Writes rows at each sample's position: a scatter into the cache with the axes up to the row's merged."""
     cache, update = ctx.operand(0), ctx.operand(1)
     axis = ctx.axis(-2, cache.type.rank)
     mode = str(ctx.attr("mode", "linear"))
@@ -227,7 +228,8 @@ def tensor_scatter(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Compress")
 def compress(ctx: NodeContext) -> Sequence[Value]:
-    """A gather of what the condition, which must be known now, selects; without an axis, of the flattened input."""
+    """A gather of the elements that the condition, which must be constant, selects; without an axis, of the flattened
+    input."""
     x = ctx.operand(0)
     condition = ctx.need_constant(1, "the size of the result")
     axis = ctx.axis(0, x.type.rank) if "axis" in ctx.attributes else 0
@@ -239,7 +241,7 @@ def compress(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("ReverseSequence")
 def reverse_sequence(ctx: NodeContext) -> Sequence[Value]:
-    """A gather over batch and time as one dimension, from where the (constant) lengths say."""
+    """A gather over batch and time as one dimension, with indices from the (constant) lengths."""
     batch_axis, time_axis = ctx.axis(1, 2, "batch_axis"), ctx.axis(0, 2, "time_axis")
     if batch_axis == time_axis:
         ctx.fail("batch_axis and time_axis are the same", got=batch_axis)
@@ -259,7 +261,7 @@ def reverse_sequence(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("DepthToSpace")
 def depth_to_space(ctx: NodeContext) -> Sequence[Value]:
-    """Mode DCR takes the block from the slow part of the channels, CRD from the fast part."""
+    """In mode DCR the block is the outer part of the channels, in CRD the inner part."""
     n, c, h, w, block = _image(ctx)
     if c % (block * block):
         ctx.fail("channels do not divide by blocksize * blocksize", got=ctx.type(0), expected=f"{block * block}")

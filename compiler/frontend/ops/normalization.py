@@ -1,7 +1,7 @@
 """Importers of normalisations, ONNX's and those of the com.microsoft domain.
 
-Invariant: a node becomes the composite record of its formula; only where it also names statistics as outputs, or has a
-formula of its own (LRN, MeanVarianceNormalization), is it written out in primitives.
+Invariant: a node becomes the composite record of its formula; it is expanded into primitives only if it also has
+statistics as outputs, or its own formula (LRN, MeanVarianceNormalization).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def import_layer_norm(ctx: NodeContext) -> Sequence[Value]:
 
 
 def _layer_statistics(ctx: NodeContext, x: Value, axis: int, epsilon: float) -> tuple[Value, ...]:
-    """The optional outputs Mean and InvStdDev, when the node names one of them."""
+    """The optional outputs Mean and InvStdDev, if the node has one of them."""
     if not (_names_output(ctx, 1) or _names_output(ctx, 2)):
         return ()
     center, _, inverse = c.moments(ctx.b, c.widen(ctx.b, x), range(axis, x.type.rank), epsilon)
@@ -92,7 +92,7 @@ def import_simplified_layer_norm(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
 def import_skip_layer_norm(ctx: NodeContext) -> Sequence[Value]:
-    """norm(x + skip + bias); the sum itself may be asked for as output 3."""
+    """norm(x + skip + bias); output 3 is the sum itself."""
     simplified = ctx.op_type == "SkipSimplifiedLayerNormalization"
     if _names_output(ctx, 1) or _names_output(ctx, 2):
         ctx.fail("mean and inv_std_var outputs are not supported", hint="they only serve training: drop them")
@@ -144,7 +144,7 @@ def import_lp_normalization(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("MeanVarianceNormalization")
 def import_mean_variance_normalization(ctx: NodeContext) -> Sequence[Value]:
-    """(x - mean) / (sqrt(variance) + 1e-9), as ONNX's function body has it."""
+    """(x - mean) / (sqrt(variance) + 1e-9), as in ONNX's function body."""
     x, rank = ctx.operand(0), ctx.type(0).rank
     if not x.type.dtype.is_float:
         ctx.fail("needs a floating-point input", got=x.type)

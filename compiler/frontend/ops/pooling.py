@@ -1,7 +1,7 @@
 """MaxPool, AveragePool, LpPool and their global forms.
 
-Sums of f16 and bf16 are taken in f32 and rounded once, after the division.
-Invariant: ceil_mode is spelled as padding after the end, and counts never include what only ceil_mode added.
+Sums of f16 and bf16 are taken in f32 and rounded once, after the division. Invariant: ceil_mode becomes padding at the
+end, and counts never include elements that only ceil_mode added.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _space(ctx: NodeContext) -> tuple[int, ...]:
 
 
 def _window(ctx: NodeContext) -> tuple[Window, tuple[int, ...]]:
-    """The pool's window with ceil_mode's extra elements in `high`, and how many of these there are on each axis."""
+    """The pool's window with ceil_mode's extra elements in `high`, and their number on each axis."""
     space = _space(ctx)
     if ctx.attr("kernel_shape") is None:
         ctx.fail("kernel_shape is missing")
@@ -56,7 +56,7 @@ def _pool(ctx: NodeContext, kind: str, x: Value, window: Window) -> Value:
 
 
 def _widened(ctx: NodeContext) -> Value:
-    """Input 0, in f32 when it is narrower."""
+    """Input 0, in f32 if it is narrower."""
     x = ctx.operand(0)
     return ctx.op("cast", x, attrs=CastAttrs(DType.F32)) if x.type.dtype in (DType.F16, DType.BF16) else x
 
@@ -68,7 +68,7 @@ def _narrowed(ctx: NodeContext, y: Value) -> Sequence[Value]:
 
 @importer("MaxPool")
 def max_pool(ctx: NodeContext) -> Sequence[Value]:
-    """Y and, when the node names it, Indices."""
+    """Y and, if the node has it, Indices."""
     window, _ = _window(ctx)
     y = _pool(ctx, "max", ctx.operand(0), window)
     if len(ctx.outputs) < 2 or not ctx.outputs[1]:
@@ -78,7 +78,7 @@ def max_pool(ctx: NodeContext) -> Sequence[Value]:
 
 
 def _tap_counts(ctx: NodeContext, window: Window, extra: Sequence[int], padded: bool) -> np.ndarray:
-    """f64[1, 1, *results]: how many taps of each window lie in the input, or (`padded`) in the padded input."""
+    """f64[1, 1, *results]: number of taps of each window in the input, or (`padded`) in the padded input."""
     axes = []
     for i, (size, results) in enumerate(zip(_space(ctx), window.results(_space(ctx)), strict=True)):
         low, step = window.low[i], window.dilations[i]
@@ -94,7 +94,7 @@ def _tap_counts(ctx: NodeContext, window: Window, extra: Sequence[int], padded: 
 def average_pool(ctx: NodeContext) -> Sequence[Value]:
     window, extra = _window(ctx)
     x = _widened(ctx)
-    # A window that lies wholly in the padding has a sum of zero, whatever it is divided by.
+    # A window entirely in the padding has a sum of zero, so any divisor works.
     counts = np.maximum(_tap_counts(ctx, window, extra, bool(ctx.attr("count_include_pad", 0))), 1)
     share = 1 / (counts if np.ptp(counts) else counts.reshape(-1)[0])
     total = _pool(ctx, "sum", x, window)

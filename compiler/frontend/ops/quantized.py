@@ -1,7 +1,7 @@
 """QuantizeLinear and DequantizeLinear, and integer products: MatMulInteger, ConvInteger, QLinearMatMul, QLinearConv.
 
-Scales of one element are brought to rank 0, zero points that are known to be 0 are left out.
-Invariant: what is rounded and when is what ONNX Runtime does, so results agree to the bit where its kernels are exact.
+Scales of one element get rank 0; zero points known to be 0 are dropped. Invariant: rounding follows ONNX Runtime, so
+results are bit-identical where its kernels are exact.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def as_parameter(ctx: NodeContext, value: Value) -> Value:
 
 
 def zero_point(ctx: NodeContext, index: int) -> Value | None:
-    """Input `index` as a zero point; None when it is absent or known to be 0."""
+    """Input `index` as a zero point; None if it is absent or known to be 0."""
     if not ctx.has(index):
         return None
     known = ctx.constant(index)
@@ -47,13 +47,13 @@ def _axis(ctx: NodeContext, scale: Value) -> tuple[int, int]:
         return axis % rank, 0
     size, blocks = ctx.shape(0)[axis % rank], scale.type.dims[axis % rank] if scale.type.rank == rank else 0
     if not block and blocks:
-        # Version 28 lets the shapes say it.
+        # From version 28 on, the shapes determine it.
         block = -(-size // blocks)
     return axis % rank, block
 
 
 def _stored(ctx: NodeContext) -> tuple[DType, tuple[int, int] | None]:
-    """The type that QuantizeLinear stores, and its range when that is narrower than the type that holds it."""
+    """The type that QuantizeLinear stores, and its range if narrower than the containing type."""
     named = int(ctx.attr("output_dtype", 0))
     if ctx.has(2):
         resource = ctx.b.known.get(ctx.operand(2).name) if isinstance(ctx.b, FoldingBuilder) else None
@@ -169,7 +169,7 @@ def requantized(ctx: NodeContext, total: Value, factor: Value, zero: Value | Non
 
 
 def saturated(ctx: NodeContext, number: Value, to: DType) -> Value:
-    """Whole f32 `number` brought into the range of `to`."""
+    """Integral f32 `number` clamped to the range of `to`."""
     limits = np.iinfo(to.numpy)
     bound = ctx.op("max", number, ctx.b.scalar(int(limits.min), DType.F32))
     return cast_to(ctx, ctx.op("min", bound, ctx.b.scalar(int(limits.max), DType.F32)), to)
@@ -181,7 +181,7 @@ def _f32(ctx: NodeContext, index: int) -> Value:
 
 @importer("QLinearMatMul")
 def qlinear_matmul(ctx: NodeContext) -> Sequence[Value]:
-    """A scale a row of a, or a column of b, is possible."""
+    """Scales may be per row of a and per column of b."""
     if not ctx.dtype(0).is_integer:
         ctx.fail("8-bit floats are not supported here", got=ctx.type(0), hint="use DequantizeLinear and MatMul")
     a, b = ctx.operand(0), ctx.operand(3)

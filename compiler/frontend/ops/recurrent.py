@@ -1,6 +1,6 @@
-"""RNN, GRU and LSTM: one record a direction; DynamicQuantizeLSTM: the same steps around integer products.
+"""RNN, GRU and LSTM: one record per direction; DynamicQuantizeLSTM: the same steps with integer products.
 
-Invariant: records see steps first and one direction; `layout` = 1 and the axis of directions are transposes, slices and
+Invariant: records have steps first and one direction; `layout` = 1 and the direction axis become transposes, slices and
 concatenations around them.
 """
 
@@ -32,7 +32,7 @@ def _cell(ctx: NodeContext) -> str:
 
 
 def _directions(ctx: NodeContext) -> tuple[bool, ...]:
-    """Whether each direction of the node walks backwards."""
+    """For each direction of the node, whether it runs backwards."""
     name = str(ctx.attr("direction", "forward"))
     if name not in _DIRECTIONS:
         ctx.fail("unknown direction", got=name, expected=", ".join(_DIRECTIONS))
@@ -40,8 +40,7 @@ def _directions(ctx: NodeContext) -> tuple[bool, ...]:
 
 
 def _functions(ctx: NodeContext, directions: int) -> list[tuple[str, float, float]]:
-    """(activation, alpha, beta), those of the first direction first. Parameters are listed only for the functions that
-    have them."""
+    """(activation, alpha, beta), first direction first. Parameters are listed only for functions that have them."""
     plain = list(_ACTIVATIONS[_cell(ctx)]) * directions
     names = [str(n).lower() for n in ctx.attr("activations") or ()] or plain
     if len(names) != len(plain):
@@ -67,7 +66,7 @@ def _attrs(ctx: NodeContext, functions: Sequence[tuple[str, float, float]], reve
 
 
 def _lengths(ctx: NodeContext, steps: int) -> Value | None:
-    """The lengths of the sequences; None when all of them are full."""
+    """The lengths of the sequences; None if all are full."""
     if not ctx.has(4):
         return None
     known = ctx.constant(4)
@@ -125,7 +124,8 @@ def recurrent(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("DynamicQuantizeLSTM", domain="com.microsoft")
 def dynamic_quantize_lstm(ctx: NodeContext) -> Sequence[Value]:
-    """Weights W[D, I, 4 H] and R[D, H, 4 H] in 8 bits; the whole input is quantized at once, the state a step."""
+    """Weights W[D, I, 4 H] and R[D, H, 4 H] in 8 bits; the whole input is quantized at once, the state at every
+    step."""
     operands = _Operands(ctx, quantized=True)
 
     def steps(attrs: RnnAttrs, given: list[Value], direction: int) -> Sequence[Value]:
@@ -146,7 +146,7 @@ def dynamic_quantize_lstm(ctx: NodeContext) -> Sequence[Value]:
 
 
 def _without_padding(ctx: NodeContext, x: Value, lengths: Value) -> Value:
-    """x[T, 1, I] with zeros past the end of the sequence, so that its range is that of the sequence."""
+    """x[T, 1, I] with zeros past the end of the sequence, so that padding does not affect its range."""
     steps = ctx.b.const(np.arange(x.type.dims[0], dtype=np.int32).reshape(-1, 1, 1), "steps")
     live = ctx.op("gt", reshaped(ctx, lengths, (1, 1, 1)), steps)
     return ctx.op("select", live, x, ctx.b.scalar(0, x.type.dtype))
@@ -181,7 +181,7 @@ class _QuantizedMachine(ValueMachine):
 def _all_directions(
     ctx: NodeContext, operands: _Operands, run: Callable[[RnnAttrs, list[Value], int], Sequence[Value]]
 ) -> Sequence[Value]:
-    """The node's results, of what `run` makes of each direction's attributes and operands."""
+    """The node's results: `run` on each direction's attributes and operands, joined."""
     directions = _directions(ctx)
     functions = _functions(ctx, len(directions))
     per = len(functions) // len(directions)

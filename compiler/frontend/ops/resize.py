@@ -1,4 +1,4 @@
-"""Resize (opset 10 and later) and Upsample (7 and 9): what their many inputs say becomes one `resize`.
+"""Resize (opset 10 and later) and Upsample (7 and 9) as one `resize` op.
 
 Invariant: `scales` of the op are the f32 numbers that ONNX Runtime computes coordinates with.
 """
@@ -57,7 +57,7 @@ def resize(ctx: NodeContext) -> Sequence[Value]:
 
 
 def _check_rounding(ctx: NodeContext, attrs: ResizeAttrs) -> None:
-    """ONNX does not say how interpolated integers are rounded; what ONNX Runtime interpolates is cut off."""
+    """ONNX does not define the rounding of interpolated integers; ONNX Runtime truncates."""
     dtype = ctx.dtype(0)
     if dtype.is_float or attrs.mode == "nearest":
         return
@@ -73,7 +73,7 @@ def _old_resize(ctx: NodeContext, scales: np.ndarray) -> Value:
 
 
 def _axes(ctx: NodeContext, rank: int) -> Sequence[int]:
-    """The axes that scales, sizes and roi speak of."""
+    """The axes that scales, sizes and roi refer to."""
     given = ctx.attr("axes")
     if given is None:
         return range(rank)
@@ -84,7 +84,7 @@ def _axes(ctx: NodeContext, rank: int) -> Sequence[int]:
 
 
 def _roi(ctx: NodeContext, axes: Sequence[int], rank: int) -> tuple[float, ...]:
-    """Starts then ends of all axes; the whole of those that `axes` leaves out."""
+    """Starts, then ends, of all axes; the full range for those not in `axes`."""
     given = ctx.need_constant(1, "'roi'")
     if given.size != 2 * len(axes):
         ctx.fail("roi needs a start and an end for each axis", got=f"{given.size} numbers", expected=2 * len(axes))
@@ -107,7 +107,7 @@ def _by_scales(ctx: NodeContext, given: np.ndarray, axes: Sequence[int]) -> Shap
 
 
 def _by_sizes(ctx: NodeContext, given: np.ndarray, axes: Sequence[int]) -> Shapes:
-    """Sizes as given, or under a keep_aspect_ratio_policy the nearest ones of a common scale."""
+    """Sizes as given, or with a keep_aspect_ratio_policy the nearest ones with a common scale."""
     if given.size != len(axes):
         ctx.fail("sizes needs one entry for each axis", got=given.tolist(), expected=f"{len(axes)} entries")
     policy = str(ctx.attr("keep_aspect_ratio_policy", "stretch"))
@@ -124,7 +124,7 @@ def _by_sizes(ctx: NodeContext, given: np.ndarray, axes: Sequence[int]) -> Shape
 
 
 def _emit(ctx: NodeContext, attrs: ResizeAttrs, shapes: Shapes) -> Value:
-    """The op; input 0 itself when all scales are 1. ONNX Runtime then copies it even under a region of interest."""
+    """Emit the op; input 0 itself if all scales are 1, which ONNX Runtime copies even with a region of interest."""
     sizes, scales = shapes
     if tuple(sizes) == ctx.shape(0) and all(s == 1 for s in scales):
         return ctx.operand(0)

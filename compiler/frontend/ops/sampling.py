@@ -1,6 +1,6 @@
 """GridSample, RoiAlign, MaxRoiPool and DeformConv: reading images at computed positions.
 
-Invariant: every importer makes one record; how often a region is sampled is known while importing.
+Invariant: every importer makes one op; the number of samples per region is known at compile time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Importers of ops that change shapes, and of ops whose results are known once shapes are: constants and views.
+"""Importers of ops that change shapes, and of ops whose results follow from shapes: constants and views.
 
 Invariant: nothing here computes on data at run time; every result is a constant, a view of the input, or a select by a
 constant mask.
@@ -20,24 +20,24 @@ from ppuc.ir.types import DType, broadcast_shapes
 
 
 def reshaped(ctx: NodeContext, x: Value, shape: Sequence[int]) -> Value:
-    """`x` itself when it has that shape already."""
+    """`x` itself if it has that shape."""
     target = tuple(int(d) for d in shape)
     return x if x.type.dims == target else ctx.op("reshape", x, attrs=ReshapeAttrs(target))
 
 
 def transposed(ctx: NodeContext, x: Value, perm: Sequence[int]) -> Value:
-    """`x` itself when `perm` is the identity."""
+    """`x` itself if `perm` is the identity."""
     return x if list(perm) == list(range(len(perm))) else ctx.op("transpose", x, attrs=TransposeAttrs(tuple(perm)))
 
 
 def expanded(ctx: NodeContext, x: Value, shape: Sequence[int]) -> Value:
-    """`x` itself when it has that shape already."""
+    """`x` itself if it has that shape."""
     target = tuple(int(d) for d in shape)
     return x if x.type.dims == target else ctx.op("expand", x, attrs=ExpandAttrs(target))
 
 
 def sliced(ctx: NodeContext, x: Value, axis: int, start: int, size: int, step: int = 1) -> Value:
-    """`size` elements of one axis from `start` on; `x` itself when that is all of it."""
+    """`size` elements of one axis from `start` on; `x` itself if that is all of it."""
     dims = x.type.dims
     if start == 0 and size == dims[axis] and step == 1:
         return x
@@ -47,7 +47,7 @@ def sliced(ctx: NodeContext, x: Value, axis: int, start: int, size: int, step: i
 
 
 def normal_axes(ctx: NodeContext, axes: Sequence[int], rank: int) -> tuple[int, ...]:
-    """`axes` in [0, rank); an error when one is out of range or named twice."""
+    """`axes` in [0, rank). Raises ModelError if one is out of range or given twice."""
     for axis in axes:
         if not -rank <= axis < rank:
             ctx.breaks("an axis is out of range", got=axis, expected=f"between {-rank} and {rank - 1}")
@@ -59,11 +59,11 @@ def normal_axes(ctx: NodeContext, axes: Sequence[int], rank: int) -> tuple[int, 
 
 @importer("Identity", "Dropout")
 def identity(ctx: NodeContext) -> Sequence[Value]:
-    """Dropout drops nothing in inference; its mask is all true (or all one, before opset 10)."""
+    """Dropout is the identity in inference; its mask is all true (or all one, before opset 10)."""
     x = ctx.operand(0)
     if ctx.op_type == "Identity":
         return [x]
-    ctx.attr("ratio"), ctx.attr("seed")  # say how to drop, which only training does
+    ctx.attr("ratio"), ctx.attr("seed")  # matter only for training
     if ctx.has(2) and bool(ctx.need_constant(2, "training mode")):
         ctx.fail("training mode is not supported", hint="export the model for inference (model.eval())")
     if len(ctx.outputs) < 2 or not ctx.outputs[1]:
@@ -74,7 +74,7 @@ def identity(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Reshape")
 def reshape(ctx: NodeContext) -> Sequence[Value]:
-    """0 copies the input's size (unless allowzero), -1 takes what is left."""
+    """0 copies the input's size (unless allowzero), -1 is inferred."""
     x = ctx.operand(0)
     shape = [int(d) for d in ctx.need_constant(1, "the new shape")]
     if not ctx.attr("allowzero", 0):
@@ -91,7 +91,7 @@ def reshape(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Flatten")
 def flatten(ctx: NodeContext) -> Sequence[Value]:
-    """Two dimensions, cut before `axis`, which may be the rank."""
+    """Two dimensions, split before `axis`, which may be the rank."""
     dims = ctx.shape(0)
     axis = int(ctx.attr("axis", 1))
     if not -len(dims) <= axis <= len(dims):
@@ -102,7 +102,7 @@ def flatten(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Squeeze")
 def squeeze(ctx: NodeContext) -> Sequence[Value]:
-    """Without axes, all sizes of one go."""
+    """Without axes, all size-one dimensions are removed."""
     dims = ctx.shape(0)
     named = ctx.ints("axes", 1)
     axes = normal_axes(ctx, named, len(dims)) if named is not None else [i for i, d in enumerate(dims) if d == 1]
@@ -153,7 +153,7 @@ def size(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Constant")
 def constant(ctx: NodeContext) -> Sequence[Value]:
-    """Any of the attribute forms but strings and sparse tensors."""
+    """All attribute forms except strings and sparse tensors."""
     forms: dict[str, type[np.generic] | None] = {
         "value": None,
         "value_float": np.float32,
@@ -178,12 +178,12 @@ def constant_of_shape(ctx: NodeContext) -> Sequence[Value]:
 
 
 LONGEST_RANGE = 1 << 26
-"""Elements of the longest range that is computed while importing."""
+"""Maximum elements of a range computed at compile time."""
 
 
 @importer("Range")
 def range_(ctx: NodeContext) -> Sequence[Value]:
-    """delta is added again and again, as ONNX Runtime does: for floats that differs from start + i * delta."""
+    """Adds delta repeatedly, like ONNX Runtime: for floats, this differs from start + i * delta."""
     start, limit, delta = (ctx.need_constant(i, n).reshape(()) for i, n in enumerate(("start", "limit", "delta")))
     if delta == 0:
         ctx.fail("delta is zero")
@@ -206,7 +206,7 @@ def eye_like(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Trilu")
 def trilu(ctx: NodeContext) -> Sequence[Value]:
-    """A constant mask selects what is kept."""
+    """A constant mask selects the kept elements."""
     x = ctx.operand(0)
     if x.type.rank < 2:
         ctx.fail("the input must have two dimensions at least", got=x.type)
@@ -218,14 +218,14 @@ def trilu(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("NonZero")
 def non_zero(ctx: NodeContext) -> Sequence[Value]:
-    """How many there are must be known now."""
+    """The number of nonzero elements must be known at compile time."""
     found = np.argwhere(ctx.need_constant(0, "the number of nonzero elements"))
     return [ctx.b.const(np.ascontiguousarray(found.T, np.int64), ctx.hint)]
 
 
 @importer("OneHot")
 def one_hot(ctx: NodeContext) -> Sequence[Value]:
-    """Indices compared with 0 .. depth - 1; negative ones count from the end, those outside give no hot element."""
+    """Compares indices with 0 .. depth - 1; negative ones count from the end, out-of-range ones give no hot element."""
     depth = int(ctx.need_constant(1, "the depth").reshape(()))
     rank = ctx.type(0).rank + 1
     axis = ctx.axis(-1, rank)
@@ -242,7 +242,7 @@ def one_hot(ctx: NodeContext) -> Sequence[Value]:
 
 
 def cast_to(ctx: NodeContext, x: Value, dtype: DType) -> Value:
-    """`x` itself when it has that element type already."""
+    """`x` itself if it has that element type."""
     from ppuc.ir.ops.elementwise import CastAttrs
 
     return x if x.type.dtype is dtype else ctx.op("cast", x, attrs=CastAttrs(dtype))

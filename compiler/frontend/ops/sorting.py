@@ -1,6 +1,6 @@
 """TopK, and Unique of constants.
 
-Invariant: how many results there are is known while importing.
+Invariant: the number of results is known at compile time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ppuc.ir.ops.sorting import TopkAttrs
 
 @importer("TopK")
 def top_k(ctx: NodeContext) -> Sequence[Value]:
-    """Always in order: what `sorted` = 0 leaves open."""
+    """Always sorted, which `sorted` = 0 permits."""
     x = ctx.operand(0)
     axis = ctx.axis(-1, x.type.rank)
     given = ctx.ints("k", 1)
@@ -30,7 +30,7 @@ def top_k(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Unique")
 def unique(ctx: NodeContext) -> Sequence[Value]:
-    """Y, where each first occurs, which of Y each element is, and how often each occurs."""
+    """Y, the first index of each, the index in Y of each element, and counts."""
     x = ctx.need_constant(0, "the number of distinct elements")
     named = ctx.attr("axis")
     axis = None if named is None else ctx.axis(0, x.ndim)

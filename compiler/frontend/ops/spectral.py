@@ -1,7 +1,7 @@
 """DFT, STFT, MelWeightMatrix and Det.
 
-A discrete Fourier transform is a matmul with a constant matrix of cosines and sines, in which the real and imaginary
-parts of a signal are columns next to each other; a short-time transform is a convolution with one.
+A discrete Fourier transform is a matmul with a constant matrix of cosines and sines, with real and imaginary parts of a
+signal in adjacent columns; a short-time transform is a convolution with such a matrix.
 
 Invariant: matrices are computed in f64 and rounded once.
 """
@@ -25,12 +25,12 @@ from ppuc.ir.ops.reduction import ArgreduceAttrs
 from ppuc.ir.types import DType
 
 LONGEST_TRANSFORM = 8192
-"""Points up to which the matrix of a transform is worth its memory: half a gigabyte at most."""
+"""Maximum points of a transform: its matrix takes up to half a gigabyte."""
 
 
 def _matrix(points: int, bins: int, parts: int, inverse: bool, dtype: DType, parts_out: int = 2) -> np.ndarray:
-    """[points * parts, bins * parts_out]: what turns interleaved (real, imaginary) samples into bins."""
-    # Angles are reduced exactly, as whole numbers, so that long transforms stay as precise as short ones.
+    """[points * parts, bins * parts_out]: the matrix from interleaved (real, imaginary) samples to bins."""
+    # Angles are reduced exactly, as integers, so that long transforms are as precise as short ones.
     turn = np.outer(np.arange(points), np.arange(bins)) % points * (2 * np.pi / points)
     cos, sin = np.cos(turn), np.sin(turn) * (1 if inverse else -1)
     rows = [[cos, sin], [-sin, cos]][:parts]
@@ -50,7 +50,7 @@ def _one_sided_inverse(points: int, dtype: DType) -> np.ndarray:
 
 
 def _resized(ctx: NodeContext, x: Value, axis: int, size: int) -> Value:
-    """`x` cut or filled with zeros along `axis`."""
+    """`x` cropped or zero-padded along `axis`."""
     given = x.type.dims[axis]
     if size <= given:
         return sliced(ctx, x, axis, 0, size)
@@ -61,7 +61,7 @@ def _resized(ctx: NodeContext, x: Value, axis: int, size: int) -> Value:
 
 @importer("DFT")
 def dft(ctx: NodeContext) -> Sequence[Value]:
-    """The transformed axis is brought beside the parts, so that both are one dimension of a matmul."""
+    """Moves the transformed axis next to the parts, so that both form one dimension of a matmul."""
     x = ctx.operand(0)
     rank, parts = x.type.rank, x.type.dims[-1] if x.type.rank else 0
     if rank < 2 or parts not in (1, 2):
@@ -162,10 +162,10 @@ def det(ctx: NodeContext) -> Sequence[Value]:
     """Elimination with row pivots, column by column: the product of the pivots, negated for each exchange."""
     x = ctx.operand(0)
     if x.type.rank < 2 or x.type.dims[-1] != x.type.dims[-2] or not x.type.dtype.is_float:
-        ctx.fail("determinants are of square float matrices", got=x.type)
+        ctx.fail("determinants need square float matrices", got=x.type)
     lead, size = x.type.dims[:-2], x.type.dims[-1]
     if size > 64:
-        ctx.fail("the matrix is too large to be eliminated in a row of ops", got=x.type, expected="up to 64 rows")
+        ctx.fail("the matrix is too large for unrolled elimination", got=x.type, expected="up to 64 rows")
     count = math.prod(lead)
     rest = reshaped(ctx, c.widen(ctx.b, x), (count, size, size))
     one = ctx.scalar_like(1, rest)
@@ -177,7 +177,7 @@ def det(ctx: NodeContext) -> Sequence[Value]:
         result = ctx.op("mul", result, signed)
         if left == 1:
             break
-        # A column of zeros makes the determinant 0 whatever is divided by.
+        # A column of zeros makes the determinant 0 for any divisor.
         safe = ctx.op("select", ctx.op("eq", pivot, ctx.scalar_like(0, pivot)), one, pivot)
         below = sliced(ctx, first, 1, 1, left - 1)
         factor = ctx.op("div", sliced(ctx, below, 2, 0, 1), safe)
@@ -187,7 +187,7 @@ def det(ctx: NodeContext) -> Sequence[Value]:
 
 
 def _pivoted(ctx: NodeContext, x: Value, size: int) -> tuple[Value, Value, Value]:
-    """(x[B, n, n] with row 0 in the place of the pivot row, the pivot row [B, 1, n], whether it was another)."""
+    """(x[B, n, n] with the pivot row replaced by row 0, the pivot row [B, 1, n], whether it differs from row 0)."""
     size_of = ctx.op("abs", sliced(ctx, x, 2, 0, 1))
     index = ctx.op("argreduce", size_of, attrs=ArgreduceAttrs("max", 1, True))
     chosen = ctx.op("eq", ctx.b.const(np.arange(size).reshape(1, size, 1), "rows"), index)

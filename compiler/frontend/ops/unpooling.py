@@ -1,6 +1,6 @@
-"""Where a MaxPool found its maxima, MaxUnpool, and Col2Im.
+"""Indices of MaxPool, MaxUnpool, and Col2Im.
 
-Invariant: indices count elements of the whole unpooled tensor, as ONNX has it; of equal maxima the first one counts.
+Invariant: indices count elements of the whole unpooled tensor, as in ONNX; among equal maxima, the first one counts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MOST_TAPS = 4096
 
 
 def max_indices(ctx: NodeContext, x: Value, best: Value, window: Window) -> Value:
-    """i64 like `best`, the maxima of `x` under `window`: from the last tap to the first, whichever equals the
-    maximum."""
+    """i64 like `best`, the maxima of `x` under `window`: the first tap that equals the maximum, selected from the last
+    to the first."""
     window = window.touching(x.type.dims[2:])
     rank, column_major = len(window.kernel), bool(ctx.attr("storage_order", 0))
     if (taps := math.prod(window.kernel)) > MOST_TAPS:
@@ -61,7 +61,8 @@ def max_indices(ctx: NodeContext, x: Value, best: Value, window: Window) -> Valu
 def _tap_elements(
     dims: Sequence[int], results: Sequence[int], window: Window, tap: Sequence[int], column_major: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """i64[N, C, *results]: the element of x that each window's tap reads; bool[*results]: whether it exists."""
+    """i64[N, C, *results]: the index of the element of x that each window's tap reads; bool[*results]: whether it
+    exists."""
     space, rank = dims[2:], len(tap)
     images = np.arange(math.prod(dims[:2])).reshape(*dims[:2], *(1,) * rank) * math.prod(space)
     at, inside = np.zeros((1,) * rank, np.int64), np.ones((1,) * rank, np.bool_)
@@ -75,7 +76,7 @@ def _tap_elements(
 
 @importer("MaxUnpool")
 def max_unpool(ctx: NodeContext) -> Sequence[Value]:
-    """Elements go where their indices say, into zeros of the shape that the pooling came from."""
+    """Scatters elements by their indices into zeros of the unpooled shape."""
     x, rank = ctx.operand(0), ctx.type(0).rank - 2
     if rank < 1 or ctx.shape(1) != x.type.dims:
         ctx.fail("values and indices need one shape with spatial axes", got=f"{x.type} and {ctx.type(1)}")
@@ -94,7 +95,7 @@ def max_unpool(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("Col2Im")
 def col2im(ctx: NodeContext) -> Sequence[Value]:
-    """Each tap's column, spread by the strides and shifted to its place; overlapping blocks add."""
+    """Each tap's column, spread by the strides and shifted into place; overlapping blocks add up."""
     image, block = (tuple(int(d) for d in ctx.need_constant(i, n)) for i, n in ((1, "image_shape"), (2, "block_shape")))
     rank, x = len(image), ctx.operand(0)
     strides, dilations = (spatial_attr(ctx, n, rank, 1) for n in ("strides", "dilations"))

@@ -1,6 +1,6 @@
-"""The window attributes that ONNX convolutions and pools share: kernel_shape, strides, dilations, pads, auto_pad.
+"""The window attributes shared by ONNX convolutions and pools: kernel_shape, strides, dilations, pads, auto_pad.
 
-Invariant: what `read_window` returns has one entry a spatial axis in every field, and no automatic padding left in it.
+Invariant: the window from `read_window` has one entry per spatial axis in every field, with automatic padding resolved.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def explicit_pads(ctx: NodeContext, rank: int) -> tuple[tuple[int, ...], tuple[i
 
 
 def read_window(ctx: NodeContext, space: Sequence[int], kernel: Sequence[int]) -> Window:
-    """The window over `space` of the node, whose kernel sizes are `kernel`. SAME pads so that results are
-    ceil(size / stride), with an odd element at the end (UPPER) or at the start (LOWER)."""
+    """The node's window over `space` with kernel sizes `kernel`. SAME pads so that result sizes are ceil(size /
+    stride), with an odd element at the end (UPPER) or at the start (LOWER)."""
     rank = len(space)
     strides = spatial_attr(ctx, "strides", rank, 1)
     dilations = spatial_attr(ctx, "dilations", rank, 1)
