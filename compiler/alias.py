@@ -1,11 +1,11 @@
-"""`--alias past=present`: an output that is an input with something appended shares that input's memory.
+"""`--alias past=present`: an output that extends an input shares the input's memory.
 
-Serving keeps keys and values in a buffer and writes the new token's rows; it never copies the rest. So the parameter
-becomes the buffer, of the output's shape, the input is its leading slice, and the output is the buffer with the new
-part inserted.
+Serving systems keep keys and values in a buffer and write only the new token's rows. So the parameter becomes the
+buffer, with the output's shape; the input is its leading slice, and the output is the buffer with the new part
+inserted.
 
-Invariant: only bytes behind the input's end are written, and results are those of the model as it was; whoever feeds
-the program hands over the input as the model declares it (`grown` lays it out).
+Invariant: only bytes after the input's end are written, and results are unchanged; callers pass the input in its
+declared shape (`grown` lays it out).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def grown(array: np.ndarray, dims: tuple[int, ...]) -> np.ndarray:
 
 def aliased(module: Module, aliases: Mapping[str, str]) -> Module:
     """`module` (as imported) with every output of `aliases` in the memory of its input. Raises UsageError for names
-    that are unknown or used twice and for outputs that are not their input with something appended."""
+    that are unknown or used twice and for outputs that do not extend their input."""
     if not aliases:
         return module
     inputs, outputs = dict(module.inputs), dict(module.outputs)
@@ -105,14 +105,14 @@ def _shared(graph: Graph, param: Value, result: str, past: str, present: str) ->
     if value.type.dtype is not param.type.dtype or value.type.rank != param.type.rank:
         raise UsageError.of(
             "--alias",
-            f"'{pair}' joins tensors of different types",
+            f"'{pair}' aliases tensors of different types",
             got=f"{param.type} and {value.type}",
             entities=about,
         )
     if op is None or op.name != "concat" or op.operands[0] != param or param in op.operands[1:]:
         raise UsageError.of(
             "--alias",
-            f"'{present}' is not '{past}' with something appended",
+            f"'{present}' does not extend '{past}'",
             got=f"{value.type} computed by {', '.join(op.loc) or op.name}" if op is not None else "another input",
             expected=f"a concatenation that begins with '{past}' ({param.type})",
             entities=about,

@@ -1,9 +1,9 @@
-"""Constant weights stored in blocks, from whatever a file or a plan has: the form that products read.
+"""Converts block-quantized constant weights of files and plans into the form that products read.
 
-A file cuts the rows of a matrix into blocks as it likes; kernels want both halves of a matrix of 4-bit numbers, and
-tiles of it, to be whole blocks. So blocks are cut further, their parts repeating the scale.
+A file may use any block size; kernels need both halves of a matrix of 4-bit numbers, and its tiles, to consist of whole
+blocks. So blocks are subdivided, and their parts repeat the scale.
 
-Invariant: nothing is rounded here, and nothing is read before an artifact needs its bytes.
+Invariant: conversion is exact, and nothing is read before an artifact needs its bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType, TensorType
 
 MOST_ROWS, FEWEST_ROWS = 128, 8
-"""Rows of a block in a kernel: tiles of more crowd l1, and shorter ones than this have more scales than they save."""
+"""Maximum and minimum rows of a block in a kernel: larger ones take too much l1, and smaller ones need too many
+scales."""
 
 Read = Callable[[], np.ndarray]
 
@@ -51,7 +52,7 @@ class Weights:
 
     @property
     def fitted_block(self) -> int:
-        """Rows of a block in a kernel; 0 when no kernel reads such weights."""
+        """Rows of a block in a kernel; 0 if no kernel supports such weights."""
         if self.halves is not None and self.rows % 2:
             return 0
         half = self.rows // (1 if self.halves is None else 2)
@@ -60,7 +61,7 @@ class Weights:
 
 
 def emit_weights(emit: Emit, const: Callable[[Resource], Value], weights: Weights, to: DType) -> Value | None:
-    """The matrix as a `to`[k, n] that products widen as they load it; None when no kernel reads such weights."""
+    """The matrix as a `to`[k, n] that products widen on load; None if no kernel supports such weights."""
     block = weights.fitted_block
     if not block:
         return None

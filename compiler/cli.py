@@ -1,7 +1,7 @@
-"""The command `ppuc`: which commands there are, and how a failure ends.
+"""The command `ppuc`: its subcommands, and error handling.
 
-Exit codes: 0 good; 1 the check failed; 2 the input or the call was wrong; 3 ppuc itself failed. Invariant: a user's
-mistake is a message and never a traceback; an internal error is always a traceback and what to attach to a report.
+Exit codes: 0 success; 1 a check failed; 2 invalid input or usage; 3 internal error. Invariant: a user's mistake is a
+message, never a traceback; an internal error is always a traceback with instructions for a report.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from ppuc.ir.errors import CapacityError, Diagnostic, PpucError
 
 INTERNAL_ERROR = 3
 COLLECT_AFTER = (20_000, 20, 20)
-"""Allocations between searches for circular garbage: graphs of many small objects, all in use, are walked less often
-than by Python's defaults."""
+"""Allocations between garbage collections: large graphs of small live objects are scanned less often than by
+default."""
 ATTACH = """
 This is a fault of ppuc, not of your model or call. Please report it with the lines above, the command you typed,
 the output of `ppuc --version`, and the model, or its dump up to the failure: `ppuc compile MODEL --dump DIR`.
@@ -67,7 +67,7 @@ class PpucGroup(click.Group):
         sys.exit(code)
 
     def _outcome(self, arguments: list[str], prog_name: str | None, extra: dict[str, Any]) -> int:
-        """Run a command, say what went wrong, and return the exit code."""
+        """Run a command, report errors, and return the exit code."""
         try:
             result = super().main(arguments, prog_name, **extra)
             code = result if isinstance(result, int) else 0
@@ -118,7 +118,7 @@ def _show_json(error: str, diagnostics: Sequence[Diagnostic]) -> None:
 def cli() -> None:
     """Compile ONNX models for a PPU-class accelerator and simulate them.
 
-    Does the model run, is it right, how fast is it, and what holds it back: without the hardware.
+    Does the model run, is it correct, how fast is it, and what limits it: without hardware.
     """
 
 

@@ -1,6 +1,6 @@
-"""From a model file to an artifact: the pipeline for what the PPU runs, host steps for what it does not.
+"""Compiles a model file into an artifact: the pipeline for the PPU's part, host steps for the rest.
 
-Invariant: a model is refused only when neither can run it, and then for the PPU's reason.
+Invariant: a model is refused only if neither side can run it, with the PPU's reason.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """The graphs that the PPU would run, the host's nodes, those that are compiled when the program runs, those that
-    nobody can run, and what else stands in the way."""
+    """The graphs for the PPU, the host's nodes, nodes compiled at run time, refused nodes, and other errors."""
 
     graphs: tuple[Graph, ...] = ()
     host: tuple[HostNode, ...] = ()
@@ -53,8 +52,8 @@ class Examination:
 
 @dataclass(frozen=True, slots=True)
 class FirstModule:
-    """What the passes start from. `quantized` is the model with its layers quantized and no memory shared yet; None at
-    precisions that quantize nothing."""
+    """The initial module of the passes. `quantized` is the model with quantized layers, before aliasing; None at
+    precisions without quantization."""
 
     module: Module
     quantized: QuantizedModule | None = None
@@ -82,7 +81,7 @@ def import_model(
 
 
 def with_shapes_of_data(options: CompileOptions, source: ModelSource) -> CompileOptions:
-    """`options` with the sizes that the model leaves open and calibration data tell. Raises ModelError, InputError."""
+    """`options` with open dimensions bound to the shapes of calibration data. Raises ModelError, InputError."""
     data = options.quantization.data
     if data is None:
         return options
@@ -93,7 +92,7 @@ def with_shapes_of_data(options: CompileOptions, source: ModelSource) -> Compile
 
 
 def initial_module(imported: ImportedModel, options: CompileOptions) -> Module:
-    """The module that the first pass sees. Its options hold whatever later levels need to know of the model."""
+    """The module before the first pass. Its options hold everything that later levels need to know about the model."""
     ranges = input_ranges(imported.graph)
     about = {"model": imported.name, "model_sha256": imported.digest(), **options.recorded()}
     about |= {RANGE_OPTION + name: str(ranges[v.name]) for name, v in imported.inputs if v.name in ranges}
@@ -109,9 +108,9 @@ def initial_module(imported: ImportedModel, options: CompileOptions) -> Module:
 
 
 def compile_model(source: ModelSource, options: CompileOptions, watch: Instrumentation = UNWATCHED) -> CompiledModel:
-    """Compile an ONNX model. What the PPU cannot run goes to the host, where that is allowed. Raises ModelError,
-    UsageError, InputError or CapacityError for what the caller can mend, DivergenceError when a pass changed the
-    model's values."""
+    """Compile an ONNX model. Nodes that the PPU cannot run go to the host if allowed. Raises ModelError, UsageError,
+    InputError or CapacityError for errors that the caller can fix, DivergenceError if a pass changes the model's
+    values."""
     from ppuc.compiler.frontend.inlining import ExpansionError
     from ppuc.compiler.frontend.source import read_source
 
@@ -143,7 +142,7 @@ def _compiled(run: Run, module: Module, watch: Instrumentation) -> CompiledModel
 
 
 def _hosted(source: Source, options: CompileOptions, error: ModelError, watch: Instrumentation) -> CompiledModel:
-    """The model with the help of the host; `error` is why it cannot do without."""
+    """Compile the model with host steps; `error` is why it needs them."""
     from ppuc.compiler.host.check_passes import PartsToCheck
     from ppuc.compiler.host.compile import compile_hosted
 
@@ -164,7 +163,7 @@ def _hosted(source: Source, options: CompileOptions, error: ModelError, watch: I
 
 
 def _of_segment(record: PassRecord, number: int) -> PassRecord:
-    """The record of a pass as that of one program of several."""
+    """The record of a pass, labelled with its segment."""
     if number == 0:
         return record
     remarks = tuple(replace(remark, segment=number) for remark in record.remarks)
@@ -172,7 +171,7 @@ def _of_segment(record: PassRecord, number: int) -> PassRecord:
 
 
 def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantizer | None:
-    """What quantizes the parts of a model with host steps; None when nothing is quantized."""
+    """The quantizer of a model with host steps; None without quantization."""
     if not PRECISIONS[options.precision].quantized:
         return None
     from ppuc.compiler.host.quantize import PartsQuantizer
@@ -181,9 +180,9 @@ def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantize
 
 
 def examine(source: ModelSource, options: CompileOptions) -> Examination:
-    """What compiling would meet, found by importing and running the passes before placing: everything short of whether
-    tiles fit. Of calibration data only the shapes are used. Raises ModelError for a file that is no model, UsageError
-    when sizes do not suit it."""
+    """Examine a model by importing it and running the passes before memory assignment; only the fit of tiles is not
+    checked. Calibration data provide only shapes. Raises ModelError for a file that is not a model, UsageError for
+    sizes that do not fit it."""
     from ppuc.compiler.frontend.inlining import ExpansionError
     from ppuc.compiler.frontend.source import read_source
     from ppuc.compiler.host.compile import divided

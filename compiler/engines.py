@@ -1,6 +1,6 @@
-"""Arithmetic that no engine of the machine has, whatever the target.
+"""Arithmetic that no engine of any target supports.
 
-Invariant: what is not objected to here is computed exactly as the op records say, up to the rounding of floats.
+Invariant: all other arithmetic follows the op records exactly, up to the rounding of floats.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from ppuc.ir.types import DType
 
 @dataclass(frozen=True, slots=True)
 class Objection:
-    """Arithmetic on `dtype` that no engine has: `what` an op does that needs it; `widest` is the nearest type that
-    engines have."""
+    """Unsupported arithmetic on `dtype`: `what` the op does; `widest` is the nearest supported type."""
 
     what: str
     dtype: DType
     widest: DType
 
 
-DOUBLE = Objection("computes in double precision, which no engine of the machine has", DType.F64, DType.F32)
+DOUBLE = Objection("computes in double precision, which no engine supports", DType.F64, DType.F32)
 UNSIGNED = Objection(
-    "computes on unsigned 64-bit integers, of which the engines know the lower half only", DType.U64, DType.I64
+    "computes on unsigned 64-bit integers, of which engines support only the lower half", DType.U64, DType.I64
 )
 
 _MODULAR = frozenset(
     {"add", "bitand", "bitnot", "bitor", "bitxor", "eq", "matmul", "mul", "ne", "select", "shl", "sub"}
 )
-"""Ops whose results, modulo 2**64, do not depend on whether integers are signed."""
+"""Ops whose results modulo 2**64 do not depend on signedness."""
 _MOVING = (Kind.VIEW, Kind.MOVE, Kind.CONSTANT, Kind.STRUCTURE)
 
 
 def objection(op: Op) -> Objection | None:
-    """Why no engine can compute `op`; None when one can."""
+    """Why no engine can compute `op`; None if one can."""
     if op.name == "const":
         return None
     types = {v.type.dtype for v in (*op.operands, *op.results)}
@@ -46,7 +45,7 @@ def objection(op: Op) -> Objection | None:
 
 
 def _reads_sign(op: Op) -> bool:
-    """Whether the result of an op on u64 would be another for i64 of the same bits."""
+    """Whether the result of an op on u64 differs from that on i64 with the same bits."""
     if isinstance(op.attrs, CastAttrs):
         return op.operands[0].type.dtype.is_float or op.attrs.to.is_float
     combines = getattr(op.attrs, "reduction", getattr(op.attrs, "kind", ""))

@@ -1,6 +1,7 @@
 """The functions of `import ppuc`.
 
-Invariant: each loads what it needs when it is called, so a program that is only loaded and run waits for no compiler.
+Invariant: each function imports its dependences when called, so loading and running a program does not import the
+compiler.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ def compile(
     """Compile an ONNX model (a path or a ModelProto). `target` is a built-in name, a .toml path or a Target ("": the
     default one); `precision` is one of model, fp32, bf16, fp16, fp8, int8, mixed, mxfp8, mxfp4, nvfp4; `dims` binds
     symbolic dimensions; `dump` is a folder for the program after every pass. Precisions fp8 and int8 take scales from
-    samples: `calibrate` is an .npz, a folder, or an iterable of dicts of arrays; `policy` is a file that decides every
-    layer. `alias` names, by input, the output that is this input with something appended and shares its memory (a cache
-    of keys or values); `tune` is how many tilings of each matmul and convolution are measured. `pipeline` names the
-    passes (`ppuc passes` lists pipelines), `disable_passes` are those that it leaves out.
+    samples: `calibrate` is an .npz, a folder, or an iterable of dicts of arrays; `policy` is a file with the format of
+    every layer. `alias` maps an input to the output that extends it and shares its memory (a key or value cache);
+    `tune` is the number of tilings of each matmul and convolution to measure. `pipeline` names the passes (`ppuc
+    passes` lists pipelines), `disable_passes` are passes to disable.
 
-    Several sizes of a dimension (`dims={"batch": (1, 8)}`) give a program for each combination; a run takes the one for
-    its inputs, padding those of dimensions in `pad` to the next size. `values` are those of inputs that may be fixed,
-    because sizes or axes depend on them. With `host`, what the PPU cannot run goes to the host; `host_ops` are Python
-    files with functions for ops that nobody else knows (`host_op`). A model that breaks rules of ONNX is refused;
-    `lenient` takes it for what it most likely means, with a warning for each rule. Raises PpucError."""
+    Several sizes of a dimension (`dims={"batch": (1, 8)}`) give a program for each combination; a run selects the one
+    for its inputs, padding those of dimensions in `pad` to the next size. `values` are values of inputs that may be
+    fixed, because sizes or axes depend on them. With `host`, nodes that the PPU cannot run go to the host; `host_ops`
+    are Python files with functions for custom ops (`host_op`). A model that violates ONNX is refused; `lenient` accepts
+    it with its most likely meaning, with a warning for each violation. Raises PpucError."""
     from ppuc.compiler.options import CompileOptions, HostPolicy, Instrumentation, Quantization
     from ppuc.compiler.program.variants import combinations
     from ppuc.compiler.quantization.data import Data
@@ -114,16 +115,18 @@ def compile_program(
 
 
 def check_pad(pad: Sequence[str], choices: Sequence[Mapping[str, int]]) -> None:
-    """Raise UsageError when `pad` names a dimension that has not several sizes."""
+    """Raise UsageError if `pad` names a dimension without several sizes."""
     from ppuc.ir.errors import UsageError
 
     for name in pad:
         if len({sizes.get(name) for sizes in choices}) < 2:
-            raise UsageError.of("--pad", f"dimension '{name}' has not several sizes", hint=f"as in --dim {name}=1,8")
+            raise UsageError.of(
+                "--pad", f"dimension '{name}' does not have several sizes", hint=f"as in --dim {name}=1,8"
+            )
 
 
 def load(path: str | Path, target: Target | None = None, *, host_ops: Sequence[str | Path] = ()) -> CompiledProgram:
-    """Load a `.ppu` file. `target` replaces the machine it names; `host_ops` are the files that it was compiled with.
+    """Load a `.ppu` file. `target` overrides the recorded one; `host_ops` are the files that it was compiled with.
     Raises PpucError."""
     from ppuc.compiler.options import HostPolicy
     from ppuc.compiler.program.compiled import load_program

@@ -1,9 +1,9 @@
-"""What a compilation is asked for: one record, which the API, the commands and all parts of the compiler pass on whole.
+"""Compile options: one record that the API, the commands and all parts of the compiler pass on whole.
 
-`CompileOptions` decides, with the model, every byte of the program. `Instrumentation` is what watches while it is made.
+`CompileOptions`, with the model, determines every byte of the program. `Instrumentation` observes the compilation.
 
-Invariant: a CompileOptions that exists is consistent: what can be said without the model has been checked when it was
-made. No byte of a program depends on its instrumentation.
+Invariants: a CompileOptions is consistent: everything that does not depend on the model is validated on construction.
+No byte of a program depends on instrumentation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FEW_HEADROOM = 4.0
 """Of f8 scales from fewer than FEW samples; a power of two leaves the rounding errors as they are."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what starts now, its number and how many there are (0: nobody knows)."""
+"""Called with the name of a starting step, its number and the total (0: unknown)."""
 
 PIPELINE = "pipeline"
 """Key of an artifact's metadata: the specs of the passes that made the program, unless they are the default ones."""
@@ -66,7 +66,7 @@ class Quantization:
     repair: bool = True
 
     def check(self, precision: Precision) -> None:
-        """Raise UsageError for what contradicts itself, or has no effect at `precision`."""
+        """Raise UsageError for contradictions, and for options without effect at `precision`."""
         if not precision.quantized:
             for name, given in (("--calibrate", self.data), ("--policy", self.policy)):
                 if given is not None:
@@ -83,8 +83,8 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class HostPolicy:
-    """Whether what the PPU cannot run may go to the host, and the Python files with functions for `ops` that nobody
-    else knows."""
+    """Whether nodes that the PPU cannot run may go to the host, and the Python files with functions for custom
+    `ops`."""
 
     allowed: bool = True
     ops: tuple[Path, ...] = ()
@@ -97,7 +97,7 @@ class HostPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompileOptions:
-    """Everything that decides what a program is, besides the model.
+    """Everything that determines a program, besides the model.
 
     `target` is the machine, `precision` one of PRECISIONS. `dims` binds symbols (`N`) or single axes (`input:axis`),
     `shapes` whole inputs; `values` are those of inputs that may be fixed: the ones that sizes depend on are. `aliases`
@@ -105,7 +105,7 @@ class CompileOptions:
     tilings of each matmul and convolution are measured on the simulator. `pipeline` is the name of one, or a list of
     specs of passes, and `disabled` are passes that it leaves out. With `keep_layers` the result of every kernel is an
     output too. `lenient` takes a model that breaks rules of ONNX for what it most likely means. Raises UsageError for
-    options that nobody can follow, or that do not go together."""
+    invalid or contradictory options."""
 
     target: Target = field(default_factory=resolve_target)
     precision: str = "model"

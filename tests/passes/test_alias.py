@@ -135,8 +135,8 @@ def test_a_past_that_is_an_output_too_keeps_its_shape() -> None:
 MISTAKES = {
     "past_q=present_k": "no input is called 'past_q'",
     "past_k=presents": "no output is called 'presents'",
-    "past_k=y": "'past_k=y' joins tensors of different types",
-    "past_k=present_v": "'present_v' is not 'past_k' with something appended",
+    "past_k=y": "'past_k=y' aliases tensors of different types",
+    "past_k=present_v": "'present_v' does not extend 'past_k'",
 }
 
 

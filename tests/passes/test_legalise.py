@@ -58,7 +58,7 @@ class TestLegalise:
         with pytest.raises(ModelError) as error:
             LEGALISE.run(module_of(s.graph(y)), TARGET)
         assert str(error.value) == (
-            "graph @test: the model computes in double precision, which no engine of the machine has\n"
+            "graph @test: the model computes in double precision, which no engine supports\n"
             "  got: node_0, node_1\n"
             "  expected: f32 or narrower\n"
             "  hint: convert these nodes to float32 before exporting the model"

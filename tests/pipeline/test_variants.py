@@ -84,7 +84,7 @@ def test_combinations_and_their_limits() -> None:
     assert combinations({}) == ({},)
     with pytest.raises(UsageError, match="too many combinations"):
         combinations({"a": range(9), "b": range(9)})
-    with pytest.raises(UsageError, match="dimension 'N' has not several sizes"):
+    with pytest.raises(UsageError, match="dimension 'N' does not have several sizes"):
         ppuc.compile(mlp(), TINY, dims={"N": 2}, pad=["N"])
 
 
