@@ -132,7 +132,7 @@ def test_programs_record_how_they_were_tuned(tmp_path: Path) -> None:
 
 
 def test_layers_are_compared_with_those_of_the_tuned_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppuc.compiler import verification
+    from ppuc.compiler.comparing import layers
 
     seen: list[CompileOptions] = []
 
@@ -140,7 +140,7 @@ def test_layers_are_compared_with_those_of_the_tuned_program(monkeypatch: pytest
         seen.append(options)
         return compile_model(source, options)
 
-    monkeypatch.setattr(verification, "compile_model", compiling)
+    monkeypatch.setattr(layers, "compile_model", compiling)
     program = ppuc.compile(mlp(), TINY, dims={"N": 2}, tune=2)
     assert ppuc.verify(program, layers=True).layers
     assert [(o.tune, o.keep_layers, o.shapes) for o in seen] == [(2, True, {"x": (2, 20)})]
