@@ -180,34 +180,36 @@ def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantize
 
 
 def examine(source: ModelSource, options: CompileOptions) -> Examination:
-    """Examine a model by importing it and running the passes before memory assignment; only the fit of tiles is not
-    checked. Calibration data provide only shapes. Raises ModelError for a file that is not a model, UsageError for
-    sizes that do not fit it."""
+    """Examine a model by importing it, running the passes before memory assignment, and searching tiles for every
+    kernel; only the fit of whole tensors is not checked. Calibration data provide only shapes. Raises ModelError for a
+    file that is not a model, UsageError for sizes that do not fit it."""
     from ppuc.compiler.frontend.inlining import ExpansionError
     from ppuc.compiler.frontend.source import read_source
     from ppuc.compiler.host.compile import divided
     from ppuc.compiler.host.partition import HostPart
+    from ppuc.compiler.passes.tile import without_tiling
 
     upto, source = passes_of(options, PLACE), read_source(source)
     options = with_shapes_of_data(options, source)
     options = replace(options, quantization=replace(options.quantization, data=None, repair=True))
 
-    def passed(module: Module, number: int = 0) -> Graph:
-        Run(options.target, upto).run(module)
-        return module.graph
+    def passed(module: Module, number: int = 0) -> tuple[Graph, tuple[Diagnostic, ...]]:
+        return module.graph, without_tiling(Run(options.target, upto).run(module).graph, options.target)
 
     try:
         try:
-            return Examination((passed(import_model(Run(options.target, upto), source, options).module),))
+            graph, problems = passed(import_model(Run(options.target, upto), source, options).module)
+            return Examination((graph,), problems=problems)
         except ModelError as error:
             if isinstance(error, ExpansionError):
                 raise
             change = _quantizer(options, UNWATCHED)
-            _, parts, graphs = divided(source, options, error, passed, change, examining=True)
+            _, parts, examined = divided(source, options, error, passed, change, examining=True)
             nodes = [n for p in parts if isinstance(p, HostPart) for n in p.nodes]
             host = tuple(n for n in nodes if not n.deferred and not n.refused)
             deferred, refused = (tuple(n for n in nodes if getattr(n, kind)) for kind in ("deferred", "refused"))
-            return Examination(tuple(graphs), host, deferred, refused)
+            problems = tuple(p for _, found in examined for p in found)
+            return Examination(tuple(g for g, _ in examined), host, deferred, refused, problems)
     except PpucError as error:
         if isinstance(error, UsageError):
             raise

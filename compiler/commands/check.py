@@ -51,7 +51,8 @@ def check_command(
     """Report for every node of MODEL.onnx whether the PPU or the host runs it, and which dimensions need sizes from
     --dim.
 
-    With all sizes given, the passes up to tiling also run on the model. Exit code 1 if the model cannot be compiled.
+    With all sizes given, the passes before placement run on the model, and tiles are searched for every kernel. Exit
+    code 1 if the model cannot be compiled.
     """
     from ppuc.compiler.driver import examine, with_shapes_of_data
     from ppuc.compiler.frontend.conformance.check import conforming

@@ -18,7 +18,7 @@ from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import GROUPED, TILED, Contract
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.ir.errors import CapacityError, Diagnostic
-from ppuc.ir.graph import Op
+from ppuc.ir.graph import Graph, Op
 from ppuc.ir.kernel import Kernel, Param
 from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import GroupAttrs
@@ -105,6 +105,20 @@ def _fresh(op: Op, taken: set[str]) -> str:
         name, n = f"{base}.{n}", n + 1
     taken.add(name)
     return name
+
+
+def without_tiling(graph: Graph, target: Target) -> tuple[Diagnostic, ...]:
+    """What the pass would stop at: a diagnostic for each group that no tiling fits. Groups of one form are searched
+    once, and what was found is in the store of searches."""
+    lowered = KernelCache(target)
+    found: list[Diagnostic] = []
+    for op in graph.ops:
+        if op.name == "group":
+            try:
+                _lower(op, op.results[0].name, lowered)
+            except CapacityError as error:
+                found += error.diagnostics
+    return tuple(found)
 
 
 def _lower(op: Op, name: str, lowered: KernelCache) -> GroupKernel:
