@@ -1,7 +1,7 @@
 """Arrays for a program's inputs: read, generated, and checked.
 
-Invariant: what `checked_inputs` returns has exactly the names, dtypes and shapes that the program declares; anything
-else is an InputError that names the input, what was given and what is expected.
+Invariant: arrays from `checked_inputs` have exactly the program's names, dtypes and shapes; anything else is an
+InputError that names the input, the actual and the expected type.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FOLLOWED = ("cast", "reshape", "expand", "transpose", "slice", "concat")
 FIXED = "fixed:"
 """Prefix of options that hold the values of inputs fixed when compiling, as `fixed_text` writes them."""
 DEFAULT = "default:"
-"""Prefix of options that hold what an input is in a run that does not give it, as `default_text` writes it."""
+"""Prefix of options that hold default values of inputs, as `default_text` writes them."""
 
 
 def fixed_text(array: np.ndarray) -> str:
@@ -83,12 +83,12 @@ def fixed_values(options: Mapping[str, str]) -> dict[str, np.ndarray]:
 
 
 def default_values(options: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """What inputs are that nobody gives, by ONNX name, from the same place."""
+    """Default values of inputs by ONNX name, from a module's options or an artifact's metadata."""
     return {k.removeprefix(DEFAULT): default_array(text) for k, text in options.items() if k.startswith(DEFAULT)}
 
 
 def without_fixed(fixed: Mapping[str, np.ndarray], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`given` without the inputs that were fixed. Raises InputError for one that has another value now."""
+    """`given` without fixed inputs. Raises InputError for one with a different value."""
     for name, value in fixed.items():
         if name in given and not _same(np.asarray(given[name]), value):
             raise InputError.of(
@@ -144,7 +144,7 @@ def input_specs(module: Module) -> tuple[InputSpec, ...]:
 
 
 def feeds_of(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays by ONNX name as arrays by graph parameter: an input that is the beginning of a buffer lies in one."""
+    """Arrays by graph parameter, from arrays by ONNX name; an aliased input is laid out in its buffer."""
     dims = {p.name: p.type.dims for p in module.graph.params}
     return {value: grown(inputs[name], dims[value]) for name, value in module.inputs}
 
@@ -271,7 +271,7 @@ def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             start = file.read(6)
-        if not start.startswith((b"PK", b"\x93NUMPY")):  # numpy would take anything else for a pickle
+        if not start.startswith((b"PK", b"\x93NUMPY")):  # numpy would treat anything else as a pickle
             raise ValueError(f"{path.stat().st_size} bytes that begin with {start!r}")
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -296,14 +296,14 @@ def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
 
 
 class _Stream:
-    """A file that is only written on: a device says that it can be positioned, and then cannot."""
+    """A write-only stream: a device claims to be seekable, but is not."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.write, self.flush = file.write, file.flush
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz of arrays of numpy's own types, under any names. Raises InputError when that is not possible."""
+    """Write an .npz of arrays of numpy's own types, under any names. Raises InputError on failure."""
     for name in arrays:
         if "\0" in name or len(name.encode()) > _LONGEST_NAME:
             shown, wanted = repr(name[:40]), f"at most {_LONGEST_NAME} bytes, no NUL among them"

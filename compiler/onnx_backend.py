@@ -1,7 +1,7 @@
-"""ppuc as a backend in ONNX's sense: `onnx.backend.test.BackendTest(ppuc.onnx_backend)` runs the official suite on it.
+"""ppuc as an ONNX backend: `onnx.backend.test.BackendTest(ppuc.onnx_backend)` runs the official suite on it.
 
-Shapes are fixed when a program is compiled, and so are the values of inputs that sizes and axes depend on; a backend
-learns both when it runs, so a prepared model compiles at its first run, and again when they change.
+Shapes, and values of inputs that sizes and axes depend on, are fixed at compile time, but a backend learns both only at
+run time. So a prepared model compiles at its first run, and again when they change.
 
 Invariant: every number that a prepared model returns was computed by the simulator or by the host worker.
 """
@@ -99,7 +99,7 @@ class PpucBackend(Backend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether `device` is the one there is."""
+        """Whether `device` is supported."""
         return device.partition(":")[0] in ("CPU", "PPU")
 
 

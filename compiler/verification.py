@@ -1,8 +1,7 @@
 """`verify`: compile, simulate, and compare every output (or every tensor that survives) with ONNX Runtime.
 
-Invariant: what is compared is what the simulator computed from the emitted program, on inputs that both sides were
-given; what is allowed follows from the imported graph, the precision and the inputs, never from what the program
-computed.
+Invariant: the compared values are computed by the simulator from the emitted program, on the same inputs as the
+oracle's; tolerances follow from the imported graph, the precision and the inputs, never from the program's results.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     result = program.run({"x": array})          # result.outputs, result.profile
     ppuc.verify(program, {"x": array}).ok       # against ONNX Runtime
 
-Invariant: importing this package imports nothing else of ppuc; each name is loaded at its first use.
+Invariant: importing this package imports nothing else of ppuc; each name is loaded on first use.
 """
 
 from __future__ import annotations

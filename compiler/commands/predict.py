@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from ppuc.compiler.predict.table import Row
 
 INTERVALS = 20
-"""Rows up to which an interval is computed without being asked for: it takes several simulations a row."""
+"""Maximum rows with an interval by default: each takes several simulations."""
 
 
 @click.command(
     "predict",
-    short_help="Times of single operators, from a list of shapes.",
+    short_help="Predict times of single operators from a list of shapes.",
     epilog="Examples:\n\n  ppuc predict -t h100-class --gemm 4096,4096,4096 --gemm 16,4096,4096:f8e4m3\n\n"
     "  ppuc predict --attention 1,32,8,2048,2048,128:causal --conv 8,56,56,64,256,1,1,0\n\n"
     "  ppuc predict -t a100-class --csv gemms.csv --plot errors.svg --json",
@@ -50,7 +50,7 @@ INTERVALS = 20
     metavar="FILE.csv",
     help="A row a case: columns as the sizes of --gemm, --attention or --conv, and dtype, measured_us where known.",
 )
-@click.option("--dtype", metavar="DTYPE", default="bf16", show_default=True, help="Of operands that name none.")
+@click.option("--dtype", metavar="DTYPE", default="bf16", show_default=True, help="Default element type of operands.")
 @click.option(
     "--interval/--no-interval",
     default=None,
@@ -60,7 +60,7 @@ INTERVALS = 20
     "--plot",
     type=OutputFile(),
     metavar="FILE.svg",
-    help="Draw predicted against measured times by class; also .png and .html.",
+    help="Plot predicted against measured times by class; also .png and .html.",
 )
 @json_option
 def predict_command(
@@ -75,10 +75,10 @@ def predict_command(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    """Predict how long operators of given sizes take on a machine, and what bounds them.
+    """Predict times and bottlenecks of operators of given sizes on a target.
 
-    Each is compiled for the machine as a part of a model would be, and simulated for time alone. Rows come in the order
-    of the options --gemm, --attention, --conv and --csv. With measured times the errors are summed up by class.
+    Each operator is compiled for the target like part of a model, and simulated for timing only. Rows follow the order
+    of the options --gemm, --attention, --conv and --csv. With measured times, errors are summarised by class.
     """
     from ppuc.compiler.predict.accuracy import accuracy, class_of
     from ppuc.compiler.predict.case import attention, conv, dtype_of, gemm

@@ -1,1 +1,1 @@
-"""What verification compares besides outputs: inner tensors of the program with those of the model."""
+"""Comparison of inner tensors of a program with those of the model."""

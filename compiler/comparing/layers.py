@@ -1,11 +1,11 @@
-"""`verify --layers`: the inner tensors of a program beside ONNX Runtime's.
+"""`verify --layers`: compares inner tensors of a program with ONNX Runtime's.
 
-Which tensor of the model a value of the compiled graph holds is told by the names of its nodes. Where that finds two
-that differ, the compiled graph's own meaning decides, if its outputs are right: a value that does not mean that tensor
-is another one, and is compared with the one that it means, or with none.
+Node names determine which tensor of the model a value of the compiled graph holds. If the two differ, and the compiled
+graph's outputs are correct, the graph is evaluated to decide: a value that differs there too is compared with the
+tensor that it equals, or with none.
 
-Invariant: what a value is taken for depends on the compiled graph and the oracle, never on what the simulator computed
-for it, except that a value which agrees with the tensor it is named after is that tensor.
+Invariant: the assignment of values to tensors depends on the compiled graph and the oracle, never on simulated values,
+except that a value which agrees with the tensor of its name is that tensor.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """The program of `module` has given `got`, by value, for `arrays`, by input. `nodes` says which ONNX node's output
-    each of those values is named after."""
+    """The results `got`, by value, of the program of `module` on `arrays`, by input. `nodes` maps each value to the
+    ONNX node of its name."""
 
     program: CompiledProgram
     module: Module
@@ -55,7 +55,7 @@ class Layers:
     got: Mapping[str, np.ndarray]
     nodes: Mapping[str, str]
     tensors: Mapping[str, str]
-    """ONNX node -> the tensor it gives, of nodes that give one."""
+    """ONNX node -> its output tensor, for nodes with one output."""
 
     def wanted(self, *nodes: str) -> dict[str, Any]:
         """The oracle's outputs, and those of `nodes`, by tensor."""
@@ -64,15 +64,14 @@ class Layers:
 
 
 def run_with_layers(program: CompiledProgram, arrays: Mapping[str, np.ndarray], progress: Progress | None) -> Layers:
-    """Compile `program` again, from the same layers in the same formats, with every kernel's results kept, and run
-    it."""
+    """Recompile `program` with the same quantized layers and every kernel's results as outputs, and run it."""
     assert program.source is not None
     model = _with_layers(program)
     assert model.module is not None
     got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
     named = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
-    # Codes of 8 bits stand for numbers that only their reader's scale tells.
+    # 8-bit codes have no value without their reader's scale.
     numbers = [value for value, array in got.items() if program.quantized is None or DType.of(array.dtype).bits > 8]
     nodes = {value: node for value in numbers if (node := named.get(value)) is not None}
     return Layers(program, model.module, arrays, got, nodes, tensors)
@@ -110,8 +109,8 @@ def compared_layers(layers: Layers, imported: ImportedModel, judge: Judge) -> tu
 def _meant(
     layers: Layers, imported: ImportedModel, judge: Judge, want: Mapping[str, Any]
 ) -> dict[str, np.ndarray] | None:
-    """What the compiled graph says that its kept values are; None when its outputs are not the model's: then the names
-    of its nodes are all that tells what its values should be."""
+    """Kept values as evaluated by the compiled graph; None if its outputs differ from the model's, in which case only
+    node names determine the expected values."""
     module, named = layers.module, dict(imported.outputs)
     results = run_graph(module.graph, feeds_of(module, layers.arrays))
     for name, value in module.outputs:
@@ -125,7 +124,7 @@ def _meant(
 def _as_meant(
     layers: Layers, value: str, meant: np.ndarray, compared: Callable[[str, np.ndarray, np.ndarray], Comparison]
 ) -> Comparison | None:
-    """The value against the tensor that it means; None when the model has no such tensor."""
+    """Compare the value with the tensor that it equals; None if the model has no such tensor."""
     (op,) = (op for op in layers.module.graph.ops if any(r.name == value for r in op.results))
     others = [node for node in op.loc if node in layers.tensors and node != layers.nodes[value]]
     want = layers.wanted(layers.nodes[value], *others)

@@ -1,7 +1,7 @@
-"""A model in bf16 as ONNX Runtime can run it on a CPU, which has no kernels for bf16: in f32, rounded as it goes.
+"""Rewrites a bf16 model for ONNX Runtime on a CPU, which has no bf16 kernels: in f32 with rounding to bf16.
 
-Invariant: every tensor that is bf16 in the model has bf16 numbers in the widened one; each node computes in f32 on
-them, and its results are rounded once, as a kernel that accumulates in f32 does.
+Invariant: every bf16 tensor of the model holds bf16 numbers in the widened one; each node computes in f32, and its
+results are rounded once, like a kernel that accumulates in f32.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Types = Mapping[str, int]
 
 
 def widened(source: str | Path | onnx.ModelProto, tensors: Iterable[str] = ()) -> tuple[bytes, frozenset[str]] | None:
-    """The serialised model, with inner `tensors` among its outputs, and which inputs and outputs were bf16; None for a
-    model that has no bf16, or that ONNX's inference cannot follow."""
+    """The serialised model, with inner `tensors` as additional outputs, and the names of bf16 inputs and outputs; None
+    for a model without bf16, or if ONNX's inference fails."""
     try:
         model = onnx.load(source) if isinstance(source, str | Path) else model_copy(source)
         model.ir_version = min(model.ir_version, NEWEST_IR)
@@ -58,7 +58,7 @@ def _is_narrow(type: onnx.TypeProto) -> bool:
 
 
 def _widen(graph: onnx.GraphProto, outer: Types) -> None:
-    """Change a graph, and those inside it, in place; `outer` are types of what it captures."""
+    """Widen a graph and its subgraphs in place; `outer` are types of captured tensors."""
     types = {**outer, **_types(graph)}
     for tensor in graph.initializer:
         _widen_tensor(tensor)

@@ -55,8 +55,8 @@ def values_of_parts(
     worker: HostWorker,
     graphs: Sequence[Graph] | None = None,
 ) -> tuple[list[Feeds], dict[str, Any]]:
-    """The same, and all that parts give each other and the outputs, by name. `graphs` stand for those of the PPU parts:
-    their parameters and results correspond by position. Raises HostError."""
+    """As `feeds_of_parts`, plus all tensors passed between parts and the outputs, by name. `graphs` replace those of
+    the PPU parts, with parameters and results matched by position. Raises HostError."""
     held: dict[str, Any] = {operand.name: inputs[name] for name, operand in hosted.inputs}
     given: list[Feeds] = []
     for part in parts:

@@ -1,8 +1,8 @@
-"""`ppuc quantize` for a model with host steps: each part on the PPU is studied as a model of its own, on what it is
-given when the whole model runs on the samples; what is reported is how the whole model's outputs change.
+"""`ppuc quantize` for models with host steps: each PPU part is studied like a separate model, on its inputs from
+running the whole model on the samples; the report covers the whole model's outputs.
 
-Invariant: host steps compute the same on both sides of every comparison; what a part is given to be quantized on comes
-from parts in the model's own formats.
+Invariant: host steps compute the same on both sides of every comparison; a part is quantized on inputs from parts in
+the model's own formats.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from ppuc.ir.module import Module
 
 @dataclass(slots=True)
 class _Parts:
-    """Prepares the PPU's parts of a division, and hands them on with run-time scales, so that what the pipeline refuses
-    of their 8-bit form goes to the host like anything else."""
+    """Prepares the PPU parts, and returns them with run-time scales, so that nodes whose 8-bit form the pipeline
+    refuses go to the host."""
 
     options: CompileOptions
     attention: bool
     prepared: list[Prepared] = field(default_factory=list)
 
     def __call__(self, hosted: HostedModel, parts: Sequence[Part], modules: Sequence[Module]) -> list[Module]:
-        own = replace(self.options, aliases={})  # which name tensors of the whole model
+        own = replace(self.options, aliases={})  # aliases name tensors of the whole model
         made = [prepare(module, own) for module in modules]
         self.prepared = [p.with_attention() for p in made] if self.attention else made
         format = PRECISIONS[self.options.precision].layers
@@ -55,7 +55,7 @@ class _Parts:
 
 @dataclass(frozen=True, slots=True)
 class HostedStudy:
-    """A model divided between PPU and host, to be quantized. `prepared` are the PPU's parts."""
+    """A model partitioned between PPU and host, to be quantized. `prepared` are the PPU parts."""
 
     options: CompileOptions
     hosted: HostedModel
@@ -64,8 +64,8 @@ class HostedStudy:
 
     @classmethod
     def of(cls, source: ModelSource, options: CompileOptions, error: ModelError, attention: bool) -> HostedStudy:
-        """Divide the model that `error` keeps from running on the PPU alone. Raises ModelError for what neither side
-        can do."""
+        """Partition the model; `error` is why it cannot run on the PPU alone. Raises ModelError for nodes that neither
+        side can run."""
 
         def compiled(module: Module, number: int) -> CompiledModel:
             return Run(options.target, passes_of(options)).to_end(module)
@@ -86,8 +86,8 @@ class HostedStudy:
     def run(
         self, samples: Sequence[Sample], evaluation: Sequence[Sample], aim: Aim, each: Callable[[str], None]
     ) -> Study:
-        """Study the parts one after the other, and what all of them together do to the outputs. A goal holds for each
-        part, and is met when the outputs meet it."""
+        """Study the parts in order, and their joint effect on the outputs. The goal applies to each part, and is met if
+        the outputs meet it."""
         if aim.goal.max_drop is not None:
             what = "cannot steer the choice of layers where the host computes a part"
             raise UsageError.of("--max-drop", what, hint="give --min-sqnr, --min-agreement or --min-share")
@@ -113,7 +113,7 @@ class HostedStudy:
         return Study(Plan({n: own for plan in plans for n, own in plan.layers.items()}), record, met)
 
     def _given(self, samples: Sequence[Sample], each: Callable[[str], None]) -> list[list[Sample]]:
-        """For each PPU part, what it is given on every sample."""
+        """For each PPU part, its inputs on every sample."""
         found: list[list[Sample]] = [[] for _ in self.prepared]
         for number, sample in enumerate(samples):
             given, _ = values_of_parts(self.hosted, self.parts, sample, self._worker)
@@ -123,7 +123,7 @@ class HostedStudy:
         return found
 
     def _outputs(self, samples: Sequence[Sample], plans: Sequence[Plan] | None) -> list[dict[str, Any]]:
-        """The model's outputs on every sample, by ONNX name, with PPU parts quantized as `plans` say."""
+        """The model's outputs on every sample, by ONNX name, with PPU parts quantized by `plans`."""
         graphs: list[Graph] | None = None
         if plans is not None:
             graphs = [p.simulated(plan).graph for p, plan in zip(self.prepared, plans, strict=True)]
@@ -135,7 +135,7 @@ class HostedStudy:
 
 
 def _of_part(aim: Aim, number: int) -> Aim:
-    """What the study of a part is for: the metric is one of the whole model."""
+    """The aim of a part's study: without the metric, which needs the whole model."""
     state = aim.state
     if state is not None and number:
         state = Path(state).with_name(f"{Path(state).stem}.{number}{Path(state).suffix}")
@@ -143,7 +143,7 @@ def _of_part(aim: Aim, number: int) -> Aim:
 
 
 def _compared(exact: Sequence[Mapping[str, Any]], quantized: Sequence[Mapping[str, Any]]) -> Accuracy:
-    """How far the outputs that are tensors of floats went."""
+    """Errors of the outputs that are float tensors."""
     found: dict[str, Difference] = {}
     for want, got in zip(exact, quantized, strict=True):
         for name, array in want.items():
@@ -166,7 +166,7 @@ def _scores(
 
 
 def _merged(made: Sequence[Study], prepared: Sequence[Prepared]) -> dict[str, Any]:
-    """What the records of all parts say together."""
+    """Merge the records of all parts."""
     records = [m.record for m in made]
     macs = [total_macs(p) for p in prepared]
     wide, narrow = (sum(r["time"][key] for r in records) for key in ("bf16_seconds", "seconds"))

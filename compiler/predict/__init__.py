@@ -1,1 +1,1 @@
-"""Predicted times of single operators, from their sizes."""
+"""Predicts times of single operators from their sizes."""

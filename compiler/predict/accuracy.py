@@ -1,6 +1,6 @@
-"""How far predictions are from measurements, in all and by class of operator.
+"""Errors of predictions against measurements, in total and by class of operator.
 
-Invariant: every measured row counts once in the whole, whatever classes it belongs to.
+Invariant: every measured row counts once in the total.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ CLASSES: Mapping[str, Belongs] = {
     "pointwise convolution": lambda case: case.kind == "conv" and case.dims[5] == 1,
     "convolution with a window": lambda case: case.kind == "conv" and case.dims[5] > 1,
 }
-"""Classes of operators that take their time for different reasons, by sizes alone; a case is in one of them."""
+"""Classes of operators with different bottlenecks, by sizes alone; each case is in one of them."""
 
 
 def class_of(case: Case) -> str:
-    """The class of a case: its kind where no class is named."""
+    """The class of a case: its kind if no class applies."""
     return next((name for name, belongs in CLASSES.items() if belongs(case)), case.kind)
 
 
 def accuracy(
     cases: Sequence[Case], predicted: Sequence[float], measured: Sequence[float | None]
 ) -> dict[str, Any] | None:
-    """Errors of the rows that were measured, relative to the measurement, as JSON-able values; None without any."""
+    """Relative errors of measured rows, as JSON-able values; None without any."""
     rows = [(class_of(c), p / m - 1) for c, p, m in zip(cases, predicted, measured, strict=True) if m is not None]
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""One operator of given sizes: what `ppuc predict` is asked about, from the command line or a table."""
+"""One operator of given sizes for `ppuc predict`, from the command line or a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = {
 """Names of element types -> those of the IR."""
 
 LARGEST = 1 << 24
-"""Of one size: beyond any operator, and small enough that products of sizes stay exact."""
+"""Maximum size: beyond any operator, and small enough that products of sizes stay exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Case:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates; of causal attention those that the mask leaves. 0 where there is no product."""
+        """Multiply-accumulates; for causal attention, the unmasked ones. 0 without a product."""
         if self.kind == "gemm":
             m, n, k = self.dims
             return m * n * k
@@ -104,7 +104,7 @@ def size_of(text: str, name: str, where: str) -> int:
 
 
 def dtype_of(text: str, where: str) -> str:
-    """The IR's name of an element type. Raises UsageError."""
+    """The IR name of an element type. Raises UsageError."""
     if text not in DTYPES:
         raise UsageError.of(where, "is no element type of operands", got=text, expected=", ".join(DTYPES))
     return DTYPES[text]

@@ -1,7 +1,7 @@
 """Single operators as ONNX models.
 
-Invariant: a model is the operator alone, its operands inputs of the model; weights of a feed-forward layer too. Images
-are channels last, as accelerators keep them.
+Invariant: a model consists of the operator, with all operands as inputs, including weights of a feed-forward layer.
+Images are channels last.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Parts = tuple[list[onnx.NodeProto], Shapes, Shapes]
 
 
 def model_of(case: Case) -> onnx.ModelProto:
-    """The operator of a case, with inputs of the case's element type. Operands in 8-bit formats are dequantized with a
-    scale of 1 each, as files of ONNX have them; results are f32, of integer products i32."""
+    """The operator of a case, with inputs of the case's element type. 8-bit operands are dequantized with scale 1, as
+    in ONNX files; results are f32, or i32 for integer products."""
     nodes, inputs, outputs = _BUILDERS[case.kind](case)
     element = DTYPES[case.dtype]
     result, scale = element, []
@@ -48,7 +48,7 @@ def model_of(case: Case) -> onnx.ModelProto:
 
 
 def _dequantized(nodes: list[onnx.NodeProto], inputs: Shapes) -> list[onnx.NodeProto]:
-    """A DequantizeLinear for each input, whose result `nodes` are made to read."""
+    """Insert a DequantizeLinear between each input and `nodes`."""
     made = [
         helper.make_node("DequantizeLinear", [name, "scale"], [f"{name}_wide"], name=f"{name}_dequantized")
         for name in inputs

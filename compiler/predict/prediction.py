@@ -1,6 +1,6 @@
-"""Predicting an operator: compiled for the machine as part of a model would be, and simulated for time alone.
+"""Predicts an operator's time: compiled for the target like part of a model, and simulated for timing only.
 
-Invariant: no measurement is looked at; equal cases are predicted once.
+Invariant: predictions do not use measurements; equal cases are predicted once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ppuc.targets.description import Target
 
 
 class Predictor:
-    """Predicts cases on one machine; `intervals` says whether with the interval that its estimates leave."""
+    """Predicts cases on one target; with `intervals`, including the uncertainty from estimated numbers."""
 
     def __init__(self, target: Target, intervals: bool) -> None:
         self._target = target
@@ -28,9 +28,9 @@ class Predictor:
         self._known: dict[Case, dict[str, Any]] = {}
 
     def predict(self, case: Case, where: str) -> dict[str, Any]:
-        """Time and what decides it, as JSON-able values: `us` of a run that repeats without pause, `bound_by`, the
-        `tile` of the product (empty without one), `kernels`, bytes of device memory and l2 read and written, the share
-        of the roofline, and `interval_us`. Raises UsageError at `where` when the machine cannot run it."""
+        """Time and its causes, as JSON-able values: `us` of a run that repeats without pause, `bound_by`, the `tile` of
+        the product (empty without one), `kernels`, bytes of device memory and l2 read and written, the share of the
+        roofline, and `interval_us`. Raises UsageError at `where` if the target cannot run it."""
         if case not in self._known:
             self._known[case] = self._predicted(case, where)
         return self._known[case]
@@ -62,14 +62,14 @@ class Predictor:
 
 
 def roofline_us(case: Case, program: Program, target: Target) -> float:
-    """The least time of a case in us: its products at the peak of their element type, or its operands and results at
-    the sustained rate of device memory."""
+    """Lower bound on the time of a case in us: its products at the peak of their element type, or its operands and
+    results at the sustained rate of device memory."""
     products = case.macs / (target.peak_macs_per_clk(case.dtype) * target.clock.max_mhz) if case.macs else 0.0
     ends = sum(t.bytes for t in program.tensors if t.role in ("input", "output"))
     return max(products, ends / hbm_bytes_per_clk(target) * target.clk_ns / 1e3)
 
 
 def _tile(program: Program) -> list[int]:
-    """The shape that the first product accumulates at a time."""
+    """The accumulator tile of the first product."""
     rings = (r for segment in program.segments for kernel in segment.kernels for r in kernel.rings)
     return next((list(r.shape) for r in rings if r.space is Space.ACC), [])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show(out: Console, record: dict[str, Any]) -> None:
-    """Print a row a case, and how far measured ones are off."""
+    """Print one row per case, and errors of measured ones."""
     measured = record["accuracy"] is not None
     columns = ["case", "type", "time", "interval", "bound by", "tile", "kernels", "hbm", "l2", "roofline"]
     rows = [_cells(row) + ((_measured(row)) if measured else ()) for row in record["rows"]]
@@ -56,7 +56,7 @@ def _show_accuracy(out: Console, record: dict[str, Any]) -> None:
 
 
 def write_plot(record: dict[str, Any], path: Path) -> None:
-    """Draw predicted against measured times, coloured by class. Raises UsageError."""
+    """Plot predicted against measured times, coloured by class. Raises UsageError."""
     from ppuc.compiler.report.charts import scatter_chart, write_chart
 
     rows = [

@@ -1,9 +1,9 @@
-"""Tables of operators, some of them measured: CSV files with a header.
+"""Tables of operators, optionally with measured times: CSV files with a header.
 
-Columns `m,n,k`, or `batch,heads,kv_heads,query,key,dim` with `causal` where wanted, or `n,h,w,c,k,r,stride,pad` give
-the sizes; `dtype` and `measured_us` may follow. Other columns are ignored. Lines that begin with # are comments.
+Columns `m,n,k`, or `batch,heads,kv_heads,query,key,dim` with optional `causal`, or `n,h,w,c,k,r,stride,pad` give the
+sizes; `dtype` and `measured_us` are optional. Other columns are ignored. Lines starting with # are comments.
 
-Invariant: rows come in the order of the file; what is wrong is named by line and column.
+Invariant: rows keep the file's order; errors name line and column.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAKERS = {"attention": attention, "conv": conv, "gemm": gemm}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A case and how long it took in microseconds, None where that was not measured; `where` it stands."""
+    """A case, its measured time in microseconds (None if not measured), and its location `where`."""
 
     case: Case
     measured_us: float | None
@@ -33,7 +33,7 @@ class Row:
 
 
 def read_table(path: Path, dtype: str) -> list[Row]:
-    """The rows of a file; `dtype` is that of rows which name none. Raises UsageError."""
+    """The rows of a file; `dtype` is the default. Raises UsageError."""
     text = read_text(path, UsageError, "a CSV file")
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
     if not lines:
@@ -67,7 +67,9 @@ def _kind(header: Sequence[str], where: str) -> str:
 
 def _row(cells: Sequence[str], header: Sequence[str], kind: str, dtype: str, where: str) -> Row:
     if len(cells) != len(header):
-        raise UsageError.of(where, "has another number of cells than the header", got=len(cells), expected=len(header))
+        raise UsageError.of(
+            where, "has a different number of cells than the header", got=len(cells), expected=len(header)
+        )
     row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
     columns = _KINDS[kind]
     for name in columns:

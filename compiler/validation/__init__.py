@@ -1,1 +1,1 @@
-"""What a program's tensors should be: the oracle, what error is allowed, and the verdict."""
+"""Validation of a program's tensors: the oracle, tolerances, and verdicts."""

@@ -1,4 +1,4 @@
-"""How far an array is from its reference, and whether that is within tolerance.
+"""Compares an array with its reference under a tolerance.
 
 Invariant: an array with a NaN or an infinity where the reference has none (or the other way round, or of the other
 sign) never agrees, whatever the tolerance; integers and booleans agree only in their values, never "nearly".
@@ -16,7 +16,7 @@ from ppuc.compiler.validation.tolerance import Tolerance
 from ppuc.ir.types import DType
 
 MAX_SQNR_DB = 999.0
-"""Stands for an infinite ratio (no error at all), which JSON has no number for."""
+"""Represents an infinite ratio (no error), which JSON cannot express."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _compare_float(name: str, got: np.ndarray, want: np.ndarray, tolerance: Tole
 
 
 def _special_values(a: np.ndarray, b: np.ndarray, finite: np.ndarray) -> str:
-    """Why NaN and infinite elements disagree; "" when they agree."""
+    """Why NaN and infinite elements disagree; "" if they agree."""
     same = (np.isnan(a) == np.isnan(b)) & (finite | np.isnan(b) | (a == b)) & (np.isfinite(a) == finite)
     if bool(same.all()):
         return ""

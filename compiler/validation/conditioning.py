@@ -1,4 +1,4 @@
-"""How far a model itself carries a small change: the part of rounding error that no compiler is to blame for.
+"""The model's own sensitivity to small changes: the part of rounding error that does not depend on the compiler.
 
 Every float weight and input is multiplied by `1 + h g`, g normal, and the graph interpreter computes the outputs again.
 That is what rounding the operands of every contraction with a mean error of h does, at every layer at once. So an
@@ -30,7 +30,7 @@ from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType
 
 Move = Callable[[np.ndarray], np.ndarray]
-"""An array with every float changed a little; others as they are."""
+"""Perturbs every float of an array slightly; other arrays are unchanged."""
 DRAWS = 2
 ROUNDING = ("quantize", "round", "floor", "ceil")
 SMALLEST_CHANGE = 2.0**-14

@@ -1,6 +1,6 @@
-"""Computes what a graph means, fast enough to search: in ONNX Runtime where ONNX has a form for every op, else numpy.
+"""Evaluates graphs fast enough for searches: in ONNX Runtime if every op has an ONNX form, else in numpy.
 
-ONNX Runtime's own graph optimisations stay off: they move and merge the casts that quantization consists of.
+ONNX Runtime's graph optimisations stay off: they move and merge the casts of quantization.
 
 Invariant: an emulation of a quantized graph computes the products of the stored numbers and rounds where the program
 rounds to 8 bits; everything between is f32, so it differs from the program by the order of sums and by bf16 storage.
@@ -34,7 +34,7 @@ class Emulator:
 
     @property
     def in_onnxruntime(self) -> bool:
-        """Whether ONNX Runtime computes it (else numpy, much slower)."""
+        """Whether ONNX Runtime evaluates it (else numpy, much slower)."""
         return self._session is not None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

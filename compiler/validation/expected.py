@@ -1,4 +1,4 @@
-"""What a quantized program's outputs may differ from the model's: as much as rounding its operands makes them.
+"""Tolerances of a quantized program's outputs: the error that rounding its operands causes.
 
 The rule for rounding errors (`ppuc.compiler.validation.tolerance`) allows deep networks of 8-bit layers anything: it
 cannot know how large activations are beside their scales. The simulated graph tells: the model in f32, whose layers
@@ -47,7 +47,7 @@ class Allowed:
 def allowed_errors(
     graph: Graph, outputs: Mapping[str, str], simulated: Module, feeds: Mapping[str, np.ndarray]
 ) -> dict[str, Allowed]:
-    """For each float output, by ONNX name, the error that a right program may have. `graph` is the model, with its
+    """For each float output, by ONNX name, the error that a correct program may have. `graph` is the model, with its
     `outputs` by ONNX name and the `feeds` of its parameters by name; `simulated` has the same inputs and outputs, in
     the same order."""
     mine = dict(zip((p.name for p in graph.params), (p.name for p in simulated.graph.params), strict=True))

@@ -1,4 +1,4 @@
-"""Whether tensors agree with the model's: the tolerance rule first, the model's conditioning when the rule is broken.
+"""Judges whether tensors agree with the model's: by the tolerance rule, and by the model's conditioning if that fails.
 
 Invariant: a tensor that keeps the rule is judged by the rule alone; one that breaks it is accepted only within what the
 model itself makes of rounding, and its comparison then carries the sensitivity that was measured.

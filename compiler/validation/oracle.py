@@ -1,4 +1,4 @@
-"""ONNX Runtime as the oracle: what a model's tensors should be.
+"""ONNX Runtime as the oracle for a model's tensors.
 
 Invariant: the oracle sees the ONNX file itself, never anything that ppuc made of it (but for bf16, which it computes as
 f32 that is rounded after each node), and computes on one thread so that its answers do not depend on the host's cores.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _FATAL_ONLY = 4
 _LEAVING_RANGE = ["ConvMulFusion", "DivMulFusion"]
-"""Rewrites of ONNX Runtime that multiply constants which overflow together, or divide by what the model inverts."""
+"""Rewrites of ONNX Runtime that multiply constants to an overflow, or divide by a value that the model inverts."""
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -91,12 +91,12 @@ class Oracle:
         return {n: self._result(n, value) for n, value in zip(self.outputs, values, strict=True)}
 
     def _array(self, name: str, value: Any) -> Any:
-        """An input as the session takes it: numpy's numbers of rank 0 as arrays, bf16 of a widened model as f32."""
+        """An input for the session: numpy scalars as arrays, bf16 of a widened model as f32."""
         array = np.asarray(value) if isinstance(value, np.generic) else value
         return array.astype(np.float32) if name in self._narrow and isinstance(array, np.ndarray) else array
 
     def _result(self, name: str, value: Any) -> Any:
-        """An output as the model has it."""
+        """An output in the model's type."""
         return value.astype(DType.BF16.numpy) if name in self._narrow and isinstance(value, np.ndarray) else value
 
 

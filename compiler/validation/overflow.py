@@ -1,8 +1,8 @@
-"""What a model's values are when numbers that its 16-bit formats cannot hold overflow only where they are stored.
+"""Values of a model if numbers beyond its 16-bit formats overflow only where they are stored.
 
-A kernel computes in f32 whatever the formats of its values are, and rounds what it stores. So a square of f16 that
-exceeds 65504 overflows in a program that stores it, and in one that goes on with it inside a kernel it does not. The
-file means the first, ONNX Runtime on a CPU computes the second, and both are right.
+A kernel computes in f32 regardless of its values' formats, and rounds on storing. So an f16 square above 65504
+overflows in a program that stores it, but not in one that keeps it inside a kernel. The file specifies the former, ONNX
+Runtime on a CPU computes the latter, and both are correct.
 
 Invariant: the values follow from the graph, its inputs, and which values are stored; never from what was computed.
 """

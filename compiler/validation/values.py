@@ -1,4 +1,4 @@
-"""Comparing outputs that need not be tensors of numbers: text, sequences, optional values, maps from keys to numbers.
+"""Compares outputs other than numeric tensors: text, sequences, optional values, maps from keys to numbers.
 
 Invariant: maps agree only if they have the same keys, and text only if it is the same; numbers are judged as those of
 tensors are, wherever they stand.
@@ -15,7 +15,7 @@ from ppuc.compiler.validation.compare import MAX_SQNR_DB, Comparison, compare
 from ppuc.compiler.validation.tolerance import Tolerance
 from ppuc.ir.types import DType
 
-OTHER_KIND = "is of another kind than the reference"
+OTHER_KIND = "has a different kind than the reference"
 
 
 def compare_values(name: str, got: Any, want: Any, tolerance: Callable[[np.ndarray], Tolerance]) -> list[Comparison]:
@@ -44,7 +44,7 @@ def _maps(
     """The values of maps in the order of the reference's keys."""
     for a, b in zip(got, want, strict=True):
         if a.keys() != b.keys():
-            return _exact(name, got[0], "has other keys than the reference")
+            return _exact(name, got[0], "has different keys than the reference")
     if len({frozenset(m) for m in want}) == 1:
         keys = list(want[0])
         rows = [np.asarray([[m[k] for k in keys] for m in maps]) for maps in (got, want)]

@@ -123,9 +123,9 @@ def test_wrong_maps_are_found() -> None:
 
     assert one([dict(m) for m in want]).ok
     assert not one([{"a": 0.25, "b": 0.75}, {"a": 0.4, "b": 0.6}]).ok
-    assert one([{"a": 0.25, "b": 0.75}, {"a": 0.5, "c": 0.5}]).reason == "has other keys than the reference"
+    assert one([{"a": 0.25, "b": 0.75}, {"a": 0.5, "c": 0.5}]).reason == "has different keys than the reference"
     assert one(want[:1]).reason == "has 1 elements, the reference has 2"
-    assert one(np.zeros(2)).reason == "is of another kind than the reference"
+    assert one(np.zeros(2)).reason == "has a different kind than the reference"
 
 
 # What follows an op without shape inference

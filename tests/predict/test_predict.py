@@ -102,7 +102,7 @@ def test_errors_are_summed_up_by_class(tmp_path: Path) -> None:
         ("", "holds no rows"),
         ("m,n\n1,2", "t.csv:1: lacks columns of sizes"),
         ("m,n,k,m\n1,2,3,4", "t.csv:1: names a column twice"),
-        ("m,n,k\n1,2", "t.csv:2: has another number of cells"),
+        ("m,n,k\n1,2", "t.csv:2: has a different number of cells"),
         ("# c\nm,n,k\n1,2,3\n\n4,x,5", "t.csv:5: column n: n is no size\n  got: x"),
         ("m,n,k\n1,0,3", "t.csv:2: column n: n is no size"),
         ("m,n,k\n1,2,99999999999999999999999999", "t.csv:2: column k: k is no size"),

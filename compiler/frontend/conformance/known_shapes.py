@@ -1,6 +1,6 @@
 """Shapes and small constants of a model, by the names of its tensors.
 
-Invariant: a shape or value is known only when every tensor of the name has it: branches may use a name each.
+Invariant: a shape or value is known only if all tensors of that name have it: branches may reuse a name.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ppuc.compiler.frontend.source import normal_domain
 
 STANDARD = ("", "ai.onnx.ml")
 LARGEST_CONSTANT = 64
-"""Elements of a constant operand that steers an op."""
+"""Maximum elements of a constant control operand (a shape, an axis, a count)."""
 STEERING = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 def shaped_nodes(inferred: onnx.ModelProto, sites: Iterable[NodeSite]) -> Iterator[ShapedNode]:
-    """Those of `sites` outside of functions that have rules about shapes, with what `inferred`, the model after shape
-    inference, knows of their operands."""
+    """The `sites` outside functions that have shape rules, with operand shapes from `inferred`, the model after shape
+    inference."""
     ruled = [
         s
         for s in sites
@@ -44,7 +44,7 @@ def shaped_nodes(inferred: onnx.ModelProto, sites: Iterable[NodeSite]) -> Iterat
 def _known(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, np.ndarray]]:
     shapes: dict[str, Shape | None] = {}
     constants: dict[str, np.ndarray] = {}
-    open_names: set[str] = set()  # defined twice, or with a default that a run may replace
+    open_names: set[str] = set()  # defined twice, or overridable at run time
     todo = [graph]
     while todo:
         at = todo.pop()
@@ -62,7 +62,7 @@ def _known(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, np.ndarr
 
 
 def _steers(tensor: onnx.TensorProto) -> bool:
-    """Whether a constant is in the file and may be a shape, an axis or a count."""
+    """Whether a constant is in the file and may be a control operand: a shape, an axis or a count."""
     small = tensor.data_type in STEERING and math.prod(tensor.dims) <= LARGEST_CONSTANT
     return small and tensor.data_location != onnx.TensorProto.EXTERNAL
 

@@ -1,8 +1,8 @@
 """Rules that tie attributes and constant operands to the shapes of operands, where those are known.
 
-N9   attributes of an op fit the shapes of its operands: one entry an axis, axes in range, windows no larger than what
-     they slide over, channels that divide into groups, kernels as the weights have them
-N10  operands that steer an op and are constants of the file (shapes, axes, counts, steps) are in its range
+N9   attributes of an op fit the shapes of its operands: one entry per axis, axes in range, windows no larger than their
+     input, channels that divide into groups, kernels that match the weights
+N10  constant control operands in the file (shapes, axes, counts, steps) are in range
 
 Those of windows are in `window_rules.py`. What ONNX's inference checks itself is not repeated here; the rest would be
 found by ONNX Runtime, when a session starts or runs. Sizes that are symbols are taken as any size.
@@ -114,7 +114,7 @@ def _einsum(node: ShapedNode) -> Iterator[Broken]:
         letters = len(term.replace("...", ""))
         if shape is not None and (letters > len(shape) if "..." in term else letters != len(shape)):
             yield (
-                f"attribute 'equation' names another number of axes of operand {index}",
+                f"attribute 'equation' names a different number of axes of operand {index}",
                 repr(equation),
                 str(len(shape)),
             )

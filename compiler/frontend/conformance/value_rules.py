@@ -133,7 +133,9 @@ def _equation(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
         yield site.broken("attribute 'equation' is no equation", repr(equation), expected, attribute="equation")
     elif equation.partition("->")[0].count(",") + 1 != len(site.node.input):
         got, expected = repr(equation), f"{len(site.node.input)} operands"
-        yield site.broken("attribute 'equation' has another number of operands", got, expected, attribute="equation")
+        yield site.broken(
+            "attribute 'equation' has a different number of operands", got, expected, attribute="equation"
+        )
 
 
 def _out_of_range(site: NodeSite, name: str, value: object, expected: str) -> Finding:

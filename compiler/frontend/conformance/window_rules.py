@@ -1,6 +1,6 @@
-"""Rules N9 and N10 for what slides a window: pools, convolutions, Col2Im.
+"""Rules N9 and N10 for sliding windows: pools, convolutions, Col2Im.
 
-Every function yields what is broken, and goes on only where that still makes sense.
+Every function yields violations, and continues only if later checks still make sense.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def conv(weights: int) -> Rule:
         yield from _kernel_as_weights(node, w)
         group = node.attributes.get("group", 1)
         if x is not None and len(x) > 1 and None not in (x[1], w[1]) and x[1] != w[1] * group:
-            yield "the channels of the input are not those of the weights", x[1], f"{w[1]} for each of {group} groups"
+            yield "the input's channels do not match the weights", x[1], f"{w[1]} for each of {group} groups"
         if w[0] is not None and w[0] % group:
             yield "the weights do not divide into groups", w[0], f"a multiple of {group}"
         if x is not None and len(x) > 2:
@@ -77,7 +77,7 @@ def conv(weights: int) -> Rule:
 def _kernel_as_weights(node: ShapedNode, w: Shape) -> Iterator[Broken]:
     kernel = node.attributes.get("kernel_shape")
     if kernel is not None and any(k != n for k, n in zip(kernel, w[2:], strict=False) if n is not None):
-        yield "attribute 'kernel_shape' is not the kernel of the weights", list(kernel), str(list(w[2:]))
+        yield "attribute 'kernel_shape' does not match the weights", list(kernel), str(list(w[2:]))
     elif kernel is not None and len(kernel) != len(w) - 2:
         yield "attribute 'kernel_shape' has the wrong length", list(kernel), f"{len(w) - 2} entries"
 
@@ -94,7 +94,7 @@ def conv_transpose(node: ShapedNode) -> Iterator[Broken]:
     yield from _kernel_as_weights(node, w)
     yield from _wrong_length(node, rank, strides=1, dilations=1, pads=2, output_padding=1, output_shape=1)
     if None not in (x[1], w[0]) and x[1] != w[0]:
-        yield "the channels of the input are not those of the weights", x[1], str(w[0])
+        yield "the input's channels do not match the weights", x[1], str(w[0])
     if w[0] is not None and w[0] % group:
         yield "the weights do not divide into groups", w[0], f"a multiple of {group}"
     extra, strides, dilations = (
@@ -114,7 +114,7 @@ def deform_conv(node: ShapedNode) -> Iterator[Broken]:
         return
     wanted = groups * math.prod(kernel) * len(kernel)
     if offset[1] != wanted:
-        yield "the offsets have another number of channels", offset[1], f"{wanted} for {groups} offset groups"
+        yield "the offsets have a different number of channels", offset[1], f"{wanted} for {groups} offset groups"
 
 
 def col2im(node: ShapedNode) -> Iterator[Broken]:
@@ -136,6 +136,6 @@ def col2im(node: ShapedNode) -> Iterator[Broken]:
             return
         blocks *= (room - reach) // strides[axis] + 1
     if x is not None and len(x) == 3 and x[2] not in (None, blocks):
-        yield "the input has another number of blocks", x[2], str(blocks)
+        yield "the input has a different number of blocks", x[2], str(blocks)
     if x is not None and len(x) == 3 and x[1] is not None and x[1] % math.prod(block.tolist()):
         yield "the channels do not divide into blocks", x[1], f"a multiple of {math.prod(block.tolist())}"

@@ -1,7 +1,7 @@
-"""Types of the results of host ops that have no shape inference, found by running a node on made-up inputs.
+"""Infers result types of host ops without shape inference by running a node on synthetic inputs.
 
-Invariant: a type is taken only if several inputs of other values give the same one; ops whose results are known to have
-the sizes that data decide are never asked. A run checks what the host gives against the type all the same.
+Invariant: a type is accepted only if several different inputs give the same one; ops with data-dependent shapes are
+never probed. A run still checks the host's results against the type.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Run = Callable[[bytes, Mapping[str, Any]], Sequence[Any]]
 """Runs a serialised model on inputs by name. Raises ModelError when it cannot."""
 Types = dict[str, onnx.TypeProto]
 Probe = Callable[[HostNode, Sequence[onnx.FunctionProto]], Types]
-"""Types of a node's outputs by their names in its proto, as far as they can be found."""
+"""Types of a node's outputs by their names in its proto, where known."""
 
 LARGEST = 1 << 24
-"""Elements of all inputs of a node that is worth running."""
+"""Maximum total elements of the inputs of a probed node."""
 DATA_DECIDE = frozenset({"BeamSearch", "GreedySearch", "Range", "Sampling", "Tokenizer", "Unique", "WhisperBeamSearch"})
-"""Ops of ONNX Runtime's domains whose results have the sizes that data decide."""
+"""Ops of ONNX Runtime's domains with data-dependent result shapes."""
 
 
 def nothing_known(node: HostNode, functions: Sequence[onnx.FunctionProto]) -> Types:
-    """The probe that asks nobody."""
+    """A probe without results."""
     return {}
 
 
@@ -52,13 +52,13 @@ def probed_types(node: HostNode, functions: Sequence[onnx.FunctionProto], run: R
     names = [host_name(o.name) for o in outputs]
     try:
         found = [_types(names, run(data, feeds)) for feeds in _samples(free)]
-    except ModelError:  # made-up numbers are not always what an op takes
+    except ModelError:  # an op may refuse synthetic numbers
         return {}
     return {n: found[0][n] for n in names if all(n in f and f[n] == found[0][n] for f in found)}
 
 
 def _samples(types: Mapping[str, onnx.TypeProto | None]) -> Iterator[dict[str, Any]]:
-    """Inputs whose numbers have nothing in common but being small, as indices have to be."""
+    """Inputs of unrelated numbers, small enough to be indices."""
     for seed in range(3):
         rng = np.random.default_rng(seed)
         yield {host_name(n): _sample(t.tensor_type, seed, rng) for n, t in types.items() if t is not None}
@@ -75,7 +75,7 @@ def _sample(type: onnx.TypeProto.Tensor, seed: int, rng: np.random.Generator) ->
 
 
 def has_sizes(type: onnx.TypeProto | None) -> bool:
-    """Whether a type is that of a tensor whose sizes are all known."""
+    """Whether a type is a tensor with a fully known shape."""
     if type is None or type.WhichOneof("value") != "tensor_type" or not type.tensor_type.HasField("shape"):
         return False
     return all(d.HasField("dim_value") for d in type.tensor_type.shape.dim)
@@ -86,7 +86,7 @@ def _elements(type: onnx.TypeProto | None) -> int:
 
 
 def _types(names: Sequence[str], values: Sequence[Any]) -> Types:
-    """The types of those values that are tensors."""
+    """The types of the values that are tensors."""
     found = {}
     for name, value in zip(names, values, strict=True):
         if isinstance(value, np.ndarray):
