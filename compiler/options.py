@@ -101,11 +101,10 @@ class CompileOptions:
 
     `target` is the machine, `precision` one of PRECISIONS. `dims` binds symbols (`N`) or single axes (`input:axis`),
     `shapes` whole inputs; `values` are those of inputs that may be fixed: the ones that sizes depend on are. `aliases`
-    names, by input, the output that is this input with something appended and shares its memory. `tune` is how many
-    tilings of each matmul and convolution are measured on the simulator. `pipeline` is the name of one, or a list of
-    specs of passes, and `disabled` are passes that it leaves out. With `keep_layers` the result of every kernel is an
-    output too. `lenient` takes a model that breaks rules of ONNX for what it most likely means. Raises UsageError for
-    invalid or contradictory options."""
+    maps an input to the output that extends it and shares its memory. `tune` is the number of tilings of each matmul
+    and convolution to measure on the simulator. `pipeline` is a pipeline's name, or a list of pass specs, and
+    `disabled` are passes to disable. With `keep_layers`, every kernel's result is also an output. `lenient` accepts a
+    model that violates ONNX, with its most likely meaning. Raises UsageError for invalid or contradictory options."""
 
     target: Target = field(default_factory=resolve_target)
     precision: str = "model"
@@ -127,12 +126,12 @@ class CompileOptions:
             raise UsageError.of("--tune", "is no number of tilings", got=self.tune, expected="1 or more")
 
     def recorded(self) -> dict[str, str]:
-        """What modules and artifacts say of their options: what more of the model is compiled with when it runs."""
+        """The options that modules and artifacts record, for run-time compilation."""
         return {_PRECISION: self.precision, **({_TUNE: str(self.tune)} if self.tune > 1 else {})}
 
     @staticmethod
     def of_record(meta: Mapping[str, str], target: Target, host: HostPolicy | None = None) -> CompileOptions:
-        """The options that an artifact's metadata record. Raises UsageError for some that do not exist."""
+        """The options in an artifact's metadata. Raises UsageError for invalid ones."""
         tries = meta.get(_TUNE, "1")
         if not tries.isdecimal():
             raise UsageError.of("--tune", "is no number of tilings", got=tries, expected="1 or more")
@@ -150,8 +149,8 @@ class CompileOptions:
 class Instrumentation:
     """What watches a compilation. `progress` is told what starts. `dump` is a folder for the module after every pass.
     With `check_passes` the module is executed after every pass and compared, on `inputs` by ONNX name (None: random
-    ones). `studied` is called with the record of what a quantization costs and brings; without it nobody looks.
-    `warn` is told what a lenient compilation lets pass (None: Python's warnings are)."""
+    ones). `studied` is called with the record of a quantization's accuracy and speed-up, which is measured only if it
+    is set. `warn` receives the violations that a lenient compilation accepts (None: Python's warnings)."""
 
     progress: Progress | None = None
     dump: Path | None = None
@@ -161,14 +160,14 @@ class Instrumentation:
     warn: Callable[[str], object] | None = None
 
     def quantizing(self, what: str) -> None:
-        """Tell what quantization does now."""
+        """Report a step of quantization."""
         if self.progress is not None:
             self.progress(f"quantize: {what}", 0, 0)
 
     def within(self, folder: str) -> Instrumentation:
-        """The same, with a dump of its own in that folder of the dump."""
+        """The same instrumentation, with the dump in a subfolder."""
         return replace(self, dump=self.dump / folder) if self.dump is not None else self
 
 
 UNWATCHED = Instrumentation()
-"""Nobody looks."""
+"""No instrumentation."""

@@ -1,7 +1,6 @@
-"""The table of precisions: what `--precision` may be, and what each choice means to the passes, to quantization and to
-tolerances.
+"""The table of precisions: the values of `--precision`, and their effect on passes, quantization and tolerances.
 
-Invariant: nothing else lists precisions or asks for one by its name. Importing this module loads no numpy, so that
+Invariant: no other module lists precisions or compares them by name. Importing this module does not load numpy, so that
 `ppuc --help` can show the table.
 """
 
@@ -52,14 +51,14 @@ class Precision:
 
     @property
     def storage_type(self) -> DType | None:
-        """The 16-bit type that contractions' operands and what descends from them are stored in; None where tensors
+        """The 16-bit storage type of contractions' operands and values that depend on contractions; None if tensors
         keep the model's types."""
         chosen = self.contraction_type
         return chosen if chosen is not None and chosen.bits == 16 else None
 
     @property
     def rounding_type(self) -> DType | None:
-        """The narrowest float type that operands are rounded to; None for those of the model."""
+        """The narrowest float type that operands are rounded to; None for the model's types."""
         return _type(self.rounding or self.contractions)
 
 

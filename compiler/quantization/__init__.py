@@ -1,1 +1,1 @@
-"""Low-precision arithmetic that is measured: calibration, plans, emulation, repair and search."""
+"""Quantization: calibration, plans, emulation, repair and search."""

@@ -1,4 +1,5 @@
-"""Weights of a layer in blocks along its sums, each block with a scale: formats to store, which no engine multiplies.
+"""Block-quantized weights of a layer: storage formats with a scale per block along the summed dimension, which no
+engine multiplies.
 
 Invariant: what a product reads is what `ppuc.ir.microscaling` makes of the weights, bit for bit; a tensor-wide scale is
 left to the product's epilogue.

@@ -38,8 +38,8 @@ def plan_from(layers: Iterable[Layer], seen: Mapping[str, Observation], format: 
 
 
 def layer_plan(layer: Layer, seen: Mapping[str, Observation], format: str, how: Calibration) -> LayerPlan:
-    """One layer in `format`. An operand that was zero throughout (the state that a sequence begins with) says nothing
-    about its range: the layer gets scales at run time."""
+    """One layer in `format`. An operand that was zero throughout (the state that a sequence begins with) does not
+    determine its range: the layer computes scales at run time."""
     if format == "bf16" or (format == "int8" and layer.kind == "attention"):  # scores of bytes are too coarse
         return LayerPlan("bf16")
     operands = [seen[v.name] for v in layer.inputs]

@@ -1,4 +1,4 @@
-"""Samples to calibrate and measure with: read as they are needed, checked, and cut to the model's batch.
+"""Samples for calibration and measurement: read on demand, validated, and split into the model's batches.
 
 A source is an .npz (arrays by input name, samples stacked along the first axis), a folder of .npz files, a folder of
 .npy files or of images (one sample each, for a model of one input), or any Python iterable of dicts of arrays.
@@ -26,7 +26,7 @@ Stack = Mapping[str, np.ndarray]
 Source = str | Path | Iterable[Stack]
 
 FEW = 8
-"""Fewer samples than this say little about ranges."""
+"""With fewer samples than this, ranges are uncertain."""
 
 
 class Data:

@@ -1,4 +1,4 @@
-"""The weights of one layer that make up best for what is lost in its operands and in rounding.
+"""Fits the weights of one layer to compensate for rounding of its operands and weights.
 
 Of a layer, the operands x as the quantized graph computes them and the result y that the model has are known as rows.
 The weights w and a bias become what brings the product of *quantized* operands nearest to y, in three steps:

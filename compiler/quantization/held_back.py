@@ -1,4 +1,4 @@
-"""Whether a repair is kept: it must win on samples that were held back from fitting it and from choosing it.
+"""Decides whether a repair is kept: it must improve accuracy on samples held out from fitting and choosing it.
 
 Cross-validation chooses a repair. It is misled by samples that resemble each other (steps of one sequence, frames of
 one film), and a mean over outputs hides one that loses. So what was fitted in the end is measured once more, beside the
@@ -35,7 +35,7 @@ class Refusal:
 
     @property
     def reason(self) -> str:
-        """What happened, in words."""
+        """The reason as text."""
         where = f"output '{self.output}'" if self.output else "the outputs"
         return f"takes {where} from {self.without_db:.1f} to {self.repaired_db:.1f} dB on samples held back"
 

@@ -1,4 +1,4 @@
-"""Images as a model wants them, declared in a small TOML file:
+"""Image preprocessing for a model, declared in a small TOML file:
 
     size = [224, 224]            # rows, columns
     resize = "stretch"           # or "crop": the shorter side to size, then the centre

@@ -1,4 +1,4 @@
-"""The layers of a graph that can be computed in a low precision: its float matmuls, convolutions and attentions.
+"""The quantizable layers of a graph: its float matmuls, convolutions and attentions.
 
 A layer is named by the ONNX node it came from (`#2`, `#3`, .. when several layers came from that node). One of its
 operands is constant weights, or all that are multiplied are activations.

@@ -1,4 +1,4 @@
-"""How far a quantized graph is from the graph that it was made of.
+"""Measures the error of a quantized graph against the original graph.
 
 SQNR: 10 log10 of the sum of squares of the reference over that of the error, in decibels, over all samples of a
 tensor. Agreement: the share of rows (along the last axis) whose largest element is the same.
@@ -20,7 +20,7 @@ from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.graph import Graph
 
 EXACT_DB = 200.0
-"""What an error of zero is reported as."""
+"""SQNR reported for zero error."""
 
 Feeds = Mapping[str, np.ndarray]
 

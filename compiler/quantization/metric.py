@@ -1,10 +1,10 @@
-"""A task metric in a Python file of the user's: `metric(outputs, inputs) -> float`, larger is better.
+"""A task metric in a Python file of the user: `metric(outputs, inputs) -> float`, where larger is better.
 
 `outputs` and `inputs` are lists of dicts of arrays by ONNX name, one a sample, in the order of the data. Arrays of the
 data that are no inputs are labels, and among the inputs: the rows of the sample, or all of an array that has not a row
 to each sample.
 
-Invariant: the metric sees what the emulation computes, and nothing of the quantization.
+Invariant: the metric depends only on emulated outputs, not on the quantization.
 """
 
 from __future__ import annotations

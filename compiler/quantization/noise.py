@@ -1,4 +1,4 @@
-"""What a format is expected to do to a layer, from the marginals of its operands alone.
+"""Expected noise of a format in a layer, from the marginals of its operands alone.
 
 The noise of a product is, summed over input channels: (mean square rounding error of the activation) x (sum of squares
 of the weights it meets) + (mean square of the activation) x (sum of squares of those weights' rounding errors). Errors

@@ -1,4 +1,4 @@
-"""What the operands of layers look like on data: ranges of every sample, and a subsample of the numbers themselves.
+"""Statistics of layers' operands on data: ranges over all samples, and a subsample of values.
 
 Invariant: memory does not grow with the number of samples: ranges are running, and of each tensor at most KEPT numbers
 are kept, taken at even strides, the same ones for the same data.
@@ -16,9 +16,9 @@ from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.graph import Graph
 
 KEPT = 1 << 16
-"""Numbers kept of one tensor."""
+"""Maximum values kept per tensor."""
 RUN_BYTES = 1 << 29
-"""Bytes of operands that one run returns at most; more layers take more runs."""
+"""Maximum bytes of operands that one run returns; more layers take more runs."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
-"""What is decided for each layer: its format, its scales, and what repair has made of its weights.
+"""Quantization plans: the format, scales and repaired weights of each layer.
 
-Invariant: a plan is complete. Together with the graph it decides every bit of the quantized graph; nothing else does.
+Invariant: a plan is complete: together with the graph, it determines every bit of the quantized graph.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Layer name -> its plan; layers that are not named stay as they are."""
+    """Layer name -> its plan; other layers are unchanged."""
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
-"""The graph that plans are made for: imported, cleaned and decomposed, before anything about the machine.
+"""Prepares the graph for plans: imported, simplified and decomposed, before target-specific passes.
 
-Invariant: it is what the first passes of the pipeline make of the model, so its layers are those that passes see.
+Invariant: it is the result of the pipeline's first passes, so its layers are those that later passes see.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From an imported module and what the user asks for to the quantized module that the pipeline starts from.
+"""Quantizes an imported module according to the user's options, before the pipeline.
 
-Invariant: without data and without a policy nothing is guessed: activation scales are computed at run time.
+Invariant: without data and policy, activation scales are computed at run time instead of being guessed.
 """
 
 from __future__ import annotations

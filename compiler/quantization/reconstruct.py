@@ -1,4 +1,4 @@
-"""Layers that make up for the rounding of activations, of weights, and of all layers before.
+"""Reconstructs layers to compensate for rounding of activations, weights, and all previous layers.
 
 Layers are taken in the graph's order. Of each, the operands as the quantized graph computes them and the result that
 the model has are sampled on data; offsets of the operands (offsets.py), then weights and a bias (fit.py), become those
