@@ -69,13 +69,15 @@ class Launch:
     wait for a free accumulator slot of its kernel, as a thread block waits for registers, and products take the time of
     whole tiles even at a tensor's edge. The units of a launch start `dispatch_clk` apart. Tiles distributed in order
     cover a square of the result at any time, so that a cached l2 serves their shared operands. `tile_sides` are the
-    tile sides of the machine's kernel library."""
+    tile sides of the machine's kernel library. Whole columns: a product whose operands and result fit a quarter of l1
+    is loaded whole; otherwise its weights are loaded first, where they fit three quarters, and rows stream past them,
+    as compilers for large scratchpads do."""
 
     granularity: str = quantity("segment|kernel")
     kernel_us: float = quantity("us", zero=True)
     tiles: str = quantity("streaming|persistent|blocks")
     dispatch_clk: int = quantity("clk", zero=True)
-    tile_sides: str = quantity("any|powers of two")
+    tile_sides: str = quantity("any|powers of two|whole columns")
 
 
 @dataclass(frozen=True, slots=True)

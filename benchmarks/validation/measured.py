@@ -115,6 +115,8 @@ SETS = (
     Measured("810E GEMM int8", "zhenwu-810e", "zw810e_gemm.csv", "i8", goal=0.08),
     Measured("H100 attention, context", "h100-class", "h100_attention_context.csv", "bf16", least_us=10, goal=0.12),
     Measured("H100 attention, generation", "h100-class", "h100_attention_generation.csv", "bf16", goal=0.15),
+    Measured("TPU v6e GEMM", "tpuv6e-core", "v6e_ops.csv", "f16", ("gemm",), goal=0.09),
+    Measured("TPU v6e attention, feed-forward", "tpuv6e-core", "v6e_ops.csv", "f16", ("attention", "ffn"), goal=0.20),
     Measured("TPUv3 GEMM", "tpuv3-core", "tpuv3_gemm.csv", "f32", clock_mhz=940, goal=0.10),
     Measured("TPUv3 operators", "tpuv3-core", "tpuv3_ops.csv", "f32", clock_mhz=940, goal=0.15),
     Measured(

@@ -48,7 +48,7 @@ def line_of(key: str, section: str = "") -> str:
 def test_builtin_targets() -> None:
     assert builtin_targets() == ["ppu-edge", "ppu-tiny", "zhenwu-810e", "zhenwu-m890"]
     gpus = {f"{name}-class" for name in ("a100", "h100", "h200", "b200", "gb200", "b300", "gb300", "l40s", "h20")}
-    assert set(validation_targets()) == gpus | {"tpuv3-core", "systolic-128"}
+    assert set(validation_targets()) == gpus | {"tpuv3-core", "tpuv5e-core", "tpuv6e-core", "systolic-128"}
     assert default_target() in builtin_targets()
 
 

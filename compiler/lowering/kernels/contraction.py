@@ -20,6 +20,7 @@ from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import DType
 from ppuc.ir.views import reshape
+from ppuc.targets.cost import in_order
 from ppuc.targets.schema import Target
 
 MAX_DEPTH = 8
@@ -133,6 +134,8 @@ class Choice:
     rings: Rings
     units: tuple[int, ...]
     price: float
+    resident: bool = False
+    """Whether the right operand is loaded whole before the first tile."""
 
 
 class ContractionLowering(TiledLowering):
@@ -208,15 +211,25 @@ class ContractionLowering(TiledLowering):
         vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + 1, self.target)
         return vec, store, load
 
+    def iterations(self, tiles: Sequence[int]) -> float:
+        """Tiles of the busiest unit, without the units of each axis (`dealt`) where it does not depend on them."""
+        if not in_order(self.target):
+            return self.dealt(tiles)[1]
+        return self._in_order(math.prod(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True)))
+
+    def _in_order(self, count: int) -> float:
+        """Tiles of the busiest unit of `count` that are dealt in order."""
+        if self.target.launch.tiles == "blocks":
+            return max(1.0, count / self.target.cu)
+        return -(-count // self.target.cu)
+
     def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], float]:
         """Units per axis and the iterations of the busiest unit. On targets that run tiles as thread blocks, kernel
         libraries rank tilings by throughput: they account for too few tiles, but not for a partial last wave."""
         trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
         units = deal(trips, self.target.cu)
-        if self.target.launch.tiles == "blocks":
-            return units, max(1.0, math.prod(trips) / self.target.cu)
-        if self.target.launch.tiles == "persistent":
-            return units, -(-math.prod(trips) // self.target.cu)
+        if in_order(self.target):
+            return units, self._in_order(math.prod(trips))
         return units, math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
 
 

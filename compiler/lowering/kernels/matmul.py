@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.contraction import (
     Choice,
     ContractionLowering,
+    Rings,
     active_units,
     analyse_anchor,
     anchor_of,
@@ -100,6 +102,8 @@ class MatmulLowering(ContractionLowering):
         return unpacked(body, anchor)
 
     def _choose(self, rank: int) -> Choice:
+        if self.target.launch.tile_sides == "whole columns" and (resident := self._resident()):
+            return ranked(resident, min(rank, len(resident) - 1), "matmul", self.target)
         m = math.prod(self.space.axes[i].size for i in self.m_axes)
         n = math.prod(self.space.axes[i].size for i in self.n_axes)
         rows, columns = (fragment * lanes for fragment, lanes in zip(self._fragment(), self._lanes(), strict=True))
@@ -122,6 +126,45 @@ class MatmulLowering(ContractionLowering):
             found += [] if best is None else [best]
         return ranked(found, rank, "matmul", self.target)
 
+    def _resident(self) -> list[Choice]:
+        """Choices with the whole right operand in l1: the whole product, where its operands and its result fit a
+        quarter of l1 together, else tiles of rows that stream past the weights. None where the weights do not fit three
+        quarters or differ from batch to batch."""
+        m, n = (math.prod(self.space.axes[i].size for i in axes) for axes in (self.m_axes, self.n_axes))
+        weights, quarter = self._right_slots(n, self.k), self.target.l1.bytes // 4
+        if self.unpacked or not self.m_axes or weights > 3 * quarter:
+            return []
+        if any(self.space.axes[i].size > 1 for i in self.batch_axes):
+            return []
+        tiles = [1] * len(self.space.axes)
+        if not self.fill(self.n_axes, n, tiles):
+            return []
+        narrow = list(tiles)
+        if not self.fill(self.m_axes, m, tiles):
+            return []
+        whole = slot(m * self.k, self.dtype) + weights
+        if whole + self.epilogue_bytes(tiles, 1) <= quarter and (rings := self.rings(tiles, 0, whole)) is not None:
+            return [self._streamed(tiles, m, n, replace(rings, operands=1))]
+        found = []
+        for tm in sizes(m, 16, 1 << 14):
+            tiles = list(narrow)
+            if self.fill(self.m_axes, tm, tiles):
+                rings = self.rings(tiles, slot(tm * self.k, self.dtype), weights)
+                found += [self._streamed(tiles, tm, n, rings)] if rings is not None else []
+        return found
+
+    def _streamed(self, tiles: Sequence[int], tm: int, n: int, rings: Rings) -> Choice:
+        """The choice of tiles of `tm` rows past `n` columns of weights that stay in l1."""
+        units, iterations = self.dealt(tiles)
+        active = active_units(units, iterations, self.target)
+        vec, store, extra = self.chain_price(tiles, active)
+        load = cost.load_clk(self._traffic("a", tiles, self.k), self.target, active, self.a_space)
+        mma = cost.mma_clk(tm, n, self.k, cost.tensor_dtype(self.dtype, self.target), self.target)
+        tile = self.tile_clk(rings, max(mma, load), vec, store, extra)
+        ends = load + vec + store + cost.latency_clk(self.target, self.b_space)
+        price = iterations * tile + ends + self._right_load_clk(list(tiles), self.k, active, 1)
+        return Choice(tuple(tiles), self.k, rings, units, price, resident=True)
+
     def _fragment(self) -> tuple[int, int]:
         """Rows and columns of a fragment."""
         shape = mma_shape(cost.tensor_dtype(self.dtype, self.target), self.target)
@@ -135,8 +178,8 @@ class MatmulLowering(ContractionLowering):
         """Lower bound on the cost of any choice with these tiles: tensor-engine cycles of the busiest unit."""
         tm = math.prod(tiles[i] for i in self.m_axes)
         tn = math.prod(tiles[i] for i in self.n_axes)
-        _, iterations = self.dealt(tiles)
-        return iterations * cost.mma_clk(tm, tn, self.k, cost.tensor_dtype(self.dtype, self.target), self.target)
+        dtype = cost.tensor_dtype(self.dtype, self.target)
+        return self.iterations(tiles) * cost.mma_clk(tm, tn, self.k, dtype, self.target)
 
     def _best_k(self, tiles: list[int]) -> Choice | None:
         tm = math.prod(tiles[i] for i in self.m_axes)
@@ -231,7 +274,8 @@ class MatmulLowering(ContractionLowering):
         shape = [self.tiles[i] for i in mine]
         shape = [tk, *shape] if k_first else [*shape, tk]
         dtype = self.dtype if side == "a" else self.b_dtype
-        buffer = self.kernel.buffer(f"{side}t", dtype, shape, depth=self.choice.rings.operands)
+        once = self.choice.resident and (side == "b" or self.choice.rings.operands == 1)
+        buffer = self.kernel.buffer(f"{side}t", dtype, shape, depth=1 if once else self.choice.rings.operands)
         view = _with_k(access.view, self.k, k_stride)
         param = self.kernel.param(tensor, dtype, view)
         loops = {loop.name: loop for loop in nest.loops}
@@ -240,7 +284,7 @@ class MatmulLowering(ContractionLowering):
             offset = loops[merged.name].offset if access.present(i) else Affine()
             index.append(offset + axis(mine.index(i) + k_first) if i in mine else offset)
         index.append(k_loop.offset + axis(0 if k_first else len(mine)))
-        nest.add(len(nest.loops), Load(buffer, param, tuple(index)))
+        nest.add(0 if once else len(nest.loops), Load(buffer, param, tuple(index)))
         if side == "b" and self.unpacked:
             buffer = self._widened(nest, buffer, shape)
         return buffer, k_first, mine

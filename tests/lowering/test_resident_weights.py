@@ -1,0 +1,80 @@
+"""Machines whose compilers keep weights in a large scratchpad: what is loaded when, and what that costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import ppuc
+from ppuc.compiler.driver import compile_model
+from ppuc.compiler.options import CompileOptions
+from ppuc.ir.kernel import Kernel
+from ppuc.ir.types import DType, Space
+from ppuc.targets import cost
+from ppuc.targets.description import Target, load_target, override
+from ppuc.targets.simulator.result import Profile
+from ppuc.targets.simulator.run import simulate
+
+V6E = load_target("tpuv6e-core")
+WHOLE = override(load_target("ppu-tiny"), "launch.tile_sides=whole columns")
+
+
+def product(m: int, n: int, k: int, dtype: int = TensorProto.FLOAT16) -> onnx.ModelProto:
+    shapes = {"x": [m, k], "w": [k, n], "y": [m, n]}
+    x, w, y = (helper.make_tensor_value_info(name, dtype, dims) for name, dims in shapes.items())
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x, w], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def run(m: int, n: int, k: int, target: Target) -> tuple[Kernel, Profile]:
+    compiled = compile_model(product(m, n, k), CompileOptions(target))
+    assert compiled.module is not None
+    profile = simulate(compiled.artifact.program, compiled.artifact.vectors, target, {}, None).profile
+    return compiled.module.kernels[0], profile
+
+
+def depths(kernel: Kernel) -> dict[str, int]:
+    return {b.name: b.depth for b in kernel.buffers if b.space is Space.L1}
+
+
+def engine_clk(m: int, n: int, k: int) -> float:
+    return float(cost.mma_cycles(m, n, k, DType.F16, V6E))
+
+
+def test_a_product_within_a_quarter_of_l1_is_loaded_whole_before_it_is_multiplied() -> None:
+    m, n, k = 1024, 1024, 1024
+    kernel, profile = run(m, n, k, V6E)
+    assert depths(kernel)["at"] == depths(kernel)["bt"] == 1
+    moved = 2 * (m * k + n * k + m * n) / cost.hbm_bytes_per_clk(V6E)
+    assert profile.cycles - profile.launch_cycles > moved + engine_clk(m, n, k), "loads, products and stores add up"
+
+
+def test_rows_stream_past_weights_that_stay() -> None:
+    m, n, k = 32768, 1024, 1024
+    assert 2 * m * k > V6E.l1.bytes // 4
+    kernel, profile = run(m, n, k, V6E)
+    assert depths(kernel)["bt"] == 1
+    assert depths(kernel)["at"] >= 2
+    assert profile.read_bytes[Space.HBM] == 2 * (m * k + n * k), "weights are read once"
+    moved = 2 * (m * k + n * k + m * n) / cost.hbm_bytes_per_clk(V6E)
+    longest = max(moved, engine_clk(m, n, k))
+    assert profile.cycles - profile.launch_cycles < 1.25 * longest, "rows are loaded beside the products"
+
+
+def test_weights_that_l1_does_not_hold_stream_too() -> None:
+    n, k = 16384, 4096
+    assert 2 * n * k > 3 * V6E.l1.bytes // 4
+    kernel, _ = run(64, n, k, V6E)
+    assert depths(kernel)["bt"] >= 2
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(3, 5, 7), (16, 16, 16), (130, 20, 33), (200, 33, 17), (64, 300, 200)])
+def test_values_are_right(m: int, n: int, k: int) -> None:
+    program = ppuc.compile(product(m, n, k, TensorProto.FLOAT), target=WHOLE)
+    rng = np.random.default_rng(m)
+    x, w = rng.standard_normal((m, k), np.float32), rng.standard_normal((k, n), np.float32)
+    result = program.run({"x": x, "w": w})
+    np.testing.assert_allclose(result.outputs["y"], x @ w, rtol=2e-5, atol=1e-5 * k)
+    assert not result.profile.hazards
