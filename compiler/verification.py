@@ -7,13 +7,18 @@ oracle's; tolerances follow from the imported graph, the precision and the input
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.comparing.doubts import doubted, proven_elsewhere
+from ppuc.compiler.comparing.indices import judged_by_value
 from ppuc.compiler.comparing.layers import compared_layers, run_with_layers
-from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.comparing.parts import proven_in_parts
+from ppuc.compiler.comparing.undefined import defined, saying_so, undefined_elements
+from ppuc.compiler.frontend.load import ImportedModel, load_model
+from ppuc.compiler.pipeline.layers import node_values
 from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.compiler.validation.compare import Comparison
 from ppuc.compiler.validation.expected import Allowed, allowed_errors
@@ -45,6 +50,16 @@ class Verification:
         return not self.hazards and all(c.ok for c in (*self.outputs, *self.layers))
 
     @property
+    def unproven(self) -> tuple[str, ...]:
+        """Outputs whose agreement says little; `unproven` of their comparisons says why."""
+        return tuple(c.name for c in self.outputs if c.verdict == "unproven")
+
+    @property
+    def verdict(self) -> str:
+        """`ok`, `unproven` (everything agrees, and that says little about some output) or `wrong`."""
+        return "wrong" if not self.ok else "unproven" if self.unproven else "ok"
+
+    @property
     def first_offender(self) -> str:
         """The first node whose tensor is out of tolerance, else the first output; "" when all agree."""
         return next((c.name for c in (*self.layers, *self.outputs) if not c.ok), "")
@@ -53,6 +68,8 @@ class Verification:
         """As JSON-able values."""
         return {
             "ok": self.ok,
+            "verdict": self.verdict,
+            "unproven": list(self.unproven),
             "outputs": [c.record() for c in self.outputs],
             "layers": [c.record() for c in self.layers],
             "first_offender": self.first_offender or None,
@@ -70,35 +87,93 @@ def verify_program(
     progress: Progress | None = None,
 ) -> Verification:
     """Run `program` on the simulator and its source model on ONNX Runtime with the same `inputs` (seeded random ones
-    when None) and compare. Raises UsageError when the program was loaded from a .ppu and its model is not at hand."""
+    when None) and compare. Outputs whose agreement says nothing are checked again in parts, or on other inputs, and
+    stay unproven where that says nothing either. Raises UsageError when the program was loaded from a .ppu and its
+    model is not at hand."""
     program = program.variant_for(inputs) if inputs is not None else program
     if program.source is None:
         raise UsageError.of(
             program.name, "cannot be verified without the ONNX model it came from", hint="compile it here"
         )
-    fixed = program.fixed
-    arrays = {**program.defaults, **fixed, **(inputs if inputs is not None else program.random_inputs())}
-    if program.plan is not None:
-        from ppuc.compiler.host.verify import verify_hosted
+    arrays = {**program.defaults, **program.fixed, **(inputs if inputs is not None else program.random_inputs())}
+    checks = Checks(program, arrays, progress)
+    return better_checked(checks, checks.verified(layers))
 
-        result = program.run(arrays, progress=progress)
-        outputs, inner = verify_hosted(program, program.plan, arrays, result, layers)
-        hazards, seconds = tuple(map(str, result.profile.hazards)), result.host_measured_seconds
-        return Verification(outputs, inner, hazards, result.profile, result.deferred, seconds)
-    shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(fixed)
-    imported = load_model(program.source, shapes=shapes, values=fixed)
-    precision = program.options.precision
-    feeds = {value.name: arrays[name] for name, value in imported.inputs}
-    allowed: dict[str, Allowed] = {}
-    if program.quantized is not None:
-        named = {name: value.name for name, value in imported.outputs}
-        allowed = allowed_errors(imported.graph, named, program.quantized.simulated, feeds)
-    judge = Judge(imported.graph, precision, feeds, imported.transforms)
-    result = program.run(arrays, progress=progress)
-    want = Oracle(program.source).run(arrays)
-    outputs = tuple(judge.compare(n, v.name, result.outputs[n], want[n], allowed.get(n)) for n, v in imported.outputs)
-    inner = compared_layers(run_with_layers(program, arrays, progress), imported, judge) if layers else ()
-    return Verification(outputs, inner, tuple(map(str, result.profile.hazards)), result.profile)
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What `program` does on `arrays`, its inputs by name, beside the oracle."""
+
+    program: CompiledProgram
+    arrays: Mapping[str, Any]
+    progress: Progress | None = None
+
+    def verified(self, layers: bool = False) -> Verification:
+        """The outputs, and with `layers` inner tensors, as the oracle's answers to these inputs judge them."""
+        program, arrays = self.program, self.arrays
+        result = program.run(arrays, progress=self.progress)
+        hazards = tuple(map(str, result.profile.hazards))
+        if program.plan is not None:
+            from ppuc.compiler.host.verify import verify_hosted
+
+            outputs, inner = verify_hosted(program, program.plan, arrays, result, layers)
+            seconds = result.host_measured_seconds
+            return Verification(outputs, inner, hazards, result.profile, result.deferred, seconds)
+        outputs, inner = self._compared(result.outputs, layers)
+        return Verification(outputs, inner, hazards, result.profile)
+
+    def _compared(
+        self, got: Mapping[str, np.ndarray], layers: bool
+    ) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
+        program, arrays, source = self.program, self.arrays, self.program.source
+        assert source is not None
+        imported = self.imported()
+        feeds = {value.name: arrays[name] for name, value in imported.inputs}
+        allowed: dict[str, Allowed] = {}
+        if program.quantized is not None:
+            named = {name: value.name for name, value in imported.outputs}
+            allowed = allowed_errors(imported.graph, named, program.quantized.simulated, feeds)
+        judge = Judge(imported.graph, program.options.precision, feeds, imported.transforms)
+        want = Oracle(source).run(arrays)
+        undefined = undefined_elements(source, arrays, want)
+        outputs = {}
+        for name, value in imported.outputs:
+            open_ones = undefined.get(name)
+            a, b = defined(got[name], open_ones), defined(want[name], open_ones)
+            outputs[name] = saying_so(judge.compare(name, value.name, a, b, allowed.get(name)), open_ones)
+        values = node_values(imported.graph)
+        chosen = judged_by_value(
+            source, arrays, outputs, got, want, lambda node: judge.tolerances_of(values.get(node, ""))
+        )
+        if not layers:
+            return chosen, ()
+        return chosen, compared_layers(run_with_layers(program, arrays, self.progress), imported, judge)
+
+    def imported(self) -> ImportedModel:
+        """The model with the sizes and values that the program was compiled for."""
+        program = self.program
+        assert program.source is not None
+        shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(program.fixed)
+        return load_model(program.source, shapes=shapes, values=program.fixed)
+
+
+def better_checked(checks: Checks, found: Verification) -> Verification:
+    """`found` with doubts about outputs that the inputs do not move, and with those doubts and others settled where a
+    better check does."""
+    program = checks.program
+    assert program.source is not None
+    outputs = doubted(program.source, checks.arrays, program.fixed, found.outputs)
+    if program.plan is None:
+        outputs = proven_in_parts(program, checks.arrays, outputs, checks.progress)
+    if not all(c.ok for c in outputs):
+        return replace(found, outputs=outputs)
+    if any(c.unproven for c in outputs):
+
+        def again(arrays: Mapping[str, Any]) -> tuple[Comparison, ...]:
+            return Checks(program, arrays, checks.progress).verified().outputs
+
+        outputs = proven_elsewhere(program.source, checks.arrays, program.fixed, outputs, again)
+    return replace(found, outputs=outputs)
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppuc.compiler.alias import aliased
+from ppuc.compiler.comparing.undefined import defined, saying_so, undefined_elements
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import node_outputs
 from ppuc.compiler.frontend.load import ImportedModel
@@ -56,11 +57,19 @@ class Layers:
     nodes: Mapping[str, str]
     tensors: Mapping[str, str]
     """ONNX node -> its output tensor, for nodes with one output."""
+    outputs: Mapping[str, np.ndarray]
+    """All outputs of the run, by name."""
 
     def wanted(self, *nodes: str) -> dict[str, Any]:
         """The oracle's outputs, and those of `nodes`, by tensor."""
         assert self.program.source is not None
         return Oracle(self.program.source, tuple(self.tensors[node] for node in nodes)).run(self.arrays)
+
+    def undefined(self, want: Mapping[str, Any], *nodes: str) -> dict[str, np.ndarray]:
+        """Which elements of `want`, that `wanted` gives for the same nodes, the model leaves undefined."""
+        assert self.program.source is not None
+        tensors = tuple(self.tensors[node] for node in nodes)
+        return undefined_elements(self.program.source, self.arrays, want, tensors)
 
 
 def run_with_layers(program: CompiledProgram, arrays: Mapping[str, np.ndarray], progress: Progress | None) -> Layers:
@@ -68,13 +77,14 @@ def run_with_layers(program: CompiledProgram, arrays: Mapping[str, np.ndarray], 
     assert program.source is not None
     model = _with_layers(program)
     assert model.module is not None
-    got = kept_layers(replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs)
+    outputs = replace(program, artifact=model.artifact).run(arrays, progress=progress).outputs
+    got = kept_layers(outputs)
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
     named = {value: final_node(c, tuple(tensors)) for value, c in layer_candidates(model.module.graph).items()}
     # 8-bit codes have no value without their reader's scale.
     numbers = [value for value, array in got.items() if program.quantized is None or DType.of(array.dtype).bits > 8]
     nodes = {value: node for value in numbers if (node := named.get(value)) is not None}
-    return Layers(program, model.module, arrays, got, nodes, tensors)
+    return Layers(program, model.module, arrays, got, nodes, tensors, outputs)
 
 
 def _with_layers(program: CompiledProgram) -> CompiledModel:
@@ -89,8 +99,13 @@ def compared_layers(layers: Layers, imported: ImportedModel, judge: Judge) -> tu
     """The layers against the oracle's tensors, in execution order."""
     want, values = layers.wanted(*layers.nodes.values()), node_values(imported.graph)
 
+    undefined = layers.undefined(want, *layers.nodes.values())
+
     def compared(node: str, array: np.ndarray, reference: np.ndarray) -> Comparison:
-        return judge.compare(node, values.get(node, ""), array, reference)
+        places = undefined.get(layers.tensors[node])
+        here = matching(places, array) if places is not None else None
+        result = judge.compare(node, values.get(node, ""), defined(array, here), defined(reference, here))
+        return saying_so(result, here)
 
     found: dict[str, Comparison] = {}
     for value, node in layers.nodes.items():

@@ -6,15 +6,18 @@ Invariant: only the list of graph outputs changes, and external data stay in the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # no stubs on PyPI's protobuf
 
+from ppuc.compiler.frontend.order import captured, subgraphs
 from ppuc.ir.errors import ModelError
 
+SIZES = ("Shape", "Size")
+"""Ops whose results say nothing of elements."""
 RESIZING = ("Resize", "Upsample")
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 NEWEST_IR = 13
@@ -30,6 +33,34 @@ def symbols_of(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str | No
         if any(d.dim_param for d in dims):
             found[info.name] = tuple(d.dim_param or None for d in dims)
     return found
+
+
+def moved_by_inputs(source: str | Path | onnx.ModelProto, fixed: Collection[str]) -> set[str]:
+    """Outputs of the model that depend on the elements of its inputs, and not on their sizes alone, nor on those that
+    are `fixed`."""
+    graph = model_copy(source).graph
+    weights = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    reached = {i.name for i in graph.input} - weights - set(fixed)
+    makers = {name: node for node in graph.node for name in node.output if name}
+    for name in _in_order(makers, [o.name for o in graph.output]):
+        node = makers[name]
+        read = {*node.input, *(n for body in subgraphs(node) for n in captured(body))}
+        if node.op_type not in SIZES and not read.isdisjoint(reached):
+            reached.add(name)
+    return {o.name for o in graph.output} & reached
+
+
+def _in_order(makers: Mapping[str, onnx.NodeProto], wanted: Iterable[str]) -> Iterator[str]:
+    """The tensors that nodes make for those that are wanted, each after what it is made of."""
+    done, stack = set[str](), [(name, False) for name in wanted]
+    while stack:
+        name, ready = stack.pop()
+        if ready:
+            yield name
+        elif name in makers and name not in done:
+            done.add(name)
+            inner = [n for body in subgraphs(makers[name]) for n in captured(body)]
+            stack += [(name, True), *((n, False) for n in (*makers[name].input, *inner))]
 
 
 def node_outputs(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str, ...]]:

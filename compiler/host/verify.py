@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.comparing.indices import judged_by_value
+from ppuc.compiler.comparing.undefined import defined, saying_so, undefined_elements
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import moved_model, node_outputs, whole_bytes
 from ppuc.compiler.frontend.load import load_model
@@ -56,13 +58,64 @@ def verify_hosted(
     hosted = _imported(program, plan, {n: a.shape for n, a in dense.items()})
     errors = _errors(hosted, plan, program.options.precision, result.deferred)
     want = _oracle(program, hosted, inputs)
+    undefined = _undefined(program, inputs, want)
     found: dict[str, list[Comparison]] = {}
     for name, operand in hosted.outputs:
-        found[name] = _compared(name, result.outputs[name], want[name], errors.get(operand.name, NO_ERROR))
+        open_ones = undefined.get(name)
+        pair = (result.outputs[name], want[name])
+        a, b = pair if open_ones is None else (defined(array, open_ones) for array in pair)
+        compared = _compared(name, a, b, errors.get(operand.name, NO_ERROR))
+        found[name] = [saying_so(c, open_ones) for c in compared]
+    found |= _by_value(program, hosted, errors, inputs, result, found, want)
     if not all(c.ok for each in found.values() for c in each):
         found |= _excused(program, hosted, inputs, result, found, want)
     outputs = tuple(c for each in found.values() for c in each)
     return outputs, _layers(program, hosted, errors, inputs) if layers else ()
+
+
+def _undefined(program: CompiledProgram, inputs: Mapping[str, Any], want: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Elements of outputs that the model leaves undefined, where ONNX Runtime can tell."""
+    assert program.source is not None
+    try:
+        return undefined_elements(program.source, inputs, want)
+    except ModelError:
+        return {}
+
+
+def _by_value(
+    program: CompiledProgram,
+    hosted: HostedModel,
+    errors: Mapping[str, ExpectedError],
+    inputs: Mapping[str, Any],
+    result: ProgramResult,
+    found: Mapping[str, list[Comparison]],
+    want: Mapping[str, Any],
+) -> dict[str, list[Comparison]]:
+    """Indices that differ, judged by the values that they choose, where the oracle knows those."""
+    assert program.source is not None
+    single = {name: each[0] for name, each in found.items() if len(each) == 1 and each[0].name == name}
+    values = _values_of_nodes(hosted)
+
+    def allowed(node: str) -> list[Tolerance]:
+        return [tolerance_of(errors.get(values.get(node, ""), NO_ERROR))]
+
+    try:
+        again = judged_by_value(program.source, inputs, single, result.outputs, want, allowed)
+    except ModelError:
+        return {}
+    return {c.name: [c] for c in again}
+
+
+def _values_of_nodes(hosted: HostedModel) -> dict[str, str]:
+    """ONNX node -> the tensor of the model that it gives, of nodes that give one."""
+    found: dict[str, str] = {}
+    for part in partition(hosted):
+        if isinstance(part, PpuPart):
+            found |= node_values(part.graph)
+        else:
+            given = {n.label: [o.name for o in n.outputs if o is not None] for n in part.nodes}
+            found |= {label: names[0] for label, names in given.items() if len(names) == 1}
+    return found
 
 
 def _excused(
@@ -132,9 +185,7 @@ def _layers(
             node, name = final_node(candidates, tuple(tensors)), kept_name(number, given.get(value, value))
             chosen |= {name: node} if node is not None and name in got and given.get(value) not in whole else {}
     want = Oracle(program.source, tuple(tensors[node] for node in chosen.values())).run(inputs)
-    values: dict[str, str] = {}
-    for part in partition(hosted):
-        values |= node_values(part.graph) if isinstance(part, PpuPart) else {}
+    values = _values_of_nodes(hosted)
     found: list[Comparison] = []
     for name, node in chosen.items():
         reference = matching(want[tensors[node]], got[name]) if tensors[node] in want else None

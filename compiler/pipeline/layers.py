@@ -117,14 +117,26 @@ def held_by(
 
 def matching(want: np.ndarray, got: np.ndarray) -> np.ndarray | None:
     """`want` in the layout of `got`; the numerically closer one if two layouts fit, None if none does."""
-    layouts = [want]
-    if want.ndim >= 3:
-        layouts.append(np.moveaxis(want, 1, -1))
+    return min(_layouts(want, got), key=lambda w: _distance(w, got), default=None)
+
+
+def restored(got: np.ndarray, want: np.ndarray) -> np.ndarray | None:
+    """`got` in the layout of `want`, the opposite of `matching`."""
+    places = np.arange(want.size).reshape(want.shape)
+    pairs = zip(_layouts(want, got), _layouts(places, got), strict=True)
+    _, place = min(pairs, key=lambda pair: _distance(pair[0], got), default=(None, None))
+    if place is None:
+        return None
+    back = np.empty(want.size, got.dtype)
+    back[place.reshape(-1)] = got.reshape(-1)
+    return back.reshape(want.shape)
+
+
+def _layouts(want: np.ndarray, got: np.ndarray) -> list[np.ndarray]:
+    """`want` in every layout that has the shape of `got`."""
+    layouts = [want, np.moveaxis(want, 1, -1)] if want.ndim >= 3 else [want]
     squeezed = tuple(n for n in got.shape if n != 1)
-    fitting = [w.reshape(got.shape) for w in layouts if tuple(n for n in w.shape if n != 1) == squeezed]
-    if len(fitting) < 2:
-        return fitting[0] if fitting else None
-    return min(fitting, key=lambda w: _distance(w, got))
+    return [w.reshape(got.shape) for w in layouts if tuple(n for n in w.shape if n != 1) == squeezed]
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -110,7 +110,7 @@ def comparison_table(out: Console, title: str, rows: Sequence[dict[str, Any]]) -
         (
             r["name"],
             r["type"],
-            "ok" if r["ok"] else "WRONG",
+            "WRONG" if r["verdict"] == "wrong" else r["verdict"],
             f"{r['max_abs']:.3g}",
             f"{r['max_rel']:.3g}",
             f"{r['cosine']:.8f}",
@@ -123,6 +123,10 @@ def comparison_table(out: Console, title: str, rows: Sequence[dict[str, Any]]) -
     for row in rows:
         if not row["ok"]:
             out.print(f"  {row['name']}: {row['reason']}")
+        if row["unproven"]:
+            out.print(f"  {row['name']}: unproven, because {row['unproven']}")
+        if row["note"]:
+            out.print(f"  {row['name']}: {row['note']}")
         if row["sensitivity"] is not None:
             growth = f"{row['sensitivity']:.3g}"
             out.print(f"  {row['name']}: a relative change of the weights grows {growth} times in the model itself")

@@ -18,6 +18,12 @@ from ppuc.ir.types import DType
 MAX_SQNR_DB = 999.0
 """Represents an infinite ratio (no error), which JSON cannot express."""
 
+LOOSE = 0.5
+"""Relative error from which on allowing it proves nothing: an answer half of which is wrong would pass."""
+
+CLOSE = 0.01
+"""Relative error so small that an agreement is no coincidence, whatever is allowed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -25,7 +31,8 @@ class Comparison:
     error's root mean square over the reference's; `sqnr_db` is `-20 log10(rms_rel)`; `worst` is the index of the
     largest error. For integers `mismatches` counts differing elements. `reason` says why `ok` is False (""
     otherwise). `sensitivity` is set when the tolerance was widened to the model's own conditioning: its relative change
-    for one unit of relative change of the weights."""
+    for one unit of relative change of the weights. `unproven` says why an agreement means little ("": it means that the
+    tensor is right); `note` is what else to know of it."""
 
     name: str
     type: str
@@ -40,10 +47,17 @@ class Comparison:
     tolerance: float
     worst: tuple[int, ...]
     sensitivity: float | None = None
+    unproven: str = ""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`ok`, `unproven` or `wrong`."""
+        return "wrong" if not self.ok else "unproven" if self.unproven else "ok"
 
     def record(self) -> dict[str, Any]:
         """The comparison as JSON-able values."""
-        return {**asdict(self), "worst": list(self.worst)}
+        return {**asdict(self), "worst": list(self.worst), "verdict": self.verdict}
 
 
 def compare(name: str, got: np.ndarray, want: np.ndarray, tolerance: Tolerance) -> Comparison:
@@ -92,9 +106,11 @@ def _compare_exact(name: str, got: np.ndarray, want: np.ndarray, tolerance: Tole
     error = np.abs(got.astype(np.float64) - want.astype(np.float64)) if mismatches else np.zeros(1)
     scale = np.abs(want.astype(np.float64))
     rms = _ratio(_rms(error), _rms(scale)) if mismatches else 0.0
+    loose = ok and mismatches > 0 and tolerance.mismatch_share >= LOOSE
+    unproven = f"{allowed} of {got.size} elements might differ" if loose else ""
     return Comparison(
         name, _type(got), ok, reason, float(error.max()), _max_rel(error, scale) if mismatches else 0.0, rms,
-        _cosine(got, want), _decibel(rms), mismatches, tolerance.relative, worst,
+        _cosine(got, want), _decibel(rms), mismatches, tolerance.relative, worst, unproven=unproven,
     )  # fmt: skip
 
 
@@ -119,10 +135,19 @@ def _compare_float(name: str, got: np.ndarray, want: np.ndarray, tolerance: Tole
         at = _index(int(np.argmax(error - limit)), got.shape)
         reason = f"element {list(at)} is {a[at]:.6g}, the reference has {b[at]:.6g} (allowed error {limit[at]:.2e})"
     largest = float(error.max()) if got.size else 0.0
+    unproven = "" if reason or rms <= CLOSE else _doubt(b, limit, tolerance)
     return Comparison(
         name, _type(got), not reason, reason, largest, _max_rel(error, np.abs(b)), rms, _cosine(a, b), _decibel(rms),
-        0, tolerance.relative, worst,
+        0, tolerance.relative, worst, unproven=unproven,
     )  # fmt: skip
+
+
+def _doubt(want: np.ndarray, limit: np.ndarray, tolerance: Tolerance) -> str:
+    """Why a tensor that is allowed elements off by `limit` proves nothing by agreeing; "" when it does."""
+    if tolerance.relative >= LOOSE:
+        return f"errors of {tolerance.relative:.2g} of the values would be accepted"
+    zeros = tolerance.relative >= 1.0 or _rms(want) <= tolerance.absolute
+    return "zeros would be accepted" if zeros and bool(np.all(np.abs(want) <= limit)) else ""
 
 
 def _special_values(a: np.ndarray, b: np.ndarray, finite: np.ndarray) -> str:

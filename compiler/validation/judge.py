@@ -14,7 +14,7 @@ import numpy as np
 from ppuc.compiler.validation.compare import Comparison, compare
 from ppuc.compiler.validation.conditioning import Sensitivity, sensitivities
 from ppuc.compiler.validation.expected import Allowed
-from ppuc.compiler.validation.tolerance import exact, stored_as, tolerances, typical_step
+from ppuc.compiler.validation.tolerance import Tolerance, exact, stored_as, tolerances, typical_step
 from ppuc.ir.graph import Graph
 
 
@@ -51,6 +51,11 @@ class Judge:
         if widened == tolerance:
             return result
         return replace(compare(label, got, want, widened), sensitivity=sensitivity.relative)
+
+    def tolerances_of(self, value: str) -> list[Tolerance]:
+        """What the graph's value of that name may be off: by the rule, and by the model's own conditioning."""
+        rule, sensitivity = self._tolerances.get(value, exact()), self._sensitivity(value)
+        return [rule] if sensitivity is None else [rule, sensitivity.widened(rule, self._step)]
 
     def _sensitivity(self, value: str) -> Sensitivity | None:
         if self._sensitivities is None:

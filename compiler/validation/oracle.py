@@ -6,7 +6,7 @@ f32 that is rounded after each node), and computes on one thread so that its ans
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from ppuc.compiler.frontend.expose import of_known_version, serialised, with_outputs
+from ppuc.compiler.frontend.expose import model_copy, of_known_version, serialised, with_outputs
 from ppuc.compiler.frontend.widened import widened
 from ppuc.ir.errors import Diagnostic, ModelError
 from ppuc.ir.types import DType
@@ -30,10 +30,15 @@ _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Oracle:
-    """An ONNX Runtime session over `source`, a path or a ModelProto. `tensors` names inner tensors to return as
-    well."""
+    """An ONNX Runtime session over `source`, a path or a ModelProto. `tensors` names inner tensors to return as well;
+    `change` makes another model of a copy of it."""
 
-    def __init__(self, source: str | Path | onnx.ModelProto, tensors: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        source: str | Path | onnx.ModelProto,
+        tensors: Sequence[str] = (),
+        change: Callable[[onnx.ModelProto], object] | None = None,
+    ) -> None:
         self.where = str(source) if isinstance(source, str | Path) else source.graph.name or "model"
         self._narrow: frozenset[str] = frozenset()
         options = onnxruntime.SessionOptions()
@@ -42,6 +47,9 @@ class Oracle:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if isinstance(source, str | Path):
             options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(source).resolve().parent))
+        if change is not None:
+            source = model_copy(source)
+            change(source)
         model: str | bytes
         if tensors:
             model = with_outputs(source, tuple(tensors))

@@ -1,0 +1,361 @@
+"""Verdicts that mean something: what is unproven, what a better check proves, what is undefined, indices by value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import ppuc
+from ppuc.compiler.comparing import parts as parts_module
+from ppuc.compiler.comparing.doubts import other_inputs, scaled_inputs
+from ppuc.compiler.comparing.indices import by_value
+from ppuc.compiler.comparing.undefined import undefined_elements
+from ppuc.compiler.frontend.altered import GIVEN, from_given
+from ppuc.compiler.frontend.expose import moved_by_inputs
+from ppuc.compiler.frontend.selections import Selection, selections
+from ppuc.compiler.pipeline.layers import matching, restored
+from ppuc.compiler.program.compiled import CompiledProgram
+from ppuc.compiler.validation.compare import compare
+from ppuc.compiler.validation.oracle import Oracle
+from ppuc.compiler.validation.tolerance import Tolerance
+from tests.host.host_models import run
+from tests.support.onnx_text import model_of
+
+TINY = "ppu-tiny"
+
+
+def draws(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+X = {"x": draws(4, 32)}
+SCALE = np.array(1e-3, np.float32), np.array(-9, np.float32)
+
+
+def chaotic(layers: int = 12) -> onnx.ModelProto:
+    """Each layer doubles what is wrong with the one before."""
+    steps = " ".join(f"s{i} = Sin(h{i}) h{i + 1} = MatMul(s{i}, V)" for i in range(layers))
+    text = f"g (float[4, 32] x) => (float[4, 32] boxes) {{ h0 = MatMul(x, W) {steps} boxes = Sin(h{layers}) }}"
+    return model_of(text, {"W": draws(32, 32), "V": draws(32, 32, seed=1) * 2})
+
+
+def dead() -> onnx.ModelProto:
+    """A Relu that nothing reaches."""
+    text = "g (float[4, 32] x) => (float[4, 32] y) { h = MatMul(x, W) z = Mul(h, k) t = Add(z, c) y = Relu(t) }"
+    return model_of(text, {"W": draws(32, 32), "k": SCALE[0], "c": SCALE[1]})
+
+
+def verified(model: onnx.ModelProto, inputs: dict[str, Any], precision: str = "model", **how: Any) -> Any:
+    return ppuc.verify(ppuc.compile(model, TINY, precision), inputs, **how)
+
+
+# What a comparison proves.
+
+
+@pytest.mark.parametrize(
+    ("error", "tolerance", "verdict"),
+    [
+        (0.3, Tolerance(0.4), "ok"),
+        (0.3, Tolerance(0.6), "unproven"),
+        (0.001, Tolerance(0.6), "ok"),
+        (0.7, Tolerance(0.6), "wrong"),
+        (0.3, Tolerance(1e-6, absolute=100.0), "unproven"),
+        (0.1, Tolerance(1e-6, absolute=0.5), "ok"),
+    ],
+)
+def test_an_agreement_proves_something_when_little_is_allowed(error: float, tolerance: Tolerance, verdict: str) -> None:
+    want = draws(1000)
+    found = compare("y", want + np.float32(error) * draws(1000, seed=1), want, tolerance)
+    assert found.verdict == verdict
+    assert found.ok == (verdict != "wrong")
+    assert bool(found.unproven) == (verdict == "unproven")
+    assert found.record()["verdict"] == verdict
+
+
+def test_integers_of_which_half_may_differ_prove_nothing() -> None:
+    want = np.arange(100)
+    assert compare("y", np.where(want < 10, 7, want), want, Tolerance(0.6, 0.6)).verdict == "unproven"
+    assert compare("y", want, want, Tolerance(0.6, 0.6)).verdict == "ok"
+
+
+# Outputs that the inputs do not move.
+
+
+def test_an_output_that_the_inputs_do_not_move_is_unproven() -> None:
+    found = verified(dead(), X)
+    assert (found.ok, found.verdict, found.unproven) == (True, "unproven", ("y",))
+    assert found.record()["unproven"] == ["y"]
+
+
+def test_constants_and_sizes_are_proven_by_being_equal() -> None:
+    text = "g (float[4, 32] x) => (float[2] c, int64[2] s, float[4, 32] y) { c = Identity(k) s = Shape(x) y = Neg(x) }"
+    model = model_of(text, {"k": draws(2)})
+    assert moved_by_inputs(model, ()) == {"y"}
+    assert moved_by_inputs(model, ("x",)) == set()
+    assert verified(model, X).verdict == "ok"
+
+
+def test_inputs_move_outputs_through_bodies() -> None:
+    text = """g (float[4] x, bool b) => (float[4] y) {
+        y = If (b) <then_branch = t () => (p) { p = Neg(x) }, else_branch = e () => (q) { q = Abs(x) }> }"""
+    assert moved_by_inputs(model_of(text), ("b",)) == {"y"}
+
+
+def test_saturated_outputs_are_proven_on_smaller_inputs() -> None:
+    weights = {"W": np.abs(draws(32, 32)) / 8}
+    model = model_of("g (float[4, 32] x) => (float[4, 32] y) { h = MatMul(x, W) y = Sigmoid(h) }", weights)
+    found = verified(model, {"x": np.abs(draws(4, 32)) * 8 + 8})
+    assert found.verdict == "ok"
+    assert found.outputs[0].note.startswith("proven on the inputs divided by ")
+
+
+def test_a_fault_that_saturation_hides_is_found_on_smaller_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"W": np.abs(draws(32, 32)) / 8}
+    text = "g (float[4, 32] x) => (float[4, 32] y) { h = MatMul(x, W) y = Sigmoid(h) }"
+    program = ppuc.compile(model_of(text, weights), TINY)
+    other, right = ppuc.compile(model_of(text, {"W": weights["W"] * 2}), TINY), CompiledProgram.run
+    monkeypatch.setattr(CompiledProgram, "run", lambda self, *a, **k: right(other, *a, **k))
+    found = ppuc.verify(program, {"x": np.abs(draws(4, 32)) * 8 + 8})
+    assert found.verdict == "wrong"
+    assert "on the inputs divided by" in found.outputs[0].reason
+
+
+def test_other_inputs_are_of_the_same_kind() -> None:
+    given = {"x": draws(2, 3), "ones": np.ones((2, 2), np.float32), "n": np.array([3, 1, 2]), "k": draws(4)}
+    other = other_inputs(given, ("k",), 0)
+    assert other is not None
+    assert sorted(other["n"]) == [1, 2, 3]
+    assert sorted(other["x"].reshape(-1)) == sorted(given["x"].reshape(-1))
+    assert other["ones"].dtype == np.float32
+    assert not np.array_equal(other["ones"], given["ones"])
+    assert np.array_equal(other["k"], given["k"])
+    assert other_inputs({"n": np.array([2, 2])}, (), 0) is None
+    assert [what for what, _ in scaled_inputs({"n": np.array(2)}, ())] == []
+    assert next(scaled_inputs(given, ()))[1]["x"] == pytest.approx(given["x"] / 4)
+
+
+# Outputs of which much is allowed.
+
+
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+def test_what_a_model_amplifies_is_proven_in_parts(precision: str) -> None:
+    found = verified(chaotic(), X, precision)
+    (boxes,) = found.outputs
+    assert found.verdict == "ok"
+    assert boxes.sqnr_db < 10
+    assert "right in 13 parts" in boxes.note
+
+
+def test_an_amplifying_model_that_cannot_be_cut_is_unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "_held", lambda layers: {})
+    monkeypatch.setattr("ppuc.compiler.comparing.doubts.FACTORS", ())
+    found = verified(chaotic(), X, "bf16")
+    assert (found.ok, found.verdict, found.unproven) == (True, "unproven", ("boxes",))
+    assert "of the values would be accepted" in found.outputs[0].unproven
+    assert verified(chaotic(), X).verdict == "wrong"  # in f32 not even conditioning excuses so much
+
+
+def test_a_part_that_is_wrong_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in one layer that the whole hides is not hidden from the part."""
+    right = parts_module._held
+
+    def wrong(layers: Any) -> dict[str, np.ndarray]:
+        found = right(layers)
+        name = list(found)[3]
+        return {**found, name: found[name] * np.float32(1.3)}
+
+    monkeypatch.setattr(parts_module, "_held", wrong)
+    monkeypatch.setattr("ppuc.compiler.comparing.doubts.FACTORS", ())
+    found = verified(chaotic(), X, "bf16")
+    assert found.verdict == "unproven"
+    assert "; in parts, " in found.outputs[0].unproven
+
+
+def test_a_wrong_program_of_an_amplifying_model_is_not_excused(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = ppuc.compile(chaotic(), TINY)
+    broken = chaotic()
+    weights = draws(32, 32, seed=1) * 2
+    weights[3, 5] += 1
+    broken.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weights, "V"))
+    other = ppuc.compile(broken, TINY)
+    run_other = CompiledProgram.run
+    monkeypatch.setattr(
+        CompiledProgram, "run", lambda self, *a, **k: run_other(other if self is program else self, *a, **k)
+    )
+    kept = parts_module.run_with_layers
+    monkeypatch.setattr(parts_module, "run_with_layers", lambda _, *rest: kept(other, *rest))
+    held = parts_module._compared
+    monkeypatch.setattr(
+        parts_module,
+        "_compared",
+        lambda layers, *rest: held(parts_module.replace(layers, program=program), *rest),
+    )
+    assert ppuc.verify(program, X).verdict == "wrong"
+
+
+def test_parts_are_computed_from_what_is_given() -> None:
+    model = chaotic(2)
+    h1 = draws(4, 32, seed=5)
+    cut = from_given(model, {"h1": h1})
+    found = Oracle(cut).run({**X, GIVEN + "h1": h1})
+    weights = draws(32, 32, seed=1) * 2
+    np.testing.assert_allclose(found["boxes"], np.sin(np.sin(h1) @ weights), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["h1"], np.sin(X["x"] @ draws(32, 32)) @ weights, rtol=1e-3, atol=1e-3)
+
+
+def test_given_tensors_reach_bodies_that_read_them() -> None:
+    text = """g (float[4] x, bool b) => (float[4] y) { h = Neg(x)
+        y = If (b) <then_branch = t () => (p) { p = Neg(h) }, else_branch = e () => (q) { q = Abs(h) }> }"""
+    h = draws(4, seed=3)
+    found = Oracle(from_given(model_of(text), {"h": h})).run({"x": draws(4), "b": np.array(True), GIVEN + "h": h})
+    np.testing.assert_array_equal(found["y"], -h)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 5), (2, 4, 4, 4), (3, 7)])
+def test_a_layout_is_undone(shape: tuple[int, ...]) -> None:
+    want = draws(*shape)
+    for got in (want, np.moveaxis(want, 1, -1)) if len(shape) > 2 else (want,):
+        assert matching(want, got) is not None
+        back = restored(got, want)
+        assert back is not None
+        np.testing.assert_array_equal(back, want)
+
+
+# The command.
+
+
+def test_the_command_says_what_is_unproven(tmp_path: Path) -> None:
+    onnx.save(dead(), tmp_path / "m.onnx")
+    shown = run("verify", tmp_path / "m.onnx", "-t", TINY)
+    assert shown.exit_code == 0
+    assert "unproven" in shown.stdout
+    assert "y: unproven, because the model gives the same for other inputs" in shown.stdout
+    assert "agrees with ONNX Runtime, which proves nothing about y," in shown.stdout
+    strict = run("verify", tmp_path / "m.onnx", "-t", TINY, "--strict", "--json")
+    assert strict.exit_code == 1
+    record = json.loads(strict.stdout)
+    assert (record["ok"], record["verdict"], record["unproven"]) == (True, "unproven", ["y"])
+    assert record["outputs"][0]["verdict"] == "unproven"
+
+
+def test_strict_changes_nothing_about_a_proven_output(tmp_path: Path) -> None:
+    onnx.save(model_of("g (float[4] x) => (float[4] y) { y = Exp(x) }"), tmp_path / "m.onnx")
+    assert run("verify", tmp_path / "m.onnx", "-t", TINY, "--strict").exit_code == 0
+
+
+# Sequences of unequal lengths.
+
+MS = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>'
+
+
+def prompts(behind: str = "") -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Prompts of 6 and 4 tokens, padded to 6; `behind` computes z[2, 6, 64] from the attention's y."""
+    text = f"""g (float[2, 6, 64] q, float[2, 6, 32] k, float[2, 6, 32] v, int32[2] sl, int32 tl)
+        => (float[2, 6, 64] {"z" if behind else "y"}, float[2, 2, 6, 16] pk, float[2, 2, 6, 16] pv) {{
+        y, pk, pv = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (q, k, v, , , sl, tl)
+        {behind} }}"""
+    model = onnx.parser.parse_model(MS + text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(draws(64, 64, seed=9) / 8, "W"))
+    lengths = {"sl": np.array([5, 3], np.int32), "tl": np.array(6, np.int32)}
+    return model, {"q": draws(2, 6, 64), "k": draws(2, 6, 32, seed=1), "v": draws(2, 6, 32, seed=2), **lengths}
+
+
+@pytest.mark.parametrize("behind", ["", "m = MatMul(y, W) t = Tanh(m) z = Add(t, y)"])
+def test_rows_behind_a_length_are_not_compared(behind: str) -> None:
+    model, inputs = prompts(behind)
+    program = ppuc.compile(model, TINY, values=inputs)
+    found = ppuc.verify(program, inputs, layers=True)
+    assert found.ok
+    assert found.outputs[0].note.startswith("128 of 768 elements are undefined")
+    assert all(c.sqnr_db > 90 for c in (*found.outputs, *found.layers))
+
+
+@pytest.mark.parametrize(("row", "ok"), [(3, False), (4, True), (5, True)])
+def test_rows_within_a_length_have_to_agree(monkeypatch: pytest.MonkeyPatch, row: int, ok: bool) -> None:
+    model, inputs = prompts("m = MatMul(y, W) z = Tanh(m)")
+    program, right = ppuc.compile(model, TINY, values=inputs), CompiledProgram.run
+
+    def wrong(self: CompiledProgram, *arguments: Any, **options: Any) -> Any:
+        result = right(self, *arguments, **options)
+        outputs = {n: a.copy() for n, a in result.outputs.items()}
+        outputs["z"][1, row] += 1
+        return parts_module.replace(result, outputs=outputs)
+
+    monkeypatch.setattr(CompiledProgram, "run", wrong)
+    assert ppuc.verify(program, inputs).ok == ok
+
+
+def test_what_is_undefined_is_found_behind_the_op_too() -> None:
+    model, inputs = prompts("m = MatMul(y, W) t = ReduceSum <keepdims = 1> (m, axes) z = Add(m, t)")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axes"))
+    found = undefined_elements(model, inputs, Oracle(model).run(inputs))
+    assert not found["z"][0].any()
+    assert found["z"][1].all()  # the sum over tokens reads those behind the length
+    short, rest = prompts()
+    rest["sl"] = np.array([5, 5], np.int32)
+    assert undefined_elements(short, rest, Oracle(short).run(rest)) == {}
+
+
+# Indices.
+
+TOP = """g (float[4, 64] x) => (int64[4, 50] i, int64[4] a, int32[4, 1] b) {
+    h = MatMul(x, W) t = Tanh(h) v, i = TopK(t, k) a = ArgMax<axis = 1, keepdims = 0>(t)
+    c = ArgMin<axis = 1>(t) b = Cast<to = 6>(c) }"""
+
+
+def top() -> onnx.ModelProto:
+    return model_of(TOP, {"W": draws(64, 300) / 2, "k": np.array([50])})
+
+
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+def test_indices_after_ties_are_judged_by_the_values_that_they_choose(precision: str) -> None:
+    """tanh gives hundreds of numbers next to 1, whose order rounding decides."""
+    found = verified(top(), {"x": draws(4, 64)}, precision)
+    assert found.ok
+    assert "indices differ, and choose values that agree" in found.outputs[0].note
+
+
+def test_what_outputs_choose_from_is_found_through_changes_of_shape_and_type() -> None:
+    found = selections(top(), ("i", "a", "b"))
+    assert found["i"] == Selection("TopK", "t", -1, "Tanh_1")
+    assert found["a"] == Selection("ArgMax", "t", 1, "Tanh_1")
+    assert found["b"] == Selection("ArgMin", "t", 1, "Tanh_1")
+    assert selections(model_of("g (int64[4] x) => (int64[4] y) { y = Neg(x) }"), ("y",)) == {}
+
+
+DATA = np.array([[5.0, 1.0, 5.0 + 1e-6, 3.0], [2.0, 2.0, 0.0, 1.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("got", "ok"),
+    [
+        ([[2, 0], [0, 1]], True),  # both orders of two values that are as good as equal
+        ([[0, 2], [1, 0]], True),
+        ([[0, 3], [0, 1]], False),  # a value that is smaller
+        ([[0, 0], [0, 1]], False),  # one choice made twice
+        ([[0, 2], [0, 4]], False),  # no index of the axis
+        ([[0, 2], [0, -1]], False),
+    ],
+)
+def test_a_choice_is_right_when_its_values_are(got: list[list[int]], ok: bool) -> None:
+    want, mine = np.array([[2, 0], [0, 1]]), np.array(got)
+    before = compare("i", mine, want, Tolerance(1e-6))
+    if before.ok:
+        return
+    found = by_value(before, mine, want, Selection("TopK", "t", 1, ""), DATA, lambda: [Tolerance(1e-6)])
+    assert found.ok == ok
+
+
+def test_boxes_that_score_the_same_are_as_good() -> None:
+    scores = np.array([[[0.9, 0.5, 0.9 + 1e-7, 0.2]]], np.float32)
+    want = np.array([[0, 0, 2], [0, 0, 0], [0, 0, 1]])
+    choice = Selection("NonMaxSuppression", "scores", 0, "")
+    for rows, ok in (((0, 2, 1), True), ((0, 2, 3), False), ((0, 0, 1), False)):
+        got = np.array([[0, 0, box] for box in rows])
+        before = compare("i", got, want, Tolerance(1e-6))
+        assert by_value(before, got, want, choice, scores, lambda: [Tolerance(1e-6)]).ok == ok
