@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import difflib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -279,6 +280,7 @@ def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
         with loaded:
             if len(set(loaded.files)) < len(loaded.files):
                 raise ValueError("it holds two arrays of one name")
+            _check_sizes(path)
             return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # numpy raises many kinds for damaged files: zip, EOF, value, key, OS errors
         raise InputError.of(
@@ -287,6 +289,20 @@ def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
             got=str(error).split("\n")[0],
             expected=".npy or .npz without pickles",
         ) from error
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError when an array of an archive is of another size than the archive announces, before anything is
+    unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+                announced, promised = entry.file_size - member.tell(), math.prod(shape) * dtype.itemsize
+            if announced != promised and not dtype.hasobject:
+                raise ValueError(f"{entry.filename} has {announced:,} bytes of data, its shape asks for {promised:,}")
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:

@@ -131,11 +131,18 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def limit_memory(bytes: int) -> None:
+    """Hold this process to an address space of `bytes`, or to what it has been held to already if that is less."""
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    room = bytes if most == resource.RLIM_INFINITY else min(bytes, most)
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+
+
 def main() -> None:
     """`worker FD BYTES [FILE.py ...]`: serve on a socket, within an address space, with the ops of Python files."""
     end_with_parent()
     descriptor, limit, *files = sys.argv[1:]
-    resource.setrlimit(resource.RLIMIT_AS, (int(limit), int(limit)))
+    limit_memory(int(limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.filterwarnings("ignore")
     connection = Connection(int(descriptor))

@@ -33,6 +33,9 @@ WRITERS = {
     "trace": ("profile", "m.ppu", "--no-interval", "--trace"),
     "policy": ("quantize", "m.onnx", "--calibrate", "s.npz", *SIZES, "-o"),
     "plot": ("quantize", "m.onnx", "--calibrate", "s.npz", *SIZES, "--plot"),
+    "state": ("quantize", "m.onnx", "--calibrate", "s.npz", *SIZES, "--min-sqnr", "10", "--state"),
+    "sweep": ("targets", "ppu-tiny", "--sweep", "hbm.gbs=20,40", "--csv"),
+    "chart": ("targets", "ppu-tiny", "--sweep", "hbm.gbs=20,40", "--model", "m.onnx", "--dim", "N=3", "--plot"),
     "simplify": ("simplify", "m.onnx", "-o"),
     "disasm": ("disasm", "m.ppu", "-o"),
     "asm": ("asm", "m.s", "--like", "m.ppu", "-o"),
@@ -40,7 +43,7 @@ WRITERS = {
     "opt": ("opt", "steps/00-import.ppir", "-o"),
     "opt to the end": ("opt", "steps/00-import.ppir", "--to-end", "-o"),
 }
-ENDING = {"opt": ".ppir", "opt to the end": ".ppu"}
+ENDING = {"opt": ".ppir", "opt to the end": ".ppu", "chart": ".svg"}
 
 
 @pytest.fixture(scope="module")

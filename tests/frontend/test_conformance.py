@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -172,3 +174,16 @@ def onnx_accepts(model: onnx.ModelProto) -> bool:
     except Exception:  # ValidationError, and what its binding raises of its own
         return False
     return True
+
+
+def test_the_benchmark_of_malformed_models() -> None:
+    """A few of what `benchmarks.malformed` tries: every command refuses within its limits."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.malformed", "--count", "8", "--seed", "3", "--only", "pool"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "8 models, 0 commands of 32 that did not refuse" in done.stdout

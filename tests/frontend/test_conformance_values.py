@@ -22,6 +22,7 @@ BROKEN = [
     (X, "Cast<to = 99>(x)", "attribute 'to' is out of range"),
     (X, "CumSum<exclusive = 2>(x, k)", "attribute 'exclusive' is out of range"),
     (X, "CumSum<reverse = -1>(x, k)", "attribute 'reverse' is out of range"),
+    (X, "Constant()", "it holds no value, or several"),
     (X, "LpNormalization<p = 3>(x)", "attribute 'p' is out of range"),
     (X, "Mod<fmod = 2>(x, x)", "attribute 'fmod' is out of range"),
     (X, 'Einsum<equation = "IJ">(x, x)', "attribute 'equation' has a different number of operands"),
@@ -52,7 +53,9 @@ BROKEN = [
     (IMAGE, "Conv<group = 1>(x, w)", "the input's channels do not match the weights"),
     (IMAGE, "Conv<group = 2, dilations = [8, 1]>(x, w)", "the kernel is larger than the padded input"),
     (IMAGE, "ConvTranspose<output_padding = [1, 1]>(x, w)", "attribute 'output_padding' is too large"),
+    (IMAGE, "ConvTranspose<output_shape = [8, 11]>(x, w)", "attribute 'output_shape' is larger than what the kernel"),
     (IMAGE, "GroupNormalization<num_groups = 3>(x, c, c)", "the channels do not divide into groups"),
+    (IMAGE, "Attention(x, x, x, x, k3, k3)", "a cache has the wrong rank"),
     # N10: constants
     (X, "OneHot(x, zero, pair)", "the depth is out of range"),
     ("float[N] x", "Range(zero0, zero0, zero0)", "the step"),

@@ -124,3 +124,14 @@ def test_files_of_ops_that_are_none(tmp_path: Path) -> None:
         compiled(model(CUSTOM), host_ops=(tmp_path / "ops.py",))
     with pytest.raises(UsageError, match="there is no such file"):
         compiled(model(CUSTOM), host_ops=(tmp_path / "none.py",))
+
+
+def test_the_worker_starts_within_less_memory_than_it_may_take() -> None:
+    """Under a limit of the shell (`ulimit -v`), which a process cannot raise again."""
+    code = (
+        "import resource; from ppuc.compiler.host.worker import limit_memory;"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)); limit_memory(8 << 30);"
+        "assert resource.getrlimit(resource.RLIMIT_AS) == (4 << 30, 4 << 30); limit_memory(2 << 30);"
+        "assert resource.getrlimit(resource.RLIMIT_AS) == (2 << 30, 2 << 30)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +222,40 @@ def test_numpy_files_round_trip_and_damage_is_reported(tmp_path: Path) -> None:
         read_npy(tmp_path / "pickled.npy")
     with pytest.raises(InputError, match=r"x\.npz: is an \.npz of several arrays"):
         read_npy(tmp_path / "x.npz")
+
+
+def npy(shape: tuple[int, ...], data: bytes) -> bytes:
+    """An .npy of f32 whose header says `shape`, whatever follows."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return header.getvalue() + data
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3,), 64 << 20), ((1 << 40,), 12), ((3,), 8)])
+def test_archives_are_not_unpacked_beyond_their_headers(tmp_path: Path, shape: tuple[int, ...], size: int) -> None:
+    path = tmp_path / "lies.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", npy(shape, bytes(size)))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"x.npy has {size:,} bytes of data, its shape asks for"):
+        read_npz(path)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+def test_an_archive_that_says_less_than_it_holds(tmp_path: Path) -> None:
+    """The directory of the archive promises 12 bytes of data; 64 MB are unpacked to none."""
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", npy((3,), bytes(64 << 20)))
+    true = len(npy((3,), b"")) + (64 << 20)
+    data = path.read_bytes().replace(true.to_bytes(4, "little"), (true - (64 << 20) + 12).to_bytes(4, "little"))
+    path.write_bytes(data)
+    tracemalloc.start()
+    with contextlib.suppress(InputError):
+        assert read_npz(path)["x"].tolist() == [0, 0, 0]
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
 
 
 def test_formats_without_a_numpy_name_are_written_as_f32(tmp_path: Path) -> None:

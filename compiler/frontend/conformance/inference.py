@@ -35,7 +35,7 @@ def inference(model: onnx.ModelProto, sites: list[NodeSite]) -> tuple[onnx.Model
     if expanded_nodes(model.graph.node, functions, MOST_EXPANDED) > MOST_EXPANDED or too_deep(functions):
         return model, []
     try:
-        return infer_shapes(model, check_type=True, strict=True), []
+        return infer_shapes(model, check_type=True, strict=True, data_prop=True), []
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
         found = _OP.findall(text)

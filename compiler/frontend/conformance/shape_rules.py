@@ -78,6 +78,10 @@ def _attention(node: ShapedNode) -> Iterator[Broken]:
             if shape[2] is not None and shape[2] % count:
                 yield f"{name} does not divide into heads", shape[2], f"a multiple of {count}"
                 return
+    for past in (node.shape(4), node.shape(5)):
+        if past is not None and len(past) != 4:
+            yield "a cache has the wrong rank", len(past), "rank 4"
+            return
     if heads is not None and kv_heads is not None and heads % max(kv_heads, 1):
         yield "the heads of Q are no multiple of those of K", heads, f"a multiple of {kv_heads}"
 
@@ -148,7 +152,8 @@ def _rotary(node: ShapedNode) -> Iterator[Broken]:
         yield "attribute 'rotary_embedding_dim' is out of range", turned, f"an even number up to {width}"
     elif cos is not None and cos[-1] is not None and cos[-1] != turned // 2:
         yield "the caches have another width", cos[-1], str(turned // 2)
-    if cos is not None and len(cos) != (2 if node.shape(3) is not None else 3) and len(node.shapes) < 4:
+    positions = any(node.site.node.input[3:4])
+    if cos is not None and len(cos) != (2 if positions else 3):
         yield "the caches have another rank", len(cos), "2 with positions, 3 without"
 
 

@@ -194,7 +194,14 @@ def _tree(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
         yield site.broken("attribute 'membership_values' is missing", expected="the sets that nodes ask for")
 
 
+def _one_value(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
+    given = [a.name for a in site.node.attribute]
+    if len(given) != 1:
+        yield site.broken("it holds no value, or several", ", ".join(given) or "none", "one attribute")
+
+
 OF_NODE: Mapping[str, Callable[[NodeSite, Mapping[str, Any]], Iterator[Finding]]] = {
+    "Constant": _one_value,
     "Einsum": _equation,
     "RegexFullMatch": _pattern,
     "Resize": _outside,

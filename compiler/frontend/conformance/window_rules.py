@@ -103,6 +103,13 @@ def conv_transpose(node: ShapedNode) -> Iterator[Broken]:
     for e, s, d in zip(extra, strides, dilations, strict=False):
         if e >= max(s, d):
             yield "attribute 'output_padding' is too large", extra, "less than stride or dilation"
+    wanted, reaches = (
+        node.attributes.get("output_shape", ()),
+        zip(x[2:], w[2:], strides, dilations, extra, strict=False),
+    )
+    for size, (n, k, s, d, e) in zip(wanted[-rank:], reaches, strict=False):
+        if n is not None and k is not None and size > (n - 1) * s + (k - 1) * d + 1 + max(e, s - 1):
+            yield "attribute 'output_shape' is larger than what the kernel reaches", list(wanted), "no more than that"
 
 
 def deform_conv(node: ShapedNode) -> Iterator[Broken]:
