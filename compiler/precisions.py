@@ -22,15 +22,16 @@ class Precision:
 
     `contractions` is the type in which matmul, conv and attention multiply wherever they are not quantized ("": the
     model's own). `layers` is the format, as policies name it, of quantized layers that no policy names ("": no layer is
-    quantized). `rounding` is the type whose unit roundoff bounds what operands lose, where it is not `contractions`.
-    With `weights_only` the format is one for weights (blocks with a scale each); with `per_layer` a policy gives every
-    layer a format of its own."""
+    quantized), `operands` the type of both operands of their products, if they have one. `rounding` is the type whose
+    unit roundoff bounds what operands lose, where it is not `contractions`. With `weights_only` the format is one for
+    weights (blocks with a scale each); with `per_layer` a policy gives every layer a format of its own."""
 
     name: str
     help: str
     contractions: str = ""
     layers: str = ""
     rounding: str = ""
+    operands: str = ""
     weights_only: bool = False
     per_layer: bool = False
 
@@ -74,8 +75,8 @@ _ALL = (
     Precision("fp32", "products of f32", "f32"),
     Precision("bf16", "products and stored activations in bf16", "bf16"),
     Precision("fp16", "products and stored activations in f16", "f16"),
-    Precision("fp8", "products of E4M3 with scales", "bf16", "e4m3", "f8e4m3"),
-    Precision("int8", "products of 8-bit integers with scales", "bf16", "int8", "f8e4m3"),
+    Precision("fp8", "products of E4M3 with scales", "bf16", "e4m3", "f8e4m3", "f8e4m3"),
+    Precision("int8", "products of 8-bit integers with scales", "bf16", "int8", "f8e4m3", "i8"),
     Precision("mixed", "layer by layer as --policy says", "bf16", "e4m3", "f8e4m3", per_layer=True),
     Precision("mxfp8", "weights in blocks of E4M3", "bf16", "mxfp8", "f8e4m3", weights_only=True),
     Precision("mxfp4", "weights in blocks of E2M1", "bf16", "mxfp4", "f4e2m1", weights_only=True),

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ppuc.compiler.precisions import PRECISIONS
 from ppuc.ir.errors import Diagnostic, UsageError
 
 GEMM = ("m", "n", "k")
 ATTENTION = ("batch", "heads", "kv_heads", "query", "key", "dim")
 CONV = ("n", "h", "w", "c", "k", "r", "stride", "pad")
 
-DTYPES = {
-    "bf16": "bf16", "f16": "f16", "fp16": "f16", "f32": "f32", "fp32": "f32",
-    "i8": "i8", "int8": "i8", "f8e4m3": "f8e4m3", "fp8": "f8e4m3",
-}  # fmt: skip
+OPERANDS = ("bf16", "f16", "f32", "i8", "f8e4m3")
+"""Element types of operands."""
+
+DTYPES = {name: name for name in OPERANDS} | {
+    name: operands
+    for name, precision in PRECISIONS.items()
+    if (operands := precision.operands if precision.quantized else precision.contractions)
+}
 """Names of element types -> those of the IR."""
 
 LARGEST = 1 << 24

@@ -94,13 +94,3 @@ def test_samples_for_inputs_that_only_the_host_holds(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, [str(a) for a in arguments])
     assert result.exit_code == 2
     assert not (tmp_path / "m").exists()
-
-
-def test_quantize_says_what_to_do_with_such_a_model(tmp_path: Path) -> None:
-    onnx.save(model(), tmp_path / "m.onnx")
-    np.savez(tmp_path / "x.npz", x=np.concatenate([s["x"] for s in samples(8)]))
-    arguments = ["quantize", tmp_path / "m.onnx", "--calibrate", tmp_path / "x.npz"]
-    result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert result.exit_code == 2
-    assert "double precision" in result.stderr
-    assert "`ppuc compile -p fp8 --calibrate DATA` quantizes the rest of such a model" in result.stderr
