@@ -13,9 +13,9 @@ BEGIN, END = "<!-- figures: written by run.py --readme -->", "<!-- end of figure
 
 
 def write_figures(readme: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the table of `readme` by that of `records`: per set the results of run.py (`mape` of all rows and
-    `others` of the half that nothing is fitted to, `goal`, `classes`, `cases`, and `given` when the rows are not part
-    of the repository). Raises ValueError when `readme` has no such table."""
+    """Replace the table of `readme` by that of `records`: per set the results of run.py (`mape`, `goal`, `classes`,
+    `cases`, and `given` when the rows are not part of the repository). Raises ValueError when `readme` has no such
+    table."""
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -26,12 +26,10 @@ def write_figures(readme: Path, records: Mapping[str, Mapping[str, Any]]) -> Non
 
 def figures(records: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table with a row a set, and one for each class of its cases."""
-    lines = ["| set | cases | error | rows not fitted to | goal |", "|---|---|---|---|---|"]
+    lines = ["| set | cases | error | goal |", "|---|---|---|---|"]
     for name, record in records.items():
         mark, goal = " *" if record["given"] else "", f"{record['goal']:.1%}" if record["goal"] else ""
-        lines.append(
-            f"| {name}{mark} | {len(record['cases'])} | {record['mape']:.1%} | {record['others']:.1%} | {goal} |"
-        )
-        lines += [f"| - {kind} | {count} | {error:.1%} | | |" for kind, (count, error) in record["classes"].items()]
+        lines.append(f"| {name}{mark} | {len(record['cases'])} | {record['mape']:.1%} | {goal} |")
+        lines += [f"| - {kind} | {count} | {error:.1%} | |" for kind, (count, error) in record["classes"].items()]
     lines += ["", "\\* rows that are not part of this repository (`--data`)."]
     return "\n".join(lines) + "\n"

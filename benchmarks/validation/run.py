@@ -5,9 +5,6 @@ in this process. Prints each set's mean absolute error, the error of each class 
 `results.json` and a plot a set into FOLDER. `--data DIR` adds the sets whose files may not be part of this repository,
 `--set TEXT` runs only those whose names contain it; `--target MACHINE --csv FILE [--dtype D]` measures another machine
 instead. `--readme` writes the figures into README.md. Exit code 1 when a set misses its goal.
-
-Constants are fitted to every second row of a file at most (rows 1, 3, 5, ...): the error of the others is printed
-beside.
 """
 
 from __future__ import annotations
@@ -118,9 +115,6 @@ def report(measured: Measured, outcomes: Sequence[Outcome], target: Target, ever
     goal = f", goal {measured.goal:.1%}" if measured.goal else ""
     bias = sum(o.error for o in outcomes) / len(outcomes)
     print(f"\n{measured.name}: {len(outcomes)} cases, mean absolute error {mape(outcomes):.1%}{goal}, mean {bias:+.1%}")
-    for name, mine in (("every second row", outcomes[::2]), ("the other rows", outcomes[1::2])):
-        if mine:
-            print(f"  {name}: {mape(mine):.1%}")
     for name, mine in classes(outcomes, target).items():
         print(f"  {name}: {len(mine)} cases, {mape(mine):.1%}, mean {sum(o.error for o in mine) / len(mine):+.1%}")
     shown = outcomes if every else sorted(outcomes, key=lambda o: -abs(o.error))[:8]
@@ -184,7 +178,6 @@ def run_set(measured: Measured, cases: Sequence[Case], every: bool, folder: Path
     (folder / f"{name}.svg").write_text(plot, encoding="utf-8")
     return {
         "mape": mape(outcomes),
-        "others": mape(outcomes[1::2] or outcomes),
         "goal": measured.goal,
         "given": not (HERE / "data" / measured.file).exists(),
         "classes": {name: (len(mine), round(mape(mine), 4)) for name, mine in classes(outcomes, target).items()},
