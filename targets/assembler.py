@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.ir.errors import ArtifactError, CapacityError, Diagnostic, InternalError, TextError
+from ppuc.ir.errors import ArtifactError, CapacityError, Diagnostic, Entity, EntityKind, InternalError, TextError
 from ppuc.ir.kernel import Param
 from ppuc.ir.program import (
     Bump,
@@ -179,10 +179,11 @@ def _items(text: str) -> Iterator[tuple[str, str]]:
 
 
 class _CodeWriter:
-    """Accumulates instruction words."""
+    """Accumulates instruction words; `about` is what the current stream computes."""
 
     def __init__(self, pool: PoolWriter) -> None:
         self.pool = pool
+        self.about: tuple[Entity, ...] = ()
         self.words: list[tuple[int, ...]] = []
 
     def stream(self, queue: Queue, nodes: Sequence[StreamNode | Copy]) -> _Stream:
@@ -215,17 +216,23 @@ class _CodeWriter:
         for slot, value, (low, high) in zip(_SLOTS, values, _RANGES, strict=True):
             if not low <= value <= high:
                 raise CapacityError.of(
-                    f"instruction {mnemonic}", f"field '{slot}' is too narrow", got=value, expected=f"{low} to {high}"
+                    f"instruction {mnemonic}",
+                    f"field '{slot}' is too narrow",
+                    got=value,
+                    expected=f"{low} to {high}",
+                    entities=self.about,
                 )
         self.words.append(tuple(values))
 
 
 def _encode_segment(segment: Segment, code: _CodeWriter) -> _Segment:
-    kernels = tuple(
-        _Kernel(k.name, k.grid, k.params, k.rings, tuple(code.stream(q, body) for q, body in k.streams), k.loc)
-        for k in segment.kernels
-    )
-    return _Segment(segment.name, kernels, code.stream(Queue.STAGE, segment.copies), segment.counters)
+    kernels = []
+    for k in segment.kernels:
+        code.about = (Entity(EntityKind.KERNEL, k.name), *Entity.each(EntityKind.NODE, k.loc))
+        streams = tuple(code.stream(q, body) for q, body in k.streams)
+        kernels.append(_Kernel(k.name, k.grid, k.params, k.rings, streams, k.loc))
+    code.about = Entity.each(EntityKind.TENSOR, dict.fromkeys(copy.dst for copy in segment.copies))
+    return _Segment(segment.name, tuple(kernels), code.stream(Queue.STAGE, segment.copies), segment.counters)
 
 
 @functools.cache

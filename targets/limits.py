@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ppuc.ir.errors import CapacityError, Diagnostic
+from ppuc.ir.errors import CapacityError, Diagnostic, Entity, EntityKind
 from ppuc.ir.program import KernelProgram, Program, Segment
 from ppuc.ir.types import Space
 from ppuc.targets.schema import Target
@@ -32,7 +32,8 @@ def _memories(program: Program, target: Target) -> Iterator[Diagnostic]:
         last = max(ends, key=ends.__getitem__, default=None)
         if last is not None and ends[last] > size:
             where, key = f"tensor %{last}", f"{space}.bytes"
-            yield _exceeded(where, f"lies beyond {space}", ends[last], "bytes", size, key, target)
+            about = Entity.each(EntityKind.TENSOR, (name for name, end in ends.items() if end > size))
+            yield _exceeded(where, f"lies beyond {space}", ends[last], "bytes", size, key, target, about)
 
 
 def _segment(segment: Segment, target: Target) -> Iterator[Diagnostic]:
@@ -46,37 +47,50 @@ def _segment(segment: Segment, target: Target) -> Iterator[Diagnostic]:
             target.sync.counters_per_chip,
             "sync.counters_per_chip",
             target,
+            Entity.each(EntityKind.KERNEL, (kernel.name for kernel in segment.kernels)),
             "split the model into parts compiled separately, or explore more counters with "
             f"--set sync.counters_per_chip={counters}",
         )
     queues = 1 + max((copy.queue for copy in segment.copies), default=-1)
     if queues > target.stage.queues:
-        where = f"segment @{segment.name}"
-        yield _exceeded(
-            where, "copies on more queues than there are", queues, "queues", target.stage.queues, "stage.queues", target
-        )
+        where, limit = f"segment @{segment.name}", target.stage.queues
+        beyond = dict.fromkeys(copy.dst for copy in segment.copies if copy.queue >= limit)
+        about = Entity.each(EntityKind.TENSOR, beyond)
+        what = "copies on more queues than there are"
+        yield _exceeded(where, what, queues, "queues", limit, "stage.queues", target, about)
     for kernel in segment.kernels:
         yield from _kernel(kernel, target)
 
 
 def _kernel(kernel: KernelProgram, target: Target) -> Iterator[Diagnostic]:
     where = f"kernel @{kernel.name}"
+    about = (Entity(EntityKind.KERNEL, kernel.name), *Entity.each(EntityKind.NODE, kernel.loc))
     units, rings = math.prod(n for _, n in kernel.grid), len(kernel.rings)
     if units > target.cu:
-        yield _exceeded(where, "runs on more units than there are", units, "units", target.cu, "cu", target)
+        yield _exceeded(where, "runs on more units than there are", units, "units", target.cu, "cu", target, about)
     if rings > target.sync.rings_per_cu:
         limit = target.sync.rings_per_cu
-        yield _exceeded(where, "needs more rings than a unit has", rings, "rings", limit, "sync.rings_per_cu", target)
+        what, key = "needs more rings than a unit has", "sync.rings_per_cu"
+        yield _exceeded(where, what, rings, "rings", limit, key, target, about)
     for space, size in ((Space.L1, target.l1.bytes), (Space.ACC, target.acc.bytes)):
         end = max((r.base + r.depth * r.slot_bytes for r in kernel.rings if r.space is space), default=0)
         if end > size:
-            yield _exceeded(where, f"its rings do not fit {space}", end, "bytes", size, f"{space}.bytes", target)
+            what, key = f"its rings do not fit {space}", f"{space}.bytes"
+            yield _exceeded(where, what, end, "bytes", size, key, target, about)
 
 
 def _exceeded(
-    where: str, what: str, found: int, unit: str, limit: int, key: str, target: Target, hint: str | None = None
+    where: str,
+    what: str,
+    found: int,
+    unit: str,
+    limit: int,
+    key: str,
+    target: Target,
+    about: tuple[Entity, ...],
+    hint: str | None = None,
 ) -> Diagnostic:
-    return Diagnostic(where, what, f"{found:,} {unit}", f"at most {limit:,} ({key} of {target.name})", hint)
+    return Diagnostic(where, what, f"{found:,} {unit}", f"at most {limit:,} ({key} of {target.name})", hint, about)
 
 
 __all__ = ["check_limits"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ppuc.compiler.host.rename import renamed_segment
-from ppuc.ir.errors import CapacityError
+from ppuc.ir.errors import CapacityError, Entity, EntityKind
 from ppuc.ir.program import MemTensor, Program, Segment
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
@@ -56,6 +56,7 @@ def join(name: str, parts: Sequence[Artifact], target: Target) -> Joined:
             "the segments do not fit the device memory together",
             got=f"{reached} bytes",
             expected=target.hbm.bytes,
+            entities=Entity.each(EntityKind.TENSOR, (t.name for t in tensors if t.space is Space.HBM)),
         )
     program = Program(name, target.name, target.hash, tuple(tensors), (), (), tuple(segments))
     return Joined(Artifact(program, tuple(vectors), constants, (), (), {}), tuple(named), tuple(kernels))

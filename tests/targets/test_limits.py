@@ -18,7 +18,7 @@ from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.tile import Tile
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
-from ppuc.ir.errors import CapacityError, ModelError
+from ppuc.ir.errors import CapacityError, Entity, EntityKind, ModelError
 from ppuc.ir.graph import Op
 from ppuc.ir.program import Program
 from ppuc.targets.artifact import Artifact
@@ -226,6 +226,12 @@ def test_a_program_within_the_limits_of_another_machine(assignment: str, message
     with pytest.raises(CapacityError) as caught:
         check_limits(program, target)
     assert str(caught.value.diagnostics[0]).partition("\n  hint")[0] == message
+    about = caught.value.diagnostics[0].entities
+    kind, name = message.partition(":")[0].split()
+    if kind == "segment":
+        assert about == Entity.each(EntityKind.KERNEL, [k.name for k in program.segments[0].kernels])
+    else:
+        assert Entity(EntityKind(kind), name[1:]) in about
     with pytest.raises(CapacityError):
         simulate(program, (RELU,), target, {}, None)
 
@@ -236,6 +242,7 @@ def test_copies_on_queues_that_do_not_exist() -> None:
     copies = tuple(replace(c, queue=2) for c in segment.copies)
     with pytest.raises(CapacityError) as caught:
         check_limits(replace(program, segments=(replace(segment, copies=copies),)), TINY)
+    assert caught.value.diagnostics[0].entities == Entity.each(EntityKind.TENSOR, {c.dst: None for c in copies})
     assert str(caught.value) == (
         "segment @s0: copies on more queues than there are\n  got: 3 queues\n"
         "  expected: at most 2 (stage.queues of ppu-tiny)"
