@@ -5,6 +5,7 @@ Invariant: a model is refused only if neither side can run it, with the PPU's re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,13 @@ from ppuc.compiler.inputs import (
     without_fixed,
 )
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
+from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.dump import DumpFolder, segment_folder
 from ppuc.compiler.pipeline.layers import PLACE
 from ppuc.compiler.pipeline.manager import CompiledModel, PassRecord, QuantizedModule, Run
 from ppuc.compiler.pipeline.packed_remarks import with_remarks
+from ppuc.compiler.pipeline.quantize_step import Quantize
 from ppuc.compiler.pipeline.recheck import Recheck
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.ir.errors import Diagnostic, ModelError, PpucError, UsageError
@@ -35,7 +38,9 @@ from ppuc.ir.module import Module
 if TYPE_CHECKING:
     from ppuc.compiler.frontend.load import ImportedModel
     from ppuc.compiler.frontend.offload.hosting import HostNode
+    from ppuc.compiler.frontend.offload.load_hosted import HostedModel
     from ppuc.compiler.frontend.source import ModelSource, Source
+    from ppuc.compiler.host.partition import Part
     from ppuc.compiler.host.quantize import PartsQuantizer
 
 
@@ -66,18 +71,38 @@ def import_model(
     asks for it: the step `quantize`. Raises ModelError and UsageError."""
     from ppuc.compiler.frontend.load import load_model
 
-    started = run.begin("import")
-    options = with_shapes_of_data(options, source)
-    imported = load_model(source, dims=options.dims, shapes=options.shapes, values=options.values)
-    module = initial_module(imported, options)
-    if not PRECISIONS[options.precision].quantized:
-        return FirstModule(run.started(aliased(module, options.aliases), since=started))
-    run.started(module, since=started)
+    quantizes = PRECISIONS[options.precision].quantized
+
+    def first() -> Module:
+        own = with_shapes_of_data(options, source)
+        imported = load_model(source, dims=own.dims, shapes=own.shapes, values=own.values)
+        _say_values(imported)
+        module = initial_module(imported, own)
+        return module if quantizes else aliased(module, options.aliases)
+
+    if not quantizes:
+        return FirstModule(run.before("import", first))
     from ppuc.compiler.quantization.quantize import quantized_module
 
-    started = run.begin("quantize")
-    quantized = quantized_module(module, options, watch)
-    return FirstModule(run.started(aliased(quantized.module, options.aliases), "quantize", started), quantized)
+    step = Quantize.then_sharing(options.aliases)
+    run.prior = (step,)
+    module = run.before("import", first)
+    made: list[QuantizedModule] = []
+
+    def quantized() -> Module:
+        made.append(quantized_module(module, options, watch, run.dump.folder if run.dump is not None else None))
+        return aliased(made[0].module, options.aliases)
+
+    return FirstModule(run.before(step.name, quantized, done=(step,)), made[0])
+
+
+def _say_values(imported: ImportedModel) -> None:
+    """Remark on inputs whose values the program depends on."""
+    if (remarks := listener()) is not None:
+        for name in imported.fixed:
+            remarks.note("fixed", name, (), "sizes or branches depend on this input: it is a constant of the program")
+        for name in imported.defaults:
+            remarks.note("default", name, (), "an initializer that is an input: its value in the file unless given")
 
 
 def with_shapes_of_data(options: CompileOptions, source: ModelSource) -> CompileOptions:
@@ -145,21 +170,43 @@ def _hosted(source: Source, options: CompileOptions, error: ModelError, watch: I
     """Compile the model with host steps; `error` is why it needs them."""
     from ppuc.compiler.host.check_passes import PartsToCheck
     from ppuc.compiler.host.compile import compile_hosted
+    from ppuc.compiler.host.partition import HostPart
+
+    on_host: list[HostNode] = []
 
     def compile_part(module: Module, number: int) -> CompiledModel:
         inputs = checked.given[number] if checked is not None else None
         own = replace(watch.within(segment_folder(number)), inputs=inputs)
         run = _run(options, own)
-        return _compiled(run, run.started(module), own)
+
+        def part() -> Module:
+            if number == 0:
+                _say_hosted(on_host)
+            return module
+
+        return _compiled(run, run.before("import", part), own)
+
+    def change(hosted: HostedModel, parts: Sequence[Part], modules: Sequence[Module]) -> list[Module]:
+        on_host[:] = [node for part in parts if isinstance(part, HostPart) for node in part.nodes]
+        changed = checked or quantizer
+        return changed(hosted, parts, modules) if changed is not None else list(modules)
 
     options = with_shapes_of_data(options, source)
     quantizer = _quantizer(options, watch)
     checked = PartsToCheck(options, watch, quantizer) if watch.check_passes else None
-    artifact, made = compile_hosted(source, options, error, compile_part, checked or quantizer)
+    artifact, made = compile_hosted(source, options, error, compile_part, change)
     records = tuple(_of_segment(p, n) for n, m in enumerate(made) for p in m.passes)
     modules = tuple(m.module for m in made if m.module is not None)
     compiled = CompiledModel(modules[0] if modules else None, artifact, records, modules)
     return replace(compiled, artifact=with_remarks(artifact, compiled.remarks))
+
+
+def _say_hosted(nodes: Sequence[HostNode]) -> None:
+    """Remark on what the host computes, and what is compiled when the program runs."""
+    if (remarks := listener()) is not None:
+        for node in nodes:
+            where = "deferred" if node.deferred else "host"
+            remarks.note(where, node.label, (node.label,), node.reason.text, op=node.op)
 
 
 def _of_segment(record: PassRecord, number: int) -> PassRecord:

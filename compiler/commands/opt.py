@@ -57,6 +57,7 @@ def opt_command(
     from ppuc.compiler.pipeline.dump import read_manifest
     from ppuc.compiler.pipeline.manager import Run, said
     from ppuc.compiler.pipeline.pass_options import build_passes
+    from ppuc.compiler.pipeline.quantize_step import Quantize
     from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes, rerouted
     from ppuc.ir.errors import TextError, UsageError
     from ppuc.ir.verify import VerificationError
@@ -72,6 +73,12 @@ def opt_command(
     machine = arguments.machine(module.target)
     check_target(module, machine, str(file))
     steps = remaining_passes(module, str(file)) if to_end else build_passes(passes or "")
+    through = file.name
+    if steps and isinstance(steps[0], Quantize):
+        from ppuc.compiler.quantization.redo import requantized
+
+        module, steps = requantized(module, steps[0], file, machine), steps[1:]
+        through = Quantize.name
     with progress_bar("opt") as progress:
         run = Run(machine, steps, progress=progress, listening=True)
         try:
@@ -84,7 +91,7 @@ def opt_command(
                 hint="if ppuc wrote this text and it was not edited, please report a bug",
             ) from error
     manifest = read_manifest(file.parent)
-    before = manifest.said(file.name) if manifest is not None else ()
+    before = manifest.said(through) if manifest is not None else ()
     text = _write(after, machine, output, (*before, *said(run.records)))
     if as_json or output is not None:
         emit("opt", _record(file, output, run, after), as_json, _show)

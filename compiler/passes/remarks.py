@@ -194,3 +194,13 @@ def collecting(pass_name: str) -> Iterator[Collector]:
         yield collector
     finally:
         _LISTENER.reset(token)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Nobody collects what passes say inside the context: they are tried, and their outcome is not kept."""
+    token = _LISTENER.set(None)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)

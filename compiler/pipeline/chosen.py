@@ -18,6 +18,7 @@ from ppuc.compiler.passes.tile import Tile
 from ppuc.compiler.pipeline.default import NONE, PIPELINE
 from ppuc.compiler.pipeline.layers import KeepLayers
 from ppuc.compiler.pipeline.pass_options import build_passes, pass_named, specs_of
+from ppuc.compiler.pipeline.quantize_step import Quantize
 from ppuc.compiler.pipeline.registry import OWN, PASSES, PIPELINES
 from ppuc.ir.errors import UsageError
 
@@ -54,7 +55,8 @@ def recorded(passes: Sequence[Pass]) -> tuple[str, ...]:
 def recorded_text(pipeline: Sequence[str]) -> dict[str, str]:
     """The artifact's metadata on the recorded pipeline, from which the program can be rebuilt. Omits the pass that
     keeps layer outputs; empty for the default pipeline."""
-    specs = tuple(spec for spec in pipeline if spec != KeepLayers.name)
+    left_out = (KeepLayers.name, Quantize.name)  # the precision asks for the latter
+    specs = tuple(spec for spec in pipeline if spec.partition("{")[0] not in left_out)
     return {RECORDED: ",".join(specs)} if specs and specs != specs_of(PIPELINE) else {}
 
 

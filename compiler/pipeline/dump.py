@@ -4,6 +4,7 @@
     DIR/00-import.ppir ...       the module after each pass that changed it
     DIR/constants/index.json     key -> type, file and checksum of every stored constant
     DIR/constants/<key>.bin      its bytes: little-endian, row-major
+    DIR/quantization.toml, .npz  formats and scales of layers, at precisions that quantize, as a policy
     DIR/constants/recipes.ppir   constants derived from others, as a graph: %<key> = transpose(...)
     DIR/segment1/ ...            the same for the second segment of a program with host steps, and so on
 
@@ -43,6 +44,7 @@ MANIFEST = "manifest.json"
 CONSTANTS = "constants"
 INDEX = "index.json"
 RECIPES = "recipes.ppir"
+QUANTIZATION = "quantization.toml"
 FORMAT = 1
 
 
@@ -134,7 +136,8 @@ class DumpFolder:
         return self._constants
 
     def _clear(self) -> None:
-        for stale in (*self.folder.glob("[0-9][0-9]-*.ppir"), *(self.folder / CONSTANTS).glob("*")):
+        own = ("[0-9][0-9]-*.ppir", f"{CONSTANTS}/*", f"{Path(QUANTIZATION).stem}.*")
+        for stale in (path for pattern in own for path in self.folder.glob(pattern)):
             stale.unlink()
         for _, folder in later_segments(self.folder):
             shutil.rmtree(folder)
@@ -187,8 +190,10 @@ class Manifest:
     passes: tuple[tuple[str, tuple[Remark, ...]], ...]
 
     def said(self, file: str = "") -> tuple[Remark, ...]:
-        """The remarks of the passes up to the text `file`, or of all passes; () for a text of another dump."""
+        """The remarks of the passes up to the text `file` (or the first of a step of that name), or of all passes; ()
+        for a text of another dump."""
         files = [name for name, _ in self.passes]
+        file = next((name for name in files if name.partition("-")[2] == f"{file}.ppir"), file)
         end = files.index(file) + 1 if file in files else 0
         return tuple(remark for _, remarks in self.passes[: end if file else None] for remark in remarks)
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.options import Progress
 from ppuc.compiler.passes.base import Pass
-from ppuc.compiler.passes.remarks import Remark, collecting
+from ppuc.compiler.passes.remarks import Remark, collecting, unheard
 from ppuc.compiler.pipeline.chosen import recorded
 from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.link import link
-from ppuc.compiler.pipeline.pass_options import options_text, spec_of
+from ppuc.compiler.pipeline.pass_options import options_text, spec_of, specs_of
 from ppuc.compiler.pipeline.recheck import CheckedPass, Recheck
 from ppuc.ir.errors import InternalError, UsageError
 from ppuc.ir.graph import Graph
@@ -128,7 +128,8 @@ def _check_ensured(step: Pass, module: Module, target: Target) -> None:
 
 
 class Run:
-    """One run of a list of passes. Remarks are collected if `listening`."""
+    """One run of a list of passes. Remarks are collected if `listening`. `prior` are the recorded steps between the
+    import and the passes."""
 
     def __init__(
         self,
@@ -140,34 +141,46 @@ class Run:
     ) -> None:
         self.target, self.passes, self.dump, self.listening = target, tuple(passes), dump, listening
         self.progress = progress or (lambda what, number, total: None)
+        self.prior: tuple[Pass, ...] = ()
         self.recheck: Recheck | None = None
         self.records: list[PassRecord] = []
         self._about: dict[str, Any] = {}
 
-    def begin(self, name: str) -> float:
-        """Announce a step before the passes; returns its start time in seconds."""
+    def before(self, name: str, make: Callable[[], Module], done: Sequence[Pass] = ()) -> Module:
+        """The module that `make` gives as the outcome of the step `name` before the passes: it records what it is to go
+        through, and the steps `done`. What the step said when it failed is kept if anything was dumped before it."""
         self.progress(name, 0, self._total)
-        return time.perf_counter()
-
-    def started(self, module: Module, name: str = "import", since: float | None = None) -> Module:
-        """Record `module` as the outcome of the step `name`, begun at `since`; returns it with its pipeline
-        recorded."""
-        since = time.perf_counter() if since is None else since
-        module = replace(module, pipeline=recorded(self.passes))
+        started = time.perf_counter()
+        with self._remarks(name) as remarks:
+            module = make()
+        module = replace(module, pipeline=recorded((*self.prior, *self.passes)), done=specs_of(done))
         verify_module(module)
-        self._record(PassRecord(name, "", time.perf_counter() - since, True, op_counts(module.graph)), module)
+        seconds, counts = time.perf_counter() - started, op_counts(module.graph)
+        self._record(PassRecord(name, "", seconds, True, counts, remarks=remarks()), module)
         return module
+
+    @contextmanager
+    def _remarks(self, name: str, options: str = "") -> Iterator[Callable[[], tuple[Remark, ...]]]:
+        """What is said inside the context, as long as somebody listens; recorded for a step that fails as well, which
+        the manifest then names."""
+        started = time.perf_counter()
+        with collecting(name) if self.listening else unheard() as collector:
+            try:
+                yield lambda: collector.remarks if collector is not None else ()
+            except Exception as error:
+                if self.records:
+                    said = collector.remarks if collector is not None else ()
+                    seconds = time.perf_counter() - started
+                    self.records.append(PassRecord(name, options, seconds, False, {}, remarks=said))
+                    self._write_manifest({"pass": name, "error": f"{type(error).__name__}: {error}"})
+                raise
 
     def run(self, module: Module) -> Module:
         """Run every pass on `module`. On failure, the dump keeps what was written, and its manifest records the
         error."""
         for step in self.passes:
             self.progress(step.name, len(self.records), self._total)
-            try:
-                module = self._step(step, module)
-            except Exception as error:
-                self._write_manifest({"pass": step.name, "error": f"{type(error).__name__}: {error}"})
-                raise
+            module = self._step(step, module)
         self._write_manifest(None)
         return module
 
@@ -184,21 +197,21 @@ class Run:
 
     def _step(self, step: Pass, module: Module) -> Module:
         started = time.perf_counter()
-        _check_required(step, module, self.target)
-        with collecting(step.name) if self.listening else nullcontext() as collector:
+        with self._remarks(step.name, options_text(step)) as remarks:
+            _check_required(step, module, self.target)
             after = step.run(module, self.target)
-        changed = after is not module
-        after = replace(after, done=(*module.done, spec_of(step)))
-        if changed:
-            verify_module(after)
-            _check_ensured(step, after, self.target)
-            if after.program is not None:
-                check_limits(after.program, self.target)
-        seconds = time.perf_counter() - started
-        checked = self.recheck.check(step.name, after, self.target) if self.recheck is not None and changed else None
-        remarks = collector.remarks if collector is not None else ()
-        counts = op_counts(after.graph)
-        record = PassRecord(step.name, options_text(step), seconds, changed, counts, check=checked, remarks=remarks)
+            changed = after is not module
+            after = replace(after, done=(*module.done, spec_of(step)))
+            if changed:
+                verify_module(after)
+                _check_ensured(step, after, self.target)
+                if after.program is not None:
+                    check_limits(after.program, self.target)
+            seconds = time.perf_counter() - started
+            recheck = self.recheck if changed else None
+            checked = recheck.check(step.name, after, self.target) if recheck is not None else None
+        counts, said = op_counts(after.graph), remarks()
+        record = PassRecord(step.name, options_text(step), seconds, changed, counts, check=checked, remarks=said)
         self._record(record, after)
         return after
 

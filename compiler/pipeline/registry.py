@@ -12,6 +12,7 @@ from typing import Any
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline.default import NONE, PIPELINE
 from ppuc.compiler.pipeline.layers import KeepLayers
+from ppuc.compiler.pipeline.quantize_step import Quantize
 from ppuc.ir.plugins import Extensible
 
 
@@ -32,7 +33,7 @@ def _pipeline(name: str, found: Any) -> dict[str, tuple[Pass, ...]]:
     return {name: found}
 
 
-OWN = {step.name: type(step) for step in (*PIPELINE, KeepLayers())}
+OWN = {step.name: type(step) for step in (*PIPELINE, KeepLayers(), Quantize())}
 """The built-in passes."""
 
 PASSES: Extensible[str, type[Pass]] = Extensible("ppuc.passes", _pass, OWN)

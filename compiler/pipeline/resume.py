@@ -14,6 +14,7 @@ from ppuc.compiler.pipeline.chosen import named_pipeline, recorded, without
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.dump import read_constants
 from ppuc.compiler.pipeline.pass_options import build_pass, specs_of
+from ppuc.compiler.pipeline.quantize_step import Quantize
 from ppuc.ir.errors import TextError, UsageError
 from ppuc.ir.files import read_text
 from ppuc.ir.module import Module
@@ -43,7 +44,9 @@ def recorded_pipeline(module: Module, where: str) -> tuple[Pass, ...]:
 def rerouted(module: Module, where: str, pipeline: str = "", disabled: Sequence[str] = ()) -> Module:
     """`module`, read from `where`, with its pipeline set to `pipeline` ("" keeps the recorded one) without the
     `disabled` passes. Raises UsageError."""
-    passes = named_pipeline(pipeline) if pipeline else recorded_pipeline(module, where)
+    passes = own = recorded_pipeline(module, where)
+    if pipeline:
+        passes = (*(step for step in own if isinstance(step, Quantize)), *named_pipeline(pipeline))
     return replace(module, pipeline=recorded(without(passes, disabled, pipeline or "as recorded")))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ppuc.compiler.inputs import InputSpec, fixed_values, input_specs
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.normalise.legalise import Legalise
+from ppuc.compiler.passes.remarks import unheard
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.quantization.apply import quantized_graph
@@ -76,8 +77,9 @@ class Prepared:
 def prepare(module: Module, options: CompileOptions) -> Prepared:
     """Run the passes on an imported module, up to where formats are chosen."""
     nodes = product_nodes(module.graph)
-    for step in passes_of(options, Legalise.name):
-        module = step.run(module, options.target)
+    with unheard():  # they run again, on the quantized graph
+        for step in passes_of(options, Legalise.name):
+            module = step.run(module, options.target)
     found = find_layers(module.graph, nodes)
     return Prepared(
         module,

@@ -5,12 +5,16 @@ Invariant: without data and policy, activation scales are computed at run time i
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
+from ppuc.compiler.passes.remarks import listener
+from ppuc.compiler.pipeline.dump import QUANTIZATION
 from ppuc.compiler.pipeline.manager import QuantizedModule
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.data import check_not_zero
 from ppuc.compiler.quantization.plan import Plan
-from ppuc.compiler.quantization.policy import read_policy
+from ppuc.compiler.quantization.policy import read_policy, write_policy
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.study import repaired_plan, study
 from ppuc.ir.errors import UsageError
@@ -22,10 +26,16 @@ DYNAMIC = (
 )
 
 
-def quantized_module(module: Module, options: CompileOptions, watch: Instrumentation = UNWATCHED) -> QuantizedModule:
-    """`module` with the layers of its graph in the formats that `options` ask for."""
+def quantized_module(
+    module: Module, options: CompileOptions, watch: Instrumentation = UNWATCHED, dump: Path | None = None
+) -> QuantizedModule:
+    """`module` with the layers of its graph in the formats that `options` ask for. The plan is left in the folder of a
+    dump."""
     prepared = prepare(module, options)
     plan = chosen_plan(prepared, watch)
+    if dump is not None:
+        write_policy(dump / QUANTIZATION, plan, {"precision": options.precision})
+    _say_formats(prepared, plan)
     return QuantizedModule(prepared.quantized(plan), prepared.simulated(plan))
 
 
@@ -50,3 +60,17 @@ def chosen_plan(prepared: Prepared, watch: Instrumentation = UNWATCHED) -> Plan:
     made = study(prepared, samples, each=watch.quantizing)
     watch.studied(made.record)
     return made.plan
+
+
+def _say_formats(prepared: Prepared, plan: Plan) -> None:
+    """Remark on the format of each layer."""
+    if (remarks := listener()) is None:
+        return
+    for layer in prepared.all_layers:
+        own = plan.layers.get(layer.name)
+        entity, nodes = layer.op.results[0].name, (layer.name.partition("#")[0],)
+        if own is None or not own.quantized:
+            remarks.missed("format", entity, nodes, "stays in the format of the others", macs=layer.macs)
+            continue
+        scales = "weights alone" if own.weights_only else "scales from samples" if own.scales else "run-time scales"
+        remarks.applied("format", entity, nodes, f"{own.format}, {scales}", macs=layer.macs)
