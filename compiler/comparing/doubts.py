@@ -54,8 +54,13 @@ def scaled_inputs(arrays: Arrays, kept: Collection[str]) -> Iterator[tuple[str, 
     floats = {n for n, a in arrays.items() if n not in kept and isinstance(a, np.ndarray) and a.dtype.kind in "fV"}
     for factor in FACTORS if floats else ():
         text = f"multiplied by {factor:g}" if factor > 1 else f"divided by {1 / factor:g}"
-        scaled = {n: (arrays[n].astype(np.float32) * np.float32(factor)).astype(arrays[n].dtype) for n in floats}
+        scaled = {n: _times(arrays[n], factor) for n in floats}
         yield f"the inputs {text}", {**arrays, **scaled}
+
+
+def _times(array: np.ndarray, factor: float) -> np.ndarray:
+    """The product in the array's own type; an array of rank 0 stays one."""
+    return np.asarray((array.astype(np.float32) * np.float32(factor)).astype(array.dtype))
 
 
 def with_doubts(

@@ -127,7 +127,8 @@ class Session:
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs. Raises ModelError when ONNX Runtime refuses."""
         try:
-            return list(self._session.run(None, {n: a for n, a in feeds.items() if n in self._inputs}))
+            arrays = {n: np.asarray(a) for n, a in feeds.items() if n in self._inputs}  # numpy scalars it does not take
+            return list(self._session.run(None, arrays))
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the graph", error) from error
 

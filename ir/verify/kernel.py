@@ -3,15 +3,16 @@
 K1  names are well-formed; buffers and parameters, loops, and grid axes are distinct; an axis has at least one unit.
 K2  a buffer lies in l1 or acc, has a depth and no empty axis; a parameter lies elsewhere, its view has one stride per
     dimension and at most 8 dimensions.
-K3  statements name existing buffers and parameters; a stored parameter is marked written. K4  in text order, a buffer
-is written before it is read. K5  affines name enclosing loops and existing axes of the tile; bounds, scalars and
-`start` name loops only. K6  an index has one affine per dimension; a tile axis moves along at most one dimension. K7
-loads and stores move tiles of at most 5 axes between l1 and parameters of the same element type. K8  mma reads l1 and
-accumulates in acc, in f32 (i32 of integers); contracted axes and the product's shape agree. K9  vec matches its
-program: numbers and element types of tiles, scalars, one bound per axis. K10 a loop advances; it runs over an axis of
-the grid, and over each axis once on any path; at most 32 are nested. K11 an index list holds integers in l1, one for
-each position of its tile axis; combinations are known. K12 units store disjoint boxes: a store is inside a loop over
-each grid axis, whose step moves past the box.
+K3  statements name existing buffers and parameters; a stored parameter is marked written.
+K4  in text order, a buffer is written before it is read.
+K5  affines name enclosing loops and existing axes of the tile; bounds, scalars and `start` name loops only.
+K6  an index has one affine per dimension; a tile axis moves along at most one dimension.
+K7  loads and stores move tiles of at most 5 axes between l1 and parameters of the same element type.
+K8  mma reads l1 and accumulates in acc, in f32 (i32 of integers); contracted axes and the product's shape agree.
+K9  vec matches its program: numbers and element types of tiles, scalars, one bound per axis.
+K10 a loop advances; it runs over an axis of the grid, and over each axis once on any path; at most 32 are nested.
+K11 an index list holds integers in l1, one for each position of its tile axis; combinations are known.
+K12 units store disjoint boxes: a store is inside a loop over each grid axis, whose step moves past the box.
 
 `StatementChecker` holds the rules of single statements, which also apply to a program's instructions (with rings as
 buffers).

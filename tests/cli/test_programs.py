@@ -66,7 +66,7 @@ def test_verify_agrees(model: Path, precision: str) -> None:
     (output,) = record["outputs"]
     assert set(output) == {
         "name", "type", "ok", "reason", "max_abs", "max_rel", "rms_rel", "cosine", "sqnr_db", "mismatches", "tolerance",
-        "worst", "sensitivity",
+        "worst", "sensitivity", "verdict", "unproven", "note",
     }  # fmt: skip
     assert output["sqnr_db"] > 90 if precision == "fp32" else 30 < output["sqnr_db"] < 90
 

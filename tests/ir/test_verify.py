@@ -147,5 +147,5 @@ def test_every_invariant_is_documented_and_tested() -> None:
 
     text = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_verify*.py"))
     documented = {number for _, rules in invariants()[0] for number, _ in rules}
-    tested = set(re.findall(r'\("([MGKVP]\d+)", ', text))
+    tested = set(re.findall(r'\(\s*"([MGKVP]\d+)",\s', text))
     assert documented == tested
