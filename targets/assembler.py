@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ppuc.ir.errors import ArtifactError, CapacityError, Diagnostic, Entity, EntityKind, InternalError, TextError
+from ppuc.ir.errors import ArtifactError, CapacityError, Diagnostic, Entity, EntityKind, TextError
 from ppuc.ir.kernel import Param
 from ppuc.ir.program import (
     Bump,
@@ -113,7 +113,8 @@ class _Root:
 def encode(program: Program, vectors: Sequence[VectorProgram]) -> Encoded:
     """Program and vector programs as words, descriptors and symbols.
 
-    Raises CapacityError if a number exceeds its field, InternalError for an instruction outside the table.
+    Raises CapacityError if a number exceeds its field, TextError for an instruction outside the table (only a text
+    names one).
     """
     pool = PoolWriter()
     code = _CodeWriter(pool)
@@ -206,7 +207,13 @@ class _CodeWriter:
     def _word(self, mnemonic: str, stmt: Any, sync: _Sync | None) -> None:
         entry = BY_MNEMONIC.get(mnemonic)
         if entry is None or type(stmt) is not entry.statement:
-            raise InternalError(f"instruction '{mnemonic}' cannot carry a {type(stmt).__name__}")
+            fitting = [known.mnemonic for known in BY_MNEMONIC.values() if known.statement is type(stmt)]
+            raise TextError.of(
+                f"instruction '{mnemonic}'",
+                f"does not encode a {type(stmt).__name__.lower()}",
+                expected=" or ".join(fitting),
+                entities=self.about,
+            )
         values = [0] * len(_SLOTS)
         values[0] = entry.opcode
         for position, bit, attribute, kind in _layout(entry):

@@ -69,7 +69,7 @@ class HostWorker:
         return list(self._ask(where, "run", key, dict(feeds)))
 
     def types_of(self, node: HostNode, functions: Sequence[onnx.FunctionProto]) -> dict[str, onnx.TypeProto]:
-        """Types of the results of a node that no rule infers, as far as running it on made-up inputs tells them."""
+        """Result types of a node without shape inference, found by running it on sample inputs; none if that fails."""
         from ppuc.compiler.frontend.offload.probe import probed_types
 
         return probed_types(node, functions, lambda model, feeds: self.run(model, feeds, node.label))

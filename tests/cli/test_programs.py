@@ -226,6 +226,21 @@ def test_disassembly_assembles_to_the_same_program(program: Path, tmp_path: Path
     assert not (tmp_path / "r.ppu").exists()
 
 
+def test_an_unknown_mnemonic_in_a_text_is_refused(model: Path, program: Path, tmp_path: Path) -> None:
+    text, output, dump = tmp_path / "m.s", tmp_path / "again.ppu", tmp_path / "d"
+    assert ppuc("disasm", program, "-o", text).exit_code == 0
+    assert ppuc("compile", model, "--dim", "N=3", *TINY, "-o", tmp_path / "m.ppu", "--dump", dump).exit_code == 0
+    (last,) = dump.glob("*-emit.ppir")
+    for file in (text, last):
+        file.write_text(file.read_text("utf-8").replace("store.box", "store.b"), "utf-8")
+    for command in (("asm", text, "--like", program), ("opt", last, "--to-end")):
+        done = ppuc(*command, "-o", output)
+        assert done.exit_code == 2
+        expected = "store.box or store.scatter"
+        assert done.stderr == f"error: instruction 'store.b': does not encode a store\n  expected: {expected}\n"
+        assert not output.exists()
+
+
 def test_inspect_a_program(program: Path) -> None:
     record = json_of("inspect", program)
     assert record["target"] == "ppu-tiny"

@@ -15,7 +15,7 @@ W = np.zeros((4, 2, 3, 3), np.float32)
 
 BROKEN = [
     # N8: attributes by themselves
-    (X, "Transpose<perm = [0, 0]>(x)", "attribute 'perm' is no permutation"),
+    (X, "Transpose<perm = [0, 0]>(x)", "attribute 'perm' is not a permutation"),
     (X, "Concat<axis = 1099511627776>(x, x)", "attribute 'axis' is out of range"),
     (X, 'Concat<axis = 0>(x, "")', "one of the inputs 'inputs' is missing"),
     (X, "Cast<to = 0>(x)", "attribute 'to' is out of range"),
@@ -26,7 +26,7 @@ BROKEN = [
     (X, "LpNormalization<p = 3>(x)", "attribute 'p' is out of range"),
     (X, "Mod<fmod = 2>(x, x)", "attribute 'fmod' is out of range"),
     (X, 'Einsum<equation = "IJ">(x, x)', "attribute 'equation' has a different number of operands"),
-    (X, 'Einsum<equation = "I;J->J">(x)', "attribute 'equation' is no equation"),
+    (X, 'Einsum<equation = "I;J->J">(x)', "attribute 'equation' is not an einsum equation"),
     (X, "ReverseSequence<batch_axis = 0, time_axis = 0>(x, k)", "the axes of batch and time are the same"),
     (IMAGE, "DepthToSpace<blocksize = 0>(x)", "attribute 'blocksize' is out of range"),
     (IMAGE, "MaxPool<kernel_shape = [2, 2], strides = [0, 1]>(x)", "attribute 'strides' is out of range"),

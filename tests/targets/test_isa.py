@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ppuc.ir.affine import Affine, affine, axis, var
-from ppuc.ir.errors import ArtifactError, CapacityError, InternalError, TextError
+from ppuc.ir.errors import ArtifactError, CapacityError, TextError
 from ppuc.ir.kernel import Gather, Load, Mma, Store, TileRef, Vec
 from ppuc.ir.program import Copy, Instr, Program, Queue, Segment, StreamLoop
 from ppuc.ir.vector import VectorProgram
@@ -192,7 +192,7 @@ def test_numbers_too_large_for_their_field_are_refused() -> None:
 @pytest.mark.parametrize("op", ["store.box", "mma.fp4", "loop", ""])
 def test_an_instruction_must_carry_its_own_statement(op: str) -> None:
     load = Load("a", "x", (axis(0),))
-    with pytest.raises(InternalError, match=f"instruction '{op}' cannot carry a Load"):
+    with pytest.raises(TextError, match=f"instruction '{op}': does not encode a load"):
         encode(_single(load, op), [])
 
 

@@ -115,7 +115,7 @@ def value_findings(site: NodeSite) -> Iterator[Finding]:
             yield _out_of_range(site, name, value, allowed.expected)
         elif name == "perm" and sorted(numbers) != list(range(len(numbers))):
             expected = f"every axis from 0 to {len(numbers) - 1} once"
-            yield site.broken("attribute 'perm' is no permutation", _text(value), expected, attribute=name)
+            yield site.broken("attribute 'perm' is not a permutation", _text(value), expected, attribute=name)
         elif name in DISTINCT and len(set(numbers)) != len(numbers):
             yield site.broken(f"attribute '{name}' names an axis twice", _text(value), attribute=name)
     rule = OF_NODE.get(site.node.op_type)
@@ -130,7 +130,9 @@ def _equation(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
     equation = values["equation"].decode("utf-8", "replace")
     if not EQUATION.fullmatch(equation):
         expected = "letters for axes, commas between operands, '...', '->'"
-        yield site.broken("attribute 'equation' is no equation", repr(equation), expected, attribute="equation")
+        yield site.broken(
+            "attribute 'equation' is not an einsum equation", repr(equation), expected, attribute="equation"
+        )
     elif equation.partition("->")[0].count(",") + 1 != len(site.node.input):
         got, expected = repr(equation), f"{len(site.node.input)} operands"
         yield site.broken(
