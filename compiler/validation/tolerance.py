@@ -8,6 +8,7 @@ by about sqrt(K) u, not K u). Each op adds to the error variance of its result, 
     reduction of length K:                                                        K u_f32^2
     other float arithmetic, special functions good to 4 units:                    (4 u_f32)^2
     every result stored in a format narrower than f32:                            u_store^2
+    other ops on an operand of a contraction, which is stored in its format:      u_t^2
 
 Of operands in formats of 8 bits and less only u_t^2 / 3 counts: an error that is uniform within u of a power of
 two has that mean square, and of any other number a smaller one. These errors dwarf all that the rule leaves out, so
@@ -102,15 +103,44 @@ def expected_errors(
 ) -> dict[str, ExpectedError]:
     """The expected error of every value that `graph` computes at `precision`; `given` are those of its parameters."""
     errors, constants = dict(given), graph.constants()
-    tensor_format = PRECISIONS[precision].rounding_type
+    tensor_format, storage = PRECISIONS[precision].rounding_type, PRECISIONS[precision].storage_type
+    stored = _stored_for_contractions(graph) if storage is not None else frozenset()
     for op in graph.ops:
-        inherited = inherited_error([errors.get(v.name, NO_ERROR) for v in op.operands])
+        operands = [errors.get(v.name, NO_ERROR) for v in op.operands]
+        if storage is not None and not _contracts(op) and OPS[op.name].kind is not Kind.VIEW:
+            rounding = UNIT_ROUNDOFF[storage] ** 2
+            operands = [
+                replace(e, variance=e.variance + rounding, narrow=True) if v.name in stored else e
+                for e, v in zip(operands, op.operands, strict=True)
+            ]
+        inherited = inherited_error(operands)
         added, is_narrow = _added(op, tensor_format)
         added += _of_reference(op, transforms)
         absolute = UNIT_ROUNDOFF[DType.F32] if op.name == "sigmoid" else inherited.absolute * _gain(op, constants)
         for result in op.results:
             errors[result.name] = ExpectedError(inherited.variance + added, inherited.narrow or is_narrow, absolute)
     return errors
+
+
+def _stored_for_contractions(graph: Graph) -> frozenset[str]:
+    """Values that are computed, read by a contraction, and therefore stored in its format for all that reads them,
+    with the views of them. What the model takes and gives keeps its type."""
+    produced = {r.name: op for op in graph.ops for r in op.results if OPS[op.name].kind is not Kind.CONSTANT}
+    views = {name: op for name, op in produced.items() if OPS[op.name].kind is Kind.VIEW}
+
+    def base(name: str, *ops: str) -> str:
+        while name in views and (not ops or views[name].name in ops):
+            name = views[name].operands[0].name
+        return name
+
+    read = {base(v.name) for op in graph.ops if _contracts(op) for v in op.operands if v.type.dtype.is_float}
+    kept = {base(v.name, "reshape") for v in graph.results}  # other views of a result are copied into it
+    stored = read & produced.keys() - kept
+    return frozenset(name for name in produced if base(name) in stored)
+
+
+def _contracts(op: Op) -> bool:
+    return OPS[op.name].kind is Kind.CONTRACTION or op.name in _CONTRACTING_COMPOSITES
 
 
 def _gain(op: Op, constants: Mapping[str, Resource]) -> float:
@@ -197,7 +227,7 @@ def _added(op: Op, tensor_format: DType | None) -> tuple[float, bool]:
     narrow = UNIT_ROUNDOFF[stored] > u32
     if narrow:
         variance += UNIT_ROUNDOFF[stored] ** 2
-    if kind is Kind.CONTRACTION or op.name in _CONTRACTING_COMPOSITES:
+    if _contracts(op):
         operand = tensor_format or op.operands[0].type.dtype
         stages = 2 if op.name == "attention" else 1
         if operand.is_float and UNIT_ROUNDOFF[operand] > u32:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ppuc
 from ppuc.compiler.frontend.expose import moved_model
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import InputSpec, checked_inputs, generate, input_ranges, read_npy, read_npz, write_npz
@@ -116,6 +117,30 @@ def test_tolerance_follows_format_and_reduction_length() -> None:
     assert full.mismatch_share == 0
     first = next(op for op in graph.ops if op.name == "matmul").results[0].name
     assert tolerances(graph, "fp32")[first].relative < full.relative
+
+
+def test_operands_of_contractions_are_rounded_for_all_that_reads_them() -> None:
+    """m may be stored in bf16, because a product reads it, and then the sum reads bf16 too. What only leads to a result
+    keeps its type, and the product's own rounding is not counted twice."""
+    model = model_of("""g (float[4, 8] x, float[8, 8] w) => (float[4, 8] y, float[4] s, float[4] t) {
+        m = Relu(x)
+        y = MatMul(m, w)
+        axes = Constant<value_ints = [1]>()
+        s = ReduceSum<keepdims = 0>(m, axes)
+        u = Tanh(x)
+        t = ReduceSum<keepdims = 0>(u, axes)
+    }""")
+    graph = load_model(model).graph
+    y, s, t = (v.name for v in graph.results)
+    unit = UNIT_ROUNDOFF[DType.BF16]
+    found = tolerances(graph, "bf16")
+    assert found[s].relative == pytest.approx(2 * unit, rel=1e-3)
+    assert found[y].relative == pytest.approx(2 * math.sqrt(2) * unit, rel=1e-3)
+    assert found[t] == tolerances(graph, "fp32")[t]
+    program = ppuc.compile(model, target="zhenwu-m890", precision="bf16")
+    checked = {o.name: o for o in ppuc.verify(program, {"x": normal(4, 8), "w": normal(8, 8)}).outputs}
+    assert all(o.ok for o in checked.values())
+    assert checked["t"].sqnr_db > 120
 
 
 def test_tolerance_catches_bf16_passed_off_as_fp32() -> None:
