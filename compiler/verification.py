@@ -16,7 +16,7 @@ from ppuc.compiler.comparing.doubts import doubted, proven_elsewhere
 from ppuc.compiler.comparing.indices import judged_by_value
 from ppuc.compiler.comparing.layers import compared_layers, run_with_layers
 from ppuc.compiler.comparing.parts import proven_in_parts
-from ppuc.compiler.comparing.undefined import defined, saying_so, undefined_elements
+from ppuc.compiler.comparing.undefined import defined, undefined_elements, with_undefined_note
 from ppuc.compiler.frontend.load import ImportedModel, load_model
 from ppuc.compiler.pipeline.layers import node_values
 from ppuc.compiler.program.compiled import CompiledProgram
@@ -140,7 +140,7 @@ class Checks:
         for name, value in imported.outputs:
             open_ones = undefined.get(name)
             a, b = defined(got[name], open_ones), defined(want[name], open_ones)
-            outputs[name] = saying_so(judge.compare(name, value.name, a, b, allowed.get(name)), open_ones)
+            outputs[name] = with_undefined_note(judge.compare(name, value.name, a, b, allowed.get(name)), open_ones)
         values = node_values(imported.graph)
         chosen = judged_by_value(
             source, arrays, outputs, got, want, lambda node: judge.tolerances_of(values.get(node, ""))

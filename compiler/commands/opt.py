@@ -75,7 +75,7 @@ def opt_command(
     steps = remaining_passes(module, str(file)) if to_end else build_passes(passes or "")
     through = file.name
     if steps and isinstance(steps[0], Quantize):
-        from ppuc.compiler.quantization.redo import requantized
+        from ppuc.compiler.quantization.requantize import requantized
 
         module, steps = requantized(module, steps[0], file, machine), steps[1:]
         through = Quantize.name

@@ -148,7 +148,7 @@ def quantize_command(
         if len(given) < FEW:
             room = "; f8 scales get fourfold headroom" if arguments.headroom is None else ""
             note(f"note: {len(given)} samples leave ranges uncertain{room}; weights are not fitted")
-        evaluation = subject.samples(data.beside(evaluate)) if evaluate is not None else []
+        evaluation = subject.samples(data.with_source(evaluate)) if evaluate is not None else []
         with progress_bar("quantize") as progress:
             return subject.run(given, evaluation, aim, lambda what: progress(what, 0, 0))
 

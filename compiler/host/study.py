@@ -30,7 +30,7 @@ from ppuc.compiler.quantization.metric import Metric, Sample, value_of
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.search import total_macs
-from ppuc.compiler.quantization.study import Aim, Study, dealt, study
+from ppuc.compiler.quantization.study import Aim, Study, split_samples, study
 from ppuc.ir.errors import ModelError, UsageError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
@@ -94,7 +94,7 @@ class HostedStudy:
         given, judged = (self._given(s, each) for s in (samples, evaluation))
         made = [study(p, given[i], judged[i], _of_part(aim, i), each) for i, p in enumerate(self.prepared)]
         each("report")
-        fit, check, report = dealt(samples, evaluation)
+        fit, check, report = split_samples(samples, evaluation)
         plans = [m.plan for m in made]
         exact, quantized = self._outputs(report, None), self._outputs(report, plans)
         accuracy = _compared(exact, quantized)

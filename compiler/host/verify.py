@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.comparing.indices import judged_by_value
-from ppuc.compiler.comparing.undefined import defined, saying_so, undefined_elements
+from ppuc.compiler.comparing.undefined import defined, undefined_elements, with_undefined_note
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import moved_model, node_outputs, whole_bytes
 from ppuc.compiler.frontend.load import load_model
@@ -65,7 +65,7 @@ def verify_hosted(
         pair = (result.outputs[name], want[name])
         a, b = pair if open_ones is None else (defined(array, open_ones) for array in pair)
         compared = _compared(name, a, b, errors.get(operand.name, NO_ERROR))
-        found[name] = [saying_so(c, open_ones) for c in compared]
+        found[name] = [with_undefined_note(c, open_ones) for c in compared]
     found |= _by_value(program, hosted, errors, inputs, result, found, want)
     if not all(c.ok for each in found.values() for c in each):
         found |= _excused(program, hosted, inputs, result, found, want)

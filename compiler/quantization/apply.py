@@ -4,14 +4,16 @@
                                %a: f32 = matmul(%q, %v) {out = f32}
                                %y = %a * (s_x * s_w)
 
-With an offset o for each channel of %x, %q = cast((%x - o) * (1 / s_x)), and o . (%v * s_w) is added to %y: a number
-for each channel, or, for a convolution that pads, a constant tensor, as there is no padding in what the offset adds.
+With a per-channel offset o of %x, %q = cast((%x - o) * (1 / s_x)), and o . (%v * s_w) is added to %y. That term is one
+number per output channel; for a convolution with padding it is a constant tensor, because the padded zeros carry no
+offset.
 
-Fusion then puts the cast into the epilogue of whatever computes %x, so that the f8 tensor is what travels, and the
-scale into the epilogue of the product. A cast is made before the views that lead to the layer, once for each tensor,
+Fusion then moves the cast into the epilogue of the producer of %x, so that only the f8 tensor is stored, and the scale
+into the epilogue of the product. The cast is placed before the views that lead to the layer, once for each tensor,
 scale and format.
 
-Invariant: a sum is rounded from its accumulator once, after scales and bias; scales multiply, nothing divides.
+Invariant: a sum is rounded from its accumulator once, after scales and bias; scales are applied by multiplication,
+never by division.
 """
 
 from __future__ import annotations
@@ -40,22 +42,23 @@ from ppuc.ir.types import DType
 
 _COMMUTING = ("reshape", "transpose")
 SMALLEST = 2.0**-100
-"""A scale of zero would divide by it: tensors of zeros take this."""
+"""The smallest scale, for tensors of zeros: its reciprocal must be finite."""
 
 
 Chosen = Mapping[str, tuple[Layer, LayerPlan]]
-"""Quantized layers and their plans, by the name of the layer's result."""
+"""The name of a layer's result -> the quantized layer and its plan."""
 
 
 def quantized_graph(graph: Graph, plan: Plan, found: Iterable[Layer]) -> Graph:
-    """`graph`, whose layers are `found`, with those of `plan` in their formats. Raises KeyError for a layer that the
-    graph has not."""
+    """`graph`, whose layers are `found`, with the layers in `plan` quantized. Raises KeyError for a layer that is not
+    in the graph."""
     chosen = chosen_layers(plan, found)
     return without_dead_ops(rewrite(graph, Writer(chosen).rule)) if chosen else graph
 
 
 def chosen_layers(plan: Plan, found: Iterable[Layer]) -> Chosen:
-    """The layers among `found` that `plan` quantizes. Raises KeyError for one that is not among them."""
+    """The layers among `found` that `plan` quantizes. Raises KeyError if `plan` names a layer that is not in
+    `found`."""
     layers = {layer.name: layer for layer in found}
     if unknown := [name for name in plan if name not in layers]:
         raise KeyError(unknown[0])
@@ -63,7 +66,7 @@ def chosen_layers(plan: Plan, found: Iterable[Layer]) -> Chosen:
 
 
 def quantized_weights(layer: Layer, plan: LayerPlan) -> tuple[np.ndarray, np.ndarray]:
-    """(stored weights, f32 scale of each channel or one for all) of a layer with weights."""
+    """(stored weights, f32[channels] or f32[1] scales) of a layer with constant weights."""
     assert layer.weights is not None
     wide = layer.weights.array().astype(np.float32)
     scale = plan.weight_scale if plan.weight_scale is not None else largest_scale(wide, layer.channel_axis, plan.dtype)
@@ -73,19 +76,19 @@ def quantized_weights(layer: Layer, plan: LayerPlan) -> tuple[np.ndarray, np.nda
 
 
 def largest_scale(weights: np.ndarray, axis: int, dtype: DType) -> np.ndarray:
-    """f32[channels]: the scale by which the largest weight of each channel becomes the largest number of `dtype`."""
+    """f32[channels]: the scale that maps the largest magnitude of each channel to the largest number of `dtype`."""
     rest = tuple(a for a in range(weights.ndim) if a != axis)
     largest: np.ndarray = np.abs(weights).max(rest)
     return np.maximum(largest / np.float32(LARGEST[dtype]), np.float32(SMALLEST)).astype(np.float32)
 
 
 def by_channel(scale: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """`scale` in a shape that broadcasts along `axis`."""
+    """`scale` reshaped to `rank`, so that it broadcasts along `axis`."""
     return scale.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
 def rounded(numbers: np.ndarray, dtype: DType) -> np.ndarray:
-    """f32 `numbers` as `dtype`, to nearest even, saturated."""
+    """f32 `numbers` converted to `dtype`: rounded to nearest even, saturated."""
     if dtype.is_integer:
         low = 0.0 if dtype is DType.U8 else -LARGEST[dtype]
         whole: np.ndarray = np.clip(np.rint(numbers), low, LARGEST[dtype])
@@ -94,7 +97,7 @@ def rounded(numbers: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def nearest(numbers: np.ndarray, dtype: DType) -> np.ndarray:
-    """What f32 `numbers` are once stored as `dtype`, as f32."""
+    """f32 `numbers` rounded to `dtype` and converted back to f32."""
     if dtype in ENCODED:
         codes = encode(numbers, dtype, True)
         return codes_table(dtype)[codes] if codes.dtype == np.uint8 else codes.view(dtype.numpy).astype(np.float32)
@@ -102,7 +105,7 @@ def nearest(numbers: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def widened(stored: np.ndarray) -> np.ndarray:
-    """Stored numbers as f32."""
+    """Stored numbers converted to f32."""
     dtype = DType.of(stored.dtype)
     if dtype.is_float and dtype.bits == 8:
         return codes_table(dtype)[stored.view(np.uint8)]
@@ -111,19 +114,20 @@ def widened(stored: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def codes_table(dtype: DType) -> np.ndarray:
-    """f32[256]: what the codes of an 8-bit float stand for. Looking up is many times faster than converting."""
+    """f32[256]: the values of the 256 codes of an 8-bit float. A table lookup is many times faster than a
+    conversion."""
     return np.arange(256, dtype=np.uint8).view(dtype.numpy).astype(np.float32)
 
 
 class Writer:
-    """The rewriting of one graph."""
+    """The state of rewriting one graph."""
 
     def __init__(self, chosen: Chosen) -> None:
         self.chosen = chosen
         self.made: dict[tuple[str, float, DType, bytes, int], Value] = {}
 
     def rule(self, b: Builder, op: Op) -> Sequence[Value] | None:
-        """The ops that stand for `op`, whose operands are renamed already."""
+        """The ops that replace `op`, whose operands are already renamed."""
         found = self.chosen.get(op.results[0].name)
         if found is None:
             return None
@@ -131,7 +135,7 @@ class Writer:
         return [_dequantized(b, op, *self._product(b, layer, plan, op), layer, plan)]
 
     def _product(self, b: Builder, layer: Layer, plan: LayerPlan, op: Op) -> tuple[Value, list[Value | np.ndarray]]:
-        """The product of the stored numbers, and the scales that it is to be multiplied with."""
+        """The product of the stored operands, and the scales to multiply it by."""
         if plan.format in BLOCKS:
             return _in_blocks(b, layer, plan, op)
         factors: list[Value | np.ndarray] = []
@@ -162,7 +166,7 @@ class Writer:
         return b(op.name, *operands, attrs=replace(attrs, out=out), hint=op.results[0].name), factors
 
     def _static(self, b: Builder, x: Value, scale: float, dtype: DType, offset: np.ndarray | None, axis: int) -> Value:
-        """(`x` - `offset`) / `scale` in `dtype`, made before the views that lead to `x`; `offset` f32[channels] lies
+        """(`x` - `offset`) / `scale` in `dtype`, computed before the views that lead to `x`; `offset` is f32[channels]
         along `axis`."""
         views: list[Op] = []
         while (op := _emitted(b, x)) is not None and op.name in _COMMUTING:
@@ -186,7 +190,7 @@ class Writer:
 
 
 def _in_blocks(b: Builder, layer: Layer, plan: LayerPlan, op: Op) -> tuple[Value, list[Value | np.ndarray]]:
-    """The product with weights that stay in blocks, and their tensor-wide scale."""
+    """The product with block-quantized weights, and their tensor-wide scale."""
     found = in_blocks(layer, plan.format)
     assert found is not None
     weights = emit_weights(b, b.const, found[0], DType.F32)
@@ -198,7 +202,7 @@ def _in_blocks(b: Builder, layer: Layer, plan: LayerPlan, op: Op) -> tuple[Value
 
 
 def axis_before(view: Op, axis: int) -> int | None:
-    """The axis of a view's operand that is `axis` of its result; None if there is no such one."""
+    """The axis of a view's operand that corresponds to `axis` of its result; None if there is none."""
     before, after = view.operands[0].type.dims, view.results[0].type.dims
     if view.name == "transpose":
         return int(view.attrs.perm[axis])  # type: ignore[attr-defined]
@@ -220,12 +224,12 @@ def stored_as(b: Builder, number: Value, dtype: DType) -> Value:
 
 
 def run_time_scale(b: Builder, x: Value, layer: Layer, operand: int, dtype: DType) -> Value:
-    """The scale of activation `operand`, whose f32 value is `x`, from its own largest numbers, in a shape that
-    broadcasts along `x`: one a row or column of a matmul, one a sample of a convolution's image, and one an output
-    channel of a kernel that is no constant."""
+    """The scale of activation `operand`, whose f32 value is `x`, from its largest magnitudes at run time, in a shape
+    that broadcasts to `x`: one scale per row or column of a matmul, per sample of a convolution's image, and per output
+    channel of a kernel that is not a constant."""
     rank = x.type.rank
     if layer.op.name == "conv":
-        axes = tuple(range(1, rank))  # of a kernel, axis 0 numbers output channels
+        axes = tuple(range(1, rank))  # axis 0 of a kernel is output channels
     else:
         axes = (rank - 2 if (operand == 0) == _is_transposed(layer, operand) else rank - 1,)
     largest = b("reduce", b("abs", x), attrs=ReduceAttrs("max", axes, True))
@@ -239,7 +243,7 @@ def _is_transposed(layer: Layer, operand: int) -> bool:
 
 
 def _dynamic(b: Builder, x: Value, layer: Layer, operand: int, plan: LayerPlan) -> tuple[Value, Value]:
-    """`x` stored by scales from its own largest numbers, and those scales in a shape that broadcasts to the result."""
+    """`x` quantized with run-time scales, and those scales in a shape that broadcasts to the result."""
     dtype, rank = plan.input_dtype(operand), x.type.rank
     scale = run_time_scale(b, x, layer, operand, dtype)
     stored = stored_as(b, b("div", x, scale), dtype)
@@ -253,7 +257,7 @@ def _dynamic(b: Builder, x: Value, layer: Layer, operand: int, plan: LayerPlan) 
 def _dequantized(
     b: Builder, op: Op, total: Value, factors: Sequence[Value | np.ndarray], layer: Layer, plan: LayerPlan
 ) -> Value:
-    """The product in the type that the layer had: times its scales, plus its bias."""
+    """The product times its scales plus the bias, in the layer's original type."""
     y = c.cast(b, total, DType.F32)
     constant = np.ones((), np.float32)
     for factor in factors:
@@ -267,7 +271,7 @@ def _dequantized(
         y = b("mul", y, _channels(b, constant, axis, rank))
     bias = plan.bias
     if plan.offset is not None:
-        share = offset_share(layer, plan)
+        share = offset_contribution(layer, plan)
         if share.ndim == 1:
             bias = share if bias is None else share + bias
         else:
@@ -277,9 +281,9 @@ def _dequantized(
     return c.cast(b, y, op.results[0].type.dtype)
 
 
-def offset_share(layer: Layer, plan: LayerPlan) -> np.ndarray:
-    """What the offset adds to each result: f32[channels], or f32[1, channels, *space] where zeros around the operand
-    make it depend on the place."""
+def offset_contribution(layer: Layer, plan: LayerPlan) -> np.ndarray:
+    """The contribution of the offset to each result: f32[channels], or f32[1, channels, *space] if padding makes it
+    depend on the position."""
     assert plan.offset is not None
     stored, scale = quantized_weights(layer, plan)
     weights = widened(stored) * by_channel(scale, layer.channel_axis, stored.ndim)
@@ -297,7 +301,7 @@ def offset_share(layer: Layer, plan: LayerPlan) -> np.ndarray:
 
 
 def _field(attrs: Any, weights: np.ndarray) -> tuple[int, ...]:
-    """The points that one result of a convolution reads."""
+    """The window of a convolution."""
     return tuple((k - 1) * d + 1 for k, d in zip(weights.shape[2:], attrs.dilations, strict=True))
 
 

@@ -1,8 +1,8 @@
 """Block-quantized weights of a layer: storage formats with a scale per block along the summed dimension, which no
 engine multiplies.
 
-Invariant: what a product reads is what `ppuc.ir.microscaling` makes of the weights, bit for bit; a tensor-wide scale is
-left to the product's epilogue.
+Invariant: products read exactly the numbers that `ppuc.ir.microscaling` encodes, bit for bit; a tensor-wide scale is
+applied in the product's epilogue.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ppuc.ir.types import DType
 
 
 def in_blocks(layer: Layer, format: str) -> tuple[Weights, float] | None:
-    """The weights of a matmul in a format of BLOCKS, as kernels read them, and the scale of all; None when none does:
-    of other layers, and where rows cannot be cut into blocks."""
+    """The weights of a matmul in a format of BLOCKS, as kernels read them, and their tensor-wide scale. None for layers
+    that are not matmuls and for depths that are not a multiple of the block size."""
     if layer.kind != "matmul" or layer.weights is None or layer.weights.type.rank != 2:
         return None
     chosen, resource = BLOCKS[format], layer.weights
-    turned = layer.channel_axis == 0
-    columns, rows = resource.type.dims if turned else resource.type.dims[::-1]
+    transposed = layer.channel_axis == 0
+    columns, rows = resource.type.dims if transposed else resource.type.dims[::-1]
 
     @functools.cache
     def encoded() -> Blocks:
         wide = resource.array().astype(np.float32)
-        return encode_blocks(np.ascontiguousarray(wide if turned else wide.T), chosen)
+        return encode_blocks(np.ascontiguousarray(wide if transposed else wide.T), chosen)
 
     def codes() -> np.ndarray:
         return encoded().codes.T if halves is not None else encoded().codes.T.view(chosen.element.numpy)

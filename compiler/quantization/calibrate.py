@@ -1,4 +1,4 @@
-"""Plans from data: ranges observed in f32, turned into scales.
+"""Calibration: observes ranges in f32 and derives scales from them.
 
 Invariant: the same model, samples and options give the same plan.
 """
@@ -25,7 +25,7 @@ def calibrated_plan(
     how: Calibration | None = None,
     each: Callable[[int], None] | None = None,
 ) -> Plan:
-    """Every layer in `format` with static scales from `samples` (feeds by ONNX name)."""
+    """A plan with every layer in `format` and static scales from `samples` (feeds by ONNX name)."""
     if not native(prepared.target, format):
         return storage_plan(prepared, format)
     seen = observe(prepared.module.graph, prepared.layers, prepared.feeds(samples), each)
@@ -33,13 +33,13 @@ def calibrated_plan(
 
 
 def plan_from(layers: Iterable[Layer], seen: Mapping[str, Observation], format: str, how: Calibration) -> Plan:
-    """Every layer in `format` with scales from what was seen of its operands."""
+    """A plan with every layer in `format` and scales from the observations of its operands."""
     return Plan({layer.name: layer_plan(layer, seen, format, how) for layer in layers})
 
 
 def layer_plan(layer: Layer, seen: Mapping[str, Observation], format: str, how: Calibration) -> LayerPlan:
-    """One layer in `format`. An operand that was zero throughout (the state that a sequence begins with) does not
-    determine its range: the layer computes scales at run time."""
+    """The plan of one layer in `format`. An operand that was always zero (the initial state of a sequence) does not
+    determine a range: the layer then computes its scales at run time."""
     if format == "bf16" or (format == "int8" and layer.kind == "attention"):  # scores of bytes are too coarse
         return LayerPlan("bf16")
     operands = [seen[v.name] for v in layer.inputs]

@@ -3,11 +3,10 @@
 A source is an .npz (arrays by input name, samples stacked along the first axis), a folder of .npz files, a folder of
 .npy files or of images (one sample each, for a model of one input), or any Python iterable of dicts of arrays.
 
-A task metric may need more than the inputs: with `labels`, arrays of other names come along.
+A task metric may need more than the inputs: with `labels`, arrays that are not inputs are kept as labels.
 
-Invariant: what `samples` yields has exactly the names, types and shapes that the program declares (and the labels, if
-they are asked for), and no NaN or infinity; anything else is an InputError that says which sample of which input is
-wrong.
+Invariant: `samples` yields exactly the names, types and shapes that the program declares (plus labels, if requested),
+without NaN or infinity; anything else raises an InputError that names the sample and the input.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ FEW = 8
 
 
 class Data:
-    """A source of samples; `preprocessing` is for folders of images, `labels` says that arrays which are no inputs
-    belong to the samples too. Iterating yields stacks as the source holds them. Iterables are read once and kept; files
-    are read at every pass."""
+    """A source of samples. `preprocessing` describes images; with `labels`, arrays that are not inputs are kept as
+    labels. Iterables are read once and kept; files are read again on every pass."""
 
     def __init__(self, source: Source, preprocessing: Preprocessing | None = None, *, labels: bool = False) -> None:
         self.where = str(source) if isinstance(source, str | Path) else "calibration data"
@@ -45,12 +43,13 @@ class Data:
         elif not os.path.exists(self._path):
             raise InputError.of(self.where, "no such file or folder", expected="an .npz, or a folder of samples")
 
-    def beside(self, source: Source) -> Data:
-        """Another source of samples, read in the same way."""
+    def with_source(self, source: Source) -> Data:
+        """A second source of samples with the same preprocessing and labels."""
         return Data(source, self._preprocessing, labels=self._labels)
 
     def stacks(self, names: Sequence[str]) -> Iterator[Stack]:
-        """What the source holds, in order. Files without names are samples of the model's only input, of `names`."""
+        """The stacks (arrays by name) in the source, in order. Arrays in files without names belong to the only input
+        in `names`."""
         if self._path is None:
             yield from self._stacks
         elif self._path.is_dir():
@@ -84,8 +83,8 @@ class Data:
     def shapes(
         self, declared: Mapping[str, Sequence[int | str | None] | None], dims: Mapping[str, int]
     ) -> dict[str, tuple[int, ...]]:
-        """Shapes by which the model's open sizes are bound: those of the first stack, with the batch that `dims` or the
-        model give (else 1) in the place of the number of samples."""
+        """Shapes to bind the model's open dimensions to: those of the first stack, with the batch size from `dims` or
+        the model (default 1) in place of the number of samples."""
         first = next(iter(self.stacks(tuple(declared))), None)
         if first is None:
             raise InputError.of(self.where, "holds no samples")
@@ -101,8 +100,8 @@ class Data:
     def samples(
         self, specs: Sequence[InputSpec], fixed: Mapping[str, np.ndarray] | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Feeds by ONNX name, each one batch. The last batch is filled up with the first samples of its stack. Inputs
-        that were `fixed` to a value may be there, once or for each sample, if that is their value."""
+        """Feeds by ONNX name, one per batch. The last batch is padded with the first samples of its stack. Inputs that
+        were `fixed` to a value may be present, once or per sample, with that value."""
         count = 0
         for held in self.stacks([s.name for s in specs]):
             stack = without_fixed(fixed or {}, _fixed_once(held, fixed or {}), self.where)
@@ -114,13 +113,13 @@ class Data:
             raise InputError.of(self.where, "holds no samples")
 
     def _parted(self, stack: Stack, specs: Sequence[InputSpec]) -> tuple[Stack, Stack]:
-        """A stack's inputs and its labels; what is not asked for stays an input, and is refused as one."""
+        """A stack's inputs and labels; without `labels`, an unknown name stays an input, and is refused as one."""
         names = {s.name for s in specs} if self._labels else set(stack)
         return {n: a for n, a in stack.items() if n in names}, {n: a for n, a in stack.items() if n not in names}
 
 
 def _fixed_once(stack: Stack, fixed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`stack` with those of the `fixed` inputs that repeat their value for each sample reduced to it."""
+    """`stack` with `fixed` inputs that repeat their value per sample reduced to that value."""
     found = {name: np.asarray(array) for name, array in stack.items()}
     for name, value in fixed.items():
         array = found.get(name)
@@ -132,8 +131,8 @@ def _fixed_once(stack: Stack, fixed: Mapping[str, np.ndarray]) -> dict[str, np.n
 
 
 def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str) -> Iterator[dict[str, np.ndarray]]:
-    """Samples with their labels: of those that have as many rows as there are samples, the rows of the sample, and all
-    of those that have not (an alphabet, names of classes)."""
+    """Samples with their labels. A label with as many rows as there are samples is split by row; any other (an
+    alphabet, names of classes) is passed whole to every sample."""
     shapes = {s.name: s.type.dims for s in specs}
     arrays = {n: np.asarray(a) for n, a in stack.items()}
     whole = {n for n, a in arrays.items() if a.shape == shapes.get(n)}
@@ -150,7 +149,7 @@ def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str
         raise InputError.of(where, "its inputs have different numbers of samples", got=counts)
     total, batch = counts[stacked[0]], shapes[stacked[0]][0] if shapes[stacked[0]] else 1
     if any(arrays[n].shape[1:] != shapes[n][1:] for n in stacked) or not batch:
-        checked_inputs(specs, arrays, where)  # names what is wrong
+        checked_inputs(specs, arrays, where)  # raises with the name of the wrong input
     if not total:
         raise InputError.of(where, "holds no samples")
     for start in range(0, total, batch):
@@ -167,7 +166,7 @@ def _check_numbers(sample: Mapping[str, np.ndarray], where: str) -> None:
 
 
 def check_not_zero(samples: Sequence[Mapping[str, np.ndarray]], where: str) -> None:
-    """Raise InputError when all floating-point inputs are zero in every sample: ranges say nothing then."""
+    """Raise InputError when all floating-point inputs are zero in every sample: they determine no range."""
     names = [n for n, array in samples[0].items() if array.dtype.kind in "fV" and array.size]
     if names and not any(np.any(s[n]) for s in samples for n in names):
         which = f"input '{names[0]}' is" if len(names) == 1 else f"inputs {', '.join(names)} are"

@@ -1,17 +1,18 @@
 """Fits the weights of one layer to compensate for rounding of its operands and weights.
 
-Of a layer, the operands x as the quantized graph computes them and the result y that the model has are known as rows.
-The weights w and a bias become what brings the product of *quantized* operands nearest to y, in three steps:
+Given rows of a layer's operands x, as the quantized graph computes them, and of the original model's results y, fit the
+weights w and a bias so that the product of *quantized* operands is nearest to y, in three steps:
 
 1. ridge regression, w' = argmin |y - x w'|^2 + r |w' - w|^2, with x and y centred: the bias takes the means;
 2. a scale for each output channel, out of a binade (phases of the mantissa), of the smallest weighted rounding error;
 3. rounding one input after another, what a rounding loses being spread over the inputs still to be rounded, by the
    inverse of x' x + d (Frantar et al., "GPTQ: accurate post-training quantization", 2022).
 
-How much the rows say decides how strongly r pulls towards the model's weights, and d towards rounding to the nearest:
-both are those of the smallest error on rows of samples that were kept apart.
+The ridge r pulls towards the model's weights, the damping d towards rounding to nearest. Both are chosen for the
+smallest error on rows of held-out samples.
 
-Invariant: strengths are chosen on samples that the candidates were not fitted to; with one sample, none is fitted.
+Invariant: r and d are chosen on samples that the candidates were not fitted to; with a single sample, nothing is
+fitted.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from ppuc.compiler.quantization.rows import Rows, as_matrices, from_matrices
 from ppuc.ir.types import DType
 
 RIDGES = (np.inf, 20.0, 5.0, 1.0, 0.2)
-"""Strengths of the pull towards the model's weights, as shares of the mean square of an operand's channel."""
+"""Candidates for the ridge r, relative to the mean square of an operand's channel."""
 DAMPINGS = (np.inf, 0.3, 0.02)
-"""Shares of the mean diagonal added to x' x before it is inverted; infinite: every weight to its nearest."""
+"""Candidates for the damping d, relative to the mean diagonal of x' x; infinite means rounding to nearest."""
 PHASES = 16
 HELD = 4
-"""Every HELD-th sample is kept apart."""
+"""Every HELD-th sample is held out."""
 LARGEST_SYSTEM = 1024
-"""Operands solved for at once: the work grows with their cube."""
+"""Operands solved for at once: the work is cubic in their number."""
 _STEPS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums over `rows` of operands x[g, k] and results y[g, n], and of their products."""
+    """Sums over `rows` rows of operands x[g, k] and results y[g, n], and of their products."""
 
     rows: int
     x: np.ndarray
@@ -50,27 +51,27 @@ class Moments:
 
     @staticmethod
     def of(x: np.ndarray, y: np.ndarray) -> Moments:
-        """Those of f32 x[g, rows, k] and y[g, rows, n]; in f64, unless operands are very many."""
-        if x.shape[2] <= _STEPS:  # many groups of few operands each, some of which may hardly vary
+        """The moments of f32 x[g, rows, k] and y[g, rows, n], in f64 unless k is very large."""
+        if x.shape[2] <= _STEPS:  # many groups of few operands, some of which may be nearly constant
             x, y = x.astype(np.float64), y.astype(np.float64)
-        turned = x.swapaxes(1, 2)
+        transposed = x.swapaxes(1, 2)
         kept = np.float64 if x.shape[2] <= LARGEST_SYSTEM else np.float32
-        xx, xy = ((turned @ other).astype(kept, copy=False) for other in (x, y))
+        xx, xy = ((transposed @ other).astype(kept, copy=False) for other in (x, y))
         return Moments(x.shape[1], x.sum(1, dtype=np.float64), y.sum(1, dtype=np.float64), xx, xy)
 
     def plus(self, other: Moments) -> Moments:
-        """Those of both."""
+        """The moments of both sets of rows."""
         return Moments(
             self.rows + other.rows, self.x + other.x, self.y + other.y, self.xx + other.xx, self.xy + other.xy
         )
 
     def covariances(self) -> tuple[np.ndarray, np.ndarray]:
-        """[g, k, k] of the operands and [g, k, n] of operands and results."""
+        """The covariances of the operands, [g, k, k], and of operands and results, [g, k, n]."""
         x, y = ((a / self.rows).astype(self.xx.dtype) for a in (self.x, self.y))
         return self.xx / self.rows - x[:, :, None] * x[:, None], self.xy / self.rows - x[:, :, None] * y[:, None]
 
     def bias(self, w: np.ndarray) -> np.ndarray:
-        """f64[g, n]: what the mean result is above that of w[g, k, n]."""
+        """f64[g, n]: the mean result minus the mean product with w[g, k, n]."""
         bias: np.ndarray = (self.y - (self.x[:, None] @ w)[:, 0]) / self.rows
         return bias
 
@@ -81,7 +82,7 @@ def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
     w = as_matrices(layer, layer.weights.array().astype(np.float64))
     x, y = rows.by_group(plan)
     x_mean, y_mean = x.mean(1, keepdims=True), y.mean(1, keepdims=True)
-    x, y = x - x_mean, y - y_mean  # so that sums of f32 products lose nothing
+    x, y = x - x_mean, y - y_mean  # keeps sums of f32 products accurate
     held = rows.sample % HELD == HELD - 1
     if not held.any():
         held = rows.sample == rows.sample.max(initial=0)
@@ -107,7 +108,7 @@ def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
 
 
 def _strengths(w: np.ndarray, rest: Moments, x: np.ndarray, y: np.ndarray, dtype: DType) -> tuple[float, float]:
-    """The ridge and the damping of the smallest error on the rows x and y, fitted to the rest."""
+    """The ridge and the damping with the smallest error on the held-out rows x and y, fitted to the moments `rest`."""
     gram, moment = rest.covariances()
 
     def error(candidate: np.ndarray) -> float:
@@ -128,20 +129,20 @@ def _widened(stored: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _trace(gram: np.ndarray) -> np.ndarray:
-    """The mean of the diagonal of each of gram[g, k, k], as [g, 1, 1]; never zero, even where operands do not vary."""
+    """The mean diagonal of each matrix in gram[g, k, k], as [g, 1, 1]; never zero, even for constant operands."""
     mean: np.ndarray = np.diagonal(gram, 0, 1, 2).mean(1)[:, None, None]
     never_zero: np.ndarray = mean + (1e-4 * mean.max() + 1e-30)
     return never_zero
 
 
 def _blocks(k: int) -> list[slice]:
-    """Parts of the operands that are solved for at once."""
+    """Ranges of operands that are solved for at once."""
     return [slice(start, min(start + LARGEST_SYSTEM, k)) for start in range(0, k, LARGEST_SYSTEM)]
 
 
 def regressed(w: np.ndarray, gram: np.ndarray, moment: np.ndarray, ridge: float) -> np.ndarray:
-    """argmin |y - x v|^2 + r |v - w|^2 for the covariances of x and y, w f64[g, k, n]; many operands one block after
-    another (a sweep of Gauss and Seidel)."""
+    """argmin |y - x v|^2 + r |v - w|^2, from the covariances of x and y, with w f64[g, k, n]; solved block by block
+    (one Gauss-Seidel sweep) if there are many operands."""
     if np.isinf(ridge):
         return w
     pull = ridge * _trace(gram)
@@ -153,7 +154,8 @@ def regressed(w: np.ndarray, gram: np.ndarray, moment: np.ndarray, ridge: float)
 
 
 def channel_scales(w: np.ndarray, importance: np.ndarray, dtype: DType) -> np.ndarray:
-    """f32[g, n]: for each column of w[g, k, n] the scale of the smallest rounding error, rows weighted by [g, k]."""
+    """f32[g, n]: for each column of w[g, k, n], the scale with the smallest rounding error, rows weighted by
+    importance[g, k]."""
     largest: np.ndarray = np.abs(w).max(1)
     base = np.maximum(largest / LARGEST[dtype], SMALLEST).astype(np.float32)
     steps = np.arange(PHASES) / PHASES
@@ -171,8 +173,8 @@ def channel_scales(w: np.ndarray, importance: np.ndarray, dtype: DType) -> np.nd
 
 
 def compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType, damping: float) -> np.ndarray:
-    """w[g, k, n] / scale[g, n] rounded to `dtype` one row after another, those of the largest operands first; of many
-    operands, each block makes up for its own roundings."""
+    """w[g, k, n] / scale[g, n] rounded to `dtype` one row after another, in the order of decreasing operands. If there
+    are many operands, errors are compensated within each block only."""
     if np.isinf(damping):
         return rounded((w / scale[:, None]).astype(np.float32), dtype)
     added = damping * _trace(gram)
@@ -184,7 +186,7 @@ def compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType
 
 
 def _compensated(w: np.ndarray, gram: np.ndarray, scale: np.ndarray, dtype: DType) -> np.ndarray:
-    """f32: the stored numbers of one block."""
+    """f32: the rounded weights of one block."""
     groups, k = np.arange(len(w))[:, None], w.shape[1]
     order = np.argsort(-np.diagonal(gram, 0, 1, 2), axis=1, kind="stable")
     ordered = gram[groups[..., None], order[:, :, None], order[:, None, :]]

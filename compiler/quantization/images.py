@@ -54,13 +54,14 @@ def read_preprocessing(path: Path) -> Preprocessing:
         if key in table:
             given = table[key] if isinstance(table[key], list) else [table[key]]
             if not all(isinstance(n, int | float) for n in given) or (key == "std" and not all(given)):
-                raise UsageError.of(str(path), f"'{key}' must be numbers, one a colour", got=table[key])
+                raise UsageError.of(str(path), f"'{key}' must be numbers, one per colour", got=table[key])
             table[key] = tuple(map(float, given))
     return Preprocessing(**{**table, "size": (size[0], size[1])})
 
 
 def read_image(path: Path, how: Preprocessing) -> np.ndarray:
-    """f32 in the layout declared. Raises InputError for a file that is no image, UsageError without Pillow."""
+    """The image as f32 in the declared layout. Raises InputError if the file is not an image, UsageError if Pillow is
+    missing."""
     try:
         from PIL import Image
     except ImportError as error:

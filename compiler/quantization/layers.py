@@ -1,9 +1,9 @@
 """The quantizable layers of a graph: its float matmuls, convolutions and attentions.
 
-A layer is named by the ONNX node it came from (`#2`, `#3`, .. when several layers came from that node). One of its
-operands is constant weights, or all that are multiplied are activations.
+A layer is named after its ONNX node (with `#2`, `#3`, .. if several layers come from that node). Either one of its
+operands is constant weights, or all operands are activations.
 
-Invariant: layers are listed in the order of the graph, and names are unique in it.
+Invariant: layers are in the graph's order, and their names are unique within the graph.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CONTRACTIONS = ("matmul", "conv", "attention")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One contraction. `inputs` are the activations that it multiplies; `weights` the constant that it multiplies them
-    with (None: two activations, three in attention); `macs` multiply-accumulates; `depth` terms of each sum."""
+    """One contraction. `inputs` are its activation operands and `weights` its constant operand (None for a product of
+    two activations, or three in attention); `macs` counts multiply-accumulates, `depth` the terms of each sum."""
 
     name: str
     op: Op
@@ -47,7 +47,7 @@ class Layer:
 
     @property
     def channel_axis(self) -> int:
-        """The weights' axis that numbers output channels."""
+        """The weights' axis of output channels."""
         attrs: Any = self.op.attrs
         if self.op.name == "conv":
             return 0
@@ -56,7 +56,7 @@ class Layer:
 
     @property
     def input_axis(self) -> int:
-        """The input's axis that numbers channels, over which a sum runs."""
+        """The input's channel axis, which the sum reduces."""
         if self.op.name == "conv":
             return 1
         rank = self.inputs[0].type.rank
@@ -66,13 +66,13 @@ class Layer:
 
 
 def product_nodes(graph: Graph) -> frozenset[str]:
-    """Names of the nodes that an imported graph multiplies in: after later rewrites, an op also carries the names of
-    the transposes and batch norms that it took in."""
+    """Names of the nodes of an imported graph that are contractions. After later rewrites, an op also carries the names
+    of the transposes and batch norms folded into it."""
     return frozenset(name for op in graph.ops if op.name in CONTRACTIONS for name in op.loc)
 
 
 def find_layers(graph: Graph, nodes: frozenset[str] = frozenset()) -> tuple[Layer, ...]:
-    """The layers of `graph`, named by preference after one of `nodes`."""
+    """The layers of `graph`, named after one of `nodes` where possible."""
     constants = graph.constants()
     stored = {op.results[0].name for op in graph.ops if op.name == "unblock"}
     seen: Counter[str] = Counter()

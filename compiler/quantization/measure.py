@@ -1,7 +1,7 @@
 """Measures the error of a quantized graph against the original graph.
 
-SQNR: 10 log10 of the sum of squares of the reference over that of the error, in decibels, over all samples of a
-tensor. Agreement: the share of rows (along the last axis) whose largest element is the same.
+SQNR: 10 log10 of the sum of squares of the reference over that of the error, in dB, over all samples of a tensor.
+Agreement: the share of rows (along the last axis) whose largest element has the same index.
 
 Invariant: both graphs run on the same samples, and every figure is a sum over samples, so their order does not matter.
 """
@@ -34,7 +34,7 @@ def decibels(signal: float, noise: float) -> float:
 
 @dataclass(slots=True)
 class Difference:
-    """Sums over samples of one tensor compared with its reference."""
+    """Error statistics of one tensor against its reference, summed over samples."""
 
     signal: float = 0.0
     noise: float = 0.0
@@ -46,7 +46,7 @@ class Difference:
     """The SQNR in dB of each sample."""
 
     def add(self, got: np.ndarray, want: np.ndarray) -> None:
-        """Count one sample."""
+        """Add one sample."""
         g, w = np.asarray(got, np.float64).reshape(-1), np.asarray(want, np.float64).reshape(-1)
         finite = np.isfinite(w)
         if not finite.all():
@@ -64,19 +64,19 @@ class Difference:
             self.agreeing += int(same.sum())
 
     def join(self, other: Difference) -> None:
-        """Count the samples of another."""
+        """Add the samples of another difference."""
         for name in ("signal", "noise", "cross", "other", "rows", "agreeing"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.levels.extend(other.levels)
 
     @property
     def sqnr(self) -> float:
-        """In dB."""
+        """The SQNR over all samples, in dB."""
         return decibels(self.signal, self.noise)
 
     @property
     def typical(self) -> float:
-        """The mean over samples of their SQNR in dB: unlike `sqnr`, not that of the worst few."""
+        """The mean over samples of the SQNR in dB; unlike `sqnr`, the worst samples do not dominate it."""
         return sum(self.levels) / max(len(self.levels), 1)
 
     @property
@@ -85,7 +85,7 @@ class Difference:
 
     @property
     def agreement(self) -> float:
-        """Share of rows; 1 for tensors without rows."""
+        """The share of rows with the same largest element; 1 for tensors without rows."""
         return self.agreeing / self.rows if self.rows else 1.0
 
     def record(self) -> dict[str, Any]:
@@ -95,13 +95,14 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """`outputs` by name, floating-point ones only; the others are counted in none of the figures."""
+    """The accuracy of all floating-point outputs, by name in `outputs`."""
 
     outputs: Mapping[str, Difference] = field(default_factory=dict)
 
     @property
     def sqnr(self) -> float:
-        """The mean over the outputs of noise over signal, in dB: no output hides behind a louder one."""
+        """The mean over the outputs of noise over signal, in dB: every output counts equally, whatever its
+        magnitude."""
         shares = [d.noise / max(d.signal, 1e-300) for d in self.outputs.values()]
         return decibels(1.0, sum(shares) / len(shares)) if shares else EXACT_DB
 
@@ -113,13 +114,13 @@ class Accuracy:
 
     @property
     def merit(self) -> float:
-        """What repairs are chosen by: the mean of `sqnr`, which the worst samples decide, and `typical`, which the many
-        decide. Either alone follows chance when samples are few."""
+        """The criterion for choosing repairs: the mean of `sqnr`, which the worst samples dominate, and `typical`,
+        which most samples determine. Either alone is noisy with few samples."""
         return (self.sqnr + self.typical) / 2
 
     @property
     def agreement(self) -> float:
-        """The worst of the outputs that have rows."""
+        """The lowest agreement of the outputs that have rows."""
         return min((d.agreement for d in self.outputs.values()), default=1.0)
 
     @property
@@ -130,7 +131,7 @@ class Accuracy:
 
     @staticmethod
     def joined(parts: Iterable[Accuracy]) -> Accuracy:
-        """That of all samples of all parts."""
+        """The accuracy over the samples of all parts."""
         found: dict[str, Difference] = {}
         for part in parts:
             for name, difference in part.outputs.items():
@@ -147,7 +148,7 @@ class Accuracy:
 
 
 class Reference:
-    """The outputs of `graph` on `samples` (kept), to compare others with."""
+    """The outputs of `graph` on `samples`, kept for comparing other graphs with."""
 
     def __init__(self, graph: Graph, samples: Iterable[Feeds]) -> None:
         self.graph = graph
@@ -158,7 +159,7 @@ class Reference:
         self.wanted = [[run[n] for n in order] for run in map(emulator.run, self.samples)]
 
     def first(self, count: int) -> Reference:
-        """That of the first samples only."""
+        """The reference restricted to the first `count` samples."""
         part = copy.copy(self)
         part.samples, part.wanted = self.samples[:count], self.wanted[:count]
         return part
@@ -166,8 +167,8 @@ class Reference:
     def compare(
         self, graph: Graph, each: Callable[[int], None] | None = None, only: Iterable[int] | None = None
     ) -> Accuracy:
-        """How far the results of `graph`, which correspond by position, are from the reference's on all samples, or on
-        those of the numbers `only`."""
+        """The accuracy of `graph`, whose results correspond to the reference's by position, on all samples or on those
+        with indices in `only`."""
         emulator = Emulator(graph)
         found: dict[str, Difference] = {}
         for i in range(len(self.samples)) if only is None else only:

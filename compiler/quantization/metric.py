@@ -1,8 +1,8 @@
 """A task metric in a Python file of the user: `metric(outputs, inputs) -> float`, where larger is better.
 
-`outputs` and `inputs` are lists of dicts of arrays by ONNX name, one a sample, in the order of the data. Arrays of the
-data that are no inputs are labels, and among the inputs: the rows of the sample, or all of an array that has not a row
-to each sample.
+`outputs` and `inputs` are lists of dicts of arrays by ONNX name, one dict per sample, in the order of the data.
+`inputs` also holds the labels (arrays that are not inputs): the sample's row of a label with one row per sample, and
+the whole array otherwise.
 
 Invariant: the metric depends only on emulated outputs, not on the quantization.
 """
@@ -26,7 +26,7 @@ Metric = Callable[[list[Sample], list[Sample]], float]
 
 
 def load_metric(path: Path) -> Metric:
-    """The function `metric` of a file. Raises UsageError when there is none."""
+    """The function `metric` defined in a file. Raises UsageError if there is none."""
     there = os.path.isfile(path)
     spec = importlib.util.spec_from_file_location("ppuc_user_metric", path) if there else None
     if spec is None or spec.loader is None:

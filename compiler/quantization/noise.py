@@ -1,11 +1,11 @@
-"""Expected noise of a format in a layer, from the marginals of its operands alone.
+"""Predicts the noise of a format in a layer from the marginal statistics of its operands.
 
 The noise of a product is, summed over input channels: (mean square rounding error of the activation) x (sum of squares
-of the weights it meets) + (mean square of the activation) x (sum of squares of those weights' rounding errors). Errors
-of different elements are taken as independent. Good enough to tell which of two formats suits a layer better; what a
-layer's noise does to the model's outputs is measured.
+of its weights) + (mean square of the activation) x (sum of squares of those weights' rounding errors). Errors of
+different elements are assumed independent. This suffices to choose between two formats for a layer; the effect of a
+layer's noise on the model's outputs is measured instead.
 
-Invariant: noise is relative to the same sum over the products themselves, so layers compare.
+Invariant: noise is relative to the same sum over the products themselves, so that layers are comparable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ppuc.compiler.quantization.plan import LARGEST, LayerPlan, Plan
 
 
 def expected_noise(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]) -> float:
-    """Noise over signal of the layer's result."""
+    """The predicted noise over signal of the layer's result."""
     x, x_error = _power(seen[layer.inputs[0].name], plan, 0)
     if layer.weights is None:
         y, y_error = _power(seen[layer.inputs[1].name], plan, 1)
@@ -35,13 +35,14 @@ def expected_noise(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation
     shape = by_channel(scale, layer.channel_axis, wide.ndim)
     error = widened(stored) * shape - wide
     w, w_error = (_by_input(layer, np.square(a, dtype=np.float64)) for a in (wide, error))
-    if w.shape != x.shape:  # channels of another axis than the sum's
+    if w.shape != x.shape:  # the channels are not along the summed axis
         w, w_error, x, x_error = (np.array([a.mean()]) for a in (w, w_error, x, x_error))
     return float((x_error @ w + x @ w_error) / max(float(x @ w), 1e-300))
 
 
 def _power(seen: Observation, plan: LayerPlan, operand: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean squares by channel of an operand and of its rounding errors, whose mean a bias can take."""
+    """Mean squares by channel of an operand and of its rounding errors, less the mean error, which a bias can
+    absorb."""
     scale, kept = np.float32(plan.scales[operand]), seen.kept
     if plan.offset is not None and operand == 0:
         kept = kept - plan.offset[:, None]
@@ -51,7 +52,7 @@ def _power(seen: Observation, plan: LayerPlan, operand: int) -> tuple[np.ndarray
 
 
 def _by_input(layer: Layer, squares: np.ndarray) -> np.ndarray:
-    """Sums over what an input channel is multiplied with."""
+    """Sums, by input channel, over the weights that it is multiplied with."""
     if layer.op.name != "conv":
         total: np.ndarray = squares.sum(layer.channel_axis)
         return total.reshape(-1)
@@ -61,7 +62,7 @@ def _by_input(layer: Layer, squares: np.ndarray) -> np.ndarray:
 
 
 def clipped_share(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]) -> float:
-    """The share of the activations seen that lies beyond the largest number of the format."""
+    """The share of observed activations beyond the largest number of the format."""
     if not plan.scales or plan.weights_only:
         return 0.0
     shares = []
@@ -76,8 +77,8 @@ def clipped_share(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]
 def best_formats(
     layers: Sequence[Layer], seen: Mapping[str, Observation], formats: Sequence[str], how: Calibration
 ) -> Plan:
-    """Every layer in that of `formats` which is expected to add least noise, with offsets where they pay. A layer that
-    none of them has static scales for takes the first that it can take, or bf16."""
+    """A plan with every layer in the one of `formats` with the least predicted noise, with offsets where they reduce
+    it. A layer without static scales takes the first format that supports it, or bf16."""
     found = {}
     for layer in layers:
         plans = [with_offset(layer, layer_plan(layer, seen, format, how), seen) for format in formats]
@@ -89,7 +90,7 @@ def best_formats(
 
 
 def with_offset(layer: Layer, plan: LayerPlan, seen: Mapping[str, Observation]) -> LayerPlan:
-    """`plan` with the offset that its activation is best stored with, if its channels were observed."""
+    """`plan` with the best offset for its activation, if the channels were observed."""
     own = seen[layer.inputs[0].name]
     if not takes_offsets(layer, plan) or own.axis != layer.input_axis:
         return plan

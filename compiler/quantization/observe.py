@@ -1,7 +1,7 @@
 """Statistics of layers' operands on data: ranges over all samples, and a subsample of values.
 
-Invariant: memory does not grow with the number of samples: ranges are running, and of each tensor at most KEPT numbers
-are kept, taken at even strides, the same ones for the same data.
+Invariant: memory does not grow with the number of samples: ranges are updated in place, and at most KEPT numbers per
+tensor are kept, at regular strides, deterministically.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ppuc.ir.graph import Graph
 KEPT = 1 << 16
 """Maximum values kept per tensor."""
 RUN_BYTES = 1 << 29
-"""Maximum bytes of operands that one run returns; more layers take more runs."""
+"""Maximum bytes of operands that one run returns; further layers are observed in further runs."""
 
 
 @dataclass(slots=True)
 class Observation:
     """`low`, `high`: the range over all samples. `channels` f32[c]: the largest magnitude of each channel. `kept`
-    f32[c, n]: numbers of each channel. `axis`: the one that numbers channels."""
+    f32[c, n]: a subsample of each channel. `axis`: the channel axis."""
 
     low: float
     high: float
@@ -57,7 +57,7 @@ class _Running:
         if self.samples % self.stride == 0:
             most = max(1, KEPT // (8 * rows.shape[0]))
             step = max(1, -(-rows.shape[1] // most))
-            step += step % 2 == 0 and step > 1  # an odd stride does not fall in with the width of an image
+            step += step % 2 == 0 and step > 1  # an odd stride does not alias with the width of an image
             self.kept.append(np.ascontiguousarray(rows[:, self.samples % step :: step][:, :most], dtype=np.float32))
             if sum(k.shape[1] for k in self.kept) * rows.shape[0] > KEPT and len(self.kept) > 8:
                 self.kept, self.stride = self.kept[::2], self.stride * 2
@@ -74,8 +74,8 @@ def observe(
     samples: Iterable[Mapping[str, np.ndarray]],
     each: Callable[[int], None] | None = None,
 ) -> dict[str, Observation]:
-    """Value name -> what it looks like, for every operand of `layers` that is no weight, over `samples` (feeds by
-    parameter name). `each` is called with the number of every sample that is done."""
+    """Value name -> observation, for every activation operand of `layers`, over `samples` (feeds by parameter name).
+    `each` is called with the index of every finished sample."""
     axes: dict[str, int] = {}
     sizes: dict[str, int] = {}
     for layer in layers:
@@ -94,7 +94,7 @@ def observe(
 
 
 def _parts(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Names in runs of at most RUN_BYTES."""
+    """Groups of names whose tensors have at most RUN_BYTES together."""
     parts: list[list[str]] = [[]]
     total = 0
     for name, size in sizes.items():

@@ -22,10 +22,10 @@ FORMATS: Mapping[str, tuple[DType, ...]] = {
     "nvfp4": (DType.F4E2M1,),
     "bf16": (),
 }
-"""Name in policies and reports -> types that the operands take (int8: u8 for activations that are never negative)."""
+"""Name in policies and reports -> types of the operands (int8: u8 for non-negative activations)."""
 
 BLOCKS: Mapping[str, BlockFormat] = {"mxfp8": MXFP8_E4M3, "mxfp4": MXFP4, "nvfp4": NVFP4}
-"""Formats that only weights are stored in: blocks with a scale each."""
+"""Weight-only formats: blocks with one scale each."""
 
 LARGEST = {DType.F8E4M3: 448.0, DType.F8E5M2: 57344.0, DType.I8: 127.0, DType.U8: 255.0}
 """The largest number of each type; i8 leaves out -128, so that its range is symmetric."""
@@ -33,11 +33,11 @@ LARGEST = {DType.F8E4M3: 448.0, DType.F8E5M2: 57344.0, DType.I8: 127.0, DType.U8
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """`scales`: one number for each activation operand, what a stored 1 stands for (empty: computed at run time, for
-    matmuls one a row, else one a sample). `unsigned`: per activation operand, whether it is stored as u8 (int8 only).
-    `weight_scale` f32[channels] or f32[1], `weights` the stored weights if they are not simply the nearest, `bias`
-    f32[channels] added to the result, `offset` f32[channels] subtracted from the first activation before it is stored.
-    Only the weights are stored in the format when `weights_only`."""
+    """`scales`: the scale of each activation operand (empty: computed at run time, per row for matmuls and per sample
+    otherwise). `unsigned`: whether each activation operand is stored as u8 (int8 only). `weight_scale` is f32[channels]
+    or f32[1]; `weights` are the stored weights if they are not rounded to nearest; `bias` f32[channels] is added to the
+    result; `offset` f32[channels] is subtracted from the first activation before it is stored. With `weights_only`,
+    activations keep their type."""
 
     format: str = "e4m3"
     scales: tuple[float, ...] = ()
@@ -64,7 +64,7 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Layer name -> its plan; other layers are unchanged."""
+    """The plans of layers by name; other layers are not quantized."""
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
 
@@ -72,10 +72,10 @@ class Plan:
         return iter(self.layers)
 
     def with_layers(self, changed: Mapping[str, LayerPlan]) -> Plan:
-        """The plan with some layers decided otherwise."""
+        """The plan with the plans of some layers replaced."""
         return replace(self, layers={**self.layers, **changed})
 
     def only(self, names: Iterator[str] | set[str]) -> Plan:
-        """The plan with every other layer left as it is in the model."""
+        """The plan restricted to the layers in `names`; the others are not quantized."""
         kept = set(names)
         return Plan({n: p for n, p in self.layers.items() if n in kept})

@@ -1,4 +1,4 @@
-"""A plan as a TOML file that can be read, edited and given back.
+"""Reads and writes plans as TOML files that users can edit.
 
     [[layer]]
     name = "Conv_0"          # a layer, or a pattern: "encoder*" (later entries win; not for attention)
@@ -12,7 +12,7 @@
     weights_only = false     # true: only weights are stored in the format
     repaired = "9f2c..."     # the layer's arrays (weight scales, weights, bias, offset) in the .npz beside the file
 
-Invariant: a policy read back gives an equal plan; a name that matches no layer is an error.
+Invariant: reading a written policy gives an equal plan; a name that matches no layer is an error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _ARRAYS = ("weight_scale", "weights", "bias", "offset")
 
 
 def write_policy(path: Path, plan: Plan, about: Mapping[str, str]) -> None:
-    """Write `plan`, and beside it, if layers were repaired, an .npz with their arrays. `about` becomes comments."""
+    """Write `plan`, and an .npz file next to it with the arrays of repaired layers, if any. `about` is written as
+    comments."""
     arrays: dict[str, np.ndarray] = {}
     lines = [f"# {key}: {value}" for key, value in about.items()]
     for name, layer in plan.layers.items():
@@ -62,12 +63,12 @@ def write_policy(path: Path, plan: Plan, about: Mapping[str, str]) -> None:
 
 
 def arrays_path(path: Path) -> Path:
-    """Where the arrays of a policy lie."""
+    """The path of a policy's arrays."""
     return path.with_name(path.stem + ".npz")
 
 
 def read_policy(path: Path, layers: Sequence[Layer]) -> Plan:
-    """The plan in a file, for a graph with `layers`. Raises UsageError naming the entry that is wrong."""
+    """The plan in a file, for a graph with `layers`. Raises UsageError that names the invalid entry."""
     table = read_toml(path, UsageError)
     if unknown := sorted(set(table) - {"layer"}):
         raise UsageError.of(str(path), f"unknown key '{unknown[0]}'", expected="[[layer]] entries")
@@ -108,7 +109,7 @@ def _entry(entry: Any, where: str) -> tuple[LayerPlan, str]:
 
 def _matching(pattern: str, layers: Sequence[Layer], where: str) -> list[Layer]:
     found = [layer for layer in layers if layer.name == pattern]
-    if not found:  # attention, which needs scales of its own, is meant by its name alone
+    if not found:  # attention needs its own scales, so patterns do not match it
         found = [n for n in layers if n.kind != "attention" and fnmatch.fnmatchcase(n.name, pattern)]
     if not found:
         close = difflib.get_close_matches(pattern, [layer.name for layer in layers], 1)
@@ -155,7 +156,7 @@ def _with_arrays(plan: LayerPlan, name: str, arrays: Mapping[str, np.ndarray], d
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """The bytes of formats that numpy has no name for."""
+    """The array as u8 if numpy has no dtype for its format."""
     return array.view(np.uint8) if array.dtype.isbuiltin == 2 else array
 
 

@@ -1,6 +1,6 @@
 """Prepares the graph for plans: imported, simplified and decomposed, before target-specific passes.
 
-Invariant: it is the result of the pipeline's first passes, so its layers are those that later passes see.
+Invariant: the graph is the result of the pipeline's first passes, so its layers are those that later passes see.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ppuc.targets.description import Target
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model ready to be quantized as `options` say. `layers` are those that plans are made of; `attentions` stay as
-    they are unless a policy names them."""
+    """A model prepared for quantization with `options`. Plans cover `layers`; `attentions` are quantized only if a
+    policy names them."""
 
     module: Module
     options: CompileOptions
@@ -42,12 +42,12 @@ class Prepared:
 
     @property
     def all_layers(self) -> tuple[Layer, ...]:
-        """Whatever a policy can name, in the order of the graph."""
+        """All layers that a policy can name, in the graph's order."""
         order = {op.results[0].name: i for i, op in enumerate(self.module.graph.ops)}
         return tuple(sorted((*self.layers, *self.attentions), key=lambda layer: order[layer.op.results[0].name]))
 
     def with_attention(self) -> Prepared:
-        """The same model with attention among the layers that plans are made of."""
+        """The same model with attention included in `layers`."""
         return replace(self, layers=self.all_layers, attentions=())
 
     @property
@@ -61,23 +61,23 @@ class Prepared:
         return fixed_values(dict(self.module.options))
 
     def feeds(self, samples: Iterable[Mapping[str, np.ndarray]]) -> Iterable[dict[str, np.ndarray]]:
-        """Samples by ONNX name as feeds by the graph's names; labels, which are no inputs, stay behind."""
+        """Samples by ONNX name converted to feeds by the graph's names, without labels."""
         values = dict(self.module.inputs)
         return ({values[name]: array for name, array in s.items() if name in values} for s in samples)
 
     def quantized(self, plan: Plan) -> Module:
-        """The module with `plan` written into its graph."""
+        """The module with its graph quantized according to `plan`."""
         return with_graph(self.module, quantized_graph(self.module.graph, plan, self.all_layers))
 
     def simulated(self, plan: Plan) -> Module:
-        """The module with operands rounded as `plan` says, and otherwise as it is."""
+        """The module with operands rounded as in `plan` and f32 arithmetic."""
         return with_graph(self.module, simulated_graph(self.module.graph, plan, self.all_layers))
 
 
 def prepare(module: Module, options: CompileOptions) -> Prepared:
-    """Run the passes on an imported module, up to where formats are chosen."""
+    """Run the passes that precede quantization on an imported module."""
     nodes = product_nodes(module.graph)
-    with unheard():  # they run again, on the quantized graph
+    with unheard():  # these passes run again on the quantized graph
         for step in passes_of(options, Legalise.name):
             module = step.run(module, options.target)
     found = find_layers(module.graph, nodes)
@@ -90,23 +90,24 @@ def prepare(module: Module, options: CompileOptions) -> Prepared:
 
 
 def native(target: Target, format: str) -> bool:
-    """Whether the tensor engine of `target` multiplies the format; else it is one to store weights in."""
+    """Whether the tensor engine of `target` multiplies the format; otherwise only weights can be stored in it."""
     return format not in BLOCKS and all(target.tensor.supports(dtype) for dtype in FORMATS[format][:1])
 
 
 def dynamic_plan(prepared: Prepared, format: str) -> Plan:
-    """Every layer in `format`, activation scales computed at run time: what can be done without data."""
+    """A plan with every layer in `format` and activation scales computed at run time; needs no data."""
     if native(prepared.target, format):
         return Plan({n.name: LayerPlan(format) for n in prepared.layers if n.kind != "attention"})
     return storage_plan(prepared, format)
 
 
 def storable(layer: Layer, format: str) -> bool:
-    """Whether the layer can have its weights alone in `format`."""
+    """Whether `format` can store only the layer's weights."""
     return layer.kind == "matmul" and (format not in BLOCKS or in_blocks(layer, format) is not None)
 
 
 def storage_plan(prepared: Prepared, format: str) -> Plan:
-    """Weights of matmuls stored in `format` and widened as they are loaded, for machines that do not multiply it."""
+    """A plan that stores the weights of matmuls in `format` and converts them when they are loaded, for machines that
+    do not multiply it."""
     stored = [layer for layer in prepared.layers if storable(layer, format)]
     return Plan({layer.name: LayerPlan(format, weights_only=True) for layer in stored})

@@ -21,7 +21,7 @@ from ppuc.ir.errors import UsageError
 from ppuc.ir.module import Module
 
 DYNAMIC = (
-    "no calibration data: the scales of activations are computed at run time, one a row of a matmul and one a sample "
+    "no calibration data: the scales of activations are computed at run time, per row of a matmul and per sample "
     "of a convolution; that costs time, and nothing is known about the accuracy (give --calibrate DATA)"
 )
 
@@ -29,8 +29,7 @@ DYNAMIC = (
 def quantized_module(
     module: Module, options: CompileOptions, watch: Instrumentation = UNWATCHED, dump: Path | None = None
 ) -> QuantizedModule:
-    """`module` with the layers of its graph in the formats that `options` ask for. The plan is left in the folder of a
-    dump."""
+    """`module` quantized according to `options`. The plan is written to the folder of the dump, if there is one."""
     prepared = prepare(module, options)
     plan = chosen_plan(prepared, watch)
     if dump is not None:
@@ -40,8 +39,8 @@ def quantized_module(
 
 
 def chosen_plan(prepared: Prepared, watch: Instrumentation = UNWATCHED) -> Plan:
-    """The plan that the options lead to; `watch` is told what is done, and what a study of the plan finds. Raises
-    UsageError for a precision that leaves formats to a policy which is not there."""
+    """The plan for the options; progress and the study of the plan are reported to `watch`. Raises UsageError for a
+    precision that needs a policy if there is none."""
     precision, how = PRECISIONS[prepared.options.precision], prepared.options.quantization
     if how.policy is not None:
         return read_policy(how.policy, prepared.all_layers)
@@ -63,7 +62,7 @@ def chosen_plan(prepared: Prepared, watch: Instrumentation = UNWATCHED) -> Plan:
 
 
 def _say_formats(prepared: Prepared, plan: Plan) -> None:
-    """Remark on the format of each layer."""
+    """Emit a remark on the format of each layer."""
     if (remarks := listener()) is None:
         return
     for layer in prepared.all_layers:

@@ -1,11 +1,11 @@
 """Reconstructs layers to compensate for rounding of activations, weights, and all previous layers.
 
-Layers are taken in the graph's order. Of each, the operands as the quantized graph computes them and the result that
-the model has are sampled on data; offsets of the operands (offsets.py), then weights and a bias (fit.py), become those
-that bring the quantized product nearest to that result.
+Layers are processed in the graph's order. For each layer, the operands in the quantized graph and the result in the
+original model are sampled on data. Offsets of the operands (offsets.py), then weights and a bias (fit.py), are fitted
+so that the quantized product is nearest to that result.
 
-The graph is cut at its layers and the tensors that are alive there are kept for all samples, so that everything runs
-once, whatever the number of layers.
+The graph is cut at its layers, and the tensors live there are kept for all samples, so that each op runs once, whatever
+the number of layers.
 
 Invariant: a layer's plan depends only on the samples and on the plans of layers before it.
 """
@@ -32,7 +32,8 @@ Tensors = dict[str, list[np.ndarray]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`offsets` of activations are chosen, else those of the plan stay; weights, their scales and biases are `fit`."""
+    """`offsets`: choose offsets of activations, instead of keeping the plan's. `fit`: fit weights, their scales and
+    biases."""
 
     offsets: bool = True
     fit: bool = True
@@ -64,15 +65,15 @@ def reconstructed(
                     chosen.format,
                     chosen.scales[0],
                     padded(layer),
-                )  # one for all that read a tensor
+                )  # shared by all layers that read a tensor
                 if key not in offsets:
                     offsets[key] = best_offset(layer, chosen, some_numbers(walk.quantized[name], layer.input_axis))
                 chosen = replace(chosen, offset=offsets[key])
             if options.fit:
-                rows = sampled_rows(layer, walk.quantized, walk.wanted_result(layer.op))
+                rows = sampled_rows(layer, walk.quantized, walk.reference_result(layer.op))
                 chosen = fitted_layer(layer, chosen, rows)
             done = done.with_layers({layer.name: chosen})
-        walk.through(layer, Plan({layer.name: chosen}))
+        walk.run_layer(layer, Plan({layer.name: chosen}))
         if each is not None:
             each(number)
     return done
@@ -81,21 +82,22 @@ def reconstructed(
 def differences(
     graph: Graph, layers: Sequence[Layer], plan: Plan, samples: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, Difference]:
-    """Layer name -> how far its result is from the model's, all layers before it being quantized as `plan` says."""
+    """Layer name -> difference between its result and the original model's, with all preceding layers quantized
+    according to `plan`."""
     walk = _Walk(graph, samples)
     found: dict[str, Difference] = {}
     for layer in layers:
         walk.up_to(layer.op)
-        wanted = walk.wanted_result(layer.op)
+        wanted = walk.reference_result(layer.op)
         chosen = Plan({layer.name: plan.layers.get(layer.name, LayerPlan("bf16"))})
         found[layer.name] = difference = Difference()
-        for got, want in zip(walk.through(layer, chosen), wanted, strict=True):
+        for got, want in zip(walk.run_layer(layer, chosen), wanted, strict=True):
             difference.add(got, want)
     return found
 
 
 class _Walk:
-    """The model and its quantized form, run side by side from layer to layer on all samples."""
+    """Runs the model and its quantized form side by side, from layer to layer, on all samples."""
 
     def __init__(self, graph: Graph, samples: Sequence[Mapping[str, np.ndarray]]) -> None:
         self.graph = graph
@@ -110,7 +112,7 @@ class _Walk:
         self.at = 0
 
     def up_to(self, stop: Op) -> None:
-        """Run what comes before `stop`."""
+        """Run the ops before `stop`."""
         end = next(i for i in range(self.at, len(self.graph.ops)) if self.graph.ops[i] is stop)
         ops = [op for op in self.graph.ops[self.at : end] if op.name != "const"]
         if ops:
@@ -119,18 +121,19 @@ class _Walk:
                 self._run(emulator, emulator.graph, emulator.outputs, tensors)
         self.at = end
 
-    def wanted_result(self, op: Op) -> list[np.ndarray]:
-        """The result of `op`, which comes next, in the model."""
+    def reference_result(self, op: Op) -> list[np.ndarray]:
+        """The result of the next op `op` in the original model, for each sample."""
         part = self._part([op], self.at)
         emulator = Emulator(part, [op.results[0].name])
         self._run(emulator, part, emulator.outputs, self.exact)
         return self.exact[op.results[0].name]
 
-    def through(self, layer: Layer, plan: Plan) -> list[np.ndarray]:
-        """Run the layer, which comes next, exactly and as `plan` has it; returns the latter's results."""
+    def run_layer(self, layer: Layer, plan: Plan) -> list[np.ndarray]:
+        """Run the next layer in the original model and quantized according to `plan`; returns the quantized results,
+        for each sample."""
         name = layer.op.results[0].name
         if name not in self.exact:
-            self.wanted_result(layer.op)
+            self.reference_result(layer.op)
         part = self._part([layer.op], self.at)
         written = quantized_graph(part, plan, [layer])
         emulator = Emulator(written)
@@ -143,7 +146,7 @@ class _Walk:
         return results
 
     def _part(self, ops: Sequence[Op], end: int) -> Graph:
-        """`ops` as a graph of what they read, resulting in what is read at or after op `end`."""
+        """`ops` as a graph whose results are the values read at or after op `end`."""
         defined = {r.name for op in ops for r in op.results}
         reads = list({v.name: v for op in ops for v in op.operands if v.name not in defined}.values())
         constants = [self.constants[v.name] for v in reads if v.name in self.constants]

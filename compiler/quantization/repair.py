@@ -1,9 +1,9 @@
-"""Repair of a plan, kept only where the outputs gain.
+"""Repairs a plan if that improves the outputs.
 
-Candidates go from doing nothing to refitting all weights; which is best depends on how much the data say about the
-layers, so each is judged by cross-validation: the samples are dealt to a few parts, and the outputs on each part are
-measured with weights fitted to the others. A few samples tell candidates apart by chance, so one that changes the model
-is taken only if what it gains over doing nothing, sample by sample, exceeds the standard error of that gain.
+Candidates range from no change to refitting all weights. The best depends on how well the data determine the layers, so
+candidates are cross-validated: the samples are split into a few folds, and the outputs on each fold are measured with
+weights fitted to the others. With few samples, candidates can differ by chance, so a candidate that changes the model
+is accepted only if its gain over no change, averaged over samples, exceeds the standard error of that gain.
 
 Invariant: no candidate is measured on samples that it was fitted to, unless there is only one sample.
 """
@@ -28,21 +28,21 @@ CANDIDATES: Mapping[str, Options | None] = {
     "fit": Options(offsets=False),
     "offsets, fit": Options(),
 }
-"""Name -> what is done to the layers."""
+"""Name of a repair -> its options."""
 FOLDS, CHEAP_FOLDS, CHEAP_MACS = 2, 4, 1 << 33
-"""Parts of the samples, and how many where all samples take few multiply-accumulates. Two, which leave half of the
-samples to fit to, take half of the time, but undervalue the methods that fit most."""
+"""Folds of the cross-validation, and their number if all samples take few multiply-accumulates. Two folds take half the
+time, but fit to only half of the samples and so underestimate the methods with many parameters."""
 FEWEST, MOST = 4, 64
-"""Samples that a repair is fitted to."""
+"""Maximum samples that a repair is fitted to."""
 MOST_BYTES, MOST_MACS = 1 << 30, 1 << 37
-"""Of all samples together, unless there are fewest."""
+"""Maximum over all samples together, unless that leaves fewer samples than the minimum."""
 
 Feeds = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The method, and the accuracy of every one tried on samples that it was not fitted to."""
+    """The chosen method, and the held-out accuracy of every method tried."""
 
     method: str
     tried: Mapping[str, Accuracy]
@@ -50,7 +50,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """The plan, how it was repaired, and how accurate that method is on samples it is not fitted to."""
+    """The repaired plan, the method, and the method's held-out accuracy."""
 
     plan: Plan
     method: str
@@ -77,8 +77,8 @@ def best_method(
     each: Callable[[str], None] | None = None,
     folds: int | None = None,
 ) -> Choice:
-    """The method of the most merit over all `samples`, of those that gain more than chance would. Doing nothing is
-    always among them."""
+    """The method with the highest merit over all `samples`, among those whose gain is significant. No change is always
+    a candidate."""
     samples = affordable(prepared, samples)
     if folds is None:
         folds = CHEAP_FOLDS if len(samples) * _macs(prepared) <= CHEAP_MACS else FOLDS
@@ -88,13 +88,15 @@ def best_method(
         if each is not None:
             each(method)
         tried[method] = _held_out(prepared, plan, judge, method, folds)
-    sure = [method for method, accuracy in tried.items() if method == NONE or surely_better(accuracy, tried[NONE])]
+    sure = [
+        method for method, accuracy in tried.items() if method == NONE or significantly_better(accuracy, tried[NONE])
+    ]
     return Choice(max(sure, key=lambda method: tried[method].merit), tried)
 
 
 def affordable(prepared: Prepared, samples: Sequence[Feeds]) -> Sequence[Feeds]:
-    """As many of `samples`, evenly chosen, as time and memory allow: the model and its quantized form are run on all of
-    them side by side, and what is alive between two layers is kept."""
+    """As many of `samples`, evenly spaced, as time and memory allow: the model and its quantized form run on all of
+    them side by side, and the tensors live between two layers are kept."""
     each = 2 * live_bytes(prepared.module.graph)
     count = max(FEWEST, min(MOST, MOST_BYTES // max(each, 1), MOST_MACS // max(_macs(prepared), 1)))
     if count >= len(samples):
@@ -107,7 +109,7 @@ def _macs(prepared: Prepared) -> int:
 
 
 def live_bytes(graph: Graph) -> int:
-    """The most bytes of activations that are needed at one place of `graph`."""
+    """The maximum bytes of activations live at once in `graph`."""
     constants = graph.constants()
     last = {v.name: i for i, op in enumerate(graph.ops) for v in op.operands}
     sizes = {v.name: v.type.bytes for v in (*graph.params, *(r for op in graph.ops for r in op.results))}
@@ -123,8 +125,8 @@ def live_bytes(graph: Graph) -> int:
     return most
 
 
-def surely_better(one: Accuracy, other: Accuracy) -> bool:
-    """Whether the mean over samples of what `one` gains over `other` in dB exceeds its standard error."""
+def significantly_better(one: Accuracy, other: Accuracy) -> bool:
+    """Whether the gain of `one` over `other` in dB, averaged over samples, exceeds its standard error."""
     gains = [a - b for a, b in zip(one.levels, other.levels, strict=True)]
     if not gains:
         return False
@@ -134,7 +136,7 @@ def surely_better(one: Accuracy, other: Accuracy) -> bool:
 
 
 def _held_out(prepared: Prepared, plan: Plan, judge: Reference, method: str, folds: int) -> Accuracy:
-    """The accuracy on every sample of `plan` repaired without the part that the sample is of."""
+    """The accuracy on all samples, each measured with `plan` repaired without the sample's fold."""
     samples = judge.samples
     parts = []
     for held in [range(fold, len(samples), folds) for fold in range(min(folds, len(samples)))]:
@@ -145,7 +147,7 @@ def _held_out(prepared: Prepared, plan: Plan, judge: Reference, method: str, fol
 
 
 def apply_repair(prepared: Prepared, plan: Plan, fit: Sequence[Feeds], method: str) -> Plan:
-    """`plan` repaired by one method."""
+    """`plan` repaired by `method`, fitted to the samples `fit`."""
     options = CANDIDATES[method]
     fit = affordable(prepared, fit)
     quantized = any(p.quantized for p in plan.layers.values())

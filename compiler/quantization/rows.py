@@ -1,7 +1,7 @@
-"""A layer's product as plain matrices: rows of operands, a matrix of weights for each group, rows of results.
+"""A layer's product in matrix form: rows of operands, one weight matrix per group, rows of results.
 
-Invariant: rows of operands and of results belong together, and are taken at the same places of every sample for the
-same shapes.
+Invariant: rows of operands and of results correspond, and for equal shapes are taken at the same positions of every
+sample.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan
 
 MOST = 4096
-"""Rows sampled of a layer, over all samples."""
+"""Rows sampled per layer, over all samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """`operands` f32[rows, groups, k] as they are before they are quantized, `largest` f32[rows] of what shares a
-    run-time scale with them, `results` f32[rows, groups, n], `sample` i64[rows] the number
-    of the sample that they are of."""
+    """`operands` f32[rows, groups, k] before quantization, `largest` f32[rows] the largest magnitude under the same
+    run-time scale, `results` f32[rows, groups, n], `sample` i64[rows] the index of the sample."""
 
     operands: np.ndarray
     largest: np.ndarray
@@ -32,7 +31,7 @@ class Rows:
     sample: np.ndarray
 
     def by_group(self, plan: LayerPlan) -> tuple[np.ndarray, np.ndarray]:
-        """f32 operands as `plan` stores them, [groups, rows, k], and results, [groups, rows, n]."""
+        """Operands rounded according to `plan`, f32[groups, rows, k], and results, f32[groups, rows, n]."""
         x = self.operands
         if not plan.weights_only:
             dtype = plan.input_dtype(0)
@@ -49,7 +48,7 @@ class Rows:
 
 
 def sampled_rows(layer: Layer, tensors: Mapping[str, Sequence[np.ndarray]], results: Sequence[np.ndarray]) -> Rows:
-    """Rows of the layer's operand in `tensors` (value name -> an array for each sample) and of its `results`."""
+    """Rows of the layer's operand in `tensors` (value name -> one array per sample) and of its `results`."""
     inputs = tensors[layer.inputs[0].name]
     take = _conv_rows if layer.op.name == "conv" else _matmul_rows
     share = max(1, MOST // len(inputs))
@@ -96,7 +95,7 @@ def _conv_rows(layer: Layer, x: np.ndarray, y: np.ndarray, share: int, seed: int
 
 
 def as_matrices(layer: Layer, weights: np.ndarray) -> np.ndarray:
-    """Weights as [groups, k, n]."""
+    """The layer's weights reshaped to [groups, k, n]."""
     if layer.op.name == "conv":
         groups = layer.groups
         outputs = weights.shape[0] // groups
@@ -106,7 +105,7 @@ def as_matrices(layer: Layer, weights: np.ndarray) -> np.ndarray:
 
 
 def from_matrices(layer: Layer, matrices: np.ndarray) -> np.ndarray:
-    """[groups, k, n] as the layer has its weights."""
+    """Matrices [groups, k, n] in the shape of the layer's weights."""
     assert layer.weights is not None
     dims = layer.weights.type.dims
     if layer.op.name == "conv":

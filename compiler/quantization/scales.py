@@ -1,11 +1,11 @@
-"""Scales of activations from what was observed of them.
+"""Chooses scales of activations from observations.
 
-A scale is what a stored 1 stands for. `max` maps the largest number seen to the largest of the format, `percentile`
-what all but a share of the numbers stay below, `mse` takes the scale of the smallest mean square error, `entropy` the
-clipping after which the distribution has lost least information (Migacz, "8-bit inference with TensorRT", 2017).
+A scale is the real value of a stored 1. `max` maps the largest magnitude observed to the largest number of the format,
+`percentile` a high percentile of the magnitudes; `mse` takes the scale with the smallest mean square error, `entropy`
+the clipping threshold with the smallest loss of information (Migacz, "8-bit inference with TensorRT", 2017).
 
-Headroom multiplies the range of a floating-point format: its precision is relative, so room above the largest number
-seen costs nothing but the subnormal end, and saves numbers that the data did not show.
+Headroom multiplies the range of a floating-point format. Its precision is relative, so headroom costs precision only
+for subnormal numbers, and avoids clipping numbers larger than those observed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppuc.ir.types import DType
 
 PERCENTILE = 99.99
 _STEPS = 33
-"""Candidates of a search over three binades."""
+"""Candidates in a search over three binades."""
 _BINS = 2048
 
 
@@ -32,7 +32,7 @@ def activation_scale(
     headroom: float = 1.0,
     power_of_two: bool = False,
 ) -> float:
-    """The scale of a tensor for `dtype`."""
+    """The scale of a tensor for `dtype` by `method`: max, percentile, mse or entropy."""
     largest = seen.high if dtype is DType.U8 else seen.largest
     top = LARGEST[dtype]
     if method == "percentile":
@@ -50,20 +50,20 @@ def activation_scale(
 
 
 def best_scale(seen: Observation, dtype: DType, candidates: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The candidate whose rounding errs least: mean square over the kept numbers, channels weighted by f32[c]."""
+    """The candidate with the smallest mean square rounding error of the kept numbers, channels weighted by f32[c]."""
     errors = [rounding_error(seen.kept, float(s), dtype, weights) for s in candidates]
     return float(candidates[int(np.argmin(errors))])
 
 
 def rounding_error(kept: np.ndarray, scale: float, dtype: DType, weights: np.ndarray | None = None) -> float:
-    """Sum over channels of the mean square error of storing `kept` f32[c, n] as `dtype`, channels weighted."""
+    """The weighted sum over channels of the mean square rounding error of `kept` f32[c, n] in `dtype`."""
     error = nearest(kept * np.float32(1 / scale), dtype) * np.float32(scale) - kept
     per_channel = np.square(error, dtype=np.float64).mean(1)
     return float(per_channel.sum() if weights is None else per_channel @ weights)
 
 
 def _entropy_threshold(magnitudes: np.ndarray, largest: float) -> float:
-    """The clipping of the smallest divergence between the histogram and what 128 levels make of it."""
+    """The clipping threshold with the smallest divergence between the histogram and its quantization to 128 levels."""
     counts, edges = np.histogram(magnitudes, _BINS, (0.0, max(largest, SMALLEST)))
     best, found = math.inf, _BINS
     for stop in range(128, _BINS + 1, 16):

@@ -1,6 +1,6 @@
-"""Mixed precision: which layers leave 8 bits so that a goal is met at the least cost in time.
+"""Mixed-precision search: selects the layers to keep in bf16, so that a goal is met at the least cost in time.
 
-1. Each layer takes the 8-bit format that is expected to add least noise.
+1. Each layer takes the 8-bit format with the least predicted noise.
 2. Its noise at the outputs is measured, that layer alone quantized.
 3. Layers are ranked by noise over what they save: simulated cycles, or multiply-accumulates where a share of those in
    8 bits is the goal.
@@ -26,7 +26,7 @@ from ppuc.compiler.quantization.repair import CANDIDATES, apply_repair, best_met
 from ppuc.compiler.quantization.timing import Times
 
 FOLDS = 2
-"""Of the cross-validation that chooses a repair: a search has more to spend its time on."""
+"""Folds of the cross-validation that chooses a repair; few, because a search spends its time on measuring attempts."""
 
 Score = Callable[[Plan], float]
 """A task metric of a plan; larger is better."""
@@ -34,8 +34,8 @@ Score = Callable[[Plan], float]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What has to hold: least SQNR in dB, least agreement (0 to 1), largest relative drop of the task metric, least
-    share of multiply-accumulates in 8 bits (the most accurate plan of that share)."""
+    """The goal: minimum SQNR in dB, minimum agreement (0 to 1), maximum relative drop of the task metric, and minimum
+    share of multiply-accumulates in 8 bits (the most accurate plan with that share)."""
 
     min_sqnr: float | None = None
     min_agreement: float | None = None
@@ -43,7 +43,7 @@ class Goal:
     min_share: float | None = None
 
     def met(self, accuracy: Accuracy, drop: float) -> bool:
-        """Whether a plan of this accuracy and drop will do."""
+        """Whether a plan with this accuracy and drop meets the goal."""
         return (
             (self.min_sqnr is None or accuracy.sqnr >= self.min_sqnr)
             and (self.min_agreement is None or accuracy.agreement >= self.min_agreement)
@@ -53,7 +53,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One attempt: the layers lifted, what is left in 8 bits, and what it gives."""
+    """One attempt: the layers lifted to bf16, the share left in 8 bits, and the measured accuracy."""
 
     lifted: int
     share: float
@@ -65,8 +65,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`best` is the attempt that was settled on; `points` are all, fewest lifted first; `noise` at the outputs by
-    layer."""
+    """`best` is the chosen attempt; `points` are all attempts, fewest lifted layers first; `noise` is the noise at the
+    outputs by layer."""
 
     best: Point
     points: tuple[Point, ...]
@@ -76,9 +76,9 @@ class Found:
 
 @dataclass(slots=True)
 class Search:
-    """One search. `fit` are the samples that repair sees, `check` judges; `whole` is both, and decides how to repair.
-    `known`: noise measured before, by layer; `remember` is called with each new one. `methods` are the repairs that are
-    tried. `score` is the task metric, with its value `full` for the model."""
+    """One search. Repairs are fitted to the samples `fit` and measured on `check`; `whole` is both, and selects the
+    repair. `known` is previously measured noise by layer; `remember` is called with each new measurement. `methods` are
+    the repairs to try. `score` is the task metric, and `full` its value for the unquantized model."""
 
     prepared: Prepared
     fit: Sequence[Mapping[str, np.ndarray]]
@@ -99,16 +99,17 @@ class Search:
     _method: str = "none"
 
     def run(self) -> Found:
-        """The plan that meets the goal at the least cost; the most accurate one when none does."""
+        """The plan that meets the goal at the least cost, or the most accurate plan if none does."""
         noise = isolated_noise(self.prepared, self.plan, self.check, self.known, self.remember, self.each)
-        self._order = tuple(sorted(noise, key=lambda name: (-noise[name] / self._worth(name), name)))
+        self._order = tuple(sorted(noise, key=lambda name: (-noise[name] / self._benefit(name), name)))
         fixed = self.goal.min_share is not None
         best = self._attempt(self._within_share(noise)) if fixed else self._bisected()
         points = tuple(self._made[k] for k in sorted(self._made))
         return Found(best, points, noise, self._method)
 
-    def _worth(self, name: str) -> float:
-        """What a layer brings in 8 bits; never nothing, so that the order is defined."""
+    def _benefit(self, name: str) -> float:
+        """The benefit of a layer in 8 bits, as cycles or multiply-accumulates; always positive, so that the ranking is
+        defined."""
         layer = next(found for found in self.prepared.layers if found.name == name)
         if self.goal.min_share is None and self.wide is not None and self.narrow is not None:
             saved = self.wide.layers.get(name, 0.0) - self.narrow.layers.get(name, 0.0)
@@ -116,7 +117,8 @@ class Search:
         return float(layer.macs)
 
     def _within_share(self, noise: Mapping[str, float]) -> int:
-        """Take the noisiest layers per multiply-accumulate whose sum leaves the share, and put them first."""
+        """Move the noisiest layers per multiply-accumulate to the front of the order, as many as the required share in
+        8 bits allows."""
         total = total_macs(self.prepared)
         macs = {layer.name: layer.macs for layer in self.prepared.layers}
         assert self.goal.min_share is not None
@@ -132,7 +134,8 @@ class Search:
         return len(lifted)
 
     def _bisected(self) -> Point:
-        """The fewest lifted layers that meet the goal; the first steps are short, because few are usually enough."""
+        """The fewest lifted layers that meet the goal; the search starts with small steps, because few are usually
+        enough."""
         low, high, step = 0, len(self._order), max(1, len(self._order) // 8)
         while low < high:
             middle = (low + high) // 2 if high < len(self._order) else min(low + step, high - 1) if self._made else 0
@@ -144,7 +147,7 @@ class Search:
         return self._attempt(high)
 
     def _attempt(self, lifted: int) -> Point:
-        """The plan with the first `lifted` layers of the order in bf16, repaired and measured."""
+        """Repair and measure the plan with the first `lifted` layers of the order in bf16."""
         if lifted not in self._made:
             self.each(f"{lifted} of {len(self._order)} layers in bf16")
             plan = self.plan.with_layers({n: LayerPlan("bf16") for n in self._order[:lifted]})
@@ -158,7 +161,7 @@ class Search:
         return self._made[lifted]
 
     def _repaired(self, plan: Plan) -> Plan:
-        """The first attempt tries every repair, the others take what was best there."""
+        """Repair a plan: the first attempt tries every repair, later ones use the best of those."""
         if not self._made:
 
             def trying(method: str) -> None:
@@ -193,7 +196,7 @@ def isolated_noise(
 
 
 def total_macs(prepared: Prepared) -> int:
-    """Multiply-accumulates of the model's products."""
+    """The number of multiply-accumulates of the model's products."""
     return sum(layer.macs for layer in prepared.all_layers)
 
 

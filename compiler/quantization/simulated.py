@@ -1,13 +1,14 @@
-"""What a plan means: the model's own ops, in f32, on the numbers that their operands are stored as.
+"""The reference semantics of a plan: the model's own ops, in f32, on operands rounded to their storage formats (fake
+quantization).
 
     %y = matmul(%x, %w)   ->   %q: f8 = cast(%x / s_x)                    %v: f32 = const of the stored %w, times s_w
                                %r = cast(%q) * s_x                        %y = matmul(%r, %v)
 
-A scale multiplies the operand that it belongs to, and never a product, so nothing here depends on which axis of the
-result an operand's axis becomes. That makes it the reference for graphs that are written for speed (apply.py), and the
-ground for what verification allows. Attention rounds inside, too, so it stays as it is written.
+Scales multiply operands, never products, so nothing here depends on how an operand's axes map to the result's. This
+makes it the reference for the optimised graphs of apply.py, and the basis of verification's tolerances. Attention also
+rounds internally, so it is quantized as in apply.py.
 
-Invariant: results differ from those of the written graph by the rounding of f32 arithmetic alone.
+Invariant: results differ from those of the quantized graph only by rounding of f32 arithmetic.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ from ppuc.ir.types import DType
 
 
 def simulated_graph(graph: Graph, plan: Plan, found: Iterable[Layer]) -> Graph:
-    """`graph`, whose layers are `found`, with the operands of those in `plan` rounded to their formats and back. Raises
-    KeyError for a layer that the graph has not."""
+    """`graph`, whose layers are `found`, with the operands of the layers in `plan` rounded to their formats and
+    converted back. Raises KeyError for a layer that is not in the graph."""
     chosen = chosen_layers(plan, found)
     return without_dead_ops(rewrite(graph, _Simulation(chosen).rule)) if chosen else graph
 
 
 class _Simulation:
-    """The rewriting of one graph."""
+    """The state of rewriting one graph."""
 
     def __init__(self, chosen: Chosen) -> None:
         self.chosen, self.writer = chosen, Writer(chosen)
 
     def rule(self, b: Builder, op: Op) -> Sequence[Value] | None:
-        """The ops that stand for `op`, whose operands are renamed already."""
+        """The ops that replace `op`, whose operands are already renamed."""
         found = self.chosen.get(op.results[0].name)
         if found is None or op.name == "attention":
             return self.writer.rule(b, op)
@@ -76,7 +77,7 @@ class _Simulation:
 
 
 def _round_trip(b: Builder, x: Value, layer: Layer, operand: int, plan: LayerPlan) -> Value:
-    """f32 `x` as it is once stored and read back."""
+    """f32 `x` quantized and dequantized."""
     dtype = plan.input_dtype(operand)
     scale = (
         b.scalar(float(np.float32(plan.scales[operand])), DType.F32)
@@ -92,7 +93,7 @@ def _round_trip(b: Builder, x: Value, layer: Layer, operand: int, plan: LayerPla
 
 
 def _from_blocks(b: Builder, layer: Layer, plan: LayerPlan) -> Value:
-    """The f32[k, n] weights that a layer has once they are stored in blocks."""
+    """The layer's f32[k, n] weights, quantized to blocks and dequantized."""
     found = in_blocks(layer, plan.format)
     assert found is not None
     weights = emit_weights(b, b.const, found[0], DType.F32)

@@ -1,12 +1,12 @@
-"""`ppuc quantize`: one model, samples and a goal; what was decided, what it costs and what it brings.
+"""`ppuc quantize`: chooses a plan for one model from samples and a goal, and reports its accuracy and its speed-up.
 
-Samples are dealt to three uses: half to fit scales and repairs, a quarter to decide which layers stay in 8 bits, a
-quarter to report on, unless separate samples for the report are given. Where all layers take one format, three
-quarters are fitted to, and decide on the repair by cross-validation. With fewer than FEW samples all are used for all,
-and that is said.
+Samples are split three ways: half to fit scales and repairs, a quarter to decide which layers stay in 8 bits, and a
+quarter to report on, unless separate samples for the report are given. If all layers take one format, three quarters
+are fitted to, and the repair is chosen by cross-validation. With fewer than FEW samples, all are used for every
+purpose, and the report says so.
 
-Invariant: accuracy is reported on samples that neither calibration nor search saw, or the report says that it is not.
-The one thing that they decide is whether a repair is given up because it loses on them.
+Invariant: accuracy is reported on samples that neither calibration nor search used, or the report says otherwise. The
+one decision that depends on them is whether to discard a repair that is worse on them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.calibrate import plan_from
 from ppuc.compiler.quantization.data import FEW, Data
-from ppuc.compiler.quantization.held_back import Kept, kept
+from ppuc.compiler.quantization.held_out import Kept, kept
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
 from ppuc.compiler.quantization.metric import Metric, Sample, score
 from ppuc.compiler.quantization.noise import best_formats, clipped_share
@@ -39,13 +39,13 @@ from ppuc.ir.files import write_file
 from ppuc.ir.strict_json import read_json
 
 REPORTED = 4
-"""Samples on which the noise of single layers is measured where nothing depends on it."""
+"""Samples for measuring the noise of single layers when it is only reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What a study is for, beside the options that the model is compiled with. `state` keeps what a search measured, to
-    go on after an interruption."""
+    """The goal, metric and scope of a study, in addition to the compile options. `state` is a file that keeps the
+    measurements of a search, to resume it after an interruption."""
 
     goal: Goal = field(default_factory=Goal)
     metric: Metric | None = None
@@ -53,12 +53,12 @@ class Aim:
 
 
 REPORT = Aim()
-"""Nothing is to be reached: say what it costs and brings."""
+"""No goal: only report accuracy and speed-up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """The plan, its record as JSON-able values, and whether the goal was met."""
+    """The plan, its report as JSON-able values, and whether the goal was met."""
 
     plan: Plan
     record: dict[str, Any]
@@ -66,7 +66,7 @@ class Study:
 
 
 class Subject(Protocol):
-    """A model to be quantized, with what is needed to try it."""
+    """A model that can be studied: read its samples and quantize it."""
 
     def samples(self, data: Data) -> list[Sample]:
         """All samples of `data`, by the model's input names. Raises InputError."""
@@ -81,7 +81,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WholeModel:
-    """A model that the PPU runs alone."""
+    """A model without host parts."""
 
     prepared: Prepared
 
@@ -105,7 +105,7 @@ def study(
 ) -> Study:
     """Quantize on `samples` (by ONNX name), report on `evaluation` (none: a part of `samples` kept apart)."""
     precision = PRECISIONS[prepared.options.precision]
-    fit, check, report = dealt(samples, evaluation)
+    fit, check, report = split_samples(samples, evaluation)
     each("observe")
     whole = _whole(prepared, fit, check)
     ranged = prepared.feeds(fit) if precision.per_layer else whole
@@ -164,8 +164,8 @@ def study(
 def repaired_plan(
     prepared: Prepared, samples: Sequence[Sample], each: Callable[[str], None] = lambda what: None
 ) -> Plan:
-    """The plan that `study` finds for all layers in one format, without what it measures for the report."""
-    fit, check, held = dealt(samples, ())
+    """The plan that `study` finds for all layers in one format, without the measurements for the report."""
+    fit, check, held = split_samples(samples, ())
     whole = _whole(prepared, fit, check)
     each("observe")
     start = _one_format(prepared, observe(prepared.module.graph, prepared.layers, whole), len(samples))
@@ -180,15 +180,15 @@ def _repaired(
     held: Sequence[Sample],
     each: Callable[[str], None],
 ) -> Kept:
-    """`start` repaired by what does best among `methods` on `whole` (feeds), unless that loses on `held`."""
+    """`start` repaired by the best of `methods` on `whole` (feeds), unless the repair is worse on `held`."""
     made = repaired(prepared, start, whole, methods, lambda m: each(f"repair: {m}"))
     return kept(prepared, start, made.plan, made.method, held)
 
 
-def dealt(
+def split_samples(
     samples: Sequence[Sample], evaluation: Sequence[Sample]
 ) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
-    """Samples to fit, to decide, and to report on."""
+    """The samples split into those to fit to, to decide with, and to report on."""
     if len(samples) < FEW:
         return samples, samples, evaluation or samples
     check = samples[1::4]
@@ -198,17 +198,19 @@ def dealt(
 
 
 def _whole(prepared: Prepared, fit: Sequence[Sample], check: Sequence[Sample]) -> list[Sample]:
-    """The feeds of all samples that are not reported on."""
+    """The feeds of all samples that are not reserved for the report."""
     return list(prepared.feeds(fit if check is fit else [*fit, *check]))
 
 
 def _methods(prepared: Prepared, samples: Sequence[Sample]) -> tuple[str, ...]:
-    """The repairs to try: to few samples nothing is fitted, because nobody could tell whether it helps on others."""
+    """The repairs to try. With few samples nothing is fitted, because the benefit on other samples could not be
+    measured."""
     return tuple(CANDIDATES) if prepared.options.quantization.repair and len(samples) >= FEW else ("none",)
 
 
 def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: Reference, samples: int) -> Plan:
-    """Mixed: each layer's better format, or one for all where that does better in all."""
+    """The starting plan of a mixed-precision search: each layer's better format, or one format for all if that is more
+    accurate overall."""
     how = prepared.options.quantization.calibration.for_samples(samples)
     if PRECISIONS[prepared.options.precision].per_layer:
         whole = [p.layers for p in PRECISIONS.values() if p.scales_activations and not p.per_layer]
@@ -276,13 +278,13 @@ def _given(goal: Goal) -> dict[str, float]:
 
 
 def _named(accuracy: Accuracy, prepared: Prepared) -> Accuracy:
-    """The accuracy with outputs by the model's names."""
+    """The accuracy with outputs keyed by the model's names."""
     names = {value: name for name, value in prepared.module.outputs}
     return Accuracy({names[value]: d for value, d in accuracy.outputs.items()})
 
 
 def _scores(prepared: Prepared, plan: Plan, report: Sequence[Sample], aim: Aim) -> tuple[float, Any]:
-    """The relative drop of the metric, and its values."""
+    """The relative drop of the task metric, and its values."""
     if aim.metric is None:
         return 0.0, None
     full = score(prepared, prepared.module.graph, report, aim.metric, "--metric")
@@ -338,7 +340,7 @@ def _point(point: Point) -> dict[str, Any]:
 
 
 class _Memory:
-    """Noise of layers measured so far, in a file that belongs to one model, data and starting plan."""
+    """Noise of layers measured so far, kept in a file that is valid for one model, data and starting plan."""
 
     def __init__(self, path: Path | None, prepared: Prepared, samples: Sequence[Sample], plan: Plan) -> None:
         self.path, self.known = path, dict[str, float]()
@@ -360,7 +362,7 @@ class _Memory:
                 raise UsageError.of(str(path), "is not the state of a search", got=str(error)) from error
 
     def add(self, name: str, noise: float) -> None:
-        """Remember one layer."""
+        """Record the noise of one layer."""
         self.known[name] = noise
         if self.path is not None:
             write_file(self.path, json.dumps({"key": self.key, "noise": self.known}).encode())

@@ -1,6 +1,6 @@
-"""Simulated time of a plan, in all and by layer.
+"""Simulated time of a plan, in total and by layer.
 
-Invariant: times come from the program that the plan compiles to; a layer is charged what its kernel is charged.
+Invariant: times come from the program that the plan compiles to; a layer's time is its kernel's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Times:
 
 
 def timed(prepared: Prepared, plan: Plan) -> Times:
-    """Compile `plan` and simulate it, without values."""
+    """Compile `plan` and simulate its timing, without values."""
     options = prepared.options
     made = Run(options.target, passes_of(options)).to_end(aliased(prepared.quantized(plan), options.aliases))
     profile = simulate(

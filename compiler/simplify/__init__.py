@@ -1,1 +1,1 @@
-"""Cleaning an ONNX model up: ONNX in, ONNX out."""
+"""Simplification of ONNX models: ONNX in, ONNX out."""

@@ -1,7 +1,7 @@
-"""Whether a cleaned-up model computes what the original does: ONNX Runtime runs both on the same random inputs.
+"""Checks that a simplified model is equivalent to the original: ONNX Runtime runs both on the same random inputs.
 
-Invariant: inputs are such that the original's results are finite and not all zero, if any of the magnitudes tried are;
-sizes of symbolic dimensions are those that the weights ask for, else whatever the original runs with.
+Invariant: the magnitude of the inputs is chosen so that the original's results are finite and not all zero, if
+possible; symbolic dimensions have the sizes that the weights require, else sizes with which the original runs.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     import onnx
 
 TRIED_SIZES = (2, 1, 8, 32, 64, 224, 256)
-"""Sizes given to symbolic dimensions of which the weights say nothing, one after the other until ONNX Runtime runs the
+"""Sizes of symbolic dimensions that the weights do not determine, tried in order until ONNX Runtime runs the
 original."""
 MOST_TRIED = 1 << 25
-"""Elements of inputs beyond which sizes are not tried."""
+"""Maximum elements of an input; sizes that exceed it are not tried."""
 MAGNITUDES = (0, -40, -80, -120, 40, 80)
-"""Powers of two by which random inputs are scaled, one after the other until results say something."""
+"""Powers of two to scale random inputs by, tried in order until the results are informative."""
 
 
 def check(
     original: onnx.ModelProto, result: onnx.ModelProto, where: str, seed: int = 0
 ) -> tuple[dict[str, int], tuple[Comparison, ...]]:
-    """Run both models on the same random inputs. Returns the sizes that symbols were given and the comparisons. Raises
-    ModelError when ONNX Runtime refuses the original for every size tried, or the result."""
+    """Run both models on the same random inputs. Returns the sizes of the symbols and the comparisons. Raises
+    ModelError if ONNX Runtime rejects the original for every size tried, or the result."""
     oracle, refusal = Oracle(original), None
     declarations, keys = _declarations(original, where)
     for sizes, specs in _trials(original, declarations, keys, where):
         feeds = {**generate_all(specs, "random", seed), **_defaults(original)}
         try:
-            feeds, wanted = _telling(oracle, feeds)
+            feeds, wanted = _informative_inputs(oracle, feeds)
         except ModelError as error:
             refusal = refusal or error
             continue
@@ -77,13 +77,15 @@ def _declarations(model: onnx.ModelProto, where: str) -> tuple[tuple[InputDecl, 
         for axis, d in enumerate(i.shape or ())
         if not isinstance(d, int)
     }
-    return declarations, sorted(k for k in keys if not set(k) & set("+-*/ "))  # expressions follow from their symbols
+    return declarations, sorted(
+        k for k in keys if not set(k) & set("+-*/ ")
+    )  # the values of expressions follow from their symbols
 
 
 def _trials(
     model: onnx.ModelProto, declarations: Sequence[InputDecl], keys: Sequence[str], where: str
 ) -> Iterator[tuple[dict[str, int], list[InputSpec]]]:
-    """Sizes of the open dimensions, and inputs of those sizes."""
+    """Candidate sizes of the open dimensions, with inputs of those sizes."""
     demanded: Mapping[str, int] = {}
     if keys:
         g = to_graph(model, where)
@@ -97,34 +99,37 @@ def _trials(
 
 
 def _defaults(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """What inputs that have a default are given: numbers near it, and of integers, which may be sizes or indices, the
-    same."""
+    """Values for inputs that have a default: numbers near the default, or, for integers, which may be sizes or indices,
+    the default itself."""
     defaults = {name: numpy_helper.to_array(tensor) for name, tensor in overridable_initializers(model).items()}
     return {n: a * a.dtype.type(1.125) if a.dtype.kind == "f" else a for n, a in defaults.items()}
 
 
-def _telling(oracle: Oracle, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Inputs, of a magnitude whose results say something (else as they are), and the results. Raises ModelError when
-    ONNX Runtime refuses them."""
+def _informative_inputs(
+    oracle: Oracle, feeds: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Inputs scaled to a magnitude with informative results (unscaled if there is none), and the results. Raises
+    ModelError if ONNX Runtime rejects them."""
     first = oracle.run(feeds)
-    if _says_something(first) or not any(a.dtype in (np.float32, np.float64) for a in feeds.values()):
+    if _is_informative(first) or not any(a.dtype in (np.float32, np.float64) for a in feeds.values()):
         return dict(feeds), first
     for power in MAGNITUDES[1:]:
         scaled = {n: np.ldexp(a, power) if a.dtype in (np.float32, np.float64) else a for n, a in feeds.items()}
         results = oracle.run(scaled)
-        if _says_something(results):
+        if _is_informative(results):
             return scaled, results
     return dict(feeds), first
 
 
-def _says_something(results: Mapping[str, Any]) -> bool:
-    """Whether every floating-point result is finite somewhere that it is not zero."""
+def _is_informative(results: Mapping[str, Any]) -> bool:
+    """Whether every floating-point result has an element that is finite and not zero."""
     arrays = [a for a in results.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size]
     return all(bool((np.isfinite(a) & (a != 0)).any()) for a in arrays)
 
 
 def _tolerance(reference: np.ndarray) -> Tolerance:
-    """Reassociation in f32 stays within 90 dB; narrower formats within a few of their steps; integers are equal."""
+    """The tolerance: reassociation in f32 stays within 90 dB, narrower formats within a few of their rounding steps;
+    integers are equal."""
     dtype = DType.of(reference.dtype)
     if not dtype.is_float:
         return Tolerance(0.0)

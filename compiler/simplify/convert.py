@@ -1,7 +1,7 @@
-"""A model as an editable graph, and back to ONNX.
+"""Converts an ONNX model to an editable graph and back.
 
-Invariant: inputs and outputs keep their names, types and order; the opset and metadata are the model's own; functions
-of the model are inlined. An initializer that is an input as well stays both: it is a default, no constant.
+Invariant: inputs and outputs keep their names, types and order; opset and metadata are preserved; the model's functions
+are inlined. An initializer that is also an input stays both: it is a default value, not a constant.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ppuc.ir.errors import ModelError, UsageError
 from ppuc.ir.files import write_file
 
 LARGEST_MESSAGE = 1_900_000_000
-"""Bytes of weights above which they go to a file beside the model: a protobuf message ends at 2 GB."""
+"""Bytes of weights above which they are written to a separate file: a protobuf message is limited to 2 GB."""
 _SHAPE_DATA = 1024
-"""Elements of the largest initializers that shape inference gets to see."""
+"""Maximum elements of the initializers that are passed to shape inference."""
 
 Static = dict[str, tuple[int, list[int | None] | None]]
 
@@ -48,7 +48,8 @@ def read_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
 
 def bind(model: onnx.ModelProto, dims: Mapping[str, int], where: str) -> None:
-    """Write the sizes of `dims` (`N`, or `input:axis`) into the declarations. Raises UsageError for unknown keys."""
+    """Write the sizes in `dims` (keys `N` or `input:axis`) into the declarations. Raises UsageError for unknown
+    keys."""
     inputs = inputs_of(model)
     if not dims:
         return
@@ -73,13 +74,13 @@ def bind(model: onnx.ModelProto, dims: Mapping[str, int], where: str) -> None:
 
 
 def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Declarations of all inputs that are no constants: those with a default are among them."""
+    """Declarations of all inputs, including those with a default, that are not constants."""
     constants = {t.name for t in model.graph.initializer} - overridable_initializers(model).keys()
     return [i for i in model.graph.input if i.name not in constants]
 
 
 def fix_defaults(model: onnx.ModelProto) -> None:
-    """Make constants of the initializers that are inputs as well."""
+    """Turn initializers that are also inputs into constants."""
     defaults = overridable_initializers(model)
     kept = [i for i in model.graph.input if i.name not in defaults]
     del model.graph.input[:]
@@ -111,7 +112,7 @@ def to_graph(model: onnx.ModelProto, where: str) -> ModelGraph:
 
 
 def parsed_node(proto: onnx.NodeProto, name: str) -> Node:
-    """A node under a name of its own."""
+    """A node under the name `name`."""
     node = Node(proto.op_type, proto.input, proto.output, name, normal_domain(proto.domain))
     node.attributes = {a.name: a for a in proto.attribute}
     return node
@@ -138,12 +139,12 @@ def constant_of(proto: onnx.NodeProto) -> Constant | None:
 
 
 def static_types(g: ModelGraph) -> Static:
-    """Element types and numeric sizes by ONNX's shape inference, which sees the inputs' declarations and small
+    """Element types and numeric sizes from ONNX's shape inference, given the inputs' declarations and small
     constants."""
     found: Static = {}
     try:
         inferred = infer_shapes(_without_weights(g), data_prop=True)
-    except Exception:  # a C++ error of onnx: nothing is known then but what the rules derive
+    except Exception:  # a C++ error of onnx: only the shapes that the rules derive are known
         return found
     for info in (*inferred.graph.value_info, *inferred.graph.output):
         tensor = info.type.tensor_type
@@ -155,7 +156,7 @@ def static_types(g: ModelGraph) -> Static:
 
 
 def _without_weights(g: ModelGraph) -> onnx.ModelProto:
-    """The model with large constants turned into inputs, and without claims about the shapes of results."""
+    """The model with large constants turned into inputs, and without declared shapes of results."""
     light = onnx.ModelProto(ir_version=onnx.IR_VERSION)
     light.opset_import.extend(g.imports)
     graph = light.graph
@@ -174,12 +175,12 @@ def _without_weights(g: ModelGraph) -> onnx.ModelProto:
 
 
 def to_model(g: ModelGraph, original: onnx.ModelProto) -> onnx.ModelProto:
-    """ONNX again, with the metadata of `original`."""
+    """`g` as an ONNX model with the metadata of `original`."""
     model = onnx.ModelProto()
     for field in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
         if original.HasField(field):
             setattr(model, field, getattr(original, field))
-    model.ir_version = max(model.ir_version, 4)  # from 4 on, initializers need not be inputs
+    model.ir_version = max(model.ir_version, 4)  # from IR version 4, initializers need not be inputs
     model.metadata_props.extend(original.metadata_props)
     used = {n.domain for n in g.nodes} | {""}
     model.opset_import.extend(o for o in g.imports if normal_domain(o.domain) in used or _has_graphs(g))
@@ -200,7 +201,7 @@ def _has_graphs(g: ModelGraph) -> bool:
 
 
 def _with_sizes(info: onnx.ValueInfoProto, g: ModelGraph) -> onnx.ValueInfoProto:
-    """The declaration of an output; sizes that are known to be numbers replace symbols."""
+    """The declaration of an output, with known sizes in place of symbols."""
     copy = onnx.ValueInfoProto()
     copy.CopyFrom(info)
     shape, dims = g.shape(info.name), copy.type.tensor_type.shape.dim
@@ -212,8 +213,8 @@ def _with_sizes(info: onnx.ValueInfoProto, g: ModelGraph) -> onnx.ValueInfoProto
 
 
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model, weights beside it when one message cannot hold them; a failed write leaves nothing behind. Raises
-    UsageError."""
+    """Write a model, with weights in a separate file if one message cannot hold them; a failed write leaves no files.
+    Raises UsageError."""
     if sum(len(t.raw_data) for t in model.graph.initializer) <= LARGEST_MESSAGE:
         write_file(path, model.SerializeToString())
         return

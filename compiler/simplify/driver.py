@@ -1,7 +1,7 @@
-"""Cleaning an ONNX model up: ONNX in, ONNX out, the same inputs and outputs, fewer nodes.
+"""Simplifies an ONNX model: ONNX in, ONNX out, with the same inputs and outputs and fewer nodes.
 
-Rules run to a fixpoint, so simplifying twice changes nothing more. Symbolic dimensions stay symbolic. Invariant: the
-result is checked against the original by ONNX Runtime on random inputs, unless that is declined.
+Rules run to a fixpoint, so simplification is idempotent. Symbolic dimensions stay symbolic. Invariant: unless the check
+is disabled, ONNX Runtime runs the result and the original on random inputs, and the outputs agree.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _FAMILIES = (views, arithmetic, patterns, shapes)  # importing them registers th
 
 @dataclass(frozen=True, slots=True)
 class Simplified:
-    """`before` and `after` count nodes by op type, constants left out. `sizes` are those of symbolic dimensions in the
-    check, `comparisons` one entry for each output; both None when there was none. `defaults` are the initializers that
-    are inputs as well."""
+    """`before` and `after` count nodes by op type, without constants. `sizes` are the sizes of symbolic dimensions in
+    the check, and `comparisons` has one entry per output; both are None without a check. `defaults` are the
+    initializers that are also inputs."""
 
     model: onnx.ModelProto
     before: Mapping[str, int]
@@ -49,7 +49,7 @@ class Simplified:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing speaks against the result."""
+        """Whether all comparisons, if any, passed."""
         return all(c.ok for c in self.comparisons or ())
 
 
@@ -61,7 +61,7 @@ def simplify(
     verify: bool = True,
     seed: int = 0,
 ) -> Simplified:
-    """Clean a model up. `dims` fixes symbolic dimensions. With `fold_defaults`, initializers that are inputs as well
+    """Simplify a model. `dims` fixes symbolic dimensions. With `fold_defaults`, initializers that are also inputs
     become constants. Raises ModelError and UsageError."""
     where = str(source) if isinstance(source, str | Path) else source.graph.name or "model"
     conforming(source)
@@ -80,10 +80,10 @@ def simplify(
 
 
 def simplify_model(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """The fixpoint of all rules. Raises ModelError for a graph that is malformed."""
+    """Apply all rules to a fixpoint. Raises ModelError for a malformed graph."""
     g = to_graph(model, where)
     for _ in range(MOST_ROUNDS):
-        static = static_types(g)  # what has become constant may tell ONNX's shape inference more
+        static = static_types(g)  # new constants may improve ONNX's shape inference
         infer(g, static)
         if not _round(g):
             return to_model(g, model)
@@ -95,8 +95,8 @@ def simplify_model(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 
 def _round(g: ModelGraph) -> bool:
-    """Every rule once, wherever it applies. Equal nodes are merged last: of two equal convolutions each can take in the
-    normalisation behind it; once they are one, neither normalisation can join."""
+    """Apply every rule once, wherever it matches. Equal nodes are merged last: two equal convolutions can each absorb
+    the normalisation that follows, but a merged one, with two readers, cannot."""
     changed = fold_constants(g)
     changed |= inline_branches(g)
     changed |= drop_unread(g)
@@ -111,7 +111,7 @@ def _round(g: ModelGraph) -> bool:
 
 
 def node_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Nodes by op type, most frequent first; Constant nodes are left out, nodes of subgraphs count."""
+    """Node counts by op type, most frequent first, including nodes of subgraphs, without Constant nodes."""
     counts: Counter[str] = Counter()
     graphs = [model.graph]
     while graphs:

@@ -1,8 +1,8 @@
-"""An ONNX graph that can be edited: nodes in order, constants apart, types and integer values of tensors with symbols.
+"""An editable ONNX graph: ordered nodes, constants, and symbolic types and integer values of tensors.
 
-Nodes are ONNX's own (op type, inputs, outputs, attributes); a Constant node is a constant here. Invariant: nodes are in
-an order in which every input is defined before its use; `types` and `values` are true for every choice of the symbols
-that the original model accepts; names that subgraphs of nodes capture, and graph outputs, keep their meaning.
+Nodes are ONNX nodes (op type, inputs, outputs, attributes); Constant nodes become constants. Invariant: nodes are in
+topological order; `types` and `values` hold for all symbol values that the original model accepts; names that subgraphs
+capture, and graph outputs, keep their meaning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shape = tuple[Size, ...]
 
 
 class Node:
-    """One ONNX node. Attributes are AttributeProtos by name; the identity of a Node is the object."""
+    """One ONNX node. Attributes are AttributeProtos by name. Nodes compare by identity."""
 
     __slots__ = ("attributes", "dead", "domain", "inputs", "name", "op", "outputs")
 
@@ -49,7 +49,7 @@ class Node:
         return value.decode(errors="replace") if isinstance(value, bytes) else value
 
     def set(self, **values: Any) -> Node:
-        """Set attributes; None removes one."""
+        """Set attributes; None removes an attribute."""
         for name, value in values.items():
             if value is None:
                 self.attributes.pop(name, None)
@@ -58,7 +58,7 @@ class Node:
         return self
 
     def to_proto(self) -> onnx.NodeProto:
-        """The node as ONNX writes it."""
+        """The node as a NodeProto."""
         proto = onnx.NodeProto(
             op_type=self.op, domain=self.domain, name=self.name, input=self.inputs, output=self.outputs
         )
@@ -66,17 +66,17 @@ class Node:
         return proto
 
     def input(self, index: int) -> str:
-        """Name of an input; "" when it is left out."""
+        """The name of an input; "" if it is omitted."""
         return self.inputs[index] if index < len(self.inputs) else ""
 
     @property
     def has_graph(self) -> bool:
-        """Whether the node runs subgraphs."""
+        """Whether the node has subgraphs."""
         return any(a.HasField("g") or a.graphs for a in self.attributes.values())
 
 
 class Constant:
-    """A constant tensor, decoded and hashed when first asked."""
+    """A constant tensor, decoded and hashed on first use."""
 
     __slots__ = ("_array", "_key", "_proto", "dtype", "shape")
 
@@ -93,19 +93,19 @@ class Constant:
 
     @property
     def array(self) -> np.ndarray:
-        """The values; not to be written."""
+        """The values; read-only."""
         if self._array is None and self._proto is not None:
             self._array = numpy_helper.to_array(self._proto)
         return np.asarray(self._array)
 
     @property
     def elements(self) -> int:
-        """How many numbers."""
+        """The number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def key(self) -> bytes:
-        """Equal for equal constants only (dtype, shape and bytes)."""
+        """A key that is equal only for equal constants (dtype, shape and bytes)."""
         if self._key is None:
             digest = hashlib.blake2b(f"{self.dtype}{self.shape}".encode(), digest_size=16)
             digest.update(np.ascontiguousarray(self.array).tobytes())
@@ -123,7 +123,7 @@ class Constant:
 
 
 def _defined(graph: onnx.GraphProto) -> set[str]:
-    """Names that a subgraph and those inside it define; ONNX wants them to differ from all others."""
+    """Names defined in a subgraph and in subgraphs nested in it; ONNX requires them to differ from all others."""
     names = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     for node in graph.node:
         names.update(node.output)
@@ -135,8 +135,8 @@ def _defined(graph: onnx.GraphProto) -> set[str]:
 
 @dataclass(slots=True)
 class ModelGraph:
-    """`opset` is that of the standard domain; `inputs` and `outputs` are the model's declarations. `types` maps tensors
-    to element type (TensorProto's number) and shape (None: rank unknown); `values` maps small integer tensors to object
+    """`opset` is the standard domain's; `inputs` and `outputs` are the model's declarations. `types` maps tensors to
+    element type (TensorProto's number) and shape (None: unknown rank); `values` maps small integer tensors to object
     arrays of int, Poly, or None for an unknown element."""
 
     opset: int
@@ -169,14 +169,14 @@ class ModelGraph:
                     inner |= _defined(graph)
         self._names = inner | set(self.producers) | set(self.constants) | {i.name for i in self.inputs} | self.pinned
 
-    # What is known of a tensor
+    # Properties of tensors
 
     def shape(self, name: str) -> Shape | None:
-        """Shape of a tensor; None when even its rank is unknown."""
+        """The shape of a tensor; None if its rank is unknown."""
         return self.types[name][1] if name in self.types else None
 
     def dtype(self, name: str) -> int:
-        """Element type, 0 when unknown."""
+        """The element type of a tensor; 0 if unknown."""
         return self.types[name][0] if name in self.types else 0
 
     def array(self, name: str) -> np.ndarray | None:
@@ -184,7 +184,7 @@ class ModelGraph:
         return self.constants[name].array if name in self.constants else None
 
     def scalar(self, name: str) -> float | None:
-        """The number that a constant holds in its only element, or in all of its elements."""
+        """The value of a constant with one element, or with all elements equal; None otherwise."""
         if name not in self.constants:
             return None
         array = self.constants[name].array
@@ -199,18 +199,18 @@ class ModelGraph:
         return node if fits else None
 
     def consumers(self, name: str) -> list[Node]:
-        """Live nodes that read `name`, one entry for each time they do."""
+        """Live nodes that read `name`, one entry per use."""
         return [n for n in self.uses.get(name, ()) if not n.dead]
 
     def only_consumer(self, name: str) -> Node | None:
-        """The single reader of `name`, if nothing else needs it."""
+        """The only reader of `name`; None if it has other uses."""
         readers = self.consumers(name)
         return readers[0] if len(readers) == 1 and name not in self.pinned else None
 
     # Editing
 
     def fresh(self, hint: str) -> str:
-        """A tensor name that is not taken."""
+        """An unused tensor name."""
         name = hint
         while name in self._names:
             self._created += 1
@@ -219,14 +219,14 @@ class ModelGraph:
         return name
 
     def constant(self, array: np.ndarray, hint: str) -> str:
-        """Add a constant; its name."""
+        """Add a constant; returns its name."""
         name = self.fresh(hint)
         self.constants[name] = Constant(np.asarray(array))
         self.types[name] = (self.constants[name].dtype, self.constants[name].shape)
         return name
 
     def emit(self, before: Node, op: str, inputs: Sequence[str], hint: str, **attributes: Any) -> Node:
-        """Insert a node of one output ahead of `before`. The caller knows its type."""
+        """Insert a node with one output before `before`; returns the output's name. The caller sets its type."""
         node = Node(op, inputs, [self.fresh(hint)]).set(**attributes)
         node.name = node.outputs[0]
         at = next(i for i, n in enumerate(self.nodes) if n is before)
@@ -248,8 +248,8 @@ class ModelGraph:
         while node.inputs and not node.inputs[-1]:
             node.inputs.pop()
 
-    def turn(self, node: Node, op: str, inputs: Sequence[str], **attributes: Any) -> None:
-        """Make `node` another op with the same outputs; attributes that are not given go."""
+    def rewrite(self, node: Node, op: str, inputs: Sequence[str], **attributes: Any) -> None:
+        """Replace the op, inputs and attributes of `node`, keeping its outputs."""
         for name in filter(None, node.inputs):
             self.uses[name].remove(node)
         node.op, node.domain, node.inputs, node.attributes = op, "", list(inputs), {}
@@ -258,8 +258,8 @@ class ModelGraph:
             self.uses.setdefault(name, []).append(node)
 
     def replace(self, node: Node, name: str) -> bool:
-        """Let every reader of the node's first output read `name`, and drop the node. False, with nothing changed,
-        when the output must keep its name and `name` cannot get it."""
+        """Replace all uses of the node's first output by `name`, and remove the node. Returns False, without a change,
+        if the output's name is pinned and `name` cannot take it."""
         old = node.outputs[0]
         if old in self.pinned:
             return self._take_over(node, old, name)
@@ -287,7 +287,7 @@ class ModelGraph:
         return True
 
     def drop(self, node: Node) -> None:
-        """Remove a node that nothing reads any more."""
+        """Remove a node without readers."""
         node.dead = True
         for name in filter(None, node.inputs):
             self.uses[name].remove(node)
@@ -296,5 +296,5 @@ class ModelGraph:
                 self.producers.pop(name)
 
     def live_nodes(self) -> Iterator[Node]:
-        """The nodes as they stand now; safe against edits while iterating."""
+        """A copy of the list of live nodes, safe to iterate over while editing."""
         return (n for n in list(self.nodes) if not n.dead)

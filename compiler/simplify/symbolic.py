@@ -1,7 +1,7 @@
-"""Types and integer values of all tensors of a graph.
+"""Symbolic inference of types and integer values for all tensors of a graph.
 
-Invariant: where no rule knows a shape, the static sizes of ONNX's own shape inference count, and an axis that nobody
-knows is a symbol of its own, named after the tensor.
+Invariant: where no rule derives a shape, the static sizes of ONNX's shape inference are used, and an unknown axis gets
+a new symbol named after the tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ppuc.compiler.simplify.symbolic_values import MOST_VALUES, value_of
 
 
 def infer(g: ModelGraph, static: Mapping[str, tuple[int, Sequence[int | None] | None]]) -> None:
-    """Fill `g.types` and `g.values` for all nodes. `static` is what ONNX's shape inference found by name."""
+    """Fill `g.types` and `g.values` for all nodes. `static` is the result of ONNX's shape inference by name."""
     g.values = {}
     for name, constant in g.constants.items():
         g.types[name] = (constant.dtype, constant.shape)
@@ -26,7 +26,7 @@ def infer(g: ModelGraph, static: Mapping[str, tuple[int, Sequence[int | None] | 
 def infer_node(
     g: ModelGraph, node: Node, static: Mapping[str, tuple[int, Sequence[int | None] | None]] | None = None
 ) -> None:
-    """Types and values of one node's outputs."""
+    """Infer types and values of one node's outputs."""
     derived = _derived(g, node)
     for i, name in enumerate(node.outputs):
         if not name:
@@ -55,7 +55,7 @@ def _derived(g: ModelGraph, node: Node) -> Sequence[Shape | None]:
     rule = SHAPES.get(node.op)
     try:
         found = rule(g, node) if rule is not None else None
-    except (IndexError, ValueError, TypeError):  # malformed for the rule: nothing is known
+    except (IndexError, ValueError, TypeError):  # malformed: nothing can be derived
         return ()
     if found is None:
         return ()

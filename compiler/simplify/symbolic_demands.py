@@ -1,6 +1,6 @@
-"""Sizes that symbolic dimensions must have for the model to run: what weights and constant shapes ask of them.
+"""Sizes of symbolic dimensions that weights and constant shapes require.
 
-Invariant: a size is named only if the model runs with no other, broadcasts of single elements apart.
+Invariant: a size is required only if the model runs with no other, except for broadcasts of size 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _RECURRENT = ("RNN", "GRU", "LSTM")
 
 
 def demanded_sizes(g: ModelGraph) -> dict[str, int]:
-    """Size by symbol, of the symbols that have no choice. `g` has its types inferred."""
+    """The required sizes by symbol. The types of `g` must be inferred already."""
     equations = [e for node in g.nodes if not node.domain for e in _equations(g, node)]
     found: dict[str, int] = {}
     while True:
@@ -34,7 +34,7 @@ def demanded_sizes(g: ModelGraph) -> dict[str, int]:
 
 
 def _value(size: Size, found: Mapping[str, int]) -> int | None:
-    """The number that a size is; None when it has unknown symbols."""
+    """The value of a size; None if it has unknown symbols."""
     if isinstance(size, int):
         return size
     total = 0
@@ -48,7 +48,8 @@ def _value(size: Size, found: Mapping[str, int]) -> int | None:
 
 
 def _solved(size: Poly, value: int, found: Mapping[str, int]) -> tuple[str, int] | None:
-    """The one unknown symbol of `size`, if it is linear in it, and what makes it `value`."""
+    """The only unknown symbol of `size`, if `size` is linear in it, and the symbol's value for which `size` equals
+    `value`."""
     unknown = {symbol for symbols, _ in size.terms for symbol in symbols if symbol not in found}
     if len(unknown) != 1:
         return None
@@ -96,7 +97,7 @@ def _equations(g: ModelGraph, node: Node) -> Iterator[Equation]:
 
 
 def _broadcast(shapes: list[Shape]) -> Iterator[Equation]:
-    """Of sizes that meet, a number other than 1 is what the others are (or 1, which is repeated)."""
+    """Equations between broadcast sizes: if one is a number other than 1, the others equal it (or are 1)."""
     for axis in range(1, 1 + max(map(len, shapes), default=0)):
         sizes = [s[-axis] for s in shapes if len(s) >= axis]
         numbers = [s for s in sizes if isinstance(s, int) and s != 1]

@@ -1,7 +1,7 @@
-"""Shapes of tensors, with the model's symbols in them: one rule for each op.
+"""Symbolic shape inference: one rule per op.
 
-Invariant: a derived shape holds for every input that the model accepts; an axis that a rule cannot derive is a symbol
-of its own, named after the tensor, and a rule that knows nothing returns None.
+Invariant: a derived shape holds for every input that the model accepts; an axis that a rule cannot derive is a new
+symbol named after the tensor; a rule that cannot derive the rank returns None.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ SHAPES: dict[str, ShapeRule] = {}
 
 
 def shape_rule(*ops: str) -> Callable[[ShapeRule], ShapeRule]:
-    """Register the rule that derives output shapes: one shape for the first output, or a list for all."""
+    """Register the rule that derives the output shapes of `ops`: one shape for the first output, or a list for all
+    outputs."""
 
     def register(rule: ShapeRule) -> ShapeRule:
         SHAPES.update(dict.fromkeys(ops, rule))
@@ -154,7 +155,7 @@ def _concat(g: ModelGraph, node: Node) -> Shape | None:
         return None
     first = list(known_shapes[0])
     axis = node.attr("axis") % len(first)
-    for i in range(len(first)):  # an axis that one input knows is known
+    for i in range(len(first)):  # an axis known for one input is known for all
         if i != axis:
             first[i] = next((s[i] for s in known_shapes if isinstance(s[i], int)), first[i])
     first[axis] = 0
@@ -306,7 +307,8 @@ def _window(g: ModelGraph, node: Node) -> Sequence[Shape | None] | Shape | None:
 
 
 def _window_size(node: Node, i: int, size: Size, kernel: Sequence[Size] | None, fresh: Poly) -> Size:
-    """Only what keeps sizes: stride 1 and pads that make up for the window. Other static sizes come from ONNX."""
+    """The output size of a window that preserves sizes (stride 1, padding that compensates for the window), else
+    `fresh`. Other static sizes come from ONNX's shape inference."""
     if kernel is None or node.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID", ""):
         return fresh
     rank = len(kernel)

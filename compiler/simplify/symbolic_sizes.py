@@ -1,7 +1,7 @@
-"""Sizes of dimensions: numbers, or polynomials over the model's symbols.
+"""Symbolic sizes: numbers, or polynomials over the model's symbols.
 
-Symbols stand for sizes, so they are never negative. Invariant: equal sizes are equal objects (`==`), and a size without
-symbols is an int.
+Symbols are sizes, so they are never negative. Invariant: equal sizes compare equal (`==`), and a size without symbols
+is an int.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Size = int | Poly
 
 
 def symbol(name: str) -> Poly:
-    """The size that a name stands for."""
+    """The size of a symbol."""
     return Poly((((name,), 1),))
 
 
@@ -67,7 +67,7 @@ def subtract(a: Size, b: Size) -> Size:
 
 
 def divide(a: Size, b: Size) -> Size | None:
-    """a / b where that is exact whatever the symbols are; None where it is not known to be."""
+    """a / b if the division is exact for all symbol values; None if that is not known."""
     divisor = _terms(b)
     if len(divisor) != 1:
         return 1 if a == b else None
@@ -88,7 +88,7 @@ def divide(a: Size, b: Size) -> Size | None:
 
 
 def product(sizes: tuple[Size, ...]) -> Size:
-    """The product of all."""
+    """The product of the sizes."""
     total: Size = 1
     for size in sizes:
         total = multiply(total, size)

@@ -14,13 +14,13 @@ from ppuc.compiler.simplify.model import ModelGraph, Node
 from ppuc.compiler.simplify.symbolic_sizes import Size, add, divide, multiply, not_negative, positive, product, subtract
 
 MOST_VALUES = 64
-"""Elements of the largest integer tensor whose values are followed."""
+"""Maximum elements of an integer tensor whose values are tracked."""
 
 _INTEGERS = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL)
 
 
 def known(g: ModelGraph, name: str) -> np.ndarray | None:
-    """The integer values of a tensor: object array of int, Poly or None; None when nothing is known."""
+    """The integer values of a tensor: an object array of int, Poly or None; None if nothing is known."""
     if name in g.values:
         return g.values[name]
     constant = g.constants.get(name)
@@ -30,7 +30,7 @@ def known(g: ModelGraph, name: str) -> np.ndarray | None:
 
 
 def known_list(g: ModelGraph, name: str) -> list[Size] | None:
-    """All values of a tensor of rank 0 or 1; None unless every one is known."""
+    """All values of a tensor of rank 0 or 1; None unless all are known."""
     value = known(g, name) if name else None
     if value is None or value.ndim > 1:
         return None
@@ -39,13 +39,13 @@ def known_list(g: ModelGraph, name: str) -> list[Size] | None:
 
 
 def ints(g: ModelGraph, name: str) -> list[int] | None:
-    """As known_list, when all of them are numbers."""
+    """All values of a tensor of rank 0 or 1; None unless all are known numbers."""
     found = known_list(g, name)
     return [int(v) for v in found] if found is not None and all(isinstance(v, int) for v in found) else None  # type: ignore[arg-type]
 
 
 def axes_of(g: ModelGraph, node: Node, index: int, rank: int) -> list[int] | None:
-    """Attribute `axes`, or the input that took its place; non-negative, and None when unknown."""
+    """The axes from attribute `axes` or input `index`, non-negative; None if unknown."""
     found = node.attr("axes")
     if found is None and node.input(index):
         found = ints(g, node.input(index))
@@ -77,7 +77,7 @@ def slice_parameters(g: ModelGraph, node: Node) -> SliceParameters | None:
 
 
 def clamp(position: Size, size: Size) -> Size | None:
-    """A start or end of a Slice of step 1 as a number between 0 and `size`; None when that depends on the symbols."""
+    """A start or end of a Slice with step 1, clamped to 0..`size`; None if the result depends on the symbols."""
     if isinstance(position, int) and position >= 2**31 - 1:
         return size
     if isinstance(position, int) and position < 0:
@@ -134,7 +134,7 @@ def _larger(a: Size, b: Size, sign: int) -> _Element:
 
 
 def value_of(g: ModelGraph, node: Node) -> np.ndarray | None:
-    """The integer values of the node's output, None when nothing is known of them."""
+    """The integer values of the node's output; None if nothing is known."""
     if node.domain or len(node.outputs) != 1:
         return None
     if node.op == "Shape":
@@ -148,7 +148,7 @@ def value_of(g: ModelGraph, node: Node) -> np.ndarray | None:
     operands = [known(g, n) if n else None for n in node.inputs]
     try:
         return _computed(g, node, operands)
-    except (IndexError, ValueError, TypeError):  # malformed: nothing is known
+    except (IndexError, ValueError, TypeError):  # malformed: nothing can be derived
         return None
 
 
@@ -193,7 +193,7 @@ def _computed(g: ModelGraph, node: Node, operands: Sequence[np.ndarray | None]) 
 
 
 def _unknown(g: ModelGraph, name: str) -> np.ndarray | None:
-    """All elements unknown, of the tensor's static shape."""
+    """An array of unknown elements in the tensor's static shape."""
     shape = g.shape(name)
     if shape is None or not all(isinstance(s, int) for s in shape) or product(shape) > MOST_VALUES:  # type: ignore[operator]
         return None
@@ -220,7 +220,7 @@ def _sliced(g: ModelGraph, node: Node, x: np.ndarray) -> np.ndarray | None:
 
 
 def _elementwise(function: Callable[..., _Element], *operands: np.ndarray) -> np.ndarray:
-    """`function` over broadcast operands; unknown wherever one of them is."""
+    """`function` applied to broadcast operands; an element is unknown if any of its operands is."""
     spread = np.broadcast_arrays(*operands)
     flat = [
         None if any(v is None for v in items) else function(*items)

@@ -20,7 +20,7 @@ from ppuc.compiler.quantization.offsets import best_offset, some_numbers, takes_
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.quantization.reconstruct import Options, reconstructed
-from ppuc.compiler.quantization.repair import best_method, surely_better
+from ppuc.compiler.quantization.repair import best_method, significantly_better
 from ppuc.ir.types import DType
 from tests.quantization.networks import MODELS, SAMPLES, convnet, prepared, samples_of
 from tests.support.onnx_text import model_of
@@ -113,9 +113,9 @@ def test_gains_within_chance_are_no_gains() -> None:
     def of(*levels: float) -> Accuracy:
         return Accuracy({"y": Difference(levels=list(levels))})
 
-    assert surely_better(of(11, 12, 13, 12), of(10, 11, 12, 11))
-    assert not surely_better(of(20, 9, 9, 10), of(10, 10, 10, 10))  # one sample's luck
-    assert not surely_better(of(10, 10), of(10, 10))
+    assert significantly_better(of(11, 12, 13, 12), of(10, 11, 12, 11))
+    assert not significantly_better(of(20, 9, 9, 10), of(10, 10, 10, 10))  # one sample's luck
+    assert not significantly_better(of(10, 10), of(10, 10))
 
 
 def test_accuracy_of_parts_is_that_of_the_whole() -> None:

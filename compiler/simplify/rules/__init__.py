@@ -1,1 +1,1 @@
-"""Rules that clean a model up, by subject."""
+"""Simplification rules, by subject."""

@@ -1,9 +1,9 @@
-"""Clean-up of arithmetic with constants: scales, shifts and batch normalisations join the weights beside them.
+"""Rules for arithmetic with constants: fold scales, shifts and batch normalisations into adjacent weights.
 
-A scale moves *up* into what produces its operand (weights, biases, norms' parameters; through additions of constants,
-and, if it is one number, through reshapes and transposes), or *down* into the weights of everything that reads its
-result. Only f32 and f64 take part. Invariant: no rule adds nodes; results change by rounding alone, because constants
-merge only where no product leaves the range of its format (`ppuc.ir.scaling`).
+A scale moves *up* into the producer of its operand (weights, biases, parameters of norms; through additions of
+constants, and, if it is a scalar, through reshapes and transposes), or *down* into the weights of all readers of its
+result. Only f32 and f64 are rewritten. Invariant: no rule adds nodes; results change only by rounding, because
+constants are merged only if no product leaves the range of its format (`ppuc.ir.scaling`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def split_constant(g: ModelGraph, node: Node) -> tuple[str, np.ndarray] | None:
 
 
 def channel_vector(constant: np.ndarray, rank: int, axis: int) -> np.ndarray | None:
-    """A constant that varies along one axis of a tensor of `rank` only, as rank 0 or 1; None when it does otherwise."""
+    """A constant that varies only along `axis` of a tensor of `rank`, as rank 0 or 1; None for other constants."""
     if constant.size == 1:
         return constant.reshape(()) if constant.ndim <= rank else None
     position = axis % rank - (rank - constant.ndim)
@@ -56,8 +56,8 @@ def channel_axis(node: Node) -> int:
 
 
 def scale_up(g: ModelGraph, reader: Node, name: str, factor: np.ndarray, dry: bool) -> bool:
-    """Multiply tensor `name`, which only `reader` may read, by `factor` (broadcast against it) in what produces it.
-    With `dry` nothing is changed: the answer is whether it can be done."""
+    """Multiply tensor `name`, whose only reader is `reader`, by `factor` (which broadcasts to it) in its producer.
+    Returns whether that is possible; with `dry`, nothing is changed."""
     node, shape = g.producer(name), g.shape(name)
     if node is None or node.domain or shape is None or g.only_consumer(name) is not reader or not is_wide(g, name):
         return False
@@ -115,7 +115,7 @@ def _finite_product(constant: np.ndarray, factor: np.ndarray) -> bool:
 
 
 def _factor_of(node: Node, constant: np.ndarray) -> np.ndarray | None:
-    """What a Mul or Div by `constant` multiplies by; None for what no other constant may be merged with."""
+    """The factor of a Mul or Div by `constant`; None if it must not be merged with other constants."""
     if not moderate(constant) or (node.op == "Div" and not constant.all()):
         return None
     return np.asarray(1 / constant) if node.op == "Div" else constant
@@ -153,9 +153,9 @@ def scale_into_producer(g: ModelGraph, node: Node) -> bool:
 
 
 def _bypass(g: ModelGraph, node: Node, x: str) -> bool:
-    """Drop a node whose work has been done elsewhere. If its output must keep its name, an Identity stays."""
+    """Remove a node that has been folded into another; if its output's name is pinned, replace it by an Identity."""
     if not g.replace(node, x):
-        g.turn(node, "Identity", [x])
+        g.rewrite(node, "Identity", [x])
     return True
 
 
@@ -191,18 +191,18 @@ def _merge_shifts(g: ModelGraph, node: Node, source: Node, shift: np.ndarray) ->
     total, rank = inner + shift, len(g.shape(parts[0]) or ())
     if total.ndim > rank:
         return False
-    g.turn(node, "Add", [parts[0], g.constant(total.astype(shift.dtype), f"{node.outputs[0]}.constant")])
+    g.rewrite(node, "Add", [parts[0], g.constant(total.astype(shift.dtype), f"{node.outputs[0]}.constant")])
     return True
 
 
 def _bias_takes(g: ModelGraph, node: Node, shift: np.ndarray) -> bool:
-    """Whether the bias that a linear node or norm has, if it is a constant, merges with `shift`."""
+    """Whether `shift` can be merged into the bias of a linear node or norm."""
     own = g.array(node.input(2))
     return own is None or terms_merge(own * np.asarray(node.attr("beta", 1.0), own.dtype), shift)
 
 
 def _add_bias(g: ModelGraph, node: Node, shift: np.ndarray) -> bool:
-    """Add to the bias of a linear node or norm, which gets one if it has none."""
+    """Add `shift` to the bias of a linear node or norm, creating the bias if there is none."""
     shape = g.shape(node.outputs[0])
     channels = shape[channel_axis(node)] if shape is not None else None
     if not isinstance(channels, int) or any(node.outputs[1:]):
@@ -228,7 +228,7 @@ def _matmul_to_gemm(g: ModelGraph, node: Node, bias: np.ndarray) -> bool:
     shapes = [g.shape(n) for n in node.inputs]
     if any(s is None or len(s) != 2 for s in shapes) or not is_wide(g, node.outputs[0]):
         return False
-    g.turn(node, "Gemm", [*node.inputs, g.constant(np.ascontiguousarray(bias), f"{node.outputs[0]}.bias")])
+    g.rewrite(node, "Gemm", [*node.inputs, g.constant(np.ascontiguousarray(bias), f"{node.outputs[0]}.bias")])
     return True
 
 
@@ -259,7 +259,7 @@ def normalisation_into_producer(g: ModelGraph, node: Node) -> bool:
 
 
 def _dead(factor: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Channels that training switched off: activations up to 2**20 do not show beside their shift."""
+    """Channels that training switched off: activations up to 2**20 are negligible against their shift."""
     return np.asarray((np.abs(factor) < 2.0 ** -REACH[4]) & (np.abs(shift) > 2.0**-20))
 
 
@@ -283,7 +283,7 @@ def scale_into_readers(g: ModelGraph, node: Node) -> bool:
 
 
 def scale_down(g: ModelGraph, reader: Node, name: str, factor: np.ndarray, dry: bool) -> bool:
-    """Multiply the weights that meet tensor `name` in `reader` by `factor`, as if the tensor had been multiplied."""
+    """Multiply the weights that `reader` applies to tensor `name` by `factor`, instead of the tensor."""
     shape, op = g.shape(name), reader.op
     if shape is None or reader.domain or reader.inputs.count(name) != 1:
         return False
@@ -293,7 +293,7 @@ def scale_down(g: ModelGraph, reader: Node, name: str, factor: np.ndarray, dry: 
     if op not in LINEAR or reader.inputs[0] != name or reader.input(1) not in g.constants:
         return False
     if len(g.consumers(reader.inputs[1])) != 1 or (op == "Gemm" and reader.attr("transA", 0)):
-        return False  # weights that others read too would have to be kept twice
+        return False  # shared weights would have to be duplicated
     vector = channel_vector(factor, len(shape), -1 if op in ("Gemm", "MatMul") else 1)
     if vector is None or (vector.ndim and op in ("Conv", "ConvTranspose") and reader.attr("group", 1) != 1):
         return False
@@ -307,7 +307,7 @@ def scale_down(g: ModelGraph, reader: Node, name: str, factor: np.ndarray, dry: 
     return True
 
 
-# Numbers that do nothing
+# Neutral elements
 
 
 @rule("Add", "Sub", "Mul", "Div", "Pow")
@@ -334,7 +334,7 @@ def neutral_condition(g: ModelGraph, node: Node) -> bool:
 
 @rule("Where")
 def constant_choice(g: ModelGraph, node: Node) -> bool:
-    """A condition that is the same everywhere."""
+    """where(c, x, y) with a constant c that is the same everywhere -> x or y."""
     condition = g.array(node.inputs[0])
     if condition is None or condition.size == 0 or not (condition == condition.flat[0]).all():
         return False
@@ -356,7 +356,7 @@ def division_by_root(g: ModelGraph, node: Node) -> bool:
         shapes = [g.shape(node.inputs[1 - i]), g.shape(divisor)]
         if shapes[0] is None or shapes[1] is None or broadcast_shapes(*shapes) != g.shape(node.outputs[0]):  # type: ignore[arg-type]
             continue
-        g.turn(node, "Div", [node.inputs[1 - i], divisor])
+        g.rewrite(node, "Div", [node.inputs[1 - i], divisor])
         return True
     return False
 
@@ -367,7 +367,7 @@ def sign_of_operand(g: ModelGraph, node: Node) -> bool:
     for i in (1, 0) if node.op == "Add" else (1,):
         source = g.producer(node.inputs[i], "Neg")
         if source is not None and g.only_consumer(node.inputs[i]) is node:
-            g.turn(node, "Sub" if node.op == "Add" else "Add", [node.inputs[1 - i], source.inputs[0]])
+            g.rewrite(node, "Sub" if node.op == "Add" else "Add", [node.inputs[1 - i], source.inputs[0]])
             return True
     return False
 
@@ -377,7 +377,8 @@ def sign_of_operand(g: ModelGraph, node: Node) -> bool:
 
 @rule("Gemm")
 def product_without_reshapes(g: ModelGraph, node: Node) -> bool:
-    """reshape(gemm(reshape(x), w, b)) -> matmul(x, w) + b, if that saves a node: x keeps its leading axes."""
+    """reshape(gemm(reshape(x), w, b)) -> matmul(x, w) + b, if that saves a node and the reshapes only merge and split
+    leading axes."""
     before, after = g.producer(node.inputs[0], *VIEWS), g.only_consumer(node.outputs[0])
     if before is None or node.attr("transA", 0) or node.attr("alpha", 1.0) != 1.0 or node.attr("beta", 1.0) != 1.0:
         return False
@@ -395,17 +396,17 @@ def product_without_reshapes(g: ModelGraph, node: Node) -> bool:
         weights = np.ascontiguousarray(weights.T)
     operands = [before.inputs[0], g.constant(weights, f"{node.inputs[1]}.matrix")]
     if not bias:
-        g.turn(after, "MatMul", operands)
+        g.rewrite(after, "MatMul", operands)
         return True
     product = g.emit(after, "MatMul", operands, f"{after.outputs[0]}.product")
     g.types[product.outputs[0]] = g.types[after.outputs[0]]
-    g.turn(after, "Add", [product.outputs[0], bias])
+    g.rewrite(after, "Add", [product.outputs[0], bias])
     return True
 
 
 @rule("Gemm")
 def transposed_operand(g: ModelGraph, node: Node) -> bool:
-    """gemm(transpose(a), b) -> gemm with transA; likewise b."""
+    """gemm(transpose(a), b) -> gemm with transA; likewise for b."""
     for i, name in enumerate(("transA", "transB")):
         source = g.producer(node.inputs[i], "Transpose")
         if source is not None and len(g.shape(source.inputs[0]) or ()) == 2 and source.attr("perm", [1, 0]) == [1, 0]:

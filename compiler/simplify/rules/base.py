@@ -1,4 +1,4 @@
-"""What a rule is, and the table of rules by op; modules of this package register theirs.
+"""The type of rules and the table of rules by op, in which the modules of this package register theirs.
 
 Invariant: rules of an op are tried in the order in which they were registered.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ppuc.compiler.simplify.model import ModelGraph, Node
 
 Rule = Callable[[ModelGraph, Node], bool]
-"""Rewrites a graph at a node; whether it changed something."""
+"""Rewrites a graph at a node; returns whether it changed anything."""
 RULES: dict[str, list[Rule]] = {}
 
 

@@ -1,6 +1,6 @@
-"""Clean-up of If nodes whose condition is known: the chosen branch takes their place.
+"""Rules for If nodes with a known condition: inline the selected branch.
 
-Invariant: names of the branch that are taken outside it get new ones; names it captures keep their meaning.
+Invariant: names defined in the branch that clash with outer names are renamed; captured names keep their meaning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ppuc.compiler.simplify.model import Constant, ModelGraph, Node
 
 
 def inline_branches(g: ModelGraph) -> bool:
-    """Replace every If with a constant condition. Branches with subgraphs that read the branch's own tensors stay."""
+    """Replace every If that has a constant condition, except where a nested subgraph reads tensors of the branch."""
     changed = False
     for node in g.live_nodes():
         condition = g.array(node.inputs[0]) if node.op == "If" and node.domain == "" else None

@@ -1,4 +1,4 @@
-"""Clean-up of what is known, repeated or unread: constant folding, common subexpressions, dead nodes.
+"""Constant folding, common subexpression elimination and dead code elimination.
 
 Invariant: a folded constant is what the ONNX reference implementation computes for the node.
 """
@@ -12,10 +12,10 @@ from onnx.reference import ReferenceEvaluator
 from ppuc.compiler.simplify.model import Constant, ModelGraph, Node
 
 MOST_FOLDED = 1 << 30
-"""Bytes of the largest constant that folding makes."""
+"""Maximum bytes of a constant that folding creates."""
 
 LARGEST_COMPARED = 1 << 22
-"""Elements of the largest constants that are compared by content."""
+"""Maximum elements of constants that are compared by content."""
 
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -24,7 +24,7 @@ _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"
 
 
 def fold_constants(g: ModelGraph) -> bool:
-    """Compute nodes whose inputs are constants, and constants for integer tensors whose values are known otherwise."""
+    """Evaluate nodes with constant inputs, and replace integer tensors with known values by constants."""
     changed = False
     for node in g.live_nodes():
         if node.domain or node.has_graph or node.op in RANDOM or node.op in _KEPT:
@@ -46,7 +46,7 @@ def _known_values(g: ModelGraph, node: Node) -> list[np.ndarray] | None:
 
 
 def _evaluated(g: ModelGraph, node: Node) -> list[np.ndarray] | None:
-    """What the reference implementation computes; None when it cannot, or would make far too much."""
+    """The results of the reference implementation; None if it fails, or if the results would be too large."""
     if node.op == "Constant":
         return None
     shape = g.shape(node.outputs[0])
@@ -62,7 +62,7 @@ def _evaluated(g: ModelGraph, node: Node) -> list[np.ndarray] | None:
     try:
         with np.errstate(all="ignore"):
             found = ReferenceEvaluator(model).run(None, feeds)
-    except Exception:  # the reference raises whatever numpy does; the node then stays as it is
+    except Exception:  # the reference raises any of numpy's errors; the node is then left unchanged
         return None
     if not all(isinstance(f, np.ndarray | np.generic) for f in found):  # a sequence, or an optional one
         return None
@@ -73,7 +73,7 @@ def _evaluated(g: ModelGraph, node: Node) -> list[np.ndarray] | None:
 
 
 def _put(g: ModelGraph, node: Node, results: list[np.ndarray]) -> bool:
-    """Constants in place of a node. A graph output has to be defined by a node and keeps its own."""
+    """Replace a node by constants. A graph output must be defined by a node, so its node stays."""
     names = [n for n in node.outputs if n]
     if any(o.name in names for o in g.outputs):
         return False
@@ -86,8 +86,8 @@ def _put(g: ModelGraph, node: Node, results: list[np.ndarray]) -> bool:
 
 
 def merge_equal_nodes(g: ModelGraph) -> bool:
-    """Common subexpressions: a node like an earlier one (equal constants count as equal) gives way to it. So does one
-    whose integer values are equal, symbols included."""
+    """Common subexpression elimination: replace a node by an earlier equal one (constants compare by value), or by one
+    with equal, possibly symbolic, integer values."""
     changed = False
     seen: dict[object, Node] = {}
     for node in g.live_nodes():
@@ -137,7 +137,7 @@ def _merge(g: ModelGraph, node: Node, first: Node) -> bool:
 
 
 def drop_unread(g: ModelGraph) -> bool:
-    """Remove nodes and constants that nothing reads, and unread optional outputs at the end of a node's list."""
+    """Remove dead nodes and constants, and unread optional outputs at the end of a node's list."""
     changed = False
     for node in reversed(list(g.nodes)):
         if node.dead:

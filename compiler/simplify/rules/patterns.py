@@ -1,6 +1,6 @@
-"""Clean-up of formulas that ONNX has an op for, as far as the model's opset has it.
+"""Rules that replace formulas by a single op, if the model's opset has it.
 
-Invariant: the op's definition is the formula it replaces, up to rounding; no rule adds nodes.
+Invariant: the op is equivalent to the formula that it replaces, up to rounding; no rule adds nodes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ppuc.ir.scaling import factors_merge, moderate
 
 
 def operand_and_scalar(g: ModelGraph, node: Node | None, *ops: str) -> tuple[str, float] | None:
-    """The operand and the one number of a binary node of these ops; the number comes second in Sub, Div and Pow."""
+    """The operand and the scalar constant of a binary node with one of these ops; in Sub, Div and Pow, the constant
+    must be the second operand."""
     if node is None or node.op not in ops or node.domain:
         return None
     for i in (1, 0) if node.op in ("Add", "Mul") else (1,):
@@ -35,7 +36,7 @@ def _orders(node: Node) -> Iterator[tuple[str, str]]:
 
 
 def _inner(g: ModelGraph, name: str, *ops: str) -> Node | None:
-    """The producer of a tensor that has one reader."""
+    """The producer of a tensor with a single reader."""
     return g.producer(name, *ops) if g.only_consumer(name) is not None else None
 
 
@@ -63,7 +64,7 @@ def layer_normalisation(g: ModelGraph, node: Node) -> bool:
         return False
     ones = g.constant(np.ones(shape[-1], _numpy(g, node.outputs[0])), f"{node.outputs[0]}.scale")
     zeros = g.constant(np.zeros(shape[-1], _numpy(g, node.outputs[0])), f"{node.outputs[0]}.bias")
-    g.turn(node, "LayerNormalization", [center.inputs[0], ones, zeros], axis=-1, epsilon=shifted[1])
+    g.rewrite(node, "LayerNormalization", [center.inputs[0], ones, zeros], axis=-1, epsilon=shifted[1])
     return True
 
 
@@ -93,7 +94,7 @@ def rms_normalisation(g: ModelGraph, node: Node) -> bool:
     if axes_of(g, mean, 1, len(shape)) != [len(shape) - 1] or not isinstance(shape[-1], int):
         return False
     scale = g.constant(np.ones(shape[-1], _numpy(g, x)), f"{node.outputs[0]}.scale")
-    g.turn(node, "RMSNormalization", [x, scale], axis=-1, epsilon=shifted[1])
+    g.rewrite(node, "RMSNormalization", [x, scale], axis=-1, epsilon=shifted[1])
     return True
 
 
@@ -126,7 +127,7 @@ def hard_sigmoid(g: ModelGraph, node: Node) -> bool:
     if inner is None or not math.isclose(factor * inner[3], 1.0, rel_tol=1e-6) or inner[2] != 0:
         return False
     x, offset = inner[0], inner[1]
-    g.turn(node, "HardSigmoid", [x], alpha=factor, beta=offset * factor)
+    g.rewrite(node, "HardSigmoid", [x], alpha=factor, beta=offset * factor)
     return True
 
 
@@ -157,7 +158,7 @@ def hard_swish(g: ModelGraph, node: Node) -> bool:
         for x, name in _orders(node):
             gate = _inner(g, name, "HardSigmoid")
             if gate is not None and gate.inputs[0] == x and _is_hard_swish_gate(gate):
-                g.turn(node, "HardSwish", [x])
+                g.rewrite(node, "HardSwish", [x])
                 return True
     found = operand_and_scalar(g, node, "Mul", "Div")
     scaled = _inner(g, found[0], "Mul") if found is not None else None
@@ -167,7 +168,7 @@ def hard_swish(g: ModelGraph, node: Node) -> bool:
     for x, name in _orders(scaled):
         inner = _clipped(g, name)
         if inner is not None and inner == (x, 3.0, 0.0, 6.0) and math.isclose(factor, 1 / 6, rel_tol=1e-6):
-            g.turn(node, "HardSwish", [x])
+            g.rewrite(node, "HardSwish", [x])
             return True
     return False
 
@@ -212,13 +213,13 @@ def gelu(g: ModelGraph, node: Node) -> bool:
         if scaled is None or found is None or found[0] != x:
             continue
         if math.isclose(found[1], math.sqrt(2) if scaled.op == "Div" else math.sqrt(0.5), rel_tol=1e-6):
-            g.turn(node, "Gelu", [x])
+            g.rewrite(node, "Gelu", [x])
             return True
     return False
 
 
 def _factors(g: ModelGraph, name: str) -> list[str]:
-    """Operands of a tree of products whose inner results nobody else reads."""
+    """The operands of a tree of products whose inner results have no other readers."""
     node = g.producer(name, "Mul")
     if node is None:
         return [name]
@@ -246,7 +247,7 @@ def reduction_without_axes(g: ModelGraph, node: Node) -> bool:
     by_input = g.opset >= (13 if op == "ReduceSum" else 18)
     if by_input:
         name = g.constant(np.array(axes, np.int64), f"{node.outputs[0]}.axes")
-        g.turn(node, op, [source.inputs[0], name], keepdims=0)
+        g.rewrite(node, op, [source.inputs[0], name], keepdims=0)
     else:
-        g.turn(node, op, [source.inputs[0]], axes=axes, keepdims=0)
+        g.rewrite(node, op, [source.inputs[0]], axes=axes, keepdims=0)
     return True

@@ -1,4 +1,4 @@
-"""Clean-up of shape arithmetic that is left when sizes are symbolic: one Shape node for what took several.
+"""Rules for the shape arithmetic that remains when sizes are symbolic: merge several Shape nodes into one.
 
 Invariant: no rule adds nodes; a tensor whose shape is read is defined before the reader.
 """
@@ -20,7 +20,7 @@ from ppuc.compiler.simplify.symbolic_values import known_list
 @rule("Add", "Cast", "Concat", "Div", "Expand", "Gather", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze")
 @rule("Where")
 def part_of_a_shape(g: ModelGraph, node: Node) -> bool:
-    """A vector of sizes that are neighbouring axes of some tensor -> Shape(tensor)[start:end]."""
+    """A vector of sizes of adjacent axes of some tensor -> Shape(tensor)[start:end]."""
     sizes = known_list(g, node.outputs[0]) if node.outputs[0] in g.values else None
     shape = g.shape(node.outputs[0])
     symbolic = sizes is not None and any(isinstance(s, Poly) for s in sizes)
@@ -32,7 +32,7 @@ def part_of_a_shape(g: ModelGraph, node: Node) -> bool:
     if found is None:
         return False
     name, start, end = found
-    g.turn(node, "Shape", [name], start=start, end=end)
+    g.rewrite(node, "Shape", [name], start=start, end=end)
     return True
 
 
@@ -59,13 +59,13 @@ def shorter_shape(g: ModelGraph, node: Node) -> bool:
             infer_node(g, part)
             merged = part.outputs[0]
             g.types[merged] = (onnx.TensorProto.INT64, (len(both),))
-        g.turn(node, "Concat", [*node.inputs[:i], merged, *node.inputs[i + 2 :]], axis=0)
+        g.rewrite(node, "Concat", [*node.inputs[:i], merged, *node.inputs[i + 2 :]], axis=0)
         return True
     return False
 
 
 def _axes_with(g: ModelGraph, node: Node, sizes: Sequence[Size]) -> tuple[str, int, int] | None:
-    """A tensor defined before `node`, inputs first, and axes of it that have these sizes."""
+    """A tensor defined before `node` (inputs are preferred) and adjacent axes of it with these sizes."""
     names = [i.name for i in g.inputs]
     for earlier in g.nodes:
         if earlier is node:

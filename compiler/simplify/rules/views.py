@@ -1,7 +1,6 @@
-"""Clean-up of what only moves or relabels data: reshapes, transposes, expansions, slices, casts, and shape arithmetic.
+"""Rules for data movement: reshapes, transposes, expansions, slices, concatenations, pads and casts.
 
-Shapes with symbols stay as they are unless a constant
-says the same for every size. Invariant: no rule adds nodes.
+Symbolic shapes are kept unless a constant is equivalent for every size. Invariant: no rule adds nodes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 def constant_target(x: Shape, target: Shape) -> list[int] | None:
-    """The constant that reshapes `x` into `target`: numbers, 0 for `x`'s own axis, -1 once; None if none does."""
+    """The constant that reshapes `x` to `target`: numbers, 0 to copy `x`'s axis, -1 at most once; None if there is
+    none."""
     found: list[int] = []
     for i, size in enumerate(target):
         if isinstance(size, int):
@@ -39,7 +39,7 @@ def constant_target(x: Shape, target: Shape) -> list[int] | None:
 
 @rule(*VIEWS)
 def no_op_view(g: ModelGraph, node: Node) -> bool:
-    """A view of the shape that its operand has already."""
+    """A view that keeps its operand's shape -> the operand."""
     x, y = g.shape(node.inputs[0]), g.shape(node.outputs[0])
     return x is not None and x == y and g.replace(node, node.inputs[0])
 
@@ -61,7 +61,7 @@ def view_of_view(g: ModelGraph, node: Node) -> bool:
 
 @rule("Reshape")
 def constant_reshape(g: ModelGraph, node: Node) -> bool:
-    """A computed target that a constant can express."""
+    """A computed target shape -> an equivalent constant."""
     x, y = g.shape(node.inputs[0]), g.shape(node.outputs[0])
     if node.inputs[1] in g.constants or x is None or y is None:
         return False
@@ -73,7 +73,7 @@ def constant_reshape(g: ModelGraph, node: Node) -> bool:
 
 
 def _reshape(g: ModelGraph, node: Node, x: str, target: Sequence[int]) -> None:
-    g.turn(node, "Reshape", [x, g.constant(np.array(target, np.int64), f"{node.outputs[0]}.shape")])
+    g.rewrite(node, "Reshape", [x, g.constant(np.array(target, np.int64), f"{node.outputs[0]}.shape")])
 
 
 @rule(*VIEWS, "Expand")
@@ -89,7 +89,8 @@ def view_before_broadcast(g: ModelGraph, node: Node) -> bool:
 
 
 def _broadcasts_alike(g: ModelGraph, reader: Node, name: str, x: Shape) -> bool:
-    """Whether `reader` gives the same result when `name` has shape `x`: only leading axes or repetitions differ."""
+    """Whether `reader` gives the same result if `name` has shape `x`, which differs only in leading axes of size 1 or
+    repetitions."""
     viewed, result = g.shape(name), g.shape(reader.outputs[0])
     if reader.op not in BROADCASTING or reader.domain or viewed is None or result is None:
         return False
@@ -112,14 +113,14 @@ def _broadcasts_alike(g: ModelGraph, reader: Node, name: str, x: Shape) -> bool:
 
 @rule("Expand")
 def no_op_expand(g: ModelGraph, node: Node) -> bool:
-    """An expansion to the shape that is there."""
+    """An expansion to its operand's shape -> the operand."""
     x, y = g.shape(node.inputs[0]), g.shape(node.outputs[0])
     return x is not None and x == y and g.replace(node, node.inputs[0])
 
 
 @rule("Expand")
 def constant_expand(g: ModelGraph, node: Node) -> bool:
-    """A computed target in which every symbolic axis is the operand's own: 1 keeps it."""
+    """A computed target shape in which every symbolic axis is the operand's -> a constant with 1 for that axis."""
     x, y = g.shape(node.inputs[0]), g.shape(node.outputs[0])
     if node.inputs[1] in g.constants or x is None or y is None:
         return False
@@ -133,7 +134,7 @@ def constant_expand(g: ModelGraph, node: Node) -> bool:
 
 @rule("Tile")
 def no_op_tile(g: ModelGraph, node: Node) -> bool:
-    """Every axis once."""
+    """A tile with one repeat on every axis -> its operand."""
     repeats = ints(g, node.inputs[1])
     return repeats is not None and all(r == 1 for r in repeats) and g.replace(node, node.inputs[0])
 
@@ -142,7 +143,7 @@ def no_op_tile(g: ModelGraph, node: Node) -> bool:
 
 
 def permutation(g: ModelGraph, node: Node) -> list[int] | None:
-    """`perm` of a Transpose; None when it is left out and the rank unknown."""
+    """`perm` of a Transpose; None if it is omitted and the rank is unknown."""
     x = g.shape(node.inputs[0])
     perm = node.attr("perm")
     return perm if perm is not None else (None if x is None else list(range(len(x)))[::-1])
@@ -159,13 +160,13 @@ def transpose_of_transpose(g: ModelGraph, node: Node) -> bool:
     first = permutation(g, inner) if inner is not None else None
     if inner is None or first is None:
         return False
-    g.turn(node, "Transpose", inner.inputs, perm=[first[p] for p in perm])
+    g.rewrite(node, "Transpose", inner.inputs, perm=[first[p] for p in perm])
     return True
 
 
 @rule("Transpose")
 def transpose_of_ones(g: ModelGraph, node: Node) -> bool:
-    """A transpose that moves only axes of size 1 is a reshape, which can meet other reshapes."""
+    """A transpose that moves only axes of size 1 -> a reshape, which can be merged with other reshapes."""
     x, y, perm = g.shape(node.inputs[0]), g.shape(node.outputs[0]), permutation(g, node)
     if x is None or y is None or perm is None:
         return False
@@ -185,7 +186,7 @@ def transpose_of_ones(g: ModelGraph, node: Node) -> bool:
 
 @rule("Slice")
 def no_op_slice(g: ModelGraph, node: Node) -> bool:
-    """From the start to the end of every axis."""
+    """A slice of every axis from start to end -> its operand."""
     x, parameters = g.shape(node.inputs[0]), slice_parameters(g, node)
     if x is None or parameters is None:
         return False
@@ -199,7 +200,7 @@ def no_op_slice(g: ModelGraph, node: Node) -> bool:
 
 @rule("Slice")
 def slice_of_slice(g: ModelGraph, node: Node) -> bool:
-    """Slices of different axes, all of it constant -> one."""
+    """Two slices of different axes with constant parameters -> one slice."""
     inner = g.producer(node.inputs[0], "Slice")
     if inner is None or g.opset < 10 or g.only_consumer(node.inputs[0]) is None:
         return False
@@ -213,7 +214,7 @@ def slice_of_slice(g: ModelGraph, node: Node) -> bool:
         return False
     merged = [np.array([*both[0][k], *both[1][k]], np.int64) for k in range(4)]
     names = [g.constant(v, f"{node.outputs[0]}.{hint}") for v, hint in zip(merged, _SLICE_INPUTS, strict=True)]
-    g.turn(node, "Slice", [inner.inputs[0], *names])
+    g.rewrite(node, "Slice", [inner.inputs[0], *names])
     return True
 
 
@@ -222,7 +223,7 @@ _SLICE_INPUTS = ("starts", "ends", "axes", "steps")
 
 @rule("Concat")
 def concat_of_one(g: ModelGraph, node: Node) -> bool:
-    """A concatenation of one tensor, once empty ones are left out."""
+    """A concatenation with one tensor that is not empty -> that tensor."""
     axis = node.attr("axis")
     shapes = [g.shape(n) for n in node.inputs]
     filled = [n for n, s in zip(node.inputs, shapes, strict=True) if s is None or s[axis] != 0]
@@ -230,7 +231,7 @@ def concat_of_one(g: ModelGraph, node: Node) -> bool:
         return g.replace(node, filled[0])
     if len(filled) == len(node.inputs) or not filled:
         return False
-    g.turn(node, "Concat", filled, axis=axis)
+    g.rewrite(node, "Concat", filled, axis=axis)
     return True
 
 
@@ -244,7 +245,7 @@ def concat_of_concat(g: ModelGraph, node: Node) -> bool:
         if inner is None or g.only_consumer(name) is not node or not rank:
             continue
         if inner.attr("axis") % rank == axis % rank:
-            g.turn(node, "Concat", [*node.inputs[:i], *inner.inputs, *node.inputs[i + 1 :]], axis=axis)
+            g.rewrite(node, "Concat", [*node.inputs[:i], *inner.inputs, *node.inputs[i + 1 :]], axis=axis)
             return True
     return False
 
@@ -265,20 +266,20 @@ def split_and_squeeze(g: ModelGraph, node: Node) -> bool:
     x = node.inputs[0]
     for i, reader in enumerate(entries):
         index = g.constant(np.array(i, np.int64), f"{reader.outputs[0]}.index")
-        g.turn(reader, "Gather", [x, index], axis=axis)
+        g.rewrite(reader, "Gather", [x, index], axis=axis)
     return True
 
 
 @rule("Pad")
 def no_op_pad(g: ModelGraph, node: Node) -> bool:
-    """Pads of nothing."""
+    """A pad with zero widths -> its operand."""
     pads = node.attr("pads") if g.opset < 11 else ints(g, node.input(1))
     return pads is not None and not any(pads) and g.replace(node, node.inputs[0])
 
 
 @rule("Conv", "MaxPool", "AveragePool")
 def pad_into_window(g: ModelGraph, node: Node) -> bool:
-    """conv(pad(x)) -> conv with those pads. Pads of a convolution are zeros, of a maximum the least number."""
+    """conv(pad(x)) -> conv with those pads. A convolution pads with zeros, a maximum with the smallest number."""
     pad = g.producer(node.inputs[0], "Pad")
     if pad is None or pad.attr("mode", "constant") != "constant" or pad.input(3):
         return False
@@ -298,7 +299,7 @@ def pad_into_window(g: ModelGraph, node: Node) -> bool:
     total = [a + b for a, b in zip(own, [*pads[2:rank], *pads[rank + 2 :]], strict=True)]
     kernel = node.attr("kernel_shape") or (g.shape(node.inputs[1]) or ())[2:]
     if node.op != "Conv" and any(p >= k for p, k in zip(total, [*kernel, *kernel], strict=True)):
-        return False  # ONNX Runtime refuses pooling windows that lie in the padding alone
+        return False  # ONNX Runtime rejects pooling windows that lie entirely in the padding
     node.set(auto_pad=None, pads=total)
     g.rewire(node, 0, pad.inputs[0])
     return True
@@ -309,7 +310,7 @@ def pad_into_window(g: ModelGraph, node: Node) -> bool:
 
 @rule("Cast")
 def no_op_cast(g: ModelGraph, node: Node) -> bool:
-    """A cast to the type that is there."""
+    """A cast to its operand's type -> the operand."""
     return g.dtype(node.inputs[0]) == node.attr("to") and g.replace(node, node.inputs[0])
 
 
@@ -321,7 +322,7 @@ _WIDENING: dict[int, int] = {
 
 @rule("Cast")
 def cast_of_cast(g: ModelGraph, node: Node) -> bool:
-    """cast(cast(x)) -> cast(x) where the first one keeps every value: it goes to a wider type."""
+    """cast(cast(x)) -> cast(x) if the inner cast is exact (to a wider type)."""
     inner = g.producer(node.inputs[0], "Cast")
     if inner is None:
         return False
@@ -334,12 +335,12 @@ def cast_of_cast(g: ModelGraph, node: Node) -> bool:
     return True
 
 
-# Nothing at all
+# Identities
 
 
 @rule("Identity", "Dropout")
 def nothing(g: ModelGraph, node: Node) -> bool:
-    """Identity, and Dropout in inference (from opset 12 on training is an input)."""
+    """Identity, or Dropout in inference mode (training is an input from opset 12) -> its operand."""
     masked = any(n in g.pinned or g.consumers(n) for n in node.outputs[1:])
     if masked or (node.input(2) and (g.array(node.input(2)) is None or bool(g.array(node.input(2))))):
         return False

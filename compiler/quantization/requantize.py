@@ -1,6 +1,6 @@
-"""Quantizing the text of a dump again, from the plan that the dump holds.
+"""Quantizes a dumped module again, with the plan stored in the dump.
 
-Invariant: the outcome is the module that the compilation went on with.
+Invariant: the result is the module that the dumped compilation continued with.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ppuc.targets.description import Target
 
 
 def requantized(module: Module, step: Quantize, text: Path, target: Target) -> Module:
-    """`module`, read from `text`, after `step`. Raises UsageError when it has been through passes already, and when the
-    plan is missing or is not this module's."""
+    """`module`, read from `text`, after `step`. Raises UsageError if passes have already run on it, and if the plan is
+    missing or belongs to another module."""
     file = text.parent / QUANTIZATION
     if module.done:
         return step.run(module, target)

@@ -1,10 +1,10 @@
 """Decides whether a repair is kept: it must improve accuracy on samples held out from fitting and choosing it.
 
-Cross-validation chooses a repair. It is misled by samples that resemble each other (steps of one sequence, frames of
-one film), and a mean over outputs hides one that loses. So what was fitted in the end is measured once more, beside the
-plan without it, and given up if it loses, over all outputs or at any single one by more than chance.
+Cross-validation chooses a repair, but similar samples (steps of one sequence, frames of one film) mislead it, and a
+mean over outputs hides a single output that gets worse. So the fitted repair is measured once more against the plan
+without it, and discarded if it is worse over all outputs, or significantly worse at any single output.
 
-Invariant: a plan with a repair has been measured on samples held back, and won there.
+Invariant: a repaired plan was measured on held-out samples and improved them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ppuc.compiler.quantization.repair import NONE, affordable
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A repair by `method` that lost on samples held back: SQNR in dB there, `without` it and `repaired`, at the output
-    that lost most, or ("") over all outputs, when no single one lost."""
+    """A repair by `method` that was worse on held-out samples: SQNR in dB without and with it, at the output with the
+    largest loss, or over all outputs ("") if no single output was worse."""
 
     method: str
     output: str
@@ -37,7 +37,7 @@ class Refusal:
     def reason(self) -> str:
         """The reason as text."""
         where = f"output '{self.output}'" if self.output else "the outputs"
-        return f"takes {where} from {self.without_db:.1f} to {self.repaired_db:.1f} dB on samples held back"
+        return f"takes {where} from {self.without_db:.1f} to {self.repaired_db:.1f} dB on held-out samples"
 
     def record(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -74,7 +74,7 @@ def kept(
         if found is not None:
             remarks.missed("repair", entity, (), f"'{found.method}' {found.reason}", **about)
         else:
-            remarks.applied("repair", entity, (), f"'{method}' gains on samples held back", **about)
+            remarks.applied("repair", entity, (), f"'{method}' gains on held-out samples", **about)
     return Kept(repaired, method) if found is None else Kept(plain, NONE, found)
 
 

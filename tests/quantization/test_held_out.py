@@ -8,7 +8,7 @@ import numpy as np
 
 from ppuc.compiler.passes.remarks import collecting
 from ppuc.compiler.quantization.calibrate import calibrated_plan
-from ppuc.compiler.quantization.held_back import kept, refusal
+from ppuc.compiler.quantization.held_out import kept, refusal
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference
 from ppuc.compiler.quantization.repair import apply_repair
 from tests.quantization.networks import convnet, prepared, samples_of
@@ -35,7 +35,7 @@ def test_an_output_that_loses_is_not_outweighed_by_others() -> None:
     before, after = accuracy(v1=[20, 22, 21], v2=[30, 30, 31]), accuracy(v1=[17, 19.5, 18], v2=[40, 40, 41])
     found = refusal(before, after, "offsets, fit", NAMES)
     assert found is not None
-    assert found.reason == "takes output 'logits' from 21.0 to 18.2 dB on samples held back"
+    assert found.reason == "takes output 'logits' from 21.0 to 18.2 dB on held-out samples"
     assert math.isclose(found.without_db - found.repaired_db, 17 / 6)
 
 
@@ -81,4 +81,4 @@ def test_a_repair_that_holds_for_other_data_is_applied() -> None:
         found = kept(ready, plan, fitted, "fit", others)
     assert found.plan is fitted
     assert found.refused is None
-    assert [(r.kind, r.reason) for r in said.remarks] == [("applied", "'fit' gains on samples held back")]
+    assert [(r.kind, r.reason) for r in said.remarks] == [("applied", "'fit' gains on held-out samples")]
