@@ -277,8 +277,8 @@ def _rope(n: Network, x: str, cos: str, sin: str, width: int) -> str:
     axis = n.constant(np.array([-1], np.int64))
     low = n.op("Slice", x, bounds[0], bounds[1], axis)
     high = n.op("Slice", x, bounds[1], bounds[2], axis)
-    turned = n.op("Concat", n.op("Neg", high), low, axis=-1)
-    return n.op("Add", n.op("Mul", x, cos), n.op("Mul", turned, sin))
+    rotated = n.op("Concat", n.op("Neg", high), low, axis=-1)
+    return n.op("Add", n.op("Mul", x, cos), n.op("Mul", rotated, sin))
 
 
 def _repeat(n: Network, x: str, groups: int, times: int, tokens: int, width: int) -> str:

@@ -47,9 +47,9 @@ def mma_shape(dtype: DType, target: Target) -> MmaShape:
 
 
 def in_order(target: Target) -> bool:
-    """Whether tiles are dealt in order over the units, as kernels of a library deal them, rather than by loops that
-    each unit runs on its own. Such libraries deal tiles in squares (`rows_together`) and exchange the operands of a
-    product, which computes the transposed result, where fewer fragments cover a tile so."""
+    """Whether units take tiles from one ordered list, as kernels of a library do, rather than each running its own
+    share of the loops. Such libraries order tiles in groups of rows (`group_rows`) and swap the operands of a product,
+    which computes the transposed result, if fewer fragments then cover a tile."""
     return target.launch.tiles != "streaming"
 
 
@@ -102,9 +102,9 @@ def engine_clk(
     return folds * (stream + fm + fn - 2)
 
 
-def rows_together(rows: int, cols: int, row_tiles: int, col_tiles: int, units: int) -> int:
-    """Tiles of rows that are dealt beside one another, before the next tile of columns, so that `units` tiles of
-    rows x cols cover a square: as many, nearly even groups."""
+def group_rows(rows: int, cols: int, row_tiles: int, col_tiles: int, units: int) -> int:
+    """The height, in row tiles, of a group in grouped ordering: tiles of a group are taken column by column, so that
+    `units` tiles of rows x cols, running at a time, cover about a square. Groups are nearly even."""
     if col_tiles * row_tiles <= units:
         return row_tiles
     wanted = max(1.0, math.sqrt(units * cols / rows), units / col_tiles)
@@ -281,6 +281,7 @@ __all__ = [
     "engine_of",
     "flow_cap",
     "gap_clk",
+    "group_rows",
     "hbm_bytes_per_clk",
     "hop_offsets",
     "in_order",
@@ -291,7 +292,6 @@ __all__ = [
     "mma_operand_bytes",
     "mma_shape",
     "placed",
-    "rows_together",
     "shared_fragments",
     "stream_rate",
     "visit_weight",

@@ -84,9 +84,9 @@ class Launch:
 class TensorEngine:
     """The matrix engine of one unit: `lanes` lanes in a grid, each starting one m x n x k fragment every `ii_clk`
     cycles. Lanes in a row of the grid share A fragments, lanes in a column share B fragments, and a lane reuses fetched
-    operands for `operand_reuse` fragments of the result, in rows and columns. Where tiles are dealt in order the
-    operands may change places, which computes the transposed result, if fewer fragments cover a tile so. `f32` is full
-    f32 arithmetic.
+    operands for `operand_reuse` fragments of the result, in rows and columns. If tiles are taken in order, the operands
+    may be swapped, which computes the transposed result, if fewer fragments then cover a tile. `f32` is full f32
+    arithmetic.
 
     A lane of a systolic engine is an array of R x C cells. Dataflow weight: B's [R, C] block stays, rows of A stream,
     the fragment is [1, C, R]. Dataflow output: an [R, C] block of the result stays, k streams, the fragment is [R, C,

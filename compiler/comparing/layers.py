@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppuc.compiler.alias import aliased
-from ppuc.compiler.comparing.undefined import defined, saying_so, undefined_elements
+from ppuc.compiler.comparing.undefined import defined, undefined_elements, with_undefined_note
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import node_outputs
 from ppuc.compiler.frontend.load import ImportedModel
@@ -105,7 +105,7 @@ def compared_layers(layers: Layers, imported: ImportedModel, judge: Judge) -> tu
         places = undefined.get(layers.tensors[node])
         here = matching(places, array) if places is not None else None
         result = judge.compare(node, values.get(node, ""), defined(array, here), defined(reference, here))
-        return saying_so(result, here)
+        return with_undefined_note(result, here)
 
     found: dict[str, Comparison] = {}
     for value, node in layers.nodes.items():

@@ -50,7 +50,7 @@ def defined(array: np.ndarray, undefined: np.ndarray | None) -> np.ndarray:
     return array if undefined is None else np.where(undefined, np.zeros((), array.dtype), array)
 
 
-def saying_so(comparison: Comparison, undefined: np.ndarray | None) -> Comparison:
+def with_undefined_note(comparison: Comparison, undefined: np.ndarray | None) -> Comparison:
     """`comparison` of `defined` arrays, with what was left out."""
     if undefined is None:
         return comparison

@@ -175,9 +175,11 @@ def _cast(x: _Exporter, op: Op, names: list[str], out: str) -> None:
 def _matmul(x: _Exporter, op: Op, names: list[str], out: str) -> None:
     attrs: Any = op.attrs
     operands = []
-    for value, turned in zip(op.operands, (attrs.transpose_a, attrs.transpose_b), strict=True):
+    for value, transposed in zip(op.operands, (attrs.transpose_a, attrs.transpose_b), strict=True):
         name, rank = x.floats(value), value.type.rank
-        operands.append(x.node("Transpose", [name], perm=[*range(rank - 2), rank - 1, rank - 2]) if turned else name)
+        operands.append(
+            x.node("Transpose", [name], perm=[*range(rank - 2), rank - 1, rank - 2]) if transposed else name
+        )
     _product(x, op, "MatMul", operands, out)
 
 

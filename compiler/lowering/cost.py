@@ -16,6 +16,7 @@ from ppuc.ir.kernel import View
 from ppuc.ir.types import DType, Space
 from ppuc.targets.cost import (
     engine_of,
+    group_rows,
     in_order,
     l2_bytes_per_clk,
     longer_row,
@@ -23,7 +24,6 @@ from ppuc.targets.cost import (
     mma_operand_bytes,
     mma_shape,
     placed,
-    rows_together,
     shared_fragments,
 )
 from ppuc.targets.schema import Target
@@ -93,27 +93,27 @@ def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None
 
 
 def sharers(row_tiles: int, col_tiles: int, tm: int, tn: int, target: Target) -> tuple[int, int]:
-    """Units that share one read of a tile of the left and of the right operand: neighbours that multicast serves, when
-    tiles are dealt in order."""
+    """Units that share one read of a tile of the left and of the right operand: neighbours that multicast serves, if
+    tiles are taken in order."""
     if target.l2.managed != "cache" or target.noc.multicast == "none" or not in_order(target):
         return 1, 1
-    beside = together_of(row_tiles, col_tiles, tm, tn, target)
+    beside = group_rows_of(row_tiles, col_tiles, tm, tn, target)
     return (1, min(target.cu_per_ce, beside)) if beside > 1 else (min(target.cu_per_ce, col_tiles), 1)
 
 
-def together_of(row_tiles: int, col_tiles: int, tm: int, tn: int, target: Target) -> int:
-    """Tiles of rows that are dealt beside one another."""
-    return rows_together(tm, tn, row_tiles, col_tiles, target.cu) if in_order(target) else 1
+def group_rows_of(row_tiles: int, col_tiles: int, tm: int, tn: int, target: Target) -> int:
+    """The height of a group of tiles in grouped ordering; 1 if tiles are not taken in order."""
+    return group_rows(tm, tn, row_tiles, col_tiles, target.cu) if in_order(target) else 1
 
 
 def contraction_traffic(rows: tuple[int, int, float], cols: tuple[int, int, float], target: Target) -> float:
     """Bytes that a cached l2 reads from device memory for a grid of result tiles. `rows`: elements of a tile, number of
     tiles, bytes of the left operand that one of them needs; `cols`: the same for columns.
 
-    Tiles run `cu` at a time, `rows_together` of them beside one another: l2 serves what those share. It keeps what the
-    next ones share as long as that fits, so that rows or columns are read once a group, or once in all."""
+    `cu` tiles run at a time, in groups of `group_rows` row tiles; they share their reads through l2. If l2 also holds
+    what the next tiles share, rows or columns are read once per group, or only once."""
     (tm, row_tiles, a), (tn, col_tiles, b) = rows, cols
-    together = together_of(row_tiles, col_tiles, tm, tn, target)
+    together = group_rows_of(row_tiles, col_tiles, tm, tn, target)
     groups = -(-row_tiles // together)
     if row_tiles * a + col_tiles * b <= target.l2.bytes:
         return row_tiles * a + col_tiles * b

@@ -44,7 +44,7 @@ REPORTED = 4
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """The goal, metric and scope of a study, in addition to the compile options. `state` is a file that keeps the
+    """The goal and the task metric of a study, in addition to the compile options. `state` is a file that keeps the
     measurements of a search, to resume it after an interruption."""
 
     goal: Goal = field(default_factory=Goal)

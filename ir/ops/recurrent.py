@@ -96,10 +96,10 @@ def _lstm_step(m: Any, t: int, states: Sequence[Any]) -> Sequence[Any]:
     """c = f * c + i * g(..); h = o * h(c); peepholes: i and f see the old cell state, o the new one."""
     h, cell = states
     a, (i, o, f, g) = m.algebra, m.gates(t, 0, 4, h)
-    enter = m.activate(0, m.peep(0, i, cell))
-    forget = a("sub", 1.0, enter) if m.attrs.input_forget else m.activate(0, m.peep(2, f, cell))
+    enter = m.activate(0, m.add_peephole(0, i, cell))
+    forget = a("sub", 1.0, enter) if m.attrs.input_forget else m.activate(0, m.add_peephole(2, f, cell))
     new = a("add", a("mul", forget, cell), a("mul", enter, m.activate(1, g)))
-    leave = m.activate(0, m.peep(1, o, new))
+    leave = m.activate(0, m.add_peephole(1, o, new))
     return a("mul", leave, m.activate(2, new, clipped=False)), new
 
 
@@ -134,7 +134,7 @@ class _Machine:
         """[H]: peephole weights (0: i, 1: o, 2: f)."""
         raise NotImplementedError
 
-    def peep(self, index: int, x: Any, cell: Any) -> Any:
+    def add_peephole(self, index: int, x: Any, cell: Any) -> Any:
         if not _extras(self.attrs)[0]:
             return x
         return self.algebra("add", x, self.algebra("mul", cell, self.peephole(index)))

@@ -15,9 +15,9 @@ def _enter_loop(st: State, s: int, loop: Loop) -> bool:
     """Start a loop for this unit; False if it has no iterations."""
     start, step = loop.start, loop.step
     if loop.axis >= 0:
-        seat = st.seat[s, loop.axis]
-        start += seat.coord * step
-        step *= seat.radix
+        coordinate = st.coordinate[s, loop.axis]
+        start += coordinate.coord * step
+        step *= coordinate.radix
     place: Place = st.place[s, loop.depth]
     place.trips = max(0, -((start - loop.stop) // step))
     place.it = 0
@@ -36,7 +36,7 @@ def _enter_tile(c: Code, st: State, s: int, loop: Loop) -> bool:
         if j == loop.depth:
             place.it, place.trips = number // count % n, n
         count *= n
-    if c.kernel[loop.kernel].together > 1 and loop.depth >= around - 2:
+    if c.kernel[loop.kernel].group_rows > 1 and loop.depth >= around - 2:
         place.it = _in_group(c, loop, number)
     place.at = loop.start + place.it * loop.step
     return bool(number < count)
@@ -44,14 +44,14 @@ def _enter_tile(c: Code, st: State, s: int, loop: Loop) -> bool:
 
 @helper
 def _in_group(c: Code, loop: Loop, number: int) -> int:
-    """Iteration of one of the two inner loops around a tile, where `together` rows of tiles are dealt column by
-    column."""
+    """Iteration of one of the two inner loops around a tile, where groups of `group_rows` rows of tiles are taken
+    column by column."""
     kernel: Kernel = c.kernel[loop.kernel]
     rows, cols = c.trips[loop.kernel, kernel.around - 2], c.trips[loop.kernel, kernel.around - 1]
     number %= rows * cols
-    first = number // (kernel.together * cols) * kernel.together
+    first = number // (kernel.group_rows * cols) * kernel.group_rows
     number -= first * cols
-    high = min(kernel.together, rows - first)
+    high = min(kernel.group_rows, rows - first)
     return int(number // high if loop.depth == kernel.around - 1 else first + number % high)
 
 
@@ -65,8 +65,8 @@ def _enter_kernel(c: Code, st: State, s: int, kernel: int) -> bool:
     q.tile = unit
     for a in range(c.radix.shape[1] - 1, -1, -1):
         n = c.radix[kernel, a]
-        st.seat[s, a].coord = unit % n
-        st.seat[s, a].radix = n
+        st.coordinate[s, a].coord = unit % n
+        st.coordinate[s, a].radix = n
         unit //= n
     return True
 
@@ -96,18 +96,18 @@ def seek(c: Code, st: State, s: int) -> bool:
             q.pc = pc
             return False
         loop: Loop = c.loop[arg]
-        dealt = loop.depth < c.kernel[loop.kernel].around
+        distributed = loop.depth < c.kernel[loop.kernel].around
         if op == NODE_LOOP:
-            entered = _enter_tile(c, st, s, loop) if dealt else _enter_loop(st, s, loop)
+            entered = _enter_tile(c, st, s, loop) if distributed else _enter_loop(st, s, loop)
             pc = loop.body if entered else loop.after
-        elif dealt:
+        elif distributed:
             q.tile += len(st.filled)
             pc = loop.root
         else:
             place: Place = st.place[s, loop.depth]
             place.it += 1
             if place.it < place.trips:
-                place.at += loop.step * (st.seat[s, loop.axis].radix if loop.axis >= 0 else 1)
+                place.at += loop.step * (st.coordinate[s, loop.axis].radix if loop.axis >= 0 else 1)
                 pc = loop.body
             else:
                 pc += 1

@@ -31,7 +31,7 @@ from ppuc.ir.program import (
 )
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
-from ppuc.targets.cost import rows_together
+from ppuc.targets.cost import group_rows
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import records as rec
 from ppuc.targets.simulator import tables as t
@@ -302,9 +302,9 @@ class _Builder:
 
     def _blocks(self) -> tuple[np.ndarray, np.ndarray]:
         """For targets that run tiles as blocks, per kernel with an accumulator: the loops around a tile's last store
-        (which is marked), the slots of the accumulator, the rows of tiles distributed together, and the trip counts.
-        The loops must enclose everything except once-per-kernel work, and every ring must live either within a tile or
-        for the whole kernel."""
+        (which is marked), the slots of the accumulator, the rows of a group of tiles, and the trip counts. The loops
+        must enclose everything except once-per-kernel work, and every ring must live either within a tile or for the
+        whole kernel."""
         kernels = max(len(self.segment.kernels), 1)
         blocks, trips = np.full((kernels, 3), -1, np.int64), np.ones((kernels, self.shapes.depth), np.int64)
         if self.target.launch.tiles == "streaming":
@@ -322,7 +322,7 @@ class _Builder:
             if around > 1:
                 rows, cols = loops[0][around - 2], loops[0][around - 1]
                 row_tiles, col_tiles = (int(n) for n in trips[k, around - 2 : around])
-                blocks[k, 2] = rows_together(rows.step, cols.step, row_tiles, col_tiles, self.target.cu)
+                blocks[k, 2] = group_rows(rows.step, cols.step, row_tiles, col_tiles, self.target.cu)
             stores[-1][9] = 1
         return blocks, trips
 
@@ -352,8 +352,8 @@ class _Builder:
         for r, pushes in self.pushes.items():
             k = self.ring_kernel[r]
             if blocks[k, 0] >= 0:
-                dealt = np.maximum(0, -(-(tiles[k] - np.arange(self.target.cu)) // self.target.cu))
-                total[:, r] = sum(self._pushes_of_tiles(dealt, *push, int(blocks[k, 0])) for push in pushes)
+                assigned = np.maximum(0, -(-(tiles[k] - np.arange(self.target.cu)) // self.target.cu))
+                total[:, r] = sum(self._pushes_of_tiles(assigned, *push, int(blocks[k, 0])) for push in pushes)
                 continue
             coords = np.stack(np.unravel_index(np.arange(units[k]), tuple(radix[k])), 1)
             for level, loops in pushes:

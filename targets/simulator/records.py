@@ -25,13 +25,13 @@ class Node(Protocol):
 
 class Kernel(Protocol):
     """`around` loops enclose a tile that is distributed in order (-1: by the grid), with `slots` tiles in flight;
-    `together` iterations of the last but one of these loops are dealt before the next of the last; `end*` is the first
-    node after the kernel, by queue."""
+    `group_rows` iterations of the last but one of these loops are taken before the next of the last; `end*` is the
+    first node after the kernel, by queue."""
 
     units: int
     around: int
     slots: int
-    together: int
+    group_rows: int
     end_load: int
     end_store: int
     end_tensor: int
@@ -355,7 +355,7 @@ class Place(Protocol):
     trips: int
 
 
-class Seat(Protocol):
+class Coordinate(Protocol):
     """A stream's coordinate on a grid axis and the axis' size."""
 
     coord: int

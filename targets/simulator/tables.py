@@ -112,7 +112,7 @@ class State(NamedTuple):
     core: np.ndarray  # [1] Core
     stream: np.ndarray  # [S] Stream
     place: np.ndarray  # [S, D] Place
-    seat: np.ndarray  # [S, A] Seat
+    coordinate: np.ndarray  # [S, A] Coordinate
     flight: np.ndarray  # [S, IN_FLIGHT] Flight
     filled: np.ndarray  # [U, R] Filled
     reader: np.ndarray  # [U, R, 4] Reader
@@ -155,15 +155,15 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
     core["finish"], core["logging"], core["stack"], core["pause"] = np.inf, log_rows > 0, s, len(code.node)
     listed = rec.rows(rec.Listed, 2 * s)
     listed["stack"][:s] = np.arange(s)[::-1]
-    seat, stat = rec.rows(rec.Seat, s, code.radix.shape[1]), rec.rows(rec.Stat, i)
-    seat["radix"], stat["start"] = 1, np.inf
+    coordinate, stat = rec.rows(rec.Coordinate, s, code.radix.shape[1]), rec.rows(rec.Stat, i)
+    coordinate["radix"], stat["start"] = 1, np.inf
     cache = rec.rows(rec.Cached, CACHE_ENTRIES if machine.numbers["cached"][0] else 1)
     cache["key"] = cache["near"] = -1
     return State(
         core=core,
         stream=_streams(code, machine),
         place=rec.rows(rec.Place, s, d),
-        seat=seat,
+        coordinate=coordinate,
         flight=rec.rows(rec.Flight, s, IN_FLIGHT),
         filled=rec.rows(rec.Filled, u, r),
         reader=rec.rows(rec.Reader, u, r, 4),

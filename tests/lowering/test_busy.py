@@ -16,8 +16,8 @@ TINY = load_target("ppu-tiny")
 
 
 def product() -> tuple[Kernel, tuple[VectorProgram, ...]]:
-    """y[64, 48] = relu(x[64, 32] w[32, 48]) in tiles of 16 x 48 x 16, rows dealt to 2 units; w is loaded k first, from
-    memory in which k runs slowest, and a view whose first dimension is its columns."""
+    """y[64, 48] = relu(x[64, 32] w[32, 48]) in tiles of 16 x 48 x 16, rows distributed over 2 units; w is loaded k
+    first, from memory in which k runs slowest, and a view whose first dimension is its columns."""
     params = (
         Param("x", "x", DType.F32, View((64, 32), (32, 1)), Space.HBM),
         Param("w", "w", DType.F32, View((48, 32), (1, 48)), Space.L2),

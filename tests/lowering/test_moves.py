@@ -93,9 +93,9 @@ def test_large_transposes_move_rows_on_both_sides(shape: tuple[int, ...]) -> Non
 def test_turning_is_used_when_rows_cost_more_than_the_vector_engine() -> None:
     view, turned = View((256, 256), (256, 1)), View((256, 256), (1, 256))
     target = target_of("zhenwu-m890")
-    assert plan(Geometry((256, 256), Access(turned, (0, 0)), view, DType.F32), target).turned
-    assert not plan(Geometry((256, 256), Access(view, (0, 0)), view, DType.F32), target).turned
-    assert not plan(Geometry((256, 256), Access(turned, (0, 0)), view, DType.F8E5M2), target).turned
+    assert plan(Geometry((256, 256), Access(turned, (0, 0)), view, DType.F32), target).transposed
+    assert not plan(Geometry((256, 256), Access(view, (0, 0)), view, DType.F32), target).transposed
+    assert not plan(Geometry((256, 256), Access(turned, (0, 0)), view, DType.F8E5M2), target).transposed
 
 
 def test_turned_tiles_reach_over_both_edges() -> None:
@@ -144,7 +144,7 @@ def test_concat_reads_and_writes_through_views(target: str) -> None:
 
 
 def test_operands_share_one_grid() -> None:
-    """A flat operand and one of two axes are dealt over the same units; each is written once."""
+    """A flat operand and one of two axes are distributed over the same units; each is written once."""
     arrays = [data(DType.F32, 64, 40), data(DType.F32, 64, 3, seed=1)]
     kernel = check(lower_concat, arrays, op("concat", ConcatAttrs(1)), "zhenwu-m890")
     assert kernel.units > 1

@@ -21,7 +21,7 @@ from ppuc.compiler.pipeline.pass_options import specs_of
 from ppuc.compiler.pipeline.quantize_step import Quantize
 from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes
 from ppuc.compiler.quantization.data import Data
-from ppuc.compiler.quantization.redo import requantized
+from ppuc.compiler.quantization.requantize import requantized
 from ppuc.ir.errors import UsageError
 from ppuc.targets.artifact import Artifact, save
 from ppuc.targets.description import Target, load_target, override

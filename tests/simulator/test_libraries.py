@@ -1,4 +1,4 @@
-"""Machines whose kernels a library ships: tiles dealt in squares, operands in exchange, and the price of both."""
+"""Machines whose kernels a library ships: tiles in groups of rows, swapped operands, and the cost of both."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def run(m: int, n: int, k: int, target: Target) -> tuple[Profile, tuple[int, ...
 
 
 @given(st.integers(1, 256), st.integers(1, 256), st.integers(1, 300), st.integers(1, 300), st.integers(1, 200))
-def test_rows_dealt_together_are_nearly_even_groups(rows: int, cols: int, high: int, wide: int, units: int) -> None:
-    together = cost.rows_together(rows, cols, high, wide, units)
+def test_groups_of_rows_are_nearly_even(rows: int, cols: int, high: int, wide: int, units: int) -> None:
+    together = cost.group_rows(rows, cols, high, wide, units)
     assert 1 <= together <= high
     groups = -(-high // together)
     assert groups * together - high < groups, "groups differ by less than a row of tiles each"
 
 
 def test_tiles_under_way_cover_a_square() -> None:
-    together = cost.rows_together(128, 256, 1024, 1000, 128)
+    together = cost.group_rows(128, 256, 1024, 1000, 128)
     assert together * 128 == 128 // together * 256
-    assert cost.rows_together(128, 128, 4, 8, 64) == 4, "all tiles are under way at a time"
+    assert cost.group_rows(128, 128, 4, 8, 64) == 4, "all tiles are under way at a time"
 
 
 def test_traffic_of_a_cached_l2() -> None:
@@ -58,7 +58,7 @@ def test_traffic_of_a_cached_l2() -> None:
     one = contraction_traffic((128, 2, rows / 2), (256, 1000, weights / 1000), target)
     assert one == pytest.approx(rows + weights), "tiles that share weights run together"
     tall = contraction_traffic((128, 100, 1e6), (256, 1000, weights / 1000), target)
-    together = cost.rows_together(128, 256, 100, 1000, target.cu)
+    together = cost.group_rows(128, 256, 100, 1000, target.cu)
     assert tall == pytest.approx(100e6 + weights * math.ceil(100 / together))
     assert contraction_traffic((128, 100, 1e4), (256, 10, 1e5), target) == 2e6, "what fits is read once"
 

@@ -132,7 +132,7 @@ def _group_norm(node: ShapedNode) -> Iterator[Broken]:
 
 
 def _rotary(node: ShapedNode) -> Iterator[Broken]:
-    """x[N, heads, S, size] or x[N, S, heads * size], caches of half as many numbers as are turned."""
+    """x[N, heads, S, size] or x[N, S, heads * size], caches of half as many numbers as are rotated."""
     x, cos, heads = node.shape(0), node.shape(1), node.attributes.get("num_heads", 0)
     if x is None or len(x) not in (3, 4):
         return
@@ -145,13 +145,13 @@ def _rotary(node: ShapedNode) -> Iterator[Broken]:
             yield "the input does not divide into heads", width, f"a multiple of {heads}"
             return
         width //= heads
-    turned = node.attributes.get("rotary_embedding_dim", 0) or width
-    if turned is None:
+    rotated = node.attributes.get("rotary_embedding_dim", 0) or width
+    if rotated is None:
         return
-    if width is not None and (turned > width or turned % 2):
-        yield "attribute 'rotary_embedding_dim' is out of range", turned, f"an even number up to {width}"
-    elif cos is not None and cos[-1] is not None and cos[-1] != turned // 2:
-        yield "the caches have another width", cos[-1], str(turned // 2)
+    if width is not None and (rotated > width or rotated % 2):
+        yield "attribute 'rotary_embedding_dim' is out of range", rotated, f"an even number up to {width}"
+    elif cos is not None and cos[-1] is not None and cos[-1] != rotated // 2:
+        yield "the caches have another width", cos[-1], str(rotated // 2)
     positions = any(node.site.node.input[3:4])
     if cos is not None and len(cos) != (2 if positions else 3):
         yield "the caches have another rank", len(cos), "2 with positions, 3 without"

@@ -235,15 +235,15 @@ def rotated(ctx: NodeContext, x: Value, cos: Value, sin: Value, size: int, inter
     step, second = (2, 1) if interleaved else (1, half)
     real, imaginary = sliced(ctx, wide, 3, 0, half, step), sliced(ctx, wide, 3, second, half, step)
     cos, sin = cast_to(ctx, cos, work), cast_to(ctx, sin, work)
-    turned = [
+    moved = [
         ctx.op("sub", ctx.op("mul", real, cos), ctx.op("mul", imaginary, sin)),
         ctx.op("add", ctx.op("mul", real, sin), ctx.op("mul", imaginary, cos)),
     ]
     if interleaved:
-        apart = [reshaped(ctx, t, (*t.type.dims, 1)) for t in turned]
+        apart = [reshaped(ctx, t, (*t.type.dims, 1)) for t in moved]
         joined = reshaped(ctx, ctx.b.emit("concat", apart, ConcatAttrs(4), hint=ctx.hint)[0], wide.type.dims)
     else:
-        joined = ctx.b.emit("concat", turned, ConcatAttrs(3), hint=ctx.hint)[0]
+        joined = ctx.b.emit("concat", moved, ConcatAttrs(3), hint=ctx.hint)[0]
     joined = cast_to(ctx, joined, x.type.dtype)
     if size == depth:
         return joined

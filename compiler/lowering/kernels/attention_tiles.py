@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, operand_view, sizes
 from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, analyse
-from ppuc.compiler.lowering.tiling.nest import Tiling, deal
+from ppuc.compiler.lowering.tiling.nest import Tiling, distribute
 from ppuc.compiler.lowering.tiling.space import Access
 from ppuc.compiler.lowering.tiling.unmerged import UnmergedLowering, access_of, slot_bytes
 from ppuc.ir import views
@@ -167,11 +167,11 @@ class TiledAttention(UnmergedLowering):
         tiles = [1, 1, shape.heads, shape.rows * shape.parts, shape.columns]
         if self.walks > 1:
             trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
-            units = deal((*trips, self.walks), self.target.cu)
+            units = distribute((*trips, self.walks), self.target.cu)
             iterations = float(math.prod(-(-n // u) for n, u in zip((*trips, self.walks), units, strict=True)))
             self.walk_units = units[-1]
         else:
-            units, iterations = self.dealt(tiles)
+            units, iterations = self.distribution(tiles)
         loops = [Tiling(a.name, a.size, t, n) for a, t, n in zip(self.space.axes, tiles, units, strict=False)]
         return loops, math.prod(units), iterations
 

@@ -20,7 +20,7 @@ from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, o
 from ppuc.compiler.lowering.kernels.window import DEPTHS, SPATIAL, WindowLowering, even_tiles
 from ppuc.compiler.lowering.kernels.window_steps import emit_pool, emit_taps, work
 from ppuc.compiler.lowering.tiling.body import NotFusable, analyse
-from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, deal
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, distribute
 from ppuc.compiler.lowering.tiling.unmerged import UnmergedLowering, slot_bytes
 from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder
 from ppuc.ir.affine import axis
@@ -152,7 +152,7 @@ class CascadeLowering(UnmergedLowering):
         axes, window, target = self.space.axes, self.window, self.target
         results, total = axes[-1].size, self.between.type.dims[-1]
         trips = tuple(-(-axes[i].size // t) for i, t in enumerate((1, *points)))
-        units = deal(trips, target.cu)
+        units = distribute(trips, target.cu)
         active = math.prod(units)
         iterations = math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
         tiles, size = [1, *points, channels], math.prod(points)

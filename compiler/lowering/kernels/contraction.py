@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, Resolver, analyse
-from ppuc.compiler.lowering.tiling.nest import deal
+from ppuc.compiler.lowering.tiling.nest import distribute
 from ppuc.compiler.lowering.tiling.tiled import TiledLowering
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import View
@@ -212,22 +212,22 @@ class ContractionLowering(TiledLowering):
         return vec, store, load
 
     def iterations(self, tiles: Sequence[int]) -> float:
-        """Tiles of the busiest unit, without the units of each axis (`dealt`) where it does not depend on them."""
+        """The number of tiles of the busiest unit."""
         if not in_order(self.target):
-            return self.dealt(tiles)[1]
+            return self.distribution(tiles)[1]
         return self._in_order(math.prod(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True)))
 
     def _in_order(self, count: int) -> float:
-        """Tiles of the busiest unit of `count` that are dealt in order."""
+        """Tiles of the busiest unit if `count` tiles are taken in order."""
         if self.target.launch.tiles == "blocks":
             return max(1.0, count / self.target.cu)
         return -(-count // self.target.cu)
 
-    def dealt(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], float]:
+    def distribution(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], float]:
         """Units per axis and the iterations of the busiest unit. On targets that run tiles as thread blocks, kernel
         libraries rank tilings by throughput: they account for too few tiles, but not for a partial last wave."""
         trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
-        units = deal(trips, self.target.cu)
+        units = distribute(trips, self.target.cu)
         if in_order(self.target):
             return units, self._in_order(math.prod(trips))
         return units, math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))

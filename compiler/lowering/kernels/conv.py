@@ -183,7 +183,7 @@ class ConvLowering(ContractionLowering):
     def _best(self, tiles: list[int], feed: str) -> ConvChoice | None:
         tm = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
         tn = self._extent(tiles, len(self.at) - 1)
-        units, iterations = self.dealt(tiles)
+        units, iterations = self.distribution(tiles)
         active = math.prod(units)
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.move_tiles import COPY_DEPTH, cuts, fill, ladder, slot_bytes, tile_axes
 from ppuc.compiler.lowering.tiling.body import External, NotFusable
-from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal, tile_index
+from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, distribute, tile_index
 from ppuc.compiler.lowering.tiling.space import Access, merge
 from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir.affine import Affine
@@ -27,9 +27,9 @@ from ppuc.ir.kernel import MAX_VIEW_RANK, Load, Loop, Stmt, Store, Vec, View
 from ppuc.ir.types import DType
 from ppuc.targets.schema import Target
 
-TURNED_DEPTH = 2
+TRANSPOSED_DEPTH = 2
 """Slots of a transposed tile."""
-_TURNABLE = (DType.F32, DType.F16, DType.BF16, DType.BOOL)
+_TRANSPOSABLE = (DType.F32, DType.F16, DType.BF16, DType.BOOL)
 """Floats (and bool) that the vector engine passes through unchanged; 8-bit floats would saturate."""
 
 
@@ -58,10 +58,10 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The tiling of a copy. `turned` tiles are loaded with their axes in the order of the source's memory."""
+    """The tiling of a copy. `transposed` tiles are loaded with their axes in the order of the source's memory."""
 
     tiles: tuple[int, ...]
-    turned: bool
+    transposed: bool
     beat_clk: float
 
 
@@ -77,9 +77,9 @@ class SharedNest(Nest):
         inner: tuple[Stmt, ...] = ()
         if depth < len(self.loops):
             loop, inner = self.loops[depth], self.build(depth + 1)
-            dealt = self.over.get(loop.name)
-            if inner and (loop.exists or dealt is not None):
-                inner = (Loop(loop.name, loop.size, loop.tile, inner, None if dealt is None else dealt[0]),)
+            distributed = self.over.get(loop.name)
+            if inner and (loop.exists or distributed is not None):
+                inner = (Loop(loop.name, loop.size, loop.tile, inner, None if distributed is None else distributed[0]),)
         return (*self.before.get(depth, ()), *inner, *self.after.get(depth, ()))
 
     @property
@@ -109,12 +109,12 @@ def plan(geometry: Geometry, target: Target, copies: int = 1) -> Plan:
     best: tuple[float, Plan] | None = None
     for limit in (cost.l1_budget(target) // copies, target.l1.bytes // copies):
         for tiles in _candidates(geometry, target):
-            for turned in (False, True):
-                if (turned and not _can_turn(geometry, tiles)) or _bytes(geometry, tiles, turned) > limit:
+            for transposed in (False, True):
+                if (transposed and not _can_transpose(geometry, tiles)) or _bytes(geometry, tiles, transposed) > limit:
                     continue
-                price, beat = _price(geometry, tiles, turned, target)
+                price, beat = _price(geometry, tiles, transposed, target)
                 if best is None or price < best[0]:
-                    best = price, Plan(tiles, turned, beat)
+                    best = price, Plan(tiles, transposed, beat)
         if best is not None:
             return best[1]
     among = f", shared by {copies} copies" if copies > 1 else ""
@@ -124,7 +124,7 @@ def plan(geometry: Geometry, target: Target, copies: int = 1) -> Plan:
 def _plans(geometries: Sequence[Geometry], target: Target) -> list[Plan]:
     """The cheapest tilings whose tiles fit l1 together. Raises NotFusable."""
     plans = [plan(geometry, target) for geometry in geometries]
-    taken = sum(_bytes(g, p.tiles, p.turned) for g, p in zip(geometries, plans, strict=True))
+    taken = sum(_bytes(g, p.tiles, p.transposed) for g, p in zip(geometries, plans, strict=True))
     return plans if taken <= target.l1.bytes else [plan(geometry, target, len(geometries)) for geometry in geometries]
 
 
@@ -151,22 +151,22 @@ def _source_order(geometry: Geometry, tiles: Sequence[int]) -> list[int]:
     return sorted(tile_axes(tiles), key=lambda i: -abs(geometry.source.view.strides[i]))
 
 
-def _can_turn(geometry: Geometry, tiles: Sequence[int]) -> bool:
+def _can_transpose(geometry: Geometry, tiles: Sequence[int]) -> bool:
     kept = tile_axes(tiles)
-    if geometry.dtype not in _TURNABLE and not geometry.dtype.is_integer:
+    if geometry.dtype not in _TRANSPOSABLE and not geometry.dtype.is_integer:
         return False
     return all(geometry.source.present(i) for i in kept) and _source_order(geometry, tiles) != kept
 
 
-def _bytes(geometry: Geometry, tiles: Sequence[int], turned: bool) -> int:
-    return slot_bytes(math.prod(tiles), geometry.dtype) * (COPY_DEPTH + (TURNED_DEPTH if turned else 0))
+def _bytes(geometry: Geometry, tiles: Sequence[int], transposed: bool) -> int:
+    return slot_bytes(math.prod(tiles), geometry.dtype) * (COPY_DEPTH + (TRANSPOSED_DEPTH if transposed else 0))
 
 
-def _price(geometry: Geometry, tiles: tuple[int, ...], turned: bool, target: Target) -> tuple[float, float]:
+def _price(geometry: Geometry, tiles: tuple[int, ...], transposed: bool, target: Target) -> tuple[float, float]:
     """Cycles of the busiest unit, and cycles between two of its tiles."""
     trips = _trips(geometry.sizes, tiles)
     iterations, active = _alone(trips, target.cu)
-    order = _source_order(geometry, tiles) if turned else list(range(len(tiles)))
+    order = _source_order(geometry, tiles) if transposed else list(range(len(tiles)))
     source = geometry.source.view
     seen = View(tuple(source.shape[i] for i in order), tuple(source.strides[i] for i in order))
     extents = [tiles[i] if geometry.source.present(i) else 1 for i in order]
@@ -175,7 +175,7 @@ def _price(geometry: Geometry, tiles: tuple[int, ...], turned: bool, target: Tar
     load = cost.load_clk(traffic, target, active) + cost.overhead_clk(target)
     written = cost.box_traffic(geometry.result, tiles, geometry.dtype)
     store = cost.store_clk(written, target, active) + cost.overhead_clk(target)
-    vec = cost.vec_clk(math.prod(tiles), 1, target) if turned else 0.0
+    vec = cost.vec_clk(math.prod(tiles), 1, target) if transposed else 0.0
     latency = cost.latency_clk(target)
     beat = max(load, vec, store, (2 * latency + load + store) / COPY_DEPTH)
     return iterations * beat + latency + load + vec + store, beat
@@ -193,7 +193,7 @@ def _alone(trips: Sequence[int], units: int) -> tuple[int, int]:
 
 def _own_grid(trips: Sequence[int], units: int) -> tuple[int, int]:
     longest = (*sorted(trips, reverse=True), 1, 1)[:2]
-    first, second = deal(longest, units)
+    first, second = distribute(longest, units)
     return first, second
 
 
@@ -234,17 +234,17 @@ def add_copies(kernel: KernelBuilder, copies: Sequence[Copy], target: Target) ->
     plans = _plans([copy.geometry for copy in copies], target)
     grid = _shared_grid([copy.geometry for copy in copies], plans, target)
     for number, (copy, chosen) in enumerate(zip(copies, plans, strict=True)):
-        nest = _dealt_nest(copy.geometry, chosen, grid, f".{number}" if len(copies) > 1 else "")
+        nest = _distributed_nest(copy.geometry, chosen, grid, f".{number}" if len(copies) > 1 else "")
         _add_tile(kernel, nest, copy, chosen)
         kernel.nests.append(nest)
 
 
-def _dealt_nest(geometry: Geometry, chosen: Plan, grid: tuple[int, int], suffix: str) -> SharedNest:
+def _distributed_nest(geometry: Geometry, chosen: Plan, grid: tuple[int, int], suffix: str) -> SharedNest:
     cut = zip(geometry.sizes, chosen.tiles, strict=True)
     loops = [Tiling(f"d{i}{suffix}", size, tile) for i, (size, tile) in enumerate(cut)]
-    _, dealt = _assign(_trips(geometry.sizes, chosen.tiles), grid)
+    _, distributed = _assign(_trips(geometry.sizes, chosen.tiles), grid)
     over: dict[str, tuple[str, int]] = {}
-    for axis, (units, loop) in enumerate(zip(grid, dealt, strict=True)):
+    for axis, (units, loop) in enumerate(zip(grid, distributed, strict=True)):
         if units == 1:
             continue
         if loop is None:
@@ -260,14 +260,14 @@ def _add_tile(kernel: KernelBuilder, nest: SharedNest, copy: Copy, chosen: Plan)
     """The statements that move one tile, inside all loops."""
     geometry, depth = copy.geometry, len(nest.loops)
     kept = tile_axes(chosen.tiles)
-    order = _source_order(geometry, chosen.tiles) if chosen.turned else kept
+    order = _source_order(geometry, chosen.tiles) if chosen.transposed else kept
     at = [loop.offset for loop in nest.loops[depth - len(geometry.sizes) :]]
     moving = [order.index(i) if i in order and geometry.source.present(i) else None for i in range(len(at))]
     index = tile_index([geometry.offset(i, a) for i, a in enumerate(at)], moving)
     tile = kernel.buffer("t", geometry.dtype, [chosen.tiles[i] for i in order], depth=COPY_DEPTH)
     source = kernel.param(copy.source, geometry.dtype, geometry.source.view)
     nest.add(depth, Load(tile, source, index, geometry.source.pad))
-    if chosen.turned:
+    if chosen.transposed:
         shape, perm = [chosen.tiles[i] for i in kept], [order.index(i) for i in kept]
         tile = _turn(kernel, nest, tile, geometry.dtype, shape, perm)
     result = kernel.param(copy.result, geometry.dtype, geometry.result, written=True)
@@ -278,9 +278,9 @@ def _add_tile(kernel: KernelBuilder, nest: SharedNest, copy: Copy, chosen: Plan)
 def _turn(kernel: KernelBuilder, nest: Nest, tile: str, dtype: DType, shape: Sequence[int], perm: Sequence[int]) -> str:
     """Add a vec that transposes `tile`, including padding that was loaded outside the source."""
     builder = ProgramBuilder()
-    turned = builder.step("transpose", builder.param(dtype), ints=perm)
+    transposed = builder.step("transpose", builder.param(dtype), ints=perm)
     name = f"{kernel.name}.turn" + (f"{len(kernel.vectors)}" if kernel.vectors else "")
-    program = kernel.vector(builder.finish(name, [(turned, dtype)]))
-    out = kernel.buffer("u", dtype, shape, depth=TURNED_DEPTH)
+    program = kernel.vector(builder.finish(name, [(transposed, dtype)]))
+    out = kernel.buffer("u", dtype, shape, depth=TRANSPOSED_DEPTH)
     nest.add(len(nest.loops), Vec(program, (out,), (tile,)))
     return out

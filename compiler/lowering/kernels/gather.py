@@ -17,7 +17,7 @@ from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.move_bodies import flat_list, only_anchor, stored_view, unpadded
 from ppuc.compiler.lowering.kernels.move_tiles import COPY_DEPTH, cuts, fill, ladder, slot_bytes
 from ppuc.compiler.lowering.tiling.body import External, NotFusable, Resolver
-from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal, tile_index
+from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, distribute, tile_index
 from ppuc.compiler.lowering.tiling.space import merge
 from ppuc.ir import views
 from ppuc.ir.affine import Affine
@@ -113,14 +113,14 @@ def _candidates(geometry: GatherGeometry, target: Target) -> Iterator[tuple[int,
                 yield tiles
 
 
-def _dealt(geometry: GatherGeometry, tiles: Sequence[int], target: Target) -> tuple[int, ...]:
+def _units(geometry: GatherGeometry, tiles: Sequence[int], target: Target) -> tuple[int, ...]:
     """Units per loop, in loop order."""
-    return deal(tuple(cuts(geometry.sizes[i], tiles[i]) for i in geometry.order), target.cu)
+    return distribute(tuple(cuts(geometry.sizes[i], tiles[i]) for i in geometry.order), target.cu)
 
 
 def _price(geometry: GatherGeometry, tiles: Sequence[int], target: Target) -> float:
     """Cycles of the busiest unit."""
-    units = _dealt(geometry, tiles, target)
+    units = _units(geometry, tiles, target)
     shares = [cuts(cuts(geometry.sizes[i], tiles[i]), n) for i, n in zip(geometry.order, units, strict=True)]
     active = math.prod(units)
     strides = tuple(_APART if i == geometry.axis else s for i, s in enumerate(geometry.data.strides))
@@ -167,7 +167,7 @@ def lower_gather(
         return kernel
     data, indices, geometry = found
     tiles = _choose(geometry, target)
-    units = _dealt(geometry, tiles, target)
+    units = _units(geometry, tiles, target)
     loops = [Tiling(f"d{i}", geometry.sizes[i], tiles[i], n) for i, n in zip(geometry.order, units, strict=True)]
     nest = Nest(loops)
     rows = load_list(kernel, nest, tensors[indices.value.name], indices, loops[0])

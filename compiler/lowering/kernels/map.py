@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.chunked import ChunkedReduction
 from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, analyse, op_axes, stored_part, widens
-from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, deal
+from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, distribute
 from ppuc.compiler.lowering.tiling.tiled import Operand, TiledLowering
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.kernel import View
@@ -83,7 +83,7 @@ class MapLowering(TiledLowering):
     ) -> None:
         super().__init__(name, body, tensors, loc, target, check_map(body))
         self.tiles = self._choose()
-        self.turned = frozenset() if self.chain.direct else self._turned(self.tiles)
+        self.transposed = frozenset() if self.chain.direct else self._transposed(self.tiles)
         self.price = self._price(self.tiles)
         self.units = self._deal(self.tiles)
 
@@ -183,22 +183,22 @@ class MapLowering(TiledLowering):
 
     def _deal(self, tiles: Sequence[int]) -> list[int]:
         trips = tuple(-(-self.space.axes[i].size // tiles[i]) for i in self.parallel)
-        dealt = deal(trips, self.target.cu)
+        distribution = distribute(trips, self.target.cu)
         units = [1] * len(self.space.axes)
-        for i, n in zip(self.parallel, dealt, strict=True):
+        for i, n in zip(self.parallel, distribution, strict=True):
             units[i] = n
         return units
 
-    def _traffic(self, operand: Operand, tiles: Sequence[int], turned: bool) -> cost.Traffic:
-        """Traffic of one tile of an operand, its axes in the order of the domain or, `turned`, of its memory."""
+    def _traffic(self, operand: Operand, tiles: Sequence[int], transposed: bool) -> cost.Traffic:
+        """Traffic of one tile of an operand, its axes in the order of the domain or, `transposed`, of its memory."""
         view, access = operand.access.view, operand.access
         order = list(range(len(tiles)))
-        if turned:
+        if transposed:
             order.sort(key=lambda i: -abs(view.strides[i]))
         seen = View(tuple(view.shape[i] for i in order), tuple(view.strides[i] for i in order))
         return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype)
 
-    def _turned(self, tiles: Sequence[int]) -> frozenset[str]:
+    def _transposed(self, tiles: Sequence[int]) -> frozenset[str]:
         """Operands and results that are cheaper to move in memory order and transpose than to move in domain order: a
         transpose takes the vector engine one step, while short rows cost a transfer one address each. Chunked tiles are
         excluded: their walks combine by valid extents."""
@@ -210,7 +210,7 @@ class MapLowering(TiledLowering):
             access = operand.access
             if not all(access.present(i) for i, t in enumerate(tiles) if t > 1):
                 continue
-            plain, rows = (self._traffic(operand, tiles, turned) for turned in (False, True))
+            plain, rows = (self._traffic(operand, tiles, transposed) for transposed in (False, True))
             if rows.rows < plain.rows and self._load_clk(rows, operand) + extra < self._load_clk(plain, operand):
                 found.add(operand.key)
         return frozenset(found)
@@ -226,15 +226,15 @@ class MapLowering(TiledLowering):
             trips = -(-axis.size // tile)
             iterations *= -(-trips // n)
         load_time = store_time = 0.0
-        turned = self._turned(tiles)
+        transposed = self._transposed(tiles)
         for operand in self.operands:
-            traffic = self._traffic(operand, tiles, operand.key in turned)
+            traffic = self._traffic(operand, tiles, operand.key in transposed)
             if operand.written:
                 store_time += cost.store_clk(traffic, self.target, active, operand.space)
             else:
                 load_time += cost.load_clk(traffic, self.target, active, operand.space)
                 load_time += cost.overhead_clk(self.target)
-        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + len(turned), self.target)
+        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + len(transposed), self.target)
         latency = cost.latency_clk(self.target, *(o.space for o in self.operands if not o.written))
         beat = max(load_time, vec, store_time, (latency + load_time) / self.load_depth)
         return iterations * beat + latency + load_time + vec + store_time

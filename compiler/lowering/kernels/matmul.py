@@ -155,7 +155,7 @@ class MatmulLowering(ContractionLowering):
 
     def _streamed(self, tiles: Sequence[int], tm: int, n: int, rings: Rings) -> Choice:
         """The choice of tiles of `tm` rows past `n` columns of weights that stay in l1."""
-        units, iterations = self.dealt(tiles)
+        units, iterations = self.distribution(tiles)
         active = active_units(units, iterations, self.target)
         vec, store, extra = self.chain_price(tiles, active)
         load = cost.load_clk(self._traffic("a", tiles, self.k), self.target, active, self.a_space)
@@ -184,7 +184,7 @@ class MatmulLowering(ContractionLowering):
     def _best_k(self, tiles: list[int]) -> Choice | None:
         tm = math.prod(tiles[i] for i in self.m_axes)
         tn = math.prod(tiles[i] for i in self.n_axes)
-        units, iterations = self.dealt(tiles)
+        units, iterations = self.distribution(tiles)
         active = active_units(units, iterations, self.target)
         vec, store, extra = self.chain_price(tiles, active)
         dtype = cost.tensor_dtype(self.dtype, self.target)

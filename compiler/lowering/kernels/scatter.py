@@ -20,7 +20,7 @@ from ppuc.compiler.lowering.kernels.gather import INDEX_DEPTH, load_list
 from ppuc.compiler.lowering.kernels.move_bodies import flat_list, only_anchor, stored_view, unpadded
 from ppuc.compiler.lowering.kernels.move_tiles import COPY_DEPTH, cuts, ladder, slot_bytes
 from ppuc.compiler.lowering.tiling.body import External, NotFusable, Resolver
-from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, deal, tile_index
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, distribute, tile_index
 from ppuc.ir import views
 from ppuc.ir.affine import Affine
 from ppuc.ir.graph import Graph, Op
@@ -123,7 +123,7 @@ def _choose(found: ScatterOperands, distinct: bool, target: Target) -> ScatterTi
                 if slot_bytes(width * height, dtype) * COPY_DEPTH + rows > limit:
                     continue
                 trips = (cuts(columns, width), cuts(count, height) if distinct else 1)
-                tiling = ScatterTiling(width, height, *deal(trips, target.cu))
+                tiling = ScatterTiling(width, height, *distribute(trips, target.cu))
                 price = _price(found, tiling, target)
                 if best is None or price < best[0]:
                     best = price, tiling

@@ -21,7 +21,7 @@ from ppuc.compiler.lowering.kernels import chunked
 from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, operand_view
 from ppuc.compiler.lowering.kernels.window_steps import Window, emit_pool, emit_taps, identity, work
 from ppuc.compiler.lowering.tiling.body import NotFusable, analyse
-from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, deal
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, distribute
 from ppuc.compiler.lowering.tiling.tiled import Operand
 from ppuc.compiler.lowering.tiling.unmerged import UnmergedLowering, slot_bytes
 from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
@@ -158,7 +158,7 @@ class WindowLowering(UnmergedLowering):
 
     def _price(self, tiles: Sequence[int]) -> tuple[float, tuple[int, ...]]:
         trips = tuple(-(-self.space.axes[i].size // tiles[i]) for i in self.order)
-        units = deal(trips, self.target.cu)
+        units = distribute(trips, self.target.cu)
         active = math.prod(units)
         rounds = [-(-n // u) for n, u in zip(trips, units, strict=True)]
         iterations = math.prod(rounds)

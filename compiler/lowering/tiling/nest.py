@@ -133,14 +133,14 @@ class KernelBuilder:
         return kernel, tuple(self.vectors)
 
 
-def deal(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
+def distribute(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
     """Units per loop (outermost first) that minimise the iterations of the busiest unit. Ties prefer inner loops: all
     units then work on the same image or rows, so the next kernel can start on these early."""
-    return _dealt(trips[::-1], units)[::-1]
+    return _distribution(trips[::-1], units)[::-1]
 
 
 @functools.lru_cache(maxsize=65536)
-def _dealt(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
+def _distribution(trips: tuple[int, ...], units: int) -> tuple[int, ...]:
     """Units per loop that minimise the iterations of the busiest unit; ties prefer the first loops."""
     best, best_cost = (1,) * len(trips), math.prod(trips)
 
@@ -172,4 +172,15 @@ def tile_index(
     )
 
 
-__all__ = ["MAX_TILE_RANK", "KernelBuilder", "Load", "Mma", "Nest", "Store", "Tiling", "Vec", "deal", "tile_index"]
+__all__ = [
+    "MAX_TILE_RANK",
+    "KernelBuilder",
+    "Load",
+    "Mma",
+    "Nest",
+    "Store",
+    "Tiling",
+    "Vec",
+    "distribute",
+    "tile_index",
+]

@@ -59,7 +59,7 @@ class TiledLowering:
         self.operands = self._operands()
         self.tiles: list[int] = [1] * len(self.space.axes)
         self.load_depth = 2
-        self.turned: frozenset[str] = frozenset()
+        self.transposed: frozenset[str] = frozenset()
         """Keys of operands whose tiles are loaded in memory order and transposed by the vector engine."""
 
     def _operands(self) -> list[Operand]:
@@ -148,8 +148,8 @@ class TiledLowering:
     def _param(self, builder: ProgramBuilder, operand: Operand) -> str:
         """The vector program's name for a loaded operand, with its axes in domain order. If any operand is transposed,
         all are read whole, because axes differ between tiles."""
-        name = builder.param(operand.dtype, whole=bool(self.turned))
-        if operand.key not in self.turned:
+        name = builder.param(operand.dtype, whole=bool(self.transposed))
+        if operand.key not in self.transposed:
             return name
         order = self.memory_order(operand.access)
         return builder.step("transpose", name, ints=[order.index(i) for i in self.tile_axes()])
@@ -157,14 +157,14 @@ class TiledLowering:
     def _result(self, builder: ProgramBuilder, emitter: ChainEmitter, operand: Operand) -> str:
         """The vector program's name for a result, with its axes in the order of its tile."""
         name = emitter.value(operand.key[4:])
-        if operand.key not in self.turned:
+        if operand.key not in self.transposed:
             return name
         axes = self.tile_axes()
         return builder.step("transpose", name, ints=[axes.index(i) for i in self.memory_order(operand.access)])
 
     def order_of(self, operand: Operand) -> list[int]:
         """The merged axes of the operand's tile in l1."""
-        return self.memory_order(operand.access) if operand.key in self.turned else self.tile_axes()
+        return self.memory_order(operand.access) if operand.key in self.transposed else self.tile_axes()
 
     def epilogue(self, nest: Nest, depth: int, anchor: str | None, *, after: bool, out_depth: int = 2) -> None:
         """Add, at `depth`, the loads of the chain's operands, one vec for all its ops (from the accumulator `anchor`,
@@ -198,7 +198,9 @@ class TiledLowering:
         results = [(self._result(builder, emitter, o), o.dtype) for o in written]
         program = self.kernel.vector(builder.finish(self.name, results))
         loops = {loop.name: loop for loop in nest.loops}
-        valid = () if self.turned else self.valid(loops)  # extents of transposed tiles have another order: stores clip
+        valid = (
+            () if self.transposed else self.valid(loops)
+        )  # extents of transposed tiles have another order: stores clip
         nest.add(depth, Vec(program, tuple(outs), tuple(ins), valid), after=after)
         for operand, order, buffer in zip(written, orders, outs, strict=True):
             param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)

@@ -299,11 +299,11 @@ class Splitting:
         cut = (*dims[:axis], parts, dims[axis] // parts, *dims[axis + 1 :])
         split = self.names("reshape", x, attrs=ReshapeAttrs(cut), hint=x.name)
         order = (axis, *(i for i in range(len(cut)) if i != axis))
-        turned = self.names("transpose", split, attrs=TransposeAttrs(order), hint=x.name)
+        moved = self.names("transpose", split, attrs=TransposeAttrs(order), hint=x.name)
         if len(cut) == rank + 1:
-            return turned
-        shape = (parts, *(1 for _ in range(rank + 1 - len(cut))), *turned.type.dims[1:])
-        return self.names("reshape", turned, attrs=ReshapeAttrs(shape), hint=x.name)
+            return moved
+        shape = (parts, *(1 for _ in range(rank + 1 - len(cut))), *moved.type.dims[1:])
+        return self.names("reshape", moved, attrs=ReshapeAttrs(shape), hint=x.name)
 
     def _grouped_weights(self, weights: Op, conv: Op, parts: int) -> tuple[Op, Value]:
         """Weights [*k, c, o] rearranged for a convolution of `parts` groups, [*k, c / parts, parts * o]: the constant

@@ -57,10 +57,10 @@ class WeightLayout(Pass):
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with weights transposed."""
-        return with_graph(module, _Turning(module.graph, target).build())
+        return with_graph(module, _WeightTransposes(module.graph, target).build())
 
 
-class _Turning:
+class _WeightTransposes:
     """One rewrite of a grouped graph."""
 
     def __init__(self, graph: Graph, target: Target) -> None:
@@ -74,12 +74,12 @@ class _Turning:
         """The rewritten graph; the same object when nothing is transposed."""
         ops: list[Op] = []
         for op in self.graph.ops:
-            turned = self._turned(op)
-            ops += [op] if turned is None else turned
+            transposed = self._transposed(op)
+            ops += [op] if transposed is None else transposed
         changed = len(ops) > len(self.graph.ops)
         return without_dead_ops(self.graph.with_ops(ops)) if changed else self.graph
 
-    def _turned(self, op: Op) -> list[Op] | None:
+    def _transposed(self, op: Op) -> list[Op] | None:
         """The transposed constant and the group that reads it; None where that is not faster."""
         body, anchor = op.body, group_anchor(op)
         if body is None or anchor is None or anchor.name != "matmul":
@@ -88,17 +88,17 @@ class _Turning:
         if at is None:
             return None
         param = body.params[at]
-        other = _with_turned(body, param)
+        other = _with_transposed(body, param)
         try:
-            stored, turned = self._price(op, body, param), self._price(op, other, param)
+            stored, transposed = self._price(op, body, param), self._price(op, other, param)
         except NotFusable:
             return None
-        gains = turned <= GAIN * stored
+        gains = transposed <= GAIN * stored
         if (remarks := listener()) is not None:
             say = remarks.applied if gains else remarks.missed
             why = "" if gains else "device memory does not deliver the weights faster in column-major order"
             decision, name = "stored-by-columns" if gains else "stored-by-rows", op.operands[at].name
-            say(decision, name, op.loc, why, before=stored, after=turned, bytes=param.type.bytes)
+            say(decision, name, op.loc, why, before=stored, after=transposed, bytes=param.type.bytes)
         if not gains:
             return None
         value, source = op.operands[at], self.constants[op.operands[at].name]
@@ -142,7 +142,7 @@ def _swapped(type: TensorType) -> TensorType:
     return TensorType(type.dtype, type.dims[::-1])
 
 
-def _with_turned(body: Graph, param: Value) -> Graph:
+def _with_transposed(body: Graph, param: Value) -> Graph:
     """The body for transposed weights."""
     known = {param.name: replace(param, type=_swapped(param.type))}
     ops = []

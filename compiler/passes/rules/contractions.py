@@ -214,8 +214,8 @@ def flatten_into_weights(w: Walk, op: Op) -> Value | None:
     w.absorb(flat, turn)
     rows = reshaped(w, weights, (*dims[lead:], weights.type.dims[1]))
     order = [perm.index(d) - lead for d in range(lead, len(perm))]
-    turned = reshaped(w, transposed(w, rows, (*order, len(order))), weights.type.dims)
-    return w.emit("matmul", reshaped(w, turn.operands[0], flat.result.type.dims), turned)
+    swapped = reshaped(w, transposed(w, rows, (*order, len(order))), weights.type.dims)
+    return w.emit("matmul", reshaped(w, turn.operands[0], flat.result.type.dims), swapped)
 
 
 def drop_batch_expand(w: Walk, op: Op) -> Value | None:
@@ -241,8 +241,8 @@ def transpose_constant_weights(w: Walk, op: Op) -> Value | None:
     if not attrs.transpose_b or w.sole(weights, "const") is None:
         return None
     rank = weights.type.rank
-    turned = transposed(w, weights, (*range(rank - 2), rank - 1, rank - 2))
-    return w.emit("matmul", op.operands[0], turned, attrs=replace(attrs, transpose_b=False))
+    swapped = transposed(w, weights, (*range(rank - 2), rank - 1, rank - 2))
+    return w.emit("matmul", op.operands[0], swapped, attrs=replace(attrs, transpose_b=False))
 
 
 def weights_in_full(w: Walk, op: Op) -> Value | None:

@@ -111,9 +111,9 @@ def _reduction(b: Builder, op: Op, attrs: ReduceAttrs) -> Sequence[Value] | None
     if _runs([a in attrs.axes for a, n in enumerate(value.type.dims) if n != 1]) <= MAX_VIEW_RANK:
         return None
     kept = [a for a in range(value.type.rank) if a not in attrs.axes]
-    turned = _transposed(b, value, [*kept, *attrs.axes])
+    moved = _transposed(b, value, [*kept, *attrs.axes])
     axes = tuple(range(len(kept), value.type.rank))
-    reduced = b("reduce", turned, attrs=replace(attrs, axes=axes, keepdims=True), hint=result.name)
+    reduced = b("reduce", moved, attrs=replace(attrs, axes=axes, keepdims=True), hint=result.name)
     return [b("reshape", reduced, attrs=ReshapeAttrs(result.type.dims), hint=result.name)]
 
 

@@ -36,8 +36,8 @@ def rotary(w: Walk, op: Op) -> Value | None:
         scaled = w.sole(straight, "mul")
         if product is None or scaled is None:
             continue
-        for turned, sine in (product.operands, product.operands[::-1]):
-            x = _rotated(w, turned)
+        for product_operand, sine in (product.operands, product.operands[::-1]):
+            x = _rotated(w, product_operand)
             if x is None or x not in scaled.operands or x.type != op.result.type:
                 continue
             cosine = scaled.operands[1 - scaled.operands.index(x)]

@@ -28,10 +28,10 @@ def stored_weights(w: Walk, op: Op) -> Value | None:
     """matmul(x, dequantize(const)) -> matmul(x, unblock(const))"""
     attrs = op.attrs
     assert isinstance(attrs, MatmulAttrs)
-    value, turned = op.operands[1], attrs.transpose_b
+    value, transposed = op.operands[1], attrs.transpose_b
     turn = w.producer(value, "transpose")
     if turn is not None and turn.attrs.perm == (1, 0):  # type: ignore[attr-defined]
-        value, turned = turn.operands[0], not turned
+        value, transposed = turn.operands[0], not transposed
     found = w.producer(value, "dequantize")
     if found is None or found.operands[0].type.rank != 2 or not op.operands[0].type.rank:
         return None
@@ -39,7 +39,7 @@ def stored_weights(w: Walk, op: Op) -> Value | None:
     known = [r for r in resources if r is not None]
     if len(known) != len(resources) or found.result.type.dtype is not op.operands[0].type.dtype:
         return None
-    weights = _weights(found, known, turned)
+    weights = _weights(found, known, transposed)
     if weights is None:
         return None
     emitted = emit_weights(w.emit, w.const, weights, found.result.type.dtype)
@@ -50,16 +50,16 @@ def stored_weights(w: Walk, op: Op) -> Value | None:
     return w.emit("matmul", op.operands[0], emitted, attrs=plain)
 
 
-def _weights(found: Op, resources: list[Resource], turned: bool) -> Weights | None:
-    """The matrix as [k, n]; `turned` if the file stores it as [n, k]."""
+def _weights(found: Op, resources: list[Resource], transposed: bool) -> Weights | None:
+    """The matrix as [k, n]; `transposed` if the file stores it as [n, k]."""
     attrs = found.attrs
     assert isinstance(attrs, DequantizeAttrs)
     codes, scale, *zero = resources
     dtype = codes.type.dtype
     if dtype.bits > 8 or (dtype.is_integer and dtype not in _BYTES) or scale.type.dtype is DType.F64:
         return None
-    rows, columns = codes.type.dims[::-1] if turned else codes.type.dims
-    along = attrs.axis == (1 if turned else 0)
+    rows, columns = codes.type.dims[::-1] if transposed else codes.type.dims
+    along = attrs.axis == (1 if transposed else 0)
     if attrs.block and not along:
         return None
     block = attrs.block or (1 if along and scale.type.elements > 1 else rows)
@@ -68,13 +68,13 @@ def _weights(found: Op, resources: list[Resource], turned: bool) -> Weights | No
     unsigned = four and dtype is DType.U8
 
     def numbers() -> np.ndarray:
-        whole = codes.array().T if turned else codes.array()
+        whole = codes.array().T if transposed else codes.array()
         return whole.view(np.uint8) - np.uint8(8) if unsigned else whole
 
     def by_block(resource: Resource) -> np.ndarray:
         array = resource.array()
         if attrs.block:
-            return array.T if turned else array
+            return array.T if transposed else array
         shape = (-1, 1) if along and array.size > 1 else (1, -1)
         return np.broadcast_to(array.reshape(shape), (-(-rows // block), columns))
 

@@ -118,7 +118,7 @@ class Shift:
         yield self.phi[x["what"][on_group]], y["what"][on_group]
         yield x["waiter"][on_group], y["waiter"][on_group]
         yield a.place[live], b.place[live]
-        yield a.seat[live], b.seat[live]
+        yield a.coordinate[live], b.coordinate[live]
 
     def _flights(self, a: t.State, b: t.State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         count = a.stream["next"] - a.stream["oldest"]
