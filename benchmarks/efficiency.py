@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,13 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
 """What `--ablation` takes away (or, the last one, adds)."""
 
 CASES: dict[str, Case] = {
-    "gemm-4096": Case(networks.gemm, (1.12, 1.12)),
+    **{f"gemm-{size}": Case(partial(networks.gemm, size=size), (1.10, 1.06)) for size in range(4096, 16385, 1024)},
     "resnet50-b1": Case(lambda folder: networks.resnet50(folder, 1), (4.5, 2.5)),
     "resnet50-b8": Case(lambda folder: networks.resnet50(folder, 8), (2.0, 1.6)),
     "resnet50-b32": Case(lambda folder: networks.resnet50(folder, 32), (1.35, 1.25)),
+    "resnet50-b64": Case(lambda folder: networks.resnet50(folder, 64), (1.2, 1.15)),
+    "resnet50-b128": Case(lambda folder: networks.resnet50(folder, 128), (1.2, 1.15)),
+    "resnet50-b256": Case(lambda folder: networks.resnet50(folder, 256), (1.2, 1.15)),
     "vit-b-b8": Case(lambda folder: networks.vit_b(folder, 8), (1.35, 1.35)),
     "bert-b8x128": Case(lambda folder: networks.bert_base(folder, 8, 128), (1.4, 1.4)),
     "decoder-decode-4k": Case(

@@ -31,6 +31,19 @@ def test_what_is_kept_fits_at_every_step(all_of_them: list[Candidate], capacity:
     assert occupied(chosen, STEPS).max(initial=0) <= capacity
 
 
+@given(candidates(), st.integers(0, 120))
+def test_nothing_that_fits_beside_the_kept_is_left_out(all_of_them: list[Candidate], capacity: int) -> None:
+    chosen = kept(all_of_them, STEPS, capacity)
+    taken = occupied(chosen, STEPS)
+    for c in all_of_them:
+        assert c in chosen or taken[c.start : c.end + 1].max() + c.bytes > capacity
+
+
+def test_a_tensor_larger_than_the_memory_displaces_nothing() -> None:
+    huge, panel = Candidate("huge", 100, 0, 7, 9000.0), Candidate("panel", 10, 2, 3, 90.0)
+    assert kept([huge, panel], STEPS, 50) == [panel]
+
+
 @given(candidates())
 def test_everything_is_kept_where_there_is_room(all_of_them: list[Candidate]) -> None:
     room = int(occupied(all_of_them, STEPS).max(initial=0))

@@ -65,10 +65,10 @@ def _say_uncandidates(placed: Placed, target: Target, loc: Mapping[str, Sequence
 
 
 def _no_room(c: Candidate, placed: Placed, taken: Sequence[int]) -> str:
-    """Why a candidate does not fit l2 beside the chosen ones."""
+    """Why a candidate does not fit l2 beside the chosen ones: they leave no room for it at one step at least."""
+    if c.bytes > placed.capacity:
+        return f"it is larger than l2, which holds {placed.capacity:,} bytes"
     full = [step for step in range(c.start, c.end + 1) if taken[step] + c.bytes > placed.capacity]
-    if not full:
-        return "candidates that save more were kept; the space they leave is not reassigned"
     fullest = max(full, key=lambda step: (taken[step], -step))
     held = f"{taken[fullest]:,} of {placed.capacity:,} bytes"
     first, last = (step_name(placed.graph, step) for step in (full[0], full[-1]))

@@ -35,19 +35,24 @@ def occupied(candidates: Iterable[Candidate], steps: int) -> np.ndarray:
 
 def kept(candidates: Sequence[Candidate], steps: int, capacity: int) -> list[Candidate]:
     """The candidates to keep: while some step exceeds the capacity, evict the candidate that is cheapest to give up at
-    the fullest step.
+    the fullest step; then take back evicted ones, by saving per byte, where later evictions left room.
 
     Evicting a tensor larger than the excess costs its whole saving; a smaller one costs its saving per byte times the
     excess.
     """
-    left = {c.name: c for c in candidates}
-    taken = occupied(candidates, steps)
+    left = {c.name: c for c in candidates if c.bytes <= capacity}
+    evicted: list[Candidate] = []
+    taken = occupied(left.values(), steps)
     while left and (excess := int(taken.max()) - capacity) > 0:
         worst = int(taken.argmax())
         here = (c for c in left.values() if c.start <= worst <= c.end)
         lost = min(here, key=lambda c: (c.saved / c.bytes * max(excess, c.bytes), c.name))
         taken[lost.start : lost.end + 1] -= lost.bytes
-        del left[lost.name]
+        evicted.append(left.pop(lost.name))
+    for c in sorted(evicted, key=lambda c: (-c.saved / c.bytes, c.name)):
+        if int(taken[c.start : c.end + 1].max()) + c.bytes <= capacity:
+            taken[c.start : c.end + 1] += c.bytes
+            left[c.name] = c
     return list(left.values())
 
 
