@@ -23,7 +23,7 @@ from ppuc.ir.affine import Affine, axis
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
 from ppuc.ir.ops.blocks import UnblockAttrs
-from ppuc.ir.types import DType, Space
+from ppuc.ir.types import DType
 from ppuc.targets.schema import Target
 
 DEEPEST = 2048
@@ -109,19 +109,16 @@ class BlockMatmulLowering(MatmulLowering):
         integers = self.stored.attrs.halves is None and self.b_dtype.is_integer
         return 1 + (integers or self.stored.attrs.halves is not None) + (self.stored.zero is not None)
 
-    def lower(self) -> KernelBuilder:
-        """Build the kernel."""
-        choice, stored = self.choice, self.stored
-        self.kernel.price_clk = choice.price
-        loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
-        blocks = choice.k // (stored.attrs.block * stored.halves)
+    def accumulate(self, loops: Sequence[Tiling]) -> tuple[Nest, str]:
+        """The loop over blocks along k, with the loads of both operands, the decoding of the weights, and the mma."""
+        stored = self.stored
+        blocks = self.choice.k // (stored.attrs.block * stored.halves)
         nest = Nest([*loops, Tiling("k", stored.blocks, blocks)])
         m_tile, n_tile = ([i for i in axes if i in self.tile_axes()] for axes in (self.m_axes, self.n_axes))
         inner = (*stored.lead, blocks, stored.attrs.block)
         wide = self._load_right(nest, n_tile, inner)
         a, a_k_first = self._load_left(nest, m_tile, inner)
-        shape = [self.tiles[i] for i in self.tile_axes()]
-        acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.rings.acc)
+        acc = self.accumulator()
         k_loop = nest.loops[-1]
         bounds = [loops[i].bound for i in (*m_tile, *n_tile)]
         bounds += [*(None for _ in stored.lead), k_loop.bound, None]
@@ -129,9 +126,7 @@ class BlockMatmulLowering(MatmulLowering):
         valid = tuple(bounds) if any(b is not None for b in bounds) else ()
         mma = Mma(acc, TileRef(a), TileRef(wide), start, len(inner), transpose_a=a_k_first, valid=valid)
         nest.add(len(nest.loops), mma)
-        self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
-        self.kernel.nests.append(nest)
-        return self.kernel
+        return nest, acc
 
     def _load_left(self, nest: Nest, mine: Sequence[int], inner: tuple[int, ...]) -> tuple[str, bool]:
         """Add the load of a tile of A with axes `inner` for k; returns (buffer, whether those are its first axes)."""

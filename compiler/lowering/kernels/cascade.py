@@ -26,7 +26,7 @@ from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder
 from ppuc.ir.affine import axis
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
-from ppuc.ir.types import DType, Space
+from ppuc.ir.types import Space
 from ppuc.targets.schema import Target
 
 LEAST_CHUNK = 16
@@ -76,12 +76,8 @@ class CascadeLowering(UnmergedLowering):
         if product.attrs.transpose_b or self.w.shape != (between.type.dims[-1], domain[-1]):  # type: ignore[attr-defined]
             raise NotFusable("the weights are not a matrix of input by output channels")
         self.w_tensor, self.dtype = tensors[value.name], between.type.dtype
-        if not cost.multiply(self.dtype, value.type.dtype):
-            raise NotFusable(f"operands of the product differ in dtype ({self.dtype} and {value.type.dtype})")
         self.w_dtype = value.type.dtype
-        self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
-        if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
-            raise NotFusable(f"the tensor engine does not support {self.dtype}")
+        self.multiply(self.w_dtype, "product")
         self.choice = self._choose()
         self.tiles = [1, *self.choice.points, domain[-1]]
         self.window.tiles = [1, *self.choice.points, self.choice.channels]

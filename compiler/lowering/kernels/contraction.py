@@ -125,24 +125,20 @@ def in_domain(view: View, shape: tuple[int, ...], domain: tuple[int, ...]) -> Vi
     return refined
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The tile sizes that the search chose."""
-
-    tiles: tuple[int, ...]
-    k: int
-    rings: Rings
-    units: tuple[int, ...]
-    price: float
-    resident: bool = False
-    """Whether the right operand is loaded whole before the first tile."""
-
-
 class ContractionLowering(TiledLowering):
     """Base of the lowerings that accumulate on the tensor engine."""
 
     dtype: DType
     acc_dtype: DType
+
+    def multiply(self, right: DType, what: str) -> None:
+        """Choose `acc_dtype` for products of `dtype` and `right`. Raises NotFusable if the tensor engine does not
+        multiply them."""
+        if not cost.multiply(self.dtype, right):
+            raise NotFusable(f"operands of the {what} differ in dtype ({self.dtype} and {right})")
+        if not self.target.tensor.supports(cost.tensor_dtype(self.dtype, self.target)):
+            raise NotFusable(f"the tensor engine does not support {self.dtype}")
+        self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
 
     def rings(self, tiles: Sequence[int], step_bytes: int, fixed_bytes: int = 0) -> Rings | None:
         """Ring depths for these tiles, with `step_bytes` per operand slot in total and `fixed_bytes` for other rings:

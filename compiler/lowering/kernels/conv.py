@@ -24,8 +24,6 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.contraction import (
-    ContractionLowering,
-    Rings,
     analyse_anchor,
     anchor_of,
     operand_ops,
@@ -33,6 +31,7 @@ from ppuc.compiler.lowering.kernels.contraction import (
     ranked,
     sizes,
 )
+from ppuc.compiler.lowering.kernels.product import ProductLowering, TileChoice
 from ppuc.compiler.lowering.tiling.body import NotFusable, analyse
 from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiling.tiled import groups as merged_groups
@@ -41,7 +40,6 @@ from ppuc.ir.affine import Affine, axis
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Bound, Load, Mma, TileRef, View
 from ppuc.ir.ops.contraction import ConvAttrs
-from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
 FEW = 16
@@ -55,22 +53,20 @@ POINTS = ((16, 32, 64, 128, 256), (8, 4, 2, 1))
 
 
 @dataclass(frozen=True, slots=True)
-class ConvChoice:
+class ConvChoice(TileChoice):
     """Tiles of the domain's axes and the walk over the filter: the feed, channels per chunk, filter rows per window
     load (packed) or whether one load brings the weights of all taps."""
 
-    tiles: tuple[int, ...]
     feed: str
     channels: int
     rows: int
     all_taps: bool
-    rings: Rings
-    units: tuple[int, ...]
-    price: float
 
 
-class ConvLowering(ContractionLowering):
+class ConvLowering(ProductLowering):
     """Lowers a group around one nhwc conv; `rank` selects a tiling by price, 0 being the cheapest."""
+
+    choice: ConvChoice
 
     def __init__(
         self,
@@ -103,11 +99,7 @@ class ConvLowering(ContractionLowering):
         self.x_tensor, self.w_tensor = tensors[x_value.name], tensors[w_value.name]
         self.x_space, self.w_space = x_value.space, w_value.space
         self.dtype, self.w_dtype = x_value.type.dtype, w_value.type.dtype
-        if not cost.multiply(self.dtype, self.w_dtype):
-            raise NotFusable(f"operands of the convolution differ in dtype ({self.dtype} and {w_value.type.dtype})")
-        self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
-        if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
-            raise NotFusable(f"the tensor engine does not support {self.dtype}")
+        self.multiply(self.w_dtype, "convolution")
         if self.at[0] in self.reduced or (self.grouped and self.at[-2] in self.reduced):
             raise NotFusable("the epilogue reduces over images or groups")
         self.choice = self._choose(rank)
@@ -210,7 +202,7 @@ class ConvLowering(ContractionLowering):
                 tile += vec
             price = iterations * tile + latency + load + vec + store + self.alone_clk(rings, load)
             if best is None or price < best.price:
-                best = ConvChoice(tuple(tiles), feed, channels, rows, all_taps, rings, units, price)
+                best = ConvChoice(tuple(tiles), rings, units, price, feed, channels, rows, all_taps)
         return best
 
     def _steps(
@@ -253,16 +245,9 @@ class ConvLowering(ContractionLowering):
 
     # building
 
-    @property
-    def price(self) -> float:
-        """Cycles that the cost model expects with the chosen tiles."""
-        return self.choice.price
-
-    def lower(self) -> KernelBuilder:
-        """Build the kernel."""
+    def accumulate(self, loops: Sequence[Tiling]) -> tuple[Nest, str]:
+        """The loops over the filter and the channels, with the loads and the mma of the chosen feed."""
         choice = self.choice
-        self.kernel.price_clk = choice.price
-        loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         if choice.feed == "rolled":
             inner = []
         elif choice.feed == "packed":
@@ -271,17 +256,13 @@ class ConvLowering(ContractionLowering):
             inner = [Tiling("ci", self.channels, choice.channels)]
             inner += [Tiling(f"k{d}", n, 1) for d, n in enumerate(self.filter)]
         nest = Nest([*loops, *inner])
-        acc = self.kernel.buffer(
-            "c", self.acc_dtype, [self.tiles[i] for i in self.tile_axes()], Space.ACC, choice.rings.acc
-        )
+        acc = self.accumulator()
         named = {loop.name: loop for loop in nest.loops}
         feeds = {"taps": self._taps, "tapwise": self._tapwise, "rolled": self._rolled, "packed": self._packed}
         feed = feeds[choice.feed]
         mma = feed(nest, named, acc)
         nest.add(len(nest.loops), mma)
-        self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
-        self.kernel.nests.append(nest)
-        return self.kernel
+        return nest, acc
 
     def _offset(self, named: Mapping[str, Tiling], domain_axis: int) -> Affine:
         at = self.at[domain_axis]

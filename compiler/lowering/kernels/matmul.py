@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.contraction import (
-    Choice,
-    ContractionLowering,
     Rings,
     active_units,
     analyse_anchor,
@@ -27,20 +25,32 @@ from ppuc.compiler.lowering.kernels.contraction import (
     sizes,
     steps_along,
 )
+from ppuc.compiler.lowering.kernels.product import ProductLowering, TileChoice
 from ppuc.compiler.lowering.tiling.body import NotFusable, unpacks
-from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling
+from ppuc.compiler.lowering.tiling.nest import Nest, Tiling
 from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir import views
 from ppuc.ir.affine import Affine, axis
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
-from ppuc.ir.types import DType, Space
+from ppuc.ir.types import DType
 from ppuc.targets.cost import hbm_bytes_per_clk, mma_shape
 from ppuc.targets.schema import Target
 
 
-class MatmulLowering(ContractionLowering):
+@dataclass(frozen=True, slots=True)
+class Choice(TileChoice):
+    """A tiling of a matmul with `k` summands per step. `resident`: the right operand is loaded whole before the first
+    tile."""
+
+    k: int
+    resident: bool = False
+
+
+class MatmulLowering(ProductLowering):
     """Lowers a group around one matmul; `rank` selects a tiling by price, 0 being the cheapest."""
+
+    choice: Choice
 
     def __init__(
         self,
@@ -77,11 +87,7 @@ class MatmulLowering(ContractionLowering):
         self.a_space, self.b_space = a_value.space, b_value.space
         self.dtype, self.b_dtype = a_value.type.dtype, b_value.type.dtype
         self.unpacked = self._widens(body, anchor)
-        if not cost.multiply(self.dtype, self.dtype if self.unpacked else self.b_dtype):
-            raise NotFusable(f"operands of the matmul differ in dtype ({self.dtype} and {b_value.type.dtype})")
-        self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
-        if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
-            raise NotFusable(f"the tensor engine does not support {self.dtype}")
+        self.multiply(self.dtype if self.unpacked else self.b_dtype, "matmul")
         count = range(len(self.space.axes))
         self.m_axes = [i for i in count if self.a.present(i) and not self.b.present(i)]
         self.n_axes = [i for i in count if self.b.present(i) and not self.a.present(i)]
@@ -163,7 +169,7 @@ class MatmulLowering(ContractionLowering):
         tile = self.tile_clk(rings, max(mma, load), vec, store, extra)
         ends = load + vec + store + cost.latency_clk(self.target, self.b_space)
         price = iterations * tile + ends + self._right_load_clk(list(tiles), self.k, active, 1)
-        return Choice(tuple(tiles), self.k, rings, units, price, resident=True)
+        return Choice(tuple(tiles), rings, units, price, self.k, resident=True)
 
     def _fragment(self) -> tuple[int, int]:
         """Rows and columns of a fragment."""
@@ -213,7 +219,7 @@ class MatmulLowering(ContractionLowering):
             if self.target.launch.tiles == "streaming":
                 price += latency + step_load + vec + store + self.alone_clk(rings, step_load)
             if best is None or price < best.price:
-                best = Choice(tuple(tiles), tk, rings, units, price)
+                best = Choice(tuple(tiles), rings, units, price, tk)
         return best
 
     def _memory_clk(self, tiles: Sequence[int], tm: int, tn: int) -> float:
@@ -297,23 +303,15 @@ class MatmulLowering(ContractionLowering):
         nest.add(len(nest.loops), Vec(self.kernel.vector(program), (wide,), (tile,)))
         return wide
 
-    @property
-    def price(self) -> float:
-        """Expected cycles with the chosen tiles."""
-        return self.choice.price
-
-    def lower(self) -> KernelBuilder:
-        """Build the kernel."""
+    def accumulate(self, loops: Sequence[Tiling]) -> tuple[Nest, str]:
+        """The loop over k, with the loads of both operands and the mma."""
         choice = self.choice
-        self.kernel.price_clk = choice.price
-        loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         k_loop = Tiling("k", self.k, choice.k)
         nest = Nest([*loops, k_loop])
         # weights first: they never wait for another kernel
         b, b_k_first, n_tile = self._load(nest, "b", choice.k, k_loop)
         a, a_k_first, m_tile = self._load(nest, "a", choice.k, k_loop)
-        shape = [self.tiles[i] for i in self.tile_axes()]
-        acc = self.kernel.buffer("c", self.acc_dtype, shape, Space.ACC, choice.rings.acc)
+        acc = self.accumulator()
         valid = (*(loops[i].bound for i in (*m_tile, *n_tile)), k_loop.bound)
         mma = Mma(
             acc,
@@ -325,9 +323,7 @@ class MatmulLowering(ContractionLowering):
             valid=valid if any(v is not None for v in valid) else (),
         )
         nest.add(len(nest.loops), mma)
-        self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
-        self.kernel.nests.append(nest)
-        return self.kernel
+        return nest, acc
 
 
 def unpacked(body: Graph, anchor: Op) -> bool:
