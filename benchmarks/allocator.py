@@ -1,8 +1,8 @@
 """Address assignment on hard instances: `python benchmarks/allocator.py [--json] [FILE.csv ...]`.
 
-A file holds columns id, lower, upper, size (lifetimes [lower, upper)) and carries the capacity in its name, as in
-`A.1048576.csv`: the format of MiniMalloc, whose eleven published instances are the ones to measure. Without files,
-gapless instances are generated. CPU seconds exclude the compilation of the search, which happens once per machine.
+A file has columns id, lower, upper, size (live ranges [lower, upper)) and its name contains the capacity, as in
+`A.1048576.csv`: the format of MiniMalloc and its eleven published instances. Without files, instances whose solution
+has no gaps are generated. CPU seconds exclude compiling the search, which happens once per computer.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tests.support.live_ranges import assert_legal, dissected
 
 
 def read(path: Path) -> tuple[list[Range], int]:
-    """Ranges of a file, and its capacity."""
+    """The live ranges in a file, and its capacity."""
     with path.open() as rows:
         ranges = [Range(r["id"], int(r["size"]), int(r["lower"]), int(r["upper"]) - 1) for r in csv.DictReader(rows)]
     return ranges, int(path.name.split(".")[-2])
 
 
 def greedy_peak(ranges: Sequence[Range]) -> int:
-    """The lowest peak of the greedy orders when room is no object."""
+    """The lowest peak of the greedy orders with unlimited capacity."""
     room = sum(r.bytes for r in ranges)
     plans = [first_fit(sorted(ranges, key=order), room) for order in GREEDY.values()]
     return min(max(offsets[r.name] + r.bytes for r in ranges) for offsets in plans)

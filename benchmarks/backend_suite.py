@@ -2,9 +2,9 @@
 
     python -m benchmarks.backend_suite [--target ppu-tiny] [--only PATTERN] [--write docs/backend.md] [--json FILE]
 
-`--write` leaves the shares of single ops beside the report, from where `make docs` takes them. Prints how many tests
-pass, how many of them without a host step, and every other test with its reason. Tests run in worker processes, each
-under a time limit, so that one which hangs or crashes is one failure. Exit code 1 when a test crashed.
+`--write` also writes the pass rates of single ops, which `make docs` reads. Prints how many tests pass, how many of
+those without a host step, and the reason for each failure. Tests run in worker processes with a time limit, so that a
+hang or a crash fails only one test. The exit code is 1 if a test crashed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ START_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How many of how many."""
+    """A part of a whole, as counts."""
 
     part: int
     whole: int
@@ -43,16 +43,16 @@ class Share:
 
 
 def _serve(connection: Connection, target: str) -> None:
-    """Run the tests whose names arrive until None does."""
+    """Run the tests whose names are received, until None."""
     known = {case.name: case for case in cases()}
-    run_case(next(iter(known.values())), target)  # the first simulation on a machine compiles the simulator
+    run_case(next(iter(known.values())), target)  # the first simulation on a computer compiles the simulator
     connection.send(None)
     while (name := connection.recv()) is not None:
         connection.send(run_case(known[name], target))
 
 
 class Worker:
-    """A process that runs tests one after another; a new one takes the place of one that died."""
+    """A process that runs tests in sequence; it is replaced when it dies."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -103,7 +103,7 @@ def run_all(chosen: Iterable[Case], target: str) -> list[Outcome]:
 
 
 def summary(outcomes: list[Outcome], known: dict[str, Case]) -> dict[str, Any]:
-    """Counts, shares, and what does not pass."""
+    """Counts, pass rates, and the tests that do not pass."""
     passed = [o for o in outcomes if o.status == "pass"]
     plain = [o for o in outcomes if known[o.name].plain]
     native = [o for o in plain if o.status == "pass" and not o.host]

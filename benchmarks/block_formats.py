@@ -1,8 +1,9 @@
-"""What it costs trained models to store weights in blocks that share a scale, activations untouched. One table.
+"""The accuracy of trained models with weights in block formats and unquantized activations, as a table.
 
     python -m benchmarks.block_formats --models FOLDER [NAME ...]
 
-FOLDER is that of `benchmarks.fp8`; figures are SQNRs of the outputs on samples of eval.npz. Blocks run along the sums.
+FOLDER is as in `benchmarks.fp8`; the figures are SQNRs of the outputs on samples of eval.npz. Blocks lie along the
+summed axis.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ Rounding = Callable[[Layer], np.ndarray]
 
 
 def by_channels(layer: Layer) -> np.ndarray:
-    """The weights in E4M3 with one f32 scale a channel."""
+    """The weights in E4M3 with one f32 scale per channel."""
     stored, scale = quantized_weights(layer, LayerPlan("e4m3"))
     wide: np.ndarray = stored.astype(np.float32) * by_channel(scale, layer.channel_axis, stored.ndim)
     return wide
 
 
 def in_blocks(format: BlockFormat) -> Rounding:
-    """The weights in blocks of `format` along what a channel's sum runs over."""
+    """The weights in blocks of `format` along the summed axis."""
 
     def rounding(layer: Layer) -> np.ndarray:
         assert layer.weights is not None

@@ -1,8 +1,8 @@
-"""What compiling and simulating ResNet-50 costs: `python -m benchmarks.compile_time [--json] [--cold]`.
+"""Time and memory to compile and simulate ResNet-50: `python -m benchmarks.compile_time [--json] [--cold]`.
 
-ResNet-50 with seeded weights, batch 1, for zhenwu-m890. Every figure is of a fresh process: CPU seconds (user and
-system, of all threads, interpreter start and imports included) and the peak of its memory. The simulator's compiled
-code is taken from numba's cache, which a first run fills; `--cold` measures that first run too, with an empty cache.
+ResNet-50 with seeded weights, batch 1, for zhenwu-m890. Every figure is measured on a fresh process: CPU seconds (user
+and system, all threads, including interpreter start and imports) and peak memory. The simulator's compiled code comes
+from numba's cache, which a first run fills; `--cold` also measures that first run with an empty cache.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measured(folder: Path, cold: bool) -> tuple[list[Measurement], dict[str, float]]:
-    """Every measurement, and the sizes of the dump: of its text, of its constants and of the model, in bytes."""
+    """All measurements, and the sizes of the dump's text, its constants and the model, in bytes."""
     model, sample, program, dump = folder / "model.onnx", folder / "x.npz", folder / "model.ppu", folder / "dump"
     onnx.save(proto := resnet50(), model)
     np.savez(sample, **{proto.graph.input[0].name: image()})

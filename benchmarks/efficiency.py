@@ -1,10 +1,11 @@
-"""Simulated time beside the model's roofline: `python -m benchmarks.efficiency [--network NAME] [--target T] [--json]`.
+"""Simulated time relative to the model's roofline: `python -m benchmarks.efficiency [--network NAME] [--target T]
+[--json]`.
 
 The roofline of a model is max(its multiply-accumulates at the format's peak, compulsory traffic of device memory at the
 sustained rate), at the peak clock, over the whole model: the multiply-accumulates of the nodes as written, and weights,
 inputs and outputs moved once, in the formats that the program stores them in. The level-two memory is cold. The second
-table holds the kernels whose traffic of device memory is furthest from its lower bound; `--ablation` compiles each
-network again without one pass, or one of its decisions, at a time.
+table lists the kernels whose device-memory traffic is furthest from its lower bound; `--ablation` compiles each network
+again with one pass, or one of its decisions, disabled at a time.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ WORST = 5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One network; `goals` are the largest ratios on each of TARGETS. `aliases` names outputs that grow in the memory
-    of an input, by input."""
+    """One network; `goals` are the maximum ratios on each of TARGETS. `aliases` maps inputs to the outputs that extend
+    them in place."""
 
     build: Callable[[Path], Path]
     goals: tuple[float, float]
@@ -66,12 +67,12 @@ Passes = tuple[Pass, ...]
 
 
 def without(name: str) -> Callable[[Passes], Passes]:
-    """A change of the pipeline that leaves a pass out."""
+    """A change of the pipeline that disables a pass."""
     return lambda passes: tuple(p for p in passes if p.name != name)
 
 
 def altered(name: str, **options: object) -> Callable[[Passes], Passes]:
-    """A change of the pipeline that gives a pass other options."""
+    """A change of the pipeline that sets options of a pass."""
     return lambda passes: tuple(replace(p, **options) if p.name == name else p for p in passes)  # type: ignore[type-var]
 
 
@@ -90,7 +91,7 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "staging": altered("memory-space-assignment", stage=False),
     "4 measured tilings": altered("tile", tries=4),
 }
-"""What `--ablation` takes away (or, the last one, adds)."""
+"""The changes that `--ablation` measures; all but the last disable something."""
 
 CASES: dict[str, Case] = {
     **{f"gemm-{size}": Case(partial(networks.gemm, size=size), (1.10, 1.06)) for size in range(4096, 16385, 1024)},
@@ -112,7 +113,7 @@ CASES: dict[str, Case] = {
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes of device memory that a matmul or convolution moves, and the least that any tiling could."""
+    """Device-memory traffic of a matmul or convolution in bytes, and the lower bound for any tiling."""
 
     kernel: str
     bytes: int
@@ -120,7 +121,7 @@ class Traffic:
 
     @property
     def ratio(self) -> float:
-        """Moved over least."""
+        """Traffic over its lower bound."""
         return self.bytes / self.bound if self.bound else 1.0
 
 
@@ -141,7 +142,7 @@ class Measurement:
     owners: dict[str, float]
     traffic: list[Traffic] = field(default_factory=list)
     ablation: dict[str, float | None] = field(default_factory=dict)
-    """Ablated pass or decision -> cycles without it over cycles with it; None where the pipeline needs it."""
+    """Disabled pass or decision -> cycles without it over cycles with it; None if the pipeline requires it."""
 
     @property
     def ratio(self) -> float:
@@ -209,7 +210,7 @@ def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass],
 
 
 def timed(module: Module, target: Target) -> Profile:
-    """Simulated time alone."""
+    """Simulate the timing only."""
     assert module.program is not None
     return simulate(module.program, module.vectors, target, {}, None, check_hazards=False).profile
 
@@ -223,7 +224,7 @@ def contractions(graph: Graph) -> Iterator[tuple[Op, Op]]:
 
 
 def contraction_dtype(graph: Graph) -> DType:
-    """The type that most multiplications take."""
+    """The operand type of most multiply-accumulates."""
     counts: dict[DType, int] = {}
     for _, op in contractions(graph):
         dtype = op.operands[0].type.dtype
@@ -237,7 +238,7 @@ def multiplications(graph: Graph) -> Iterator[int]:
 
 
 def macs(op: Op) -> int:
-    """Multiply-accumulates of a contraction as written: of attention, both products whole."""
+    """Multiply-accumulates of a contraction as written; for attention, both products, without masking."""
     if op.name.startswith("attention"):
         (batch, heads, m, d), k, v = (x.type.dims for x in op.operands[:3])
         return batch * heads * m * k[2] * (d + v[3])
@@ -280,7 +281,7 @@ def lower_bound(group: Op, op: Op, target: Target) -> float:
 def ablated(
     path: Path, target: Target, precision: str, cycles: float, aliases: Mapping[str, str]
 ) -> dict[str, float | None]:
-    """Cycles without each of ABLATIONS over `cycles`; None where the rest of the pipeline cannot do without."""
+    """Cycles with each of ABLATIONS over `cycles`; None if the rest of the pipeline requires what it disables."""
     found: dict[str, float | None] = {}
     for label, change in ABLATIONS.items():
         try:

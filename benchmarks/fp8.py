@@ -1,13 +1,12 @@
-"""8-bit formats on trained models: accuracy plain, repaired and mixed, tasks, and simulated speed. One table.
+"""8-bit formats on trained models: accuracy (plain, repaired and mixed), task metrics and simulated speed, as a table.
 
     python -m benchmarks.fp8 --models FOLDER [NAME ...] [--share 0.9]
     python -m benchmarks.fp8 --speed
 
-FOLDER holds a folder for each model (tasks.py says what is in it). The samples for calibration and those for the
-figures have nothing in common; where there are few, both sides are filled up with perturbed copies of their own
-samples: images with another contrast, brightness, noise and position, rows of token ids spliced from two rows. The
-task's figure is of all real samples that calibration and search did not see. Repair and search are those of `ppuc
-quantize`.
+FOLDER contains one folder per model (see tasks.py). The samples for calibration and those for the figures are disjoint;
+if there are few, each set is filled up with perturbed copies of its own samples: images with different contrast,
+brightness, noise and position, rows of token ids spliced from two rows. The task metric is measured on all real samples
+that calibration and search did not use. Repair and search are those of `ppuc quantize`.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ from ppuc.ir.graph import Graph
 from ppuc.targets.description import load_target
 
 CALIBRATION, EVALUATION, LARGE = 32, 16, 1 << 20
-"""Samples on each side; of inputs with LARGE elements or more, a quarter of that."""
-DEAL = 4
-"""Samples are dealt to fitting and checking, and to the folds of a cross-validation, in turns of DEAL or half of it; a
-copy is dealt as its original is, so that neither judges what was fitted to the other."""
+"""Samples in each set; a quarter of that for inputs with LARGE elements or more."""
+PERIOD = 4
+"""Samples are assigned to fitting and checking, and to the folds of a cross-validation, with a period of PERIOD or half
+of it; a copy is assigned like its original, so that neither validates what was fitted to the other."""
 
 
 def perturbed(sample: Sample, other: Sample, rng: np.random.Generator) -> Sample:
-    """A copy that is not the sample."""
+    """A perturbed copy of a sample."""
     made = dict(sample)
     cut = int(rng.integers(1, 16))
     for name, array in sample.items():
@@ -69,16 +68,16 @@ def grown(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
     """The first `count` samples, filled up with perturbed ones."""
     rng = np.random.default_rng(seed)
     made = list(samples[:count])
-    dealt = len(samples) // DEAL * DEAL or len(samples)
+    assigned = len(samples) // PERIOD * PERIOD or len(samples)
     while len(made) < count:
-        round, i = divmod(len(made), dealt)
-        made.append(perturbed(samples[i], samples[(i + DEAL * round) % dealt], rng))
+        round, i = divmod(len(made), assigned)
+        made.append(perturbed(samples[i], samples[(i + PERIOD * round) % assigned], rng))
     return made
 
 
 @dataclass(slots=True)
 class Judge:
-    """Measures quantized graphs: SQNR and agreement on `samples`, the figure of the task on its held samples."""
+    """Measures quantized graphs: SQNR and agreement on `samples`, the task metric on its held-out samples."""
 
     ready: Prepared
     reference: Reference
@@ -99,7 +98,7 @@ class Judge:
         return [{name: run[value] for name, value in names} for run in runs]
 
     def cells(self, plan: Plan | None) -> tuple[str, str]:
-        """SQNR with agreement, and the figure (None: of the model in f32)."""
+        """SQNR with agreement, and the task metric (None: of the model in f32)."""
         graph = self.ready.module.graph if plan is None else self.ready.quantized(plan).graph
         accuracy = self.reference.compare(graph)
         outputs = self.wanted if plan is None else self.outputs(graph) if self.wanted else []

@@ -1,4 +1,4 @@
-"""Random models of several nodes, host nodes among them: compiled, simulated, compared with ONNX Runtime.
+"""Random models of several nodes, including host nodes: compiled, simulated, compared with ONNX Runtime.
 
     python -m benchmarks.fuzz_models --seeds 0:200 [--nodes 6] [--target ppu-tiny]
 
@@ -31,7 +31,7 @@ from tests.fuzz.sample import Node
 
 
 def outcome(node: Node, target: str) -> tuple[str, str]:
-    """What became of a model (agrees, with host, refused, no oracle, differs, fault), and why."""
+    """The outcome for a model (agrees, with host, refused, no oracle, differs, fault), and the reason."""
     try:
         Oracle(node.model).run(node.feeds)
     except Exception as error:  # PpucError, and what the binding to numpy says of types that it does not know

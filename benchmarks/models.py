@@ -1,7 +1,7 @@
-"""The networks of the benchmarks, made from what the onnx wheel ships.
+"""The benchmark networks, built from models in the onnx wheel.
 
-Invariant: the same call gives the same bytes, and every output depends on every weight (the wheel's own weights are
-all one constant, which would hide mistakes).
+Invariant: models are deterministic, and every output depends on every weight (the wheel's own weights are all the same
+constant, which would hide errors).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-"""The wheel's networks: shapes of well-known models, weights left out."""
+"""The wheel's networks: well-known models without weights."""
 
 _RESIDUAL = "branch2c"
 """In the names of ResNet's last normalisation of each block; a small scale there keeps residual sums bounded."""
@@ -62,6 +62,6 @@ def _with_weights(model: onnx.ModelProto, made: dict[str, np.ndarray]) -> onnx.M
 
 
 def image(seed: int = 1) -> np.ndarray:
-    """f32[1, 3, 224, 224]: noise in patches of 32 x 32 pixels, so that no layer averages it away."""
+    """f32[1, 3, 224, 224]: noise in patches of 32 x 32 pixels, so that pooling does not average it out."""
     noise = np.random.default_rng(seed).normal(0, 1, (1, 3, 7, 7))
     return np.kron(noise, np.ones((1, 1, 32, 32))).astype(np.float32)

@@ -1,9 +1,9 @@
 """ONNX graphs of the networks that the efficiency benchmark measures, built from their published shapes.
 
-Weights live in a sparse external file of zeros (values do not matter to timing) but for a one in each, at another place
-so that no two are equal; so an 8-billion-parameter decoder costs no disk. Shapes: He et al. 2015 (ResNet-50), Sandler
-et al. 2018 (MobileNetV2), Dosovitskiy et al. 2020 (ViT-B/16), Devlin et al. 2018 (BERT-base), Touvron et al. 2023 and
-Qwen 2025 (decoder with grouped-query attention).
+Weights are ranges of a sparse external file, so that a decoder of 8 billion parameters takes no disk space. They are
+zero (values do not affect timing) except for a single one, at a different position in each, so that no two are equal.
+Shapes: He et al. 2015 (ResNet-50), Sandler et al. 2018 (MobileNetV2), Dosovitskiy et al. 2020 (ViT-B/16), Devlin et al.
+2018 (BERT-base), Touvron et al. 2023 and Qwen 2025 (decoder with grouped-query attention).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Network:
     """Appends nodes to one ONNX graph; weights are ranges of one sparse file."""
 
     def __init__(self, name: str, folder: Path, block: int = 0) -> None:
-        """`block`: weights of products are stored in 4 bits, so many of a column sharing a scale."""
+        """`block`: weights of products are stored in 4 bits, with one scale per `block` elements of a column."""
         self.name, self.folder, self.block = name, folder, block
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
@@ -58,14 +58,14 @@ class Network:
         return self.weights[-1].name
 
     def op(self, op_type: str, *inputs: str, **attributes: object) -> str:
-        """Append a node of one output; returns the output's name."""
+        """Append a node with one output; returns the output's name."""
         self._count += 1
         name = f"{op_type}_{self._count}"
         self.nodes.append(helper.make_node(op_type, list(inputs), [f"{name}:0"], name=name, **attributes))
         return f"{name}:0"
 
     def named(self, value: str, part: str, layer: int) -> str:
-        """The output of the last node, `value`, under the name of a layer's cache."""
+        """Rename the output `value` of the last node to the name of a layer's cache."""
         assert self.nodes[-1].output[0] == value
         self.nodes[-1].output[0] = f"present.{layer}.{part}"
         return self.nodes[-1].output[0]
@@ -123,7 +123,7 @@ class Network:
         return self.op("LayerNormalization", x, self.weight(width), self.weight(width), axis=-1, epsilon=1e-6)
 
     def rms_norm(self, x: str, width: int) -> str:
-        """RMS normalisation as exporters write it."""
+        """RMS normalisation as exporters decompose it."""
         two, eps = (self.constant(np.array(v, np.float32)) for v in (2, 1e-6))
         mean = self.op("ReduceMean", self.op("Pow", x, two), axes=[-1], keepdims=1)
         scaled = self.op("Div", x, self.op("Sqrt", self.op("Add", mean, eps)))
@@ -267,7 +267,7 @@ def decoder(
 
 
 def decoder_caches(layers: int = 4) -> dict[str, str]:
-    """Caches of a decode step of `decoder`: input -> the output that is this input and the new token."""
+    """The caches of a decode step of `decoder`: input -> the output that extends it by the new token."""
     return {f"past.{layer}.{z}": f"present.{layer}.{z}" for layer in range(layers) for z in "kv"}
 
 
@@ -282,7 +282,7 @@ def _rope(n: Network, x: str, cos: str, sin: str, width: int) -> str:
 
 
 def _repeat(n: Network, x: str, groups: int, times: int, tokens: int, width: int) -> str:
-    """Keys and values of a group for each of its query heads."""
+    """Repeat the keys or values of a group for each of its query heads."""
     y = n.op("Unsqueeze", x, n.constant(np.array([2], np.int64)))
     y = n.op("Expand", y, n.constant(np.array([1, groups, times, tokens, width], np.int64)))
     return n.reshape(y, 1, groups * times, tokens, width)

@@ -1,8 +1,9 @@
-"""Node counts after clean-up, beside other tools': `python benchmarks/simplify.py [--json] [MODEL.onnx ...]`.
+"""Node counts after simplification, compared with other tools: `python benchmarks/simplify.py [--json] [MODEL.onnx
+...]`.
 
-Counted are nodes of the file that are no Constant, those of subgraphs included. Without models, the nine light models
-in the onnx wheel are taken. Tools that are not installed (`pip install onnxsim onnxslim onnxscript onnxoptimizer`) or
-that fail on a model show as "-". ppuc's result is checked with ONNX Runtime, and simplified again.
+Counts include nodes of subgraphs and exclude Constant nodes. Without arguments, the nine light models in the onnx wheel
+are used. Tools that are not installed (`pip install onnxsim onnxslim onnxscript onnxoptimizer`) or that fail on a model
+are shown as "-". ppuc's result is checked with ONNX Runtime, and simplified again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ppuc.compiler.simplify.driver import node_counts, simplify
 
 
 def nodes(model: onnx.ModelProto) -> int:
-    """Nodes that are no Constant."""
+    """The number of nodes, without Constant nodes."""
     return sum(node_counts(model).values())
 
 
@@ -43,7 +44,7 @@ TOOLS: dict[str, tuple[str, Tool]] = {
 
 
 def attempt(name: str, path: Path) -> int | None:
-    """A tool's count; None when it is missing or fails, as these tools do in many ways."""
+    """A tool's count; None if the tool is missing or fails, with any exception."""
     module, call = TOOLS[name]
     try:
         return nodes(call(importlib.import_module(module), onnx.load(path)))
@@ -72,7 +73,8 @@ def measure(path: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Print the table; exit code 1 when a model ends above the best tool, disagrees, or changes again."""
+    """Print the table; the exit code is 1 if a model has more nodes than with the best tool, disagrees, or changes when
+    simplified again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--json", action="store_true")

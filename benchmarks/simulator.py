@@ -1,9 +1,9 @@
-"""CPU seconds of the simulator beside those of others: `python -m benchmarks.simulator [--json] [--short]`.
+"""CPU seconds of the simulator, compared with other simulators: `python -m benchmarks.simulator [--json] [--short]`.
 
-Networks are compiled for zhenwu-m890, then simulated twice, and the second run counts: the first one compiles the
-event loop on a machine where it never ran. Timing only: ResNet-50 at batch 1, a 4096-cube product and a prefill of
-2,048 tokens through 36 layers of width 4096 (bf16; `--short` leaves it out). Values: ResNet-50 at batch 1 in fp32,
-with and without the hazard checker. Everything runs in one thread.
+Networks are compiled for zhenwu-m890 and simulated twice; the second run counts, because the first may compile the
+event loop. Timing only: ResNet-50 at batch 1, a 4096-cube product and a prefill of 2,048 tokens through 36 layers of
+width 4096 (bf16; `--short` leaves it out). Values: ResNet-50 at batch 1 in fp32, with and without the hazard checker.
+Everything runs in one thread.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def with_values() -> list[Row]:
 
 
 def measured(what: str, goal: str, peers: str, run: Callable[[], RawResult]) -> Row:
-    """The second of two runs."""
+    """Measure the second of two runs."""
     run()
     begin = time.process_time()
     profile = run().profile

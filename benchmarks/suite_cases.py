@@ -1,4 +1,4 @@
-"""The tests of ONNX's backend suite as data, and running one of them.
+"""The tests of ONNX's backend suite as records, and a function that runs one.
 
 Invariant: a test passes exactly when the suite's own comparison, with the suite's own tolerances, accepts the outputs.
 """
@@ -49,7 +49,7 @@ EXPLAINED = {
     "Runtime (and ppuc) as the number of elements",
     "test_squeezenet": "its weights are one constant: logits of 9e9 differ by rounding alone, and softmax sees it",
 }
-"""Why tests do not pass that are not expected to."""
+"""The reason for each test that is not expected to pass."""
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
 PLAIN = frozenset((onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL))
@@ -58,8 +58,8 @@ LIGHT = "onnx/backend/test/data/light/"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`status` is pass, wrong (another result than expected), refused (an error with its reason), fault (ppuc's own
-    error) or crash. `host` are the host's nodes as `op: reason`, `ops` all ops of the model."""
+    """`status` is pass, wrong (an unexpected result), refused (an error with a reason), fault (an internal error) or
+    crash. `host` lists host nodes as `op: reason`, `ops` all ops of the model."""
 
     name: str
     status: str
@@ -70,7 +70,7 @@ class Outcome:
 
 
 class Case:
-    """One test; its model and data are read when asked for."""
+    """One test; its model and data are read on demand."""
 
     def __init__(self, test: Any) -> None:
         self._test = test
@@ -80,7 +80,7 @@ class Case:
 
     @property
     def is_network(self) -> bool:
-        """Whether it is one of the large ones."""
+        """Whether the test is a whole network."""
         return bool(self._test.kind == "real")
 
     @property
@@ -135,7 +135,7 @@ def _folder(folder: str, kind: str, infos: Sequence[onnx.ValueInfoProto]) -> lis
 
 
 def _stored(path: str, type: onnx.TypeProto) -> Any:
-    """A value as the suite's files hold it, by its declared type."""
+    """A value read from the suite's files, by its declared type."""
     with open(path, "rb") as file:
         data = file.read()
     if type.HasField("sequence_type"):

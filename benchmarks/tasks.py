@@ -1,10 +1,10 @@
-"""Labelled data of models, and how well outputs do the models' tasks.
+"""Labelled data for models, and metrics of the models' tasks.
 
-A folder NAME holds model.onnx, sample.npz (one sample of each input), eval.npz (samples stacked under the inputs'
-names, and labels) and, where the figure depends on it, meta.json: `task.type`, `task.output` and the model's `outputs`.
+A folder NAME contains model.onnx, sample.npz (one sample of each input), eval.npz (stacked samples by input name, and
+labels) and, if the metric needs it, meta.json: `task.type`, `task.output` and the model's `outputs`.
 
-Invariant: a figure is a share between 0 and 1, larger is better, and depends on nothing but the outputs, the labels
-and, for tasks without labels, the outputs of the model in f32.
+Invariant: a metric is between 0 and 1, larger is better, and depends only on the outputs, the labels and, for tasks
+without labels, the outputs of the model in f32.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 
 Sample = dict[str, np.ndarray]
 Outputs = Sequence[Mapping[str, np.ndarray]]
-"""By ONNX name, one a sample."""
+"""Outputs by ONNX name, one dict per sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a figure is made of: `outputs` of one tensor, a row a sample, those of the model in f32 (`wanted`), and the
-    `labels` of the same samples, with what has no rows for samples."""
+    """The data of a metric: the `outputs` of one tensor, one row per sample, those of the model in f32 (`wanted`), and
+    the `labels` of the same samples, including labels that are not per sample."""
 
     outputs: np.ndarray
     wanted: np.ndarray
@@ -45,7 +45,8 @@ def _named(run: Run) -> float:
 
 
 def _lines(run: Run) -> float:
-    """Lines of text read without an error: the most probable symbol of each place, repetitions and blanks left out."""
+    """The share of lines of text read without an error: greedy CTC decoding, the most probable symbol at each position
+    without repetitions and blanks."""
     symbols = run.labels["chars"]
 
     def read(ids: np.ndarray) -> str:
@@ -58,7 +59,7 @@ def _lines(run: Run) -> float:
 
 
 def _lines_found(run: Run, least: float = 0.3) -> float:
-    """Lines of text along whose middle the probability is at least 0.3 on average."""
+    """The share of lines of text with a mean probability of at least 0.3 along their centre."""
     found = []
     for probability, mask in zip(run.outputs[:, 0], run.labels["mask"], strict=True):
         for line in range(1, int(mask.max()) + 1):
@@ -68,19 +69,19 @@ def _lines_found(run: Run, least: float = 0.3) -> float:
 
 
 def _triplets(run: Run) -> float:
-    """Of three sentences each, the first is nearer to the second than to the third."""
+    """The share of sentence triplets in which the first is nearer to the second than to the third."""
     first, second, third = run.outputs.reshape(-1, 3, run.outputs.shape[-1]).swapaxes(0, 1)
     return _share((first * second).sum(-1) > (first * third).sum(-1))
 
 
 def _pitch(run: Run, cents: float = 50.0) -> float:
-    """Pitches within 50 cents; bins are 20 cents wide, from 31.7 Hz (Kim et al., "CREPE", 2018)."""
+    """The share of pitches within 50 cents; bins are 20 cents wide, from 31.7 Hz (Kim et al., "CREPE", 2018)."""
     hertz = 10 * 2 ** ((run.outputs.argmax(-1) * 20 + 1997.3794084376191) / 1200)
     return _share(np.abs(1200 * np.log2(hertz / run.labels["f0"])) < cents)
 
 
 def _notes(run: Run) -> float:
-    """Notes that are among the two most probable of a piano's 88, the lowest of which is 21."""
+    """The share of notes among the two most probable of a piano's 88, the lowest of which is 21."""
     loudest = np.argsort(-run.outputs.mean(1), -1)[:, :2] + 21
     return _share([n in own for own, notes in zip(loudest, run.labels["notes"], strict=True) for n in notes])
 
@@ -99,16 +100,17 @@ FIGURES: Mapping[str, Callable[[Run], float]] = {
     "crepe": _pitch,
     "notes": _notes,
 }
-"""Type of task -> its figure."""
+"""Type of task -> its metric."""
 TOGETHER = {"triplet": 3}
-"""Samples that only make sense together."""
+"""Number of consecutive samples that belong together, by type of task."""
 OUTPUT = {"notes": "StatefulPartitionedCall:1"}
-"""The output that counts, where it is not the first and the task does not name it."""
+"""The output that the metric reads, if it is not the first and the task does not name it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`seen` are samples for calibration; `held` others, with their `labels`; `type`: None where there is no figure."""
+    """`seen` are samples for calibration, `held` the held-out samples with their `labels`; `type` is None if there is
+    no metric."""
 
     seen: Sequence[Sample]
     held: Sequence[Sample]
@@ -117,7 +119,7 @@ class Task:
     output: str | None
 
     def figure(self, outputs: Outputs, wanted: Outputs) -> float:
-        """How well `outputs` of the held samples do the task."""
+        """The task metric of `outputs` on the held-out samples."""
         name = self.output if self.output in outputs[0] else next(iter(outputs[0]))
         both = (np.concatenate([o[name] for o in every]) for every in (outputs, wanted))
         assert self.type is not None
@@ -125,8 +127,8 @@ class Task:
 
 
 def task_of(folder: Path) -> Task:
-    """Every second sample (or group of samples that belong together) is for calibration, unless eval.npz has samples
-    for it, `calib`."""
+    """The task in a folder. Every second sample (or group of samples that belong together) is for calibration, unless
+    eval.npz has calibration samples, `calib`."""
     stacked, single = (dict(np.load(folder / f"{name}.npz")) for name in ("eval", "sample"))
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8")) if (folder / "meta.json").exists() else {}
     about = meta.get("task") or {}

@@ -1,10 +1,10 @@
-"""Whether a change of the compiler changes the programs that it makes.
+"""Checks whether a change of the compiler changes its programs.
 
     python -m tools.compare_programs --write before.json     # before the change
     python -m tools.compare_programs --against before.json   # after it; exit code 1 when a program differs
 
-Compiles networks, random models and small models, over machines, precisions and options, and compares digests of
-instruction words, descriptors, symbols, constants and host models. Metadata (options, versions) may change.
+Compiles networks, random models and small models for several machines, precisions and options, and compares digests of
+instruction words, descriptors, symbols, constants and host models. Metadata (options, versions) may differ.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Source = Path | onnx.ModelProto
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model, built in a folder, and the arguments of `ppuc.compile` beside it."""
+    """A function that builds a model in a folder, and the other arguments of `ppuc.compile`."""
 
     build: Callable[[Path], Source]
     target: str
@@ -100,7 +100,7 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 
 def digest(artifact: Artifact) -> str:
-    """sha256 over all that runs."""
+    """The sha256 of everything in an artifact that is executed."""
     encoded = encode(artifact.program, artifact.vectors)
     found = hashlib.sha256(encoded.code.tobytes() + encoded.descriptors.tobytes())
     found.update(json.dumps(encoded.symbols, sort_keys=True).encode())
@@ -114,7 +114,7 @@ def digest(artifact: Artifact) -> str:
 
 
 def outcome(case: Case, folder: Path) -> str:
-    """The digest of the program of a case, or the error that it ends in."""
+    """The digest of a case's program, or the text of its error."""
     try:
         program = ppuc.compile(case.build(folder), target=case.target, **case.options)
     except PpucError as error:
@@ -124,7 +124,7 @@ def outcome(case: Case, folder: Path) -> str:
 
 
 def main() -> int:
-    """Write, or compare."""
+    """Write digests, or compare with written ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--write", type=Path, metavar="FILE")

@@ -1,6 +1,6 @@
-"""Writes the references in docs/ from the records: `make docs`, or `python -m tools.generate_docs`.
+"""Generates the reference documents in docs/ from the records: `make docs`, or `python -m tools.generate_docs`.
 
-Invariant: a document depends on nothing but the repository, so tests/repository/test_docs.py can compare bytes.
+Invariant: documents depend only on the repository, so that tests/repository/test_docs.py can compare bytes.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def code(text: object) -> str:
-    """`text` as inline code; nothing for nothing."""
+    """`text` as inline code; "" for an empty text."""
     return f"`{text}`" if str(text) else ""
 
 
 def paragraphs(docstring: str | None) -> list[str]:
-    """A docstring's paragraphs; those that are indented or hold a rewrite keep their lines as a block."""
+    """A docstring's paragraphs; indented paragraphs and rewrites become code blocks."""
     found = []
     for part in inspect.cleandoc(docstring or "").split("\n\n"):
         drawn = "->" in part or part.startswith(" ") or "\n  " in part
@@ -96,7 +96,7 @@ def ops_document() -> str:
 
 
 def _suite() -> list[tuple[object, ...]]:
-    """Rows from the last run of the backend suite."""
+    """Rows of the table of the last backend suite run."""
     shares = json.loads((ROOT / "docs" / "backend.json").read_text(encoding="utf-8"))
     return [(op, tests, passed, own, f"{own / tests:.0%}") for op, (tests, passed, own) in sorted(shares.items())]
 
@@ -143,7 +143,7 @@ def passes_document() -> str:
 
 
 def _steps(name: str, passes: Sequence[Pass]) -> str:
-    """The steps of the pipeline that is the constant `name`, with what the comments say of each."""
+    """The steps of the pipeline defined by the constant `name`, with the comment of each."""
     rows = [
         (i, f"[`{spec_of(p)}`](#{p.name})", why)
         for i, (p, why) in enumerate(zip(passes, _reasons(name), strict=True), 1)
@@ -152,7 +152,7 @@ def _steps(name: str, passes: Sequence[Pass]) -> str:
 
 
 def _reasons(name: str) -> list[str]:
-    """The comments at the end of the lines of a pipeline."""
+    """The trailing comments of a pipeline's lines."""
     source = inspect.getsource(pipeline).partition(f"\n{name}: ")[2].partition("\n)")[0]
     return [m[1] for line in source.splitlines() if (m := re.fullmatch(r"    \w+\(.*\),  # (.*)", line))]
 
@@ -239,7 +239,7 @@ def isa_document() -> str:
 
 
 def _slot(name: str) -> tuple[str, int]:
-    """Type and first byte of a slot of the instruction word."""
+    """Type and byte offset of a slot of the instruction word."""
     dtype, offset = dict(isa.WORD.fields or {})[name][:2]
     return str(dtype), offset
 
@@ -320,7 +320,7 @@ _LEVELS = {
 
 
 def invariants() -> tuple[list[tuple[str, list[tuple[str, str]]]], str]:
-    """Per level the numbered rules that its verifier's docstring begins with; and what is not checked."""
+    """The numbered rules of each level, from its verifier's docstring, and what is not checked."""
     levels = []
     for title, module in _LEVELS.items():
         rules = re.findall(r"^([A-Z]\d+) +(.*(?:\n {4,}.*)*)", inspect.cleandoc(module.__doc__ or ""), re.M)

@@ -1,14 +1,15 @@
-"""The rooms of the house, the floors they stand on, and the arrows of imports between them.
+"""Checks the layering of the code: rooms (groups of modules), the floors that they are on, and the imports between
+them.
 
     python -m tools.house
 
-A room is a package, or modules that belong together. ROOMS says of each what it may import; a room stands one floor
-above the highest of those. Exits with 1 when a module imports from a room that its own does not stand on (an upward
-arrow), when modules import each other in a circle, or when a module has no room.
+A room is a package or a group of related modules. ROOMS declares the rooms that each room may import; a room is one
+floor above the highest of those. The exit code is 1 if a module imports from a room that its own may not import (an
+upward import), if modules import each other in a cycle, or if a module belongs to no room.
 
-Imports inside functions are as much a dependence as those at the top, and so is the name of a module in a text, by
-which it is loaded when it is needed (names that are put together at run time are not seen). Imports under `if
-TYPE_CHECKING` count as arrows, but not for circles: two modules may name each other's types.
+Imports inside functions count like those at the top of a module, and so does a module's name in a string, by which it
+is imported lazily (names computed at run time are not detected). Imports under `if TYPE_CHECKING` count for layering,
+but not for cycles: two modules may refer to each other's types.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ FOLDERS = ("ir", "targets", "compiler")
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """`modules` are module names without the package's, or their beginnings: a module belongs to the room that names it
-    most closely. Modules of a room may import each other, those of the rooms in `over`, and of those that these stand
-    on."""
+    """`modules` are module names, or prefixes of them, without the package's name: a module belongs to the room with
+    the longest match. Modules of a room may import each other and, transitively, modules of the rooms in `over`."""
 
     name: str
     modules: tuple[str, ...]
@@ -43,52 +43,62 @@ class Room:
 
 
 ROOMS = (
-    Room("ir", ("ir",), (), "what a program is, at every level; no ONNX, no number of a machine"),
-    Room("targets", ("targets",), ("ir",), "what runs a program; knows nothing of how one is made"),
-    Room("simulator", ("targets.simulator",), ("targets",), "runs programs as they are; never sees a graph"),
+    Room("ir", ("ir",), (), "the IR at every level; no ONNX, no numbers of a machine"),
+    Room(
+        "targets",
+        ("targets",),
+        ("ir",),
+        "machines, simulator and program files; independent of how programs are compiled",
+    ),
+    Room("simulator", ("targets.simulator",), ("targets",), "executes programs; independent of graphs"),
     Room(
         "basics",
         ("compiler.version", "compiler.precisions", "compiler.alias", "compiler.inputs"),
         ("ir",),
-        "what both ends of a compilation name: precisions, inputs and their aliases",
+        "terms that the whole compiler shares: precisions, inputs and their aliases",
     ),
     Room(
         "options",
         ("compiler.options", "compiler.quantization.data", "compiler.quantization.images"),
         ("basics", "targets"),
-        "what a compilation is asked for, with its samples",
+        "the options of a compilation, and samples",
     ),
-    Room("forms", ("compiler.engines", "compiler.blocks"), ("ir",), "which ops importers and passes agree on"),
-    Room("frontend", ("compiler.frontend",), ("forms",), "ONNX in; knows no pass, no kernel and no machine"),
-    Room("lowering", ("compiler.lowering",), ("basics", "simulator"), "groups of ops to kernels; knows no pass"),
-    Room("passes", ("compiler.passes",), ("forms", "lowering"), "module to module; knows no ONNX and no driver"),
+    Room("forms", ("compiler.engines", "compiler.blocks"), ("ir",), "op classes that importers and passes share"),
+    Room("frontend", ("compiler.frontend",), ("forms",), "ONNX to graphs; independent of passes, kernels and machines"),
+    Room(
+        "lowering", ("compiler.lowering",), ("basics", "simulator"), "groups of ops to kernels; independent of passes"
+    ),
+    Room("passes", ("compiler.passes",), ("forms", "lowering"), "module to module; independent of ONNX and the driver"),
     Room(
         "validation",
         ("compiler.validation",),
         ("basics", "frontend"),
-        "what is right, by the model alone: no pass, no kernel, no simulator",
+        "expected results from the model alone: no pass, no kernel, no simulator",
     ),
     Room("simplify", ("compiler.simplify",), ("validation",), "ONNX to ONNX; compiles nothing"),
-    Room(
-        "pipeline", ("compiler.pipeline",), ("options", "passes", "validation"), "runs and checks passes, whoever asks"
-    ),
+    Room("pipeline", ("compiler.pipeline",), ("options", "passes", "validation"), "runs and checks passes"),
     Room("profile", ("compiler.report.profile", "compiler.report.waterfall"), ("simulator",), "a run as a record"),
-    Room("quantization", ("compiler.quantization",), ("pipeline", "profile"), "imported graphs in 8 bits, tried out"),
-    Room("host", ("compiler.host",), ("quantization",), "what the PPU cannot run; is handed the compiler"),
-    Room("driver", ("compiler.driver",), ("host",), "a model through everything, to an artifact"),
+    Room(
+        "quantization",
+        ("compiler.quantization",),
+        ("pipeline", "profile"),
+        "8-bit plans for imported graphs, and their accuracy",
+    ),
+    Room("host", ("compiler.host",), ("quantization",), "host steps and deferred steps; the compiler is passed in"),
+    Room("driver", ("compiler.driver",), ("host",), "compiles a model to an artifact"),
     Room(
         "program",
         ("compiler.program",),
         ("driver",),
-        "what compiling gives: to save, load, run",
+        "compiled programs: save, load, run",
     ),
     Room(
         "verification",
         ("compiler.verification", "compiler.comparing", "compiler.host.verify"),
         ("program",),
-        "programs and the oracle",
+        "comparison of programs with the oracle",
     ),
-    Room("report", ("compiler.report",), ("program",), "views of compilations and runs; nothing else reports"),
+    Room("report", ("compiler.report",), ("program",), "reports on compilations and runs"),
     Room("api", (FACE, "compiler.entry", "compiler.onnx_backend"), ("verification",), "the package's face"),
     Room("predict", ("compiler.predict",), ("api", "report"), "times of single operators, from their sizes"),
     Room("commands", ("compiler.cli", "compiler.commands"), ("predict", "simplify"), "nothing imports them"),
@@ -106,8 +116,8 @@ class Import:
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Module name, without the package's, -> file, of everything below `root` that is imported as part of the package.
-    Packages that hold nothing but a docstring are left out."""
+    """Module name (without the package's) -> file, for all modules below `root`. Packages that contain only a docstring
+    are left out."""
     found = {}
     for file in sorted(f for folder in FOLDERS for f in (root / folder).rglob("*.py")):
         name = file.relative_to(root).with_suffix("").as_posix().replace("/", ".")
@@ -119,8 +129,8 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(name: str, file: Path, known: Mapping[str, Path]) -> Iterator[Import]:
-    """What a module imports of the others. Importing a module runs the packages that it is in, too, unless the importer
-    is in them itself; a text that is the name of such a package names its files."""
+    """The imports of a module. Importing a module also runs the packages that contain it, unless they contain the
+    importer; a string that is a package's name refers to its files."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     typing = {id(node) for test in ast.walk(tree) if _is_type_checking(test) for node in _below(test)}
     for node in ast.walk(tree):
@@ -143,7 +153,7 @@ def _below(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _targets(node: ast.AST, known: Mapping[str, Path]) -> Iterator[str]:
-    """Modules, without the package's name, that an import or a text names."""
+    """Modules (without the package's name) that an import or a string refers to."""
     own = f"{PACKAGE}."
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
@@ -161,13 +171,13 @@ def _targets(node: ast.AST, known: Mapping[str, Path]) -> Iterator[str]:
 
 
 def room_of(module: str, rooms: Sequence[Room] = ROOMS) -> Room | None:
-    """The room that names the module most closely."""
+    """The room with the longest match of the module's name."""
     named = [(len(m), room) for room in rooms for m in room.modules if module == m or module.startswith(f"{m}.")]
     return max(named, key=lambda found: found[0])[1] if named else None
 
 
 def below(rooms: Sequence[Room] = ROOMS) -> dict[str, frozenset[str]]:
-    """Room -> all rooms that it stands on. Raises ValueError when one stands on what is no room, or on itself."""
+    """Room -> all rooms below it. Raises ValueError for an unknown room and for a cycle."""
     graph = nx.DiGraph([(room.name, other) for room in rooms for other in room.over])
     graph.add_nodes_from(room.name for room in rooms)
     strange = set(graph) - {room.name for room in rooms}
@@ -179,7 +189,7 @@ def below(rooms: Sequence[Room] = ROOMS) -> dict[str, frozenset[str]]:
 
 
 def floors(rooms: Sequence[Room] = ROOMS) -> list[list[Room]]:
-    """The rooms by floor, the lowest first: each stands one above the highest that it stands on."""
+    """The rooms by floor, the lowest first: each is one floor above the highest room that it may import."""
     at: dict[str, int] = {}
     stands_on, by_name = below(rooms), {room.name: room for room in rooms}
     for room in sorted(rooms, key=lambda r: len(stands_on[r.name])):
@@ -197,7 +207,7 @@ class House:
 
 
 def survey(root: Path) -> House:
-    """The house as it is built."""
+    """The modules and imports below `root`."""
     files = modules(root)
     return House(root, files, [found for name, file in files.items() for found in imports(name, file, files)])
 
@@ -206,7 +216,7 @@ def survey(root: Path) -> House:
 
 
 def problems(house: House, rooms: Sequence[Room] = ROOMS) -> list[str]:
-    """Modules without a room, upward arrows and circles, one line each."""
+    """Modules without a room, upward imports and cycles, one line each."""
     homeless = [
         f"{_place(house, m)}: no room in tools/house.py names {m}" for m in house.files if room_of(m, rooms) is None
     ]
@@ -246,8 +256,8 @@ def _place(house: House, module: str, line: int = 0) -> str:
 
 
 def report(house: House, rooms: Sequence[Room] = ROOMS) -> Iterator[str]:
-    """The floors from the top down; each room with its files and lines, and from how many of its files imports lead to
-    which room."""
+    """The floors from the top down; each room with its files and lines, and the number of its files that import from
+    each other room."""
     files: dict[str, list[Path]] = {room.name: [] for room in rooms}
     for module, file in house.files.items():
         room = room_of(module, rooms)
@@ -266,7 +276,7 @@ def report(house: House, rooms: Sequence[Room] = ROOMS) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the house and what is wrong with it; 1 when something is."""
+    """Print the rooms and all problems; returns 1 if there are any."""
     house = survey(ROOT)
     print(*report(house), sep="\n")
     wrong = problems(house)

@@ -1,9 +1,9 @@
-"""Runs the commands that README.md and ARCHITECTURE.md show and puts in what they print now: `make readme`.
+"""Runs the commands shown in README.md and ARCHITECTURE.md and updates their output: `make readme`.
 
-In every block marked `console`, a line `$ command` is run by the shell at the repository's root, with the environment's
-commands in reach, and the lines after it are replaced by its standard output.
+In every `console` block, a line `$ command` is run by the shell in the repository's root, with the environment's
+commands on the PATH, and the lines after it are replaced by its standard output.
 
-Invariant: nothing but command output is changed; a command that fails leaves the file as it was.
+Invariant: only command output changes; if a command fails, the file is left unchanged.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def main() -> None:
 
 
 def refreshed_text(text: str) -> str:
-    """A document with the output of all its commands as it is now."""
+    """A document with the current output of all its commands."""
     return re.sub(r"(?<=```console\n).*?(?=```)", lambda block: refreshed(block[0]), text, flags=re.S)
 
 
 def refreshed(block: str) -> str:
-    """A block with the output of its commands as it is now."""
+    """A block with the current output of its commands."""
     commands = [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
     return "\n".join(f"$ {command}\n{output(command)}" for command in commands)
 
 
 def output(command: str) -> str:
-    """What `command` prints, without trailing blanks. Raises CalledProcessError when it fails."""
+    """The output of `command`, without trailing blanks. Raises CalledProcessError if it fails."""
     print(f"$ {command}", file=sys.stderr)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "PYTHONIOENCODING": "utf-8"}
