@@ -76,7 +76,7 @@ def import_model(
     def first() -> Module:
         own = with_shapes_of_data(options, source)
         imported = load_model(source, dims=own.dims, shapes=own.shapes, values=own.values)
-        _say_values(imported)
+        _remark_values(imported)
         module = initial_module(imported, own)
         return module if quantizes else aliased(module, options.aliases)
 
@@ -96,7 +96,7 @@ def import_model(
     return FirstModule(run.before(step.name, quantized, done=(step,)), made[0])
 
 
-def _say_values(imported: ImportedModel) -> None:
+def _remark_values(imported: ImportedModel) -> None:
     """Remark on inputs whose values the program depends on."""
     if (remarks := listener()) is not None:
         for name in imported.fixed:
@@ -181,7 +181,7 @@ def _hosted(source: Source, options: CompileOptions, error: ModelError, watch: I
 
         def part() -> Module:
             if number == 0:
-                _say_hosted(on_host)
+                _remark_hosted(on_host)
             return module
 
         return _compiled(run, run.before("import", part), own)
@@ -201,7 +201,7 @@ def _hosted(source: Source, options: CompileOptions, error: ModelError, watch: I
     return replace(compiled, artifact=with_remarks(artifact, compiled.remarks))
 
 
-def _say_hosted(nodes: Sequence[HostNode]) -> None:
+def _remark_hosted(nodes: Sequence[HostNode]) -> None:
     """Remark on what the host computes, and what is compiled when the program runs."""
     if (remarks := listener()) is not None:
         for node in nodes:

@@ -92,7 +92,7 @@ def progress_bar(what: str) -> Iterator[Progress]:
 def simulation_bar() -> Iterator[Callable[[str, float], None]]:
     """A callback for the simulator that drives a bar as `progress_bar` does. The length of a run is unknown until its
     end. The first simulation on a computer compiles the simulator and prints a note."""
-    timer = Timer(_PATIENCE_SECONDS, _say_when_compiling)
+    timer = Timer(_PATIENCE_SECONDS, _note_compilation)
     timer.daemon = True
     timer.start()
     try:
@@ -102,7 +102,7 @@ def simulation_bar() -> Iterator[Callable[[str, float], None]]:
         timer.cancel()
 
 
-def _say_when_compiling() -> None:
+def _note_compilation() -> None:
     from ppuc.targets.simulator.run import compiled
 
     if not compiled():

@@ -96,16 +96,16 @@ def _report(file: Path, arguments: CompileArguments, filter: str | None, as_json
 
     if file.suffix == ".onnx":
         options = arguments.options()
-        said = remarks.Said(options.target.name, options.precision, compile_model(file, options).remarks)
+        found = remarks.RecordedRemarks(options.target.name, options.precision, compile_model(file, options).remarks)
     else:
         own = ("dims",) if file.suffix == ".ppu" else ()  # they select one of its variants
         _refuse_all_but(own, arguments, file, "--fusion" if filter is None else "--remarks")
-        said = remarks.said_in(file, arguments.sizes())
-    about = {"file": str(file), "target": said.target, "precision": said.precision}
+        found = remarks.recorded_remarks(file, arguments.sizes())
+    about = {"file": str(file), "target": found.target, "precision": found.precision}
     if filter is None:
-        emit("inspect", {**about, **fusion.fusion_record(said.remarks)}, as_json, fusion.show)
+        emit("inspect", {**about, **fusion.fusion_record(found.remarks)}, as_json, fusion.show)
     else:
-        emit("inspect", {**about, **remarks.remarks_record(said.remarks, filter)}, as_json, remarks.show)
+        emit("inspect", {**about, **remarks.remarks_record(found.remarks, filter)}, as_json, remarks.show)
 
 
 def _draw(file: Path, arguments: CompileArguments, drawing: Path, as_json: bool) -> None:
@@ -142,7 +142,7 @@ def _memory_plan(file: Path, arguments: CompileArguments) -> tuple[MemoryPlan, t
         from ppuc.compiler.pipeline.resume import read_module
 
         manifest = read_manifest(file.parent)
-        remarks = manifest.said(file.name) if manifest is not None else ()
+        remarks = manifest.remarks_until(file.name) if manifest is not None else ()
         return memory.plan_of_dump(file, arguments.machine(read_module(file).target)), remarks
     from ppuc.compiler.program.compiled import load_program
 

@@ -55,7 +55,7 @@ def opt_command(
     """
     from ppuc.compiler.lowering.tiling.body import NotFusable
     from ppuc.compiler.pipeline.dump import read_manifest
-    from ppuc.compiler.pipeline.manager import Run, said
+    from ppuc.compiler.pipeline.manager import Run, all_remarks
     from ppuc.compiler.pipeline.pass_options import build_passes
     from ppuc.compiler.pipeline.quantize_step import Quantize
     from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes, rerouted
@@ -91,8 +91,8 @@ def opt_command(
                 hint="if ppuc wrote this text and it was not edited, please report a bug",
             ) from error
     manifest = read_manifest(file.parent)
-    before = manifest.said(through) if manifest is not None else ()
-    text = _write(after, machine, output, (*before, *said(run.records)))
+    before = manifest.remarks_until(through) if manifest is not None else ()
+    text = _write(after, machine, output, (*before, *all_remarks(run.records)))
     if as_json or output is not None:
         emit("opt", _record(file, output, run, after), as_json, _show)
     else:

@@ -50,7 +50,7 @@ class Tile(Pass):
         taken: set[str] = set()
         lowered = KernelCache(target, partial(cycles_alone, target=target), self.tries)
         ops: list[Op] = []
-        said = Tilings(target)
+        tilings = Tilings(target)
         for op in module.graph.ops:
             if op.name != "group":
                 ops.append(op)
@@ -60,7 +60,7 @@ class Tile(Pass):
             kernels.append(_in_spaces(made.kernel, op))
             vectors += made.vectors
             if (remarks := listener()) is not None:
-                said.say(made, op, remarks)
+                tilings.remark(made, op, remarks)
             assert isinstance(op.attrs, GroupAttrs)
             ops.append(replace(op, attrs=replace(op.attrs, kernel=name)))
         graph = module.graph.with_ops(ops)
@@ -74,7 +74,7 @@ class Tilings:
         self.target = target
         self._known: dict[int, tuple[str, Mapping[str, float]]] = {}
 
-    def say(self, made: GroupKernel, op: Op, remarks: Collector) -> None:
+    def remark(self, made: GroupKernel, op: Op, remarks: Collector) -> None:
         """A remark on a kernel: its loops and tiles, units, price, and the busy cycles of each queue."""
         if id(made.pattern) not in self._known:
             loops = {loop.var: loop for around, _ in made.kernel.statements() for loop in around}

@@ -189,7 +189,7 @@ class Manifest:
     precision: str
     passes: tuple[tuple[str, tuple[Remark, ...]], ...]
 
-    def said(self, file: str = "") -> tuple[Remark, ...]:
+    def remarks_until(self, file: str = "") -> tuple[Remark, ...]:
         """The remarks of the passes up to the text `file` (or the first of a step of that name), or of all passes; ()
         for a text of another dump."""
         files = [name for name, _ in self.passes]

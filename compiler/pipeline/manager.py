@@ -60,7 +60,7 @@ class PassRecord:
         }
 
 
-def said(passes: Sequence[PassRecord]) -> tuple[Remark, ...]:
+def all_remarks(passes: Sequence[PassRecord]) -> tuple[Remark, ...]:
     """The remarks of all passes."""
     return tuple(remark for record in passes for remark in record.remarks)
 
@@ -89,7 +89,7 @@ class CompiledModel:
     @property
     def remarks(self) -> tuple[Remark, ...]:
         """The remarks of all passes."""
-        return said(self.passes)
+        return all_remarks(self.passes)
 
 
 def op_counts(graph: Graph) -> dict[str, int]:
@@ -148,7 +148,7 @@ class Run:
 
     def before(self, name: str, make: Callable[[], Module], done: Sequence[Pass] = ()) -> Module:
         """The module that `make` gives as the outcome of the step `name` before the passes: it records what it is to go
-        through, and the steps `done`. What the step said when it failed is kept if anything was dumped before it."""
+        through, and the steps `done`. If the step fails, its remarks are kept if anything was dumped before it."""
         self.progress(name, 0, self._total)
         started = time.perf_counter()
         with self._remarks(name) as remarks:
@@ -161,7 +161,7 @@ class Run:
 
     @contextmanager
     def _remarks(self, name: str, options: str = "") -> Iterator[Callable[[], tuple[Remark, ...]]]:
-        """What is said inside the context, as long as somebody listens; recorded for a step that fails as well, which
+        """The remarks emitted inside the context, if they are collected; recorded for a step that fails as well, which
         the manifest then names."""
         started = time.perf_counter()
         with collecting(name) if self.listening else unheard() as collector:
@@ -169,9 +169,9 @@ class Run:
                 yield lambda: collector.remarks if collector is not None else ()
             except Exception as error:
                 if self.records:
-                    said = collector.remarks if collector is not None else ()
+                    made = collector.remarks if collector is not None else ()
                     seconds = time.perf_counter() - started
-                    self.records.append(PassRecord(name, options, seconds, False, {}, remarks=said))
+                    self.records.append(PassRecord(name, options, seconds, False, {}, remarks=made))
                     self._write_manifest({"pass": name, "error": f"{type(error).__name__}: {error}"})
                 raise
 
@@ -188,7 +188,7 @@ class Run:
         """Run every pass and link the artifact."""
         module = self.run(module)
         self.progress("link", self._total - 1, self._total)
-        artifact = link(module, self.target, said(self.records))
+        artifact = link(module, self.target, all_remarks(self.records))
         return CompiledModel(module, artifact, tuple(self.records))
 
     @property
@@ -210,8 +210,8 @@ class Run:
             seconds = time.perf_counter() - started
             recheck = self.recheck if changed else None
             checked = recheck.check(step.name, after, self.target) if recheck is not None else None
-        counts, said = op_counts(after.graph), remarks()
-        record = PassRecord(step.name, options_text(step), seconds, changed, counts, check=checked, remarks=said)
+        counts, made = op_counts(after.graph), remarks()
+        record = PassRecord(step.name, options_text(step), seconds, changed, counts, check=checked, remarks=made)
         self._record(record, after)
         return after
 

@@ -59,8 +59,8 @@ def unpacked(data: bytes) -> tuple[Remark, ...]:
         for segment, name, kind, decision, entity, nodes, reason, before, after, details in record["rows"]:
             pairs = zip(details[::2], details[1::2], strict=True)
             values = {texts[k]: texts[v[0]] if isinstance(v, list) else v for k, v in pairs}
-            said = (texts[decision], texts[entity], tuple(texts[n] for n in nodes), texts[reason])
-            found.append(Remark(texts[name], KINDS[kind], *said, before, after, values, segment))
+            facts = (texts[decision], texts[entity], tuple(texts[n] for n in nodes), texts[reason])
+            found.append(Remark(texts[name], KINDS[kind], *facts, before, after, values, segment))
     except (KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"no remarks: {error}") from error
     return tuple(found)

@@ -34,7 +34,7 @@ def quantized_module(
     plan = chosen_plan(prepared, watch)
     if dump is not None:
         write_policy(dump / QUANTIZATION, plan, {"precision": options.precision})
-    _say_formats(prepared, plan)
+    _remark_formats(prepared, plan)
     return QuantizedModule(prepared.quantized(plan), prepared.simulated(plan))
 
 
@@ -61,7 +61,7 @@ def chosen_plan(prepared: Prepared, watch: Instrumentation = UNWATCHED) -> Plan:
     return made.plan
 
 
-def _say_formats(prepared: Prepared, plan: Plan) -> None:
+def _remark_formats(prepared: Prepared, plan: Plan) -> None:
     """Emit a remark on the format of each layer."""
     if (remarks := listener()) is None:
         return

@@ -25,7 +25,7 @@ SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RecordedRemarks:
     """The remarks of one compilation."""
 
     target: str
@@ -33,17 +33,17 @@ class Said:
     remarks: tuple[Remark, ...]
 
 
-def said_in(path: Path, dims: Mapping[str, int]) -> Said:
+def recorded_remarks(path: Path, dims: Mapping[str, int]) -> RecordedRemarks:
     """The remarks in a program (with several variants, of the one with these sizes), in a dump, or up to a dumped text.
     Raises ArtifactError, TextError and UsageError; also if remarks were not collected."""
-    said = _said_of_program(path, dims) if path.suffix == ".ppu" else _said_in_dump(path)
-    if not said.remarks:
+    found = _remarks_of_program(path, dims) if path.suffix == ".ppu" else _remarks_of_dump(path)
+    if not found.remarks:
         hint = "compile it again: `ppuc compile` keeps remarks in the program, and in a dump's manifest"
         raise UsageError.of(str(path), "holds no remarks of the compiler", hint=hint)
-    return said
+    return found
 
 
-def _said_of_program(path: Path, dims: Mapping[str, int]) -> Said:
+def _remarks_of_program(path: Path, dims: Mapping[str, int]) -> RecordedRemarks:
     from ppuc.compiler.pipeline.packed_remarks import remarks_of
     from ppuc.compiler.program.variants import unbundle
     from ppuc.targets.artifact import load
@@ -55,21 +55,21 @@ def _said_of_program(path: Path, dims: Mapping[str, int]) -> Said:
     elif dims:
         what, expected = "has no variant with these sizes", "none: the program has fixed sizes"
         raise UsageError.of(str(path), what, got=dict(dims), expected=expected)
-    return Said(artifact.program.target, artifact.meta.get("precision", "model"), remarks_of(artifact))
+    return RecordedRemarks(artifact.program.target, artifact.meta.get("precision", "model"), remarks_of(artifact))
 
 
-def _said_in_dump(path: Path) -> Said:
+def _remarks_of_dump(path: Path) -> RecordedRemarks:
     from ppuc.compiler.pipeline.dump import later_segments, read_manifest
 
     manifest = read_manifest(path if path.is_dir() else path.parent)
     if manifest is None:
-        return Said("", "", ())
-    remarks = manifest.said("" if path.is_dir() else path.name)
+        return RecordedRemarks("", "", ())
+    remarks = manifest.remarks_until("" if path.is_dir() else path.name)
     if path.is_dir():
         for number, folder in later_segments(path):
             later = read_manifest(folder)
-            remarks += tuple(replace(r, segment=number) for r in later.said()) if later is not None else ()
-    return Said(manifest.target, manifest.precision, remarks)
+            remarks += tuple(replace(r, segment=number) for r in later.remarks_until()) if later is not None else ()
+    return RecordedRemarks(manifest.target, manifest.precision, remarks)
 
 
 def settled(remarks: Sequence[Remark]) -> list[Remark]:

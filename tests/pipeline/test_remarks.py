@@ -1,4 +1,4 @@
-"""Remarks: how passes make them, where they end up, and that saying something changes nothing."""
+"""Remarks: how passes emit them, where they are stored, and that emitting them does not change programs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.remarks import KINDS, Remark, collecting, listener
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.dump import read_manifest
-from ppuc.compiler.pipeline.manager import Run, said
+from ppuc.compiler.pipeline.manager import Run, all_remarks
 from ppuc.compiler.pipeline.packed_remarks import NOTE, packed, remarks_of, unpacked, with_remarks
 from ppuc.compiler.report.fusion import fusion_record
-from ppuc.compiler.report.remarks import chosen, ranked, said_in, settled
+from ppuc.compiler.report.remarks import chosen, ranked, recorded_remarks, settled
 from ppuc.ir.errors import ArtifactError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
@@ -177,7 +177,7 @@ class TestWhereTheyAre:
         assert list(ppuc.load(program).remarks) == printed
         manifest = read_manifest(dump)
         assert manifest is not None
-        assert list(manifest.said()) == printed
+        assert list(manifest.remarks_until()) == printed
         lines = [line for line in (dump / "manifest.json").read_text().splitlines() if '"decision"' in line]
         assert len(lines) == len(printed)
         assert list(compile_model(model, CompileOptions(TINY, dims={"N": 4})).remarks) == printed
@@ -232,10 +232,10 @@ class TestWhereTheyAre:
         assert remarks_of(made.artifact) == made.remarks
         kernels = sum(len(s.kernels) for s in made.artifact.program.segments)
         assert fusion_record(made.remarks)["kernels"] == kernels
-        assert said_in(dump, {}).remarks == made.remarks
+        assert recorded_remarks(dump, {}).remarks == made.remarks
 
         one_segment = compile_model(mlp(), CompileOptions(TINY, dims={"N": 1}), Instrumentation(dump=dump))
-        assert said_in(dump, {}).remarks == one_segment.remarks, "segments of the earlier dump are gone"
+        assert recorded_remarks(dump, {}).remarks == one_segment.remarks, "segments of the earlier dump are gone"
 
 
 class Texts(Run):
@@ -260,8 +260,8 @@ class TestNothingChanges:
         heard.run(module)
         assert quiet.texts == heard.texts
         assert len(quiet.texts) == len(PIPELINE)
-        assert not said(quiet.records)
-        assert said(heard.records)
+        assert not all_remarks(quiet.records)
+        assert all_remarks(heard.records)
 
     def test_remarks_do_not_depend_on_the_order_of_sets(self, tmp_path: Path) -> None:
         onnx.save(model_of_seed(7, 12).model, tmp_path / "m.onnx")

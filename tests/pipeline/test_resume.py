@@ -1,4 +1,4 @@
-"""Going on from a dump: every text of it ends in the bytes of the compilation, whatever the options were."""
+"""Resuming from a dump: every text of it gives the same bytes as the original compilation, whatever the options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppuc.compiler.options import Calibration, CompileOptions, Instrumentation, 
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.dump import read_manifest
 from ppuc.compiler.pipeline.link import link
-from ppuc.compiler.pipeline.manager import CompiledModel, Run, said
+from ppuc.compiler.pipeline.manager import CompiledModel, Run, all_remarks
 from ppuc.compiler.pipeline.pass_options import specs_of
 from ppuc.compiler.pipeline.quantize_step import Quantize
 from ppuc.compiler.pipeline.resume import check_target, read_module, remaining_passes
@@ -74,7 +74,7 @@ def resumed(text: Path, target: Target) -> Artifact:
     run = Run(target, steps, listening=True)
     after, manifest = run.run(module), read_manifest(text.parent)
     assert manifest is not None
-    return link(after, target, (*manifest.said(through), *said(run.records)))
+    return link(after, target, (*manifest.remarks_until(through), *all_remarks(run.records)))
 
 
 CASES: dict[str, dict[str, Any]] = {

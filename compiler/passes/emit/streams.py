@@ -109,7 +109,7 @@ class Emission:
                 copies += self._copies(name, sources[name], stages[name].loc, plan, len(copies))
         segment = Segment(self.graph.name, tuple(programs), tuple(copies), plan.groups())
         if (remarks := listener()) is not None:
-            _say(segment, remarks)
+            _remark(segment, remarks)
         return Program(
             self.graph.name,
             self.module.target,
@@ -179,7 +179,7 @@ class Emission:
         return found
 
 
-def _say(segment: Segment, remarks: Collector) -> None:
+def _remark(segment: Segment, remarks: Collector) -> None:
     """A remark on the streams, rings and counters of a segment."""
     remarks.note(
         "streams",

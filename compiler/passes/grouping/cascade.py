@@ -73,7 +73,7 @@ class Cascading:
         for chain in self._chains():
             kernels = self._kernels(chain)
             if (remarks := listener()) is not None:
-                self._say(chain, kernels, remarks)
+                self._remark(chain, kernels, remarks)
             for members in kernels:
                 if len(members) > 1:
                     joined[members[-1].results[0].name] = self._joined(members)
@@ -83,7 +83,7 @@ class Cascading:
         ops = [joined.get(op.results[0].name, op) if op.results else op for op in self.graph.ops]
         return self.graph.with_ops(op for op in ops if not op.results or op.results[0].name not in gone)
 
-    def _say(self, chain: Sequence[Op], kernels: Sequence[Sequence[Op]], remarks: Collector) -> None:
+    def _remark(self, chain: Sequence[Op], kernels: Sequence[Sequence[Op]], remarks: Collector) -> None:
         """A remark on every two consecutive groups, with the price of two kernels and of one. The first `writers` nodes
         belong to the first group."""
         kernel_of = {op.results[0].name: i for i, members in enumerate(kernels) for op in members}

@@ -84,7 +84,7 @@ class Banding:
             self.decided[key] = self._best(op, attention)
         bands = self.decided[key]
         cut = [op] if bands.count == 1 else self._cut(op, bands.count)
-        bands.say("split-causal", op, kernels=sum(o.name == "group" for o in cut) - 1)
+        bands.remark("split-causal", op, kernels=sum(o.name == "group" for o in cut) - 1)
         return cut
 
     def _best(self, op: Op, attention: Op) -> Parts:

@@ -32,7 +32,7 @@ from ppuc.compiler.passes.contracts import (
     Contract,
 )
 from ppuc.compiler.passes.grouping.fuse_graph import GroupedGraph, is_view
-from ppuc.compiler.passes.grouping.fuse_remarks import say_groups
+from ppuc.compiler.passes.grouping.fuse_remarks import remark_groups
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.ir.graph import Graph, Op, Value
@@ -101,7 +101,7 @@ class Grouping(GroupedGraph):
         self._copies()
         graph = self._assemble()
         if (remarks := listener()) is not None:
-            say_groups(self, graph, self.refused, remarks)
+            remark_groups(self, graph, self.refused, remarks)
         return graph
 
     def _grow(self, seed: int) -> None:

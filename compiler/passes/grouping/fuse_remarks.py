@@ -18,7 +18,7 @@ Refused = Mapping[tuple[int, int], str]
 """(group, op) -> why the op, a consumer of the group, is not part of it."""
 
 
-def say_groups(grouped: GroupedGraph, made: Graph, refused: Refused, remarks: Collector) -> None:
+def remark_groups(grouped: GroupedGraph, made: Graph, refused: Refused, remarks: Collector) -> None:
     """Remarks on every group of `made`, the graph that `grouped` became, and on every edge."""
     rate = l2_bytes_per_clk(grouped.target)
     outputs = {v.name for v in made.results}

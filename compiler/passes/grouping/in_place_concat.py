@@ -94,7 +94,7 @@ class Joining:
             why_not = self._obstacle(i, parts)
             found |= not why_not
             if (remarks := listener()) is not None:
-                _say(op, parts, why_not, l2_bytes_per_clk(self.target), remarks)
+                _remark(op, parts, why_not, l2_bytes_per_clk(self.target), remarks)
         if not found:
             return self.graph
         ops = [op for i, old in enumerate(self.ops) for op in (*self.before.get(i, ()), old) if op.name]
@@ -255,7 +255,7 @@ class Joining:
         return True
 
 
-def _say(op: Op, parts: Sequence[Part], why_not: str, rate: float, remarks: Collector) -> None:
+def _remark(op: Op, parts: Sequence[Part], why_not: str, rate: float, remarks: Collector) -> None:
     """Remarks on a concatenation and its parts; memory moves `rate` bytes per cycle."""
     whole, copied = op.result, sum(p.producer is None for p in parts)
     if why_not:

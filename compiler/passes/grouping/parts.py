@@ -18,7 +18,7 @@ class Parts:
     parts_clk: float | None = None
     why_whole: str = ""
 
-    def say(self, decision: str, op: Op, kernels: int) -> None:
+    def remark(self, decision: str, op: Op, kernels: int) -> None:
         """Remark on a group that was split, adding `kernels` kernels, or was not."""
         if (remarks := listener()) is None:
             return

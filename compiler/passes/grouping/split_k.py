@@ -93,7 +93,7 @@ class Splitting:
         if key not in self.decided:
             self.decided[key] = self._best_keys(kind, op) if kind.shortest_keys else self._best(kind, op)
         parts = self.decided[key]
-        parts.say("split-keys" if kind.shortest_keys else "split-k", op, kernels=1)
+        parts.remark("split-keys" if kind.shortest_keys else "split-k", op, kernels=1)
         if parts.count == 1:
             return [op]
         if kind.shortest_keys:

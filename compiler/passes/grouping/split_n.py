@@ -85,7 +85,7 @@ class Paneling:
             panels = self._panels(op)
             ops += [op] if panels is None or panels.count == 1 else self._cut(op, panels.count)
             if panels is not None:
-                panels.say("split-n", op, kernels=panels.count - 1)
+                panels.remark("split-n", op, kernels=panels.count - 1)
         return self.graph if len(ops) == len(self.graph.ops) else without_dead_ops(self.graph.with_ops(ops))
 
     # -- deciding ------------------------------------------------------------------------------------------------

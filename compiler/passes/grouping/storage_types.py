@@ -133,10 +133,10 @@ class Narrowing:
         results = tuple(self.values.get(v.name, v) for v in self.graph.results)
         graph = without_dead_ops(Graph(self.graph.name, self.graph.params, results, tuple(self.ops)))
         if (remarks := listener()) is not None:
-            self._say(graph, remarks)
+            self._remark(graph, remarks)
         return graph
 
-    def _say(self, graph: Graph, remarks: Collector) -> None:
+    def _remark(self, graph: Graph, remarks: Collector) -> None:
         """Remarks on tensors between kernels: stored narrow, kept wide, or narrowed by a separate kernel."""
         made, rate = {r.name for op in graph.ops for r in op.results}, l2_bytes_per_clk(self.target)
         for op in self.graph.ops:

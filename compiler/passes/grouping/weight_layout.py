@@ -95,10 +95,10 @@ class _WeightTransposes:
             return None
         gains = transposed <= GAIN * stored
         if (remarks := listener()) is not None:
-            say = remarks.applied if gains else remarks.missed
+            emit = remarks.applied if gains else remarks.missed
             why = "" if gains else "device memory does not deliver the weights faster in column-major order"
             decision, name = "stored-by-columns" if gains else "stored-by-rows", op.operands[at].name
-            say(decision, name, op.loc, why, before=stored, after=transposed, bytes=param.type.bytes)
+            emit(decision, name, op.loc, why, before=stored, after=transposed, bytes=param.type.bytes)
         if not gains:
             return None
         value, source = op.operands[at], self.constants[op.operands[at].name]

@@ -64,23 +64,23 @@ def _tensors(graph: Graph, target: Target) -> list[Placement]:
         found += [Placement(r.name, space, where[r.name], r.bytes) for r in held]
     if (remarks := listener()) is not None:
         over = {new: old for new, old in shared.items() if new in at_l2 and old in at_l2}
-        _say_overwritten(graph, over, at_l2, remarks)
+        _remark_overwritten(graph, over, at_l2, remarks)
         replaced = {old for new, old in over.items() if at_l2[new] == at_l2[old]}
-        _say_extent(Space.HBM, hbm, at, remarks)
+        _remark_extent(Space.HBM, hbm, at, remarks)
         ending = (
             replace(r, end=r.end - (r.name in replaced)) for r in l2.values()
         )  # the overwriting result holds the last step
-        _say_extent(Space.L2, list(ending), at_l2, remarks)
+        _remark_extent(Space.L2, list(ending), at_l2, remarks)
     return sorted(found, key=lambda p: (p.space.value, p.address, p.name))
 
 
-def _say_extent(space: Space, held: Sequence[Range], at: Mapping[str, int], remarks: Collector) -> None:
+def _remark_extent(space: Space, held: Sequence[Range], at: Mapping[str, int], remarks: Collector) -> None:
     """A remark on a memory: the bytes of the plan, and a lower bound for any plan."""
     extent = max((at[r.name] + r.bytes for r in held), default=0)
     remarks.note("allocated", str(space), tensors=len(held), extent_bytes=extent, alive_bytes=max_live(held))
 
 
-def _say_overwritten(graph: Graph, over: Mapping[str, str], at: Mapping[str, int], remarks: Collector) -> None:
+def _remark_overwritten(graph: Graph, over: Mapping[str, str], at: Mapping[str, int], remarks: Collector) -> None:
     """A remark on every result that could overwrite an operand; `at` maps values to addresses."""
     producers = {r.name: (op, r) for op in graph.ops for r in op.results}
     for result, operand in over.items():

@@ -29,7 +29,7 @@ class Placed:
     capacity: int
 
 
-def say_places(placed: Placed, target: Target, remarks: Collector) -> None:
+def remark_memories(placed: Placed, target: Target, remarks: Collector) -> None:
     """A remark on every candidate for l2."""
     ops, names = placed.graph.ops, {c.name for c in placed.chosen}
     loc = {r.name: op.loc for op in ops for r in op.results}
@@ -48,10 +48,10 @@ def say_places(placed: Placed, target: Target, remarks: Collector) -> None:
                 why, saved = _no_room(c, placed, taken.tolist()), int(c.saved)
                 lost = saved / rate
                 remarks.missed(decision, c.name, loc[c.name], why, bytes=c.bytes, saved_bytes=saved, lost_clk=lost)
-    _say_uncandidates(placed, target, loc, remarks)
+    _remark_excluded(placed, target, loc, remarks)
 
 
-def _say_uncandidates(placed: Placed, target: Target, loc: Mapping[str, Sequence[str]], remarks: Collector) -> None:
+def _remark_excluded(placed: Placed, target: Target, loc: Mapping[str, Sequence[str]], remarks: Collector) -> None:
     """Remarks on constants and inputs that do not benefit from staging."""
     types = {v.name: v.type for v in placed.graph.params} | {
         r.name: r.type for op in placed.graph.ops for r in op.results

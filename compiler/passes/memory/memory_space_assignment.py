@@ -17,7 +17,7 @@ from ppuc.compiler.lowering.kinds import group_kind
 from ppuc.compiler.lowering.tiling.body import Resolver
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import GROUPED, SPACES_ASSIGNED, Contract
-from ppuc.compiler.passes.memory.assignment_remarks import Placed, say_places
+from ppuc.compiler.passes.memory.assignment_remarks import Placed, remark_memories
 from ppuc.compiler.passes.memory.capacity import require_hbm
 from ppuc.compiler.passes.memory.l2_choice import Candidate, advanced, kept
 from ppuc.compiler.passes.memory.l2_plan import overwritten, plan_l2
@@ -104,7 +104,7 @@ class Placing:
                 if self._finds_addresses(graph, spaces, last=share == LEAD_SHARES[-1]):
                     if (remarks := listener()) is not None:
                         placed = Placed(self.graph, values, staged, chosen, starts, self.readers, capacity)
-                        say_places(placed, self.target, remarks)
+                        remark_memories(placed, self.target, remarks)
                     return graph, spaces
             capacity = int(capacity * RETRY)
 

@@ -168,11 +168,11 @@ class Layout(Pass):
                 break
             graph = _Emitter(graph, reads, chosen).run()
         if (remarks := listener()) is not None:
-            _say_transposes(graph, remarks)
+            _remark_transposes(graph, remarks)
         return with_graph(module, graph)
 
 
-def _say_transposes(graph: Graph, remarks: Collector) -> None:
+def _remark_transposes(graph: Graph, remarks: Collector) -> None:
     """A remark on every remaining transpose of an activation, with the op that stores its operand and the readers that
     need it."""
     reads = Reads.of(graph)

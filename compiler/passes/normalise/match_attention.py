@@ -61,7 +61,7 @@ class Attentions:
             self.remarks.applied("attention", op.result.name, w.builder.loc, heads=heads.heads, batch=heads.batch)
         return found
 
-    def say_missed(self, graph: Graph) -> None:
+    def remark_missed(self, graph: Graph) -> None:
         """Remarks on the near misses that `graph` still contains."""
         if self.remarks is not None:
             left = {op.results[0].name for op in graph.ops}
@@ -160,5 +160,5 @@ class MatchAttention(Pass):
         found = Attentions()
         rules: Rules = {"matmul": (found.attention,), "attention": (constant_mask,), "*": (fold_constants,)}
         graph = to_fixpoint(module.graph, rules)
-        found.say_missed(graph)
+        found.remark_missed(graph)
         return with_graph(module, graph)
