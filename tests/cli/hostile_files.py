@@ -1,4 +1,4 @@
-"""Files that nobody would write on purpose, unless to do harm: each builder writes one into a folder."""
+"""Malicious files: each builder writes one into a folder."""
 
 from __future__ import annotations
 

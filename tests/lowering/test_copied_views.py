@@ -1,4 +1,4 @@
-"""Reshapes that no strides express, and run-time factors of rank 0, fused with anything."""
+"""Reshapes that strides cannot express, and run-time factors of rank 0, fused with other ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convolutions whose windows reach far: their halo fits no memory, and yet each tap's input does."""
+"""Convolutions with large dilations: their halo fits no memory, but the input of each tap does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tensors of more axes than a descriptor has dimensions: turned, cut, repeated, combined and reduced along each."""
+"""Tensors with more axes than a descriptor has dimensions: transposed, sliced, repeated, combined and reduced along
+each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which roundings a program makes: the rules of docs/disagreements.md, "What is rounded, and when"."""
+"""The roundings that a program performs: the rules of docs/disagreements.md, "What is rounded, and when"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines whose compilers keep weights in a large scratchpad: what is loaded when, and what that costs."""
+"""Machines whose compilers keep weights in a large scratchpad: the order of loads, and their cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What searches found, on disk: records come back equal, and nothing that happens to the file changes a program."""
+"""The store of search results on disk: records read back equal, and a damaged file never changes a program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elementwise groups that read an operand along other axes than they write: loaded in rows of memory, then turned."""
+"""Elementwise groups that read an operand along other axes than they write: loaded in memory order, then transposed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def turns(module: Module) -> int:
 
 @pytest.mark.parametrize("points", [20479, 20480, 20481])
 def test_channels_last_of_a_few_channels(points: int) -> None:
-    """Ragged tiles are computed whole and cut when they are stored."""
+    """Partial tiles are computed whole and clipped when they are stored."""
     s = Sketch()
     x = s.param(2, 3, points)
     module = checked(s, "zhenwu-m890", s.op("add", s.transpose(s.op("relu", x), 0, 2, 1), s.weight(3)))

@@ -1,4 +1,4 @@
-"""Steps that one operation of a lane computes together compute what the steps did."""
+"""Vector steps fused into one lane operation compute the same as the separate steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--alias`: caches that grow in place, and the words for those that cannot."""
+"""`--alias`: caches that grow in place, and the errors for those that cannot."""
 
 from __future__ import annotations
 

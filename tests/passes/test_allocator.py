@@ -1,4 +1,4 @@
-"""Address assignment: plans are legal, hard instances are solved at their bound, refusals are true."""
+"""Address assignment: plans are legal, hard instances are solved at their lower bound, infeasibility is proven."""
 
 from __future__ import annotations
 

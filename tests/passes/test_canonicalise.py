@@ -1,4 +1,4 @@
-"""The pass `canonicalise`: one spelling for each computation."""
+"""The pass `canonicalise`: one canonical form per computation."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_a_body_that_is_no_cascade_is_refused() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_windows_whose_flattened_results_are_multiplied_stay_apart() -> None:
-    """What a classifier multiplies has no axes of points left."""
+    """The product of a classifier has no spatial axes."""
     s = Sketch()
     x = s.pool("max", s.op("relu", s.conv(s.param(1, 3, 9, 9), 32, 3)), 3, 2)
     flat = s.reshape(x, 1, math.prod(x.type.dims))
@@ -162,7 +162,7 @@ def test_windows_whose_flattened_results_are_multiplied_stay_apart() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_a_product_over_another_axis_than_channels_is_none() -> None:
-    """The product reads the window's results turned: each of its points needs all columns of a row."""
+    """The product reads the window's results transposed: each of its points needs all columns of a row."""
     s = Sketch()
     x = s.pool("max", s.param(2, 7, 6, 5), 2, 1)
     module = checked(s, LARGE, s.op("tanh", s.matmul(x, s.weight(4, 16))))

@@ -1,4 +1,4 @@
-"""Causal attention in bands of rows.
+"""Causal attention split by rows.
 
 `compiled` re-executes the module after every pass, simulates the program and compares it to the bit with its kernels.
 """

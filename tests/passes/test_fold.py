@@ -1,4 +1,4 @@
-"""The pass `fold`: what is computed at once, what when it is needed, and what is merged."""
+"""The pass `fold`: constants evaluated eagerly, constants evaluated lazily, and constants that are merged."""
 
 from __future__ import annotations
 

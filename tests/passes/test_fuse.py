@@ -1,4 +1,4 @@
-"""Passes from prepare to emit: what they make of graphs, and that modules compute the same before and after each.
+"""Passes from legalise-for-kernels to emit: their results, and that modules compute the same before and after each.
 
 `compiled` re-executes the module after every pass and simulates the program.
 """

@@ -1,4 +1,4 @@
-"""What lives in l2: the knapsack over time, and the room that copies ahead of their kernels take."""
+"""The choice of values for l2: a knapsack over time, and the space for prefetched copies."""
 
 from __future__ import annotations
 

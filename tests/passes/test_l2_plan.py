@@ -1,4 +1,4 @@
-"""Values that share bytes in l2: which may, what orders them, and that nothing changes by it."""
+"""Values that share bytes in l2: which may, what orders them, and that results do not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pass `moves`: what it leaves behind, and that graphs mean the same afterwards."""
+"""The pass `lower-data-movement`: the ops that remain, and that values do not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The passes `place` and `tile`: memories, and kernels of groups."""
+"""The passes `memory-space-assignment` and `tile`: memories of values, and kernels of groups."""
 
 from __future__ import annotations
 

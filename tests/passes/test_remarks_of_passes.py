@@ -1,4 +1,4 @@
-"""What each pass says of its decisions: entity, nodes, decision, and the prices it was made from."""
+"""Remarks of each pass on its decisions: entity, nodes, decision, and the costs that it was based on."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class TestFuse:
         assert copied.details["kernels"] == 1
 
 
-class TestPrecision:
+class TestStorageTypes:
     def test_what_is_stored_narrow_and_what_is_not(self) -> None:
         s = Sketch()
         x, mask = s.param(64, 64), s.op("exp", s.param(64, 64))
@@ -122,7 +122,7 @@ class TestPrecision:
         assert cast.details == {"bytes": 64 * 64 * 2, "kernels": 1}
 
 
-class TestMerge:
+class TestHorizontalFusion:
     def test_products_of_one_operand(self) -> None:
         s = Sketch()
         x = s.op("tanh", s.param(64, 256))
@@ -159,7 +159,7 @@ class TestMerge:
         assert refused.after_clk > refused.before_clk
 
 
-class TestBands:
+class TestCausalSplit:
     def test_long_causal_attention(self) -> None:
         s = Sketch()
         q, k, v = (s.op("tanh", s.param(1, 16, 4096, 64)) for _ in range(3))
@@ -182,7 +182,7 @@ class TestBands:
         assert one(remarks, "not-split-causal").reason == "bands would have too few rows to occupy all units"
 
 
-class TestSplit:
+class TestSplitK:
     def test_a_long_sum(self) -> None:
         s = Sketch()
         y = s.matmul(s.op("tanh", s.param(7, 4096)), s.weight(4096, 40, scale=1 / 64))
@@ -220,7 +220,7 @@ class TestSplit:
         assert cut.nodes[0] == next(op.loc[0] for op in graph.ops if op.name == "attention")
 
 
-class TestPanels:
+class TestSplitN:
     SMALL = override(TINY, "l2.bytes=524288")
 
     def test_large_weights(self) -> None:
@@ -239,7 +239,7 @@ class TestPanels:
         assert said_by("split-n", s.graph(y), self.SMALL)[0] == []
 
 
-class TestJoin:
+class TestInPlaceConcat:
     def test_parts_in_place_and_copied(self) -> None:
         s = Sketch()
         x, z = s.param(40, 32), s.param(40, 16)
@@ -287,7 +287,7 @@ class TestCascade:
             assert remark.after_clk == price(made[0])
 
 
-class TestTurn:
+class TestWeightLayout:
     TARGET = override(LARGE, "l2.bytes=8388608")
 
     @pytest.mark.parametrize(("columns", "decision"), [(1024, "stored-by-columns"), (65536, "stored-by-rows")])
@@ -306,7 +306,7 @@ class TestTurn:
         assert faster == (decision == "stored-by-columns") == any("turned" in name for name in after.graph.constants())
 
 
-class TestPlace:
+class TestMemorySpaceAssignment:
     def test_what_has_no_room(self) -> None:
         s = Sketch()
         x = s.op("tanh", s.param(256, 256))

@@ -1,4 +1,4 @@
-"""The pass `precision`: storage formats of what crosses kernels."""
+"""The pass `storage-types`: storage formats of tensors between kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.pass_graphs import BLOCKS, Sketch
 
 
 def test_narrow_formats_start_at_contractions() -> None:
-    """Operands and what descends from a product are narrow; positions and results of the model are not."""
+    """Operands and results of products are narrow; positions and results of the model are not."""
     s = Sketch()
     x, places = s.param(8, 16), s.param(8, 12)
     y = s.op("relu", s.matmul(x, s.weight(16, 12)))

@@ -1,4 +1,4 @@
-"""Weights that few rows read, stored by columns where device memory delivers them faster so."""
+"""Weights that few rows read, stored by columns if device memory delivers them faster that way."""
 
 from __future__ import annotations
 

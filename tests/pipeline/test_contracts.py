@@ -1,4 +1,4 @@
-"""Contracts of passes: each can be broken, and whoever breaks one is named."""
+"""Contracts of passes: each can be violated, and the error names the violating pass."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Texts of a two-layer network at the levels that people read in dumps, held against files.
 
-A change of tile sizes, streams or syntax shows here as a diff to be read before it is blessed.
+A change of tile sizes, streams or syntax appears here as a diff to review before updating the files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_fused_graph(stages: dict[str, Module], golden: Callable[[str, str], Non
 
 
 def test_placed_graph(stages: dict[str, Module], golden: Callable[[str, str], None]) -> None:
-    golden("mlp-place.txt", print_graph(stages["memory-space-assignment"].graph))
+    golden("mlp-memory.txt", print_graph(stages["memory-space-assignment"].graph))
 
 
 def test_kernels(stages: dict[str, Module], golden: Callable[[str, str], None]) -> None:

@@ -1,4 +1,4 @@
-"""Specs of passes: `tile{tries=8}`, both ways, and what is wrong with those that are none."""
+"""Specs of passes, such as `tile{tries=8}`: printing, parsing, and the errors of invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random whole graphs: what an exporter might write, and what none would.
+"""Random whole graphs, both typical and atypical of exporters.
 
 Invariant: a seed gives the same graph and the same inputs every time; their values are such that any correct program
 agrees with them (`tests.property.growing_graph` takes back what is badly conditioned).

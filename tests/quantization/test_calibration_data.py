@@ -1,4 +1,4 @@
-"""Calibration data: files, images, batches, open sizes, and what makes no sense."""
+"""Calibration data: files, images, batches, open dimensions, and invalid data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A repair is kept only where it wins on samples that nothing was fitted to."""
+"""A repair is kept only if it improves held-out samples."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_wins_nothing_is_given_up() -> None:
 
 
 def test_a_repair_fitted_to_other_data_is_not_applied() -> None:
-    """Samples that are all the same image, hardly changed: what is fitted to them holds for nothing else."""
+    """Samples that are nearly identical images: weights fitted to them do not generalise."""
     ready = prepared(convnet())
     rng = np.random.default_rng(3)
     (image,) = samples_of(ready, 1)

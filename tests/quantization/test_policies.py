@@ -1,4 +1,4 @@
-"""Policies: read back equal, selected by patterns, and what makes no sense."""
+"""Policies: reading back, selection by patterns, and invalid entries."""
 
 from __future__ import annotations
 

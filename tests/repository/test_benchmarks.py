@@ -1,4 +1,4 @@
-"""Benchmarks are imported, so that what they need is there."""
+"""Importing the benchmarks checks that their dependencies exist."""
 
 from __future__ import annotations
 

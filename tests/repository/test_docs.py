@@ -1,4 +1,4 @@
-"""Documents say what the code says: generated ones are up to date, and what the others name exists."""
+"""Documents agree with the code: generated ones are up to date, and the files and commands that others name exist."""
 
 from __future__ import annotations
 

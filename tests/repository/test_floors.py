@@ -1,6 +1,5 @@
-"""Imports: absolute ones, each third-party library at its home, nothing slow at the start.
-
-Where imports within ppuc may lead says `tools.house` (test_house.py).
+"""Imports: they are absolute, each third-party library is imported in one place, and none is slow at start-up.
+`tools.house` (test_house.py) checks the layering.
 """
 
 from __future__ import annotations

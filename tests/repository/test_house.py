@@ -1,4 +1,4 @@
-"""The house stands: no upward arrow, no circle, no module without a room; and each is found when it is there."""
+"""Layering: there is no upward import, no cycle and no module without a room, and each of these is detected."""
 
 from __future__ import annotations
 

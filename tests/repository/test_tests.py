@@ -1,4 +1,4 @@
-"""Where tests are: in the folder of what they test."""
+"""Tests lie in the folder of their subject."""
 
 from __future__ import annotations
 

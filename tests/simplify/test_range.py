@@ -1,4 +1,5 @@
-"""Constants that overflow or vanish together stay apart, in `simplify` and in the passes; what the check runs on."""
+"""Constants whose product would overflow or underflow are not merged, in `simplify` and in the passes; inputs of the
+check."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""What happens to files: bits flip, parts are lost, doubled or exchanged, lines of texts too.
-
-Invariant: what a generator yields differs from what it was given.
+"""Damages files: flips bits, and removes, duplicates or exchanges parts or lines. Invariant: what a generator yields
+differs from its input.
 """
 
 from __future__ import annotations

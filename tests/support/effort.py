@@ -1,4 +1,4 @@
-"""How much work something is, told by calls rather than by a clock: the same on every machine, however busy it is."""
+"""Measures work in function calls instead of time, which is the same on every machine under any load."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ppuc.targets.description import Target
 
 @dataclass(frozen=True)
 class Renamed(Pass):
-    """Has no place in a pipeline."""
+    """Belongs to no pipeline."""
 
     name: ClassVar[str] = "renamed"
 

@@ -1,4 +1,4 @@
-"""`ppuc targets --new`: the file that it writes is the machine that it begins as, whatever comment is taken in."""
+"""`ppuc targets --new`: the file that it writes describes the same machine, with any of its comments enabled."""
 
 from __future__ import annotations
 
