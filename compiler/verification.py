@@ -51,12 +51,12 @@ class Verification:
 
     @property
     def unproven(self) -> tuple[str, ...]:
-        """Outputs whose agreement says little; `unproven` of their comparisons says why."""
+        """Outputs whose agreement proves little; `unproven` of their comparisons gives the reason."""
         return tuple(c.name for c in self.outputs if c.verdict == "unproven")
 
     @property
     def verdict(self) -> str:
-        """`ok`, `unproven` (everything agrees, and that says little about some output) or `wrong`."""
+        """`ok`, `unproven` (everything agrees, which proves little for some output) or `wrong`."""
         return "wrong" if not self.ok else "unproven" if self.unproven else "ok"
 
     @property

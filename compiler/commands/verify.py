@@ -43,7 +43,7 @@ def verify_command(
     Tolerances follow from number formats and reduction lengths in the model. Exit code 1 if an output is out of
     tolerance or the run has a hazard.
 
-    An output is unproven if its match says little: wrong numbers would be within tolerance, or the model returns the
+    An output is unproven if its match proves little: wrong numbers would be within tolerance, or the model returns the
     same for other inputs. It is first checked again in parts, or on scaled inputs.
     """
     from ppuc.compiler.report.deferred import deferred_rows

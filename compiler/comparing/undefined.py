@@ -1,7 +1,7 @@
 """Elements that a model leaves undefined, as it does behind a sequence's length: they are not compared.
 
 They are found by putting other numbers where ops leave them open: whatever changes in the oracle's answer depends on
-what nobody defines, and everything else does not, however far behind the op it is.
+undefined results, and everything else does not, however far from the op it is.
 
 Invariant: which elements are undefined follows from the model and its inputs, never from what a program computed.
 """

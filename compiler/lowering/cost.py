@@ -170,7 +170,7 @@ def l1_clk(m: int, n: int, k: int, loaded: float, dtype: DType, target: Target) 
 def beat_clk(work: float, load: float, latency: float, depth: int, ahead: float = math.inf) -> float:
     """Cycles from one step to the next of an engine that takes `work` cycles for what a ring of `depth` slots brings: a
     slot is loaded again only when the engine is through with it, and the data arrive `latency` and `load` later; the
-    queue has the loads of no more than `ahead` steps under way."""
+    queue has the loads of no more than `ahead` steps in flight."""
     return max(work, load, (latency + load + work) / depth, (latency + load) / ahead)
 
 

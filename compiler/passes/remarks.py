@@ -198,7 +198,7 @@ def collecting(pass_name: str) -> Iterator[Collector]:
 
 @contextmanager
 def unheard() -> Iterator[None]:
-    """Nobody collects what passes say inside the context: they are tried, and their outcome is not kept."""
+    """Do not collect remarks inside the context: its passes run speculatively, and their results are discarded."""
     token = _LISTENER.set(None)
     try:
         yield

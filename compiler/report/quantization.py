@@ -55,7 +55,7 @@ def _outputs(out: Console, record: dict[str, Any]) -> None:
         (name, _db(d["sqnr_db"]), f"{d['cosine']:.6f}", "-" if d["agreement"] is None else f"{d['agreement']:.2%}")
         for name, d in accuracy["outputs"].items()
     ]
-    where = "samples apart" if samples["apart"] else "the calibration samples: too few to hold some out"
+    where = "held-out samples" if samples["apart"] else "the calibration samples: too few to hold some out"
     table(out, f"\noutputs, on {samples['report']} {where}", ("output", "SQNR dB", "cosine", "agreement"), rows)
     if record["metric"] is not None:
         out.print(f"metric: {record['metric']['quantized']:.6g}, of the model in fp32 {record['metric']['fp32']:.6g}")
