@@ -1,4 +1,4 @@
-"""`ppuc check` says which kernels no tiling fits, as compiling would."""
+"""`ppuc check` reports the kernels that no tiling fits, as `ppuc compile` does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/json.md and the JSON that commands print say the same."""
+"""docs/json.md agrees with the JSON that commands print."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def covers(rule: str, path: str) -> bool:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """What every command prints for a small model, in each of its forms."""
+    """The output of every command for a small model, in each of its formats."""
     folder = tmp_path_factory.mktemp("json")
     model, program, dump, text = (folder / name for name in ("m.onnx", "m.ppu", "dump", "m.s"))
     onnx.save(mlp(), model)

@@ -1,4 +1,4 @@
-"""What a user gets wrong on the command line: the text of every error."""
+"""Mistakes on the command line: the text of every error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repair: weights and offsets changed so that outputs come nearer, judged on samples apart."""
+"""Repair: weights and offsets fitted to improve outputs, measured on held-out samples."""
 
 from __future__ import annotations
 

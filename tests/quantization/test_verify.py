@@ -1,4 +1,4 @@
-"""Verification at 8 bits: as much error as the quantized model itself has, and no more."""
+"""Verification at 8 bits: the allowed error is that of the quantized model itself."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_right_programs_agree_and_wrong_ones_do_not(name: str, format: str) -> N
 
 
 def test_a_state_that_begins_with_zeros_gets_scales_at_run_time() -> None:
-    """Its samples say nothing about what it will hold; with a scale for zeros it would stay zero for ever."""
+    """The samples do not determine its range; with a scale for zeros it would always be zero."""
     text = """net (float[8, 16] x, float[8, 16] h) => (float[8, 12] y, float[8, 16] n) {
         y = MatMul(h, wh)
         n = MatMul(x, wn)

@@ -253,8 +253,6 @@ def test_trace_occupancy_returns_to_zero_and_stays_within_l1() -> None:
 
 # Broken programs.
 
-Edit = tuple[int, int, str]
-
 
 def instrs(body: tuple[StreamNode, ...]) -> Iterator[Instr]:
     for node in body:

@@ -1,5 +1,5 @@
-"""Layers that repeat are skipped only where that changes nothing: every profile is compared with the one of a run that
-simulates everything, bit for bit."""
+"""Skipping repeated layers does not change results: every profile is compared with that of a full simulation, bit for
+bit."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ def test_a_program_without_repetition_has_no_replay() -> None:
 
 
 def test_a_program_without_vector_steps() -> None:
-    """Products alone only move their sums out of the accumulator: there are no steps to compare."""
+    """Products without an epilogue only copy their sums out of the accumulator: there are no vector steps to
+    compare."""
     weights = [numpy_helper.from_array(np.zeros((64, 64), np.float32), f"w{i}") for i in range(24)]
     nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(24)]
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [48, 64]) for n in ("x0", "x24")]

@@ -1,4 +1,4 @@
-"""Files that are no .ppu files, not whole, or not what they were: none is taken for a program."""
+"""Files that are not .ppu files, truncated files and damaged files: none is accepted as a program."""
 
 from __future__ import annotations
 
