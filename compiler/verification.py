@@ -150,11 +150,11 @@ class Checks:
         return chosen, compared_layers(run_with_layers(program, arrays, self.progress), imported, judge)
 
     def imported(self) -> ImportedModel:
-        """The model with the sizes and values that the program was compiled for."""
+        """The model with the sizes and values that the program was compiled for, and all of its float arithmetic."""
         program = self.program
         assert program.source is not None
         shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(program.fixed)
-        return load_model(program.source, shapes=shapes, values=program.fixed)
+        return load_model(program.source, shapes=shapes, values=program.fixed, traced=True)
 
 
 def better_checked(checks: Checks, found: Verification) -> Verification:

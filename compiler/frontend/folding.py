@@ -4,6 +4,8 @@ Shape arithmetic (Shape, Gather, Concat, Reshape to a computed shape, ...) thus 
 constant operands and small results becomes a constant at once. So does any op with empty results: an axis of size 0
 (such as an empty cache) never reaches a kernel.
 
+A graph that says how numbers come about, not only what they are, keeps the folded ops that compute floats.
+
 Invariant: a folded op's constant is what the op's record computes for it.
 """
 
@@ -31,10 +33,12 @@ KEPT = ("dequantize", "unblock")
 
 
 class FoldingBuilder(Builder):
-    """`known` maps the names of constants to their data."""
+    """`known` maps the names of constants to their data, and with `traced` those of floats that are computed from them,
+    whose ops stay in the graph."""
 
-    def __init__(self, taken: Iterable[str] = ()) -> None:
+    def __init__(self, taken: Iterable[str] = (), traced: bool = False) -> None:
         super().__init__(taken)
+        self.traced = traced
         self.known: dict[str, Resource] = {}
 
     def emit(
@@ -73,7 +77,11 @@ class FoldingBuilder(Builder):
             return None
         with np.errstate(all="ignore"):
             arrays = record.reference(attrs, *(self.known[v.name].array() for v in operands))
-        return tuple(self.const(np.asarray(a), hint) for a in arrays)
+        if not self.traced or not any(t.dtype.is_float for t in types):
+            return tuple(self.const(np.asarray(a), hint) for a in arrays)
+        results = super().emit(name, operands, attrs, hint=hint, types=types)
+        self.known |= {v.name: Resource.of(np.asarray(a)) for v, a in zip(results, arrays, strict=True)}
+        return results
 
     def empty(self, type: TensorType, hint: str) -> Value:
         """A constant without elements."""

@@ -72,15 +72,17 @@ def load_model(
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     values: Mapping[str, np.ndarray] | None = None,
+    traced: bool = False,
 ) -> ImportedModel:
     """Import a model. `dims` binds symbols (`N`) or single axes (`input:axis`), `shapes` whole inputs by name, `values`
     are those of inputs that may be fixed: those that sizes, axes and the like depend on become constants. An
-    initializer that is also an input is an input if `shapes` or `values` name it, else a constant. Raises ModelError if
-    the model is invalid or unsupported, UsageError if `dims` or `shapes` do not fit it."""
+    initializer that is also an input is an input if `shapes` or `values` name it, else a constant. With `traced` the
+    graph computes floats that constants determine, instead of holding them. Raises ModelError if the model is invalid
+    or unsupported, UsageError if `dims` or `shapes` do not fit it."""
     given = with_overrides(source, Sizes(dims or {}, shapes or {}), values or {})
     read, sizes = given.source, given.sizes
     while True:
-        builder, policy = FoldingBuilder(), Strict(read.where)
+        builder, policy = FoldingBuilder(traced=traced), Strict(read.where)
         entered = enter(read, builder, policy, sizes)
         try:
             policy.finish()

@@ -22,10 +22,11 @@ s being the expected largest of n normal draws plus one: a single wrong element 
 hardly moves the rms. With all arithmetic in f32, r is capped at 90 dB. Integers must be equal when all arithmetic is
 f32; with narrower formats a share r of them may differ (a comparison or an argmax may flip).
 
-The reference errs too. ONNX Runtime computes the logistic function to u_f32 of one, not of its value: that much is
-tolerated of its results, and of what only moves, adds up or scales them. Its Fourier transforms of N points, N not a
-power of two, go by way of a chirp (Bluestein, "A linear filtering approach to the computation of the discrete Fourier
-transform", 1970) of phases pi k^2 / N, k = 0 .. N, in f32: three factors of mean square error (pi N u_f32)^2 / 15.
+The reference errs too. ONNX Runtime computes the logistic function and tanh to u_f32 of one, not of their values: that
+much is tolerated of their results, and of what only moves, adds up or scales them. Its Fourier transforms of N points,
+N not a power of two, go by way of a chirp (Bluestein, "A linear filtering approach to the computation of the discrete
+Fourier transform", 1970) of phases pi k^2 / N, k = 0 .. N, in f32: three factors of mean square error (pi N u_f32)^2 /
+15.
 
 What the rule leaves out is conditioning: a model that amplifies a change of its weights amplifies rounding as well.
 That is measured (ppuc.compiler.validation.conditioning) when a tensor breaks the rule.
@@ -116,7 +117,8 @@ def expected_errors(
         inherited = inherited_error(operands)
         added, is_narrow = _added(op, tensor_format)
         added += _of_reference(op, transforms)
-        absolute = UNIT_ROUNDOFF[DType.F32] if op.name == "sigmoid" else inherited.absolute * _gain(op, constants)
+        approximate = op.name in ("sigmoid", "tanh")
+        absolute = UNIT_ROUNDOFF[DType.F32] if approximate else inherited.absolute * _gain(op, constants)
         for result in op.results:
             errors[result.name] = ExpectedError(inherited.variance + added, inherited.narrow or is_narrow, absolute)
     return errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 import ppuc
 from ppuc.compiler.comparing import parts as parts_module
-from ppuc.compiler.comparing.doubts import other_inputs, scaled_inputs
+from ppuc.compiler.comparing.doubts import other_inputs, proven_elsewhere, scaled_inputs
 from ppuc.compiler.comparing.indices import by_value
 from ppuc.compiler.comparing.undefined import undefined_elements
 from ppuc.compiler.frontend.altered import GIVEN, from_given
@@ -20,7 +21,7 @@ from ppuc.compiler.frontend.expose import moved_by_inputs
 from ppuc.compiler.frontend.selections import Selection, selections
 from ppuc.compiler.pipeline.layers import matching, restored
 from ppuc.compiler.program.compiled import CompiledProgram
-from ppuc.compiler.validation.compare import compare
+from ppuc.compiler.validation.compare import Comparison, compare
 from ppuc.compiler.validation.oracle import Oracle
 from ppuc.compiler.validation.tolerance import Tolerance
 from tests.host.host_models import run
@@ -123,6 +124,25 @@ def test_a_fault_that_saturation_hides_is_found_on_smaller_inputs(monkeypatch: p
     found = ppuc.verify(program, {"x": np.abs(draws(4, 32)) * 8 + 8})
     assert found.verdict == "wrong"
     assert "on the inputs divided by" in found.outputs[0].reason
+
+
+def test_inputs_for_which_the_model_has_no_answer_show_nothing() -> None:
+    """Smaller ones select the branch whose result does not fit the product."""
+    text = """g (float[4, 32] x) => (float[4, 32] y) {
+        m = ReduceMax<keepdims = 0>(x) large = Greater(m, least)
+        r = If (large) <then_branch = t () => (p) { p = Neg(x) }, else_branch = e () => (q) { q = Reshape(x, flat) }>
+        h = MatMul(r, W) y = Sigmoid(h) }"""
+    weights = {"W": np.abs(draws(32, 32)), "least": np.float32(8), "flat": np.array([128])}
+    inputs, tried = {"x": np.abs(draws(4, 32)) + 8}, []
+    found = compare("y", np.float32([1]), np.float32([1.3]), Tolerance(0.6))
+
+    def verified_on(arrays: Mapping[str, Any]) -> tuple[Comparison, ...]:
+        tried.append(float(arrays["x"].min() / inputs["x"].min()))
+        return (found,)
+
+    assert found.unproven
+    assert proven_elsewhere(model_of(text, weights), inputs, (), [found], verified_on) == (found,)
+    assert tried == [4.0]
 
 
 def test_other_inputs_are_of_the_same_kind() -> None:

@@ -173,3 +173,25 @@ def test_col2im(attributes: dict[str, Any], steps: int) -> None:
     model, feeds = onnx_node("Col2Im", floats(2, 3 * 4, steps), *shapes, constant=(1, 2), opset=18, **attributes)
     for got, expected in zip(*both(model, feeds), strict=True):
         np.testing.assert_allclose(got, expected, rtol=4 * STEP, atol=16 * STEP)
+
+
+@pytest.mark.parametrize("corners", [0, 1])
+@pytest.mark.parametrize("size", [(1, 3, 4, 5), (2, 3, 4, 5), (1, 2, 3, 4, 2), (2, 1, 2, 5, 3)])
+def test_affine_grid(size: tuple[int, ...], corners: int) -> None:
+    """Of one image too, whose axis ONNX's function for the op removes."""
+    rank = len(size) - 2
+    theta = floats(size[0], rank, rank + 1)
+    model, feeds = onnx_node(
+        "AffineGrid", theta, np.array(size), opset=20, ir_version=10, constant=(1,), align_corners=corners
+    )
+    (ours,), (theirs,) = both(model, feeds)
+    assert ours.shape == theirs.shape == (size[0], *size[2:], rank)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=8 * STEP * float(np.abs(theta).max()))
+
+
+def test_affine_grid_of_another_rank() -> None:
+    model, _ = onnx_node(
+        "AffineGrid", floats(1, 2, 3), np.array([1, 1, 2, 2, 2]), opset=20, ir_version=10, constant=(1,)
+    )
+    with pytest.raises(ModelError, match="theta and size do not fit"):
+        load_model(model)

@@ -355,6 +355,20 @@ def test_transforms_are_compared_with_what_the_reference_can_know(points: int, p
     assert not with_chirp.compare("y", name, wrong, want).ok
 
 
+def test_arithmetic_on_constants_rounds_too() -> None:
+    """A graph that holds what it computes from constants would allow its results no error."""
+    text = "g () => (float[3, 2] y) { a = MatMul(v, w) b = Add(a, c) y = MatMul(b, d) }"
+    weights = {"v": normal(3, 65), "w": normal(65, 4), "c": normal(4), "d": normal(4, 2)}
+    model = model_of(text, weights)
+    traced, folded = load_model(model, traced=True), load_model(model)
+    kinds = [op.name for op in traced.graph.ops if op.name != "constant"]
+    assert kinds.count("matmul") == 2
+    assert len(folded.graph.ops) == 1
+    allowed = tolerances(traced.graph, "fp32")[traced.outputs[0][1].name].relative
+    assert allowed == pytest.approx(2 * math.sqrt(65 + 16 + 16) * UNIT_ROUNDOFF[DType.F32])
+    assert ppuc.verify(ppuc.compile(model, "ppu-tiny"), {}).ok
+
+
 def test_moved_models_keep_their_sizes() -> None:
     """Weights of every float type move; what sizes are computed from does not."""
     text = """g (float[1, 1, 3, 3] x) => (float[1, 1, 6, 6] y, float16[4] h) {

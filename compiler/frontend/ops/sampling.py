@@ -1,17 +1,20 @@
-"""GridSample, RoiAlign, MaxRoiPool and DeformConv: reading images at computed positions.
+"""AffineGrid, GridSample, RoiAlign, MaxRoiPool and DeformConv: reading images at computed positions.
 
-Invariant: every importer makes one op; the number of samples per region is known at compile time.
+Invariant: the number of samples per region is known at compile time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ppuc.compiler.frontend.context import NodeContext
 from ppuc.compiler.frontend.ops.shape import cast_to, reshaped, sliced
 from ppuc.compiler.frontend.ops.windows import explicit_pads, spatial_attr
 from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
+from ppuc.ir.ops.contraction import MatmulAttrs
 from ppuc.ir.ops.deform import DeformConvAttrs
 from ppuc.ir.ops.regions import MaxRoiPoolAttrs, RoiAlignAttrs
 from ppuc.ir.ops.sampling import PADDINGS, GridSampleAttrs
@@ -19,6 +22,30 @@ from ppuc.ir.types import DType
 
 _MODES = {"nearest": "nearest", "bilinear": "linear", "linear": "linear", "bicubic": "cubic", "cubic": "cubic"}
 """Opset 16 and 20 name them differently."""
+
+
+@importer("AffineGrid")
+def affine_grid(ctx: NodeContext) -> Sequence[Value]:
+    """Positions [N, (D,) H, W, rank], innermost axis first, that theta [N, rank, rank + 1] makes of a regular grid.
+    ONNX defines the op as a function too, but one that loses the batch axis where N is 1."""
+    theta = ctx.operand(0)
+    batch, *sizes = (int(n) for i, n in enumerate(ctx.need_constant(1, "'size'").reshape(-1)) if i != 1)
+    rank = len(sizes)
+    if rank not in (2, 3) or theta.type.dims != (batch, rank, rank + 1):
+        ctx.fail(
+            "theta and size do not fit", got=f"{theta.type} and {sizes}", expected=f"[{batch}, {rank}, {rank + 1}]"
+        )
+    corners = bool(ctx.attr("align_corners", 0))
+    axes = np.meshgrid(*(_positions(n, corners) for n in sizes), indexing="ij")
+    points = np.stack([*(a.reshape(-1) for a in reversed(axes)), np.ones(axes[0].size)], -1)
+    grid = ctx.b.const(points.astype(theta.type.dtype.numpy))
+    moved = ctx.op("matmul", grid, theta, attrs=MatmulAttrs(transpose_b=True))
+    return (reshaped(ctx, moved, (batch, *sizes, rank)),)
+
+
+def _positions(size: int, corners: bool) -> np.ndarray:
+    """`size` positions from -1 to 1: with `corners` both ends (-1 alone for one), else the middles of equal parts."""
+    return -1 + np.arange(size) * (2 / max(size - 1, 1)) if corners else -1 + (2 * np.arange(size) + 1) / size
 
 
 @importer("GridSample")
