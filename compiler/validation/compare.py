@@ -99,14 +99,14 @@ def _refused(name: str, got: np.ndarray, reason: str, tolerance: Tolerance) -> C
 def _compare_exact(name: str, got: np.ndarray, want: np.ndarray, tolerance: Tolerance) -> Comparison:
     differs = got != want
     mismatches = int(np.count_nonzero(differs))
-    allowed = math.floor(tolerance.mismatch_share * got.size)
+    allowed = min(tolerance.mismatches(got.size), got.size)
     worst = _index(int(np.argmax(differs)), got.shape) if mismatches else ()
     ok = mismatches <= allowed
     reason = "" if ok else f"{mismatches} of {got.size} elements differ ({allowed} allowed), first at {list(worst)}"
     error = np.abs(got.astype(np.float64) - want.astype(np.float64)) if mismatches else np.zeros(1)
     scale = np.abs(want.astype(np.float64))
     rms = _ratio(_rms(error), _rms(scale)) if mismatches else 0.0
-    loose = ok and mismatches > 0 and tolerance.mismatch_share >= LOOSE
+    loose = ok and mismatches > 0 and max(tolerance.mismatch_share, tolerance.flips) >= LOOSE
     unproven = f"{allowed} of {got.size} elements might differ" if loose else ""
     return Comparison(
         name, _type(got), ok, reason, float(error.max()), _max_rel(error, scale) if mismatches else 0.0, rms,

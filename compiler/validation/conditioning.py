@@ -6,7 +6,7 @@ output's relative change over h is its sensitivity S, and S times the mean error
 correct program. For f32, whose h the interpreter could not represent, h is larger and the change scaled: in proportion
 where the model is smooth. Where it rounds to whole numbers in between (dynamic quantization), a change of h moves a
 share of the numbers that is proportional to h over an edge, each by a whole step, so that the root mean square of what
-comes out follows the root of h.
+comes out follows the root of h. Of integers and booleans it is the share that changes which is measured.
 
 Invariant: the measurement depends on the imported graph, the inputs and a fixed seed, never on what a program computed.
 """
@@ -14,7 +14,7 @@ Invariant: the measurement depends on the imported graph, the inputs and a fixed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,8 @@ from ppuc.ir.types import DType
 
 Move = Callable[[np.ndarray], np.ndarray]
 """Perturbs every float of an array slightly; other arrays are unchanged."""
-DRAWS = 2
+DRAWS, MORE_DRAWS = 2, 8
+"""For results that move by any small change, and for those that jump: few elements may be near an edge."""
 ROUNDING = ("quantize", "round", "floor", "ceil")
 SMALLEST_CHANGE = 2.0**-14
 """Ten bits above f32's own roundoff: far enough that the interpreter's rounding does not show."""
@@ -39,18 +40,23 @@ SMALLEST_CHANGE = 2.0**-14
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """`relative` is rms(change) / rms(output), `largest` the largest change of an element, both for one unit of
-    relative change of weights and inputs, at changes as small as rounding errors."""
+    """`relative` is rms(change) / rms(output), `largest` the largest change of an element, `flips` the share of
+    integers that change, all for one unit of relative change of weights and inputs, at changes as small as rounding
+    errors."""
 
     relative: float
     largest: float
+    flips: float = 0.0
 
     def widened(self, tolerance: Tolerance, step: float) -> Tolerance:
         """`tolerance`, raised to what this sensitivity makes of errors of `step` at every op."""
         relative = SAFETY * step * self.relative
         absolute = SAFETY * step * self.largest
         return replace(
-            tolerance, relative=max(tolerance.relative, relative), absolute=max(tolerance.absolute, absolute)
+            tolerance,
+            relative=max(tolerance.relative, relative),
+            absolute=max(tolerance.absolute, absolute),
+            flips=max(tolerance.flips, min(SAFETY * step * self.flips, 1.0)),
         )
 
 
@@ -60,12 +66,12 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) ->
     change, unit = _sizes(step, rounds(graph))
     run, base = _base(graph, feeds)
     found = dict.fromkeys(base, Sensitivity(0.0, 0.0))
-    for draw in range(DRAWS):
+    for draw in range(_draws(base.values())):
         rng = np.random.default_rng(draw)
 
         def compare(op: Op, arrays: Sequence[np.ndarray]) -> None:
             for name, array in _named(op, arrays):
-                found[name] = _larger(found[name], _change(base[name], array, unit))
+                found[name] = _larger(found[name], _change(base[name], array, unit, change))
 
         run(perturbed(graph, change, rng), {n: moved(a, change, rng) for n, a in feeds.items()}, compare)
     return found
@@ -91,14 +97,18 @@ def sensitivities_of_outputs(
     a Move, `base` are those of the model itself. `whole_numbers` says whether it rounds to them."""
     change, unit = _sizes(step, whole_numbers)
     found: dict[str, Sensitivity] = {}
-    for draw in range(DRAWS):
+    for draw in range(_draws(base.values())):
         for name, array in run(partial(moved, change=change, rng=np.random.default_rng(draw))).items():
             want = base[name]
             # A result of another shape says nothing: its tolerance stays as it was.
             if isinstance(array, np.ndarray) and isinstance(want, np.ndarray) and array.shape == want.shape:
                 before = found.get(name, Sensitivity(0.0, 0.0))
-                found[name] = _larger(before, _change(want, array, unit))
+                found[name] = _larger(before, _change(want, array, unit, change))
     return found
+
+
+def _draws(values: Iterable[Any]) -> int:
+    return MORE_DRAWS if any(isinstance(a, np.ndarray) and a.dtype.kind in "iub" for a in values) else DRAWS
 
 
 def rounds(graph: Graph) -> bool:
@@ -142,7 +152,9 @@ def moved(array: np.ndarray, change: float, rng: np.random.Generator) -> np.ndar
     return np.asarray(array * factor, array.dtype)
 
 
-def _change(base: np.ndarray, moved: np.ndarray, unit: float) -> Sensitivity:
+def _change(base: np.ndarray, moved: np.ndarray, unit: float, change: float) -> Sensitivity:
+    if base.dtype.kind in "iub" and base.size:
+        return Sensitivity(0.0, 0.0, float(np.mean(base != moved)) / change)
     if base.dtype.kind != "f" or not base.size:
         return Sensitivity(0.0, 0.0)
     both = np.isfinite(base) & np.isfinite(moved)
@@ -154,4 +166,4 @@ def _change(base: np.ndarray, moved: np.ndarray, unit: float) -> Sensitivity:
 
 
 def _larger(a: Sensitivity, b: Sensitivity) -> Sensitivity:
-    return Sensitivity(max(a.relative, b.relative), max(a.largest, b.largest))
+    return Sensitivity(max(a.relative, b.relative), max(a.largest, b.largest), max(a.flips, b.flips))

@@ -6,6 +6,7 @@ model itself makes of rounding, and its comparison then carries the sensitivity 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -38,11 +39,14 @@ class Judge:
         self, label: str, value: str, got: np.ndarray, want: np.ndarray, allowed: Allowed | None = None
     ) -> Comparison:
         """`got` against the reference `want` for the graph's value of that name ("" for one that is not in the graph).
-        `allowed` was measured: it bounds elements in place of the rule, and the whole where it is smaller."""
+        `allowed` was measured: with the rounding of `got`'s own type it bounds elements in place of the rule, and the
+        whole where it is smaller."""
         tolerance = stored_as(got, self._tolerances.get(value, exact()))
         if allowed is not None:
-            relative = min(tolerance.relative, allowed.relative)
-            return compare(label, got, want, replace(tolerance, relative=relative, largest=allowed.largest))
+            unit = stored_as(got, Tolerance(0.0)).relative
+            relative = min(tolerance.relative, math.hypot(allowed.relative, unit))
+            largest = allowed.largest + unit * float(np.abs(want.astype(np.float64)).max(initial=0))
+            return compare(label, got, want, replace(tolerance, relative=relative, largest=largest))
         result = compare(label, got, want, tolerance)
         sensitivity = None if result.ok else self._sensitivity(value)
         if sensitivity is None:

@@ -29,13 +29,13 @@ Fourier transform", 1970) of phases pi k^2 / N, k = 0 .. N, in f32: three factor
 15.
 
 What the rule leaves out is conditioning: a model that amplifies a change of its weights amplifies rounding as well.
-That is measured (ppuc.compiler.validation.conditioning) when a tensor breaks the rule.
+That is measured (ppuc.compiler.validation.conditioning) when a tensor breaks the rule, as is how many integers change.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,13 +67,20 @@ _CONTRACTING_COMPOSITES = ("attention", "conv_transpose", "deform_conv", "gru", 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """`relative` bounds rms(error) / rms(reference); `absolute` is an error that is always tolerated (denormals);
-    `mismatch_share` is the part of an integer tensor that may differ; `largest` the error that an
-    element may have, where that is known."""
+    `mismatch_share` is the part of an integer tensor that may differ, `flips` that which is expected to; `largest` the
+    error that an element may have, where that is known."""
 
     relative: float
     mismatch_share: float = 0.0
     absolute: float = 1e-30
     largest: float | None = None
+    flips: float = 0.0
+
+    def mismatches(self, elements: int) -> int:
+        """How many of `elements` integers may differ. Of as many as are expected, a count scatters by its root: three
+        of those more, and none where the chance of a first one is under one in thirty."""
+        expected = self.flips * elements
+        return max(math.floor(self.mismatch_share * elements), math.floor(expected + 3 * math.sqrt(expected) + 0.4))
 
     def spread(self, elements: int) -> float:
         """How far the largest of `elements` errors may lie above the rms bound."""
@@ -109,9 +116,8 @@ def expected_errors(
     for op in graph.ops:
         operands = [errors.get(v.name, NO_ERROR) for v in op.operands]
         if storage is not None and not _contracts(op) and OPS[op.name].kind is not Kind.VIEW:
-            rounding = UNIT_ROUNDOFF[storage] ** 2
             operands = [
-                replace(e, variance=e.variance + rounding, narrow=True) if v.name in stored else e
+                replace(e, variance=e.variance + _stored(storage), narrow=True) if v.name in stored else e
                 for e, v in zip(operands, op.operands, strict=True)
             ]
         inherited = inherited_error(operands)
@@ -121,24 +127,47 @@ def expected_errors(
         absolute = UNIT_ROUNDOFF[DType.F32] if approximate else inherited.absolute * _gain(op, constants)
         for result in op.results:
             errors[result.name] = ExpectedError(inherited.variance + added, inherited.narrow or is_narrow, absolute)
+    views = {op.results[0].name for op in graph.ops if OPS[op.name].kind is Kind.VIEW}
+    for name in stored & views & {v.name for v in graph.results}:  # copied from what is stored
+        errors[name] = replace(errors[name], variance=errors[name].variance + _stored(storage), narrow=True)
     return errors
+
+
+def _stored(storage: DType | None) -> float:
+    """Variance that storing in a format adds; None keeps types."""
+    return 0.0 if storage is None else UNIT_ROUNDOFF[storage] ** 2
 
 
 def _stored_for_contractions(graph: Graph) -> frozenset[str]:
     """Values that are computed, read by a contraction, and therefore stored in its format for all that reads them,
     with the views of them. What the model takes and gives keeps its type."""
     produced = {r.name: op for op in graph.ops for r in op.results if OPS[op.name].kind is not Kind.CONSTANT}
+    same = _first_of_equals(graph)
     views = {name: op for name, op in produced.items() if OPS[op.name].kind is Kind.VIEW}
 
     def base(name: str, *ops: str) -> str:
         while name in views and (not ops or views[name].name in ops):
             name = views[name].operands[0].name
-        return name
+        return same.get(name, name)
 
     read = {base(v.name) for op in graph.ops if _contracts(op) for v in op.operands if v.type.dtype.is_float}
     kept = {base(v.name, "reshape") for v in graph.results}  # other views of a result are copied into it
     stored = read & produced.keys() - kept
     return frozenset(name for name in produced if base(name) in stored)
+
+
+def _first_of_equals(graph: Graph) -> dict[str, str]:
+    """Value -> the first value of `graph` that the same ops compute from the same operands, of which a program keeps
+    one."""
+    first: dict[str, str] = {}
+    seen: dict[Hashable, tuple[str, ...]] = {}
+    for op in graph.ops:
+        names = tuple(r.name for r in op.results)
+        if op.body is None and OPS[op.name].kind is not Kind.CONSTANT:
+            key = (op.name, op.attrs, tuple(first.get(v.name, v.name) for v in op.operands))
+            names = seen.setdefault(key, names)
+        first |= {r.name: name for r, name in zip(op.results, names, strict=True)}
+    return first
 
 
 def _contracts(op: Op) -> bool:
@@ -189,13 +218,14 @@ def tolerance_of(error: ExpectedError) -> Tolerance:
 
 
 def typical_step(graph: Graph, precision: str, transforms: Collection[str] = ()) -> float:
-    """The root mean square of the relative errors that contractions and reductions of `graph` add at `precision`.
+    """The root mean square of the relative errors that contractions and reductions of `graph` add at `precision`, or
+    other ops if there are none.
 
     Rounding to unit roundoff u errs by u at most and by u / sqrt(6) in the mean: the error is uniform within u of the
     mantissa's scale (mean square u^2 / 3), the mantissa uniform in [1, 2) (mean inverse square 1 / 2)."""
     tensor_format = PRECISIONS[precision].rounding_type
     summing = [op for op in graph.ops if OPS[op.name].kind in _SUMMING]
-    added = [_added(op, tensor_format)[0] + _of_reference(op, transforms) for op in summing]
+    added = [_added(op, tensor_format)[0] + _of_reference(op, transforms) for op in summing or graph.ops]
     rounding = [variance for variance in added if variance > 0] or [UNIT_ROUNDOFF[DType.F32] ** 2]
     return math.sqrt(sum(rounding) / len(rounding) / 6)
 

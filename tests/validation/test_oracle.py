@@ -21,6 +21,7 @@ from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import InputSpec, checked_inputs, generate, input_ranges, read_npy, read_npz, write_npz
 from ppuc.compiler.pipeline.layers import final_node, layer_candidates, matching, node_values
 from ppuc.compiler.validation.compare import MAX_SQNR_DB, compare
+from ppuc.compiler.validation.expected import Allowed
 from ppuc.compiler.validation.judge import Judge
 from ppuc.compiler.validation.oracle import Oracle
 from ppuc.compiler.validation.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance, exact, tolerances
@@ -141,6 +142,62 @@ def test_operands_of_contractions_are_rounded_for_all_that_reads_them() -> None:
     checked = {o.name: o for o in ppuc.verify(program, {"x": normal(4, 8), "w": normal(8, 8)}).outputs}
     assert all(o.ok for o in checked.values())
     assert checked["t"].sqnr_db > 120
+
+
+def test_equal_ops_count_as_one_value() -> None:
+    """A program keeps one of the two Relus, in bf16, and the sum of the other reads it too; so does the view t."""
+    model = model_of("""g (float[4, 8] x, float[8, 8] w) => (float[4, 8] y, float[4] s, float[8, 4] t) {
+        m = Relu(x) n = Relu(x)
+        y = MatMul(m, w)
+        axes = Constant<value_ints = [1]>()
+        s = ReduceSum<keepdims = 0>(n, axes)
+        t = Transpose(n)
+    }""")
+    graph = load_model(model).graph
+    _, s, t = (tolerances(graph, "bf16")[v.name].relative for v in graph.results)
+    assert (s, t) == (pytest.approx(2 * UNIT_ROUNDOFF[DType.BF16], rel=1e-3),) * 2
+    assert ppuc.verify(ppuc.compile(model, "zhenwu-m890", "bf16"), {"x": normal(4, 8), "w": normal(8, 8)}).ok
+
+
+def rounded_products(scale: float) -> onnx.ModelProto:
+    """Products as whole numbers."""
+    text = f"""g (float[64, 32] x) => (int32[64, 16] y) {{
+        s = Constant<value_float = {scale}>() h = MatMul(x, w) m = Mul(h, s) r = Round(m) y = Cast<to = 6>(r) }}"""
+    return model_of(text, {"w": np.random.default_rng(1).standard_normal((32, 16)).astype(np.float32)})
+
+
+@pytest.mark.parametrize(("changed", "ok"), [(0.01, True), (0.2, False)])
+def test_as_many_integers_may_differ_as_rounding_changes(changed: float, ok: bool) -> None:
+    """A relative error of 2**-9 moves products of about 5.7 across an edge in one of 100 places."""
+    model, x = rounded_products(1.0), normal(64, 32)
+    imported = load_model(model)
+    judge = Judge(imported.graph, "bf16", {"x": x})
+    want = Oracle(model).run({"x": x})["y"]
+    got = np.where(np.random.default_rng(3).random(want.shape) < changed, want + 1, want).astype(want.dtype)
+    found = judge.compare("y", imported.outputs[0][1].name, got, want)
+    assert found.ok == ok, found.reason
+    assert ppuc.verify(ppuc.compile(model, "zhenwu-m890", "bf16"), {"x": x}).ok
+
+
+def test_integers_after_f32_arithmetic_have_to_be_equal() -> None:
+    """The chance that rounding changes one of 1,024 is a hundredth or less."""
+    model, x = rounded_products(1.0), normal(64, 32)
+    imported = load_model(model)
+    want = Oracle(model).run({"x": x})["y"]
+    got = want.copy()
+    got[0, 0] += 1
+    assert not Judge(imported.graph, "fp32", {"x": x}).compare("y", imported.outputs[0][1].name, got, want).ok
+
+
+def test_measured_errors_do_not_exclude_the_rounding_of_the_type() -> None:
+    """f16 of an output may be off by a step of f16, however little the formats of the products change."""
+    graph = load_model(model_of("g (float16[4] x) => (float16[4] y) { y = Tanh(x) }")).graph
+    x = normal(4).astype(np.float16)
+    want = np.float16([0.5, 0.25, 0.125, 0.75])
+    judge, name = Judge(graph, "int8", {"x": x}), graph.results[0].name
+    step = np.nextafter(want, np.float16(1))
+    assert judge.compare("y", name, step, want, Allowed(FP32_FLOOR, 1e-5)).ok
+    assert not judge.compare("y", name, want * np.float16(1.01), want, Allowed(FP32_FLOOR, 1e-5)).ok
 
 
 def test_tolerance_catches_bf16_passed_off_as_fp32() -> None:
