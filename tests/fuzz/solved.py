@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -322,12 +322,19 @@ def model_of_seed(seed: int, layers: int = 10) -> tuple[onnx.ModelProto, dict[st
     return m.model(), m.feeds
 
 
-def disagreement(model: onnx.ModelProto, feeds: dict[str, np.ndarray], target: str, precision: str) -> str:
-    """Which outputs are not what ONNX Runtime computes, or which hazards there are; "" when all is right. Raises what
-    compiling raises: every op has kernels on every machine.
+def disagreement(
+    model: onnx.ModelProto,
+    feeds: dict[str, np.ndarray],
+    target: str,
+    precision: str,
+    dims: Mapping[str, int] | None = None,
+    host: bool = False,
+) -> str:
+    """Which outputs are not what ONNX Runtime computes, or which hazards there are; "" when all is right. `dims` are
+    sizes of symbols. Raises what compiling raises: without `host`, every op must have kernels on every machine.
 
     Where terms cancel, an output may be off by what rounding the largest tensor of the model would change."""
-    found = verify(compile(model, target, precision=precision, host=False), feeds)
+    found = verify(compile(model, target, precision, dims, host=host), feeds)
     wrong = [output for output in found.outputs if not output.ok]
     if any(not output.mismatches for output in wrong):
         largest = _largest(model, feeds)
