@@ -152,6 +152,19 @@ def test_a_branch_chosen_at_run_time_reads_outer_tensors() -> None:
     np.testing.assert_array_equal(program.run({"c": np.array(False), "x": x}).outputs["y"], -x)
 
 
+@pytest.mark.parametrize(("op", "opset"), [("SimplifiedLayerNormalization", 17), ("LayerNormalization", 13)])
+def test_ops_that_onnx_runtime_adds_to_the_standard_run_on_the_host(op: str, opset: int) -> None:
+    """Of tensors whose sizes are not known before."""
+    source = model(f"""g (float[4, 6] x, float[3] scale) => (float[n, 3] y) {{
+        i = NonZero(x) j = Cast<to = 1>(i) three = Constant<value_ints = [-1, 3]>()
+        flat = Reshape(j, three) y = {op}<axis = -1, epsilon = 0.01>(flat, scale) }}""")
+    source.opset_import[0].version = opset
+    inputs = {"x": np.tile(np.float32([0, 1]), 12).reshape(4, 6), "scale": np.float32([0.5, 2, -1])}
+    program = compiled(source)
+    assert program.run(inputs).outputs["y"].shape == (8, 3)
+    assert ppuc.verify(program, inputs).ok
+
+
 def test_inputs_that_sizes_depend_on_are_fixed() -> None:
     source = model("g (float[4, 6] x, int64[1] axes) => (float[a, b] y) { y = ReduceSum<keepdims = 1>(x, axes) }")
     axes = np.array([1], np.int64)

@@ -31,6 +31,7 @@ from ppuc.compiler.frontend.offload.probe import Probe, Types, has_sizes, nothin
 from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.place import node_place
+from ppuc.compiler.frontend.registry import IMPORTERS
 from ppuc.compiler.frontend.source import Source, normal_domain
 from ppuc.compiler.frontend.tensors import packed_range
 from ppuc.ir.errors import ModelError, PpucError
@@ -191,9 +192,11 @@ def is_custom(site: Site, custom: frozenset[tuple[str, str]]) -> bool:
 
 
 def is_hostable(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
-    """Whether the host may support an op: it is standard, or of a domain of ONNX Runtime."""
+    """Whether the host may support an op: it is standard, of a domain of ONNX Runtime, or one that ONNX Runtime adds to
+    the standard's domain, which only ppuc's importers know besides."""
     domain = normal_domain(node.domain)
-    return domain in RUNTIME_DOMAINS or _has_schema(node, opsets.get(domain, 1))
+    known = domain in RUNTIME_DOMAINS or (domain, node.op_type) in IMPORTERS
+    return known or _has_schema(node, opsets.get(domain, 1))
 
 
 def _has_schema(node: onnx.NodeProto, opset: int) -> bool:
