@@ -23,6 +23,6 @@ def users(graph: Graph) -> dict[str, tuple[Op, ...]]:
 
 def use_counts(graph: Graph) -> Counter[str]:
     """Value name -> its number of uses as an operand or graph result."""
-    counts = Counter(v.name for op in graph.ops for v in op.operands)
+    counts = Counter([v.name for op in graph.ops for v in op.operands])
     counts.update(v.name for v in graph.results)
     return counts

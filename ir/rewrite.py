@@ -75,7 +75,7 @@ def all_names(graph: Graph) -> set[str]:
     """Every value name in `graph`, nested bodies included."""
     names = {p.name for p in graph.params}
     for op in graph.ops:
-        names.update(r.name for r in op.results)
+        names.update([r.name for r in op.results])
         if op.body is not None:
             names |= all_names(op.body)
     return names
@@ -109,7 +109,7 @@ def without_dead_ops(graph: Graph) -> Graph:
     live = {v.name for v in graph.results}
     kept: list[Op] = []
     for op in reversed(graph.ops):
-        if any(r.name in live for r in op.results):
+        if not live.isdisjoint([r.name for r in op.results]):
             kept.append(op)
-            live.update(v.name for v in op.operands)
+            live.update([v.name for v in op.operands])
     return graph if len(kept) == len(graph.ops) else graph.with_ops(reversed(kept))

@@ -134,6 +134,8 @@ def _host_share(examination: Examination | None) -> float | None:
     """Share of the arithmetic on the host; None if unknown."""
     if examination is None or examination.problems:
         return None
+    if not examination.host:
+        return 0.0
     from ppuc.compiler.host.work import host_work, ppu_work
 
     host = host_work(examination.host)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ppuc.compiler.lowering.kinds import lower_group, packages_of, price_group
 from ppuc.compiler.lowering.limits import may_lack_rings, require_limits
@@ -28,6 +28,9 @@ PLACEHOLDER = "kernel"
 
 T = TypeVar("T")
 
+
+BodyKey = tuple[tuple[object, ...], tuple[tuple[Any, ...], ...], tuple[str, ...]]
+"""Types and memories of parameters and results; name, attributes, operands and type of each op; results."""
 
 Settle = Callable[[Kernel, tuple[VectorProgram, ...]], float]
 """Measures a kernel; returns cycles."""
@@ -56,6 +59,7 @@ class KernelCache:
     def __init__(self, target: Target, settle: Settle | None = None, tries: int = 1) -> None:
         self.target, self.settle, self.tries = target, settle, tries
         self._known: dict[object, Outcome | NotFusable] = {}
+        self._obstacles: dict[tuple[str, object], str] = {}
         self._prices: dict[object, float | NotFusable] = {}
         self._store = SearchStore(directory())
         self._context = key_of(target)
@@ -65,12 +69,7 @@ class KernelCache:
     ) -> GroupKernel:
         """The kernel of a group; `tensors` maps body parameters and results to graph values. Raises NotFusable."""
         canonical, key = canonical_body(body)
-        found = self._known.get((kind, key))
-        if found is None:
-            tries = self.tries if self.settle is not None else 1
-            asked = ("kernel", tries, *_identity(kind, canonical), key)
-            found = self._kept(asked, lambda: self._fastest(kind, canonical))
-            self._known[kind, key] = found
+        found = self._outcome(kind, canonical, key)
         if isinstance(found, NotFusable):
             raise found
         pattern, vectors, price = found
@@ -78,6 +77,25 @@ class KernelCache:
         inner = [v.name for v in (*canonical.params, *canonical.results)]
         made, programs = renamed(pattern, vectors, name, dict(zip(inner, outer, strict=True)), loc)
         return GroupKernel(made, programs, price, pattern)
+
+    def obstacle(self, kind: str, body: Graph) -> str:
+        """Why no kernel of the group fits the target; "" if one does. Bodies that differ in the values of their numbers
+        have the same tilings; code of other packages may look at values."""
+        canonical, key = canonical_body(body)
+        form = key if packages_of(kind, body) else without_numbers(key)
+        if (kind, form) not in self._obstacles:
+            found = self._outcome(kind, canonical, key)
+            self._obstacles[kind, form] = str(found) if isinstance(found, NotFusable) else ""
+        return self._obstacles[kind, form]
+
+    def _outcome(self, kind: str, canonical: Graph, key: object) -> Outcome | NotFusable:
+        """The kernel of a canonical body, or why there is none."""
+        found = self._known.get((kind, key))
+        if found is None:
+            tries = self.tries if self.settle is not None else 1
+            asked = ("kernel", tries, *_identity(kind, canonical), key)
+            found = self._known[kind, key] = self._kept(asked, lambda: self._fastest(kind, canonical))
+        return found
 
     def price(self, group: Op, body: Graph | None = None) -> float:
         """Expected cycles of the kernel of a group, or of `body` as a kernel of the group's kind (see `price_group`).
@@ -149,7 +167,7 @@ def _identity(kind: str, body: Graph) -> tuple[str, ...]:
     return kind, *map(package_digest, packages_of(kind, body))
 
 
-def canonical_body(body: Graph) -> tuple[Graph, object]:
+def canonical_body(body: Graph) -> tuple[Graph, BodyKey]:
     """`body` with numbered values and without locations, and its hashable key."""
     names: dict[str, Value] = {}
 
@@ -169,6 +187,14 @@ def canonical_body(body: Graph) -> tuple[Graph, object]:
         tuple(r.name for r in results),
     )
     return graph, key
+
+
+def without_numbers(key: BodyKey) -> BodyKey:
+    """`key` with constants told apart only by which of them are equal: a vector program holds an immediate once."""
+    types, ops, results = key
+    seen: dict[object, int] = {}
+    kept = ((name, seen.setdefault(a, len(seen)) if name == "const" else a, *more) for name, a, *more in ops)
+    return types, tuple(kept), results
 
 
 def _attrs_key(op: Op) -> object:

@@ -47,7 +47,7 @@ class Walk:
     def __init__(self, graph: Graph, rules: Rules) -> None:
         self.graph = graph
         self.builder = Builder(all_names(graph))
-        self._rules = rules
+        self._rules = {name: (*own, *rules.get("*", ())) for name, own in rules.items() if name != "*"}
         self._every = tuple(rules.get("*", ()))
         self._uses = use_counts(graph)
         self._renamed: dict[str, Value] = {}
@@ -94,7 +94,7 @@ class Walk:
         return steps > 0
 
     def _rewritten(self, op: Op) -> Value | Sequence[Value] | None:
-        for rule in (*self._rules.get(op.name, ()), *self._every):
+        for rule in self._rules.get(op.name, self._every):
             if (outcome := rule(self, op)) is not None:
                 if self._remarks is not None:
                     self._remarks.count(code(rule), op)
@@ -140,6 +140,8 @@ class Walk:
         return value
 
     def _with_renamed_operands(self, op: Op) -> Op:
+        if not self._renamed:
+            return op
         operands = tuple(self._resolve(v) for v in op.operands)
         return op if operands == op.operands else replace(op, operands=operands)
 

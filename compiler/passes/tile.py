@@ -108,17 +108,28 @@ def _fresh(op: Op, taken: set[str]) -> str:
 
 
 def without_tiling(graph: Graph, target: Target) -> tuple[Diagnostic, ...]:
-    """What the pass would stop at: a diagnostic for each group that no tiling fits. Groups of one form are searched
-    once, and what was found is in the store of searches."""
+    """What the pass would stop at: a diagnostic for each group that no tiling fits. Groups that differ in numbers only
+    are searched once, and what was found is in the store of searches."""
     lowered = KernelCache(target)
     found: list[Diagnostic] = []
     for op in graph.ops:
         if op.name == "group":
-            try:
-                _lower(op, op.results[0].name, lowered)
-            except CapacityError as error:
-                found += error.diagnostics
+            assert op.body is not None
+            why_not = lowered.obstacle(op.attrs.kind, op.body)  # type: ignore[attr-defined]
+            found += [_no_tiling(op, why_not, target)] if why_not else []
     return tuple(found)
+
+
+def _no_tiling(op: Op, why_not: str, target: Target) -> Diagnostic:
+    return Diagnostic(
+        f"node {', '.join(op.loc[:3]) or op.results[0].name}",
+        f"no tiling fits {target.name}",
+        why_not,
+        f"tiles within l1 of {target.l1.bytes:,} and acc of {target.acc.bytes:,} bytes, "
+        f"in {target.sync.rings_per_cu} rings",
+        "choose a larger target, or report the model: every op should be divisible",
+        op.entities,
+    )
 
 
 def _lower(op: Op, name: str, lowered: KernelCache) -> GroupKernel:
@@ -129,17 +140,7 @@ def _lower(op: Op, name: str, lowered: KernelCache) -> GroupKernel:
     try:
         return lowered.kernel(op.attrs.kind, name, body, tensors, op.loc)  # type: ignore[attr-defined]
     except NotFusable as error:
-        raise CapacityError(
-            Diagnostic(
-                f"node {', '.join(op.loc[:3]) or op.results[0].name}",
-                f"no tiling fits {lowered.target.name}",
-                str(error),
-                f"tiles within l1 of {lowered.target.l1.bytes:,} and acc of {lowered.target.acc.bytes:,} bytes, "
-                f"in {lowered.target.sync.rings_per_cu} rings",
-                "choose a larger target, or report the model: every op should be divisible",
-                op.entities,
-            )
-        ) from error
+        raise CapacityError(_no_tiling(op, str(error), lowered.target)) from error
 
 
 def _in_spaces(kernel: Kernel, op: Op) -> Kernel:

@@ -31,6 +31,7 @@ from ppuc.compiler.passes.contracts import (
     PRIMITIVE,
     Contract,
 )
+from ppuc.compiler.passes.grouping.frontier import Frontier
 from ppuc.compiler.passes.grouping.fuse_graph import GroupedGraph, is_view
 from ppuc.compiler.passes.grouping.fuse_remarks import remark_groups
 from ppuc.compiler.passes.remarks import listener
@@ -39,6 +40,9 @@ from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.targets.schema import Target
+
+Run = list[tuple[int, list[int]]]
+"""Consumers that join a group one after the other, each with the producers that join with it."""
 
 MOST_TRIED = 256
 """Ops that are offered to one group before it is closed."""
@@ -81,6 +85,8 @@ class Grouping(GroupedGraph):
         """(group, op) -> why the op, a consumer of the group, is not part of it."""
         self.brought: dict[int, list[int]] = {}
         """Op of a group -> the producers that joined with it."""
+        self.stretch = MOST_TRIED
+        """Ops to add with one check: half of those that did not fit, twice those that did."""
         self.lowered = KernelCache(target)
 
     # -- growing -------------------------------------------------------------------------------------------------
@@ -196,38 +202,32 @@ class Grouping(GroupedGraph):
         """Try every later consumer of the group in order; one that fails taints its dependents."""
         tainted: set[str] = set()
         inside = {r.name for i in members for r in self.graph.ops[i].results}
-        frontier = sorted({u for name in inside for u in self.users.get(name, ())})
-        seen: set[int] = set()
-        while frontier and len(seen) <= MOST_TRIED:
-            i = frontier.pop(0)
-            if i in seen:
-                continue
-            seen.add(i)
+        frontier = Frontier(self.users)
+        frontier.add(inside, near=True)
+        passed = set(inside)
+        while frontier and frontier.offered <= MOST_TRIED:
+            i = frontier.pop()
             op = self.graph.ops[i]
-            why_not, joined = self._obstacle(i, inside, tainted), [i]
-            if not why_not and not frontier and (run := self._join_run(members, i, MOST_TRIED + 1 - len(seen))):
-                self.group_of.update(dict.fromkeys(run, number))
-                self.brought.update((j, []) for j in run)
-                inside.update(self.graph.ops[j].results[0].name for j in run)
-                seen.update(run)
-                frontier = list(self.users.get(self.graph.ops[run[-1]].results[0].name, ()))
-                continue
+            why_not = self._obstacle(i, inside, tainted)
             if not why_not:
-                joined = [*self._own_producers(i, inside | tainted), i]
-                why_not = self._join(members, joined)
-                if why_not and len(joined) > 1:
-                    joined = [i]
-                    why_not = self._join(members, joined)
-            names = [r.name for r in op.results]
+                most = MOST_TRIED + 2 - frontier.offered if frontier.empty else 1
+                run, why_not = self._join_run(members, i, most, inside | tainted)
             if why_not:
                 self.refused[number, i] = why_not
+                names = [r.name for r in op.results]
                 tainted.update(names)
-            else:
-                self.group_of.update(dict.fromkeys(joined, number))
-                self.brought[i] = joined[:-1]
-                inside.update(r.name for j in joined for r in self.graph.ops[j].results)
-            later = {u for name in names for u in self.users.get(name, ())}
-            frontier = sorted(set(frontier) | {u for u in later if u not in seen})
+                near = (is_view(op) or op.name == "pad") and op.operands[0].name in passed
+                passed.update(names if near else ())
+                frontier.add(names, near=near)
+                continue
+            joined = [j for i, own in run for j in (*own, i)]
+            names = [r.name for j in joined for r in self.graph.ops[j].results]
+            self.group_of.update(dict.fromkeys(joined, number))
+            self.brought.update(run)
+            inside.update(names)
+            passed.update(names)
+            frontier.skip([i for i, _ in run[1:]])
+            frontier.add((r.name for r in self.graph.ops[run[-1][0]].results), near=True)
 
     def _obstacle(self, i: int, inside: set[str], tainted: set[str]) -> str:
         """Why an op cannot join a group regardless of kernel support; "" if it can."""
@@ -300,29 +300,41 @@ class Grouping(GroupedGraph):
                 members.remove(i)
         return why_not
 
-    def _join_run(self, members: list[int], first: int, most: int) -> list[int]:
-        """Add op `first` and as many, up to `most` in all, of those that follow it in single file, as fit; [] when that
-        is no more than the first. As one at a time would, with one check for all of them."""
-        run = self._single_file(first, most)
-        while len(run) > 1:
-            if not self._join(members, run):
-                return run
+    def _join_run(self, members: list[int], first: int, most: int, reached: set[str]) -> tuple[Run, str]:
+        """Add op `first`, with its own producers if they fit, and as many, up to `most` in all, of those that follow it
+        in single file, as fit. Returns what joined, as one at a time would with a check for each, and why `first`
+        cannot, or ""."""
+        run = self._single_file(first, min(most, self.stretch), reached)
+        while run:
+            why_not = self._join(members, [j for i, own in run for j in (*own, i)])
+            self.stretch = max(1, len(run) // 2 if why_not else max(self.stretch, 2 * len(run)))
+            if not why_not:
+                return run, ""
+            if len(run) == 1 and not run[0][1]:
+                return [], why_not
             run = run[: len(run) // 2]
-        return []
+        return [(first, [])], self._join(members, [first])
 
-    def _single_file(self, i: int, most: int) -> list[int]:
-        """Op `i` and those that follow it, at most `most`: elementwise, in the shape of the one computed operand, which
-        nothing else reads. A group that ends within them fits a kernel when all of them do."""
-        run: list[int] = []
-        while len(run) < most and i not in self.group_of and OPS[self.graph.ops[i].name].kind is Kind.ELEMENTWISE:
-            op = self.graph.ops[i]
-            computed = {v for v in op.operands if self._computed(v)}
-            if len(op.results) != 1 or [v.type.shape for v in computed] != [op.results[0].type.shape]:
+    def _single_file(self, i: int, most: int, reached: set[str]) -> Run:
+        """Op `i` and those that follow it, at most `most`, each with its own producers: elementwise, in the shape of
+        the one other computed operand, which nothing else reads. A group that ends within them fits a kernel when all
+        of them do."""
+        run: Run = []
+        reached = set(reached)
+        while len(run) < most and i not in self.group_of:
+            op, own = self.graph.ops[i], self._own_producers(i, reached)
+            shapes = {r.type.shape for j in (*own, i) for r in self.graph.ops[j].results}
+            brought = {r.name for j in own for r in self.graph.ops[j].results}
+            computed = {v for v in op.operands if self._computed(v) and v.name not in brought}
+            plain = OPS[op.name].kind is Kind.ELEMENTWISE and len(op.results) == 1 and len(shapes) == 1
+            plain = plain and [v.type.shape for v in computed] == [*shapes]
+            if run and not plain:
                 break
-            run.append(i)
+            run.append((i, own))
             readers = self.users.get(op.results[0].name, ())
-            if len(readers) != 1 or op.results[0].name in self.outputs:
+            if not plain or len(readers) != 1 or op.results[0].name in self.outputs:
                 break
+            reached |= brought | {op.results[0].name}
             i = readers[0]
         return run
 

@@ -18,20 +18,26 @@ from ppuc.compiler.passes.rules.stored_weights import stored_weights
 from ppuc.ir.graph import Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops import OPS
+from ppuc.ir.resource import Resource
 from ppuc.targets.description import Target
 
 
 def fold_constants(w: Walk, op: Op) -> Value | Sequence[Value] | None:
     """op(const, ...) -> const. A composite without a reference is folded through its decomposition."""
-    if op.name == "const" or op.body is not None or not op.operands or _unpacks_weights(op):
+    if op.name == "const" or op.body is not None or not op.operands:
         return None
-    inputs = [w.resource(v) for v in op.operands]
-    if any(i is None for i in inputs):
+    inputs: list[Resource] = []
+    for operand in op.operands:
+        resource = w.resource(operand)
+        if resource is None:
+            return None
+        inputs.append(resource)
+    if _unpacks_weights(op):
         return None
     record = OPS[op.name]
     if record.reference is None and record.decompose is not None:
         return record.decompose(w.builder, op)
-    result = folded(op, [i for i in inputs if i is not None])
+    result = folded(op, inputs)
     return None if result is None else w.const(result)
 
 
