@@ -159,6 +159,12 @@ def _pattern(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
         yield site.broken("attribute 'pattern' is missing", expected="string", attribute="pattern")
 
 
+def _hidden(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """The schemas call it optional, and ONNX Runtime needs it."""
+    if "hidden_size" not in values and not any(a.name == "hidden_size" for a in site.node.attribute):
+        yield site.broken("attribute 'hidden_size' is missing", expected="integer", attribute="hidden_size")
+
+
 def _outside(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
     if values.get("exclude_outside") and values.get("mode", b"nearest") != b"cubic":
         yield site.broken("attribute 'exclude_outside' is for mode 'cubic' only", attribute="exclude_outside")
@@ -205,6 +211,7 @@ def _one_value(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
 OF_NODE: Mapping[str, Callable[[NodeSite, Mapping[str, Any]], Iterator[Finding]]] = {
     "Constant": _one_value,
     "Einsum": _equation,
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _hidden),
     "RegexFullMatch": _pattern,
     "Resize": _outside,
     "ReverseSequence": _reversed_axes,
