@@ -15,15 +15,15 @@ from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import OPS
 from ppuc.ir.types import DType, TensorType
 
-OnOp = Callable[[Op, Sequence[np.ndarray]], None]
+OnOp = Callable[[Op, Sequence[np.ndarray]], Sequence[np.ndarray] | None]
 
 
 def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], on_op: OnOp | None = None) -> dict[str, np.ndarray]:
     """Results of `graph` by value name, for `feeds` by parameter name (arrays of the parameters' exact dtype and
     shape).
 
-    `on_op(op, results)` is called after every op, those of group bodies included. Arrays are dropped after their last
-    use. Raises InputError unless the feeds match the parameters exactly.
+    `on_op(op, results)` is called after every op, those of group bodies included, and may return other results to go
+    on with. Arrays are dropped after their last use. Raises InputError unless the feeds match the parameters exactly.
     """
     _check_feeds(graph, feeds)
     arrays = _run(graph, [np.asarray(feeds[p.name]) for p in graph.params], on_op)
@@ -51,7 +51,7 @@ def _run(graph: Graph, arguments: Sequence[np.ndarray], on_op: OnOp | None) -> l
     for op in graph.ops:
         results = _run_op(op, [env[v.name] for v in op.operands], on_op)
         if on_op is not None:
-            on_op(op, results)
+            results = on_op(op, results) or results
         for value, array in zip(op.results, results, strict=True):
             if uses[value.name]:
                 env[value.name] = array

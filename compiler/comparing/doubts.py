@@ -107,10 +107,17 @@ def proven_elsewhere(
     verified: Callable[[Arrays], Sequence[Comparison]],
 ) -> tuple[Comparison, ...]:
     """`outputs`; those that are unproven on `arrays` as scaled inputs show them to be, `verified` there: right, where
-    that is proven, or wrong. Scaled inputs for which the model has no answer show nothing."""
+    that is proven, or wrong. Scaled inputs for which the model has no answer, or one of other sizes than the file may
+    promise, show nothing."""
+    try:
+        oracle = Oracle(source)
+        shapes = _shapes(oracle, arrays)
+    except ModelError:
+        return tuple(outputs)
     for what, scaled in scaled_inputs(arrays, kept):
         try:
-            Oracle(source).run(scaled)
+            if _shapes(oracle, scaled) != shapes:
+                continue
         except ModelError:  # another branch may make shapes that do not fit
             continue
         again = {c.name: c for c in doubted(source, scaled, kept, verified(scaled))}
@@ -118,6 +125,11 @@ def proven_elsewhere(
         if not any(c.unproven for c in outputs):
             break
     return tuple(outputs)
+
+
+def _shapes(oracle: Oracle, arrays: Arrays) -> dict[str, tuple[int, ...]]:
+    """Of the answers that are arrays. Raises ModelError when there are none."""
+    return {name: found.shape for name, found in oracle.run(arrays).items() if isinstance(found, np.ndarray)}
 
 
 def _settled(c: Comparison, again: Comparison | None, what: str) -> Comparison:

@@ -4,7 +4,8 @@ Every float weight and input is multiplied by `1 + h g`, g normal, and the graph
 That is what rounding the operands of every contraction with a mean error of h does, at every layer at once. So an
 output's relative change over h is its sensitivity S, and S times the mean error of a single op is to be expected of any
 correct program. For f32, whose h the interpreter could not represent, h is larger and the change scaled: in proportion
-where the model is smooth. Where it rounds to whole numbers in between (dynamic quantization), a change of h moves a
+where the model is smooth. What sums and differences round is changed there too, because little of them may be left
+where a mean is subtracted. Where it rounds to whole numbers in between (dynamic quantization), a change of h moves a
 share of the numbers that is proportional to h over an edge, each by a whole step, so that the root mean square of what
 comes out follows the root of h. Of integers and booleans it is the share that changes which is measured.
 
@@ -31,6 +32,7 @@ from ppuc.ir.types import DType
 
 Move = Callable[[np.ndarray], np.ndarray]
 """Perturbs every float of an array slightly; other arrays are unchanged."""
+SUMS = ("add", "sub")
 DRAWS, MORE_DRAWS = 2, 8
 """For results that move by any small change, and for those that jump: few elements may be near an edge."""
 ROUNDING = ("quantize", "round", "floor", "ceil")
@@ -69,9 +71,12 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) ->
     for draw in range(_draws(base.values())):
         rng = np.random.default_rng(draw)
 
-        def compare(op: Op, arrays: Sequence[np.ndarray]) -> None:
+        def compare(
+            op: Op, arrays: Sequence[np.ndarray], rng: np.random.Generator = rng
+        ) -> Sequence[np.ndarray] | None:
             for name, array in _named(op, arrays):
                 found[name] = _larger(found[name], _change(base[name], array, unit, change))
+            return [moved(a, change, rng) for a in arrays] if change > step and op.name in SUMS else None
 
         run(perturbed(graph, change, rng), {n: moved(a, change, rng) for n, a in feeds.items()}, compare)
     return found

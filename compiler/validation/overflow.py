@@ -34,7 +34,7 @@ def run_wide(
 ) -> None:
     """Run `graph` (an imported one, without fused groups) on `feeds` by parameter name. Of 16-bit values those that are
     `stored`, by name, round to their own format for all that reads them, the others only for `on_op`, which is called
-    after every op as `ppuc.ir.interpret.run_graph` does."""
+    after every op as `ppuc.ir.interpret.run_graph` does, but changes no results."""
     held = {name: _wide(DType.of(array.dtype), array) for name, array in feeds.items()}
     for op in graph.ops:
         reference = OPS[op.name].reference

@@ -166,6 +166,20 @@ def rounded_products(scale: float) -> onnx.ModelProto:
     return model_of(text, {"w": np.random.default_rng(1).standard_normal((32, 16)).astype(np.float32)})
 
 
+@pytest.mark.parametrize(("steps", "ok"), [(1, True), (100, False)])
+def test_rounding_of_sums_counts_where_a_mean_is_subtracted(steps: int, ok: bool) -> None:
+    """x + 1000 rounds to steps of 2**-14, and of 1000 a normalization leaves nothing."""
+    text = (
+        "g (float[12, 7] x, float[7] s) => (float[12, 7] y) { h = Add(x, c) y = LayerNormalization<axis = -1>(h, s) }"
+    )
+    model, feeds = model_of(text, {"c": np.float32(1000)}), {"x": normal(12, 7), "s": normal(7)}
+    imported = load_model(model)
+    judge = Judge(imported.graph, "fp32", {value.name: feeds[name] for name, value in imported.inputs})
+    off = np.random.default_rng(5).choice([-1, 1], (12, 7)) * steps * 2.0**-14
+    got = Oracle(model).run({**feeds, "x": (feeds["x"] + off).astype(np.float32)})["y"]
+    assert judge.compare("y", imported.outputs[0][1].name, got, Oracle(model).run(feeds)["y"]).ok == ok
+
+
 @pytest.mark.parametrize(("changed", "ok"), [(0.01, True), (0.2, False)])
 def test_as_many_integers_may_differ_as_rounding_changes(changed: float, ok: bool) -> None:
     """A relative error of 2**-9 moves products of about 5.7 across an edge in one of 100 places."""
