@@ -83,6 +83,10 @@ def onnx_dtype(dtype: DType) -> int:
     return _ONNX[dtype]
 
 
+_LISTS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+"""Fields of TensorProto that hold values one by one."""
+
+
 def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> Resource:
     """The Resource of an initializer or of a tensor attribute; `of_model` for initializers of the main graph, whose
     bytes may still be in the file. Raises ModelError if its type is unsupported or its bytes are missing, misplaced or
@@ -90,6 +94,10 @@ def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> 
     place = tensor_place(source.where, tensor.name)
     if any(d < 0 for d in tensor.dims):
         raise place.error("a dimension is negative", got=list(tensor.dims))
+    filled = [f for f in _LISTS if len(getattr(tensor, f))]
+    filled += ["raw_data"] if tensor.HasField("raw_data") or (of_model and tensor.name in source.ranges) else []
+    if len(filled) > 1:
+        raise place.error("it holds its values twice", got=" and ".join(filled), expected="one field")
     if tensor.data_type in _PACKED:
         return _unpacked(tensor, source if of_model else None, place)
     type = TensorType(dtype_of(tensor.data_type, place), tuple(tensor.dims))

@@ -22,9 +22,9 @@ from ppuc.compiler.frontend.conformance.check import findings
 from ppuc.ir.errors import ModelError
 from tests.fuzz.malformed import MUTATIONS
 
-LEFT_OPEN = ("graph without name", "output without type", "outputs without names")
+LEFT_OPEN = ("graph without name", "output without type", "outputs without names", "initializer with values twice")
 """What ONNX's checker refuses and this check leaves open: the first two change no meaning and ONNX Runtime takes them;
-the last is found when nodes are ordered."""
+the last two are found when nodes are ordered, and when tensors are read."""
 
 
 def model_with(*nodes: onnx.NodeProto, **more: object) -> onnx.ModelProto:
@@ -65,11 +65,64 @@ def twice() -> onnx.NodeProto:
     return found
 
 
+def without_type() -> onnx.NodeProto:
+    found = node("Softmax", axis=1)
+    found.attribute[0].ClearField("type")
+    return found
+
+
+def with_constant(array: np.ndarray, *nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """Nodes that may read the initializer c."""
+    model = model_with(*nodes)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(array, "c"))
+    return model
+
+
+def declared(model: onnx.ModelProto, field: str, *types: onnx.ValueInfoProto) -> onnx.ModelProto:
+    getattr(model.graph, field).extend(types)
+    return model
+
+
+def held_twice() -> onnx.ModelProto:
+    model = with_constant(np.ones(3, np.float32), node("Add", "x", "c"))
+    model.graph.initializer[0].float_data.extend([1.0, 1.0, 1.0])
+    return model
+
+
+def calling(inputs: list[str], outputs: list[str]) -> onnx.ModelProto:
+    model = model_with(helper.make_node("F", inputs, outputs, domain="own", name="n"), functions=[function("F")])
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    return model
+
+
+F32, F64 = TensorProto.FLOAT, TensorProto.DOUBLE
+TO_LATER = helper.make_node("Relu", ["x"], ["t"], name="n"), helper.make_node("Add", ["t", "x"], ["y"], name="later")
+
 BROKEN: dict[str, tuple[onnx.ModelProto, str]] = {
     "missing attribute": (model_with(node("Concat", "x", "x")), "node 'n' (Concat): attribute 'axis' is missing"),
     "unknown attribute": (model_with(node("Relu", alpha=0.1)), "node 'n' (Relu): attribute 'alpha' is unknown"),
     "attribute twice": (model_with(twice()), "node 'n' (Softmax): attribute 'axis' is given 2 times"),
     "kind of attribute": (model_with(node("Softmax", axis=1.5)), "attribute 'axis' is of the wrong kind"),
+    "attribute without a type": (model_with(without_type()), "attribute 'axis' has no type"),
+    "inner type, and what follows": (
+        declared(model_with(*TO_LATER), "value_info", helper.make_tensor_value_info("t", F32, [2, 4])),
+        "node 'n' (Relu): breaks the rules of its op",
+    ),
+    "initializer of another type": (
+        declared(with_constant(np.ones(3, np.float32), node("Add", "x", "c")), "input",
+                 helper.make_tensor_value_info("c", F64, [3])),
+        "input 'c': its initializer has another type",
+    ),
+    "initializer of another shape": (
+        declared(with_constant(np.ones(3, np.float32), node("Add", "x", "c")), "input",
+                 helper.make_tensor_value_info("c", F32, ["N", 3])),
+        "its initializer has another type\n  got: float[3]\n  expected: float[N, 3]",
+    ),
+    "shape of i32": (with_constant(np.array([3, 2], np.int32), node("Reshape", "x", "c")), "of the wrong type"),
+    "shape that is no list": (with_constant(np.array([[3, 2]]), node("Reshape", "x", "c")), "the shape is not a list"),
+    "index": (with_constant(np.array([0, 2]), node("Gather", "x", "c")), "an index is out of range"),
+    "inputs of a function": (calling(["x", "x"], ["y"]), "it has more inputs than its function"),
+    "outputs of a function": (calling(["x"], ["y", "z"]), "it has more outputs than its function"),
     "value of attribute": (model_with(node("MaxPool", kernel_shape=[1], auto_pad="SAME")), "has an unknown value"),
     "reference": (model_with(outside_reference()), "refers to an attribute of a function, outside of functions"),
     "too many inputs": (model_with(node("Relu", "x", "x")), "it has too many inputs"),
@@ -103,6 +156,19 @@ def test_broken_rules_are_named(name: str) -> None:
         ppuc.compile(model, target="ppu-tiny")
     assert message in str(caught.value)
     assert "--lenient" in str(caught.value)
+
+
+def test_values_in_two_fields_are_refused() -> None:
+    with pytest.raises(ModelError, match="'c': it holds its values twice\n  got: float_data and raw_data"):
+        ppuc.compile(held_twice(), target="ppu-tiny")
+
+
+def test_an_attribute_without_a_type_is_mended() -> None:
+    model = model_with(without_type())
+    (found,) = findings(model)
+    assert found.mend is not None
+    found.mend()
+    assert findings(model) == []
 
 
 def test_findings_say_what_they_are_about() -> None:

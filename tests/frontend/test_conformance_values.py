@@ -97,6 +97,19 @@ def test_values_out_of_range_are_refused(declared: str, node: str, message: str)
     assert message in f"{found[0].what} {found[0].got}"
 
 
+@pytest.mark.parametrize(
+    ("opset", "size", "fits"),
+    [(23, 2, True), (23, 3, False), (23, 1, False), (17, 2, True), (17, 3, True), (17, 4, False)],
+)
+def test_declared_results_of_pools_that_round_up(opset: int, size: int, fits: bool) -> None:
+    """8 elements and 2 before: 2 windows, 5 apart, and for the inference of old one that begins behind the input."""
+    node = "MaxPool<kernel_shape = [3, 2], strides = [5, 1], pads = [2, 0, 2, 0], ceil_mode = 1>(x)"
+    model = model_for(IMAGE, node)
+    model.opset_import[0].version = opset
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", 1, [1, 4, size, 7]))
+    assert [f.what for f in findings(model)] == ([] if fits else ["the declared result has another shape"])
+
+
 TREE = {
     "nodes_featureids": [0, 0], "nodes_truenodeids": [1, 0], "nodes_falsenodeids": [2, 1], "nodes_trueleafs": [0, 1],
     "nodes_falseleafs": [1, 1], "leaf_targetids": [0, 0, 0], "tree_roots": [0], "n_targets": 1,

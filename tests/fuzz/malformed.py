@@ -169,6 +169,32 @@ def headers(model: onnx.ModelProto) -> Iterator[Mutant]:
         yield name, made
 
 
+def structure(model: onnx.ModelProto) -> Iterator[Mutant]:
+    """Attributes without a type; inputs with an initializer of another type or shape, or with values in two fields."""
+    for i, j, attribute in _attributes(model):
+        made = _copy(model)
+        made.graph.node[i].attribute[j].ClearField("type")
+        yield f"{attribute.name} without a type", made
+    for info in model.graph.input:
+        tensor = info.type.tensor_type
+        dims = [d.dim_value for d in tensor.shape.dim]
+        if tensor.elem_type != TensorProto.FLOAT or not all(dims):
+            continue
+        ones = np.ones(dims, np.float32)
+        for what, array in (
+            ("f64", ones.astype(np.float64)),
+            ("i64", ones.astype(np.int64)),
+            ("other shape", ones[None]),
+        ):
+            made = _copy(model)
+            made.graph.initializer.append(onnx.numpy_helper.from_array(array, info.name))
+            yield f"initializer of {what}", made
+        made = _copy(model)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(ones, info.name))
+        made.graph.initializer[-1].float_data.extend(ones.reshape(-1).tolist())
+        yield "initializer with values twice", made
+
+
 MUTATIONS: Mapping[str, Mutation] = {
     "missing attribute": without_attributes,
     "kind of attribute": other_kinds,
@@ -177,6 +203,7 @@ MUTATIONS: Mapping[str, Mutation] = {
     "operands": operands,
     "declarations": declarations,
     "headers": headers,
+    "structure": structure,
 }
 
 

@@ -16,7 +16,7 @@ from ppuc.compiler.frontend.conformance.findings import Finding, node_sites
 from ppuc.compiler.frontend.conformance.inference import inference
 from ppuc.compiler.frontend.conformance.known_shapes import shaped_nodes
 from ppuc.compiler.frontend.conformance.model_rules import model_findings
-from ppuc.compiler.frontend.conformance.node_rules import node_findings
+from ppuc.compiler.frontend.conformance.node_rules import Ends, node_findings
 from ppuc.compiler.frontend.conformance.shape_rules import shape_findings
 from ppuc.compiler.frontend.source import ModelSource, Source, normal_domain, read_source
 from ppuc.ir.errors import Diagnostic, ModelError
@@ -30,7 +30,10 @@ def findings(model: onnx.ModelProto) -> list[Finding]:
     """Violations of the rules of ONNX, in rule order. Inference runs only without other violations, and shapes are
     checked only if it finds no contradiction."""
     sites = list(node_sites(model))
-    functions = frozenset((normal_domain(f.domain), f.name) for f in model.functions)
+    functions: dict[tuple[str, str], Ends] = {}
+    for f in model.functions:  # overloads have one name
+        inputs, outputs = functions.get(key := (normal_domain(f.domain), f.name), (0, 0))
+        functions[key] = max(inputs, len(f.input)), max(outputs, len(f.output))
     found = list(model_findings(model))
     found += [finding for site in sites for finding in node_findings(site, functions)]
     if found:

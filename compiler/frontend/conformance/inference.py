@@ -13,6 +13,7 @@ import onnx
 import onnx.shape_inference
 
 from ppuc.compiler.frontend.conformance.findings import Finding, NodeSite
+from ppuc.compiler.frontend.conformance.node_rules import schema_of
 from ppuc.compiler.frontend.functions import DEEPEST_CALL, FunctionKey, expanded_nodes, local_functions
 from ppuc.compiler.frontend.shape_inference import infer_shapes
 from ppuc.compiler.frontend.source import normal_domain
@@ -37,19 +38,40 @@ def inference(model: onnx.ModelProto, sites: list[NodeSite]) -> tuple[onnx.Model
     try:
         return infer_shapes(model, check_type=True, strict=True, data_prop=True), []
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        found = _OP.findall(text)
-        inside = len({op for op, _ in found}) > 1 and not _has_graphs(model, found[0][0])
-        if inside or not found:  # inside a function body from a schema, not from the file
-            return model, []
-        if UNDEFINED in text:  # ordering the nodes reports undefined names, with suggestions
-            return model, []
-        if UNREADABLE in text:  # i32 axes, which Pad allows
-            return model, []
-        op, name = found[0]
-        reason = _KIND.sub("", text[text.rindex("): ") + 3 :]) if "): " in text else text
-        what = reason[:300] or "inconsistent types or shapes"
-        return model, [Finding(_place(op, name, sites), "breaks the rules of its op", what)]
+        parts = str(error).split("\n(op_type:")  # of one node each, and what follows from it at later ones
+        texts = [parts[0], *(f"(op_type:{part}" for part in parts[1:])]
+        found = (_finding(model, sites, " ".join(text.split())) for text in texts)
+        return model, [finding for finding in found if finding is not None][:1]
+
+
+def _finding(model: onnx.ModelProto, sites: list[NodeSite], text: str) -> Finding | None:
+    """What inference says about one node; None if it is not about the file, or others say it better."""
+    found = _OP.findall(text)
+    inside = len({op for op, _ in found}) > 1 and not _has_graphs(model, found[0][0])
+    if inside or not found:  # inside a function body from a schema, not from the file
+        return None
+    if UNDEFINED in text:  # ordering the nodes reports undefined names, with suggestions
+        return None
+    if UNREADABLE in text:  # i32 axes, which Pad allows
+        return _of_wrong_type(model, sites, text)
+    op, name = found[0]
+    reason = _KIND.sub("", text[text.rindex("): ") + 3 :]) if "): " in text else text
+    what = reason[:300] or "inconsistent types or shapes"
+    return Finding(_place(op, name, sites), "breaks the rules of its op", what)
+
+
+def _of_wrong_type(model: onnx.ModelProto, sites: list[NodeSite], text: str) -> Finding | None:
+    """The node that reads the constant that `text` names, if its op allows no elements of that type."""
+    types = {t.name: onnx.TensorProto.DataType.Name(t.data_type).lower() for t in model.graph.initializer}
+    name = next(iter(re.findall(re.escape(UNREADABLE) + r" for tensor: (.*?)\. Expected", text)), "")
+    for site in sites:
+        domain = normal_domain(site.node.domain)
+        schema = schema_of(site.node.op_type, site.opsets.get(domain, 1), domain)
+        for given, formal in zip(site.node.input, schema.inputs if schema is not None else (), strict=False):
+            if given == name and name in types and f"tensor({types[name]})" not in formal.types:
+                what = f"input '{formal.name}' has elements of the wrong type"
+                return site.broken(what, types[name], ", ".join(sorted(formal.types)))
+    return None
 
 
 def too_deep(functions: Mapping[FunctionKey, onnx.FunctionProto]) -> bool:

@@ -38,7 +38,8 @@ def shaped_nodes(inferred: onnx.ModelProto, sites: Iterable[NodeSite]) -> Iterat
     for site in ruled:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in site.node.attribute}
         held = {i: constants[name] for i, name in enumerate(site.node.input) if name in constants}
-        yield ShapedNode(site, attributes, [shapes.get(name) for name in site.node.input], held)
+        operands, results = ([shapes.get(name) for name in names] for names in (site.node.input, site.node.output))
+        yield ShapedNode(site, attributes, operands, held, results)
 
 
 def _known(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, np.ndarray]]:

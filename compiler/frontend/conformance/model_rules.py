@@ -5,6 +5,7 @@ M2  each domain is imported once, in a version that exists
 M3  a function is defined once, and not under the name of an operator of the standard
 M4  graph inputs have a name and a type, outputs a name; none is declared twice, or again with other elements
 M5  a function's inputs, outputs and attributes have distinct names
+M6  an initializer of the name of an input has its type and shape
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onn
 
 
 def model_findings(model: onnx.ModelProto) -> Iterator[Finding]:
-    """Violations of rules M1 to M5."""
+    """Violations of rules M1 to M6."""
     yield from _ir_version(model)
     yield from _opsets("", model.opset_import)
     yield from _functions(model)
@@ -94,6 +95,30 @@ def _declarations(graph: onnx.GraphProto) -> Iterator[Finding]:
         if declared and types.get(info.name, declared) != declared:
             got, wanted = (onnx.TensorProto.DataType.Name(t).lower() for t in (declared, types[info.name]))
             yield Finding(f"input '{info.name}'", "its elements are declared again, of another type", got, wanted)
+
+    declared = {i.name: i.type.tensor_type for i in graph.input}
+    for tensor in graph.initializer:
+        if tensor.name in declared and not _fits(tensor, declared[tensor.name]):
+            about = declared[tensor.name]
+            sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in about.shape.dim]
+            got, wanted = _text(tensor.data_type, list(tensor.dims)), _text(about.elem_type, sizes)
+            yield Finding(f"input '{tensor.name}'", "its initializer has another type", got, wanted)
+
+
+def _text(elements: int, sizes: list[int | str]) -> str:
+    known = elements in onnx.TensorProto.DataType.values()
+    name = onnx.TensorProto.DataType.Name(elements).lower() if known else f"type {elements}"
+    return f"{name}[{', '.join(map(str, sizes))}]"
+
+
+def _fits(tensor: onnx.TensorProto, declared: onnx.TypeProto.Tensor) -> bool:
+    """Whether an initializer has the elements and sizes that are declared."""
+    if declared.elem_type not in (onnx.TensorProto.UNDEFINED, tensor.data_type):
+        return False
+    dims = declared.shape.dim
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in dims]
+    fits = len(sizes) == len(tensor.dims) and all(n in (None, m) for n, m in zip(sizes, tensor.dims, strict=True))
+    return fits or not declared.HasField("shape")
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

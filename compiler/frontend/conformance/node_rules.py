@@ -1,9 +1,9 @@
 """Rules about single nodes, from the schemas of their ops.
 
-N1  a node has as many inputs and outputs as its schema allows; non-optional ones have a name
+N1  a node has as many inputs and outputs as its schema or function allows; non-optional ones have a name
 N2  every attribute is known, given once, and of the schema's kind; required ones are there
 N3  an attribute refers to one of the function that the node is in, and to nothing outside functions
-N4  an attribute's type names the one field that holds its value
+N4  an attribute has a type, which names the one field that holds its value
 N5  the domain of an op is imported
 N6  an enumerated attribute has one of its values
 N7  an op has a name, and is not used in an opset that has withdrawn it
@@ -14,8 +14,8 @@ N8 is in `value_rules.py`. Ops without a schema (of other domains, of local func
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import onnx
@@ -44,6 +44,9 @@ FIELDS = {
 }
 """Kind of attribute -> the field of AttributeProto that holds its value."""
 _LISTS = frozenset(field for field in FIELDS.values() if field.endswith("s") and field != "s")
+
+Ends = tuple[int, int]
+"""Numbers of inputs and outputs."""
 
 AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 ENUMERATIONS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -83,10 +86,11 @@ def schema_of(op_type: str, opset: int, domain: str) -> Any:
         return None
 
 
-def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iterator[Finding]:
-    """Violations of rules N1 to N7. `functions` are domain and name of the model's own functions."""
+def node_findings(site: NodeSite, functions: Mapping[tuple[str, str], Ends]) -> Iterator[Finding]:
+    """Violations of rules N1 to N7. `functions` are the model's own: domain and name -> most inputs and outputs."""
     node, domain = site.node, normal_domain(site.node.domain)
-    yield from _references(site)
+    unreadable = list(_references(site))
+    yield from unreadable
     if not node.op_type:
         yield site.broken("it names no op")
         return
@@ -94,6 +98,11 @@ def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iter
         yield site.broken(f"its domain '{domain or 'ai.onnx'}' is not imported", expected=_imported(site))
         return
     if (domain, node.op_type) in functions:
+        for what, names, most in zip(
+            ("input", "output"), (node.input, node.output), functions[domain, node.op_type], strict=True
+        ):
+            if len(names) > most:
+                yield site.broken(f"it has more {what}s than its function", str(len(names)), f"at most {most}")
         return
     schema = schema_of(node.op_type, site.opsets[domain], domain)
     if schema is None:
@@ -104,7 +113,9 @@ def node_findings(site: NodeSite, functions: frozenset[tuple[str, str]]) -> Iter
     yield from _ends(site, "input", node.input, schema.inputs, schema.min_input, schema.max_input)
     yield from _ends(site, "output", node.output, schema.outputs, schema.min_output, schema.max_output)
     broken = list(_attributes(site, schema))
-    yield from broken or value_findings(site)
+    yield from broken
+    if not broken and not unreadable:
+        yield from value_findings(site)
 
 
 def _imported(site: NodeSite) -> str:
@@ -137,7 +148,9 @@ def _attributes(site: NodeSite, schema: Any) -> Iterator[Finding]:
             )
             continue
         wanted = int(known.type.value)
-        if attribute.type not in (wanted, KINDS.UNDEFINED):
+        if attribute.type == KINDS.UNDEFINED:  # N4
+            continue
+        if attribute.type != wanted:
             got, expected = (KINDS.Name(kind).lower() for kind in (attribute.type, wanted))
             yield site.broken(
                 f"attribute '{attribute.name}' is of the wrong kind", got, expected, attribute=attribute.name
@@ -163,6 +176,11 @@ def _attributes(site: NodeSite, schema: Any) -> Iterator[Finding]:
             )
 
 
+def _kind(fields: Sequence[str]) -> int:
+    """The kind of attribute that the first of `fields` holds."""
+    return next((kind for kind, field in FIELDS.items() if field in fields[:1]), KINDS.UNDEFINED)
+
+
 def _references(site: NodeSite) -> Iterator[Finding]:
     """N3 and N4."""
     for attribute in site.node.attribute:
@@ -176,6 +194,11 @@ def _references(site: NodeSite) -> Iterator[Finding]:
                 yield site.broken(what, attribute.ref_attr_name, expected, attribute=attribute.name)
             continue
         filled = [f for f in FIELDS.values() if (len(getattr(attribute, f)) if f in _LISTS else attribute.HasField(f))]
+        if attribute.type == KINDS.UNDEFINED:
+            mend = partial(setattr, attribute, "type", _kind(filled))
+            what = f"attribute '{attribute.name}' has no type"
+            yield site.broken(what, expected="a type of AttributeProto", attribute=attribute.name, mend=mend)
+            continue
         own = FIELDS.get(attribute.type)
         others = [f for f in filled if f != own]
         if own is not None and (others or (own not in _LISTS and not filled)):

@@ -174,6 +174,25 @@ def _constant(index: int, what: str, fits: Callable[[np.ndarray], bool], expecte
     return rule
 
 
+def _gather(node: ShapedNode) -> Iterator[Broken]:
+    """Indices in the file."""
+    x, axis, indices = node.shape(0), node.attributes.get("axis", 0), node.constants.get(1)
+    size = x[axis] if x is not None and -len(x) <= axis < len(x) else None
+    if size is not None and indices is not None and not np.all((-size <= indices) & (indices < size)):
+        yield "an index is out of range", indices.tolist(), f"{-size} to {size - 1}"
+
+
+def _list(index: int, what: str) -> Rule:
+    """A constant operand that is a list."""
+
+    def rule(node: ShapedNode) -> Iterator[Broken]:
+        shape = node.shape(index)
+        if shape is not None and len(shape) != 1:
+            yield f"{what} is not a list", f"rank {len(shape)}", "rank 1"
+
+    return rule
+
+
 RULES: Mapping[str, Sequence[Rule]] = {
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), (pool,)),
     **dict.fromkeys(("Conv", "ConvInteger"), (conv(1),)),
@@ -190,7 +209,8 @@ RULES: Mapping[str, Sequence[Rule]] = {
     "TreeEnsemble": (_tree_features,),
     "TopK": (_axis_in_range(), _constant(1, "k", lambda v: bool(np.all(v >= 0)), "zero or more")),
     "Split": (_axis_in_range(), _split),
-    **dict.fromkeys(("ArgMax", "ArgMin", "Concat", "Compress", "Gather", "GatherElements"), (_axis_in_range(),)),
+    **dict.fromkeys(("ArgMax", "ArgMin", "Concat", "Compress"), (_axis_in_range(),)),
+    **dict.fromkeys(("Gather", "GatherElements"), (_axis_in_range(), _gather)),
     **dict.fromkeys(("Hardmax", "LayerNormalization", "LogSoftmax", "Softmax"), (_axis_in_range(),)),
     **dict.fromkeys(
         ("LpNormalization", "RMSNormalization", "ScatterElements", "Scatter", "Unique"), (_axis_in_range(),)
@@ -201,7 +221,12 @@ RULES: Mapping[str, Sequence[Rule]] = {
         _constant(1, "the depth", lambda v: bool(np.all(v > 0)), "more than zero"),
     ),
     "Range": (_constant(2, "the step", lambda v: bool(np.all(v != 0)), "other than zero"),),
+    "ConstantOfShape": (_list(0, "the shape"),),
+    "Expand": (_list(1, "the shape"),),
+    "Tile": (_list(1, "the number of repeats"),),
+    "Slice": (_list(1, "the start"), _list(2, "the end")),
     "Reshape": (
+        _list(1, "the shape"),
         _constant(1, "a size", lambda v: bool(np.all(v >= -1)), "-1 or more"),
         _constant(1, "the shape", lambda v: int(np.sum(v == -1)) < 2, "-1 at most once"),
     ),

@@ -17,12 +17,14 @@ Broken = tuple[str, object, str]
 
 @dataclass(frozen=True, slots=True)
 class ShapedNode:
-    """A node, the shapes of its operands (None: not even the rank is known), and those operands that are constants."""
+    """A node, the shapes of its operands and results (None: not even the rank is known), and those operands that are
+    constants."""
 
     site: NodeSite
     attributes: Mapping[str, Any]
     shapes: Sequence[Shape | None]
     constants: Mapping[int, np.ndarray]
+    results: Sequence[Shape | None] = ()
 
     def shape(self, index: int) -> Shape | None:
         """Shape of operand `index`; None when it is not given or not known."""

@@ -6,7 +6,7 @@ Every function yields violations, and continues only if later checks still make 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ppuc.compiler.frontend.conformance.shaped_node import Broken, Rule, Shape, ShapedNode
 
@@ -49,6 +49,31 @@ def pool(node: ShapedNode) -> Iterator[Broken]:
     # ONNX Runtime asks this of the kernel without its dilations, though a dilated window would reach the input
     if node.explicit_padding and any(p >= k for p, k in zip(pads, [*kernel] * 2, strict=False)):
         yield "attribute 'pads' is as large as the kernel", pads, f"less than {list(kernel)}"
+    if node.attributes.get("ceil_mode") and node.explicit_padding:
+        yield from _ceiled(node, x, list(kernel))
+
+
+def _ceiled(node: ShapedNode, x: Shape, kernel: Sequence[int]) -> Iterator[Broken]:
+    """The declared result of a pool with ceil_mode, which inference is kept from. Before opset 22 it may count
+    windows that begin behind the input, as ONNX's inference did."""
+    rank, declared = len(kernel), node.results[0]
+    strides, dilations, pads = (
+        node.ints("strides", rank, 1),
+        node.ints("dilations", rank, 1),
+        node.ints("pads", 2 * rank, 0),
+    )
+    if None in x:
+        return
+    sizes: list[set[int | None]] = [{n, None} for n in x[:2]]
+    for n, k, s, d, before, behind in zip(x[2:], kernel, strides, dilations, pads, pads[rank:], strict=False):
+        assert n is not None
+        most = -((before + behind + n - (k - 1) * d - 1) // -s) + 1
+        within = most - ((most - 1) * s >= n + before)
+        sizes.append({None, within, most if node.site.opsets.get("", 1) < 22 else within})
+    if declared is not None and (
+        len(declared) != len(sizes) or any(n not in known for n, known in zip(declared, sizes, strict=True))
+    ):
+        yield "the declared result has another shape", declared, str([max(n or 0 for n in known) for known in sizes])
 
 
 def conv(weights: int) -> Rule:
