@@ -85,6 +85,7 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "merge": without("horizontal-fusion"),
     "split": without("split-k"),
     "bands": without("causal-split"),
+    "parts of the batch": without("batch-split"),
     "panels": without("split-n"),
     "join": without("in-place-concat"),
     "cascade": without("cascade"),

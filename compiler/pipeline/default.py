@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.emit.streams import Emit
+from ppuc.compiler.passes.grouping.batch_split import BatchSplit
 from ppuc.compiler.passes.grouping.cascade import Cascade
 from ppuc.compiler.passes.grouping.causal_split import CausalSplit
 from ppuc.compiler.passes.grouping.fuse import Fuse
@@ -43,6 +44,7 @@ PIPELINE: tuple[Pass, ...] = (
     StorageTypes(),  # storage formats of tensors between kernels, which fusion has determined
     HorizontalFusion(),  # products of one operand, with their readers and formats known
     CausalSplit(),  # causal attention over the keys that its rows see
+    BatchSplit(),  # stages whose tensors fit l2 only for a part of the batch, in their storage formats
     SplitK(),  # contractions with few result tiles, priced in their storage formats
     SplitN(),  # weights too large for l2
     InPlaceConcat(),  # concatenations in place, with final types

@@ -220,6 +220,28 @@ class TestSplitK:
         assert cut.nodes[0] == next(op.loc[0] for op in graph.ops if op.name == "attention")
 
 
+class TestBatchSplit:
+    SMALL = override(override(TINY, "l2.bytes=49152"), "hbm.gbs=1")
+
+    def products(self, batch: int) -> Graph:
+        s = Sketch()
+        hidden = s.op("exp", s.matmul(s.param(batch, 64, 16), s.weight(16, 64, scale=0.1)))
+        return s.graph(s.matmul(hidden, s.weight(64, 16, scale=0.1)))
+
+    def test_tensors_larger_than_l2(self) -> None:
+        remarks, before, after = said_by("batch-split", self.products(8), self.SMALL)
+        split, last = one(remarks, "batch-split"), groups(before)[-1]
+        assert split.entity == last.results[0].name
+        assert set(split.nodes) >= set(last.loc)
+        assert split.details["kernels"] == len(groups(after)) - len(groups(before))
+        assert split.before_clk is not None
+        assert split.after_clk is not None
+        assert split.after_clk < split.before_clk
+
+    def test_tensors_that_fit_are_no_question(self) -> None:
+        assert said_by("batch-split", self.products(1), self.SMALL)[0] == []
+
+
 class TestSplitN:
     SMALL = override(TINY, "l2.bytes=524288")
 

@@ -34,26 +34,44 @@ def occupied(candidates: Iterable[Candidate], steps: int) -> np.ndarray:
 
 
 def kept(candidates: Sequence[Candidate], steps: int, capacity: int) -> list[Candidate]:
-    """The candidates to keep: while some step exceeds the capacity, evict the candidate that is cheapest to give up at
-    the fullest step; then take back evicted ones, by saving per byte, where later evictions left room.
+    """The candidates to keep: the better of two choices, in the order of `candidates`. One relieves the fullest step
+    (`_relieved`), which suits tensors of similar live ranges; the other takes candidates by saving per byte and step
+    for which they take room, which keeps one long-lived tensor from displacing many short-lived ones in turn."""
+    fitting = [c for c in candidates if c.bytes <= capacity]
+    by_density = sorted(fitting, key=lambda c: (-c.saved / (c.bytes * (c.end - c.start + 1)), c.name))
+    dense = _filled([], by_density, np.zeros(steps, np.int64), capacity)
+    best = max(_relieved(fitting, steps, capacity), dense, key=lambda chosen: sum(c.saved for c in chosen))
+    names = {c.name for c in best}
+    return [c for c in fitting if c.name in names]
+
+
+def _relieved(candidates: Sequence[Candidate], steps: int, capacity: int) -> list[Candidate]:
+    """While some step exceeds the capacity, evict the candidate that is cheapest to give up at the fullest step; then
+    take back evicted ones, by saving per byte, where later evictions left room.
 
     Evicting a tensor larger than the excess costs its whole saving; a smaller one costs its saving per byte times the
     excess.
     """
-    left = {c.name: c for c in candidates if c.bytes <= capacity}
+    left = {c.name: c for c in candidates}
     evicted: list[Candidate] = []
-    taken = occupied(left.values(), steps)
+    taken = occupied(candidates, steps)
     while left and (excess := int(taken.max()) - capacity) > 0:
         worst = int(taken.argmax())
         here = (c for c in left.values() if c.start <= worst <= c.end)
         lost = min(here, key=lambda c: (c.saved / c.bytes * max(excess, c.bytes), c.name))
         taken[lost.start : lost.end + 1] -= lost.bytes
         evicted.append(left.pop(lost.name))
-    for c in sorted(evicted, key=lambda c: (-c.saved / c.bytes, c.name)):
+    evicted.sort(key=lambda c: (-c.saved / c.bytes, c.name))
+    return _filled(list(left.values()), evicted, taken, capacity)
+
+
+def _filled(chosen: list[Candidate], others: Iterable[Candidate], taken: np.ndarray, capacity: int) -> list[Candidate]:
+    """`chosen`, which occupy `taken` bytes at each step, and those of `others` that still fit, in their order."""
+    for c in others:
         if int(taken[c.start : c.end + 1].max()) + c.bytes <= capacity:
             taken[c.start : c.end + 1] += c.bytes
-            left[c.name] = c
-    return list(left.values())
+            chosen.append(c)
+    return chosen
 
 
 def advanced(staged: Sequence[Candidate], others: Iterable[Candidate], steps: int, capacity: int) -> dict[str, int]:

@@ -89,7 +89,7 @@ class Placing:
 
     def build(self) -> tuple[Graph, dict[str, Space]]:
         """The graph with stage ops, and the memory space of every storage root."""
-        values, staged = self._values(), self._staged()
+        values, staged = self.values(), self._staged()
         capacity = self.target.l2.bytes
         while True:
             chosen = kept([*values, *staged], self.steps, capacity)
@@ -108,7 +108,7 @@ class Placing:
                     return graph, spaces
             capacity = int(capacity * RETRY)
 
-    def _values(self) -> list[Candidate]:
+    def values(self) -> list[Candidate]:
         """Activations as candidates: in l2 they save writes to and reads from device memory."""
         ranges = live_ranges(self.graph, self.roots)
         shared = overwritten(self.graph)
@@ -163,6 +163,14 @@ class Placing:
         return not failed
 
 
+def l2_values(graph: Graph, target: Target) -> tuple[frozenset[str], frozenset[str]]:
+    """The activations of a grouped graph, by storage root, and which of them l2 has room for at the same time."""
+    placing = Placing(graph, target, stage=False)
+    values = placing.values()
+    chosen = kept(values, placing.steps, target.l2.bytes)
+    return frozenset(c.name for c in values), frozenset(c.name for c in chosen)
+
+
 def _rows(op: Op) -> int:
     """Rows of a group's result, in tiles of which it reads its constants."""
     kind = group_kind(op)
@@ -209,7 +217,7 @@ def reads_of(graph: Graph, roots: Mapping[str, str]) -> dict[str, float]:
 
 def _reads(op: Op) -> list[float]:
     """Estimated reads of each operand of a group: once per tile of the result along the dimensions that the operand
-    lacks."""
+    lacks, in proportion to the share of its elements that the group reads."""
     body = op.body
     assert body is not None
     times = dict.fromkeys((p.name for p in body.params), 1.0)
@@ -224,7 +232,15 @@ def _reads(op: Op) -> list[float]:
             external = resolver.external(value)
             if external is not None:
                 times[external.value.name] = max(times[external.value.name], factor)
-    return [times[p.name] for p in body.params]
+    return [times[p.name] * _share_read(body, p) for p in body.params]
+
+
+def _share_read(body: Graph, param: Value) -> float:
+    """Share of a parameter's elements that the body reads: less than 1 if slices alone read it."""
+    readers = [op for op in body.ops if any(v.name == param.name for v in op.operands)]
+    if not readers or any(op.name != "slice" for op in readers):
+        return 1.0
+    return min(1.0, sum(op.results[0].type.elements for op in readers) / max(param.type.elements, 1))
 
 
 def _with_spaces(graph: Graph, spaces: Mapping[str, Space]) -> Graph:
