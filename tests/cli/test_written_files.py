@@ -36,6 +36,7 @@ WRITERS = {
     "state": ("quantize", "m.onnx", "--calibrate", "s.npz", *SIZES, "--min-sqnr", "10", "--state"),
     "sweep": ("targets", "ppu-tiny", "--sweep", "hbm.gbs=20,40", "--csv"),
     "chart": ("targets", "ppu-tiny", "--sweep", "hbm.gbs=20,40", "--model", "m.onnx", "--dim", "N=3", "--plot"),
+    "predicted": ("predict", "-t", "ppu-tiny", "--csv", "cases.csv", "--plot"),
     "simplify": ("simplify", "m.onnx", "-o"),
     "disasm": ("disasm", "m.ppu", "-o"),
     "asm": ("asm", "m.s", "--like", "m.ppu", "-o"),
@@ -43,7 +44,7 @@ WRITERS = {
     "opt": ("opt", "steps/00-import.ppir", "-o"),
     "opt to the end": ("opt", "steps/00-import.ppir", "--to-end", "-o"),
 }
-ENDING = {"opt": ".ppir", "opt to the end": ".ppu", "chart": ".svg"}
+ENDING = {"opt": ".ppir", "opt to the end": ".ppu", "chart": ".svg", "predicted": ".svg"}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "m.onnx").write_bytes(mlp().SerializeToString())
     ppuc.compile(mlp(), target="ppu-tiny", dims={"N": 3}, dump=folder / "steps").save(folder / "m.ppu")
     np.savez(folder / "s.npz", x=np.random.default_rng(0).standard_normal((12, 20), np.float32))
+    (folder / "cases.csv").write_text("m,n,k,measured_us\n64,64,64,5\n128,64,64,9\n")
     assert CliRunner().invoke(cli, ["disasm", str(folder / "m.ppu"), "-o", str(folder / "m.s")]).exit_code == 0
     return folder
 
@@ -131,6 +133,21 @@ def test_a_folder_without_permission(here: Path, monkeypatch: pytest.MonkeyPatch
             result = invoke(writer, "x" + ENDING.get(writer, ""))
             assert_refused(result)
             assert "permission denied" in result.stderr
+
+
+def test_new_targets_in_places_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, before = ["targets", "--like", "ppu-tiny", "--new"], listing(here)
+    for name in ("nowhere/x", "../x", "n" * 300, "a\0b", "", "/dev/full"):
+        assert_refused(CliRunner().invoke(cli, [*new, name]), what="is not a valid target name")
+    with little_disk(100):
+        assert_refused(CliRunner().invoke(cli, [*new, "npu"]))
+    assert listing(here) == before
+    (here / "gone").mkdir()
+    monkeypatch.chdir(here / "gone")
+    (here / "gone").rmdir()
+    assert_refused(CliRunner().invoke(cli, [*new, "npu"]))
+    monkeypatch.chdir(here)
+    assert listing(here) == before
 
 
 def test_names_as_long_as_a_file_system_has_them(here: Path) -> None:
