@@ -212,7 +212,8 @@ def any_op(m: TrialModel) -> None:
     except UnsuitedError:
         return
     (proto,) = node.model.graph.node
-    if node.undefined or node.model.opset_import[0].version != m.opset:
+    deprecated = not key[0] and onnx.defs.has(key[1]) and onnx.defs.get_schema(key[1], m.opset).deprecated
+    if node.undefined or deprecated or node.model.opset_import[0].version != m.opset:
         return
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in node.model.graph.initializer}
     made = onnx.NodeProto()
