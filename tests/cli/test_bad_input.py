@@ -1,4 +1,4 @@
-"""What a stranger types and feeds by mistake: a message, exit code 2, and nothing left behind."""
+"""Invalid arguments and files from new users: an error message, exit code 2, and no partial output."""
 
 from __future__ import annotations
 

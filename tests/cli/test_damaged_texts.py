@@ -1,5 +1,5 @@
-"""Texts and data that commands read, with anything changed in them: refused, or taken for what they say now. Never a
-traceback, never a hang; and what is under a checksum gives what it gave, or nothing."""
+"""Texts and data that commands read, with random changes: either refused or accepted with their new meaning, without a
+traceback or a hang. Data under a checksum gives the original result or an error."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_toml_that_would_take_the_reader_down(tmp_path: Path, text: str, why: st
 
 
 def test_devices_are_no_texts(tmp_path: Path) -> None:
-    """They may have no end."""
+    """They may not terminate."""
     model = tmp_path / "m.onnx"
     model.write_bytes(mlp().SerializeToString())
     for arguments in (

@@ -1,4 +1,4 @@
-"""Files that mean harm, through every command that reads models: an error or a result, in time, and nothing written."""
+"""Malicious files in every command that reads models: an error or a result, within limits, and no files written."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What commands write appears whole or not at all, whatever the name and the place; what cannot be written is exit
-code 2."""
+"""Output files are written atomically, whatever their name and folder; if one cannot be written, the exit code is 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes and bodies that are compiled when a run has decided their sizes, against ONNX Runtime."""
+"""Deferred nodes and bodies, compiled at run time once their sizes are known, against ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -339,7 +339,7 @@ def test_without_the_host_nothing_is_compiled_later(tmp_path: Path) -> None:
 
 
 def test_a_branch_inside_a_loop_is_all_of_its_body() -> None:
-    """One node that a run decides, in a body of nothing else."""
+    """A body with a single data-dependent node."""
     text = """g (float[4, 6] x, int64 n, bool c) => (float[4, 6] y) {
         y = Loop (n, , x) <body = b (int64 i, bool k, float[4, 6] v) => (bool more, float[4, 6] w) {
             w, more = If (c) <then_branch = t () => (p, a) { p = MatMul(v, V) a = Identity(c) },

@@ -1,4 +1,4 @@
-"""What goes wrong on the host, and what is refused before."""
+"""Errors of host steps at run time, and those that are refused beforehand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ppuc quantize` for models of which the PPU runs a part: what `compile` takes, it takes."""
+"""`ppuc quantize` for models with host steps: it accepts the models that `compile` accepts."""
 
 from __future__ import annotations
 

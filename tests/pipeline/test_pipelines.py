@@ -1,4 +1,4 @@
-"""Pipelines: what is in them, what can be left out of them, and that all of them compile right programs."""
+"""Pipelines: their passes, which passes can be disabled, and that all pipelines compile correct programs."""
 
 from __future__ import annotations
 

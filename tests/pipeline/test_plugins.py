@@ -1,4 +1,4 @@
-"""What packages of others add: the example under examples/plugin, and what packages can do wrong."""
+"""Plug-in packages: the example under examples/plugin, and the errors of invalid packages."""
 
 from __future__ import annotations
 

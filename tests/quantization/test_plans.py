@@ -1,4 +1,4 @@
-"""Plans, calibration and policies: what is decided, what is refused, and that programs compute what was decided."""
+"""Plans, calibration and policies: their decisions, what is refused, and that programs implement the plan."""
 
 from __future__ import annotations
 

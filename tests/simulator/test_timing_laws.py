@@ -249,7 +249,7 @@ def test_a_cache_writes_back_what_has_to_go() -> None:
 
 
 def test_a_transposing_load_pays_for_every_element() -> None:
-    """Rows are contiguous in memory and in the tile: a box whose tile axes are turned has rows of one element."""
+    """Rows are contiguous in memory and in the tile: a box with transposed tile axes has rows of one element."""
     slow = override(TINY, "load.row_clk=8")
     straight = copy_program(16, 16, 16)
     (kernel,) = straight.segments[0].kernels
