@@ -77,11 +77,15 @@ def malformed(draw: random.Random, only: str) -> Iterator[tuple[str, onnx.ModelP
 
 def ends(path: Path) -> Iterator[tuple[str, str]]:
     """Every command and how it ends."""
-    output = path.with_suffix(".ppu")
     for command in COMMANDS:
-        more = ["-o", str(output)] if command == "compile" else []
-        arguments = [command, str(path), "-t", "ppu-tiny", *more]
+        arguments = arguments_of(command, path)
         yield command, limited(lambda: CliRunner().invoke(cli, arguments).exit_code, SECONDS, BYTES)  # noqa: B023
+
+
+def arguments_of(command: str, path: Path) -> list[str]:
+    """A command on a model; what it writes goes beside the model."""
+    more = ["-o", str(path.with_suffix(".ppu"))] if command == "compile" else []
+    return [command, str(path), "-t", "ppu-tiny", *more]
 
 
 def main() -> int:
@@ -97,7 +101,7 @@ def main() -> int:
         path = Path(folder) / "m.onnx"
         path.write_bytes(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])).SerializeToString())
         for command in COMMANDS:  # load what commands need, once and before processes are forked
-            CliRunner().invoke(cli, [command, str(path)])
+            CliRunner().invoke(cli, arguments_of(command, path))
         for _ in range(arguments.count):
             what, model = next(found)
             path.write_bytes(model.SerializeToString())
