@@ -107,16 +107,16 @@ def proven_elsewhere(
     verified: Callable[[Arrays], Sequence[Comparison]],
 ) -> tuple[Comparison, ...]:
     """`outputs`; those that are unproven on `arrays` as scaled inputs show them to be, `verified` there: right, where
-    that is proven, or wrong. Scaled inputs for which the model has no answer, or one of other sizes than the file may
-    promise, show nothing."""
+    that is proven, or wrong. Scaled inputs for which the model has no answer, one of other sizes than the file may
+    promise, or NaN or infinity elsewhere, show nothing."""
     try:
         oracle = Oracle(source)
-        shapes = _shapes(oracle, arrays)
+        forms = _forms(oracle, arrays)
     except ModelError:
         return tuple(outputs)
     for what, scaled in scaled_inputs(arrays, kept):
         try:
-            if _shapes(oracle, scaled) != shapes:
+            if _forms(oracle, scaled) != forms:
                 continue
         except ModelError:  # another branch may make shapes that do not fit
             continue
@@ -127,9 +127,14 @@ def proven_elsewhere(
     return tuple(outputs)
 
 
-def _shapes(oracle: Oracle, arrays: Arrays) -> dict[str, tuple[int, ...]]:
-    """Of the answers that are arrays. Raises ModelError when there are none."""
-    return {name: found.shape for name, found in oracle.run(arrays).items() if isinstance(found, np.ndarray)}
+def _forms(oracle: Oracle, arrays: Arrays) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """Of the answers that are arrays, the shape and which elements are finite. Raises ModelError when there are
+    none."""
+    return {
+        name: (found.shape, np.isfinite(found.astype(np.float64)).tobytes() if found.dtype.kind in "fV" else b"")
+        for name, found in oracle.run(arrays).items()
+        if isinstance(found, np.ndarray)
+    }
 
 
 def _settled(c: Comparison, again: Comparison | None, what: str) -> Comparison:

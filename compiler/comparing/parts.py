@@ -37,9 +37,10 @@ def proven_in_parts(
     program: CompiledProgram, arrays: Mapping[str, Any], outputs: Sequence[Comparison], progress: Progress | None
 ) -> tuple[Comparison, ...]:
     """`outputs`, compared on inputs `arrays`; those that are unproven because much is allowed are right when all parts
-    are, and so are those that are wrong where the model amplifies rounding more than can be measured. They stay as they
-    are when a part is not, or when the model cannot be cut: the program holds nothing of it, or it is too large for one
-    message."""
+    are, and so are those that are wrong where the model amplifies rounding more than can be measured. They are wrong
+    when a part is, except in 8 bits, where the rule for rounding errors does not know the scales. They stay as they are
+    when a part proves nothing either, or when the model cannot be cut: the program holds nothing of it, or it is too
+    large for one message."""
     loose = [c.name for c in outputs if _beyond_measure(c) or (c.unproven and c.unproven != UNMOVED)]
     if not loose or any(not c.ok and c.name not in loose for c in outputs):
         return tuple(outputs)
@@ -48,7 +49,11 @@ def proven_in_parts(
         parts = compared_in_parts(layers)
     except (PpucError, ValueError):  # a message of more than 2 GB, a type that no input has
         return tuple(outputs)
-    wrong = next((c for c in parts if c.verdict != "ok"), None)
+    fault = next((c for c in parts if not c.ok), None)
+    if fault is not None and program.quantized is None:
+        reason = f"{fault.name}, computed from what the program holds before it: {fault.reason}"
+        return tuple(replace(c, ok=False, reason=reason, unproven="") if c.name in loose else c for c in outputs)
+    wrong = fault or next((c for c in parts if c.unproven), None)
     if len(parts) <= len(outputs) or wrong is not None:
         what = f"; in parts, {wrong.name}: {wrong.reason or wrong.unproven}" if wrong is not None else ""
         return tuple(replace(c, unproven=c.unproven + what) if c.name in loose and c.ok else c for c in outputs)
@@ -84,7 +89,11 @@ def _compared(
     feeds = {value.name: arrays[name] for name, value in imported.inputs}
     judge = Judge(imported.graph, program.options.precision, feeds, imported.transforms)
     want, got = Oracle(cut).run(arrays), {**held, **outputs}
-    return tuple(judge.compare(n, v.name, got[n], want[n]) for n, v in imported.outputs)
+    stored = {layers.tensors[node]: DType.of(layers.got[value].dtype) for value, node in layers.nodes.items()}
+    return tuple(
+        judge.compare(n, v.name, got[n], want[n], stored=stored.get(n) if n in held else None)
+        for n, v in imported.outputs
+    )
 
 
 def _held(layers: Layers) -> dict[str, np.ndarray]:

@@ -47,6 +47,7 @@ from ppuc.compiler.validation.tolerance import (
 from ppuc.compiler.validation.values import compare_values
 from ppuc.ir.errors import ModelError, UsageError
 from ppuc.ir.graph import Graph, Value
+from ppuc.ir.types import DType
 
 
 def verify_hosted(
@@ -272,4 +273,4 @@ def _largest(operands: Sequence[HostOperand]) -> int:
 
 def _compared(name: str, got: Any, want: Any, error: ExpectedError) -> list[Comparison]:
     """One comparison for each tensor of an output; sequences have several."""
-    return compare_values(name, got, want, lambda array: stored_as(array, tolerance_of(error)))
+    return compare_values(name, got, want, lambda array: stored_as(DType.of(array.dtype), tolerance_of(error)))

@@ -116,7 +116,7 @@ class Recheck:
         def keep(op: Op, results: Sequence[np.ndarray]) -> None:
             found.update((value.name, array) for value, array in zip(op.results, results, strict=True))
 
-        run_wide(self._graph, self._feeds, keep, {v.name for op in module.graph.ops for v in op.results})
+        run_wide(self._graph, self._feeds, keep, stored={v.name for op in module.graph.ops for v in op.results})
         return found
 
 

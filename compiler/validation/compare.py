@@ -128,8 +128,8 @@ def _compare_float(name: str, got: np.ndarray, want: np.ndarray, tolerance: Tole
     if tolerance.largest is not None:
         limit = np.full_like(limit, tolerance.largest)
     worst = _index(int(np.argmax(error)), got.shape) if got.size else ()
-    reason = ""
-    if rms > tolerance.relative and _rms(error) > tolerance.absolute:
+    reason, whole = "", tolerance.absolute if tolerance.rms is None else tolerance.rms
+    if rms > tolerance.relative and _rms(error) > whole:
         reason = f"relative error {rms:.2e} exceeds {tolerance.relative:.2e} (SQNR {_decibel(rms):.1f} dB)"
     elif got.size and bool(np.any(error > limit)):
         at = _index(int(np.argmax(error - limit)), got.shape)

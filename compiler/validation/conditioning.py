@@ -3,11 +3,15 @@
 Every float weight and input is multiplied by `1 + h g`, g normal, and the graph interpreter computes the outputs again.
 That is what rounding the operands of every contraction with a mean error of h does, at every layer at once. So an
 output's relative change over h is its sensitivity S, and S times the mean error of a single op is to be expected of any
-correct program. For f32, whose h the interpreter could not represent, h is larger and the change scaled: in proportion
-where the model is smooth. What sums and differences round is changed there too, because little of them may be left
-where a mean is subtracted. Where it rounds to whole numbers in between (dynamic quantization), a change of h moves a
+correct program. Sums in between are changed by as much as they are rounded (ppuc.compiler.validation.roundings):
+nothing else shows what cancels for all weights and inputs, such as the mean of equal numbers and one of them.
+
+For f32, whose h the interpreter could not represent, h is larger and the change scaled: in proportion where the model
+is smooth. Where it rounds to whole numbers in between (dynamic quantization), a change of h moves a
 share of the numbers that is proportional to h over an edge, each by a whole step, so that the root mean square of what
-comes out follows the root of h. Of integers and booleans it is the share that changes which is measured.
+comes out follows the root of h. Of integers and booleans it is the share that changes which is measured. The last run
+has changes of the size of errors, because larger ones that exceed the epsilon beside a variance have less than a
+proportional effect.
 
 Invariant: the measurement depends on the imported graph, the inputs and a fixed seed, never on what a program computed.
 """
@@ -16,13 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ppuc.compiler.validation.overflow import overflows, run_wide
+from ppuc.compiler.validation.roundings import expanded, with_noise
 from ppuc.compiler.validation.tolerance import SAFETY, Tolerance
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.interpret import run_graph
@@ -32,7 +37,6 @@ from ppuc.ir.types import DType
 
 Move = Callable[[np.ndarray], np.ndarray]
 """Perturbs every float of an array slightly; other arrays are unchanged."""
-SUMS = ("add", "sub")
 DRAWS, MORE_DRAWS = 2, 8
 """For results that move by any small change, and for those that jump: few elements may be near an edge."""
 ROUNDING = ("quantize", "round", "floor", "ceil")
@@ -42,44 +46,56 @@ SMALLEST_CHANGE = 2.0**-14
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """`relative` is rms(change) / rms(output), `largest` the largest change of an element, `flips` the share of
-    integers that change, all for one unit of relative change of weights and inputs, at changes as small as rounding
-    errors."""
+    """`relative` is rms(change) / rms(output), `largest` the largest change of an element, `rms` rms(change), `flips`
+    the share of integers that change, all for one unit of relative change of weights and inputs, at changes as small as
+    rounding errors."""
 
     relative: float
     largest: float
+    rms: float
     flips: float = 0.0
 
     def widened(self, tolerance: Tolerance, step: float) -> Tolerance:
         """`tolerance`, raised to what this sensitivity makes of errors of `step` at every op."""
-        relative = SAFETY * step * self.relative
-        absolute = SAFETY * step * self.largest
+        relative, largest, rms = (SAFETY * step * s for s in (self.relative, self.largest, self.rms))
         return replace(
             tolerance,
             relative=max(tolerance.relative, relative),
-            absolute=max(tolerance.absolute, absolute),
+            absolute=max(tolerance.absolute, largest),
+            rms=max(tolerance.absolute, rms),
             flips=max(tolerance.flips, min(SAFETY * step * self.flips, 1.0)),
         )
+
+
+UNMOVED = Sensitivity(0.0, 0.0, 0.0)
 
 
 def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) -> dict[str, Sensitivity]:
     """The sensitivity of every computed value of `graph`, by name, at the inputs `feeds` (by parameter name), to errors
     of a size of `step`."""
-    change, unit = _sizes(step, rounds(graph))
-    run, base = _base(graph, feeds)
-    found = dict.fromkeys(base, Sensitivity(0.0, 0.0))
-    for draw in range(_draws(base.values())):
+    whole = expanded(graph)
+    run, base = _base(whole.graph, feeds)
+    found = dict.fromkeys(base, UNMOVED)
+    sizes = [_sizes(step, rounds(graph))] * _draws(base.values())
+    if not rounds(graph) and step < SMALLEST_CHANGE:
+        sizes.append((step, step))
+    for draw, (change, unit) in enumerate(sizes):
         rng = np.random.default_rng(draw)
 
         def compare(
-            op: Op, arrays: Sequence[np.ndarray], rng: np.random.Generator = rng
-        ) -> Sequence[np.ndarray] | None:
-            for name, array in _named(op, arrays):
+            op: Op,
+            arrays: Sequence[np.ndarray],
+            change: float = change,
+            unit: float = unit,
+            rng: np.random.Generator = rng,
+        ) -> Sequence[np.ndarray]:
+            noisy = with_noise(op, arrays, change / step, rng)
+            for name, array in _named(op, noisy):
                 found[name] = _larger(found[name], _change(base[name], array, unit, change))
-            return [moved(a, change, rng) for a in arrays] if change > step and op.name in SUMS else None
+            return noisy
 
-        run(perturbed(graph, change, rng), {n: moved(a, change, rng) for n, a in feeds.items()}, compare)
-    return found
+        run(perturbed(whole.graph, change, rng), {n: moved(a, change, rng) for n, a in feeds.items()}, compare)
+    return {name: found[value] for value, names in whole.names.items() if value in found for name in names}
 
 
 def _base(graph: Graph, feeds: Mapping[str, np.ndarray]) -> tuple[Callable[..., object], dict[str, np.ndarray]]:
@@ -107,7 +123,7 @@ def sensitivities_of_outputs(
             want = base[name]
             # A result of another shape says nothing: its tolerance stays as it was.
             if isinstance(array, np.ndarray) and isinstance(want, np.ndarray) and array.shape == want.shape:
-                before = found.get(name, Sensitivity(0.0, 0.0))
+                before = found.get(name, UNMOVED)
                 found[name] = _larger(before, _change(want, array, unit, change))
     return found
 
@@ -159,16 +175,16 @@ def moved(array: np.ndarray, change: float, rng: np.random.Generator) -> np.ndar
 
 def _change(base: np.ndarray, moved: np.ndarray, unit: float, change: float) -> Sensitivity:
     if base.dtype.kind in "iub" and base.size:
-        return Sensitivity(0.0, 0.0, float(np.mean(base != moved)) / change)
+        return replace(UNMOVED, flips=float(np.mean(base != moved)) / change)
     if base.dtype.kind != "f" or not base.size:
-        return Sensitivity(0.0, 0.0)
+        return UNMOVED
     both = np.isfinite(base) & np.isfinite(moved)
     a = np.where(both, base, 0).astype(np.float64)
     difference = np.abs(np.where(both, moved, 0).astype(np.float64) - a)
-    scale = math.sqrt(float(np.mean(a**2)))
-    relative = math.sqrt(float(np.mean(difference**2))) / scale if scale else 0.0
-    return Sensitivity(relative / unit, float(difference.max()) / unit)
+    scale, rms = (math.sqrt(float(np.mean(each**2))) for each in (a, difference))
+    return Sensitivity(rms / scale / unit if scale else 0.0, float(difference.max()) / unit, rms / unit)
 
 
 def _larger(a: Sensitivity, b: Sensitivity) -> Sensitivity:
-    return Sensitivity(max(a.relative, b.relative), max(a.largest, b.largest), max(a.flips, b.flips))
+    pairs = zip(astuple(a), astuple(b), strict=True)
+    return Sensitivity(*(max(pair) for pair in pairs))

@@ -17,6 +17,7 @@ from ppuc.compiler.validation.conditioning import Sensitivity, sensitivities
 from ppuc.compiler.validation.expected import Allowed
 from ppuc.compiler.validation.tolerance import Tolerance, exact, stored_as, tolerances, typical_step
 from ppuc.ir.graph import Graph
+from ppuc.ir.types import DType
 
 
 class Judge:
@@ -36,14 +37,21 @@ class Judge:
         self._sensitivities: dict[str, Sensitivity] | None = None
 
     def compare(
-        self, label: str, value: str, got: np.ndarray, want: np.ndarray, allowed: Allowed | None = None
+        self,
+        label: str,
+        value: str,
+        got: np.ndarray,
+        want: np.ndarray,
+        allowed: Allowed | None = None,
+        stored: DType | None = None,
     ) -> Comparison:
         """`got` against the reference `want` for the graph's value of that name ("" for one that is not in the graph).
         `allowed` was measured: with the rounding of `got`'s own type it bounds elements in place of the rule, and the
-        whole where it is smaller."""
-        tolerance = stored_as(got, self._tolerances.get(value, exact()))
+        whole where it is smaller. `stored` is the dtype in which the program held `got` (None: its own)."""
+        dtype = stored or DType.of(got.dtype)
+        tolerance = stored_as(dtype, self._tolerances.get(value, exact()))
         if allowed is not None:
-            unit = stored_as(got, Tolerance(0.0)).relative
+            unit = stored_as(dtype, Tolerance(0.0)).relative
             relative = min(tolerance.relative, math.hypot(allowed.relative, unit))
             largest = allowed.largest + unit * float(np.abs(want.astype(np.float64)).max(initial=0))
             return compare(label, got, want, replace(tolerance, relative=relative, largest=largest))

@@ -68,12 +68,14 @@ _CONTRACTING_COMPOSITES = ("attention", "conv_transpose", "deform_conv", "gru", 
 class Tolerance:
     """`relative` bounds rms(error) / rms(reference); `absolute` is an error that is always tolerated (denormals);
     `mismatch_share` is the part of an integer tensor that may differ, `flips` that which is expected to; `largest` the
-    error that an element may have, where that is known."""
+    error that an element may have, where that is known; `rms` the root mean square of the error that is always
+    tolerated of a tensor (None: `absolute`)."""
 
     relative: float
     mismatch_share: float = 0.0
     absolute: float = 1e-30
     largest: float | None = None
+    rms: float | None = None
     flips: float = 0.0
 
     def mismatches(self, elements: int) -> int:
@@ -115,13 +117,13 @@ def expected_errors(
     stored = _stored_for_contractions(graph) if storage is not None else frozenset()
     for op in graph.ops:
         operands = [errors.get(v.name, NO_ERROR) for v in op.operands]
-        if storage is not None and not _contracts(op) and OPS[op.name].kind is not Kind.VIEW:
+        if storage is not None and not contracts(op) and OPS[op.name].kind is not Kind.VIEW:
             operands = [
                 replace(e, variance=e.variance + _stored(storage), narrow=True) if v.name in stored else e
                 for e, v in zip(operands, op.operands, strict=True)
             ]
         inherited = inherited_error(operands)
-        added, is_narrow = _added(op, tensor_format)
+        added, is_narrow = added_by(op, tensor_format)
         added += _of_reference(op, transforms)
         approximate = op.name in ("sigmoid", "tanh")
         absolute = UNIT_ROUNDOFF[DType.F32] if approximate else inherited.absolute * _gain(op, constants)
@@ -150,7 +152,7 @@ def _stored_for_contractions(graph: Graph) -> frozenset[str]:
             name = views[name].operands[0].name
         return same.get(name, name)
 
-    read = {base(v.name) for op in graph.ops if _contracts(op) for v in op.operands if v.type.dtype.is_float}
+    read = {base(v.name) for op in graph.ops if contracts(op) for v in op.operands if v.type.dtype.is_float}
     kept = {base(v.name, "reshape") for v in graph.results}  # other views of a result are copied into it
     stored = read & produced.keys() - kept
     return frozenset(name for name in produced if base(name) in stored)
@@ -170,7 +172,8 @@ def _first_of_equals(graph: Graph) -> dict[str, str]:
     return first
 
 
-def _contracts(op: Op) -> bool:
+def contracts(op: Op) -> bool:
+    """Whether `op` is a contraction, by itself or inside."""
     return OPS[op.name].kind is Kind.CONTRACTION or op.name in _CONTRACTING_COMPOSITES
 
 
@@ -225,7 +228,7 @@ def typical_step(graph: Graph, precision: str, transforms: Collection[str] = ())
     mantissa's scale (mean square u^2 / 3), the mantissa uniform in [1, 2) (mean inverse square 1 / 2)."""
     tensor_format = PRECISIONS[precision].rounding_type
     summing = [op for op in graph.ops if OPS[op.name].kind in _SUMMING]
-    added = [_added(op, tensor_format)[0] + _of_reference(op, transforms) for op in summing or graph.ops]
+    added = [added_by(op, tensor_format)[0] + _of_reference(op, transforms) for op in summing or graph.ops]
     rounding = [variance for variance in added if variance > 0] or [UNIT_ROUNDOFF[DType.F32] ** 2]
     return math.sqrt(sum(rounding) / len(rounding) / 6)
 
@@ -235,9 +238,9 @@ def exact() -> Tolerance:
     return _tolerance(0.0, False)
 
 
-def stored_as(array: np.ndarray, tolerance: Tolerance) -> Tolerance:
-    """`tolerance` for a tensor that was rounded once more to be stored as `array`'s dtype."""
-    unit = UNIT_ROUNDOFF.get(DType.of(array.dtype), 0.0)
+def stored_as(dtype: DType, tolerance: Tolerance) -> Tolerance:
+    """`tolerance` for a tensor that was rounded once more to be stored as `dtype`."""
+    unit = UNIT_ROUNDOFF.get(dtype, 0.0)
     if unit <= UNIT_ROUNDOFF[DType.F32]:
         return tolerance
     return replace(tolerance, relative=math.hypot(tolerance.relative, SAFETY * unit))
@@ -248,7 +251,7 @@ def _tolerance(variance: float, narrow: bool) -> Tolerance:
     return Tolerance(relative, relative) if narrow else Tolerance(min(relative, FP32_FLOOR))
 
 
-def _added(op: Op, tensor_format: DType | None) -> tuple[float, bool]:
+def added_by(op: Op, tensor_format: DType | None = None) -> tuple[float, bool]:
     """Variance that `op` adds, and whether it rounds to something narrower than f32."""
     kind = OPS[op.name].kind
     if kind in (Kind.VIEW, Kind.MOVE, Kind.CONSTANT, Kind.STRUCTURE) or not op.results[0].type.dtype.is_float:
@@ -259,7 +262,7 @@ def _added(op: Op, tensor_format: DType | None) -> tuple[float, bool]:
     narrow = UNIT_ROUNDOFF[stored] > u32
     if narrow:
         variance += UNIT_ROUNDOFF[stored] ** 2
-    if _contracts(op):
+    if contracts(op):
         operand = tensor_format or op.operands[0].type.dtype
         stages = 2 if op.name == "attention" else 1
         if operand.is_float and UNIT_ROUNDOFF[operand] > u32:

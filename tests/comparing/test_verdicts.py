@@ -181,10 +181,10 @@ def test_an_amplifying_model_that_cannot_be_cut_is_unproven(monkeypatch: pytest.
     found = verified(chaotic(), X, "bf16")
     assert (found.ok, found.verdict, found.unproven) == (True, "unproven", ("boxes",))
     assert "of the values would be accepted" in found.outputs[0].unproven
-    assert verified(chaotic(), X).verdict == "wrong"  # in f32 not even conditioning excuses so much
+    assert verified(chaotic(), X).verdict == "unproven"  # f32 is amplified to as much
 
 
-def test_a_part_that_is_wrong_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_is_wrong_makes_the_output_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault in one layer that the whole hides is not hidden from the part."""
     right = parts_module._held
 
@@ -196,8 +196,19 @@ def test_a_part_that_is_wrong_proves_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(parts_module, "_held", wrong)
     monkeypatch.setattr("ppuc.compiler.comparing.doubts.FACTORS", ())
     found = verified(chaotic(), X, "bf16")
-    assert found.verdict == "unproven"
-    assert "; in parts, " in found.outputs[0].unproven
+    assert found.verdict == "wrong"
+    assert ", computed from what the program holds before it: " in found.outputs[0].reason
+
+
+def test_a_part_in_8_bits_that_breaks_the_rule_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = compare("h3", draws(4, 32), draws(4, 32, seed=1), Tolerance(0.1))
+    whole = compare("boxes", draws(4, 32), draws(4, 32) * 2, Tolerance(0.6))
+    monkeypatch.setattr(parts_module, "run_with_layers", lambda *_: None)
+    monkeypatch.setattr(parts_module, "compared_in_parts", lambda layers: (fault,) * 3)
+    for precision, verdict in (("fp8", "unproven"), ("bf16", "wrong")):
+        (found,) = parts_module.proven_in_parts(ppuc.compile(chaotic(), TINY, precision), X, (whole,), None)
+        assert found.verdict == verdict
+        assert "h3" in found.unproven + found.reason
 
 
 def test_a_wrong_program_of_an_amplifying_model_is_not_excused(monkeypatch: pytest.MonkeyPatch) -> None:
