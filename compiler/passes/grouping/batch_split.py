@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernel_cache import KernelCache
+from ppuc.compiler.lowering.kinds import may_follow
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import GROUPED, Contract
@@ -98,12 +99,15 @@ class Run:
         return min(self.counts, key=lambda n: abs(math.log(n * n / self.batch)))
 
     def cuts(self) -> list[int]:
-        """Positions between groups at which a stage may end: those crossed by at most one value, and both ends."""
+        """Positions between groups at which a stage may end: those crossed by at most one value, except between groups
+        that one kernel could compute, and both ends."""
         crossing = [0] * (len(self.groups) + 1)
         for name, at in self.made.items():
             for cut in range(at + 1, self.last[name] + 1):
                 crossing[cut] += 1
-        inner = [cut for cut in range(1, len(self.groups)) if crossing[cut] <= 1]
+        pairs = zip(self.groups, self.groups[1:], strict=False)
+        joined = {cut for cut, (one, other) in enumerate(pairs, 1) if may_follow(one, other)}
+        inner = [cut for cut in range(1, len(self.groups)) if crossing[cut] <= 1 and cut not in joined]
         return [0, *inner, len(self.groups)]
 
 
