@@ -91,12 +91,13 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedError:
-    """Variance of the relative error, whether a format narrower than f32 contributed to it, and an error that does not
-    shrink with the value."""
+    """Variance of the relative error, whether a format narrower than f32 contributed to it, an error that does not
+    shrink with the value, and the variance that the reference's own error has."""
 
     variance: float = 0.0
     narrow: bool = False
     absolute: float = 0.0
+    reference: float = 0.0
 
 
 NO_ERROR = ExpectedError()
@@ -124,11 +125,12 @@ def expected_errors(
             ]
         inherited = inherited_error(operands)
         added, is_narrow = added_by(op, tensor_format)
-        added += _of_reference(op, transforms)
+        reference = inherited.reference + _of_reference(op, transforms)
         approximate = op.name in ("sigmoid", "tanh")
         absolute = UNIT_ROUNDOFF[DType.F32] if approximate else inherited.absolute * _gain(op, constants)
         for result in op.results:
-            errors[result.name] = ExpectedError(inherited.variance + added, inherited.narrow or is_narrow, absolute)
+            narrow = inherited.narrow or is_narrow
+            errors[result.name] = ExpectedError(inherited.variance + added, narrow, absolute, reference)
     views = {op.results[0].name for op in graph.ops if OPS[op.name].kind is Kind.VIEW}
     for name in stored & views & {v.name for v in graph.results}:  # copied from what is stored
         errors[name] = replace(errors[name], variance=errors[name].variance + _stored(storage), narrow=True)
@@ -203,6 +205,7 @@ def inherited_error(operands: Sequence[ExpectedError]) -> ExpectedError:
         max((e.variance for e in operands), default=0.0),
         any(e.narrow for e in operands),
         max((e.absolute for e in operands), default=0.0),
+        max((e.reference for e in operands), default=0.0),
     )
 
 
@@ -215,9 +218,10 @@ def host_error(operands: Sequence[ExpectedError], elements: int) -> ExpectedErro
 
 
 def tolerance_of(error: ExpectedError) -> Tolerance:
-    """The tolerance that an expected error makes."""
+    """The tolerance that an expected error makes. The cap on f32 does not hold for what the reference errs."""
     tolerance = _tolerance(error.variance, error.narrow)
-    return replace(tolerance, absolute=max(tolerance.absolute, SAFETY * error.absolute))
+    relative = math.hypot(tolerance.relative, SAFETY * math.sqrt(error.reference))
+    return replace(tolerance, relative=relative, absolute=max(tolerance.absolute, SAFETY * error.absolute))
 
 
 def typical_step(graph: Graph, precision: str, transforms: Collection[str] = ()) -> float:
