@@ -54,6 +54,7 @@ class Walk:
         self._position: dict[str, int] = {}
         self._seen: dict[Any, Op] = {}
         self._rewriting = ""
+        self._numbers: dict[str, Any] = {}
         self._remarks = listener()
 
     def run(self) -> Graph:
@@ -185,8 +186,13 @@ class Walk:
 
     def number(self, value: Value) -> Any | None:
         """The number that all elements of a constant share (a Python scalar); None otherwise."""
+        if value.name in self._numbers:
+            return self._numbers[value.name]
         resource = self.resource(value)
-        return None if resource is None else splat(resource)
+        if resource is None:
+            return None
+        self._numbers[value.name] = splat(resource)
+        return self._numbers[value.name]
 
 
 def _check_types(op: Op, values: Sequence[Value]) -> None:
