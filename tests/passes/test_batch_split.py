@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppuc.compiler.passes.grouping.batch_axis import batched_operands
-from ppuc.compiler.passes.grouping.batch_split import BatchSplit
+from ppuc.compiler.passes.grouping.batch_split import MOST, BatchSplit
 from ppuc.compiler.passes.grouping.fuse import Fuse
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
@@ -35,6 +35,12 @@ def checked(graph: Graph, target: Target = SMALL, split: bool = True, **options:
     module = replace(module_of(graph, **options), target=target.name, target_hash=target.hash)
     done = compiled(module, target, inputs, passes)
     return done, simulated(done, target, inputs).profile
+
+
+def grouped(graph: Graph) -> Module:
+    """The module after fusion alone."""
+    module = replace(module_of(graph), target=SMALL.name, target_hash=SMALL.hash)
+    return Run(SMALL, (Fuse(),)).run(module)
 
 
 def parts(module: Module) -> int:
@@ -92,12 +98,19 @@ def test_a_prime_batch_runs_one_by_one() -> None:
     assert profile.cycles < checked(graph, split=False)[1].cycles
 
 
+def test_few_parts_of_many_rows() -> None:
+    """Rows are a batch too: their number says nothing of how many parts are worth it."""
+    s = Sketch()
+    hidden = s.op("exp", s.matmul(s.param(8192, 16), s.weight(16, 64, scale=0.1)))
+    split = BatchSplit().run(grouped(s.graph(s.matmul(hidden, s.weight(64, 16, scale=0.1)))), SMALL)
+    assert 2 <= sum(op.name == "group" for op in split.graph.ops) <= 2 * MOST
+
+
 class TestBatchedOperands:
     def positions(self, s: Sketch, *results: Value) -> frozenset[int] | None:
         """Those of the one group that the results are fused into."""
         graph = s.graph(*results)
-        module = replace(module_of(graph), target=SMALL.name, target_hash=SMALL.hash)
-        (group,) = [op for op in Run(SMALL, (Fuse(),)).run(module).graph.ops if op.name == "group"]
+        (group,) = [op for op in grouped(graph).graph.ops if op.name == "group"]
         return batched_operands(group)
 
     def test_rows_and_weights(self) -> None:

@@ -122,10 +122,10 @@ def restricted_group(
     """Group `op` for the `batch` elements from `start` on. Its `operands` hold these elements or the whole batch; a
     result in `bases` is stored into the memory of that value, which holds the whole batch. Raises NotFusable."""
     assert op.body is not None
-    batched = batched_operands(op)
+    batched = batched_values(op.body)
     assert batched is not None
-    pairs = list(zip(op.body.params, operands, strict=True))
-    whole = {p.name: start for i, (p, v) in enumerate(pairs) if i in batched and v.type.dims[0] != batch}
+    pairs = zip(op.body.params, operands, strict=True)
+    whole = {p.name: start for p, v in pairs if p.name in batched and v.type.dims[0] != batch}
     body = restricted(op.body, batch, whole, names)
     params, stored, ops = list(body.params), list(body.results), list(body.ops)
     for i, base in bases.items():

@@ -10,9 +10,10 @@ Invariant: the parts of a stage are disjoint, cover the batch, and store what ot
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ppuc.compiler.lowering import cost
@@ -46,6 +47,9 @@ COUNTS = 3
 
 TOLERANCE = 0.97
 """How much faster parts must look: the cost model knows neither fragmentation of l2 nor what else moves meanwhile."""
+
+MOST = 64
+"""Maximum parts of a stage: programs grow by the kernels of each."""
 
 LONGEST = 24
 """Maximum cuts that a stage spans."""
@@ -90,8 +94,8 @@ class Run:
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of equal parts of the batch."""
-        return [n for n in range(2, self.batch + 1) if self.batch % n == 0]
+        """Numbers of equal parts of the batch, at most MOST."""
+        return [n for n in range(2, min(self.batch, MOST) + 1) if self.batch % n == 0]
 
     @property
     def reference(self) -> int:
@@ -105,7 +109,7 @@ class Run:
         for name, at in self.made.items():
             for cut in range(at + 1, self.last[name] + 1):
                 crossing[cut] += 1
-        pairs = zip(self.groups, self.groups[1:], strict=False)
+        pairs = itertools.pairwise(self.groups)
         joined = {cut for cut, (one, other) in enumerate(pairs, 1) if may_follow(one, other)}
         inner = [cut for cut in range(1, len(self.groups)) if crossing[cut] <= 1 and cut not in joined]
         return [0, *inner, len(self.groups)]
@@ -126,7 +130,7 @@ class Best:
     """The cheapest stages up to a cut."""
 
     price: float = math.inf
-    stages: tuple[Stage, ...] = field(default=())
+    stages: tuple[Stage, ...] = ()
 
 
 class Staging:
@@ -197,7 +201,9 @@ class Staging:
             for v in op.operands:
                 if v.name in made:
                     last[v.name] = max(last[v.name], position.get(id(op), len(groups)))
-        yield Run(tuple(groups), tuple(batched), last, made)
+        run = Run(tuple(groups), tuple(batched), last, made)
+        if run.counts:
+            yield run
 
     # -- deciding ------------------------------------------------------------------------------------------------
 
@@ -218,7 +224,7 @@ class Staging:
         """Groups `first` to `end` as they are, and in the smallest numbers of parts whose tensors fit l2."""
         yield Stage(first, end, 1, self._cycles(run, first, end, 1))
         fits = (n for n in run.counts if self._bytes(run, first, end, n) <= SHARE * self.target.l2.bytes)
-        for _, count in zip(range(COUNTS), fits, strict=False):
+        for count in itertools.islice(fits, COUNTS):
             yield Stage(first, end, count, self._cycles(run, first, end, count) / TOLERANCE)
 
     def _cycles(self, run: Run, first: int, end: int, count: int) -> float:
