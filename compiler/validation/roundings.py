@@ -58,7 +58,7 @@ def expanded(graph: Graph) -> Expanded:
 
 
 def rounding_error(op: Op) -> float:
-    """The root mean square of the relative error by which the results of `op` are rounded (0: it is no sum)."""
+    """The root mean square of the relative error by which the results of `op` are rounded (0 if it does not sum)."""
     adds = op.name in ("add", "sub") or OPS[op.name].kind in (Kind.REDUCTION, Kind.SCAN, Kind.WINDOW)
     selects = isinstance(op.attrs, ReduceAttrs | PoolAttrs) and op.attrs.kind in ("max", "min")
     return math.sqrt(added_by(op)[0] / 6) if adds and not selects else 0.0

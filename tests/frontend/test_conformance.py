@@ -119,7 +119,7 @@ BROKEN: dict[str, tuple[onnx.ModelProto, str]] = {
         "its initializer has another type\n  got: float[3]\n  expected: float[N, 3]",
     ),
     "shape of i32": (with_constant(np.array([3, 2], np.int32), node("Reshape", "x", "c")), "of the wrong type"),
-    "shape that is no list": (with_constant(np.array([[3, 2]]), node("Reshape", "x", "c")), "the shape is not a list"),
+    "shape of rank 2": (with_constant(np.array([[3, 2]]), node("Reshape", "x", "c")), "the shape is not a list"),
     "index": (with_constant(np.array([0, 2]), node("Gather", "x", "c")), "an index is out of range"),
     "inputs of a function": (calling(["x", "x"], ["y"]), "it has more inputs than its function"),
     "outputs of a function": (calling(["x"], ["y", "z"]), "it has more outputs than its function"),

@@ -1,4 +1,4 @@
-"""Layering: there is no upward import, no cycle and no module without a room, and each of these is detected."""
+"""Layering: no upward imports, no import cycles, no module outside a room; and each violation is detected."""
 
 from __future__ import annotations
 

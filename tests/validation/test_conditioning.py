@@ -67,7 +67,7 @@ def test_rounding_of_a_mean_shows_although_no_change_of_the_inputs_does() -> Non
 
 
 def test_an_error_beyond_what_rounding_makes_is_wrong() -> None:
-    """Three rows that vary and one that does not: off by a hundredth is no rounding of the rows that vary."""
+    """Three rows that vary and one that does not: rounding does not explain an error of a hundredth."""
     model, x = layer_norm(), draws(4, 50, seed=2)
     x[0] = 77.7
     graph, want = load_model(model).graph, Oracle(model).run({"x": x})["y"]
