@@ -51,12 +51,12 @@ class Verification:
 
     @property
     def unproven(self) -> tuple[str, ...]:
-        """Outputs whose agreement proves little; `unproven` of their comparisons gives the reason."""
-        return tuple(c.name for c in self.outputs if c.verdict == "unproven")
+        """Outputs, then layers, whose agreement proves little; `unproven` of their comparisons gives the reason."""
+        return tuple(c.name for c in (*self.outputs, *self.layers) if c.verdict == "unproven")
 
     @property
     def verdict(self) -> str:
-        """`ok`, `unproven` (everything agrees, which proves little for some output) or `wrong`."""
+        """`ok`, `unproven` (everything agrees, which proves little for some output or layer) or `wrong`."""
         return "wrong" if not self.ok else "unproven" if self.unproven else "ok"
 
     @property
@@ -87,9 +87,9 @@ def verify_program(
     progress: Progress | None = None,
 ) -> Verification:
     """Run `program` on the simulator and its source model on ONNX Runtime with the same `inputs` (seeded random ones
-    when None) and compare. Outputs whose agreement says nothing are checked again in parts, or on other inputs, and
-    stay unproven where that says nothing either. Raises UsageError when the program was loaded from a .ppu and its
-    model is not at hand."""
+    when None) and compare. Outputs and layers whose agreement says nothing are checked again in parts, outputs also on
+    other inputs, and stay unproven where that says nothing either. Raises UsageError when the program was loaded from a
+    .ppu and its model is not at hand."""
     program = program.variant_for(inputs) if inputs is not None else program
     if program.source is None:
         raise UsageError.of(
@@ -159,21 +159,21 @@ class Checks:
 
 def better_checked(checks: Checks, found: Verification) -> Verification:
     """`found` with doubts about outputs that the inputs do not move, and with those doubts and others settled where a
-    better check does."""
+    better check does. Layers may well be unmoved (a mask of ones): what matters is whether they move an output."""
     program = checks.program
     assert program.source is not None
-    outputs = doubted(program.source, checks.arrays, program.fixed, found.outputs)
+    outputs, layers = doubted(program.source, checks.arrays, program.fixed, found.outputs), found.layers
     if program.plan is None:
-        outputs = proven_in_parts(program, checks.arrays, outputs, checks.progress)
+        outputs, layers = proven_in_parts(program, checks.arrays, outputs, layers, checks.progress)
     if not all(c.ok for c in outputs):
-        return replace(found, outputs=outputs)
+        return replace(found, outputs=outputs, layers=layers)
     if any(c.unproven for c in outputs):
 
         def again(arrays: Mapping[str, Any]) -> tuple[Comparison, ...]:
             return Checks(program, arrays, checks.progress).verified().outputs
 
         outputs = proven_elsewhere(program.source, checks.arrays, program.fixed, outputs, again)
-    return replace(found, outputs=outputs)
+    return replace(found, outputs=outputs, layers=layers)
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

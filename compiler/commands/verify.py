@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @compile_options
 @input_options
 @click.option("--layers", is_flag=True, help="Also compare inner tensors and name the first node out of tolerance.")
-@click.option("--strict", is_flag=True, help="Exit code 1 also if an output is unproven.")
+@click.option("--strict", is_flag=True, help="Exit code 1 also if an output or, with --layers, a layer is unproven.")
 @json_option
 def verify_command(
     model: Path,
@@ -43,8 +43,9 @@ def verify_command(
     Tolerances follow from number formats and reduction lengths in the model. Exit code 1 if an output is out of
     tolerance or the run has a hazard.
 
-    An output is unproven if its match proves little: wrong numbers would be within tolerance, or the model returns the
-    same for other inputs. It is first checked again in parts, or on scaled inputs.
+    A tensor is unproven if its match proves little: wrong numbers would be within tolerance, or the model returns the
+    same output for other inputs. It is first checked again in parts, an output also on scaled inputs. --strict makes
+    exit code 1 of an unproven output, and of an unproven inner tensor if --layers compares those.
     """
     from ppuc.compiler.report.deferred import deferred_rows
     from ppuc.compiler.verification import verify_program

@@ -34,35 +34,51 @@ if TYPE_CHECKING:
 
 
 def proven_in_parts(
-    program: CompiledProgram, arrays: Mapping[str, Any], outputs: Sequence[Comparison], progress: Progress | None
-) -> tuple[Comparison, ...]:
-    """`outputs`, compared on inputs `arrays`; those that are unproven because much is allowed are right when all parts
-    are, and so are those that are wrong where the model amplifies rounding more than can be measured. They are wrong
-    when a part is, except in 8 bits, where the rule for rounding errors does not know the scales. They stay as they are
-    when a part proves nothing either, or when the model cannot be cut: the program holds nothing of it, or it is too
-    large for one message."""
-    loose = [c.name for c in outputs if _beyond_measure(c) or (c.unproven and c.unproven != UNMOVED)]
-    if not loose or any(not c.ok and c.name not in loose for c in outputs):
-        return tuple(outputs)
+    program: CompiledProgram,
+    arrays: Mapping[str, Any],
+    outputs: Sequence[Comparison],
+    inner: Sequence[Comparison],
+    progress: Progress | None,
+) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
+    """`outputs` and `inner` tensors, compared on inputs `arrays`; those that are unproven because much is allowed are
+    right when all parts are, and so are those that are wrong where the model amplifies rounding more than can be
+    measured. They are wrong when a part is, except in 8 bits, where the rule for rounding errors does not know the
+    scales. They stay as they are when a part proves nothing either, or when the model cannot be cut: the program holds
+    nothing of it, or it is too large for one message."""
+    before = tuple(outputs), tuple(inner)
+    tensors = (*outputs, *inner)
+    if not any(map(_loose, tensors)) or any(not c.ok and not _loose(c) for c in tensors):
+        return before
     layers = run_with_layers(program, arrays, progress)
     try:
         parts = compared_in_parts(layers)
     except (PpucError, ValueError):  # a message of more than 2 GB, a type that no input has
-        return tuple(outputs)
-    fault = next((c for c in parts if not c.ok), None)
-    if fault is not None and program.quantized is None:
+        return before
+    cut, exact = len(parts) > len(outputs), program.quantized is None
+    return tuple(_settled(c, parts, cut, exact) for c in outputs), tuple(_settled(c, parts, cut, exact) for c in inner)
+
+
+def _loose(c: Comparison) -> bool:
+    """Whether an agreement, or a disagreement, of the whole says too little."""
+    return _beyond_measure(c) or bool(c.unproven and c.unproven != UNMOVED)
+
+
+def _settled(c: Comparison, parts: Sequence[Comparison], cut: bool, exact: bool) -> Comparison:
+    """A tensor as `parts` of the model show it to be. `cut` says whether there are several, `exact` whether the rule
+    for rounding errors knows all that the program rounds."""
+    if not _loose(c):
+        return c
+    fault = next((part for part in parts if not part.ok), None)
+    if fault is not None and exact:
         reason = f"{fault.name}, computed from what the program holds before it: {fault.reason}"
-        return tuple(replace(c, ok=False, reason=reason, unproven="") if c.name in loose else c for c in outputs)
-    wrong = fault or next((c for c in parts if c.unproven), None)
-    if len(parts) <= len(outputs) or wrong is not None:
+        return replace(c, ok=False, reason=reason, unproven="")
+    wrong = fault or next((part for part in parts if part.unproven), None)
+    if not cut or wrong is not None:
         what = f"; in parts, {wrong.name}: {wrong.reason or wrong.unproven}" if wrong is not None else ""
-        return tuple(replace(c, unproven=c.unproven + what) if c.name in loose and c.ok else c for c in outputs)
-    worst = max(c.tolerance for c in parts)
+        return replace(c, unproven=c.unproven + what) if c.ok else c
+    worst = max(part.tolerance for part in parts)
     note = f"right in {len(parts)} parts, of which each is allowed errors of {worst:.2g} at most; as a whole: "
-    return tuple(
-        replace(c, ok=True, reason="", unproven="", note=note + (c.unproven or c.reason)) if c.name in loose else c
-        for c in outputs
-    )
+    return replace(c, ok=True, reason="", unproven="", note=note + (c.unproven or c.reason))
 
 
 def _beyond_measure(c: Comparison) -> bool:

@@ -184,6 +184,44 @@ def test_an_amplifying_model_that_cannot_be_cut_is_unproven(monkeypatch: pytest.
     assert verified(chaotic(), X).verdict == "unproven"  # f32 is amplified to as much
 
 
+def damped() -> onnx.ModelProto:
+    """Layers that amplify what is wrong with them, and hardly move the output."""
+    model = chaotic()
+    del model.graph.output[:]
+    text = "g (float[4, 32] a) => (float[4, 32] y) { t = Mul(boxes, k) y = Add(t, h0) }"
+    tail = model_of(text, {"k": np.array(1e-4, np.float32)}).graph
+    for field in ("node", "output", "initializer"):
+        getattr(model.graph, field).extend(getattr(tail, field))
+    return model
+
+
+def test_layers_are_proven_in_parts_like_outputs() -> None:
+    found = verified(damped(), X, "bf16", layers=True)
+    assert (found.verdict, found.unproven) == ("ok", ())
+    assert any("right in 14 parts" in c.note for c in found.layers)
+    assert found.outputs[0].note == ""
+
+
+def test_a_layer_that_cannot_be_proven_counts_when_layers_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts_module, "_held", lambda layers: {})
+    found = verified(damped(), X, "bf16", layers=True)
+    assert (found.ok, found.verdict) == (True, "unproven")
+    assert found.outputs[0].verdict == "ok"
+    assert set(found.unproven) == {c.name for c in found.layers if c.unproven}
+    assert verified(damped(), X, "bf16").verdict == "ok"
+
+    onnx.save(damped(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", **X)
+    arguments = ("verify", tmp_path / "m.onnx", "-t", TINY, "-p", "bf16", "--inputs", tmp_path / "x.npz")
+    assert run(*arguments, "--strict").exit_code == 0
+    assert run(*arguments, "--layers").exit_code == 0
+    strict = run(*arguments, "--layers", "--strict")
+    assert strict.exit_code == 1
+    assert f"which proves nothing about {', '.join(found.unproven)}," in " ".join(strict.stdout.split())
+
+
 def test_a_part_that_is_wrong_makes_the_output_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault in one layer that the whole hides is not hidden from the part."""
     right = parts_module._held
@@ -206,7 +244,9 @@ def test_a_part_in_8_bits_that_breaks_the_rule_proves_nothing(monkeypatch: pytes
     monkeypatch.setattr(parts_module, "run_with_layers", lambda *_: None)
     monkeypatch.setattr(parts_module, "compared_in_parts", lambda layers: (fault,) * 3)
     for precision, verdict in (("fp8", "unproven"), ("bf16", "wrong")):
-        (found,) = parts_module.proven_in_parts(ppuc.compile(chaotic(), TINY, precision), X, (whole,), None)
+        program = ppuc.compile(chaotic(), TINY, precision)
+        (found,), (layer,) = parts_module.proven_in_parts(program, X, (whole,), (whole,), None)
+        assert found == layer
         assert found.verdict == verdict
         assert "h3" in found.unproven + found.reason
 
