@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.interpret_kernel import run_kernel
-from ppuc.ir.kernel import Loop
+from ppuc.ir.kernel import Loop, Stmt
 from ppuc.ir.ops.attention import AttentionAttrs
 from ppuc.ir.ops.reduction import ReduceAttrs
 from ppuc.ir.ops.view import ReshapeAttrs, TransposeAttrs
@@ -117,6 +118,14 @@ def executed(
     return memory[result.name].view(result.type.dtype.numpy).reshape(result.type.dims), lowering
 
 
+def loops_of(body: Sequence[Stmt]) -> Iterator[Loop]:
+    """Every loop, outer ones first."""
+    for stmt in body:
+        if isinstance(stmt, Loop):
+            yield stmt
+            yield from loops_of(stmt.body)
+
+
 def check(case: Case, target: str, hidden: float | None = None, shape: Shape | None = None) -> AttentionLowering:
     """Scores are sums of d products and the result one of s; an error of the scores changes weights by as much
     relatively, and weights and result are rounded once each to the operands' type, here and in the reference."""
@@ -161,6 +170,32 @@ def test_ragged_tiles(target: str, size: int, parts: int) -> None:
     shape = Shape(1, 8, parts, 16, 8, 8, 2, 1)
     case = Case(m=size, s=size + 1, causal=True, mask=(1, 1, size, size + 1))
     check(case, target, hidden=-1e4, shape=shape)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("parts", [3, 4])
+@pytest.mark.parametrize("m", [25, 32, 40])
+def test_more_parts_and_single_slots(target: str, parts: int, m: int) -> None:
+    """Parts of 8 rows; the last one may lie partly or wholly outside."""
+    check(Case(m=m, s=49, causal=True), target, shape=Shape(1, 8, parts, 16, 8, 8, 2, 1, 1))
+    check(Case(m=m, s=49), target, shape=Shape(1, 8, parts, 16, 8, 8, 2, 2, 2))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("m", "s"), [(17, 33), (17, 32), (17, 31), (1, 40), (40, 40), (2, 64), (5, 36)])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_keys_that_every_row_sees_are_not_masked(target: str, m: int, s: int, depth: int) -> None:
+    """Tiles of 16 keys: masked ones begin with the first key that the first row does not see."""
+    case = Case(m=m, s=s, d=16, e=8, causal=True, mask=(1, 1, m, s))
+    lowering = check(case, target, hidden=-7.0, shape=Shape(1, 8, 2 if m > 8 else 1, 16, depth, 8, 2, 1))
+    unmasked = (s - m + 1) // 16 if m > 1 else 0
+    kernel, vectors = lowering.kernel.finish()
+    assert ("k.visible" in {v.name for v in vectors}) == (unmasked > 0)
+    compared = {v.name for v in vectors if any(step.op == "le" for step in v.steps)}
+    assert compared == ({"k.softmax"} if m > 1 else set())
+    if unmasked:
+        loops = {loop.var: loop for loop in loops_of(kernel.body)}
+        assert (loops["s"].stop, loops["t"].stop) == (16 * unmasked, s - 16 * unmasked)
 
 
 @pytest.mark.parametrize("target", TARGETS)

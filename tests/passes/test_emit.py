@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppuc.compiler.passes.emit.rings import RingOwners, claiming_units, ring_uses, sites_of
+from ppuc.ir.affine import axis, var
 from ppuc.ir.graph import Graph
-from ppuc.ir.kernel import Kernel, Load
+from ppuc.ir.kernel import Buffer, Kernel, Load, Loop, Param, Store, View
 from ppuc.ir.module import Module
-from ppuc.ir.program import Instr, Program, StreamNode
-from ppuc.ir.types import Space
+from ppuc.ir.program import Instr, Program, Queue, RingUse, StreamNode
+from ppuc.ir.types import DType, Space
 from tests.passes.late_passes import LARGE, TINY, TO_KERNELS, after, checked
 from tests.support.pass_graphs import Sketch
 
@@ -71,6 +72,35 @@ def test_units_without_an_iteration_claim_nothing() -> None:
     units = claiming_units(kernel, sites, ring_uses(kernel, sites)[0])
     assert units["t"] == frozenset(range(kernel.units))
     assert units["t.1"] < units["t"]
+
+
+def sibling_loops(*, carried: bool = False) -> Kernel:
+    """Two loops, one after another, that load a tile and store it; with `carried`, the second stores first."""
+    view = View.contiguous((8, 4))
+    params = (Param("x", "x", DType.F32, view, Space.HBM), Param("y", "y", DType.F32, view, Space.HBM, written=True))
+
+    def loop(name: str, start: int, swapped: bool) -> Loop:
+        where = (var(name) + axis(0), axis(1))
+        load, store = Load("t", "x", where), Store("y", "t", where)
+        return Loop(name, start + 4, 2, (store, load) if swapped else (load, store), start=start)
+
+    body = (loop("i", 0, False), loop("j", 4, carried))
+    return Kernel("k", (), params, (Buffer("t", DType.F32, (2, 4), Space.L1, 2),), body)
+
+
+def test_loops_that_follow_one_another_share_rings_but_no_slots() -> None:
+    kernel = sibling_loops()
+    uses, queues = ring_uses(kernel, sites_of(kernel))
+    assert queues == {"t": (Queue.LOAD, (Queue.STORE,))}
+    for number, kinds in enumerate((("claim", "push"), ("wait", "pop"), ("claim", "push"), ("wait", "pop"))):
+        assert uses[number] == tuple(RingUse(kind, "t", 1) for kind in kinds)
+
+
+def test_a_tile_carried_from_one_loop_to_the_next_keeps_its_slot() -> None:
+    kernel = sibling_loops(carried=True)
+    uses, _ = ring_uses(kernel, sites_of(kernel))
+    assert uses[0] == (RingUse("claim", "t", 0),)
+    assert {use.level for found in uses.values() for use in found} == {0}
 
 
 def test_rings_come_after_earlier_holders_on_units_that_did_not_claim_in_between() -> None:

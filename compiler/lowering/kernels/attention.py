@@ -8,7 +8,7 @@ cancels: the total contains it too.
 
 Rows are (head within its key/value group, query): heads that share keys share the loaded tiles. Where it is faster, a
 loop iteration interleaves two parts of rows, so that the tensor engine computes one part's scores while the vector
-engine computes the other's softmax.
+engine computes the other's softmax. Causal attention walks first the keys that every row sees, without a mask.
 
 Invariant: the maximum starts at the lowest finite f32, so a row whose keys so far are all masked has weights exp(-inf)
 = 0, not NaN; a fully masked row ends as 0 / 0 = NaN, as in the decomposition.
@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from ppuc.compiler.lowering.kernels.attention_loops import Keys, Lane, Part, PartKeys, Walk, bounds_of
 from ppuc.compiler.lowering.kernels.attention_tiles import TiledAttention, epilogue_tiles, part_views
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir.affine import Affine, axis, var
 from ppuc.ir.graph import Graph
-from ppuc.ir.kernel import Bound, Load, Mma, Store, TileRef, Vec, View
+from ppuc.ir.kernel import Load, Mma, Store, TileRef, Vec, View
 from ppuc.ir.ops.attention import LOWEST, PEAK
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
@@ -33,46 +33,6 @@ from ppuc.targets.schema import Target
 ROW = 3
 """Loops of the nest: batch, group, head of the group, query row, value column, part of the keys (if there are several),
 key, depth of q . k."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartKeys(Tiling):
-    """The keys of part `p`: `size` keys from `p * size` on, of `limit` in total."""
-
-    limit: int = 0
-
-    @property
-    def offset(self) -> Affine:
-        return var("p", self.size) + (var(self.name) if self.exists else Affine())
-
-    @property
-    def bound(self) -> Bound | None:
-        return Bound(self.offset, self.limit) if self.limit % self.size or self.size % self.tile else None
-
-
-@dataclass(frozen=True, slots=True)
-class Part(Tiling):
-    """The rows from `shift` on of each tile of a loop."""
-
-    shift: int = 0
-
-    @property
-    def offset(self) -> Affine:
-        return (var(self.name) if self.trips > 1 else Affine()) + self.shift
-
-
-@dataclass(slots=True)
-class Lane:
-    """The buffers of one part of rows and its loops by name."""
-
-    loops: dict[str, Tiling]
-    scores: str = ""
-    product: str = ""
-    weights: str = ""
-    high: str = ""
-    total: str = ""
-    alpha: str = ""
-    result: str = ""
 
 
 class AttentionLowering(TiledAttention):
@@ -84,36 +44,64 @@ class AttentionLowering(TiledAttention):
         self.kernel.price_clk = self._price(shape)
         self.tiles = epilogue_tiles(shape)
         loops, _, _ = self.loops(shape)
-        self.keys, self.depth = Tiling("s", self.s, shape.keys), Tiling("d", self.d, shape.depth)
         if self.walks > 1:
-            self.keys = PartKeys("s", self.span, shape.keys, limit=self.s)
             loops.append(Tiling("p", self.walks, 1, self.walk_units))
         self.key = len(loops)
-        nest = Nest([*loops, self.keys, self.depth])
-        self.streaming = self.keys.exists or self.walks > 1
+        walks = self._walks(loops)
+        nest = walks[-1].nest
+        self.streaming = self.span > shape.keys or self.walks > 1
         lanes = [self._lane(loops, i) for i in range(shape.parts)]
         if self.streaming:
             for lane in lanes:
                 self._start(nest, lane)
-        k = self._load_keys(nest)
-        for lane in lanes:
-            self._scores(nest, lane, k)
-        v = self._load_values(nest)
-        for lane in lanes:
-            self._softmax(nest, lane)
-        for lane in lanes:
-            self._product(nest, lane, v)
+        buffers = {key: self._matrix_buffer(key) for key in "kv"}
+        for walk in walks:
+            self._steps(walk, lanes, buffers)
+            if walk.nest is not nest:
+                self._prepend(nest, walk.nest)
         for lane in lanes:
             self._finish(nest, lane)
         self.kernel.nests.append(nest)
         return self.kernel
+
+    def _walks(self, loops: Sequence[Tiling]) -> list[Walk]:
+        """One walk over all keys; for causal attention, one over the keys that every row sees, if they fill a tile, and
+        one over the others."""
+        shape, depth = self.shape, Tiling("d", self.d, self.shape.depth)
+        if self.walks > 1:
+            return [Walk(Nest([*loops, PartKeys("s", self.span, shape.keys, limit=self.s), depth]), self.causal)]
+        seen = self.unmasked_tiles(shape) * shape.keys
+        if not seen:
+            return [Walk(Nest([*loops, Tiling("s", self.s, shape.keys), depth]), self.causal)]
+        first, last = Keys("s", seen, shape.keys), Keys("t", self.s - seen, shape.keys, start=seen)
+        ends = Tiling("f", depth.size, depth.tile)
+        return [Walk(Nest([*loops, first, depth]), False), Walk(Nest([*loops, last, ends]), True)]
+
+    def _steps(self, walk: Walk, lanes: Sequence[Lane], buffers: Mapping[str, str]) -> None:
+        """Add what an iteration over a tile of keys does."""
+        self._load_matrix(walk, "k", buffers["k"], (walk.keys, walk.depth), self.key + 2)
+        for lane in lanes:
+            self._scores(walk, lane, buffers["k"])
+        self._load_matrix(walk, "v", buffers["v"], (walk.keys, walk.nest.loops[ROW + 1]), self.key + 1, after=True)
+        for lane in lanes:
+            self._softmax(walk, lane)
+        for lane in lanes:
+            self._product(walk, lane, buffers["v"])
+
+    def _prepend(self, nest: Nest, earlier: Nest) -> None:
+        """Add the statements of `earlier`, which has the same loops outside the keys', before the loop over keys."""
+        for depth in range(self.key + 1):
+            for stmt in earlier.before.pop(depth, []):
+                nest.add(depth, stmt)
+        for stmt in earlier.build(self.key):
+            nest.add(self.key, stmt)
 
     def _lane(self, loops: Sequence[Tiling], part: int) -> Lane:
         shape, kernel = self.shape, self.kernel
         by_name = {loop.name: loop for loop in loops}
         row = loops[ROW]
         by_name["m"] = Part(row.name, row.size, row.tile, row.units, part * shape.rows)
-        lane = Lane(by_name | {"s": self.keys, "d": self.depth})
+        lane = Lane(by_name)
         h, m, s, e = shape.heads, shape.rows, shape.keys, shape.columns
         lane.scores = kernel.buffer("scores", DType.F32, (h, m, s), Space.ACC, shape.acc_slots)
         lane.product = kernel.buffer("product", DType.F32, (h, m, e), Space.ACC, shape.acc_slots)
@@ -126,11 +114,6 @@ class AttentionLowering(TiledAttention):
         else:
             lane.total = kernel.buffer("total", DType.F32, (h, m, 1), depth=shape.acc_slots)
         return lane
-
-    def _bounds(self, lane: Lane, *names: str) -> tuple[Bound | None, ...]:
-        """Valid extents along the axes of these loops; () if every tile is whole."""
-        bounds = tuple(lane.loops[n].bound for n in names)
-        return bounds if any(b is not None for b in bounds) else ()
 
     def _vector(self, builder: ProgramBuilder, suffix: str, results: Sequence[tuple[str, DType]]) -> str:
         """Add a vector program (parts of an iteration share programs)."""
@@ -146,71 +129,66 @@ class AttentionLowering(TiledAttention):
         name = self._vector(builder, "start", [(low, DType.F32), (zero, DType.F32), (zero, DType.F32)])
         nest.add(self.key, Vec(name, (lane.high, lane.total, lane.result), ()))
 
-    def _load_keys(self, nest: Nest) -> str:
+    def _matrix_buffer(self, key: str) -> str:
+        """The ring of the tiles of k or v."""
         shape = self.shape
-        return self._load_matrix(nest, "k", (shape.keys, shape.depth), (self.keys, self.depth), self.key + 2)
-
-    def _load_values(self, nest: Nest) -> str:
-        shape = self.shape
-        loops = (self.keys, nest.loops[ROW + 1])
-        return self._load_matrix(nest, "v", (shape.keys, shape.columns), loops, self.key + 1, after=True)
+        tile = (shape.keys, shape.depth if key == "k" else shape.columns)
+        return self.kernel.buffer(key, self.dtype, tile[::-1] if self.sources[key].swapped else tile, depth=shape.slots)
 
     def _load_matrix(
-        self,
-        nest: Nest,
-        key: str,
-        tile: tuple[int, int],
-        loops: tuple[Tiling, Tiling],
-        depth: int,
-        *,
-        after: bool = False,
-    ) -> str:
+        self, walk: Walk, key: str, buffer: str, loops: tuple[Tiling, Tiling], depth: int, *, after: bool = False
+    ) -> None:
         """Load a tile of k or v, with its two axes swapped if they are in memory."""
-        source = self.sources[key]
-        buffer = self.kernel.buffer(key, self.dtype, tile[::-1] if source.swapped else tile, depth=self.shape.slots)
+        source, nest = self.sources[key], walk.nest
         index = [nest.loops[0].offset, nest.loops[1].offset]
         index += [loop.offset + axis(1 - i if source.swapped else i) for i, loop in enumerate(loops)]
         param = self.kernel.param(source.tensor, self.dtype, source.view)
         nest.add(depth, Load(buffer, param, tuple(index)), after=after)
-        return buffer
 
-    def _load_queries(self, nest: Nest, lane: Lane) -> str:
-        source, shape = self.sources["q"], self.shape
+    def _load_queries(self, walk: Walk, lane: Lane) -> None:
+        """Load the lane's queries: once, or, if their depth is split, with each tile of keys."""
+        source, shape, nest = self.sources["q"], self.shape, walk.nest
+        split = walk.depth.exists
+        if lane.query and not split:
+            return
         tile = (shape.heads, shape.rows, shape.depth)
         order = (0, 1, 2)
         if source.swapped:
             tile, order = (tile[2], *tile[:2]), (1, 2, 0)
-        depth = nest.depth_of(("b", "g", "r", "m", "d"))
-        buffer = self.kernel.buffer("q", self.dtype, tile, depth=shape.slots if self.depth.exists else 2)
+        if not lane.query:
+            lane.query = self.kernel.buffer("q", self.dtype, tile, depth=shape.slots if split else shape.end_slots)
+        loops = (lane.loops["r"], lane.loops["m"], walk.depth)
         index = [nest.loops[0].offset, nest.loops[1].offset]
-        index += [lane.loops[n].offset + axis(order[i]) for i, n in enumerate("rmd")]
+        index += [loop.offset + axis(order[i]) for i, loop in enumerate(loops)]
         param = self.kernel.param(source.tensor, self.dtype, source.view)
-        nest.add(depth, Load(buffer, param, tuple(index)))
-        return buffer
+        depth = self.key + 2 if split else nest.depth_of(("b", "g", "r", "m"))
+        nest.add(depth, Load(lane.query, param, tuple(index)))
 
-    def _scores(self, nest: Nest, lane: Lane, k: str) -> None:
-        q = self._load_queries(nest, lane)
+    def _scores(self, walk: Walk, lane: Lane, k: str) -> None:
+        self._load_queries(walk, lane)
+        loops = (lane.loops["r"], lane.loops["m"], walk.keys, walk.depth)
         mma = Mma(
             lane.scores,
-            TileRef(q),
+            TileRef(lane.query),
             TileRef(k),
-            ("d",) if self.depth.exists else (),
+            (walk.depth.name,) if walk.depth.exists else (),
             transpose_a=self.sources["q"].swapped,
             transpose_b=not self.sources["k"].swapped,
-            valid=self._bounds(lane, "r", "m", "s", "d"),
+            valid=bounds_of(*loops),
         )
-        nest.add(self.key + 2, mma)
+        walk.nest.add(self.key + 2, mma)
 
-    def _product(self, nest: Nest, lane: Lane, v: str) -> None:
+    def _product(self, walk: Walk, lane: Lane, v: str) -> None:
+        rows, columns = (lane.loops["r"], lane.loops["m"]), lane.loops["e"]
         mma = Mma(
             lane.product,
             TileRef(lane.weights),
             TileRef(v),
             (),
             transpose_b=self.sources["v"].swapped,
-            valid=self._bounds(lane, "r", "m", "e", "s"),
+            valid=bounds_of(*rows, columns, walk.keys),
         )
-        nest.add(self.key + 1, mma, after=True)
+        walk.nest.add(self.key + 1, mma, after=True)
         if not self.streaming:
             return
         builder = ProgramBuilder()
@@ -218,12 +196,12 @@ class AttentionLowering(TiledAttention):
         total = builder.step("add", builder.step("mul", old, alpha), new)
         name = self._vector(builder, "rescale", [(total, DType.F32)])
         ins = (lane.result, lane.alpha, lane.product)
-        nest.add(self.key + 1, Vec(name, (lane.result,), ins, self._bounds(lane, "r", "m", "e")), after=True)
+        walk.nest.add(self.key + 1, Vec(name, (lane.result,), ins, bounds_of(*rows, columns)), after=True)
 
-    def _softmax(self, nest: Nest, lane: Lane) -> None:
+    def _softmax(self, walk: Walk, lane: Lane) -> None:
         """Compute the weights of one tile of keys and update the states."""
         builder, ins, scalars = ProgramBuilder(), [lane.scores], list[Affine]()
-        x, factor = self._masked_scores(nest, lane, builder, ins, scalars)
+        x, factor = self._masked_scores(walk, lane, builder, ins, scalars)
         high = builder.step("reduce_max", x, ints=(2,))
         if factor != 1:
             scale = builder.const(factor, DType.F32)
@@ -241,12 +219,12 @@ class AttentionLowering(TiledAttention):
             total = builder.step("add", builder.step("mul", total, alpha), here)
             results = [(weights, self.dtype), (total, DType.F32), (high, DType.F32), (alpha, DType.F32)]
             outs += [lane.high, lane.alpha]
-        name = self._vector(builder, "softmax", results)
-        vec = Vec(name, tuple(outs), tuple(ins), self._bounds(lane, "r", "m", "s"), tuple(scalars))
-        nest.add(self.key + 1, vec, after=True)
+        name = self._vector(builder, "softmax" if walk.masked == self.causal else "visible", results)
+        bounds = bounds_of(lane.loops["r"], lane.loops["m"], walk.keys)
+        walk.nest.add(self.key + 1, Vec(name, tuple(outs), tuple(ins), bounds, tuple(scalars)), after=True)
 
     def _masked_scores(
-        self, nest: Nest, lane: Lane, builder: ProgramBuilder, ins: list[str], scalars: list[Affine]
+        self, walk: Walk, lane: Lane, builder: ProgramBuilder, ins: list[str], scalars: list[Affine]
     ) -> tuple[str, float]:
         """Steps from the accumulator to the scores, and a positive factor still to be applied, so that the engine fuses
         that product with the subtraction of the maximum."""
@@ -254,11 +232,12 @@ class AttentionLowering(TiledAttention):
         if self.mask is not None or factor <= 0:
             x, factor = builder.step("mul", x, builder.const(factor, DType.F32)), 1.0
         if self.mask is not None:
-            ins.append(self._load_mask(nest, lane))
+            self._load_mask(walk, lane)
+            ins.append(lane.mask)
             x = builder.step("add", x, builder.param(self.mask_dtype))
-        if self.causal:
+        if walk.masked:
             row = self._position(builder, x, 1, lane.loops["m"].offset + (self.s - self.m), scalars)
-            key = self._position(builder, x, 2, self.keys.offset, scalars)
+            key = self._position(builder, x, 2, walk.keys.offset, scalars)
             visible = builder.step("le", key, row)
             x = builder.step("select", visible, x, builder.const(-math.inf, DType.F32))
         return x, factor
@@ -272,22 +251,23 @@ class AttentionLowering(TiledAttention):
         position = builder.step("add", builder.step("iota", like, ints=(along, count)), start)
         return builder.step("cast", position, dtype=DType.I32)
 
-    def _load_mask(self, nest: Nest, lane: Lane) -> str:
+    def _load_mask(self, walk: Walk, lane: Lane) -> None:
+        """Load the lane's mask: with each tile of keys, or once if it is the same for all keys."""
         assert self.mask is not None
+        streamed = self.mask.present(4) and self.streaming
+        if lane.mask and not streamed:
+            return
         param = self.kernel.param(self.mask_tensor, self.mask_dtype, self.mask.view)
-        names = [n for i, n in enumerate("bgrms") if self.mask.present(i)]
-        names += ["p"] if "s" in names else []
-        where = nest.depth_of(names)
+        loops = lane.loops | {"s": walk.keys}
         index = []
         for i, n in enumerate("bgrms"):
-            offset = lane.loops[n].offset if self.mask.present(i) else Affine()
+            offset = loops[n].offset if self.mask.present(i) else Affine()
             index.append(offset + axis(i - 2) if i >= 2 and self.mask.present(i) else offset)
-        streamed = where == nest.depth_of(("s",)) and self.streaming
-        buffer = self.kernel.buffer(
-            "mask", self.mask_dtype, self.mask_tile(self.shape), depth=self.shape.slots if streamed else 2
-        )
-        nest.add(where, Load(buffer, param, tuple(index)))
-        return buffer
+        if not lane.mask:
+            slots = self.shape.slots if streamed and self.shape.keys < self.span else 2
+            lane.mask = self.kernel.buffer("mask", self.mask_dtype, self.mask_tile(self.shape), depth=slots)
+        where = walk.nest.depth_of([n for i, n in enumerate("bgrm") if self.mask.present(i)])
+        walk.nest.add(self.key + 1 if streamed else where, Load(lane.mask, param, tuple(index)))
 
     def _store_part(self, nest: Nest, lane: Lane) -> None:
         """Store the sums, maxima and totals of one part."""
@@ -311,7 +291,7 @@ class AttentionLowering(TiledAttention):
         ins = [lane.result if self.streaming else lane.product, lane.total]
         total = builder.param(DType.F32)
         anchor = builder.step("mul", anchor, builder.step("reciprocal", total))
-        self.finish_chain(nest, self.key, builder, ins, anchor, lane.loops, after=True)
+        self.finish_chain(nest, self.key, builder, ins, anchor, lane.loops, after=True, slots=self.shape.end_slots)
 
 
 def check_attention(body: Graph, target: Target) -> None:

@@ -22,11 +22,14 @@ from ppuc.ir.kernel import View
 from ppuc.ir.ops.attention import AttentionPartsAttrs
 from ppuc.targets.schema import Target
 
+PARTS = (1, 2, 3, 4)
+"""Candidate numbers of parts of rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A candidate: heads and query rows of a part, parts, keys of a tile, depth of q . k per step, value columns, and
-    ring slots of streamed tiles and of tiles passed between engines."""
+    ring slots of streamed tiles, of tiles passed between engines, and of queries and results."""
 
     heads: int
     rows: int
@@ -36,6 +39,7 @@ class Shape:
     columns: int
     slots: int
     acc_slots: int
+    end_slots: int = 2
 
     @property
     def points(self) -> int:
@@ -84,7 +88,7 @@ class TiledAttention(UnmergedLowering):
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
             raise NotFusable(f"the tensor engine does not support {self.dtype}")
         self.scale: float = anchor.attrs.scale  # type: ignore[attr-defined]
-        self.causal: bool = anchor.attrs.causal  # type: ignore[attr-defined]
+        self.causal: bool = anchor.attrs.causal and self.m > 1  # type: ignore[attr-defined]
         self.space_of_keys = known[1][0].space
         self.sources = {}
         for key, (value, view) in zip("qkv", known[:3], strict=True):
@@ -122,6 +126,10 @@ class TiledAttention(UnmergedLowering):
             f"and acc ({self.target.acc.bytes} B)"
         )
 
+    def unmasked_tiles(self, shape: Shape) -> int:
+        """Tiles of keys that every row of causal attention sees, from the first on, in a walk over all keys."""
+        return (self.s - self.m + 1) // shape.keys if self.causal and self.walks == 1 else 0
+
     def _heads(self) -> list[tuple[int, int]]:
         """Candidates for (depth of q . k per step, value columns): whole heads, and parts of them where whole ones take
         too much l1."""
@@ -134,11 +142,11 @@ class TiledAttention(UnmergedLowering):
         """Tiles that fit, with the most ring slots that fit."""
         rows = [(1, t) for t in _tiles(self.m, 256, 4)]
         rows += [(h, self.m) for h in _tiles(self.r, max(256 // max(self.m, 1), 1), 1) if h > 1]
-        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, _tiles(self.span, 1024, 16), (1, 2)):
-            if parts > 1 and m == self.m:
+        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, _tiles(self.span, 1024, 16), PARTS):
+            if m * (parts - 1) >= self.m or (parts > 2 and s == self.span):
                 continue
-            for streams, acc in ((3, 2), (2, 2), (2, 1), (1, 1)):
-                shape = Shape(h, m, parts, s, d, e, streams, acc)
+            for streams, acc, ends in ((3, 2, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (1, 1, 1)):
+                shape = Shape(h, m, parts, s, d, e, streams, acc, ends)
                 if self._fits(shape, full):
                     yield shape
                     break
@@ -150,13 +158,13 @@ class TiledAttention(UnmergedLowering):
         if self.mask is not None:
             slots = shape.slots if self.mask.present(4) and shape.keys < self.span else 2
             masks = slots * slot_bytes(math.prod(self.mask_tile(shape)), self.mask_dtype.bytes)
-        q = slot_bytes(p * shape.depth, size) * (2 if shape.depth == self.d else shape.slots)
+        q = slot_bytes(p * shape.depth, size) * (shape.end_slots if shape.depth == self.d else shape.slots)
         own = q + masks + shape.acc_slots * slot_bytes(p * shape.keys, size)
         if shape.keys < self.span or self.walks > 1:
             own += 4 * slot_bytes(p, 4) + slot_bytes(p * shape.columns, 4)
         else:
             own += shape.acc_slots * slot_bytes(p, 4)
-        own += self.epilogue_bytes(epilogue_tiles(shape))
+        own += self.epilogue_bytes(epilogue_tiles(shape), shape.end_slots)
         l1 = self.target.l1.bytes if full else cost.l1_budget(self.target)
         acc = self.target.acc.bytes if full else cost.acc_budget(self.target)
         tiles = shape.parts * shape.acc_slots * p * (shape.keys + shape.columns) * 4
@@ -176,31 +184,46 @@ class TiledAttention(UnmergedLowering):
         return loops, math.prod(units), iterations
 
     def _price(self, shape: Shape) -> float:
-        """Cycles of the busiest unit. With one part of rows, scores, softmax and product run one after another; with
-        two, an iteration is bound by the busiest engine or by one part's chain. With one ring slot, loads do not
-        overlap."""
+        """Cycles of the busiest unit. While the vector engine computes the softmax of one part of rows, the tensor
+        engine works on others. With one ring slot, loads do not overlap."""
         target, dtype = self.target, cost.tensor_dtype(self.dtype, self.target)
         _, active, iterations = self.loops(shape)
-        p, parts, lanes = shape.points, shape.parts, target.vector.lanes
+        p, parts = shape.points, shape.parts
         chunks = -(-self.d // shape.depth)
         scores = chunks * cost.mma_clk(p, shape.keys, shape.depth, dtype, target)
         product = cost.mma_clk(p, shape.columns, shape.keys, dtype, target)
-        steps = 5 + lanes // target.vector.sfu_per_clk + (self.mask is not None) + 2 * self.causal
-        softmax = cost.vec_clk(p * shape.keys, steps, target)
-        tensor, vector, walks = scores + product, softmax, -(-self.span // shape.keys)
-        if walks > 1:
-            vector += cost.vec_clk(p * shape.columns, 2, target)
+        walks, visible = -(-self.span // shape.keys), self.unmasked_tiles(shape)
+        rescale = cost.vec_clk(p * shape.columns, 2, target) if walks > 1 else 0.0
         load = self._stream_clk(shape, active)
         latency = cost.latency_clk(target, self.space_of_keys)
-        chain = scores + softmax + product
-        engines = max(tensor * parts, vector * parts, chain if parts > 1 else max(chain, vector))
-        beat = max(engines, load, (latency + load) / shape.slots) if shape.slots > 1 else engines + latency + load
+        handovers = 4 * cost.overhead_clk(target) + 2 * target.tensor.fill_clk
+
+        def engines(masked: bool) -> float:
+            """Cycles from one tile of keys to the next if these were there."""
+            softmax = self._softmax_clk(shape, masked)
+            first_to_last = scores + softmax * parts + product + handovers
+            return max((scores + product) * parts, (softmax + rescale) * parts, first_to_last)
+
+        def beat(masked: bool) -> float:
+            work = engines(masked)
+            return max(work, load, (latency + load) / shape.slots) if shape.slots > 1 else work + latency + load
+
         vec, store, extra = self.chain_price(epilogue_tiles(shape), active)
         source = self.sources["q"]
         q = cost.box_traffic(source.view, [1, 1, shape.heads, shape.rows, self.d], self.dtype)
-        ends = parts * (vec + store + extra) + cost.load_clk(q * parts, target, active)
-        last = max(engines, chain, load)
-        return iterations * ((walks - 1) * beat + last + ends) + latency + load
+        queries = cost.load_clk(q * parts, target, active)
+        ends = parts * (vec + store + extra) + queries
+        if shape.end_slots == 1:
+            ends += latency
+        masked = max(walks - 1 - visible, 0) * beat(self.causal)
+        last = max(engines(self.causal), load)
+        return iterations * (visible * beat(False) + masked + last + ends) + latency + load
+
+    def _softmax_clk(self, shape: Shape, masked: bool) -> float:
+        """Cycles of the softmax of one part's scores of a tile of keys."""
+        vector = self.target.vector
+        steps = 5 + vector.lanes // vector.sfu_per_clk + (self.mask is not None) + 2 * masked
+        return cost.vec_clk(shape.points * shape.keys, steps, self.target)
 
     def _stream_clk(self, shape: Shape, active: int) -> float:
         """Load cycles of one tile of keys: k, v and the mask, and q again if its depth is split."""

@@ -76,10 +76,12 @@ class UnmergedLowering(ContractionLowering):
         *,
         after: bool,
         whole: bool = False,
+        slots: int = 2,
     ) -> None:
         """Complete `builder`, whose parameters read the buffers `ins` and whose step `anchor` holds the anchor's
         result, by the chain's ops; add its vec at `depth`, the loads it needs and the stores of its results. `whole`
-        tiles are computed in full even if only part is valid (a window computes whole tiles)."""
+        tiles are computed in full even if only part is valid (a window computes whole tiles). `slots`: ring slots of
+        results."""
         assert self.chain.anchor is not None
         names, ins = {self.chain.anchor.name: anchor}, list(ins)
         for operand in self.operands:
@@ -96,7 +98,7 @@ class UnmergedLowering(ContractionLowering):
         for op in self.chain.ops:
             emitter.emit(op)
         written = [o for o in self.operands if o.written]
-        outs = [self.kernel.buffer("o", o.dtype, self.tile_shape(o.access)) for o in written]
+        outs = [self.kernel.buffer("o", o.dtype, self.tile_shape(o.access), depth=slots) for o in written]
         results = [(emitter.value(o.key[4:]), o.dtype) for o in written]
         program = builder.finish(self.name, results)
         if all(program.name != known.name for known in self.kernel.vectors):

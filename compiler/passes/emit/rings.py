@@ -3,7 +3,8 @@
 A slot of a buffer lives for one iteration of the innermost loop that encloses all its accesses; that loop's depth is
 the level of every operation on the ring. Within that iteration the producer claims at its first access and pushes at
 its last write; each consumer queue waits at its first read and pops at its last one. A queue that reads its own writes
-needs a wait only for reads after the push.
+needs a wait only for reads after the push. Loops that follow one another and each write the buffer before they read it
+share the ring, but no slot: a slot lives for an iteration of one of them.
 
 Invariant: claims and pushes, waits and pops pair up one to one, for every trip count.
 """
@@ -83,19 +84,49 @@ def ring_uses(
         if len(producers) != 1:
             raise InternalError(f"kernel @{kernel.name}: buffer %{name} is written by several queues")
         producer = writers[0].queue
-        level = _common([s.path for s in (*writers, *readers)])
-        mine = [s for s in sites if s.queue is producer and (s in writers or s in readers)]
-        uses.setdefault(mine[0].number, []).append(RingUse("claim", name, level))
-        uses.setdefault(writers[-1].number, []).append(RingUse("push", name, level))
-        consumers = tuple(q for q in Queue if any(s.queue is q for s in readers))
-        for queue in consumers:
-            own = [s for s in readers if s.queue is queue]
-            late = own if queue is not producer else [s for s in own if s.number > writers[-1].number]
-            if late:
-                uses.setdefault(late[0].number, []).append(RingUse("wait", name, level))
-            uses.setdefault(own[-1].number, []).append(RingUse("pop", name, level))
-        queues[name] = (producer, consumers)
+        queues[name] = (producer, tuple(q for q in Queue if any(s.queue is q for s in readers)))
+        for lifetime in _lifetimes([s for s in sites if s in writers or s in readers], name):
+            _operations(uses, name, lifetime, producer)
     return {n: tuple(sorted(u, key=lambda x: ORDER[x.kind])) for n, u in uses.items()}, queues
+
+
+def _operations(uses: dict[int, list[RingUse]], name: str, sites: Sequence[Site], producer: Queue) -> None:
+    """Add the operations on the slots that live through `sites`, all accesses to them in text order."""
+    level = _common([s.path for s in sites])
+    writers, readers = ([s for s in sites if name in part(s.stmt)] for part in (writes, reads))
+    claimed = next(s for s in sites if s.queue is producer)
+    uses.setdefault(claimed.number, []).append(RingUse("claim", name, level))
+    uses.setdefault(writers[-1].number, []).append(RingUse("push", name, level))
+    for queue in Queue:
+        own = [s for s in readers if s.queue is queue]
+        if not own:
+            continue
+        late = own if queue is not producer else [s for s in own if s.number > writers[-1].number]
+        if late:
+            uses.setdefault(late[0].number, []).append(RingUse("wait", name, level))
+        uses.setdefault(own[-1].number, []).append(RingUse("pop", name, level))
+
+
+def _lifetimes(sites: Sequence[Site], name: str) -> list[list[Site]]:
+    """The accesses to a buffer, in text order, grouped by the slots that they share: by the loops one level inside what
+    encloses all, if every access is in such a loop and each of these starts with a write and reads what it wrote."""
+    level = _common([s.path for s in sites])
+    if any(len(s.path) == level for s in sites):
+        return [list(sites)]
+    parts = [list(part) for _, part in itertools.groupby(sites, lambda s: s.path[level])]
+    queues = {frozenset(s.queue for s in part if name in reads(s.stmt)) for part in parts}
+    if len(queues) > 1 or any(not _starts_anew(part, name, level + 1) for part in parts):
+        return [list(sites)]
+    return parts
+
+
+def _starts_anew(sites: Sequence[Site], name: str, level: int) -> bool:
+    """Whether the first of these accesses, in every iteration of the loop at `level`, overwrites the buffer."""
+    first = sites[0]
+    if name not in writes(first.stmt) or name in reads(first.stmt):
+        return False
+    inside = {loop.var for loop in first.loops[level:]}
+    return not isinstance(first.stmt, Mma) or set(first.stmt.start) <= inside
 
 
 ORDER = {"claim": 0, "wait": 1, "push": 2, "pop": 3}
@@ -124,7 +155,8 @@ def claiming_units(
             trips = {loop.over: loop.trips for loop in site.loops if loop.over is not None}
             limits = [trips.get(axis, n) for axis, n in kernel.grid]
             here = (all(c < n for c, n in zip(point, limits, strict=True)) for point in points)
-            found |= dict.fromkeys(rings, frozenset(unit for unit, runs in enumerate(here) if runs))
+            units = frozenset(unit for unit, runs in enumerate(here) if runs)
+            found |= {ring: found.get(ring, frozenset()) | units for ring in rings}
     return found
 
 

@@ -1,0 +1,95 @@
+"""Loops and buffers of attention kernels: walks over keys, and parts of rows that an iteration interleaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ppuc.compiler.lowering.tiling.nest import Nest, Tiling
+from ppuc.ir.affine import Affine, var
+from ppuc.ir.kernel import Bound
+
+
+@dataclass(frozen=True, slots=True)
+class PartKeys(Tiling):
+    """The keys of part `p`: `size` keys from `p * size` on, of `limit` in total."""
+
+    limit: int = 0
+
+    @property
+    def offset(self) -> Affine:
+        return var("p", self.size) + (var(self.name) if self.exists else Affine())
+
+    @property
+    def bound(self) -> Bound | None:
+        return Bound(self.offset, self.limit) if self.limit % self.size or self.size % self.tile else None
+
+
+@dataclass(frozen=True, slots=True)
+class Keys(Tiling):
+    """`size` keys from `start` on, in a loop even if one tile holds them: loops that follow one another then share
+    rings, but no slots."""
+
+    start: int = 0
+
+    @property
+    def exists(self) -> bool:
+        return True
+
+    @property
+    def offset(self) -> Affine:
+        return var(self.name) + self.start
+
+    @property
+    def bound(self) -> Bound | None:
+        return Bound(self.offset, self.start + self.size) if self.size % self.tile else None
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Tiling):
+    """The rows from `shift` on of each tile of a loop."""
+
+    shift: int = 0
+
+    @property
+    def offset(self) -> Affine:
+        return (var(self.name) if self.trips > 1 else Affine()) + self.shift
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One walk over keys: the nest with its loops, and whether rows see only keys up to their own position."""
+
+    nest: Nest
+    masked: bool
+
+    @property
+    def keys(self) -> Tiling:
+        """The loop over keys."""
+        return self.nest.loops[-2]
+
+    @property
+    def depth(self) -> Tiling:
+        """The loop over the depth of q . k."""
+        return self.nest.loops[-1]
+
+
+@dataclass(slots=True)
+class Lane:
+    """The loops over one part of rows by name, and its buffers."""
+
+    loops: dict[str, Tiling]
+    query: str = ""
+    mask: str = ""
+    scores: str = ""
+    product: str = ""
+    weights: str = ""
+    high: str = ""
+    total: str = ""
+    alpha: str = ""
+    result: str = ""
+
+
+def bounds_of(*loops: Tiling) -> tuple[Bound | None, ...]:
+    """Valid extents along the axes of these loops; () if every tile is whole."""
+    bounds = tuple(loop.bound for loop in loops)
+    return bounds if any(bound is not None for bound in bounds) else ()
