@@ -80,7 +80,7 @@ def engine_clk(
     block's preload; several arrays divide columns, rows or both, whichever is fastest. Output-stationary: ceil(m / R)
     ceil(n / C) folds that stream k. Serial arrays (gap > 0) add preload, skew and drain to every fold, which is
     SCALE-Sim's closed form: 2R + C + m - 2 per weight-stationary fold, R + C + k - 2 per output-stationary fold; its
-    last result is one cycle early (`drain_clk`).
+    last result is one cycle early (`drain_clk`). A sum that the next mma continues is one fold (`continued_clk`).
     """
     mf, nf, kf = -(-m // fm), -(-n // fn), -(-k // fk)
     if engine in (LANES, EITHER_LANES):
@@ -100,6 +100,14 @@ def engine_clk(
     if gap == 0:
         return folds * stream
     return folds * (stream + fm + fn - 2)
+
+
+def continued_clk(m: Number, n: Number, fm: int, fn: int, rows: int, cols: int, engine: int, gap: int) -> Number:
+    """Cycles that an mma of m x n results saves by continuing the sum of the mma directly before it: a serial
+    output-stationary array that holds all of them keeps streaming k, without another skew and drain."""
+    if engine != OUTPUT_STATIONARY or gap == 0:
+        return 0
+    return (fm + fn - 2) * ((m <= fm * rows) & (n <= fn * cols))
 
 
 def group_rows(rows: int, cols: int, row_tiles: int, col_tiles: int, units: int) -> int:
@@ -151,11 +159,14 @@ def shared_fragments(target: Target) -> tuple[int, int]:
     return rows * down, cols * across
 
 
-def mma_cycles(m: Number, n: Number, k: Number, dtype: DType, target: Target) -> Number:
-    """Cycles that an mma of valid extents m x n x k occupies the tensor engine (issue and drain not included)."""
+def mma_cycles(m: Number, n: Number, k: Number, dtype: DType, target: Target, *, continues: bool = False) -> Number:
+    """Cycles that an mma of valid extents m x n x k occupies the tensor engine (issue and drain not included).
+    `continues`: it adds to the sum of the mma directly before it."""
     s, (rows, cols), engine = mma_shape(dtype, target), target.tensor.lane_grid, engine_of(target)
     m, n = placed(m, n, s.m, s.n, rows, cols, engine)
     busy = engine_clk(m, n, k, s.m, s.n, s.k, s.ii_clk, rows, cols, engine, gap_clk(target))
+    if continues:
+        busy = busy - continued_clk(m, n, s.m, s.n, rows, cols, engine, gap_clk(target))
     read = mma_operand_bytes(m, n, k, s.m, s.n, s.k, *shared_fragments(target), engine, s.element_bytes)
     return np.maximum(busy, read / target.l1.bytes_per_clk)
 
@@ -276,6 +287,7 @@ __all__ = [
     "WEIGHT_STATIONARY",
     "MmaShape",
     "channel_weight",
+    "continued_clk",
     "drain_clk",
     "engine_clk",
     "engine_of",

@@ -132,7 +132,7 @@ ISA = (
         "mma %acc <- %a, %b {start, k_axes, transpose_a, transpose_b, valid}",
         "acc[dst] (+)= ring[a] . ring[b], from zero in the first iteration of the loops in start; sums in f32 or i32",
         "lanes: fill_clk + max(ii_clk x ceil(M / m rows) x ceil(N / n cols) x ceil(K / k), operand bytes / l1 rate);"
-        " systolic: its folds, as in ppuc.targets.cost",
+        " systolic: its folds, as in ppuc.targets.cost; serial output-stationary arrays fill and drain once a sum",
         (
             Field("dst", "dst", "accumulator ring"),
             Field("a", "a", "left operand: ring, or an affine sub-tile of one"),

@@ -170,22 +170,26 @@ class _Builder:
         self.rings.extend(kernel.rings)
         self.ring_kernel.extend([k] * len(kernel.rings))
 
-    def _add_body(self, k: int, q: int, body: Sequence[StreamNode], loops: tuple[tuple[int, str], ...]) -> None:
+    def _add_body(
+        self, k: int, q: int, body: Sequence[StreamNode], loops: tuple[tuple[int, str], ...], alone: int = 0
+    ) -> None:
+        """Add the nodes of a stream inside `loops`, the innermost `alone` of which contain no other instruction."""
         axes = [name for name, _ in self.segment.kernels[k].grid]
         for node in body:
             if isinstance(node, Instr):
                 self.nodes.append((t.NODE_INSTR, len(self.instrs)))
-                self._add_instr(k, q, node, loops)
+                self._add_instr(k, q, node, loops, alone)
                 continue
             index, axis = len(self.loops), -1 if node.over is None else axes.index(node.over)
             self.nodes.append((t.NODE_LOOP, index))
             root = self.loops[loops[0][0]][8] if loops else len(self.nodes) - 1
             self.loops.append([node.start, node.stop, node.step, axis, len(loops), len(self.nodes), 0, k, root])
-            self._add_body(k, q, node.body, (*loops, (index, node.var)))
+            inner = alone + 1 if len(node.body) == 1 else 0
+            self._add_body(k, q, node.body, (*loops, (index, node.var)), inner)
             self.nodes.append((t.NODE_END, index))
             self.loops[index][6] = len(self.nodes)
 
-    def _add_instr(self, k: int, q: int, instr: Instr, loops: tuple[tuple[int, str], ...]) -> None:
+    def _add_instr(self, k: int, q: int, instr: Instr, loops: tuple[tuple[int, str], ...], alone: int) -> None:
         stmt, names, index = instr.stmt, self.ring_of[k], len(self.instrs)
         depth, slots = len(loops), {var: d for d, (_, var) in enumerate(loops)}
         uses, operands = len(self.uses), len(self.operands)
@@ -201,7 +205,8 @@ class _Builder:
         if isinstance(stmt, Load | Store):
             memory, tensor, desc = self._transfer(k, stmt, buffers[0], slots)
         elif isinstance(stmt, Mma):
-            desc = self.shapes.mma(stmt, buffers[1], buffers[2], slots)
+            follows = all(slots[var] >= depth - alone for var in stmt.start)
+            desc = self.shapes.mma(stmt, buffers[1], buffers[2], slots, follows)
         else:
             desc = self.shapes.vec(stmt, buffers, slots)
         head = [k, q, _KIND[type(stmt)], depth, desc, memory, -1, (1 << depth) - 1, tensor, 0]

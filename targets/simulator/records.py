@@ -158,7 +158,8 @@ class Extent(Protocol):
 
 class Product(Protocol):
     """An mma: its first extent, numbers of m, n and k axes, fragment, interval, bytes of an operand element, the loops
-    that restart it, and cycles from the end of its time on the engine to its last result."""
+    that restart it, whether it directly follows the mma whose sum it continues (itself, an iteration earlier), and
+    cycles from the end of its time on the engine to its last result."""
 
     extent: int
     m_axes: int
@@ -170,6 +171,7 @@ class Product(Protocol):
     interval: int
     size: int
     restart: int
+    follows: int
     drain: int
 
 

@@ -97,8 +97,9 @@ class Shapes:
         self._copies.append((start, count, element_bytes))
         return len(self._copies) - 1
 
-    def mma(self, stmt: Mma, a: Ring, b: Ring, slots: Mapping[str, int]) -> int:
-        """The valid m, n, k extents of an mma, its fragment and which loops restart it."""
+    def mma(self, stmt: Mma, a: Ring, b: Ring, slots: Mapping[str, int], follows: bool) -> int:
+        """The valid m, n, k extents of an mma, its fragment and which loops restart it. `follows`: nothing else runs on
+        the tensor engine between two parts of a sum."""
         a_shape, b_shape, k = _shape(stmt.a, a), _shape(stmt.b, b), stmt.k_axes
         m_sizes = a_shape[k:] if stmt.transpose_a else a_shape[:-k]
         k_sizes = a_shape[:k] if stmt.transpose_a else a_shape[-k:]
@@ -109,7 +110,7 @@ class Shapes:
         restart = sum(1 << slots[v] for v in stmt.start)
         self._mma.append((
             first, len(m_sizes), len(n_sizes), len(k_sizes), shape.m, shape.n, shape.k, shape.ii_clk,
-            shape.element_bytes, restart, drain_clk(self.target, shape),
+            shape.element_bytes, restart, int(follows), drain_clk(self.target, shape),
         ))  # fmt: skip
         return len(self._mma) - 1
 

@@ -29,6 +29,7 @@ from ppuc.targets.simulator.records import (
 from ppuc.targets.simulator.tables import NO_BOUND, TICKS, Code, Machine, State
 
 _engine_clk = helper(cost.engine_clk)
+_continued_clk = helper(cost.continued_clk)
 _placed = helper(cost.placed)
 _operand_bytes = helper(cost.mma_operand_bytes)
 _longer_row = helper(cost.longer_row)
@@ -182,6 +183,8 @@ def mma_clk(c: Code, m: Machine, st: State, s: int, rate: float, queued: float) 
     busy = _engine_clk(m_time, n_time, k_time, p.m, p.n, p.k, p.interval, t.lane_rows, t.lane_cols, t.engine, t.gap)
     read = _operand_bytes(m_time, n_time, k_time, p.m, p.n, p.k, t.shared_rows, t.shared_cols, t.engine, p.size)
     restarts = (st.stream[s].first & p.restart) == p.restart
+    if p.follows and not restarts:
+        busy -= _continued_clk(m_time, n_time, p.m, p.n, t.lane_rows, t.lane_cols, t.engine, t.gap)
     fragments = -(-rows // p.m) * -(-cols // p.n)
     stat: Stat = st.stat[head]
     stat.l1_read += read

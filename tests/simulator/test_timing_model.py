@@ -3,6 +3,7 @@ power."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+import ppuc
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.options import CompileOptions
-from ppuc.ir.program import Program, Queue
+from ppuc.ir.kernel import Mma
+from ppuc.ir.program import KernelProgram, Program, Queue, StreamLoop, StreamNode
 from ppuc.ir.types import DType, Space
 from ppuc.targets import cost
 from ppuc.targets.description import Target, load_target, override, validation_targets
@@ -43,10 +46,10 @@ def systolic(rows: int, cols: int, dataflow: str, overlap: str) -> Target:
     )  # fmt: skip
 
 
-def serial_array(dataflow: str) -> Target:
-    """The 128 x 128 validation core without overlap between folds."""
+def serial_array(dataflow: str, side: int = 128) -> Target:
+    """The validation core with an array of side x side, without overlap between folds."""
     target = load_target("systolic-128")
-    fragment = [1, 128, 128] if dataflow == "weight" else [128, 128, 1]
+    fragment = [1, side, side] if dataflow == "weight" else [side, side, 1]
     shapes = [f"tensor.fragment.{d}={fragment}" for d in target.tensor.fragment]
     return override(target, "tensor.overlap=serial", f"tensor.dataflow={dataflow}", *shapes)
 
@@ -65,9 +68,18 @@ def product(m: int, n: int, k: int) -> onnx.ModelProto:
     return one_op("MatMul", [m, k], [k, n], [m, n])
 
 
-def convolution(channels: int, filters: int, side: int) -> onnx.ModelProto:
-    shapes = [1, channels, side, side], [filters, channels, 3, 3], [1, filters, side, side]
-    return one_op("Conv", *shapes, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+def convolution(channels: int, filters: int, side: int, window: int, stride: int) -> onnx.ModelProto:
+    """A convolution of side x side points, padded so that ceil(side / stride) remain along both axes."""
+    out, pad = -(-side // stride), window // 2
+    shapes = [1, channels, side, side], [filters, channels, window, window], [1, filters, out, out]
+    return one_op("Conv", *shapes, kernel_shape=[window] * 2, pads=[pad] * 4, strides=[stride] * 2)
+
+
+def scale_sim(m: int, n: int, k: int, side: int, dataflow: str) -> int:
+    """SCALE-Sim's cycles of a product on a side x side array."""
+    if dataflow == "weight":
+        return -(-k // side) * -(-n // side) * (3 * side + m - 2) - 1
+    return -(-m // side) * -(-n // side) * (2 * side + k - 2) - 1
 
 
 def engine_cycles(model: onnx.ModelProto, target: Target) -> float:
@@ -106,24 +118,78 @@ def test_the_simulator_runs_the_same_closed_form(dataflow: str) -> None:
     assert mma["end"] - mma["start"] == 4 * ((2 * 8 + 8 + 16 - 2) if dataflow == "weight" else (8 + 8 + 16 - 2)) - 1
 
 
+@pytest.mark.parametrize("side", [32, 128])
 @pytest.mark.parametrize("dataflow", ["weight", "output"])
-@pytest.mark.parametrize(("m", "n", "k"), [(512, 512, 512), (300, 200, 700), (1, 129, 128), (1000, 64, 300)])
-def test_compiled_products_take_the_closed_form_however_they_are_tiled(dataflow: str, m: int, n: int, k: int) -> None:
-    rows = cols = 128
-    target = serial_array(dataflow)
-    folds, each = -(-k // rows) * -(-n // cols), 2 * rows + cols + m - 2
-    if dataflow == "output":
-        folds, each = -(-m // rows) * -(-n // cols), rows + cols + k - 2
-    assert engine_cycles(product(m, n, k), target) - 1 == folds * each - 1
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [
+        (512, 512, 512), (300, 200, 700), (1, 129, 128), (1000, 64, 300), (32, 32, 1000), (128, 128, 4096),
+        (511, 513, 1025), (16, 4096, 4096), (12544, 64, 147), (20000, 256, 512),
+    ],
+)  # fmt: skip
+def test_compiled_products_take_the_closed_form_however_they_are_tiled(
+    dataflow: str, m: int, n: int, k: int, side: int
+) -> None:
+    assert engine_cycles(product(m, n, k), serial_array(dataflow, side)) - 1 == scale_sim(m, n, k, side, dataflow)
 
 
-@pytest.mark.parametrize(("channels", "filters", "side"), [(128, 256, 14), (256, 128, 7)])
-def test_compiled_convolutions_take_the_closed_form_of_their_products(channels: int, filters: int, side: int) -> None:
-    """Where channels fill the rows of the array, so that no window has to be packed into the sum."""
-    rows = cols = 128
-    folds = -(-channels * 9 // rows) * -(-filters // cols)
-    each = 2 * rows + cols + side * side - 2
-    assert engine_cycles(convolution(channels, filters, side), serial_array("weight")) == folds * each
+@pytest.mark.parametrize("side", [32, 128])
+@pytest.mark.parametrize("dataflow", ["weight", "output"])
+@pytest.mark.parametrize(
+    ("channels", "filters", "points", "window", "stride"),
+    [
+        (3, 64, 224, 7, 2), (64, 64, 56, 3, 1), (64, 256, 56, 1, 1), (128, 128, 56, 3, 2), (256, 512, 56, 1, 2),
+        (1024, 256, 14, 1, 1), (512, 512, 7, 3, 1), (5, 7, 9, 3, 1),
+    ],
+)  # fmt: skip
+def test_compiled_convolutions_take_the_closed_form_of_their_products(
+    dataflow: str, channels: int, filters: int, points: int, window: int, stride: int, side: int
+) -> None:
+    rows, k = (-(-points // stride)) ** 2, channels * window**2
+    model = convolution(channels, filters, points, window, stride)
+    assert engine_cycles(model, serial_array(dataflow, side)) - 1 == scale_sim(rows, filters, k, side, dataflow)
+
+
+@pytest.mark.parametrize("dataflow", ["weight", "output"])
+def test_tiles_chosen_for_folds_compute_the_same_values(dataflow: str) -> None:
+    rng = np.random.default_rng(0)
+    for model in (convolution(5, 7, 9, 3, 1), product(33, 20, 300)):
+        sizes = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+        x = rng.standard_normal(sizes).astype(np.float32)
+        assert ppuc.verify(ppuc.compile(model, serial_array(dataflow, 16)), {"x": x}).ok
+
+
+def product_times(kernel: KernelProgram, g: Gemm, target: Target) -> list[float]:
+    """Cycles of the products of a program with one kernel, in order, to their last result."""
+    whole = gemm_program(g)
+    (segment,) = whole.segments
+    replaced = dataclasses.replace(whole, segments=(dataclasses.replace(segment, kernels=(kernel,)),))
+    events = simulate(replaced, (RELU,), target, {}, None, trace=True).events
+    assert events is not None
+    products = events[events["queue"] == 2]
+    return list(products["end"] - products["start"])
+
+
+def test_a_sum_fills_and_drains_once_unless_another_product_interrupts_it() -> None:
+    target, g = systolic(8, 8, "output", "serial"), Gemm(8, 8, 24, tm=8, tn=8, tk=8)
+    kernel = g.kernel()
+    whole = 8 + 8 + 8 - 2
+    assert product_times(kernel, g, target) == [whole - 1, 8 - 1, 8 - 1]
+
+    def twice(node: StreamNode) -> tuple[StreamNode, ...]:
+        if isinstance(node, StreamLoop):
+            return (dataclasses.replace(node, body=tuple(x for child in node.body for x in twice(child))),)
+        assert isinstance(node.stmt, Mma)
+        opens = [u for u in node.rings if u.kind in ("claim", "wait")]
+        closes = tuple(u for u in node.rings if u not in opens)
+        other = dataclasses.replace(node, stmt=dataclasses.replace(node.stmt, start=()), rings=closes)
+        return dataclasses.replace(node, rings=tuple(opens)), other
+
+    streams = tuple(
+        (queue, tuple(x for node in body for x in twice(node)) if queue is Queue.TENSOR else body)
+        for queue, body in kernel.streams
+    )
+    assert product_times(dataclasses.replace(kernel, streams=streams), g, target) == 6 * [whole - 1]
 
 
 def test_a_pipelined_array_hides_preloads_behind_enough_rows() -> None:

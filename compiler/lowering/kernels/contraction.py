@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.folds import serial_array
 from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, Resolver, analyse
 from ppuc.compiler.lowering.tiling.nest import distribute
 from ppuc.compiler.lowering.tiling.tiled import TiledLowering
@@ -142,14 +143,15 @@ class ContractionLowering(TiledLowering):
 
     def rings(self, tiles: Sequence[int], step_bytes: int, fixed_bytes: int = 0) -> Rings | None:
         """Ring depths for these tiles, with `step_bytes` per operand slot in total and `fixed_bytes` for other rings:
-        the first of RINGS that fits, with operand rings as deep as the rest of l1 allows. None if nothing fits."""
-        points = math.prod(tiles) * 4
+        the first of RINGS that fits, with operand rings as deep as the rest of l1 allows: at least two slots, which a
+        serial array gives up for taller tiles. None if nothing fits."""
+        points, least = math.prod(tiles) * 4, 1 if serial_array(self.target) else 2
         for whole, acc_depth, out_depth in RINGS:
             l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)
             acc = self.target.acc.bytes if whole else cost.acc_budget(self.target)
             left = l1 - self.epilogue_bytes(tiles, out_depth) - fixed_bytes
             depth = min(MAX_DEPTH, left // max(step_bytes, 1))
-            if points * acc_depth <= acc and depth >= 2:
+            if points * acc_depth <= acc and depth >= least:
                 return Rings(depth, acc_depth, out_depth, whole)
         return None
 

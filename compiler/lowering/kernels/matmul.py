@@ -25,6 +25,7 @@ from ppuc.compiler.lowering.kernels.contraction import (
     sizes,
     steps_along,
 )
+from ppuc.compiler.lowering.kernels.folds import array_clk, fewest_cycles, parts, serial_array
 from ppuc.compiler.lowering.kernels.product import ProductLowering, TileChoice
 from ppuc.compiler.lowering.tiling.body import NotFusable, unpacks
 from ppuc.compiler.lowering.tiling.nest import Nest, Tiling
@@ -118,17 +119,22 @@ class MatmulLowering(ProductLowering):
         if not self.reduced:
             wide = sorted({*wide, *cuts([self.space.axes[i].size for i in self.n_axes], self.target, 512, columns)})
         tall = sorted({*tall, *cuts([self.space.axes[i].size for i in self.m_axes], self.target, 256, rows)})
+        if serial_array(self.target):
+            wide, tall = sorted({*wide, *sizes(n, columns, n)}), sorted({*tall, *sizes(m, max(rows, 16), m)})
         shapes: dict[tuple[int, ...], float] = {}
         for tn in wide:
             for tm in tall:
                 tiles = [1] * len(self.space.axes)
                 if self.fill(self.m_axes, tm, tiles) and self.fill(self.n_axes, tn, tiles):
                     shapes.setdefault(tuple(tiles), self._least(tiles))
+        if serial_array(self.target):
+            tilings = [(self._array_clk(shape, tk), (shape, tk)) for shape in shapes for tk in self._depths()]
+            return ranked(fewest_cycles(tilings, self._at), rank, "matmul", self.target)
         found: list[Choice] = []
         for shape, least in sorted(shapes.items(), key=lambda known: known[1]):
             if len(found) > rank and least > sorted(c.price for c in found)[rank]:
                 break
-            best = self._best_k(list(shape))
+            best = self._best_k(list(shape), self._depths())
             found += [] if best is None else [best]
         return ranked(found, rank, "matmul", self.target)
 
@@ -187,7 +193,19 @@ class MatmulLowering(ProductLowering):
         dtype = cost.tensor_dtype(self.dtype, self.target)
         return self.iterations(tiles) * cost.mma_clk(tm, tn, self.k, dtype, self.target)
 
-    def _best_k(self, tiles: list[int]) -> Choice | None:
+    def _array_clk(self, tiles: Sequence[int], tk: int) -> float:
+        """Cycles of the whole product on a serial array, in tiles with sums in steps of `tk`."""
+        axes = [(axis.size, t) for axis, t in zip(self.space.axes, tiles, strict=True)]
+        rows, cols, batch = (parts(axes[i] for i in mine) for mine in (self.m_axes, self.n_axes, self.batch_axes))
+        steps = [tk] * (self.k // tk) + ([self.k % tk] if self.k % tk else [])
+        dtype = cost.tensor_dtype(self.dtype, self.target)
+        return sum(count for _, count in batch) * array_clk(rows, cols, steps, dtype, self.target)
+
+    def _at(self, tiling: tuple[tuple[int, ...], int]) -> Choice | None:
+        """The choice of these tiles and this step along k."""
+        return self._best_k(list(tiling[0]), [tiling[1]])
+
+    def _best_k(self, tiles: list[int], depths: Sequence[int]) -> Choice | None:
         tm = math.prod(tiles[i] for i in self.m_axes)
         tn = math.prod(tiles[i] for i in self.n_axes)
         units, iterations = self.distribution(tiles)
@@ -199,7 +217,7 @@ class MatmulLowering(ProductLowering):
         grid = math.prod(trips[i] for i in self.m_axes), math.prod(trips[i] for i in self.n_axes)
         left, right = cost.sharers(*grid, tm, tn, self.target)
         best: Choice | None = None
-        for tk in self._depths():
+        for tk in depths:
             wide = 2 * slot(tk * tn, self.dtype) if self.unpacked else 0
             rings = self.rings(tiles, slot(tm * tk, self.dtype) + self._right_slots(tn, tk), wide)
             if rings is None:
@@ -237,7 +255,10 @@ class MatmulLowering(ProductLowering):
 
     def _depths(self) -> list[int]:
         """Candidate tile sizes along k."""
-        return steps_along(self.k, cost.tensor_dtype(self.dtype, self.target), self.target)
+        dtype = cost.tensor_dtype(self.dtype, self.target)
+        if serial_array(self.target):
+            return sizes(self.k, max(mma_shape(dtype, self.target).k, 16), self.k)
+        return steps_along(self.k, dtype, self.target)
 
     def _right_slots(self, tn: int, tk: int) -> int:
         """l1 bytes of one tile of the right operand as loaded."""
