@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.comparing.choices import given_choices
 from ppuc.compiler.comparing.doubts import doubted, proven_elsewhere
-from ppuc.compiler.comparing.indices import judged_by_value
-from ppuc.compiler.comparing.layers import compared_layers, run_with_layers
+from ppuc.compiler.comparing.layers import run_with_layers
 from ppuc.compiler.comparing.parts import proven_in_parts
-from ppuc.compiler.comparing.undefined import defined, undefined_elements, with_undefined_note
-from ppuc.compiler.frontend.load import ImportedModel, load_model
-from ppuc.compiler.pipeline.layers import node_values
+from ppuc.compiler.comparing.reference import Reference, doubtful
 from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.compiler.validation.compare import Comparison
-from ppuc.compiler.validation.expected import Allowed, allowed_errors
-from ppuc.compiler.validation.judge import Judge
-from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import UsageError
 from ppuc.targets.simulator.result import Profile
 
@@ -125,36 +120,20 @@ class Checks:
     def _compared(
         self, got: Mapping[str, np.ndarray], layers: bool
     ) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
-        program, arrays, source = self.program, self.arrays, self.program.source
-        assert source is not None
-        imported = self.imported()
-        feeds = {value.name: arrays[name] for name, value in imported.inputs}
-        allowed: dict[str, Allowed] = {}
-        if program.quantized is not None:
-            named = {name: value.name for name, value in imported.outputs}
-            allowed = allowed_errors(imported.graph, named, program.quantized.simulated, feeds)
-        judge = Judge(imported.graph, program.options.precision, feeds, imported.transforms)
-        want = Oracle(source).run(arrays)
-        undefined = undefined_elements(source, arrays, want)
-        outputs = {}
-        for name, value in imported.outputs:
-            open_ones = undefined.get(name)
-            a, b = defined(got[name], open_ones), defined(want[name], open_ones)
-            outputs[name] = with_undefined_note(judge.compare(name, value.name, a, b, allowed.get(name)), open_ones)
-        values = node_values(imported.graph)
-        chosen = judged_by_value(
-            source, arrays, outputs, got, want, lambda node: judge.tolerances_of(values.get(node, ""))
-        )
-        if not layers:
-            return chosen, ()
-        return chosen, compared_layers(run_with_layers(program, arrays, self.progress), imported, judge)
-
-    def imported(self) -> ImportedModel:
-        """The model with the sizes and values that the program was compiled for, and all of its float arithmetic."""
-        program = self.program
+        program, arrays = self.program, self.arrays
         assert program.source is not None
-        shapes = {s.name: s.type.dims for s in program.inputs} | _shapes(program.fixed)
-        return load_model(program.source, shapes=shapes, values=program.fixed, traced=True)
+        model = Reference.of(program, program.source, arrays)
+        allowed = model.allowed(program)
+        kept = run_with_layers(program, arrays, self.progress) if layers else None
+        outputs, inner = model.outputs(got, allowed), model.layers(kept) if kept is not None else ()
+        if not doubtful((*outputs, *inner)):
+            return outputs, inner
+        given = given_choices(program, arrays, model.tolerances, self.progress)
+        if given is None:
+            return outputs, inner
+        model = Reference.of(program, given.source, given.arrays)
+        outputs = given.better(outputs, model.outputs(got, allowed), {})
+        return outputs, given.better(inner, model.layers(kept), kept.tensors) if kept is not None else ()
 
 
 def better_checked(checks: Checks, found: Verification) -> Verification:
@@ -174,7 +153,3 @@ def better_checked(checks: Checks, found: Verification) -> Verification:
 
         outputs = proven_elsewhere(program.source, checks.arrays, program.fixed, outputs, again)
     return replace(found, outputs=outputs, layers=layers)
-
-
-def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in arrays.items()}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,15 +43,18 @@ from ppuc.ir.module import Module
 from ppuc.ir.types import DType
 
 if TYPE_CHECKING:
+    import onnx
+
     from ppuc.targets.simulator.run import Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
     """The results `got`, by value, of the program of `module` on `arrays`, by input. `nodes` maps each value to the
-    ONNX node of its name."""
+    ONNX node of its name. `source` is the model that the oracle computes on `arrays`."""
 
     program: CompiledProgram
+    source: str | Path | onnx.ModelProto
     module: Module
     arrays: Mapping[str, np.ndarray]
     got: Mapping[str, np.ndarray]
@@ -62,14 +66,12 @@ class Layers:
 
     def wanted(self, *nodes: str) -> dict[str, Any]:
         """The oracle's outputs, and those of `nodes`, by tensor."""
-        assert self.program.source is not None
-        return Oracle(self.program.source, tuple(self.tensors[node] for node in nodes)).run(self.arrays)
+        return Oracle(self.source, tuple(self.tensors[node] for node in nodes)).run(self.arrays)
 
     def undefined(self, want: Mapping[str, Any], *nodes: str) -> dict[str, np.ndarray]:
         """Which elements of `want`, that `wanted` gives for the same nodes, the model leaves undefined."""
-        assert self.program.source is not None
         tensors = tuple(self.tensors[node] for node in nodes)
-        return undefined_elements(self.program.source, self.arrays, want, tensors)
+        return undefined_elements(self.source, self.arrays, want, tensors)
 
 
 def run_with_layers(program: CompiledProgram, arrays: Mapping[str, np.ndarray], progress: Progress | None) -> Layers:
@@ -84,7 +86,7 @@ def run_with_layers(program: CompiledProgram, arrays: Mapping[str, np.ndarray], 
     # 8-bit codes have no value without their reader's scale.
     numbers = [value for value, array in got.items() if program.quantized is None or DType.of(array.dtype).bits > 8]
     nodes = {value: node for value in numbers if (node := named.get(value)) is not None}
-    return Layers(program, model.module, arrays, got, nodes, tensors, outputs)
+    return Layers(program, program.source, model.module, arrays, got, nodes, tensors, outputs)
 
 
 def _with_layers(program: CompiledProgram) -> CompiledModel:

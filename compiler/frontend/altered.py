@@ -5,7 +5,7 @@ Invariant: nodes, weights and opsets stay what they are; only the tensors that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +82,7 @@ def _other_rows(node: onnx.NodeProto, prefix: str) -> list[onnx.NodeProto]:
 def from_given(source: str | Path | onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """The model, weights included, with everything that reads one of `tensors` reading an input GIVEN + its name
     instead, of the type of the array; each of them is an output as well, so that it is computed from the others."""
-    model = onnx.ModelProto()
-    model.CopyFrom(onnx.load(source) if isinstance(source, str | Path) else source)
+    model = _whole(source)
     _read_given(model.graph.node, set(tensors))
     present = {o.name for o in model.graph.output}
     for name, array in tensors.items():
@@ -91,6 +90,21 @@ def from_given(source: str | Path | onnx.ModelProto, tensors: Mapping[str, np.nd
         model.graph.input.append(helper.make_tensor_value_info(GIVEN + name, kind, array.shape))
         if name not in present:
             model.graph.output.append(helper.make_tensor_value_info(name, kind, array.shape))
+    return model
+
+
+def with_indices(source: str | Path | onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model, weights included, with tensors `names` of i64 as further outputs."""
+    model = _whole(source)
+    present = {o.name for o in model.graph.output}
+    kind = onnx.TensorProto.INT64
+    model.graph.output.extend(helper.make_tensor_value_info(n, kind, None) for n in names if n not in present)
+    return model
+
+
+def _whole(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(onnx.load(source) if isinstance(source, str | Path) else source)
     return model
 
 

@@ -10,12 +10,15 @@ compiled at run time once per call.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppuc.compiler.comparing.choices import given_choices
 from ppuc.compiler.comparing.indices import judged_by_value
+from ppuc.compiler.comparing.reference import doubtful
 from ppuc.compiler.comparing.undefined import defined, undefined_elements, with_undefined_note
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.frontend.expose import moved_model, node_outputs, whole_bytes
@@ -49,59 +52,77 @@ from ppuc.ir.errors import ModelError, UsageError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.types import DType
 
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The model `source` on `inputs`, with which a program is compared: what it is partitioned into, and the errors
+    that a correct program may have, by tensor."""
+
+    program: CompiledProgram
+    hosted: HostedModel
+    errors: Mapping[str, ExpectedError]
+    source: str | Path | onnx.ModelProto
+    inputs: Mapping[str, Any]
+
+    def tolerances(self, node: str) -> list[Tolerance]:
+        """What the output of an ONNX node may be off."""
+        return [tolerance_of(self.errors.get(_values_of_nodes(self.hosted).get(node, ""), NO_ERROR))]
+
+    def outputs(self, result: ProgramResult) -> tuple[Comparison, ...]:
+        """The outputs of a run; of one that is a sequence, each element."""
+        want = _oracle(self, [name for name, _ in self.hosted.outputs])
+        undefined = _undefined(self, want)
+        found: dict[str, list[Comparison]] = {}
+        for name, operand in self.hosted.outputs:
+            open_ones = undefined.get(name)
+            pair = (result.outputs[name], want[name])
+            a, b = pair if open_ones is None else (defined(array, open_ones) for array in pair)
+            compared = _compared(name, a, b, self.errors.get(operand.name, NO_ERROR))
+            found[name] = [with_undefined_note(c, open_ones) for c in compared]
+        found |= _by_value(self, result, found, want)
+        if not all(c.ok for each in found.values() for c in each):
+            found |= _excused(self, result, found, want)
+        return tuple(c for each in found.values() for c in each)
+
 
 def verify_hosted(
     program: CompiledProgram, plan: Plan, inputs: Mapping[str, Any], result: ProgramResult, layers: bool = False
 ) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
     """Compare the outputs of `program` on `inputs` with the oracle's and, with `layers`, the results of its kernels
     with ONNX Runtime's. Raises ModelError if there is no oracle."""
+    assert program.source is not None
     dense = {n: a for n, a in inputs.items() if n not in dict(plan.host_inputs)}
     hosted = _imported(program, plan, {n: a.shape for n, a in dense.items()})
     errors = _errors(hosted, plan, program.options.precision, result.deferred)
-    want = _oracle(program, hosted, inputs)
-    undefined = _undefined(program, inputs, want)
-    found: dict[str, list[Comparison]] = {}
-    for name, operand in hosted.outputs:
-        open_ones = undefined.get(name)
-        pair = (result.outputs[name], want[name])
-        a, b = pair if open_ones is None else (defined(array, open_ones) for array in pair)
-        compared = _compared(name, a, b, errors.get(operand.name, NO_ERROR))
-        found[name] = [with_undefined_note(c, open_ones) for c in compared]
-    found |= _by_value(program, hosted, errors, inputs, result, found, want)
-    if not all(c.ok for each in found.values() for c in each):
-        found |= _excused(program, hosted, inputs, result, found, want)
-    outputs = tuple(c for each in found.values() for c in each)
-    return outputs, _layers(program, hosted, errors, inputs) if layers else ()
+    model = _Reference(program, hosted, errors, program.source, inputs)
+    kept = _kept(model) if layers else None
+    outputs, inner = model.outputs(result), _layers(model, kept) if kept is not None else ()
+    given = given_choices(program, inputs, model.tolerances) if doubtful((*outputs, *inner)) else None
+    if given is None:
+        return outputs, inner
+    model = replace(model, source=given.source, inputs=given.arrays)
+    outputs = given.better(outputs, model.outputs(result), {})
+    return outputs, given.better(inner, _layers(model, kept), kept.tensors) if kept is not None else ()
 
 
-def _undefined(program: CompiledProgram, inputs: Mapping[str, Any], want: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _undefined(model: _Reference, want: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Elements of outputs that the model leaves undefined, where ONNX Runtime can tell."""
-    assert program.source is not None
     try:
-        return undefined_elements(program.source, inputs, want)
+        return undefined_elements(model.source, model.inputs, want)
     except ModelError:
         return {}
 
 
 def _by_value(
-    program: CompiledProgram,
-    hosted: HostedModel,
-    errors: Mapping[str, ExpectedError],
-    inputs: Mapping[str, Any],
-    result: ProgramResult,
-    found: Mapping[str, list[Comparison]],
-    want: Mapping[str, Any],
+    model: _Reference, result: ProgramResult, found: Mapping[str, list[Comparison]], want: Mapping[str, Any]
 ) -> dict[str, list[Comparison]]:
     """Indices that differ, judged by the values that they choose, where the oracle knows those."""
-    assert program.source is not None
     single = {name: each[0] for name, each in found.items() if len(each) == 1 and each[0].name == name}
-    values = _values_of_nodes(hosted)
-
-    def allowed(node: str) -> list[Tolerance]:
-        return [tolerance_of(errors.get(values.get(node, ""), NO_ERROR))]
-
     try:
-        again = judged_by_value(program.source, inputs, single, result.outputs, want, allowed)
+        again = judged_by_value(model.source, model.inputs, single, result.outputs, want, model.tolerances)
     except ModelError:
         return {}
     return {c.name: [c] for c in again}
@@ -120,16 +141,11 @@ def _values_of_nodes(hosted: HostedModel) -> dict[str, str]:
 
 
 def _excused(
-    program: CompiledProgram,
-    hosted: HostedModel,
-    inputs: Mapping[str, Any],
-    result: ProgramResult,
-    found: Mapping[str, list[Comparison]],
-    want: Mapping[str, Any],
+    model: _Reference, result: ProgramResult, found: Mapping[str, list[Comparison]], want: Mapping[str, Any]
 ) -> dict[str, list[Comparison]]:
     """Comparisons that fail, repeated with a tolerance from the model's conditioning where the oracle can compute
     it."""
-    assert program.source is not None
+    program, hosted = model.program, model.hosted
     graphs = [part.graph for part in partition(hosted) if isinstance(part, PpuPart)]
     graphs += [
         _graph_of(run.program) for run in result.deferred if run.program is not None and run.program.plan is None
@@ -140,8 +156,8 @@ def _excused(
 
     def run(move: Move) -> Mapping[str, Any]:
         kept = program.fixed.keys()
-        changed = {n: a if n in kept or not isinstance(a, np.ndarray) else move(a) for n, a in inputs.items()}
-        return Oracle(moved_model(program.source, move)).run(changed)  # type: ignore[arg-type]
+        changed = {n: a if n in kept or not isinstance(a, np.ndarray) else move(a) for n, a in model.inputs.items()}
+        return Oracle(moved_model(model.source, move)).run(changed)
 
     try:
         measured = sensitivities_of_outputs(run, want, step, any(map(rounds, graphs)))
@@ -149,6 +165,8 @@ def _excused(
         return {}
     again: dict[str, list[Comparison]] = {}
     for name, sensitivity in measured.items():
+        if name not in found:  # a choice that the model is given
+            continue
         (before,) = found[name]
         tolerance = Tolerance(before.tolerance)
         if not before.ok and (widened := sensitivity.widened(tolerance, step)) != tolerance:
@@ -164,10 +182,19 @@ def _graph_of(program: DeferredProgram) -> Graph:
     return load_model(program.source, shapes=shapes, values=program.fixed).graph
 
 
-def _layers(
-    program: CompiledProgram, hosted: HostedModel, errors: Mapping[str, ExpectedError], inputs: Mapping[str, Any]
-) -> tuple[Comparison, ...]:
-    """Recompile with every kernel's results as outputs, and compare those that are an ONNX node's output."""
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Results of kernels `got`, by the name that keeps them, the ONNX node that each stands for, and the tensor that
+    each node defines."""
+
+    got: Mapping[str, Any]
+    nodes: Mapping[str, str]
+    tensors: Mapping[str, str]
+
+
+def _kept(model: _Reference) -> _Kept:
+    """Recompile with every kernel's results as outputs, and run."""
+    program = model.program
     assert program.source is not None
     if PRECISIONS[program.options.precision].quantized:
         raise UsageError.of(
@@ -175,23 +202,29 @@ def _layers(
             "cannot be compared layer by layer: a part of it runs on the host, and its layers are quantized",
             hint="compare the outputs, or the layers at precision bf16",
         )
-    model = compile_model(program.source, program.options_keeping_layers)
-    got = replace(program, artifact=model.artifact).run(inputs).outputs
+    made = compile_model(program.source, program.options_keeping_layers)
+    got = replace(program, artifact=made.artifact).run(model.inputs).outputs
     tensors = {node: names[0] for node, names in node_outputs(program.source).items() if len(names) == 1}
-    whole = {operand.name for _, operand in hosted.outputs}
+    whole = {operand.name for _, operand in model.hosted.outputs}
     chosen: dict[str, str] = {}
-    for number, module in enumerate(model.modules):
+    for number, module in enumerate(made.modules):
         given = {value: name for name, value in module.outputs if not name.startswith(PREFIX)}
         for value, candidates in layer_candidates(module.graph).items():
             node, name = final_node(candidates, tuple(tensors)), kept_name(number, given.get(value, value))
             chosen |= {name: node} if node is not None and name in got and given.get(value) not in whole else {}
-    want = Oracle(program.source, tuple(tensors[node] for node in chosen.values())).run(inputs)
-    values = _values_of_nodes(hosted)
+    return _Kept(got, chosen, tensors)
+
+
+def _layers(model: _Reference, kept: _Kept) -> tuple[Comparison, ...]:
+    """What is kept, where it is an ONNX node's output."""
+    want = Oracle(model.source, tuple(kept.tensors[node] for node in kept.nodes.values())).run(model.inputs)
+    values = _values_of_nodes(model.hosted)
     found: list[Comparison] = []
-    for name, node in chosen.items():
-        reference = matching(want[tensors[node]], got[name]) if tensors[node] in want else None
+    for name, node in kept.nodes.items():
+        tensor = kept.tensors[node]
+        reference = matching(want[tensor], kept.got[name]) if tensor in want else None
         if reference is not None:
-            found += _compared(node, got[name], reference, errors.get(values.get(node, ""), NO_ERROR))
+            found += _compared(node, kept.got[name], reference, model.errors.get(values.get(node, ""), NO_ERROR))
     return tuple(found)
 
 
@@ -212,14 +245,13 @@ def _imported(program: DeferredProgram, plan: Plan, shapes: Mapping[str, tuple[i
     )
 
 
-def _oracle(program: CompiledProgram, hosted: HostedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    assert program.source is not None
+def _oracle(reference: _Reference, outputs: Sequence[str]) -> dict[str, Any]:
     try:
-        return dict(Oracle(program.source).run(inputs))
+        return dict(Oracle(reference.source).run(reference.inputs))
     except ModelError:
-        model = whole_bytes(program.source)
-        values = worker(program.options.host.ops).run(model, dict(inputs), f"{program.name} as a whole")
-        return dict(zip((name for name, _ in hosted.outputs), values, strict=True))
+        program, model = reference.program, whole_bytes(reference.source)
+        values = worker(program.options.host.ops).run(model, dict(reference.inputs), f"{program.name} as a whole")
+        return dict(zip(outputs, values, strict=True))
 
 
 def _errors(hosted: HostedModel, plan: Plan, precision: str, runs: Sequence[DeferredRun]) -> dict[str, ExpectedError]:
