@@ -18,6 +18,7 @@ from ppuc.compiler.inputs import (
     generate_all,
     input_ranges,
     input_specs,
+    out_of_range,
     values_text,
     without_fixed,
 )
@@ -33,6 +34,7 @@ from ppuc.compiler.pipeline.recheck import Recheck
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.ir.errors import Diagnostic, ModelError, PpucError, UsageError
 from ppuc.ir.graph import Graph
+from ppuc.ir.interpret import OutOfRangeError
 from ppuc.ir.module import Module
 
 if TYPE_CHECKING:
@@ -162,7 +164,12 @@ def _compiled(run: Run, module: Module, watch: Instrumentation) -> CompiledModel
         if watch.inputs is not None:
             given = without_fixed(fixed_values(about), watch.inputs, "--inputs")
             arrays = checked_inputs(specs, {**default_values(about), **given}, "--inputs")
-        run.recheck = Recheck(module, arrays, module.option("precision"))
+        try:
+            run.recheck = Recheck(module, arrays, module.option("precision"))
+        except OutOfRangeError as error:
+            names = {value: name for name, value in module.inputs}
+            where = "--check-passes" if watch.inputs is None else "--inputs"
+            raise out_of_range(error, module.graph, names, where) from error
     return run.to_end(module)
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,7 +22,8 @@ import numpy as np
 from ppuc.compiler.alias import declared_type, grown
 from ppuc.ir.errors import Diagnostic, Entity, EntityKind, InputError
 from ppuc.ir.files import whole_file
-from ppuc.ir.graph import Graph
+from ppuc.ir.graph import Graph, Op
+from ppuc.ir.interpret import OutOfRangeError
 from ppuc.ir.module import Module
 from ppuc.ir.types import DType, TensorType
 
@@ -120,19 +121,45 @@ class InputSpec:
 
 
 def input_ranges(graph: Graph) -> dict[str, int]:
-    """Parameter name -> exclusive upper bound for integers that index something: the size of the smallest gathered axis
-    that the parameter reaches through casts and views."""
+    """Parameter name -> exclusive upper bound for integers that index something: the size of the smallest axis that the
+    parameter indexes through casts and views."""
     source = {p.name: p.name for p in graph.params if p.type.dtype.is_integer}
     bounds: dict[str, int] = {}
     for op in graph.ops:
         reached = [source[v.name] for v in op.operands if v.name in source]
         if op.name in _FOLLOWED and len(reached) == 1:
             source[op.results[0].name] = reached[0]
-        elif op.name in ("gather", "gather_elements") and op.operands[1].name in source:
+        elif (sizes := _indexed_sizes(op)) and op.operands[1].name in source:
             name = source[op.operands[1].name]
-            size = op.operands[0].type.dims[op.attrs.axis]  # type: ignore[attr-defined]
-            bounds[name] = min(size, bounds.get(name, size))
+            bounds[name] = min(*sizes, bounds.get(name, sizes[0]))
     return bounds
+
+
+def _indexed_sizes(op: Op) -> tuple[int, ...]:
+    """The sizes of the axes that an op's second operand indexes; none for ops without indices."""
+    if op.name in ("gather", "gather_elements", "scatter_elements"):
+        return (op.operands[0].type.dims[op.attrs.axis],)  # type: ignore[attr-defined]
+    if op.name in ("gather_nd", "scatter_nd"):
+        first: int = getattr(op.attrs, "batch_dims", 0)
+        return op.operands[0].type.dims[first : first + op.operands[1].type.dims[-1]]
+    return ()
+
+
+def out_of_range(error: OutOfRangeError, graph: Graph, names: Mapping[str, str], where: str) -> InputError:
+    """`error` of running `graph`, with the inputs that its indices are computed from; `names` maps parameters to them.
+    `where` they came from."""
+    behind, produced = {error.indices.name}, {r.name: op for op in graph.ops for r in op.results}
+    todo = [error.indices.name]
+    while todo:
+        op = produced.get(todo.pop())
+        new = {v.name for v in op.operands} - behind if op is not None else set()
+        behind |= new
+        todo += new
+    inputs = [name for value, name in names.items() if value in behind]
+    (found,) = error.diagnostics
+    computed = ", computed from " + ", ".join(f"input '{name}'" for name in inputs) if inputs else ""
+    what, hint = f"{found.what} at {found.where}{computed}", "give other numbers with --inputs FILE.npz"
+    return InputError(replace(found, where=where, what=what, hint=hint, entities=tuple(map(_input, inputs))))
 
 
 def input_specs(module: Module) -> tuple[InputSpec, ...]:
@@ -214,7 +241,11 @@ def _unknown(name: str, known: Mapping[str, InputSpec], where: str) -> Diagnosti
 
 
 def _about(name: str) -> tuple[Entity, ...]:
-    return (Entity(EntityKind.INPUT, name),)
+    return (_input(name),)
+
+
+def _input(name: str) -> Entity:
+    return Entity(EntityKind.INPUT, name)
 
 
 def _type_fault(spec: InputSpec, array: np.ndarray, where: str) -> Diagnostic | None:

@@ -10,10 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ppuc.ir.errors import InputError, InternalError
+from ppuc.ir.errors import Diagnostic, InputError, InternalError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops import OPS
 from ppuc.ir.types import DType, TensorType
+
+_INDEXED = ("gather", "gather_elements", "gather_nd", "scatter_nd", "scatter_elements")
+"""Ops that take indices, as their second operand."""
+
+
+class OutOfRangeError(InputError):
+    """An index lies outside of the tensor that it indexes. `indices` is the value that holds it."""
+
+    def __init__(self, op: Op, reason: str) -> None:
+        node = ", ".join(op.loc) or op.name
+        super().__init__(Diagnostic(f"node {node}", "an index is out of range", reason, str(op.operands[0].type)))
+        self.indices = op.operands[1]
+
 
 OnOp = Callable[[Op, Sequence[np.ndarray]], Sequence[np.ndarray] | None]
 
@@ -23,7 +36,8 @@ def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray], on_op: OnOp | None 
     shape).
 
     `on_op(op, results)` is called after every op, those of group bodies included, and may return other results to go
-    on with. Arrays are dropped after their last use. Raises InputError unless the feeds match the parameters exactly.
+    on with. Arrays are dropped after their last use. Raises InputError unless the feeds match the parameters exactly,
+    and OutOfRangeError for indices outside of a tensor.
     """
     _check_feeds(graph, feeds)
     arrays = _run(graph, [np.asarray(feeds[p.name]) for p in graph.params], on_op)
@@ -68,7 +82,12 @@ def _run_op(op: Op, operands: Sequence[np.ndarray], on_op: OnOp | None) -> Seque
     record = OPS[op.name]
     if record.reference is None:
         raise InternalError(f"op {op.name} ({', '.join(op.loc)}) has no reference function")
-    results = record.reference(op.attrs, *operands)
+    try:
+        results = record.reference(op.attrs, *operands)
+    except IndexError as error:
+        if op.name not in _INDEXED:
+            raise
+        raise OutOfRangeError(op, str(error)) from error
     for value, array in zip(op.results, results, strict=True):
         _check_result(op, value, array)
     return results

@@ -16,11 +16,11 @@ from ppuc.compiler.frontend.offload.hosting import PREFIX, HostTensor
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.host.client import HostWorker
 from ppuc.compiler.host.partition import DeferredPart, HostPart, Part
-from ppuc.compiler.inputs import InputSpec, input_ranges
+from ppuc.compiler.inputs import InputSpec, input_ranges, out_of_range
 from ppuc.compiler.quantization.data import Data, check_not_zero
 from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph
-from ppuc.ir.interpret import run_graph
+from ppuc.ir.interpret import OutOfRangeError, run_graph
 
 Feeds = dict[str, np.ndarray]
 
@@ -56,7 +56,8 @@ def values_of_parts(
     graphs: Sequence[Graph] | None = None,
 ) -> tuple[list[Feeds], dict[str, Any]]:
     """As `feeds_of_parts`, plus all tensors passed between parts and the outputs, by name. `graphs` replace those of
-    the PPU parts, with parameters and results matched by position. Raises HostError."""
+    the PPU parts, with parameters and results matched by position. Raises HostError, and InputError for indices out of
+    range."""
     held: dict[str, Any] = {operand.name: inputs[name] for name, operand in hosted.inputs}
     given: list[Feeds] = []
     for part in parts:
@@ -69,7 +70,11 @@ def values_of_parts(
             graph = part.graph if graphs is None else graphs[len(given)]
             given.append({p.name: held[p.name] for p in part.graph.params})
             feeds = {p.name: held[own.name] for p, own in zip(graph.params, part.graph.params, strict=True)}
-            results = run_graph(graph, feeds)
+            try:
+                results = run_graph(graph, feeds)
+            except OutOfRangeError as error:
+                names = {operand.name: name for name, operand in hosted.inputs}
+                raise out_of_range(error, graph, names, hosted.name) from error
             held |= {own.name: results[r.name] for r, own in zip(graph.results, part.graph.results, strict=True)}
     return given, held
 

@@ -58,6 +58,7 @@ class Recheck:
     """Holds every value of the imported graph for one set of inputs (by ONNX name)."""
 
     def __init__(self, module: Module, inputs: Mapping[str, np.ndarray], precision: str) -> None:
+        """Raises OutOfRangeError for inputs that index beyond a tensor."""
         self._inputs = inputs
         self._names = _value_types(module.graph)
         self._want: dict[str, np.ndarray] = {}

@@ -183,3 +183,58 @@ def test_random_inputs_on_which_the_host_cannot_run_are_reported() -> None:
     source.graph.initializer.append(onnx.numpy_helper.from_array(np.array([100]), "far"))
     with pytest.raises(UsageError, match="cannot compute its part of the model on random inputs"):
         check(source, None)
+
+
+# Indices.
+
+INDEXING = {
+    "gather": "(int64[4] i) => (float[4, 6] y) { y = Gather(t, i) }",
+    "negative axis": "(int64[6, 1] i) => (float[6, 1] y) { u = Transpose(t) y = GatherElements <axis = -1>(u, i) }",
+    "tuples": "(int64[4, 2] i) => (float[4] y) { y = GatherND(t, i) }",
+    "batched tuples": "(int64[1, 4, 1] i) => (float[1, 4] y) { y = GatherND <batch_dims = 1>(t, i) }",
+    "scatter": "(int64[1, 6] i, float[1, 6] u) => (float[1, 6] y) { y = ScatterElements(t, i, u) }",
+    "scattered tuples": "(int64[2, 1] i, float[2, 6] u) => (float[1, 6] y) { y = ScatterND(t, i, u) }",
+    "narrow": "(int32[4] i) => (float[4, 6] y) { j = Unsqueeze(i, last) y = GatherND(t, j) }",
+}
+"""Of a table of one row: random indices are out of range unless they are drawn for it."""
+
+
+def indexing(text: str) -> onnx.ModelProto:
+    return model_of(f"g {text}", {"t": draws(1, 6), "last": np.array([-1])})
+
+
+@pytest.mark.parametrize("name", list(INDEXING))
+def test_random_indices_are_drawn_in_range(name: str) -> None:
+    check(indexing(INDEXING[name]), None)
+
+
+@pytest.mark.parametrize("name", list(INDEXING))
+def test_an_index_out_of_range_names_the_input(name: str) -> None:
+    source = indexing(INDEXING[name])
+    dtypes = {1: np.float32, 6: np.int32, 7: np.int64}
+    given = {
+        i.name: np.full([d.dim_value for d in i.type.tensor_type.shape.dim], 1000, dtypes[i.type.tensor_type.elem_type])
+        for i in source.graph.input
+    }
+    with pytest.raises(InputError, match=r"--inputs: an index is out of range at node \w+, computed from input 'i'"):
+        check(source, given, shapes={}, values={})
+
+
+def test_random_indices_that_arithmetic_moves_out_of_range_are_reported() -> None:
+    source = model_of(
+        "g (int64[4] i) => (float[4, 6] y) { j = Add(i, k) y = Gather(t, j) }", {"t": draws(3, 6), "k": np.array(7)}
+    )
+    with pytest.raises(
+        InputError, match=r"--check-passes: an index is out of range at node Gather_1, computed from input"
+    ):
+        check(source, None)
+
+
+def test_an_index_out_of_range_behind_the_host_is_reported() -> None:
+    text = """g (int64[4] i, float[4, 6] x) => (float[4, 6] y) { c = Cast <to = 11>(x) e = Exp(c) f = Cast <to = 1>(e)
+        g = Gather(t, i) y = Mul(f, g) }"""
+    source = model(text)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(draws(3, 6), "t"))
+    check(source, None)
+    with pytest.raises(InputError, match="an index is out of range at node Gather_3, computed from input 'i'"):
+        check(source, {"i": np.full(4, 3), "x": draws(4, 6)}, shapes={}, values={})
