@@ -5,8 +5,9 @@ Invariant: nodes, weights and opsets stay what they are; only the tensors that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -18,25 +19,56 @@ LENGTHS = "GroupQueryAttention"
 """The op of com.microsoft that leaves rows behind a sequence's length undefined: of its output in a prompt, whose rows
 are padded to the longest one, and of the caches of keys and values."""
 
+STANDARD = ("", "ai.onnx")
+NodeList: TypeAlias = MutableSequence[onnx.NodeProto]
+
 GIVEN = "ppuc:given:"
 """Prefix of the inputs that stand for inner tensors. No exporter names a tensor so."""
 
 
 def leaves_undefined(source: str | Path | onnx.ModelProto) -> bool:
-    """Whether a node of the main graph leaves elements of its outputs undefined."""
+    """Whether a node of the model, of its functions or of a body leaves elements of its outputs undefined."""
     model = onnx.load(source, load_external_data=False) if isinstance(source, str | Path) else source
-    return any(_has_lengths(node) for node in model.graph.node)
+    lists = (model.graph.node, *(f.node for f in model.functions))
+    return any(_has_lengths(node) for nodes in lists for part in _with_bodies(nodes) for node in part)
 
 
 def disturb(model: onnx.ModelProto) -> None:
-    """Put other numbers where nodes of the main graph leave elements undefined: what depends on them changes."""
-    nodes = []
-    for number, node in enumerate(model.graph.node):
-        nodes.append(node)
+    """Put other numbers where nodes leave elements undefined, in functions and bodies too: what depends on them
+    changes."""
+    lists = [*_with_bodies(model.graph.node)]
+    for function in model.functions:
+        own = [*_with_bodies(function.node)]
+        if any(_has_lengths(node) for nodes in own for node in nodes):
+            _with_standard_ops(function, model)
+        lists += own
+    for number, nodes in enumerate(lists):
+        _disturb(nodes, f"ppuc:undefined:{number}")
+
+
+def _disturb(nodes: NodeList, prefix: str) -> None:
+    changed = []
+    for number, node in enumerate(nodes):
+        changed.append(node)
         if _has_lengths(node):
-            nodes += _other_rows(node, f"ppuc:undefined:{number}:")
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+            changed += _other_rows(node, f"{prefix}:{number}:")
+    if len(changed) > len(nodes):
+        del nodes[:]
+        nodes.extend(changed)
+
+
+def _with_bodies(nodes: NodeList) -> Iterator[NodeList]:
+    """`nodes`, and those of all bodies within, innermost first."""
+    for node in nodes:
+        for graph in subgraphs(node):
+            yield from _with_bodies(graph.node)
+    yield nodes
+
+
+def _with_standard_ops(function: onnx.FunctionProto, model: onnx.ModelProto) -> None:
+    """Let a function use the standard ops in the model's version, if it has none of its own."""
+    if not any(own.domain in STANDARD for own in function.opset_import):
+        function.opset_import.extend(o for o in model.opset_import if o.domain in STANDARD)
 
 
 def _has_lengths(node: onnx.NodeProto) -> bool:

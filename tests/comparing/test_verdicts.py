@@ -376,6 +376,49 @@ def test_what_is_undefined_is_found_behind_the_op_too() -> None:
     assert undefined_elements(short, rest, Oracle(short).run(rest)) == {}
 
 
+ATTENTION = "y, pk, pv = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (q, k, v, , , sl, tl)"
+PADDED = "float[2, 6, 64] q, float[2, 6, 32] k, float[2, 6, 32] v, int32[2] sl, int32 tl"
+FUNCTION = f"""<domain: "local", opset_import: ["com.microsoft" : 1]> att (q, k, v, sl, tl) => (y) {{ {ATTENTION} }}"""
+INSIDE = {
+    "function": ("a = local.att(q, k, v, sl, tl)", FUNCTION),
+    "function in a function": (
+        "a = local.outer(q, k, v, sl, tl)",
+        """<domain: "local", opset_import: ["" : 18, "local" : 1]> outer (q, k, v, sl, tl) => (y) {
+        w = local.att(q, k, v, sl, tl) y = Neg(w) }"""
+        + FUNCTION,
+    ),
+    "branch": (
+        f"""b = ReduceMax <keepdims = 0>(q) c = Greater(b, zero) a = If(c) <
+        then_branch = t () => (float[2, 6, 64] y) {{ {ATTENTION} }},
+        else_branch = e () => (float[2, 6, 64] n) {{ n = Neg(q) }}>""",
+        "",
+    ),
+    "loop": (
+        f"""a = Loop(three, , q) <body = l (int64 i, bool c, float[2, 6, 64] h) => (bool d, float[2, 6, 64] y) {{
+        d = Identity(c) {ATTENTION.replace("(q,", "(h,")} }}>""",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(INSIDE))
+def test_rows_behind_a_length_are_found_in_functions_and_bodies(name: str) -> None:
+    nodes, functions = INSIDE[name]
+    imports = MS.replace("]", ', "local" : 1]')
+    text = f"{imports} g ({PADDED}) => (float[2, 6, 64] z) {{ {nodes} m = MatMul(a, W) z = Tanh(m) }} {functions}"
+    model = onnx.parser.parse_model(text)
+    weights = {"W": draws(64, 64, seed=9) / 8, "zero": np.array(0, np.float32), "three": np.array(3)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in weights.items() if n in text)
+    _, inputs = prompts()
+    found = ppuc.verify(ppuc.compile(model, TINY, values=inputs), inputs)
+    assert found.ok
+    assert found.outputs[0].sqnr_db > 90
+    places = undefined_elements(model, inputs, Oracle(model).run(inputs))["z"]
+    assert not places[0].any()
+    assert not places[1, :4].any()
+    assert places[1, 4:].all()
+
+
 # Indices.
 
 TOP = """g (float[4, 64] x) => (int64[4, 50] i, int64[4] a, int32[4, 1] b) {
