@@ -71,6 +71,8 @@ class Graph:
     results: tuple[Value, ...]
     ops: tuple[Op, ...]
     _producers: dict[str, Op] = field(default_factory=dict, init=False, compare=False, repr=False)
+    settled: set[object] = field(default_factory=set, init=False, compare=False, repr=False)
+    """Rewrite rules that are known to leave this graph as it is (the rewriter records them)."""
 
     def producer(self, value: Value) -> Op | None:
         """The op that defines `value`; None for a parameter."""

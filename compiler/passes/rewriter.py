@@ -35,6 +35,7 @@ Rules = Mapping[str, Sequence[Rule]]
 """Op name -> rules, tried in order; the first that fires wins. The rules under "*" are tried for every op after
 those."""
 
+_MERGE = "merge-equal"
 _SERIAL = re.compile(r"(\.\d+)+$")
 _MAX_ROUNDS = 50
 _MAX_CHAIN = 10_000
@@ -118,7 +119,7 @@ class Walk:
             self._seen[key] = op
             return False
         if self._remarks is not None:
-            self._remarks.count("merge-equal", op)
+            self._remarks.count(_MERGE, op)
         self._drop_uses(op)
         for old, new in zip(op.results, first.results, strict=True):
             self._rename(old, new)
@@ -202,12 +203,24 @@ def _check_types(op: Op, values: Sequence[Value]) -> None:
         raise InternalError(f"a rewrite of {op.name} turned {old} into {new}")
 
 
+def _offered(graph: Graph, rules: Rules) -> set[object]:
+    """What a walk of `graph` tries: the rules with the names of the ops that they see, and the merging of equal ops."""
+    every = rules.get("*", ())
+    names = {op.name for op in graph.ops}
+    return {_MERGE, *((name, rule) for name in names for rule in (*rules.get(name, ()), *every))}
+
+
 def to_fixpoint(graph: Graph, rules: Rules) -> Graph:
-    """Walk until nothing changes and remove dead ops. Returns `graph` itself if it is a fixpoint already."""
+    """Walk until nothing changes and remove dead ops. Returns `graph` itself if it is a fixpoint already, without a
+    walk if earlier walks of the same graph have shown this for every rule that has ops to look at."""
     graph = without_dead_ops(graph)
     for _ in range(_MAX_ROUNDS):
+        offered = _offered(graph, rules)
+        if offered <= graph.settled:
+            return graph
         after = Walk(graph, rules).run()
         if after is graph:
+            graph.settled.update(offered)
             return graph
         graph = after
     raise InternalError(f"rewriting @{graph.name} did not reach a fixpoint in {_MAX_ROUNDS} walks")

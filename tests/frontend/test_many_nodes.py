@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from ppuc.ir.module import Module
 from ppuc.ir.types import DType, TensorType
 from ppuc.ir.verify import verify_module
 from ppuc.targets.description import load_target
-from tests.support.effort import assert_linear
+from tests.support.effort import assert_linear, calls_of
 
 ROW = [1, 8]
 TINY = load_target("ppu-tiny")
@@ -46,6 +47,44 @@ def chain(count: int) -> onnx.ModelProto:
     return model(nodes, ["t0"], [f"t{count}"], c=np.arange(8, dtype=np.float32))
 
 
+def residuals(count: int) -> onnx.ModelProto:
+    """Every op but the first reads the results of the two before it."""
+    nodes = [helper.make_node("Add", [f"t{i}", f"t{max(i - 1, 0)}"], [f"t{i + 1}"]) for i in range(count)]
+    return model(nodes, ["t0"], [f"t{count}"])
+
+
+def scaled(count: int) -> onnx.ModelProto:
+    """Every op reads a number that another kernel computes."""
+    nodes = [helper.make_node("Mul", [f"t{i}", "s"], [f"t{i + 1}"]) for i in range(count)]
+    return model(
+        [helper.make_node("MatMul", ["t0", "w"], ["s"]), *nodes], ["t0"], [f"t{count}"], w=np.ones((8, 1), "f")
+    )
+
+
+def normalised(count: int) -> onnx.ModelProto:
+    """Reductions, each of which is subtracted from what it reduces."""
+    pairs = [
+        (
+            helper.make_node("ReduceMax", [f"t{i}"], [f"m{i}"]),
+            helper.make_node("Sub", [f"t{i}", f"m{i}"], [f"t{i + 1}"]),
+        )
+        for i in range(count // 2)
+    ]
+    return model([node for pair in pairs for node in pair], ["t0"], [f"t{count // 2}"])
+
+
+def views(count: int) -> onnx.ModelProto:
+    """Reshapes between transposes, of which no two are a strided view."""
+    nodes = [
+        helper.make_node("Reshape", [f"t{i}", "as"], [f"t{i + 1}"])
+        if i % 2
+        else helper.make_node("Transpose", [f"t{i}"], [f"t{i + 1}"], perm=[1, 0])
+        for i in range(count)
+    ]
+    first = helper.make_node("Reshape", ["x", "as"], ["t0"])
+    return model([first, *nodes], ["x"], [f"t{count}"], **{"as": np.array([2, 4])})
+
+
 def many_inputs(count: int) -> onnx.ModelProto:
     names = [f"x{i}" for i in range(count)]
     return model([helper.make_node("Concat", names, ["y"], axis=0)], names, ["y"])
@@ -58,7 +97,18 @@ def many_outputs(count: int) -> onnx.ModelProto:
     return model(nodes, ["x"], [f"y{i}" for i in range(count)], **scalars)
 
 
-@pytest.mark.parametrize(("make", "count"), [(chain, 512), (many_inputs, 200), (many_outputs, 200)])
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (chain, 512),
+        (residuals, 512),
+        (scaled, 512),
+        (normalised, 512),
+        (views, 100),
+        (many_inputs, 200),
+        (many_outputs, 200),
+    ],
+)
 def test_checking_is_linear(make: Callable[[int], onnx.ModelProto], count: int) -> None:
     def checking(size: int) -> Callable[[], object]:
         made = make(size)
@@ -66,6 +116,18 @@ def test_checking_is_linear(make: Callable[[int], onnx.ModelProto], count: int) 
 
     checking(8)()
     assert_linear(checking, count)
+
+
+@pytest.mark.parametrize("make", [residuals, scaled, normalised], ids=lambda make: make.__name__)
+def test_ops_that_are_alike_join_a_kernel_with_few_checks(make: Callable[[int], onnx.ModelProto]) -> None:
+    """An op costs no more in a group of 200 than in one of 50."""
+    models = {size: make(size) for size in (8, 50, 200)}
+    work = {size: calls_of(partial(examine, made, CompileOptions(TINY))) for size, made in models.items()}
+    assert (work[200] - work[8]) / 192 < 1.5 * (work[50] - work[8]) / 42
+
+
+def test_a_chain_of_views_is_not_followed_recursively() -> None:
+    assert not examine(views(1500), CompileOptions(TINY)).problems
 
 
 def seconds(work: Callable[[], object]) -> float:

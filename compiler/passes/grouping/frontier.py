@@ -26,11 +26,6 @@ class Frontier:
         """Whether an op waits that reads a result of the group, perhaps through views."""
         return bool(self._near)
 
-    @property
-    def empty(self) -> bool:
-        """Whether no op waits."""
-        return not self._waiting
-
     def add(self, names: Iterable[str], *, near: bool) -> None:
         """The readers of `names` wait; `near`: these are results of the group, or views of them."""
         for i in {u for name in names for u in self._users.get(name, ())}:
@@ -49,7 +44,16 @@ class Frontier:
         self.offered += 1
         return i
 
-    def skip(self, joined: Sequence[int]) -> None:
-        """Count `joined`, the readers of each other, as offered."""
-        self._known.update(joined)
-        self.offered += len(joined)
+    def put_back(self, i: int) -> None:
+        """Let `i`, the op popped last, which reads a result of the group, wait again."""
+        heappush(self._waiting, i)
+        self._open.add(i)
+        self._near.add(i)
+        self.offered -= 1
+
+    def copy(self) -> Frontier:
+        """A frontier in the same state."""
+        made = Frontier(self._users)
+        made._waiting, made._open = [*self._waiting], {*self._open}
+        made._known, made._near, made.offered = {*self._known}, {*self._near}, self.offered
+        return made

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ppuc.compiler.lowering.kernel_cache import KernelCache
-from ppuc.compiler.lowering.kinds import anchored_kind, check_group, needs_kernel
+from ppuc.compiler.lowering.kinds import anchored_kind, needs_kernel
 from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, NotFusable
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import (
@@ -31,9 +31,9 @@ from ppuc.compiler.passes.contracts import (
     PRIMITIVE,
     Contract,
 )
-from ppuc.compiler.passes.grouping.frontier import Frontier
 from ppuc.compiler.passes.grouping.fuse_graph import GroupedGraph, is_view
 from ppuc.compiler.passes.grouping.fuse_remarks import remark_groups
+from ppuc.compiler.passes.grouping.growth import Batch, Growth
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.ir.graph import Graph, Op, Value
@@ -102,8 +102,7 @@ class Grouping(GroupedGraph):
         self._break_cycles()
         for i, op in enumerate(self.graph.ops):
             if op.name == "insert" and i not in self.group_of:
-                self.group_of[i] = len(self.groups)
-                self.groups.append([i])
+                self._new_group(i)
         self._copies()
         graph = self._assemble()
         if (remarks := listener()) is not None:
@@ -112,14 +111,12 @@ class Grouping(GroupedGraph):
 
     def _grow(self, seed: int) -> None:
         """Grow a group from `seed`."""
-        members = [seed]
-        number = len(self.groups)
-        self.groups.append(members)
-        self.group_of[seed] = number
+        number = self._new_group(seed)
+        members = self.groups[number]
         self._read_apart(seed, self._check)
         kind = anchored_kind(self.graph.ops[seed])
         if (kind is None or kind.epilogue) and self.epilogues:
-            self._extend(members, number)
+            self._extend(number, seed)
         self._shed(members)
         while len(members) > 1 and (why_not := self._misfit(members)):
             self._drop_last(number, why_not)
@@ -137,8 +134,7 @@ class Grouping(GroupedGraph):
                 if i in self.group_of:
                     self._read_apart(i, self._misfit)
                 elif self._on_chain(i):
-                    self.group_of[i] = len(self.groups)
-                    self.groups.append([i])
+                    self._new_group(i)
                     self._read_apart(i, self._misfit)
 
     def _drop_last(self, number: int, why_not: str) -> list[int]:
@@ -148,7 +144,7 @@ class Grouping(GroupedGraph):
         self.refused[number, members[-1]] = why_not
         for i in dropped:
             members.remove(i)
-            del self.group_of[i]
+            self._release(i)
         return dropped
 
     def _ops_of(self, members: Sequence[int]) -> list[Op]:
@@ -180,7 +176,7 @@ class Grouping(GroupedGraph):
                 return
             for i in spare:
                 members.remove(i)
-                self.refused[self.group_of.pop(i), i] = "its readers recompute it from a tensor that is stored anyway"
+                self.refused[self._release(i), i] = "its readers recompute it from a tensor that is stored anyway"
 
     def _inside(self, value: Value, members: Sequence[int]) -> bool:
         return self.position.get(value.name) in members
@@ -193,47 +189,72 @@ class Grouping(GroupedGraph):
         body, _ = self._body(members)
         tensors = {v.name: v.name for v in (*body.params, *body.results)}
         try:
-            self.lowered.kernel(check_group(body, self.target), "kernel", body, tensors, ())
+            self.lowered.kernel(self._kind(members, body), "kernel", body, tensors, ())
         except NotFusable as error:
             return str(error)
         return ""
 
-    def _extend(self, members: list[int], number: int) -> None:
-        """Try every later consumer of the group in order; one that fails taints its dependents."""
-        tainted: set[str] = set()
-        inside = {r.name for i in members for r in self.graph.ops[i].results}
-        frontier = Frontier(self.users)
-        frontier.add(inside, near=True)
-        passed = set(inside)
-        while frontier and frontier.offered <= MOST_TRIED:
-            i = frontier.pop()
-            op = self.graph.ops[i]
-            why_not = self._obstacle(i, inside, tainted)
-            if not why_not:
-                most = MOST_TRIED + 2 - frontier.offered if frontier.empty else 1
-                run, why_not = self._join_run(members, i, most, inside | tainted)
+    def _extend(self, number: int, seed: int) -> None:
+        """Try every later consumer of the group in order; one that fails taints its dependents. Ops that are alike join
+        with one check; if it fails, half of them are tried."""
+        members, growth = self.groups[number], Growth.of(self.graph, self.users, seed)
+        while True:
+            before = growth.copy()
+            run = self._batch(growth, self.stretch)
+            if not run:
+                break
+            why_not = self._check(sorted(growth.members))
+            self.stretch = max(1, len(run) // 2 if why_not else max(self.stretch, 2 * len(run)))
             if why_not:
-                self.refused[number, i] = why_not
-                names = [r.name for r in op.results]
-                tainted.update(names)
-                near = (is_view(op) or op.name == "pad") and op.operands[0].name in passed
-                passed.update(names if near else ())
-                frontier.add(names, near=near)
-                continue
-            joined = [j for i, own in run for j in (*own, i)]
-            names = [r.name for j in joined for r in self.graph.ops[j].results]
-            self.group_of.update(dict.fromkeys(joined, number))
+                growth = before
+                if len(run) > 1:
+                    continue
+                run = self._alone(growth, why_not if not run[0][1] else "")
             self.brought.update(run)
-            inside.update(names)
-            passed.update(names)
-            frontier.skip([i for i, _ in run[1:]])
-            frontier.add((r.name for r in self.graph.ops[run[-1][0]].results), near=True)
+            joined = [j for i, own in run for j in (*own, i)]
+            members += joined
+            members.sort()
+            self._assign(joined, number)
+        self.refused.update({(number, i): why_not for i, why_not in growth.refused.items()})
 
-    def _obstacle(self, i: int, inside: set[str], tainted: set[str]) -> str:
+    def _batch(self, growth: Growth, most: int) -> Run:
+        """Let the next ops join without a check, at most `most`: the first that may, and those like it."""
+        batch = Batch()
+        while len(batch.run) < most and (i := self._next(growth)) is not None:
+            own = self._own_producers(i, growth)
+            if not batch.takes(growth, i, own):
+                growth.frontier.put_back(i)
+                break
+            growth.join((*own, i))
+        return batch.run
+
+    def _next(self, growth: Growth) -> int | None:
+        """The next op that may join; those before it are refused."""
+        while growth.frontier and growth.frontier.offered <= MOST_TRIED:
+            i = growth.frontier.pop()
+            why_not = self._obstacle(i, growth)
+            if not why_not:
+                return i
+            growth.refuse(i, why_not)
+        return None
+
+    def _alone(self, growth: Growth, why_not: str) -> Run:
+        """Let the next op that may join do so without its producers if it fits, or refuse it. `why_not` is why it does
+        not fit, if known."""
+        i = self._next(growth)
+        assert i is not None
+        why_not = why_not or self._check(sorted((*growth.members, i)))
+        if why_not:
+            growth.refuse(i, why_not)
+            return []
+        growth.join([i])
+        return [(i, [])]
+
+    def _obstacle(self, i: int, growth: Growth) -> str:
         """Why an op cannot join a group regardless of kernel support; "" if it can."""
         op = self.graph.ops[i]
         if op.name == "insert":
-            return self._not_stored_inside(i, inside)
+            return self._not_stored_inside(i, growth.inside)
         if not is_view(op) and OPS[op.name].kind not in CHAIN_KINDS:
             return f"'{op.name}' starts a kernel of its own"
         if i in self.group_of:
@@ -242,9 +263,9 @@ class Grouping(GroupedGraph):
             return f"'{op.name}' is a view that its readers read through"
         if any(self._inserted(v) for v in op.operands):
             return f"'{op.name}' reads memory that an insert modifies"
-        if any(v.name in tainted for v in op.operands):
+        if any(v.name in growth.tainted for v in op.operands):
             return "another operand depends on the kernel's results: the kernel would depend on itself"
-        if not any(v.name in inside for v in op.operands):
+        if not any(v.name in growth.inside for v in op.operands):
             return f"'{op.name}' reads the kernel's results through ops that are not part of it"
         return ""
 
@@ -273,7 +294,7 @@ class Grouping(GroupedGraph):
             return "'insert' needs a base in memory and a part without other readers"
         return ""
 
-    def _own_producers(self, i: int, reached: set[str]) -> list[int]:
+    def _own_producers(self, i: int, growth: Growth) -> list[int]:
         """Side branches that end in op `i`: ungrouped elementwise ops, not reachable from this group, that only `i` or
         each other read and that compute as many elements as `i`."""
         found: list[int] = []
@@ -282,7 +303,7 @@ class Grouping(GroupedGraph):
             reader = stack.pop()
             for v in self.graph.ops[reader].operands:
                 source = self.position.get(v.name)
-                if source is None or source in self.group_of or v.name in reached or v.name in self.outputs:
+                if source is None or source in self.group_of or growth.reached(v) or v.name in self.outputs:
                     continue
                 elementwise = OPS[self.graph.ops[source].name].kind is Kind.ELEMENTWISE
                 if elementwise and self.users[v.name] == [reader] and v.type.elements == elements:
@@ -290,63 +311,11 @@ class Grouping(GroupedGraph):
                     stack.append(source)
         return sorted(found)
 
-    def _join(self, members: list[int], joined: Sequence[int]) -> str:
-        """Add ops to a group; returns why that is impossible, or ""."""
-        members += joined
-        members.sort()
-        why_not = self._check(members)
-        if why_not:
-            for i in joined:
-                members.remove(i)
-        return why_not
-
-    def _join_run(self, members: list[int], first: int, most: int, reached: set[str]) -> tuple[Run, str]:
-        """Add op `first`, with its own producers if they fit, and as many, up to `most` in all, of those that follow it
-        in single file, as fit. Returns what joined, as one at a time would with a check for each, and why `first`
-        cannot, or ""."""
-        run = self._single_file(first, min(most, self.stretch), reached)
-        while run:
-            why_not = self._join(members, [j for i, own in run for j in (*own, i)])
-            self.stretch = max(1, len(run) // 2 if why_not else max(self.stretch, 2 * len(run)))
-            if not why_not:
-                return run, ""
-            if len(run) == 1 and not run[0][1]:
-                return [], why_not
-            run = run[: len(run) // 2]
-        return [(first, [])], self._join(members, [first])
-
-    def _single_file(self, i: int, most: int, reached: set[str]) -> Run:
-        """Op `i` and those that follow it, at most `most`, each with its own producers: elementwise, in the shape of
-        the one other computed operand, which nothing else reads. A group that ends within them fits a kernel when all
-        of them do."""
-        run: Run = []
-        reached = set(reached)
-        while len(run) < most and i not in self.group_of:
-            op, own = self.graph.ops[i], self._own_producers(i, reached)
-            shapes = {r.type.shape for j in (*own, i) for r in self.graph.ops[j].results}
-            brought = {r.name for j in own for r in self.graph.ops[j].results}
-            computed = {v for v in op.operands if self._computed(v) and v.name not in brought}
-            plain = OPS[op.name].kind is Kind.ELEMENTWISE and len(op.results) == 1 and len(shapes) == 1
-            plain = plain and [v.type.shape for v in computed] == [*shapes]
-            if run and not plain:
-                break
-            run.append((i, own))
-            readers = self.users.get(op.results[0].name, ())
-            if not plain or len(readers) != 1 or op.results[0].name in self.outputs:
-                break
-            reached |= brought | {op.results[0].name}
-            i = readers[0]
-        return run
-
-    def _computed(self, value: Value) -> bool:
-        source = self.position.get(value.name)
-        return source is not None and self.graph.ops[source].name != "const"
-
     def _check(self, members: Sequence[int]) -> str:
         """Why the ops cannot form one kernel with any tiling; "" if they can."""
         body, _ = self._body(members)
         try:
-            check_group(body, self.target)
+            self._kind(members, body)
         except NotFusable as error:
             return str(error)
         return ""

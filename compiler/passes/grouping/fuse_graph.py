@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import networkx as nx
 
@@ -44,8 +45,32 @@ class GroupedGraph:
         self.outputs = {v.name for v in graph.results}
         self.group_of: dict[int, int] = {}
         self.groups: list[list[int]] = []
+        self._views: dict[str, tuple[Value, View | None]] = {}
+        self._kinds: dict[int, tuple[Graph, str]] = {}
         self.apart: dict[int, tuple[str, ...]] = {}  # seed -> pads and views its group does not read through
         self.builder = Builder(all_names(graph))
+
+    # -- membership ----------------------------------------------------------------------------------------------
+
+    def _new_group(self, seed: int) -> int:
+        """The number of a new group of op `seed`."""
+        self.groups.append([seed])
+        self._assign([seed], len(self.groups) - 1)
+        return len(self.groups) - 1
+
+    def _assign(self, ops: Sequence[int], number: int) -> None:
+        """Record that ops are in a group."""
+        self.group_of.update(dict.fromkeys(ops, number))
+        self._forget_views(ops)
+
+    def _release(self, i: int) -> int:
+        """Record that an op is in no group any more; returns the group's number."""
+        self._forget_views([i])
+        return self.group_of.pop(i)
+
+    def _forget_views(self, ops: Sequence[int]) -> None:
+        if any(is_view(self.graph.ops[i]) for i in ops):
+            self._views.clear()
 
     # -- bodies --------------------------------------------------------------------------------------------------
 
@@ -100,6 +125,14 @@ class GroupedGraph:
                     results.append(r)
         return Graph("body", tuple(params.values()), tuple(results), tuple(ops)), tuple(results)
 
+    def _kind(self, members: Sequence[int], body: Graph) -> str:
+        """The kernel kind of `body`, which `members` form. Raises NotFusable. The last one of each group is kept."""
+        number = next(self.group_of[i] for i in members if i in self.group_of)
+        known = self._kinds.get(number)
+        if known is None or known[0] != body:
+            self._kinds[number] = known = (body, check_group(body, self.target))
+        return known[1]
+
     def _unpacked(self, op: Op, reader: Op) -> bool:
         """Whether `reader` widens constant weights on load."""
         if op.name == "unblock":
@@ -141,19 +174,17 @@ class GroupedGraph:
 
     def _ground(self, i: int, pending: list[int]) -> None:
         """Copy views on the way to view `i` until it is a strided view of memory."""
-        op = self.graph.ops[i]
-        if self._view(op.results[0])[1] is not None:
-            return
-        source = self.position[op.operands[0].name]
-        self._ground(source, pending)
-        if self._view(op.results[0])[1] is None:
-            self._materialise(source, pending)
+        path = [i]
+        while self._view(self.graph.ops[path[-1]].results[0])[1] is None:
+            path.append(self.position[self.graph.ops[path[-1]].operands[0].name])
+        for source, reader in pairwise(reversed(path)):
+            if self._view(self.graph.ops[reader].results[0])[1] is None:
+                self._materialise(source, pending)
 
     def _materialise(self, i: int, pending: list[int]) -> None:
         if i in self.group_of or self.graph.ops[i].name == "const":
             return
-        self.group_of[i] = len(self.groups)
-        self.groups.append([i])
+        self._new_group(i)
         pending += self._outside([i])
 
     def _outside(self, members: Sequence[int]) -> list[int]:
@@ -163,12 +194,18 @@ class GroupedGraph:
 
     def _view(self, value: Value) -> tuple[Value, View | None]:
         """The value in memory that `value` is a view of, and the view (None if it is not strided)."""
-        i = self.position.get(value.name)
-        if i is None or i in self.group_of or not is_view(self.graph.ops[i]):
-            return value, View.contiguous(value.type.dims)
-        op = self.graph.ops[i]
-        root, view = self._view(op.operands[0])
-        return root, None if view is None else views.apply(op, view)
+        path: list[Op] = []
+        while value.name not in self._views:
+            i = self.position.get(value.name)
+            if i is None or i in self.group_of or not is_view(self.graph.ops[i]):
+                break
+            path.append(self.graph.ops[i])
+            value = self.graph.ops[i].operands[0]
+        root, view = self._views.get(value.name) or (value, View.contiguous(value.type.dims))
+        for op in reversed(path):
+            view = None if view is None else views.apply(op, view)
+            self._views[op.results[0].name] = root, view
+        return root, view
 
     def _slow(self, view: View, reader: Op) -> bool:
         merged = views.coalesced(view)
@@ -242,8 +279,7 @@ class GroupedGraph:
         renamed = Graph("body", tuple(names[p.name] for p in body.params), tuple(names[r.name] for r in results), ops)
         anchored = sorted(members, key=self._on_chain)  # the anchor's names come first
         locs = dict.fromkeys(name for i in anchored for name in self.graph.ops[i].loc)
-        kind = check_group(renamed, self.target)
-        return Op("group", GroupAttrs(kind), body.params, results, tuple(locs), renamed)
+        return Op("group", GroupAttrs(self._kind(members, body)), body.params, results, tuple(locs), renamed)
 
 
 def _foldable_pad(op: Op) -> bool:
