@@ -26,12 +26,12 @@ from ppuc.compiler.pipeline.manager import CompiledModel, Run
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.data import Data
 from ppuc.compiler.quantization.measure import Accuracy, Difference
-from ppuc.compiler.quantization.metric import Metric, Sample, value_of
+from ppuc.compiler.quantization.metric import Metric, Sample, Task, drop, value_of
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.search import total_macs
 from ppuc.compiler.quantization.study import Aim, Study, split_samples, study
-from ppuc.ir.errors import ModelError, UsageError
+from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 
@@ -87,19 +87,22 @@ class HostedStudy:
         self, samples: Sequence[Sample], evaluation: Sequence[Sample], aim: Aim, each: Callable[[str], None]
     ) -> Study:
         """Study the parts in order, and their joint effect on the outputs. The goal applies to each part, and is met if
-        the outputs meet it."""
-        if aim.goal.max_drop is not None:
-            what = "cannot steer the choice of layers where the host computes a part"
-            raise UsageError.of("--max-drop", what, hint="give --min-sqnr, --min-agreement or --min-share")
+        the outputs meet it. A drop of the task metric is that of the whole model with this part and those before it
+        quantized, and each part may use up as much of it as its share of the multiply-accumulates."""
         given, judged = (self._given(s, each) for s in (samples, evaluation))
-        made = [study(p, given[i], judged[i], _of_part(aim, i), each) for i, p in enumerate(self.prepared)]
-        each("report")
         fit, check, report = split_samples(samples, evaluation)
+        made: list[Study] = []
+        for i, prepared in enumerate(self.prepared):
+            plans = [m.plan for m in made]
+            task = self._task(plans, check, report, aim.metric) if aim.metric is not None else None
+            made.append(study(prepared, given[i], judged[i], self._of_part(aim, i), each, task))
+        each("report")
         plans = [m.plan for m in made]
         exact, quantized = self._outputs(report, None), self._outputs(report, plans)
         accuracy = _compared(exact, quantized)
         scores = _scores(aim.metric, exact, quantized, report)
-        met = aim.goal.met(accuracy, 0.0) and all(m.met for m in made)
+        lost = drop(scores["fp32"], scores["quantized"]) if scores is not None else 0.0
+        met = aim.goal.met(accuracy, lost) and all(m.met for m in made)
         counts = {"fit": len(fit), "decide": len(check), "report": len(report)}
         record = {
             "precision": self.options.precision,
@@ -112,6 +115,28 @@ class HostedStudy:
         }
         return Study(Plan({n: own for plan in plans for n, own in plan.layers.items()}), record, met)
 
+    def _of_part(self, aim: Aim, number: int) -> Aim:
+        """The aim of a part's study: with the drop of the metric that the parts so far may cause."""
+        state, goal = aim.state, aim.goal
+        if state is not None and number:
+            state = Path(state).with_name(f"{Path(state).stem}.{number}{Path(state).suffix}")
+        if goal.max_drop is not None:
+            macs = [total_macs(p) for p in self.prepared]
+            goal = replace(goal, max_drop=goal.max_drop * sum(macs[: number + 1]) / max(sum(macs), 1))
+        return Aim(goal, None, state)
+
+    def _task(self, plans: Sequence[Plan], check: Sequence[Sample], report: Sequence[Sample], metric: Metric) -> Task:
+        """The task of the part after those that have `plans`, which are quantized: the metric of the whole model."""
+
+        def on(samples: Sequence[Sample]) -> Callable[[Plan | None], float]:
+            def scored(plan: Plan | None) -> float:
+                known = [*plans, plan] if plan is not None else None
+                return value_of(metric, self._outputs(samples, known), list(samples), "--metric")
+
+            return scored
+
+        return Task(on(check), on(report))
+
     def _given(self, samples: Sequence[Sample], each: Callable[[str], None]) -> list[list[Sample]]:
         """For each PPU part, its inputs on every sample."""
         found: list[list[Sample]] = [[] for _ in self.prepared]
@@ -122,24 +147,18 @@ class HostedStudy:
             each(f"sample {number + 1}")
         return found
 
-    def _outputs(self, samples: Sequence[Sample], plans: Sequence[Plan] | None) -> list[dict[str, Any]]:
-        """The model's outputs on every sample, by ONNX name, with PPU parts quantized by `plans`."""
+    def _outputs(self, samples: Sequence[Sample], plans: Sequence[Plan] | None) -> list[Sample]:
+        """The model's outputs on every sample, by ONNX name, with the first PPU parts quantized by `plans` (None:
+        none)."""
         graphs: list[Graph] | None = None
         if plans is not None:
-            graphs = [p.simulated(plan).graph for p, plan in zip(self.prepared, plans, strict=True)]
-        found = []
+            rest = [Plan()] * (len(self.prepared) - len(plans))
+            graphs = [p.simulated(plan).graph for p, plan in zip(self.prepared, [*plans, *rest], strict=True)]
+        found: list[Sample] = []
         for sample in samples:
             _, held = values_of_parts(self.hosted, self.parts, sample, self._worker, graphs)
             found.append({name: held[operand.name] for name, operand in self.hosted.outputs})
         return found
-
-
-def _of_part(aim: Aim, number: int) -> Aim:
-    """The aim of a part's study: without the metric, which needs the whole model."""
-    state = aim.state
-    if state is not None and number:
-        state = Path(state).with_name(f"{Path(state).stem}.{number}{Path(state).suffix}")
-    return replace(aim, metric=None, state=state)
 
 
 def _compared(exact: Sequence[Mapping[str, Any]], quantized: Sequence[Mapping[str, Any]]) -> Accuracy:

@@ -12,10 +12,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.validation.emulate import Emulator
 from ppuc.ir.errors import UsageError
@@ -41,6 +43,33 @@ def load_metric(path: Path) -> Metric:
         raise UsageError.of(str(path), "defines no function 'metric'", expected="metric(outputs, inputs) -> float")
     function: Metric = found
     return function
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What plans for a model, or for a part of one, do to a task metric: `decide` on the samples that a search decides
+    with, `report` on those reported. None instead of a plan quantizes nothing."""
+
+    decide: Callable[[Plan | None], float]
+    report: Callable[[Plan | None], float]
+
+    @classmethod
+    def of(cls, prepared: Prepared, check: Sequence[Sample], report: Sequence[Sample], metric: Metric) -> Task:
+        """The task of a whole model, on samples `check` and `report` by ONNX name."""
+
+        def on(samples: Sequence[Sample]) -> Callable[[Plan | None], float]:
+            def scored(plan: Plan | None) -> float:
+                graph = prepared.module.graph if plan is None else prepared.quantized(plan).graph
+                return score(prepared, graph, samples, metric, "--metric")
+
+            return scored
+
+        return cls(on(check), on(report))
+
+
+def drop(full: float, mine: float) -> float:
+    """The relative drop of a metric from `full` to `mine`; negative for a gain."""
+    return (full - mine) / max(abs(full), 1e-12)
 
 
 def score(prepared: Prepared, graph: Graph, samples: Sequence[Sample], metric: Metric, where: str) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.measure import Accuracy, Reference
+from ppuc.compiler.quantization.metric import drop
 from ppuc.compiler.quantization.plan import LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.quantization.repair import CANDIDATES, apply_repair, best_method
@@ -153,11 +154,9 @@ class Search:
             plan = self.plan.with_layers({n: LayerPlan("bf16") for n in self._order[:lifted]})
             plan = self._repaired(plan)
             accuracy = self.check.compare(self.prepared.quantized(plan).graph)
-            drop = 0.0
-            if self.score is not None:
-                drop = (self.full - self.score(plan)) / max(abs(self.full), 1e-12)
+            lost = drop(self.full, self.score(plan)) if self.score is not None else 0.0
             share = quantized_share(self.prepared, plan)
-            self._made[lifted] = Point(lifted, share, accuracy, drop, plan, self.goal.met(accuracy, drop))
+            self._made[lifted] = Point(lifted, share, accuracy, lost, plan, self.goal.met(accuracy, lost))
         return self._made[lifted]
 
     def _repaired(self, plan: Plan) -> Plan:

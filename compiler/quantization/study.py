@@ -25,7 +25,7 @@ from ppuc.compiler.quantization.calibrate import plan_from
 from ppuc.compiler.quantization.data import FEW, Data
 from ppuc.compiler.quantization.held_out import Kept, kept
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
-from ppuc.compiler.quantization.metric import Metric, Sample, score
+from ppuc.compiler.quantization.metric import Metric, Sample, Task, drop
 from ppuc.compiler.quantization.noise import best_formats, clipped_share
 from ppuc.compiler.quantization.observe import Observation, observe
 from ppuc.compiler.quantization.plan import Plan
@@ -102,10 +102,14 @@ def study(
     evaluation: Sequence[Sample] = (),
     aim: Aim = REPORT,
     each: Callable[[str], None] = lambda what: None,
+    task: Task | None = None,
 ) -> Study:
-    """Quantize on `samples` (by ONNX name), report on `evaluation` (none: a part of `samples` kept apart)."""
+    """Quantize on `samples` (by ONNX name), report on `evaluation` (none: a part of `samples` kept apart). `task` is
+    that of a part of a model (None: the aim's metric, of the model's own outputs)."""
     precision = PRECISIONS[prepared.options.precision]
     fit, check, report = split_samples(samples, evaluation)
+    if task is None and aim.metric is not None:
+        task = Task.of(prepared, check, report, aim.metric)
     each("observe")
     whole = _whole(prepared, fit, check)
     ranged = prepared.feeds(fit) if precision.per_layer else whole
@@ -118,7 +122,7 @@ def study(
     methods = _methods(prepared, samples)
     found: Found | None = None
     if precision.per_layer:
-        found = _searched(prepared, fit, check, whole, judge, start, wide, aim, methods, memory, each)
+        found = _searched(prepared, fit, whole, judge, start, wide, aim.goal, task, methods, memory, each)
         lifted = {name: own for name, own in found.best.plan.layers.items() if not own.quantized}
         best = kept(prepared, start.with_layers(lifted), found.best.plan, found.repair, report)
         noise = found.noise
@@ -132,8 +136,9 @@ def study(
     final = Reference(prepared.module.graph, prepared.feeds(report)).compare(prepared.quantized(plan).graph)
     accumulated = differences(prepared.module.graph, prepared.layers, plan, list(prepared.feeds(report))[:FEW])
     goal = aim.goal
-    drop, scores = _scores(prepared, plan, report, aim)
-    met = goal.met(final, drop) and (goal.min_share is None or quantized_share(prepared, plan) >= goal.min_share - 1e-9)
+    scores = {"fp32": task.report(None), "quantized": task.report(plan)} if task is not None else None
+    lost = drop(scores["fp32"], scores["quantized"]) if scores is not None else 0.0
+    met = goal.met(final, lost) and (goal.min_share is None or quantized_share(prepared, plan) >= goal.min_share - 1e-9)
     record = {
         "precision": precision.name,
         "samples": {
@@ -231,12 +236,12 @@ def _one_format(prepared: Prepared, seen: Mapping[str, Observation], samples: in
 def _searched(
     prepared: Prepared,
     fit: Sequence[Sample],
-    check: Sequence[Sample],
     whole: Sequence[Sample],
     judge: Reference,
     start: Plan,
     wide: Times,
-    aim: Aim,
+    goal: Goal,
+    task: Task | None,
     methods: Sequence[str],
     memory: _Memory,
     each: Callable[[str], None],
@@ -248,7 +253,7 @@ def _searched(
         judge,
         whole,
         start,
-        aim.goal,
+        goal,
         wide,
         timed(prepared, start),
         known=memory.known,
@@ -256,13 +261,10 @@ def _searched(
         each=each,
         methods=methods,
     )
-    metric = aim.metric
-    if metric is not None:
-        search.full = score(prepared, prepared.module.graph, check, metric, "--metric")
-        search.score = lambda plan: score(prepared, prepared.quantized(plan).graph, check, metric, "--metric")
+    if task is not None:
+        search.full, search.score = task.decide(None), task.decide
     found = search.run()
     if not found.best.met:
-        goal = aim.goal
         raise UsageError.of(
             "goal",
             "cannot be met by any choice of layers",
@@ -281,15 +283,6 @@ def _named(accuracy: Accuracy, prepared: Prepared) -> Accuracy:
     """The accuracy with outputs keyed by the model's names."""
     names = {value: name for name, value in prepared.module.outputs}
     return Accuracy({names[value]: d for value, d in accuracy.outputs.items()})
-
-
-def _scores(prepared: Prepared, plan: Plan, report: Sequence[Sample], aim: Aim) -> tuple[float, Any]:
-    """The relative drop of the task metric, and its values."""
-    if aim.metric is None:
-        return 0.0, None
-    full = score(prepared, prepared.module.graph, report, aim.metric, "--metric")
-    mine = score(prepared, prepared.quantized(plan).graph, report, aim.metric, "--metric")
-    return (full - mine) / max(abs(full), 1e-12), {"fp32": full, "quantized": mine}
 
 
 def _rows(

@@ -102,14 +102,44 @@ def test_layers_are_lifted_until_the_goal_is_met(folder: Path) -> None:
     record = json.loads(run(folder, "f64", "--json", *goal))
     assert {row["format"] for row in record["layers"]} == {"bf16"}
     assert record["goal_met"]
-    shown = run(folder, "f64", "-p", "mixed", "--max-drop", "1%", "--metric", metric(folder), code=2)
-    assert "cannot steer the choice of layers where the host computes a part" in shown
 
 
-def metric(folder: Path) -> Path:
-    (folder / "metric.py").write_text(
-        "def metric(outputs, inputs):\n    return float(sum(o['y'].mean() for o in outputs))\n"
-    )
+@pytest.mark.parametrize(
+    ("allowed", "formats"), [("100%", ("int8", "int8")), ("1.5%", ("bf16", "int8")), ("0.05%", ("bf16", "bf16"))]
+)
+def test_layers_are_lifted_until_the_metric_drops_by_no_more(
+    folder: Path, allowed: str, formats: tuple[str, str]
+) -> None:
+    """The metric is of the whole model: the errors of both parts count, each in its turn."""
+    goal = ("-p", "mixed", "--max-drop", allowed, "--metric", metric(folder, CLOSENESS))
+    words = ("quantize", folder / "f64.onnx", "--calibrate", folder / "f64.data.npz", "--json", *goal)
+    done = CliRunner().invoke(cli, [str(w) for w in (*words, "-o", folder / "policy.toml")])
+    record = json.loads(done.stdout)
+    assert tuple(row["format"] for row in record["layers"]) == formats
+    full, mine = record["metric"]["fp32"], record["metric"]["quantized"]
+    assert full == pytest.approx(1, abs=1e-4)
+    most = float(allowed.rstrip("%")) / 100
+    assert all(point["metric_drop"] <= most for point in record["pareto"] if point["met"])
+    assert (done.exit_code == 0) == record["goal_met"] == ((full - mine) / full <= most)
+    program = ppuc.compile(folder / "f64.onnx", precision="mixed", policy=folder / "policy.toml")
+    assert ppuc.verify(program, {"x": X[:6]}).ok
+
+
+def test_a_missed_drop_of_the_metric_is_exit_code_1(folder: Path) -> None:
+    arguments = ("--json", "--metric", metric(folder, CLOSENESS), "--max-drop", "0.001%")
+    assert not json.loads(run(folder, "f64", *arguments, code=1))["goal_met"]
+
+
+SUM = "float(sum(o['y'].mean() for o in outputs))"
+CLOSENESS = """1 - float(np.mean([np.linalg.norm(o['y'] - np.exp(i['x'] @ A) @ B) /
+    np.linalg.norm(np.exp(i['x'] @ A) @ B) for o, i in zip(outputs, inputs)]))"""
+
+
+def metric(folder: Path, formula: str = SUM) -> Path:
+    """The file of a metric, which may read the weights."""
+    np.savez(folder / "weights.npz", **WEIGHTS)
+    read = f"import numpy as np\nfound = np.load({str(folder / 'weights.npz')!r})\nA, B = found['A'], found['B']\n"
+    (folder / "metric.py").write_text(f"{read}def metric(outputs, inputs):\n    return ({formula})\n")
     return folder / "metric.py"
 
 
