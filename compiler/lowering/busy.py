@@ -13,6 +13,7 @@ from ppuc.compiler.lowering import cost
 from ppuc.ir.kernel import Buffer, Kernel, Load, Mma, Param, Store, Vec, View
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
+from ppuc.targets.vector_cost import vec_cost
 
 LATENCY = "latency"
 """The bound of a kernel that takes more than MOSTLY_WAITING times the work of its busiest queue."""
@@ -40,8 +41,11 @@ def busy_clk(kernel: Kernel, vectors: Sequence[VectorProgram], target: Target) -
             total["tensor"] += times * _mma_clk(statement, buffers, target)
         else:
             assert isinstance(statement, Vec)
-            points = max(math.prod(buffers[name].shape) for name in (*statement.outs, *statement.ins))
-            total["vector"] += times * cost.vec_clk(points, len(programs[statement.program].steps), target)
+            ins, outs = ([buffers[name] for name in names] for names in (statement.ins, statement.outs))
+            shapes, spaces = ([[getattr(b, a) for b in part] for part in (ins, outs)] for a in ("shape", "space"))
+            extents = [max(sizes) for sizes in zip(*shapes[0], *shapes[1], strict=True)]
+            work = vec_cost(programs[statement.program], *shapes, *spaces)
+            total["vector"] += times * (work.cycles(extents, target) + cost.overhead_clk(target))
     return total
 
 

@@ -64,7 +64,7 @@ def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
     return Traffic(elements * dtype.bytes, elements / run)
 
 
-def _shared_rate(space: Space | None, target: Target, active: int) -> float:
+def shared_rate(space: Space | None, target: Target, active: int) -> float:
     """Bytes per cycle for each of `active` units that share a memory (l2 while the memory is unknown)."""
     if space is Space.HBM:
         return target.hbm.gbs * target.hbm.efficiency * target.clk_ns / max(active, 1)
@@ -82,13 +82,13 @@ def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None 
     if target.l2.managed == "cache":
         space = Space.L2
     port = min(target.load.bytes_per_clk, target.l2.bytes_per_clk_per_cu)
-    shared = _moved(traffic, target, space) / _shared_rate(space, target, active) / sharers
+    shared = _moved(traffic, target, space) / shared_rate(space, target, active) / sharers
     return max(traffic.bytes / port, shared, traffic.rows * target.load.row_clk)
 
 
 def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None) -> float:
     """Cycles of a unit's store queue while `active` units store to `space`."""
-    shared = _moved(traffic, target, space) / _shared_rate(space, target, active)
+    shared = _moved(traffic, target, space) / shared_rate(space, target, active)
     return max(traffic.bytes / target.store.bytes_per_clk, shared, traffic.rows * target.store.row_clk)
 
 

@@ -52,7 +52,8 @@ def test_every_queue_of_the_busiest_unit() -> None:
     w = cost.load_clk(cost.Traffic(16 * 48 * 4, 1), TINY, 2, Space.L2)  # 16 rows that follow each other
     assert busy["load"] == pytest.approx(2 * 2 * (x + w + 2 * cost.overhead_clk(TINY)))
     assert busy["tensor"] == pytest.approx(2 * 2 * cost.mma_clk(16, 48, 16, DType.F32, TINY))
-    assert busy["vector"] == pytest.approx(2 * cost.vec_clk(16 * 48, 1, TINY))
+    moved = 16 * 48 * 4 / TINY.acc.bytes_per_clk + 16 * 48 * 4 / TINY.l1.bytes_per_clk  # more than relu's lanes take
+    assert busy["vector"] == pytest.approx(2 * (moved + cost.overhead_clk(TINY)))
     assert busy["store"] == pytest.approx(2 * cost.store_clk(cost.Traffic(16 * 48 * 4, 1), TINY, 2, Space.L2))
 
 

@@ -124,25 +124,20 @@ class CascadeLowering(UnmergedLowering):
         if 2 * math.prod(points) * results * 4 > acc:
             return None
         tiles = [1, *points, channels]
-        taken = self.epilogue_bytes([1, *points, results]) + self.window.epilogue_bytes(tiles)
+        taken = self.epilogue_bytes([1, *points, results])
+        taken += 2 * sum(self.window.slot_bytes(o, tiles) for o in self.window.operands if o.written)
         slots = slot_bytes(channels * results, self.w_dtype.bytes)
         if self.window.w is not None:
             slots += slot_bytes(self.window.window.taps * channels, self.window.w_dtype.bytes)
         slots += slot_bytes(math.prod(self.window.halo_of(tiles)), self.window.dtype.bytes)
-        given = self._operand_bytes(tiles)
-        slots, taken = slots + given, taken - 2 * given
+        slots += self._operand_bytes(tiles)
         depth = next((d for d in DEPTHS if taken + d * slots <= l1), 0)
         return self._priced(points, channels, depth, whole) if depth else None
 
     def _operand_bytes(self, tiles: Sequence[int]) -> int:
         """Slot bytes of each operand of the window's epilogue. Their rings are as deep as the window's; shallower ones
         would stall its loads."""
-        total = 0
-        for operand in self.window.operands:
-            if not operand.written:
-                sizes = (t for i, t in enumerate(tiles) if operand.access.present(i))
-                total += slot_bytes(math.prod(sizes), operand.dtype.bytes)
-        return total
+        return sum(self.window.slot_bytes(o, tiles) for o in self.window.operands if not o.written)
 
     def _priced(self, points: tuple[int, ...], channels: int, depth: int, whole: bool) -> Choice:
         axes, window, target = self.space.axes, self.window, self.target
@@ -152,8 +147,7 @@ class CascadeLowering(UnmergedLowering):
         active = math.prod(units)
         iterations = math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
         tiles, size = [1, *points, channels], math.prod(points)
-        lanes = work(window.window, points, [channels]) + size * channels * (len(window.chain.ops) - bool(self._bias()))
-        vec = lanes / target.vector.lanes + cost.overhead_clk(target)
+        vec = work(window.window, points, [channels]) / target.vector.lanes + window.work.clk(tiles)
         extents = [min(e, n) for e, n in zip(window.halo_of(tiles), window.x.shape[1:], strict=True)]
         halo = cost.box_traffic(View(window.x.shape[1:], window.x.strides[1:]), extents, window.dtype)
         weights = cost.box_traffic(self.w, [channels, results], self.w_dtype)

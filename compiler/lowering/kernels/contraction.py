@@ -172,11 +172,11 @@ class ContractionLowering(TiledLowering):
         return tile
 
     def epilogue_bytes(self, tiles: Sequence[int], out_depth: int = 2) -> int:
-        """l1 bytes of the rings of the chain's operands (two slots) and results."""
-        unit, total = self.target.alignment_bytes, 0
+        """l1 bytes of the rings of the chain's operands and results."""
+        total = 0
         for operand in self.operands:
-            elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
-            total += (out_depth if operand.written else 2) * (-(-elements * operand.dtype.bytes // unit) * unit)
+            slots = out_depth if operand.written else self.operand_slots(operand, tiles)
+            total += slots * self.slot_bytes(operand, tiles)
         return total
 
     def fill(self, axes: Sequence[int], points: int, tiles: list[int]) -> bool:
@@ -199,15 +199,20 @@ class ContractionLowering(TiledLowering):
     def chain_price(self, tiles: Sequence[int], active: int) -> tuple[float, float, float]:
         """Cycles of the epilogue of one tile: (vector, store, load)."""
         load = store = 0.0
+        vec = beat = self.work.clk(tiles)
+        inner = max((i for i, axis in enumerate(self.space.axes) if tiles[i] < axis.size), default=-1)
         for operand in self.operands:
             extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
             traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
             if operand.written:
                 store += cost.store_clk(traffic, self.target, active, operand.space)
-            else:
-                load += cost.load_clk(traffic, self.target, active, operand.space)
-        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + 1, self.target)
-        return vec, store, load
+                continue
+            clk = cost.load_clk(traffic, self.target, active, operand.space)
+            load += clk
+            if inner >= 0 and operand.access.present(inner):  # loaded anew for each tile
+                latency = cost.latency_clk(self.target, operand.space)
+                beat = max(beat, cost.beat_clk(vec, clk, latency, self.operand_slots(operand, tiles)))
+        return beat, store, load
 
     def iterations(self, tiles: Sequence[int]) -> float:
         """The number of tiles of the busiest unit."""

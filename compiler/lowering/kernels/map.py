@@ -21,7 +21,7 @@ from ppuc.compiler.lowering.tiling.tiled import Operand, TiledLowering
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
-from ppuc.ir.types import broadcast_shapes
+from ppuc.ir.types import Space, broadcast_shapes
 from ppuc.targets.schema import Target
 
 DEPTHS = (3, 6, 2)
@@ -89,13 +89,17 @@ class MapLowering(TiledLowering):
 
     def _bytes(self, tiles: Sequence[int], chunked: bool) -> int:
         """l1 bytes of all rings. Each walk over chunks reloads an operand into a ring of its own."""
-        walks = 1 + sum(1 for op in self.chain.ops if op_axes(op))
-        total = 0
+        total, walks = 0, self._walks()
         for operand in self.operands:
             elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
             slot = -(-elements * operand.dtype.bytes // self.target.alignment_bytes) * self.target.alignment_bytes
             total += slot * (2 if operand.written else 2 * walks if chunked else self.load_depth)
         return total
+
+    def _walks(self) -> int:
+        """Walks over the chunks of reduced axes: one per reduction, and one if results have these axes."""
+        spans = any(o.written and o.access.present(i) for o in self.operands for i in self.reduced)
+        return spans + sum(1 for op in self.chain.ops if op_axes(op))
 
     def _state_bytes(self, tiles: Sequence[int]) -> int:
         points = math.prod(tiles[i] for i in self.parallel)
@@ -226,17 +230,22 @@ class MapLowering(TiledLowering):
             trips = -(-axis.size // tile)
             iterations *= -(-trips // n)
         load_time = store_time = 0.0
+        moved: dict[Space | None, float] = {}
         transposed = self._transposed(tiles)
         for operand in self.operands:
             traffic = self._traffic(operand, tiles, operand.key in transposed)
+            moved[operand.space] = moved.get(operand.space, 0.0) + traffic.bytes
             if operand.written:
                 store_time += cost.store_clk(traffic, self.target, active, operand.space)
             else:
                 load_time += cost.load_clk(traffic, self.target, active, operand.space)
                 load_time += cost.overhead_clk(self.target)
-        vec = cost.vec_clk(math.prod(tiles), len(self.chain.ops) + len(transposed), self.target)
+        vec = self.work.clk(tiles) + len(transposed) * math.prod(tiles) / self.target.vector.lanes
         latency = cost.latency_clk(self.target, *(o.space for o in self.operands if not o.written))
-        beat = max(load_time, vec, store_time, (latency + load_time) / self.load_depth)
+        shared = max(n / cost.shared_rate(space, self.target, active) for space, n in moved.items())
+        beat = max(load_time, vec, store_time, shared, (latency + load_time) / self.load_depth)
+        if any(tiles[i] < self.space.axes[i].size for i in self.reduced):
+            iterations *= self._walks()
         return iterations * beat + latency + load_time + vec + store_time
 
     # -- building ------------------------------------------------------------------------------------------------

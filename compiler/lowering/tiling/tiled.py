@@ -7,12 +7,15 @@ values do.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ppuc.compiler.lowering.tiling.body import Chain, External, op_axes
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, tile_index
 from ppuc.compiler.lowering.tiling.space import Access, IterationSpace, merge
+from ppuc.compiler.lowering.tiling.vector_work import NO_WORK, VectorWork, vector_work
 from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder
 from ppuc.ir.affine import Affine
 from ppuc.ir.graph import Graph
@@ -84,6 +87,31 @@ class TiledLowering:
         """The other merged axes."""
         return [i for i, a in enumerate(self.space.axes) if not a.reduced]
 
+    @functools.cached_property
+    def work(self) -> VectorWork:
+        """The work of the chain's ops, as a function of the tile's extents along the merged axes."""
+        if self.chain.direct and all(o.dtype is self.operands[0].dtype for o in self.operands):
+            return NO_WORK
+        builder, spaces = ProgramBuilder(), list[Space]()
+        names, in_shapes, out_shapes = dict[str, str](), list[tuple[int, ...]](), list[tuple[int, ...]]()
+        if self.chain.anchor is not None:
+            names[self.chain.anchor.name] = builder.param(compute_dtype(self.chain.anchor.type.dtype))
+            in_shapes.append(tuple(axis.size for axis in self.space.axes))
+            spaces.append(Space.ACC)
+        for operand in self.operands:
+            shape = tuple(a.size if operand.access.present(i) else 1 for i, a in enumerate(self.space.axes))
+            if operand.written:
+                out_shapes.append(shape)
+            else:
+                names[operand.key] = builder.param(operand.dtype)
+                in_shapes.append(shape)
+                spaces.append(Space.L1)
+        emitter = ChainEmitter(self.chain, builder, names, self.merged_axis_of())
+        for op in self.chain.ops:
+            emitter.emit(op)
+        results = [(emitter.value(o.key[4:]), o.dtype) for o in self.operands if o.written]
+        return vector_work(builder.finish("work", results), in_shapes, out_shapes, spaces, self.target)
+
     def tile_axes(self) -> list[int]:
         """Merged axes of tiles."""
         kept = [i for i, t in enumerate(self.tiles) if t > 1]
@@ -119,6 +147,10 @@ class TiledLowering:
             bounds.append(loop.bound if loop is not None else None)
         return tuple(bounds) if any(b is not None for b in bounds) else ()
 
+    def merged_axis_of(self) -> dict[int, int]:
+        """Domain axis -> merged axis."""
+        return {axis: i for i, group in enumerate(groups(self.chain.domain, self.space)) for axis in group}
+
     def axis_of(self) -> dict[int, int]:
         """Domain axis -> tile axis."""
         kept = {a: k for k, a in enumerate(self.tile_axes())}
@@ -127,6 +159,15 @@ class TiledLowering:
             if position in kept:
                 found |= dict.fromkeys(group, kept[position])
         return found
+
+    def slot_bytes(self, operand: Operand, tiles: Sequence[int]) -> int:
+        """l1 bytes of one tile of an operand."""
+        elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
+        return -(-elements * operand.dtype.bytes // self.target.alignment_bytes) * self.target.alignment_bytes
+
+    def operand_slots(self, operand: Operand, tiles: Sequence[int]) -> int:
+        """Ring slots of an operand of an anchor's chain: small tiles are loaded far ahead."""
+        return 4 if 4 * self.slot_bytes(operand, tiles) <= self.target.l1.bytes // 32 else 2
 
     def load(self, nest: Nest, operand: Operand, depth: int, limit: int | None = None, *, after: bool = False) -> str:
         """Add the load of `operand` at the depth where its axes are bound (among the first `limit` loops). With
@@ -182,7 +223,8 @@ class TiledLowering:
         for operand in self.operands:
             if not operand.written:
                 names[operand.key] = self._param(builder, operand)
-                ins.append(self.load(nest, operand, self.load_depth if anchor is None else 2, depth, after=after))
+                slots = self.load_depth if anchor is None else self.operand_slots(operand, self.tiles)
+                ins.append(self.load(nest, operand, slots, depth, after=after))
         emitter = ChainEmitter(self.chain, builder, names, self.axis_of())
         for op in self.chain.ops:
             emitter.emit(op)

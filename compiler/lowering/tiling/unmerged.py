@@ -62,6 +62,9 @@ class UnmergedLowering(ContractionLowering):
     def tile_axes(self) -> list[int]:
         return self.kept
 
+    def merged_axis_of(self) -> dict[int, int]:
+        return {axis: axis for axis in range(len(self.space.axes))}
+
     def axis_of(self) -> dict[int, int]:
         return {axis: i for i, axis in enumerate(self.kept)}
 
@@ -89,7 +92,8 @@ class UnmergedLowering(ContractionLowering):
                 continue
             names[operand.key] = builder.param(operand.dtype, whole)
             axes = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
-            buffer = self.kernel.buffer("t", operand.dtype, self.tile_shape(operand.access), depth=2)
+            ahead = self.operand_slots(operand, self.tiles)
+            buffer = self.kernel.buffer("t", operand.dtype, self.tile_shape(operand.access), depth=ahead)
             param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view)
             load = Load(buffer, param, self.index(operand.access, loops), operand.access.pad)
             nest.add(nest.depth_of(axes), load)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import networkx as nx
 
 from ppuc.compiler.lowering.kinds import check_group
-from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, scalar_constant, unpacks
+from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, scalar_constant, unpacks, widens
 from ppuc.compiler.passes.memory.live_ranges import updated_operand
 from ppuc.ir import views
 from ppuc.ir.graph import Graph, Op, Value
@@ -134,9 +134,12 @@ class GroupedGraph:
         return known[1]
 
     def _unpacked(self, op: Op, reader: Op) -> bool:
-        """Whether `reader` widens constant weights on load."""
+        """Whether `reader` widens what it loads: constant weights of a product, floats of an elementwise op or a
+        reduction."""
         if op.name == "unblock":
             return reader.name == "matmul" and op.results[0] == reader.operands[1]
+        if op.name == "cast" and widens(op) and OPS[reader.name].kind in CHAIN_KINDS:
+            return True
         source = self.position.get(op.operands[0].name, -1) if op.operands else -1
         constant = source >= 0 and self.graph.ops[source].name == "const"
         return reader.name == "matmul" and constant and unpacks(op) and op.results[0] == reader.operands[1]
