@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from ppuc.compiler.comparing.doubts import doubted, proven_elsewhere
 from ppuc.compiler.comparing.layers import run_with_layers
 from ppuc.compiler.comparing.parts import proven_in_parts
 from ppuc.compiler.comparing.reference import Reference, doubtful
+from ppuc.compiler.frontend.expose import nodes_with_inner
+from ppuc.compiler.frontend.offload.hosting import ALWAYS, PREFIX
 from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.compiler.validation.compare import Comparison
 from ppuc.ir.errors import UsageError
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """`outputs` in the model's order; `layers` in execution order (empty unless asked for), named by ONNX node;
-    `hazards` as text; `deferred` is what was compiled while the program ran, `host_measured_seconds` the wall time of
-    what the host computed (None: nothing). `ok` when all outputs and layers agree and there are no hazards."""
+    """`outputs` in the model's order; `layers` in execution order (empty unless asked for), named by ONNX node, after
+    the name of the body if they are those of a body that was compiled while the program ran; `uncompared` are nodes
+    whose inner layers are not among them; `hazards` as text; `deferred` is what was compiled while the program ran,
+    `host_measured_seconds` the wall time of what the host computed (None: nothing). `ok` when all outputs and layers
+    agree and there are no hazards."""
 
     outputs: tuple[Comparison, ...]
     layers: tuple[Comparison, ...]
@@ -39,6 +43,7 @@ class Verification:
     profile: Profile
     deferred: tuple[DeferredRun, ...] = ()
     host_measured_seconds: float | None = None
+    uncompared: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -67,6 +72,7 @@ class Verification:
             "unproven": list(self.unproven),
             "outputs": [c.record() for c in self.outputs],
             "layers": [c.record() for c in self.layers],
+            "uncompared": list(self.uncompared),
             "first_offender": self.first_offender or None,
             "hazards": list(self.hazards),
             "cycles": self.profile.cycles,
@@ -113,9 +119,27 @@ class Checks:
 
             outputs, inner = verify_hosted(program, program.plan, arrays, result, layers)
             seconds = result.host_measured_seconds
-            return Verification(outputs, inner, hazards, result.profile, result.deferred, seconds)
+            found = Verification(outputs, inner, hazards, result.profile, result.deferred, seconds)
+            return self._with_bodies(found) if layers else found
         outputs, inner = self._compared(result.outputs, layers)
-        return Verification(outputs, inner, hazards, result.profile)
+        found = Verification(outputs, inner, hazards, result.profile)
+        return self._with_bodies(found) if layers else found
+
+    def _with_bodies(self, found: Verification) -> Verification:
+        """`found` with the layers of what was compiled while the program ran: of bodies of loops and of branches, each
+        on the inputs that it was given last, whose results are layers as well."""
+        program, layers, unnamed = self.program, [*found.layers], list[str]()
+        assert program.source is not None
+        for run in found.deferred:
+            if run.program is not None:
+                own = Checks(cast(CompiledProgram, run.program), run.feeds, self.progress).verified(layers=True)
+                inside = [c for c in (*own.layers, *own.outputs) if c.name != ALWAYS]
+                layers += [replace(c, name=f"{run.name}: {c.name.removeprefix(PREFIX)}") for c in inside]
+                unnamed += [f"{run.name}: {node}" for node in own.uncompared]
+        plan = program.plan
+        apart = {node.node for node in (*plan.nodes, *plan.deferred)} if plan is not None else set()
+        inlined = tuple(node for node in nodes_with_inner(program.source) if node not in apart)
+        return replace(found, layers=tuple(layers), uncompared=(*inlined, *unnamed))
 
     def _compared(
         self, got: Mapping[str, np.ndarray], layers: bool

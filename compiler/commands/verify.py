@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @compile_options
 @input_options
-@click.option("--layers", is_flag=True, help="Also compare inner tensors and name the first node out of tolerance.")
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Also compare inner tensors, and name the first node that is off. Of bodies: of their last run.",
+)
 @click.option("--strict", is_flag=True, help="Exit code 1 also if an output or, with --layers, a layer is unproven.")
 @json_option
 def verify_command(
@@ -60,6 +64,9 @@ def verify_command(
         verification = verify_program(program, feeds, layers, progress)
     if layers and not verification.layers:
         note("note: no inner tensor of the program is one of the model's: nodes are fused")
+    if verification.uncompared:
+        nodes = ", ".join(verification.uncompared)
+        note(f"note: layers within {nodes} are not compared: ONNX Runtime gives inner tensors of the main graph only")
     record = {
         "model": str(model),
         "target": program.target.name,

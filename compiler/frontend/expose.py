@@ -69,6 +69,14 @@ def node_outputs(source: str | Path | onnx.ModelProto) -> dict[str, tuple[str, .
     return {n.name or f"{n.op_type}_{i}": tuple(o for o in n.output if o) for i, n in enumerate(nodes)}
 
 
+def nodes_with_inner(source: str | Path | onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes of the main graph that consist of others: with bodies, or calls of functions."""
+    model = model_copy(source)
+    functions = {(f.domain, f.name) for f in model.functions}
+    nodes = [(n.name or f"{n.op_type}_{i}", n) for i, n in enumerate(model.graph.node)]
+    return tuple(name for name, n in nodes if any(subgraphs(n)) or (n.domain, n.op_type) in functions)
+
+
 def with_outputs(source: str | Path | onnx.ModelProto, names: tuple[str, ...]) -> bytes:
     """The serialised model with tensors `names` appended to its outputs. Raises ModelError for a model too large for
     one protobuf message (2 GB of embedded weights)."""

@@ -88,8 +88,8 @@ class Compile(Protocol):
 @dataclass(frozen=True, slots=True)
 class DeferredRun:
     """What ran for a step: a program, `calls` times, with the result of its first call; or the host, with a reason.
-    `name` is unique among the runs of a program and prefixes its kernels. `host_seconds` is the measured wall time of
-    the host's part of all calls; 0.0 if there was none."""
+    `name` is unique among the runs of a program and prefixes its kernels. `feeds` are the program's inputs in its last
+    call. `host_seconds` is the measured wall time of the host's part of all calls; 0.0 if there was none."""
 
     step: int
     name: str
@@ -98,6 +98,7 @@ class DeferredRun:
     result: DeferredResult | None = None
     reason: str = ""
     host_seconds: float = 0.0
+    feeds: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -184,7 +185,7 @@ class DeferredSteps:
         first = DeferredRun(number, self._names[key], 0, program, result)
         run = self.runs.get(first.name, first)
         seconds = run.host_seconds + (result.host_measured_seconds or 0.0)
-        self.runs[run.name] = replace(run, calls=run.calls + 1, host_seconds=seconds)
+        self.runs[run.name] = replace(run, calls=run.calls + 1, host_seconds=seconds, feeds=feeds)
         return dict(result.outputs)
 
     def _program(self, model: bytes, feeds: Mapping[str, Any], settled: Mapping[str, Any]) -> DeferredProgram:

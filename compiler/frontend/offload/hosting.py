@@ -31,6 +31,8 @@ from ppuc.ir.types import DType, TensorType
 PREFIX = "ppuc:"
 INFERENCE_ELEMENTS = 1 << 12
 """Larger constants do not determine shapes, so inference gets only their types."""
+ALWAYS = f"{PREFIX}always"
+"""The condition of a Loop that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,8 @@ def renamed_node(node: onnx.NodeProto, names: Mapping[str, str], outputs: Sequen
 def _ignore_condition(body: onnx.GraphProto) -> None:
     """Make the body of a Loop without a condition always continue, as specified: ONNX Runtime evaluates the body's
     condition regardless."""
-    always = f"{PREFIX}always"
-    body.node.append(helper.make_node("Constant", [], [always], value=numpy_helper.from_array(np.array(True))))
-    body.output[0].name = always
+    body.node.append(helper.make_node("Constant", [], [ALWAYS], value=numpy_helper.from_array(np.array(True))))
+    body.output[0].name = ALWAYS
 
 
 def _rename_inputs(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
