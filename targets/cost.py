@@ -76,8 +76,9 @@ def engine_clk(
     """Cycles that an mma of valid extents m x n x k occupies the engine, excluding operand delivery.
 
     Lanes start a step every `ii`, and `gap` (the fill of a serial engine) follows. A systolic array works in folds.
-    Weight-stationary: ceil(k / R) ceil(n / C) folds that stream m rows, which hide all but R - m cycles of the next
-    block's preload; several arrays divide columns, rows or both, whichever is fastest. Output-stationary: ceil(m / R)
+    Weight-stationary: ceil(k / R) ceil(n / C) folds that stream m rows, which hide the preload of the next block, a
+    cycle for each of its rows, as far as they last; several arrays divide rows, columns and k, whichever way is
+    fastest. Output-stationary: ceil(m / R)
     ceil(n / C) folds that stream k. Serial arrays (gap > 0) add preload, skew and drain to every fold, which is
     SCALE-Sim's closed form: 2R + C + m - 2 per weight-stationary fold, R + C + k - 2 per output-stationary fold; its
     last result is one cycle early (`drain_clk`). A sum that the next mma continues is one fold (`continued_clk`).
@@ -87,13 +88,23 @@ def engine_clk(
         steps = -(-mf // rows) * -(-nf // cols) * kf
         return steps * ii + gap * np.minimum(steps, 1)
     if engine == WEIGHT_STATIONARY:
-        down, across, best = rows * cols, 1, np.inf
+        arrays, best = rows * cols, np.inf
+        last = k - (kf - 1) * fk
+        down = arrays
         while down >= 1:
-            folds = -(-nf // across) * kf * np.minimum(m, 1)
-            stream = -(-m // down) * ii
-            clk = folds * (np.maximum(stream, fk) if gap == 0 else stream + 2 * fk + fn - 2)
-            best = np.minimum(best, clk)
-            down, across = down // 2, across * 2
+            across = arrays // down
+            while across >= 1:
+                deep = arrays // (down * across)
+                folds, stream = -(-kf // deep), -(-m // down) * ii
+                if gap == 0:
+                    # an array whose blocks are one more than the others' has the last one, of fewer rows
+                    block = fk + (last - fk) * ((kf % deep == 1) | (deep == 1))
+                    clk = (folds - 1) * np.maximum(stream, fk) + np.maximum(stream, block)
+                else:
+                    clk = folds * (stream + 2 * fk + fn - 2)
+                best = np.minimum(best, -(-nf // across) * np.minimum(folds, 1) * clk * np.minimum(m, 1))
+                across = across // 2
+            down = down // 2
         return best
     folds = -(-mf // rows) * -(-nf // cols) * np.minimum(k, 1)
     stream = k * ii
@@ -119,16 +130,18 @@ def group_rows(rows: int, cols: int, row_tiles: int, col_tiles: int, units: int)
     return -(-row_tiles // max(1, round(row_tiles / wanted)))
 
 
-def drain_clk(target: Target, shape: MmaShape) -> int:
-    """Cycles from the end of an mma's time on the engine to its last result: the pipeline, and for systolic arrays that
-    do not drain after every fold the first block's preload and the skew over rows and columns. The closed form for
-    those that do counts cycles from 0, so their last result arrives a cycle before the next fold may begin."""
+def drain_clk(target: Target, shape: MmaShape, n: int, k: int) -> int:
+    """Cycles from the end of the time on the engine of an mma of n columns and a sum of k to its last result: the
+    pipeline, and for systolic arrays that do not drain after every fold the first block's preload and the skew over
+    rows and columns. Weights of fewer rows and columns than the array has are loaded and left sooner; sums still pass
+    all of its rows. The closed form for arrays that drain counts cycles from 0, so their last result arrives a cycle
+    before the next fold may begin."""
     if target.tensor.overlap == "serial":
         return 0 if target.tensor.organisation == "lanes" else target.tensor.fill_clk - 1
     skew = {
         LANES: 0,
         EITHER_LANES: 0,
-        WEIGHT_STATIONARY: 2 * shape.k + shape.n - 2,
+        WEIGHT_STATIONARY: min(k, shape.k) + shape.k + min(n, shape.n) - 2,
         OUTPUT_STATIONARY: shape.m + shape.n - 2,
     }
     return target.tensor.fill_clk + skew[engine_of(target)]

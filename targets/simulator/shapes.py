@@ -5,6 +5,7 @@ Invariant: a description depends only on the instruction; the event loop evaluat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -108,9 +109,10 @@ class Shapes:
         first = self._add_extents(stmt.valid or (None,) * len(sizes), sizes, slots)
         shape = mma_shape(a.dtype, self.target)
         restart = sum(1 << slots[v] for v in stmt.start)
+        drain = drain_clk(self.target, shape, math.prod(n_sizes), math.prod(k_sizes))
         self._mma.append((
             first, len(m_sizes), len(n_sizes), len(k_sizes), shape.m, shape.n, shape.k, shape.ii_clk,
-            shape.element_bytes, restart, int(follows), drain_clk(self.target, shape),
+            shape.element_bytes, restart, int(follows), drain,
         ))  # fmt: skip
         return len(self._mma) - 1
 

@@ -78,3 +78,18 @@ def test_values_are_right(m: int, n: int, k: int) -> None:
     result = program.run({"x": x, "w": w})
     np.testing.assert_allclose(result.outputs["y"], x @ w, rtol=2e-5, atol=1e-5 * k)
     assert not result.profile.hazards
+
+
+def test_attention_takes_long_tiles_of_keys_in_turn_with_their_softmax() -> None:
+    queries, keys, heads, shared, size = 32, 8192, 8, 2, 128
+    shapes = {"q": [1, heads, queries, size], "k": [1, shared, keys, size], "v": [1, shared, keys, size]}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, dims) for name, dims in shapes.items()]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT16, shapes["q"])
+    graph = helper.make_graph([helper.make_node("Attention", ["q", "k", "v"], ["y"])], "g", inputs, [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+    compiled = compile_model(model, CompileOptions(V6E))
+    assert compiled.module is not None
+    (kernel,) = compiled.module.kernels
+    (scores,) = [b for b in kernel.buffers if b.name.startswith("scores")]
+    assert scores.shape[:2] == (heads // shared, queries), "the heads that share keys multiply them together"
+    assert scores.shape[2] > 1024

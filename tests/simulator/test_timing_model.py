@@ -104,7 +104,7 @@ def test_a_serial_array_takes_scale_sims_closed_form(rows: int, cols: int, dataf
                     folds, each = -(-k // rows) * -(-n // cols), 2 * rows + cols + m - 2
                 else:
                     folds, each = -(-m // rows) * -(-n // cols), rows + cols + k - 2
-                engine, drain = cost.mma_cycles(m, n, k, DType.F32, target), cost.drain_clk(target, shape)
+                engine, drain = cost.mma_cycles(m, n, k, DType.F32, target), cost.drain_clk(target, shape, n, k)
                 assert engine + drain == folds * each - 1, (m, n, k)
 
 
@@ -196,6 +196,26 @@ def test_a_pipelined_array_hides_preloads_behind_enough_rows() -> None:
     target = systolic(128, 128, "weight", "pipelined")
     assert cost.mma_cycles(1024, 256, 256, DType.F32, target) == 4 * 1024
     assert cost.mma_cycles(16, 256, 256, DType.F32, target) == 4 * 128, "a block of weights needs 128 cycles to load"
+    assert cost.mma_cycles(16, 256, 64, DType.F32, target) == 2 * 64, "and one of 64 rows 64"
+    shape = cost.mma_shape(DType.F32, target)
+    assert cost.drain_clk(target, shape, 256, 256) == 128 + 128 + 128 - 2
+    assert cost.drain_clk(target, shape, 20, 64) == 64 + 128 + 20 - 2, "sums pass all rows of the array"
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "clk"),
+    [
+        (1024, 512, 128, 1024),  # an array for each 128 columns
+        (1024, 128, 128, 256),  # for each quarter of the rows
+        (16, 128, 512, 128),  # for each block of the sum
+        (16, 128, 640, 128 + 128),
+        (16, 128, 600, 128 + 88),  # the fifth block has 88 rows
+        (16, 256, 256, 128),  # two by two
+    ],
+)
+def test_arrays_divide_rows_columns_or_the_sum(m: int, n: int, k: int, clk: int) -> None:
+    four = override(systolic(128, 128, "weight", "pipelined"), "tensor.lanes=4", "tensor.lane_grid=[1,4]")
+    assert cost.mma_cycles(m, n, k, DType.F32, four) == clk
 
 
 @given(
@@ -204,7 +224,8 @@ def test_a_pipelined_array_hides_preloads_behind_enough_rows() -> None:
 )  # fmt: skip
 @settings(max_examples=100, deadline=None)
 def test_more_work_never_takes_less_time(m: int, n: int, k: int, dataflow: str, overlap: str) -> None:
-    for target in (systolic(16, 8, dataflow, overlap), TINY):
+    one = systolic(16, 8, dataflow, overlap)
+    for target in (one, override(one, "tensor.lanes=4", "tensor.lane_grid=[1,4]"), TINY):
         base = cost.mma_cycles(m, n, k, DType.F32, target)
         for grown in ((m + 1, n, k), (m, n + 1, k), (m, n, k + 1)):
             assert cost.mma_cycles(*grown, DType.F32, target) >= base

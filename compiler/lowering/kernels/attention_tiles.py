@@ -22,6 +22,9 @@ from ppuc.ir.kernel import View
 from ppuc.ir.ops.attention import AttentionPartsAttrs
 from ppuc.targets.schema import Target
 
+LONG = 16
+"""Times the longest tiles of other engines: long ones are worthwhile where weights stay in a systolic array."""
+
 PARTS = (1, 2, 3, 4)
 """Candidate numbers of parts of rows."""
 
@@ -140,9 +143,12 @@ class TiledAttention(UnmergedLowering):
 
     def _candidates(self, full: bool) -> Iterator[Shape]:
         """Tiles that fit, with the most ring slots that fit."""
-        rows = [(1, t) for t in _tiles(self.m, 256, 4)]
-        rows += [(h, self.m) for h in _tiles(self.r, max(256 // max(self.m, 1), 1), 1) if h > 1]
-        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, _tiles(self.span, 1024, 16), PARTS):
+        long = LONG if self.target.tensor.organisation == "systolic" else 1
+        rows = [(1, t) for t in _tiles(self.m, 256 * long, 4)]
+        rows += [(h, self.m) for h in _tiles(self.r, max(256 * long // max(self.m, 1), 1), 1) if h > 1]
+        spans = _tiles(self.span, 1024 * long, 16)
+        interleaved = (1,) if self.target.launch.tile_sides == "whole columns" else PARTS
+        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, spans, interleaved):
             if m * (parts - 1) >= self.m or (parts > 2 and s == self.span):
                 continue
             for streams, acc, ends in ((3, 2, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (1, 1, 1)):
