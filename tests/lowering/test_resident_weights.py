@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import ppuc
 from ppuc.compiler.driver import compile_model
@@ -93,3 +93,22 @@ def test_attention_takes_long_tiles_of_keys_in_turn_with_their_softmax() -> None
     (scores,) = [b for b in kernel.buffers if b.name.startswith("scores")]
     assert scores.shape[:2] == (heads // shared, queries), "the heads that share keys multiply them together"
     assert scores.shape[2] > 1024
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LayerNormalization"])
+def test_rows_to_reduce_are_loaded_a_register_at_a_time(op: str) -> None:
+    rows, columns = 100, 300
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, columns]) for name in "xy")
+    scale = numpy_helper.from_array(np.linspace(0.5, 1.5, columns, dtype=np.float32), "s")
+    given = ["x"] if op == "Softmax" else ["x", "s"]
+    graph = helper.make_graph([helper.make_node(op, given, ["y"])], "g", [x], [y], [scale][: len(given) - 1])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    target = load_target("tpuv3-core")
+    compiled = compile_model(model, CompileOptions(target))
+    assert compiled.module is not None
+    (kernel,) = compiled.module.kernels
+    tiles = [(b.shape, b.depth) for b in kernel.buffers if b.shape[-1] == columns and len(b.shape) == 2]
+    assert ((8, columns), 1) in tiles
+    rng = np.random.default_rng(0)
+    values = {"x": rng.standard_normal((rows, columns)).astype(np.float32)}
+    assert ppuc.verify(ppuc.compile(model, target), values).ok

@@ -29,6 +29,9 @@ DEPTHS = (3, 6, 2)
 long latency."""
 
 
+SUBLANES = 8
+"""Rows of a vector register where compilers load operators whole (TPUs: registers of 8 x 128 elements)."""
+
 BLOCK = 64
 """Points along one operand's rows in a tile that also has rows of another operand."""
 
@@ -113,8 +116,15 @@ class MapLowering(TiledLowering):
         return rank <= MAX_TILE_RANK and self._bytes(tiles, chunked) + states <= budget
 
     def _choose(self) -> list[int]:
-        """Tile sizes per axis: the cheapest of several tile volumes, filled from the innermost axis outwards."""
+        """Tile sizes per axis: the cheapest of several tile volumes, filled from the innermost axis outwards. Compilers
+        that load operators whole take as many rows to reduce at a time as a register holds, and load the next ones when
+        these are through."""
         axes = self.space.axes
+        if self.reduced and self.target.launch.tile_sides == "whole columns":
+            self.load_depth = 1
+            rows = SUBLANES * math.prod(axes[i].size for i in self.reduced)
+            if (tiles := self._fill(rows, self.target.l1.bytes, self.parallel, 1 << 62)) is not None:
+                return tiles
         budget = cost.l1_budget(self.target)
         for limit in (budget, self.target.l1.bytes):
             best: tuple[float, list[int], int] | None = None
