@@ -80,19 +80,39 @@ def test_values_are_right(m: int, n: int, k: int) -> None:
     assert not result.profile.hazards
 
 
-def test_attention_takes_long_tiles_of_keys_in_turn_with_their_softmax() -> None:
-    queries, keys, heads, shared, size = 32, 8192, 8, 2, 128
+def attention(heads: int, shared: int, queries: int, keys: int, size: int) -> onnx.ModelProto:
     shapes = {"q": [1, heads, queries, size], "k": [1, shared, keys, size], "v": [1, shared, keys, size]}
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, dims) for name, dims in shapes.items()]
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT16, shapes["q"])
     graph = helper.make_graph([helper.make_node("Attention", ["q", "k", "v"], ["y"])], "g", inputs, [result])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+
+
+def scores_of(model: onnx.ModelProto) -> list[tuple[int, ...]]:
+    """Shapes of the tiles of scores that an iteration interleaves."""
     compiled = compile_model(model, CompileOptions(V6E))
     assert compiled.module is not None
     (kernel,) = compiled.module.kernels
-    (scores,) = [b for b in kernel.buffers if b.name.startswith("scores")]
-    assert scores.shape[:2] == (heads // shared, queries), "the heads that share keys multiply them together"
-    assert scores.shape[2] > 1024
+    return [b.shape for b in kernel.buffers if b.space is Space.ACC and b.name.startswith("scores")]
+
+
+def test_attention_takes_long_tiles_of_keys_in_turn_with_their_softmax() -> None:
+    ((heads, queries, keys),) = scores_of(attention(8, 2, 32, 8192, 128))
+    assert (heads, queries) == (4, 32), "the heads that share keys multiply them together"
+    assert keys > 1024
+
+
+def test_heads_that_fill_neither_side_of_an_array_are_taken_together() -> None:
+    assert scores_of(attention(64, 64, 32, 32, 32)) == 8 * [(1, 32, 32)]
+    assert scores_of(attention(8, 4, 32, 32, 32)) == 4 * [(2, 32, 32)]
+    assert scores_of(attention(64, 64, 32, 512, 32)) == [(1, 32, 512)]
+    assert scores_of(attention(63, 63, 32, 32, 32)) == [(1, 32, 32)], "the last ones would be fewer"
+
+
+@pytest.mark.parametrize(("heads", "shared"), [(8, 8), (12, 4), (6, 3)])
+def test_heads_taken_together_compute_the_same_values(heads: int, shared: int) -> None:
+    program = ppuc.compile(attention(heads, shared, 20, 24, 16), V6E)
+    assert ppuc.verify(program).ok
 
 
 @pytest.mark.parametrize("op", ["Softmax", "LayerNormalization"])

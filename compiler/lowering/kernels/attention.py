@@ -50,13 +50,17 @@ class AttentionLowering(TiledAttention):
         walks = self._walks(loops)
         nest = walks[-1].nest
         self.streaming = self.span > shape.keys or self.walks > 1
-        lanes = [self._lane(loops, i) for i in range(shape.parts)]
+        lanes = [self._lane(loops, i) for i in range(shape.lanes)]
         if self.streaming:
             for lane in lanes:
                 self._start(nest, lane)
-        buffers = {key: self._matrix_buffer(key) for key in "kv"}
+        for key in "kv":
+            for group in range(shape.groups):
+                buffer = self._matrix_buffer(key)
+                for lane in lanes[group * shape.parts : (group + 1) * shape.parts]:
+                    lane.matrices[key] = buffer
         for walk in walks:
-            self._steps(walk, lanes, buffers)
+            self._steps(walk, lanes)
             if walk.nest is not nest:
                 self._prepend(nest, walk.nest)
         for lane in lanes:
@@ -77,16 +81,19 @@ class AttentionLowering(TiledAttention):
         ends = Tiling("f", depth.size, depth.tile)
         return [Walk(Nest([*loops, first, depth]), False), Walk(Nest([*loops, last, ends]), True)]
 
-    def _steps(self, walk: Walk, lanes: Sequence[Lane], buffers: Mapping[str, str]) -> None:
+    def _steps(self, walk: Walk, lanes: Sequence[Lane]) -> None:
         """Add what an iteration over a tile of keys does."""
-        self._load_matrix(walk, "k", buffers["k"], (walk.keys, walk.depth), self.key + 2)
-        for lane in lanes:
-            self._scores(walk, lane, buffers["k"])
-        self._load_matrix(walk, "v", buffers["v"], (walk.keys, walk.nest.loops[ROW + 1]), self.key + 1, after=True)
+        parts, columns = self.shape.parts, walk.nest.loops[ROW + 1]
+        for i, lane in enumerate(lanes):
+            if i % parts == 0:
+                self._load_matrix(walk, lane, "k", (walk.keys, walk.depth), self.key + 2)
+            self._scores(walk, lane)
+        for lane in lanes[::parts]:
+            self._load_matrix(walk, lane, "v", (walk.keys, columns), self.key + 1, after=True)
         for lane in lanes:
             self._softmax(walk, lane)
         for lane in lanes:
-            self._product(walk, lane, buffers["v"])
+            self._product(walk, lane)
 
     def _prepend(self, nest: Nest, earlier: Nest) -> None:
         """Add the statements of `earlier`, which has the same loops outside the keys', before the loop over keys."""
@@ -99,8 +106,9 @@ class AttentionLowering(TiledAttention):
     def _lane(self, loops: Sequence[Tiling], part: int) -> Lane:
         shape, kernel = self.shape, self.kernel
         by_name = {loop.name: loop for loop in loops}
-        row = loops[ROW]
-        by_name["m"] = Part(row.name, row.size, row.tile, row.units, part * shape.rows)
+        group, row = loops[1], loops[ROW]
+        by_name["g"] = Part(group.name, group.size, group.tile, group.units, part // shape.parts)
+        by_name["m"] = Part(row.name, row.size, row.tile, row.units, part % shape.parts * shape.rows)
         lane = Lane(by_name)
         h, m, s, e = shape.heads, shape.rows, shape.keys, shape.columns
         lane.scores = kernel.buffer("scores", DType.F32, (h, m, s), Space.ACC, shape.acc_slots)
@@ -136,14 +144,14 @@ class AttentionLowering(TiledAttention):
         return self.kernel.buffer(key, self.dtype, tile[::-1] if self.sources[key].swapped else tile, depth=shape.slots)
 
     def _load_matrix(
-        self, walk: Walk, key: str, buffer: str, loops: tuple[Tiling, Tiling], depth: int, *, after: bool = False
+        self, walk: Walk, lane: Lane, key: str, loops: tuple[Tiling, Tiling], depth: int, *, after: bool = False
     ) -> None:
-        """Load a tile of k or v, with its two axes swapped if they are in memory."""
+        """Load a tile of k or v of the lane's group, with its two axes swapped if they are in memory."""
         source, nest = self.sources[key], walk.nest
-        index = [nest.loops[0].offset, nest.loops[1].offset]
+        index = [nest.loops[0].offset, lane.loops["g"].offset]
         index += [loop.offset + axis(1 - i if source.swapped else i) for i, loop in enumerate(loops)]
         param = self.kernel.param(source.tensor, self.dtype, source.view)
-        nest.add(depth, Load(buffer, param, tuple(index)), after=after)
+        nest.add(depth, Load(lane.matrices[key], param, tuple(index)), after=after)
 
     def _load_queries(self, walk: Walk, lane: Lane) -> None:
         """Load the lane's queries: once, or, if their depth is split, with each tile of keys."""
@@ -158,19 +166,19 @@ class AttentionLowering(TiledAttention):
         if not lane.query:
             lane.query = self.kernel.buffer("q", self.dtype, tile, depth=shape.slots if split else shape.end_slots)
         loops = (lane.loops["r"], lane.loops["m"], walk.depth)
-        index = [nest.loops[0].offset, nest.loops[1].offset]
+        index = [nest.loops[0].offset, lane.loops["g"].offset]
         index += [loop.offset + axis(order[i]) for i, loop in enumerate(loops)]
         param = self.kernel.param(source.tensor, self.dtype, source.view)
         depth = self.key + 2 if split else nest.depth_of(("b", "g", "r", "m"))
         nest.add(depth, Load(lane.query, param, tuple(index)))
 
-    def _scores(self, walk: Walk, lane: Lane, k: str) -> None:
+    def _scores(self, walk: Walk, lane: Lane) -> None:
         self._load_queries(walk, lane)
         loops = (lane.loops["r"], lane.loops["m"], walk.keys, walk.depth)
         mma = Mma(
             lane.scores,
             TileRef(lane.query),
-            TileRef(k),
+            TileRef(lane.matrices["k"]),
             (walk.depth.name,) if walk.depth.exists else (),
             transpose_a=self.sources["q"].swapped,
             transpose_b=not self.sources["k"].swapped,
@@ -178,12 +186,12 @@ class AttentionLowering(TiledAttention):
         )
         walk.nest.add(self.key + 2, mma)
 
-    def _product(self, walk: Walk, lane: Lane, v: str) -> None:
+    def _product(self, walk: Walk, lane: Lane) -> None:
         rows, columns = (lane.loops["r"], lane.loops["m"]), lane.loops["e"]
         mma = Mma(
             lane.product,
             TileRef(lane.weights),
-            TileRef(v),
+            TileRef(lane.matrices["v"]),
             (),
             transpose_b=self.sources["v"].swapped,
             valid=bounds_of(*rows, columns, walk.keys),
@@ -278,7 +286,7 @@ class AttentionLowering(TiledAttention):
         for buffer, view in zip(buffers, part_views(result.type.dims, domain), strict=True):
             whole = View((self.walks, *view.shape), (stride, *view.strides), view.offset)
             param = self.kernel.param(self.tensors[result.name], result.type.dtype, whole, written=True)
-            index = [var("p"), nest.loops[0].offset, nest.loops[1].offset]
+            index = [var("p"), nest.loops[0].offset, lane.loops["g"].offset]
             index += [lane.loops[n].offset + axis(i) for i, n in enumerate("rm")]
             nest.add(self.key, Store(param, buffer, (*index, axis(2))), after=True)
 

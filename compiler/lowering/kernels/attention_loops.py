@@ -1,8 +1,9 @@
-"""Loops and buffers of attention kernels: walks over keys, and parts of rows that an iteration interleaves."""
+"""Loops and buffers of attention kernels: walks over keys, and parts of rows and groups of heads that an iteration
+interleaves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ppuc.compiler.lowering.tiling.nest import Nest, Tiling
 from ppuc.ir.affine import Affine, var
@@ -46,7 +47,7 @@ class Keys(Tiling):
 
 @dataclass(frozen=True, slots=True)
 class Part(Tiling):
-    """The rows from `shift` on of each tile of a loop."""
+    """The rows, or the group of heads, from `shift` on of each tile of a loop."""
 
     shift: int = 0
 
@@ -75,9 +76,10 @@ class Walk:
 
 @dataclass(slots=True)
 class Lane:
-    """The loops over one part of rows by name, and its buffers."""
+    """The loops over one part of rows of one group of heads by name, and its buffers, `matrices` those of k and v."""
 
     loops: dict[str, Tiling]
+    matrices: dict[str, str] = field(default_factory=dict)
     query: str = ""
     mask: str = ""
     scores: str = ""

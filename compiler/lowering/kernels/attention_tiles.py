@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, operand_view, sizes
@@ -20,6 +20,7 @@ from ppuc.ir import views
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import View
 from ppuc.ir.ops.attention import AttentionPartsAttrs
+from ppuc.targets.cost import drain_clk, mma_shape
 from ppuc.targets.schema import Target
 
 LONG = 16
@@ -32,7 +33,8 @@ PARTS = (1, 2, 3, 4)
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A candidate: heads and query rows of a part, parts, keys of a tile, depth of q . k per step, value columns, and
-    ring slots of streamed tiles, of tiles passed between engines, and of queries and results."""
+    ring slots of streamed tiles, of tiles passed between engines, and of queries and results. An iteration covers the
+    parts of `groups` groups of heads, each with its own keys."""
 
     heads: int
     rows: int
@@ -43,11 +45,17 @@ class Shape:
     slots: int
     acc_slots: int
     end_slots: int = 2
+    groups: int = 1
 
     @property
     def points(self) -> int:
         """Rows of a part over all its heads."""
         return self.heads * self.rows
+
+    @property
+    def lanes(self) -> int:
+        """Parts of an iteration."""
+        return self.parts * self.groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +155,29 @@ class TiledAttention(UnmergedLowering):
         rows = [(1, t) for t in _tiles(self.m, 256 * long, 4)]
         rows += [(h, self.m) for h in _tiles(self.r, max(256 * long // max(self.m, 1), 1), 1) if h > 1]
         spans = _tiles(self.span, 1024 * long, 16)
-        interleaved = (1,) if self.target.launch.tile_sides == "whole columns" else PARTS
-        for (d, e), (h, m), s, parts in itertools.product(self._heads(), rows, spans, interleaved):
-            if m * (parts - 1) >= self.m or (parts > 2 and s == self.span):
-                continue
-            for streams, acc, ends in ((3, 2, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (1, 1, 1)):
-                shape = Shape(h, m, parts, s, d, e, streams, acc, ends)
-                if self._fits(shape, full):
+        for (d, e), (h, m), s in itertools.product(self._heads(), rows, spans):
+            for parts, groups in self._interleaved(h * m, m, s):
+                if (shape := self._deepest(Shape(h, m, parts, s, d, e, 3, 2, 2, groups), full)) is not None:
                     yield shape
-                    break
+
+    def _interleaved(self, points: int, rows: int, keys: int) -> list[tuple[int, int]]:
+        """Candidate numbers of parts of rows and of groups of heads that an iteration interleaves. Compilers that load
+        operators whole run the steps of an attention one after another; heads that fill neither rows nor columns of an
+        array take them together, as many as fill its rows."""
+        if self.target.launch.tile_sides != "whole columns":
+            return [(n, 1) for n in PARTS if rows * (n - 1) < self.m and (n <= 2 or keys < self.span)]
+        array = mma_shape(cost.tensor_dtype(self.dtype, self.target), self.target)
+        if keys < self.span or self.walks > 1 or keys > array.n:
+            return [(1, 1)]
+        return [(1, n) for n in (1, 2, 4, 8, 16, 32) if n == 1 or (n * points <= array.k and self.g % n == 0)]
+
+    def _deepest(self, shape: Shape, full: bool) -> Shape | None:
+        """`shape` with the most ring slots that fit; None if none do."""
+        for streams, acc, ends in ((3, 2, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (1, 1, 1)):
+            shape = replace(shape, slots=streams, acc_slots=acc, end_slots=ends)
+            if self._fits(shape, full):
+                return shape
+        return None
 
     def _fits(self, shape: Shape, full: bool) -> bool:
         p, size = shape.points, self.dtype.bytes
@@ -173,12 +195,12 @@ class TiledAttention(UnmergedLowering):
         own += self.epilogue_bytes(epilogue_tiles(shape), shape.end_slots)
         l1 = self.target.l1.bytes if full else cost.l1_budget(self.target)
         acc = self.target.acc.bytes if full else cost.acc_budget(self.target)
-        tiles = shape.parts * shape.acc_slots * p * (shape.keys + shape.columns) * 4
-        return shape.slots * streams + shape.parts * own <= l1 and tiles <= acc
+        tiles = shape.lanes * shape.acc_slots * p * (shape.keys + shape.columns) * 4
+        return shape.groups * shape.slots * streams + shape.lanes * own <= l1 and tiles <= acc
 
     def loops(self, shape: Shape) -> tuple[list[Tiling], int, float]:
         """(loops over the domain, active units, iterations of the busiest unit)."""
-        tiles = [1, 1, shape.heads, shape.rows * shape.parts, shape.columns]
+        tiles = [1, shape.groups, shape.heads, shape.rows * shape.parts, shape.columns]
         if self.walks > 1:
             trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
             units = distribute((*trips, self.walks), self.target.cu)
@@ -194,15 +216,17 @@ class TiledAttention(UnmergedLowering):
         engine works on others. With one ring slot, loads do not overlap."""
         target, dtype = self.target, cost.tensor_dtype(self.dtype, self.target)
         _, active, iterations = self.loops(shape)
-        p, parts = shape.points, shape.parts
+        p, parts = shape.points, shape.lanes
         chunks = -(-self.d // shape.depth)
         scores = chunks * cost.mma_clk(p, shape.keys, shape.depth, dtype, target)
         product = cost.mma_clk(p, shape.columns, shape.keys, dtype, target)
         walks, visible = -(-self.span // shape.keys), self.unmasked_tiles(shape)
         rescale = cost.vec_clk(p * shape.columns, 2, target) if walks > 1 else 0.0
-        load = self._stream_clk(shape, active)
+        load = self._stream_clk(shape, active) * shape.groups
         latency = cost.latency_clk(target, self.space_of_keys)
-        handovers = 4 * cost.overhead_clk(target) + 2 * target.tensor.fill_clk
+        fragment = mma_shape(dtype, target)
+        drains = ((shape.keys, shape.depth), (shape.columns, shape.keys))
+        handovers = 4 * cost.overhead_clk(target) + sum(drain_clk(target, fragment, n, k) for n, k in drains)
 
         def engines(masked: bool) -> float:
             """Cycles from one tile of keys to the next if these were there."""
