@@ -291,10 +291,10 @@ def _elements(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """As numpy's files can hold it without pickling."""
+    """As numpy's files can hold it without pickling; what numpy has no name for as bytes, which `as_declared` reads."""
     if array.dtype.kind == "O":
         return array.astype(np.str_)
-    return array.astype(np.float32) if array.dtype.isbuiltin == 2 else array
+    return array.view(f"V{array.dtype.itemsize}") if array.dtype.isbuiltin == 2 else array
 
 
 def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
@@ -337,8 +337,9 @@ def _check_sizes(path: Path) -> None:
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays; formats that numpy has no name for (bf16, f8) are widened to f32, the elements of sequences
-    and maps are called `name[0]`, `name[key]` and so on. Raises InputError when `path` cannot be written."""
+    """Write named arrays; those of formats that numpy has no name for (bf16, f8) as bytes (V2, V1), to which
+    `a.view(ml_dtypes.bfloat16)` gives the type back; the elements of sequences and maps are called `name[0]`,
+    `name[key]` and so on. Raises InputError when `path` cannot be written."""
     write_arrays(path, {n: _plain(a) for name, value in arrays.items() for n, a in _elements(name, value)})
 
 

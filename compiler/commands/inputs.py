@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ppuc.compiler.commands.common import note, pairs
+from ppuc.compiler.commands.program import is_artifact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +49,22 @@ def read_inputs(inputs_file: Path | None, singles: Sequence[str]) -> tuple[dict[
         else:
             arrays[name] = read_npy(value)
     return arrays, fills
+
+
+def read_inputs_for(
+    model: Path, inputs_file: Path | None, singles: Sequence[str], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """As `read_inputs`, with arrays instead of fills for initializers of `model` that are also inputs: those are inputs
+    of a program only if they are given when it is compiled."""
+    arrays, fills = read_inputs(inputs_file, singles)
+    if not fills or is_artifact(model):
+        return arrays, fills
+    from ppuc.compiler.frontend.bind import default_types
+    from ppuc.compiler.inputs import InputSpec, generate
+
+    types = default_types(model)
+    drawn = {n: generate(InputSpec(n, types[n]), fill, seed) for n, fill in fills.items() if n in types}
+    return {**arrays, **drawn}, {n: fill for n, fill in fills.items() if n not in types}
 
 
 _MISSING = "--input NAME=random draws random numbers for one"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import emit, json_option, note, progress_bar, simulation_bar
-from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs
+from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs_for
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 from ppuc.compiler.commands.program import program_of
@@ -87,7 +87,7 @@ def profile_command(
     from ppuc.compiler.report.trace import write_trace
 
     keep_input(model, trace)
-    arrays, fills = read_inputs(inputs_file, single_inputs)
+    arrays, fills = read_inputs_for(model, inputs_file, single_inputs, seed)
     program = program_of(model, arguments, arrays)
     feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:

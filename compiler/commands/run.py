@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import emit, json_option, note, simulation_bar
-from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs
+from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs_for
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 from ppuc.compiler.commands.program import program_of
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL")
 @compile_options
 @input_options
-@click.option("--output", type=OutputFile(), metavar="FILE.npz", help="Write the outputs by name.")
+@click.option(
+    "--output",
+    type=OutputFile(),
+    metavar="FILE.npz",
+    help="Write the outputs by name; bf16 and f8 as bytes, as ml_dtypes does.",
+)
 @json_option
 def run_command(
     model: Path,
@@ -46,7 +51,7 @@ def run_command(
     from ppuc.compiler.report.deferred import deferred_rows
 
     keep_input(model, output)
-    arrays, fills = read_inputs(inputs_file, single_inputs)
+    arrays, fills = read_inputs_for(model, inputs_file, single_inputs, seed)
     program = program_of(model, arguments, arrays)
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import emit, json_option, note, simulation_bar
-from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs
+from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs_for
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.program import is_artifact, program_of
 
@@ -57,7 +57,7 @@ def verify_command(
 
     if is_artifact(model):
         raise UsageError.of(str(model), "is a compiled program", expected="its .onnx model, for ONNX Runtime to run")
-    arrays, fills = read_inputs(inputs_file, single_inputs)
+    arrays, fills = read_inputs_for(model, inputs_file, single_inputs, seed)
     program = program_of(model, arguments, arrays)
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:

@@ -22,7 +22,7 @@ import onnx
 
 from ppuc.compiler.frontend.place import input_place
 from ppuc.compiler.frontend.source import ModelSource, read_source
-from ppuc.compiler.frontend.tensors import dtype_of
+from ppuc.compiler.frontend.tensors import ONNX_DTYPES, dtype_of
 from ppuc.ir.errors import Entity, EntityKind, ModelError, UsageError
 from ppuc.ir.types import DType, TensorType
 
@@ -258,3 +258,9 @@ def declarations_of(source: ModelSource, *, overridable: bool = False) -> tuple[
     read = read_source(source)
     read = read.overridden(read.overridable) if overridable else read
     return declared_inputs(read.inputs, read.where)
+
+
+def default_types(source: ModelSource) -> dict[str, TensorType]:
+    """The types of a model's initializers that are also inputs, by name; of numbers only."""
+    given = {n: (ONNX_DTYPES.get(t.data_type), tuple(t.dims)) for n, t in read_source(source).overridable.items()}
+    return {name: TensorType(dtype, dims) for name, (dtype, dims) in given.items() if dtype is not None}

@@ -108,6 +108,23 @@ def test_the_commands_take_a_value(tmp_path: Path) -> None:
     assert (tmp_path / "m.ppu").read_bytes() == (tmp_path / "again.ppu").read_bytes()
 
 
+@pytest.mark.parametrize(("fill", "b"), [("ones", np.ones(8)), ("zeros", np.zeros(8)), ("random", None)])
+def test_the_commands_generate_a_value(tmp_path: Path, fill: str, b: np.ndarray | None) -> None:
+    onnx.save(model(), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", X)
+    given = ["--input", f"x={tmp_path / 'x.npy'}", "--input", f"b={fill}"]
+    done = CliRunner().invoke(cli, ["run", str(tmp_path / "m.onnx"), *given, "--output", str(tmp_path / "o.npz")])
+    assert done.exit_code == 0, done.output
+    y = np.load(tmp_path / "o.npz")["y"]
+    if b is None:
+        assert np.abs(y - expected(BIAS)).max() > 0.1
+    else:
+        np.testing.assert_allclose(y, expected(b), rtol=0, atol=1e-5)
+    for command in ("verify", "profile"):
+        done = CliRunner().invoke(cli, [command, str(tmp_path / "m.onnx"), *given])
+        assert done.exit_code == 0, done.output
+
+
 def test_samples_hold_values_too(tmp_path: Path) -> None:
     samples = [{"x": rng.standard_normal((4, 16), np.float32), "b": OTHER + i} for i in range(9)]
     program = ppuc.compile(model(), precision="int8", calibrate=samples)

@@ -101,10 +101,23 @@ def test_arrays_of_ml_dtypes_in_files(tmp_path: Path) -> None:
     for command in (run, ["verify", *run[1:2], *run[4:]]):
         done = CliRunner().invoke(cli, command)
         assert done.exit_code == 0, done.output
-    y = np.load(tmp_path / "o.npz")["y"]
+    y = np.load(tmp_path / "o.npz")["y"].view(B).astype(np.float32)
     np.testing.assert_allclose(y, rounded(rounded(X) @ W.astype(np.float32)), rtol=2**-6, atol=1e-3)
     program = ppuc.compile(tmp_path / "m.onnx")
     again = program.run({"x": rounded(X)}).outputs["y"]  # f32 that is exactly bf16
     np.testing.assert_array_equal(again.astype(np.float32), y)
     with pytest.raises(InputError, match="has the wrong dtype"):
         program.run({"x": X})
+
+
+def test_outputs_of_one_run_are_inputs_of_the_next(tmp_path: Path) -> None:
+    onnx.save(model_of("g (bfloat16[2, 16] x) => (bfloat16[2, 16] x2) { x2 = Neg(x) }"), tmp_path / "m.onnx")
+    onnx.save(model_of("g (bfloat16[2, 16] x2) => (bfloat16[2, 16] y) { y = Identity(x2) }"), tmp_path / "n.onnx")
+    special = np.where(np.arange(32).reshape(2, 16) % 5, X, np.inf).astype(B)
+    np.savez(tmp_path / "0.npz", x=special)
+    for number, model in enumerate(("m", "n")):
+        words = ["run", f"{tmp_path}/{model}.onnx", "--inputs", f"{tmp_path}/{number}.npz"]
+        done = CliRunner().invoke(cli, [*words, "--output", f"{tmp_path}/{number + 1}.npz"])
+        assert done.exit_code == 0, done.output
+    y = np.load(tmp_path / "2.npz")["y"].view(B)
+    assert y.tobytes() == (-special).tobytes()

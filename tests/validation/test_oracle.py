@@ -354,11 +354,15 @@ def test_an_archive_that_says_less_than_it_holds(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-def test_formats_without_a_numpy_name_are_written_as_f32(tmp_path: Path) -> None:
-    write_npz(tmp_path / "x.npz", {"a": np.array([1.5, -2], DType.BF16.numpy)})
-    back = read_npz(tmp_path / "x.npz")["a"]
-    assert back.dtype == np.float32
-    assert back.tolist() == [1.5, -2]
+@pytest.mark.parametrize("dtype", [d for d in DType if d.numpy.isbuiltin == 2], ids=str)
+def test_formats_without_a_numpy_name_come_back_exactly(tmp_path: Path, dtype: DType) -> None:
+    array = np.array([[1.5, 2], [4, 0.5]]).astype(dtype.numpy)
+    write_npz(tmp_path / "x.npz", {"a": array, "b": array[0, 0], "c": array.T})
+    spec = {"a": (2, 2), "b": (), "c": (2, 2)}
+    specs = [InputSpec(name, TensorType(dtype, shape)) for name, shape in spec.items()]
+    back = checked_inputs(specs, read_npz(tmp_path / "x.npz"), "net")
+    assert all(a.dtype == dtype.numpy for a in back.values())
+    assert [back[n].tobytes() for n in spec] == [array.tobytes(), array[0, 0].tobytes(), array.T.tobytes()]
 
 
 def test_a_value_stands_for_the_last_node_that_only_it_finishes() -> None:
