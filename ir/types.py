@@ -41,38 +41,38 @@ class DType(enum.Enum):
     BOOL = "bool"
 
     def __str__(self) -> str:
-        return self.value
+        return str(self._value_)  # not `value`, a slow property, here and below: tile search asks a million times
 
     def __hash__(self) -> int:
-        return hash(self.value)
+        return hash(self._value_)
 
-    @property
+    @functools.cached_property
     def bits(self) -> int:
         """Width of one stored element in bits (bool is stored as a byte)."""
         return 8 if self is DType.BOOL else 4 if self is DType.F4E2M1 else self.numpy.itemsize * 8
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         """Width of one stored element in whole bytes (f4e2m1 takes a byte per element until packed)."""
         return self.numpy.itemsize
 
-    @property
+    @functools.cached_property
     def numpy(self) -> np.dtype:
         """The numpy (or ml_dtypes) dtype that holds one element."""
-        return _NUMPY[self.value]
+        return _NUMPY[self._value_]
 
     @property
     def is_float(self) -> bool:
-        return self.value[0] == "f" or self.value[0:2] == "bf"
+        return self._value_[0] == "f" or self._value_[0:2] == "bf"
 
     @property
     def is_integer(self) -> bool:
-        return self.value[0] in "iu"
+        return self._value_[0] in "iu"
 
     @property
     def is_signed(self) -> bool:
         """Whether it can represent negative numbers."""
-        return self.is_float or self.value[0] == "i"
+        return self.is_float or self._value_[0] == "i"
 
     @staticmethod
     def of(dtype: DTypeLike) -> DType:

@@ -8,6 +8,7 @@ Invariant: costs do not depend on a program, a graph or the state of a run, and 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class MmaShape:
     element_bytes: int
 
 
+@functools.lru_cache(maxsize=1024)
 def mma_shape(dtype: DType, target: Target) -> MmaShape:
     """The tensor engine's row for operands of `dtype` (u8 multiplies as i8). Raises InternalError if unsupported."""
     name = "i8" if dtype is DType.U8 else str(dtype)
@@ -271,6 +273,7 @@ def mesh_bytes_per_clk(target: Target) -> float:
     return target.noc.link_bytes_per_clk * target.ces / load if load else float("inf")
 
 
+@functools.lru_cache(maxsize=1024)
 def l2_bytes_per_clk(target: Target) -> float:
     """Total l2 bandwidth to all units, through the on-chip network."""
     return min(float(target.l2.bytes_per_clk_total), mesh_bytes_per_clk(target))

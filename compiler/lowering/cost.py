@@ -7,6 +7,7 @@ simulator, which can measure candidates of similar price.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,6 +155,7 @@ def overhead_clk(target: Target) -> float:
     return target.issue_clk + 2 * target.sync.ring_op_clk
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def mma_clk(m: int, n: int, k: int, dtype: DType, target: Target) -> float:
     """Cycles of one mma tile in steady state."""
     return max(float(mma_cycles(m, n, k, dtype, target)), overhead_clk(target))

@@ -42,6 +42,17 @@ class Rings:
     whole: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes of l1 for the rings of operands beside these slots of the accumulator's and the results' rings; `whole` as
+    in Rings."""
+
+    l1: int
+    acc: int
+    out: int
+    whole: bool
+
+
 def anchor_of(body: Graph, *names: str) -> Op:
     """The single op of `body` with a name in `names`. Raises NotFusable unless there is exactly one."""
     found = [op for op in body.ops if op.name in names]
@@ -141,18 +152,25 @@ class ContractionLowering(TiledLowering):
             raise NotFusable(f"the tensor engine does not support {self.dtype}")
         self.acc_dtype = DType.F32 if self.dtype.is_float else DType.I32
 
-    def rings(self, tiles: Sequence[int], step_bytes: int, fixed_bytes: int = 0) -> Rings | None:
-        """Ring depths for these tiles, with `step_bytes` per operand slot in total and `fixed_bytes` for other rings:
-        the first of RINGS that fits, with operand rings as deep as the rest of l1 allows: at least two slots, which a
-        serial array gives up for taller tiles. None if nothing fits."""
-        points, least = math.prod(tiles) * 4, 1 if serial_array(self.target) else 2
+    def room(self, tiles: Sequence[int]) -> tuple[Room, ...]:
+        """What each of RINGS leaves of l1 to the operands' rings with these tiles, of those whose accumulator fits."""
+        points, (read, written), found = math.prod(tiles) * 4, self._epilogue_bytes(tiles), []
         for whole, acc_depth, out_depth in RINGS:
             l1 = self.target.l1.bytes if whole else cost.l1_budget(self.target)
             acc = self.target.acc.bytes if whole else cost.acc_budget(self.target)
-            left = l1 - self.epilogue_bytes(tiles, out_depth) - fixed_bytes
-            depth = min(MAX_DEPTH, left // max(step_bytes, 1))
-            if points * acc_depth <= acc and depth >= least:
-                return Rings(depth, acc_depth, out_depth, whole)
+            if points * acc_depth <= acc:
+                found.append(Room(l1 - read - out_depth * written, acc_depth, out_depth, whole))
+        return tuple(found)
+
+    def rings(self, room: Sequence[Room], step_bytes: int, fixed_bytes: int = 0) -> Rings | None:
+        """Ring depths with `step_bytes` per operand slot in total and `fixed_bytes` for other rings: the first of
+        `room` that fits, with operand rings as deep as the rest of l1 allows: at least two slots, which a serial array
+        gives up for taller tiles. None if nothing fits."""
+        least = 1 if serial_array(self.target) else 2
+        for place in room:
+            depth = min(MAX_DEPTH, (place.l1 - fixed_bytes) // max(step_bytes, 1))
+            if depth >= least:
+                return Rings(depth, place.acc, place.out, place.whole)
         return None
 
     def alone_clk(self, rings: Rings, step_load: float) -> float:
@@ -173,11 +191,18 @@ class ContractionLowering(TiledLowering):
 
     def epilogue_bytes(self, tiles: Sequence[int], out_depth: int = 2) -> int:
         """l1 bytes of the rings of the chain's operands and results."""
-        total = 0
+        read, written = self._epilogue_bytes(tiles)
+        return read + out_depth * written
+
+    def _epilogue_bytes(self, tiles: Sequence[int]) -> tuple[int, int]:
+        """l1 bytes of the rings of the chain's operands, and of a slot of every result."""
+        read = written = 0
         for operand in self.operands:
-            slots = out_depth if operand.written else self.operand_slots(operand, tiles)
-            total += slots * self.slot_bytes(operand, tiles)
-        return total
+            if operand.written:
+                written += self.slot_bytes(operand, tiles)
+            else:
+                read += self.operand_slots(operand, tiles) * self.slot_bytes(operand, tiles)
+        return read, written
 
     def fill(self, axes: Sequence[int], points: int, tiles: list[int]) -> bool:
         """Give `axes` (outermost first) tiles of about `points` points, innermost axes first. Axes that the chain

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.contraction import (
+    Room,
     anchor_of,
     operand_ops,
     operand_view,
@@ -57,6 +58,19 @@ class ConvChoice(TileChoice):
     all_taps: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TileFacts:
+    """What all steps of tiles have in common: result points and columns of a tile, units per axis and iterations of the
+    busiest one, cycles of the epilogue (vector, store, load), and what is left of l1."""
+
+    points: int
+    columns: int
+    units: tuple[int, ...]
+    iterations: float
+    epilogue: tuple[float, float, float]
+    room: tuple[Room, ...]
+
+
 class TiledConv(ProductLowering, ABC):
     """A group around one nhwc conv, its operands in memory, and the search for its tiles: `rank` selects a tiling by
     price, 0 being the cheapest."""
@@ -97,6 +111,7 @@ class TiledConv(ProductLowering, ABC):
         self.multiply(self.w_dtype, "convolution")
         if self.at[0] in self.reduced or (self.grouped and self.at[-2] in self.reduced):
             raise NotFusable("the epilogue reduces over images or groups")
+        self._facts: dict[tuple[int, ...], TileFacts] = {}
         self.choice = self._choose(rank)
         self.tiles = list(self.choice.tiles)
 
@@ -194,14 +209,12 @@ class TiledConv(ProductLowering, ABC):
     def _priced(self, tiling: tuple[list[int], str, Step]) -> ConvChoice | None:
         """The choice of these tiles, feed and step; None if it does not fit."""
         tiles, feed, (x_bytes, x_rows, w_elements, (channels, rows, all_taps, steps, mmas, k)) = tiling
-        rings = self.rings(tiles, _align(x_bytes) + _align(w_elements * self.dtype.bytes))
+        known = self._of_tiles(tuple(tiles))
+        rings = self.rings(known.room, _align(x_bytes) + _align(w_elements * self.dtype.bytes))
         if rings is None:
             return None
-        tm = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
-        tn = self._extent(tiles, len(self.at) - 1)
-        units, iterations = self.distribution(tiles)
-        active = math.prod(units)
-        vec, store, extra = self.chain_price(tiles, active)
+        tm, tn, units, active = known.points, known.columns, known.units, math.prod(known.units)
+        iterations, (vec, store, extra) = known.iterations, known.epilogue
         latency = cost.latency_clk(self.target, self.x_space, self.w_space)
         mma = mmas * cost.mma_clk(tm, tn, k, cost.tensor_dtype(self.dtype, self.target), self.target)
         loads = 2 if all_taps else 1 + mmas
@@ -218,6 +231,15 @@ class TiledConv(ProductLowering, ABC):
             tile += vec
         price = iterations * tile + latency + load + vec + store + self.alone_clk(rings, load)
         return ConvChoice(tuple(tiles), rings, units, price, feed, channels, rows, all_taps)
+
+    def _of_tiles(self, tiles: tuple[int, ...]) -> TileFacts:
+        """What all steps of these tiles have in common."""
+        if tiles not in self._facts:
+            units, iterations = self.distribution(tiles)
+            points = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
+            columns, epilogue = self._extent(tiles, len(self.at) - 1), self.chain_price(tiles, math.prod(units))
+            self._facts[tiles] = TileFacts(points, columns, units, iterations, epilogue, self.room(tiles))
+        return self._facts[tiles]
 
     def _array_clk(self, tiles: Sequence[int], feed: str, step: Step) -> float:
         """Cycles of the whole convolution on a serial array."""

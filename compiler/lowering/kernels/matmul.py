@@ -155,13 +155,16 @@ class MatmulLowering(ProductLowering):
         if not self.fill(self.m_axes, m, tiles):
             return []
         whole = slot(m * self.k, self.dtype) + weights
-        if whole + self.epilogue_bytes(tiles, 1) <= quarter and (rings := self.rings(tiles, 0, whole)) is not None:
+        if (
+            whole + self.epilogue_bytes(tiles, 1) <= quarter
+            and (rings := self.rings(self.room(tiles), 0, whole)) is not None
+        ):
             return [self._streamed(tiles, m, n, replace(rings, operands=1))]
         found = []
         for tm in sizes(m, 16, 1 << 14):
             tiles = list(narrow)
             if self.fill(self.m_axes, tm, tiles):
-                rings = self.rings(tiles, slot(tm * self.k, self.dtype), weights)
+                rings = self.rings(self.room(tiles), slot(tm * self.k, self.dtype), weights)
                 found += [self._streamed(tiles, tm, n, rings)] if rings is not None else []
         return found
 
@@ -217,13 +220,14 @@ class MatmulLowering(ProductLowering):
         grid = math.prod(trips[i] for i in self.m_axes), math.prod(trips[i] for i in self.n_axes)
         left, right = cost.sharers(*grid, tm, tn, self.target)
         best: Choice | None = None
+        room = self.room(tiles)
         for tk in depths:
             wide = 2 * slot(tk * tn, self.dtype) if self.unpacked else 0
-            rings = self.rings(tiles, slot(tm * tk, self.dtype) + self._right_slots(tn, tk), wide)
+            slots = slot(tm * tk, self.dtype) + self._right_slots(tn, tk)
+            rings = self.rings(room, slots, wide)
             if rings is None:
                 continue
             steps = -(-self.k // tk)
-            slots = slot(tm * tk, self.dtype) + self._right_slots(tn, tk)
             mma = cost.mma_clk(tm, tn, tk, dtype, self.target)
             mma = max(mma, cost.l1_clk(tm, tn, tk, slots, dtype, self.target))
             a = self._traffic("a", tiles, tk)
