@@ -15,14 +15,116 @@ from __future__ import annotations
 import numpy as np
 
 from ppuc.targets import cost
-from ppuc.targets.simulator.jit import helper
-from ppuc.targets.simulator.records import Core, Numbers, Share, Stream
-from ppuc.targets.simulator.tables import MEM_HBM, TICKS, Machine, State
+from ppuc.targets.simulator.jit import array_helper, helper
+from ppuc.targets.simulator.records import Core, Flight, Numbers, Share, Stream
+from ppuc.targets.simulator.tables import (
+    F_CAP,
+    F_CE,
+    F_FIN,
+    F_FIX,
+    F_LINK,
+    F_MEMORY,
+    F_PORT,
+    F_RATE,
+    F_REM,
+    F_SECOND,
+    F_STREAM,
+    F_UPD,
+    F_WEIGHT,
+    F_WRITES,
+    MEM_HBM,
+    MEM_HOST,
+    MEM_L2,
+    NO_RESOURCE,
+    TICKS,
+    Machine,
+    State,
+)
 
 _mixed_rate = helper(cost.mixed_rate)
 _stream_rate = helper(cost.stream_rate)
 
 _TINY = 1e-9
+
+
+@array_helper
+def _least(values: np.ndarray, n: int) -> float:
+    """The least of the first `n` values; inf without any."""
+    least = np.inf
+    for i in range(n):
+        least = min(least, values[i])
+    return least
+
+
+@array_helper
+def _set_rates(
+    rem: np.ndarray, upd: np.ndarray, rate: np.ndarray, fin: np.ndarray, fix: np.ndarray, n: int, now: float
+) -> None:
+    """Let the first `n` flows go on at the rates `fix`; the arguments are rows of State.course. Without branches, so
+    that it is vectorised."""
+    for i in range(n):
+        left, since, old, new, end = rem[i], upd[i], rate[i], fix[i], fin[i]
+        fresh = since < 0.0
+        changed = (new != old) | fresh
+        later = max(0.0, left - old * (now - since))
+        left = later if changed & (not fresh) else left
+        later = now + np.ceil(left / new * TICKS) / TICKS
+        later = now if left <= 0.0 else later
+        rem[i] = left
+        upd[i] = now if changed else since
+        rate[i] = new
+        fin[i] = later if changed else end
+
+
+@helper
+def add_flow(m: Machine, st: State, s: int, memory: int, second: int, flight: Flight) -> None:
+    """Start the data phase of a stream's transfer between `memory` and `second` (-1: none)."""
+    k: Core = st.core[0]
+    q: Stream = st.stream[s]
+    i = k.flows
+    k.flows += 1
+    flow, course = st.flow, st.course
+    flow[F_STREAM, i], flow[F_CE, i], flow[F_WRITES, i] = s, q.ce, q.unit >= 0 and s % 4 == 1
+    flow[F_MEMORY, i], flow[F_SECOND, i], flow[F_PORT, i], flow[F_LINK, i] = memory, second, q.port, q.link
+    course[F_REM, i], course[F_UPD, i], course[F_RATE, i] = flight.bytes, -1.0, 0.0
+    course[F_CAP, i], course[F_WEIGHT, i] = flight.cap, flight.weight
+    _count(m, st, q, 1.0)
+
+
+@helper
+def remove_flow(m: Machine, st: State, i: int) -> None:
+    """End a data phase; the last one takes its column."""
+    k: Core = st.core[0]
+    k.flows -= 1
+    n = k.flows
+    _count(m, st, st.stream[st.flow[F_STREAM, i]], -1.0)
+    for row in range(len(st.flow)):
+        st.flow[row, i] = st.flow[row, n]
+    for row in range(len(st.course)):
+        st.course[row, i] = st.course[row, n]
+    if i < n:
+        st.stream[st.flow[F_STREAM, i]].flow = i
+
+
+@helper
+def _count(m: Machine, st: State, q: Stream, change: float) -> None:
+    """Count a flow of a stream on its port and link, whose CE is to be filled again."""
+    st.core[0].stale = 1
+    st.demand[q.ce, 3] = 1.0
+    if q.port >= 0:
+        st.share[q.port].flows += change
+        _set_whole(m, st, q.port)
+        st.share[q.link].flows += change
+        _set_whole(m, st, q.link)
+
+
+@helper
+def _set_whole(m: Machine, st: State, r: int) -> None:
+    """Give a port or link its capacity, for all its flows."""
+    share: Share = st.share[r]
+    share.left, share.load = m.capacity[r], share.flows
+    share.whole = share.left / share.load if share.load > 0.0 else np.inf
+    share.level = share.whole
 
 
 @helper
@@ -31,59 +133,50 @@ def _oversubscribed(st: State, m: Machine) -> bool:
     for the current mix of flows."""
     k: Core = st.core[0]
     numbers: Numbers = m.numbers[0]
-    demand, ces = st.demand, numbers.ces
+    demand, ces, flow = st.demand, numbers.ces, st.flow
     for ce in range(ces + 1):
         demand[ce, 0] = demand[ce, 1] = demand[ce, 2] = 0.0
     reads, writes, streams = 0.0, 0.0, 0
     for i in range(k.flows):
-        s = st.listed[i].flow
-        q: Stream = st.stream[s]
-        if q.memory >= 0:
-            want = q.cap * (q.weight if q.memory == MEM_HBM else 1.0)
-            demand[q.ce, q.memory] += want
-            if q.memory == MEM_HBM:
-                streams += 1
-                if q.unit >= 0 and s % 4 == 1:
-                    writes += want
-                else:
-                    reads += want
-        if q.second >= 0:
-            want = q.cap * (q.weight if q.second == MEM_HBM else 1.0)
-            demand[q.ce, q.second] += want
-            if q.second == MEM_HBM:
+        ce, memory, second, cap = flow[F_CE, i], flow[F_MEMORY, i], flow[F_SECOND, i], st.course[F_CAP, i]
+        if memory == MEM_HBM:
+            want = cap * st.course[F_WEIGHT, i]
+            demand[ce, MEM_HBM] += want
+            streams += 1
+            if flow[F_WRITES, i]:
                 writes += want
-                streams += 1
+            else:
+                reads += want
+        elif memory >= 0:
+            demand[ce, memory] += cap
+        if second == MEM_HBM:
+            want = cap * st.course[F_WEIGHT, i]
+            demand[ce, MEM_HBM] += want
+            writes += want
+            streams += 1
+        elif second >= 0:
+            demand[ce, second] += cap
     open_rows = _stream_rate(streams, numbers.banks, numbers.interleave, numbers.activate)
     part = min(1.0, open_rows / numbers.open_rows)
     k.hbm_rate = _mixed_rate(m.capacity[MEM_HBM], reads, writes, numbers.turnaround) * part
-    for memory in range(3):
-        total = 0.0
-        for ce in range(ces + 1):
-            want = demand[ce, memory]
-            if ce < ces and memory != MEM_HBM:
-                want = min(want, m.capacity[3 + ce])
-            total += want
-        if total > (k.hbm_rate if memory == MEM_HBM else m.capacity[memory]) * (1 + _TINY):
-            return True
-    return False
+    return bool(_exceeded(st, m))
 
 
 @helper
-def _way(q: Stream, j: int) -> int:
-    """The j-th resource on the path of a flow, or -1."""
-    if j < 2:
-        return q.memory if j == 0 else q.second
-    return q.port if j == 2 else q.link
-
-
-@helper
-def _set_rate(q: Stream, now: float, rate: float) -> None:
-    if rate != q.rate or q.upd < 0:
-        if q.upd >= 0:
-            q.rem = max(0.0, q.rem - q.rate * (now - q.upd))
-        q.upd = now
-        q.rate = rate
-        q.fin = now if q.rem <= 0 else now + np.ceil(q.rem / rate * TICKS) / TICKS
+def _exceeded(st: State, m: Machine) -> bool:
+    """Whether the demand for some memory, limited by CE ports, exceeds its rate."""
+    demand, ces = st.demand, m.numbers[0].ces
+    hbm, l2, host = 0.0, 0.0, 0.0
+    for ce in range(ces):
+        port = m.capacity[3 + ce]
+        hbm += demand[ce, MEM_HBM]
+        l2 += min(demand[ce, MEM_L2], port)
+        host += min(demand[ce, MEM_HOST], port)
+    hbm, l2, host = hbm + demand[ces, MEM_HBM], l2 + demand[ces, MEM_L2], host + demand[ces, MEM_HOST]
+    much = 1 + _TINY
+    return bool(
+        hbm > st.core[0].hbm_rate * much or l2 > m.capacity[MEM_L2] * much or host > m.capacity[MEM_HOST] * much
+    )
 
 
 @helper
@@ -91,78 +184,134 @@ def refill(m: Machine, st: State) -> None:
     """Compute every flow's share and find the next one to end."""
     k: Core = st.core[0]
     over = _oversubscribed(st, m)
-    everyone = over or k.over != 0
-    n = 0
-    for i in range(k.flows):
-        s = st.listed[i].flow
-        q: Stream = st.stream[s]
-        if everyone or q.unit < 0 or st.demand[q.ce, 3] > 0:
-            st.listed[n].sub = s
-            n += 1
-            for j in range(4):
-                r = _way(q, j)
-                if r >= 0:
-                    st.share[r].left = k.hbm_rate if r == MEM_HBM else m.capacity[r]
-                    st.share[r].load = 0.0
-    for i in range(n):
-        q = st.stream[st.listed[i].sub]
-        for j in range(4):
-            r = _way(q, j)
-            if r >= 0:
-                st.share[r].load += q.weight if r == MEM_HBM else 1.0
+    n = _list_flows(st, over or k.over != 0)
+    _open_memories(m, st, n)
+    settled = False
     while n > 0:
-        n = _freeze(st, n)
+        growing = _freeze(st, n)
+        if growing > 0:
+            _settle(st, growing, n - growing)
+            settled = True
+        n = growing
+    if settled:
+        _restore(m, st)
     k.over = over
     k.stale = 0
     st.demand[:, 3] = 0.0
-    first = np.inf
-    for i in range(k.flows):
-        first = min(first, st.stream[st.listed[i].flow].fin)
-    k.finish = first
+    course = st.course
+    _set_rates(
+        course[F_REM],
+        course[F_UPD],
+        course[F_RATE],
+        course[F_FIN],
+        course[F_FIX],
+        k.flows,
+        k.now,
+    )
+    k.finish = _least(course[F_FIN], k.flows)
+
+
+@helper
+def _list_flows(st: State, everyone: bool) -> int:
+    """List the flows to fill: all, or those of CEs that changed; the others keep their rates."""
+    n = 0
+    for i in range(st.core[0].flows):
+        if everyone or st.flow[F_PORT, i] < 0 or st.demand[st.flow[F_CE, i], 3] > 0:
+            st.listed[n].sub = i
+            n += 1
+        else:
+            st.course[F_FIX, i] = st.course[F_RATE, i]
+    return n
+
+
+@helper
+def _open_memories(m: Machine, st: State, n: int) -> None:
+    """Give the memories their rates, for the first `n` flows of the list."""
+    hbm, l2, host = 0.0, 0.0, 0.0
+    for j in range(n):
+        i = st.listed[j].sub
+        for row in (F_MEMORY, F_SECOND):
+            memory = st.flow[row, i]
+            if memory == MEM_HBM:
+                hbm += st.course[F_WEIGHT, i]
+            elif memory == MEM_L2:
+                l2 += 1.0
+            elif memory == MEM_HOST:
+                host += 1.0
+    _open(st, MEM_HBM, st.core[0].hbm_rate, hbm)
+    _open(st, MEM_L2, m.capacity[MEM_L2], l2)
+    _open(st, MEM_HOST, m.capacity[MEM_HOST], host)
+
+
+@helper
+def _open(st: State, r: int, left: float, load: float) -> None:
+    share: Share = st.share[r]
+    share.left, share.load, share.level = left, load, left / load if load > 0.0 else np.inf
 
 
 @helper
 def _freeze(st: State, n: int) -> int:
-    """One round of water filling over the first `n` flows of the list; returns the number that still grow."""
-    level, lowest = np.inf, np.inf
-    for i in range(n):
-        q: Stream = st.stream[st.listed[i].sub]
-        lowest = min(lowest, q.cap)
-        for j in range(4):
-            r = _way(q, j)
-            if r >= 0:
-                level = min(level, st.share[r].left / st.share[r].load)
+    """One round of water filling over the first `n` flows of the list: fix the rates of those that stop growing and
+    move them to the list `stopped`. Returns the number of the others. Without branches, which would be taken at
+    random."""
+    flow, fix, share = st.flow, st.course[F_FIX], st.share
+    level, lowest, growing = np.inf, np.inf, 0
+    for j in range(n):
+        i = st.listed[j].sub
+        lowest = min(lowest, st.course[F_CAP, i])
+        memories = min(share[flow[F_MEMORY, i]].level, share[flow[F_SECOND, i]].level)
+        level = min(level, min(memories, min(share[flow[F_PORT, i]].level, share[flow[F_LINK, i]].level)))
     by_cap = lowest <= level
-    for i in range(n):
-        q = st.stream[st.listed[i].sub]
-        stop = by_cap and q.cap <= level
-        if not by_cap:
-            for j in range(4):
-                r = _way(q, j)
-                if r >= 0 and st.share[r].left <= level * st.share[r].load * (1 + _TINY):
-                    stop = True
-        q.fix = -1.0 if not stop else q.cap if by_cap else level
-    return _settle(st, n)
+    for j in range(n):
+        i = st.listed[j].sub
+        cap = st.course[F_CAP, i]
+        stop = cap <= level if by_cap else _full(st, i, level)
+        fix[i] = cap if by_cap else level
+        st.listed[growing].sub = st.listed[j - growing].stopped = i
+        growing += not stop
+    return growing
 
 
 @helper
-def _settle(st: State, n: int) -> int:
-    """Subtract the rates just frozen from the resources and compact the list."""
-    kept, now = 0, st.core[0].now
-    for i in range(n):
-        s = st.listed[i].sub
-        q: Stream = st.stream[s]
-        rate = q.fix
-        if rate < 0:
-            st.listed[kept].sub = s
-            kept += 1
-            continue
-        for j in range(4):
-            r = _way(q, j)
-            if r >= 0:
-                weight = q.weight if r == MEM_HBM else 1.0
-                share: Share = st.share[r]
-                share.left = max(0.0, share.left - rate * weight)
-                share.load -= weight
-        _set_rate(q, now, rate)
-    return kept
+def _full(st: State, i: int, level: float) -> bool:
+    """Whether a resource on the path of a flow is full at this level."""
+    full = False
+    for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
+        share: Share = st.share[st.flow[row, i]]
+        full |= share.left <= level * share.load * (1 + _TINY)
+    return full
+
+
+@helper
+def _settle(st: State, growing: int, stopped: int) -> None:
+    """Subtract the rates just fixed from the resources that growing flows cross."""
+    for j in range(growing):
+        for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
+            st.share[st.flow[row, st.listed[j].sub]].crossed = 1.0
+    st.share[NO_RESOURCE].crossed = 0.0
+    for j in range(stopped):
+        i = st.listed[j].stopped
+        rate = st.course[F_FIX, i]
+        for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
+            r = st.flow[row, i]
+            share: Share = st.share[r]
+            weight = (st.course[F_WEIGHT, i] if r == MEM_HBM else 1.0) * share.crossed
+            share.left = max(0.0, share.left - rate * weight)
+            share.load -= weight
+    for j in range(growing):
+        for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
+            share = st.share[st.flow[row, st.listed[j].sub]]
+            if share.load > 0.0:
+                share.level = share.left / share.load
+
+
+@helper
+def _restore(m: Machine, st: State) -> None:
+    """Make all ports and links whole that growing flows crossed."""
+    for r in range(len(m.capacity)):
+        share: Share = st.share[r]
+        if share.crossed > 0.0:
+            share.left, share.load, share.level, share.crossed = m.capacity[r], share.flows, share.whole, 0.0
+
+
+__all__ = ["add_flow", "refill", "remove_flow"]

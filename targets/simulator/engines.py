@@ -14,6 +14,7 @@ from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.records import Core, Filled, Flight, Instruction, Operand, Reader, Stat, Stream, Use
 from ppuc.targets.simulator.tables import (
     B_ROOM,
+    F_RATE,
     IN_FLIGHT,
     LOG_ENV,
     MMA,
@@ -85,8 +86,8 @@ def _l1_rate(m: Machine, st: State, s: int) -> float:
     for other in range(s - s % 4, s - s % 4 + 4):
         q: Stream = st.stream[other]
         if other % 4 < 2:
-            if q.flowing:
-                rate -= q.rate
+            if q.flow >= 0:
+                rate -= st.course[F_RATE, q.flow]
         elif other != s and q.free_at > now:
             rate -= q.l1
     return float(max(rate, 0.0))

@@ -122,7 +122,7 @@ def account(c: Code, st: State, s: int) -> None:
     q.mark = now
     i, cause = -1, LATENCY
     if (q.unit < 0 or s % 4 < 2) and q.next > q.oldest:
-        if not q.flowing:
+        if q.flow < 0:
             i = st.flight[s, q.oldest % IN_FLIGHT].instr
     elif q.cause != B_NONE:
         i = q.head

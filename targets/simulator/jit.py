@@ -27,6 +27,13 @@ def helper(function: F) -> F:
     return cast(F, njit(**options)(function))
 
 
+def array_helper(function: F) -> F:
+    """A helper whose loops over arrays are vectorised: it may assume that no NaN arises and ignore the sign of zero,
+    which changes no other value."""
+    options: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": True, "fastmath": {"nnan", "nsz"}}
+    return cast(F, njit(**options)(function))
+
+
 def entry(function: F) -> F:
     """Compile and cache on disk."""
     options: dict[str, Any] = _COMMON | {"cache": True}

@@ -305,7 +305,7 @@ class Stream(Protocol):
     fetched, in runs of memory and in rows that are runs of the tile too, first and last, from run to run. `tile` is the
     tile that it is at. `cause` (B_*) and `what` block the head. Instructions in flight are numbered `oldest`, `data`
     (in its data phase) to `next`. `mark`: stalls are accounted up to then. `l1`: bytes per cycle of l1 that a compute
-    engine takes. The rest is the active data phase."""
+    engine takes. `flow` is the column of its active data phase in the tables of flows (-1: none), begun at `began`."""
 
     unit: int
     ce: int
@@ -333,20 +333,11 @@ class Stream(Protocol):
     oldest: int
     data: int
     next: int
-    flowing: int
-    memory: int
-    second: int
+    flow: int
     free_at: float
     mark: float
     l1: float
-    rem: float
-    upd: float
-    rate: float
-    cap: float
-    weight: float
-    fin: float
     began: float
-    fix: float
 
 
 class Place(Protocol):
@@ -398,12 +389,13 @@ class Reader(Protocol):
 
 
 class Listed(Protocol):
-    """Row i of four lists of streams: heads to try, active flows, heads woken, flows that water filling is at."""
+    """Row i of four lists: streams whose heads to try, streams whose heads were woken, flows (columns of their tables)
+    that still grow in water filling, and those that stopped in a round."""
 
     stack: int
-    flow: int
     wake: int
     sub: int
+    stopped: int
 
 
 class Event(Protocol):
@@ -414,10 +406,16 @@ class Event(Protocol):
 
 
 class Share(Protocol):
-    """A bandwidth resource during water filling: remaining capacity, and the weight of growing flows."""
+    """A bandwidth resource in water filling: remaining capacity, the weight of growing flows, the quotient of the two,
+    and 1 if flows cross it that grow after a first round. Of a port or link also the number of its flows and the level
+    before the first round, to which it returns after the last."""
 
     left: float
     load: float
+    level: float
+    crossed: float
+    flows: float
+    whole: float
 
 
 class Cached(Protocol):

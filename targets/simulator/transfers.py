@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ppuc.targets import cost
+from ppuc.targets.simulator.bandwidth import add_flow, remove_flow
 from ppuc.targets.simulator.cache import served_by, take_store, write_back
 from ppuc.targets.simulator.engines import end_rings
 from ppuc.targets.simulator.events import E_LAND, E_READY, account, log_end, schedule, wake
@@ -32,6 +33,9 @@ from ppuc.targets.simulator.tables import (
     B_ROOM,
     BANDWIDTH,
     COPY,
+    F_FIN,
+    F_STREAM,
+    F_UPD,
     IN_FLIGHT,
     LOAD,
     MEM_HBM,
@@ -128,18 +132,13 @@ def start_flow(c: Code, m: Machine, st: State, s: int) -> None:
     q: Stream = st.stream[s]
     k: Core = st.core[0]
     flight: Flight = st.flight[s, q.data % IN_FLIGHT]
-    q.flowing = 1
-    q.rem, q.cap, q.weight = flight.bytes, flight.cap, flight.weight
-    q.upd, q.rate, q.began = -1.0, 0.0, k.now
-    q.memory, q.second = flight.memory, c.ins[flight.instr].second
-    if m.numbers[0].cached and q.memory == MEM_HBM and q.unit >= 0:
-        q.second = MEM_L2
+    memory, second = flight.memory, c.ins[flight.instr].second
+    if m.numbers[0].cached and memory == MEM_HBM and q.unit >= 0:
+        second = MEM_L2
     if q.unit >= 0:
         st.l1[q.unit] = max(st.l1[q.unit], k.now) + in_ticks(flight.l1 / m.numbers[0].l1_rate)
-    st.listed[k.flows].flow = s
-    k.flows += 1
-    k.stale = 1
-    st.demand[q.ce, 3] = 1.0
+    q.flow, q.began = k.flows, k.now
+    add_flow(m, st, s, memory, second, flight)
 
 
 @helper
@@ -148,15 +147,11 @@ def end_flows(c: Code, m: Machine, st: State) -> None:
     k: Core = st.core[0]
     j = 0
     while j < k.flows:
-        s = st.listed[j].flow
-        q: Stream = st.stream[s]
-        if q.fin > k.now or q.upd < 0:
+        if st.course[F_FIN, j] > k.now or st.course[F_UPD, j] < 0:
             j += 1
             continue
-        k.flows -= 1
-        st.listed[j].flow = st.listed[k.flows].flow
-        k.stale = 1
-        st.demand[q.ce, 3] = 1.0
+        s = st.flow[F_STREAM, j]
+        remove_flow(m, st, j)
         _end_flow(c, m, st, s)
     k.finish = np.inf
 
@@ -167,10 +162,10 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
     flight: Flight = st.flight[s, q.data % IN_FLIGHT]
     i, now = flight.instr, st.core[0].now
     ins: Instruction = c.ins[i]
-    alone = min(flight.bytes / q.cap, now - q.began) if flight.bytes else 0.0
+    alone = min(flight.bytes / flight.cap, now - q.began) if flight.bytes else 0.0
     st.stat[i].busy += alone
     st.stall[i, BANDWIDTH] += now - q.began - alone
-    q.flowing = 0
+    q.flow = -1
     q.mark = now
     q.data += 1
     land = now

@@ -20,9 +20,10 @@ from ppuc.targets.simulator.steady_state.repeats import Repeats
 
 _INS, _NODE, _SYNC = (MARKS.index(name) for name in ("ins", "node", "sync"))
 _CORE = ("heap", "flows", "stack", "wakes", "done", "stale", "over", "hbm_rate")
-_STREAM = ("first", "last", "measured", "cause", "waking", "flowing", "l1")
+_STREAM = ("first", "last", "measured", "cause", "waking", "flow", "l1")
 _BOX = ("moved", "fetched", "run", "row", "low", "high", "pitch")
-_FLOW = ("memory", "second", "rem", "rate", "cap", "weight")
+_FLOW = (t.F_REM, t.F_RATE, t.F_CAP, t.F_WEIGHT)
+_TIMES = (t.F_UPD, t.F_FIN)
 _FLIGHT = ("last", "low", "high", "bytes", "l1", "memory", "cap", "weight")
 
 
@@ -86,7 +87,9 @@ class Shift:
         x, y = (np.sort(s.heap[:n], order=("time", "code")) for s in (a, b))
         yield x["code"], y["code"]
         yield x["time"] + self.period, y["time"]
-        yield a.listed["flow"][:flows], b.listed["flow"][:flows]
+        yield a.flow[:, :flows], b.flow[:, :flows]
+        yield a.course[_FLOW, :flows], b.course[_FLOW, :flows]
+        yield _later(a.course[_TIMES, :flows], self.period), b.course[_TIMES, :flows]
         yield np.maximum(a.l1 - self.before.now, 0.0), np.maximum(b.l1 - self.here.now, 0.0)
 
     def _streams(self, a: t.State, b: t.State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -109,10 +112,7 @@ class Shift:
             yield x[f][x["measured"] > 0], y[f][x["measured"] > 0]
         for f in ("mark", "free_at"):  # an engine free before the mark counts as free since the mark
             yield np.maximum(x[f], x["mark"]) + self.period, np.maximum(y[f], y["mark"])
-        for f in _FLOW:
-            yield x[f][x["flowing"] > 0], y[f][x["flowing"] > 0]
-        for f in ("upd", "fin", "began"):
-            yield x[f][x["flowing"] > 0] + self.period, y[f][x["flowing"] > 0]
+        yield x["began"][x["flow"] >= 0] + self.period, y["began"][x["flow"] >= 0]
         on_ring, on_group = np.isin(x["cause"], (t.B_DATA, t.B_SPACE, t.B_AFTER)), x["cause"] == t.B_COUNTER
         yield x["what"][on_ring] + self.rings, y["what"][on_ring]
         yield self.phi[x["what"][on_group]], y["what"][on_group]
@@ -175,6 +175,7 @@ class Shift:
         later = self.times * self.period
         state.core["now"] += later
         state.core["finish"] += later
+        state.course[_TIMES, :] = _later(state.course[_TIMES, :], later)
         state.heap["time"] += later
         state.l1[:] += later
         self._move_streams(state, later)
@@ -204,8 +205,7 @@ class Shift:
         waiting = q["cause"] == t.B_COUNTER
         for _ in range(self.times):
             q["what"][waiting] = self.phi[q["what"][waiting]]
-        q["upd"][q["upd"] >= 0] += later
-        for f in ("free_at", "mark", "fin", "began"):
+        for f in ("free_at", "mark", "began"):
             q[f] += later
 
     def _spread(self, table: np.ndarray, low: int, live: int, end: int, move: int, *, timed: bool = False) -> None:
