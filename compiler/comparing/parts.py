@@ -18,6 +18,7 @@ import numpy as np
 
 from ppuc.compiler.comparing.doubts import UNMOVED
 from ppuc.compiler.comparing.layers import Layers, run_with_layers
+from ppuc.compiler.comparing.undefined import defined, undefined_elements
 from ppuc.compiler.frontend.altered import GIVEN, from_given
 from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.pipeline.layers import PREFIX, restored
@@ -105,11 +106,14 @@ def _compared(
     feeds = {value.name: arrays[name] for name, value in imported.inputs}
     judge = Judge(imported.graph, program.options.precision, feeds, imported.transforms)
     want, got = Oracle(cut).run(arrays), {**held, **outputs}
+    undefined = undefined_elements(cut, arrays, want)
     stored = {layers.tensors[node]: DType.of(layers.got[value].dtype) for value, node in layers.nodes.items()}
-    return tuple(
-        judge.compare(n, v.name, got[n], want[n], stored=stored.get(n) if n in held else None)
-        for n, v in imported.outputs
-    )
+
+    def compared(name: str, value: str) -> Comparison:
+        a, b = (defined(arrays[name], undefined.get(name)) for arrays in (got, want))
+        return judge.compare(name, value, a, b, stored=stored.get(name) if name in held else None)
+
+    return tuple(compared(name, value.name) for name, value in imported.outputs)
 
 
 def _held(layers: Layers) -> dict[str, np.ndarray]:

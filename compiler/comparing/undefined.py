@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppuc.compiler.frontend.altered import disturb, leaves_undefined
+from ppuc.compiler.frontend.undefined import disturb, leaves_undefined
 from ppuc.compiler.validation.compare import Comparison
 from ppuc.compiler.validation.oracle import Oracle
 
@@ -55,6 +55,7 @@ def with_undefined_note(comparison: Comparison, undefined: np.ndarray | None) ->
     if undefined is None:
         return comparison
     count = int(np.count_nonzero(undefined))
-    note = f"{count} of {undefined.size} elements are undefined behind the lengths of their sequences, and not compared"
+    why = "behind the length of a sequence, or normalised from equal numbers"
+    note = f"{count} of {undefined.size} elements are undefined ({why}), and not compared"
     everything = "the model leaves all elements undefined" if count == undefined.size else ""
     return replace(comparison, note=note, unproven=comparison.unproven or everything)

@@ -376,6 +376,49 @@ def test_what_is_undefined_is_found_behind_the_op_too() -> None:
     assert undefined_elements(short, rest, Oracle(short).run(rest)) == {}
 
 
+NORMALISED = (
+    "g (float[2, 3, 4, 4] x) => (float[2, 3, 4, 4] y) { h = Mul(x, k) n = MeanVarianceNormalization(h) y = Tanh(n) }"
+)
+
+
+def equal_rows(number: float, *channels: int) -> dict[str, np.ndarray]:
+    """Images whose given channels have one number everywhere."""
+    x = draws(2, 3, 4, 4)
+    x[:, list(channels)] = number
+    return {"x": x}
+
+
+@pytest.mark.parametrize("number", [0.0, 2.0, 1.7])
+def test_equal_numbers_are_not_compared_where_they_are_normalised(number: float) -> None:
+    """ONNX Runtime divides 0 by 0."""
+    model = model_of(NORMALISED, {"k": np.array(1, np.float32)})
+    found = verified(model, equal_rows(number, 1), layers=True)
+    assert found.verdict == "ok"
+    assert found.outputs[0].sqnr_db > 90
+    assert found.outputs[0].note.startswith("32 of 96 elements are undefined")
+    none = verified(model, equal_rows(number, 0, 1, 2))
+    assert (none.verdict, none.outputs[0].unproven) == ("unproven", "the model leaves all elements undefined")
+    assert verified(model, equal_rows(number)).outputs[0].note == ""
+
+
+def test_rows_of_other_numbers_have_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, right = ppuc.compile(model_of(NORMALISED, {"k": np.array(1, np.float32)}), TINY), CompiledProgram.run
+
+    def wrong(self: CompiledProgram, *arguments: Any, **options: Any) -> Any:
+        result = right(self, *arguments, **options)
+        return parts_module.replace(result, outputs={n: -a for n, a in result.outputs.items()})
+
+    monkeypatch.setattr(CompiledProgram, "run", wrong)
+    assert ppuc.verify(program, equal_rows(2.0, 1)).verdict == "wrong"
+
+
+def test_nan_of_the_inputs_is_compared() -> None:
+    inputs = equal_rows(2.0, 1)
+    inputs["x"][0, 0, 0, 0] = np.nan
+    model = model_of(NORMALISED, {"k": np.array(1, np.float32)})
+    assert undefined_elements(model, inputs, Oracle(model).run(inputs)) == {}
+
+
 ATTENTION = "y, pk, pv = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (q, k, v, , , sl, tl)"
 PADDED = "float[2, 6, 64] q, float[2, 6, 32] k, float[2, 6, 32] v, int32[2] sl, int32 tl"
 FUNCTION = f"""<domain: "local", opset_import: ["com.microsoft" : 1]> att (q, k, v, sl, tl) => (y) {{ {ATTENTION} }}"""
