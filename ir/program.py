@@ -12,6 +12,8 @@ Queues synchronise through two kinds of objects:
            takes over, is retired (all its slots, for this unit, pushed and popped).
   Counter  per block of a tensor in l2 or hbm: monotonic, zero at segment start. A store or copy bumps the counters of
            the blocks its box touches when it has landed; a wait is satisfied when a counter has its full `expect`.
+           A counter may serve several groups one after another, in the order of `Segment.counters`. It is never reset:
+           the value that a wait compares it with is the sum of `expect` of the groups up to the one waited for.
 
 RingUse.level: the ring operation happens only in the first (claim, wait) or last (push, pop) iteration of every loop
 deeper than `level` (level 0: outside all loops), because the slot lives for one iteration of loop number `level`.
@@ -48,6 +50,9 @@ class Queue(enum.Enum):
 
 UNIT_QUEUES = (Queue.LOAD, Queue.STORE, Queue.TENSOR, Queue.VECTOR)
 
+COUNTER_MAX = (1 << 32) - 1
+"""Highest value of a counter, which a segment's bumps of it may reach."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemTensor:
@@ -69,8 +74,8 @@ class MemTensor:
 
 @dataclass(frozen=True, slots=True)
 class CounterGroup:
-    """Counters `first .. first + len(expect)`, one for each `block` elements of `tensor`, reaching `expect` when
-    complete. A group of `kind` "done" has a single counter that each unit bumps once, after its last access."""
+    """Counters `first .. first + len(expect)`, one for each `block` elements of `tensor`, bumped `expect` times each.
+    A group of `kind` "done" has a single counter that each unit bumps once, after its last access."""
 
     name: str
     tensor: str
@@ -186,6 +191,11 @@ class Segment:
     copies: tuple[Copy, ...]
     counters: tuple[CounterGroup, ...]
 
+    @property
+    def counters_used(self) -> int:
+        """Number of counters of the machine that the groups occupy: one beyond the last."""
+        return max((group.first + len(group.expect) for group in self.counters), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -201,6 +211,7 @@ class Program:
 
 
 __all__ = [
+    "COUNTER_MAX",
     "UNIT_QUEUES",
     "Bump",
     "Copy",

@@ -37,7 +37,7 @@ def _memories(program: Program, target: Target) -> Iterator[Diagnostic]:
 
 
 def _segment(segment: Segment, target: Target) -> Iterator[Diagnostic]:
-    counters = max((group.first + len(group.expect) for group in segment.counters), default=0)
+    counters = segment.counters_used
     if counters > target.sync.counters_per_chip:
         yield _exceeded(
             f"segment @{segment.name}",

@@ -223,8 +223,9 @@ class StageMover:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """Cost and number of rings and counters: a kernel has at most `rings_per_cu` rings, the counters of a segment are
-    numbered below `counters_per_chip`. A compute queue has at most `queue_depth` instructions in flight."""
+    """Cost and number of rings and counters: a kernel has at most `rings_per_cu` rings, the counters of a segment,
+    each of which may serve several tensors one after another, are numbered below `counters_per_chip`. A compute queue
+    has at most `queue_depth` instructions in flight."""
 
     ring_op_clk: int = quantity("clk", zero=True)
     counter_bump_ns: float = quantity("ns", zero=True)

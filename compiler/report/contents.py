@@ -82,7 +82,7 @@ def program_record(program: Program) -> dict[str, Any]:
         "memory": [{"space": s, "role": r, "bytes": n} for (s, r), n in sorted(memory.items())],
         "extent_bytes": dict(sorted(top.items())),
         "copies": sum(len(s.copies) for s in program.segments),
-        "counters": sum(len(g.expect) for s in program.segments for g in s.counters),
+        "counters": sum(s.counters_used for s in program.segments),
         "programs": [_kernel(k) for s in program.segments for k in s.kernels],
     }
 

@@ -1,7 +1,7 @@
 """The invariants of every level. Verifiers run after every pass and raise VerificationError with all findings.
 
 Each module of this package begins with the numbered invariants that it checks: `module` M1 to M5, `graph` G1 to G9,
-`kernel` K1 to K12, `vector` V1 to V4, `program` P1 to P11.
+`kernel` K1 to K12, `vector` V1 to V4, `program` P1 to P12.
 
 Not checked here: that boxes are disjoint beyond steps of single loops (K12: index lists are data, and interleaved boxes
 are assumed disjoint); that every wait is eventually signalled, and that no wait is missing (the simulator reports
@@ -75,7 +75,7 @@ def verify_vector(vector: VectorProgram) -> None:
 
 
 def verify_program(program: Program, vectors: Vectors = ()) -> None:
-    """Raise VerificationError unless P1 to P11 hold."""
+    """Raise VerificationError unless P1 to P12 hold."""
     findings = Findings()
     check_program(program, _by_name(vectors), findings)
     _raise(findings)

@@ -1,4 +1,4 @@
-"""Invariants of programs; P6 is checked in `rings.py`.
+"""Invariants of programs; P6 is checked in `rings.py`, P8 and P12 in `counters.py`.
 
 P1  names are distinct in their scope, and well-formed unless of kernels or segments; inputs and outputs name tensors.
 P2  an instruction is on the queue of its operation.
@@ -9,10 +9,12 @@ P4  on each queue, claims and pushes, waits and pops alternate, at one level and
 P5  an instruction writes rings that its queue produces and reads rings that it consumes.
 P6  a ring's slots hold its tile; a ring that takes over bytes of an earlier one comes after it.
 P7  a tensor has a place in host, hbm or l2 and a known role; parameters agree with their tensors and stay inside.
-P8  a counter group has one counter a block ("done": one), and groups do not share counters.
+P8  a counter group has one counter a block ("done": one), and no counter counts beyond 32 bits.
 P9  waits and bumps name counter groups; only groups with blocks are `touched`.
 P10 statements obey K2, K3 and K5 to K12.
 P11 copies stay inside both tensors, which hold the same element type.
+P12 a group that takes over counters of an earlier one counts after it: what bumps the later group waits for all of
+    the earlier one.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from ppuc.ir.program import (
 )
 from ppuc.ir.types import Space
 from ppuc.ir.vector import VectorProgram
+from ppuc.ir.verify.counters import check_counters
 from ppuc.ir.verify.findings import Findings
 from ppuc.ir.verify.kernel import StatementChecker, reads_and_writes
 from ppuc.ir.verify.rings import check_rings
@@ -85,7 +88,7 @@ def _check_segment(
     outside, findings.where = findings.where, f"{findings.where}@{segment.name} "
     findings.names("P1", "counter", [c.name for c in segment.counters])
     _distinct("kernel", [k.name for k in segment.kernels], findings)
-    _check_counters(segment.counters, tensors, findings)
+    check_counters(segment, tensors, findings)
     groups = {c.name: c for c in segment.counters}
     for copy in segment.copies:
         _check_copy(copy, tensors, groups, findings)
@@ -93,26 +96,6 @@ def _check_segment(
         _KernelChecker(kernel, tensors, groups, vectors, findings).check()
     check_rings(segment.kernels, findings)
     findings.where = outside
-
-
-def _check_counters(counters: Sequence[CounterGroup], tensors: Mapping[str, MemTensor], findings: Findings) -> None:
-    end = 0
-    for group in sorted(counters, key=lambda g: g.first):
-        entity = f"counter %{group.name}"
-        tensor = tensors.get(group.tensor)
-        if tensor is None:
-            findings.add("P8", entity, f"there is no tensor %{group.tensor}")
-        elif group.block < 1:
-            findings.add("P8", entity, f"its block has {group.block} elements")
-        else:
-            blocks = 1 if group.kind == "done" else -(-tensor.elements // group.block)
-            if len(group.expect) != blocks:
-                findings.add("P8", entity, f"has {len(group.expect)} counters for {blocks} blocks")
-        if min(group.expect, default=0) < 0:
-            findings.add("P8", entity, "a counter cannot reach a negative number")
-        if group.first < end:
-            findings.add("P8", entity, f"starts at counter {group.first}, the group before it ends at {end}")
-        end = max(end, group.first + len(group.expect))
 
 
 def _check_copy(

@@ -6,6 +6,7 @@ import numpy as np
 
 from ppuc.ir.program import UNIT_QUEUES
 from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.counters import blocks_of, counts_of
 from ppuc.targets.simulator.decode import FlatSegment
 
 
@@ -29,7 +30,7 @@ def _reason(flat: FlatSegment, state: t.State, s: int) -> str:
     cause, what = int(state.stream["cause"][s]), int(state.stream["what"][s])
     if cause == t.B_COUNTER:
         group = flat.segment.counters[what]
-        counts = state.counter[group.first : group.first + len(group.expect)].tolist()
+        counts = counts_of(flat.code, state)[blocks_of(flat.code, np.array([what]))].tolist()
         missing = [b for b, (n, e) in enumerate(zip(counts, group.expect, strict=True)) if n < e]
         shown = ", ".join(f"block {b} ({counts[b]} of {group.expect[b]})" for b in missing[:4])
         return f"counter {group.name}: {shown or 'nothing'}"

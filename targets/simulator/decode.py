@@ -35,6 +35,7 @@ from ppuc.targets.cost import group_rows
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import records as rec
 from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.counters import counter_arrays
 from ppuc.targets.simulator.machine import machine_of
 from ppuc.targets.simulator.shapes import Row, Shapes
 
@@ -267,9 +268,6 @@ class _Builder:
         for k, kernel in enumerate(kernels):
             radix[k, : len(kernel.grid)] = [n for _, n in kernel.grid]
         units = np.array([int(np.prod(row)) for row in radix], np.int64)
-        expect = np.zeros(max((g.first + len(g.expect) for g in self.segment.counters), default=0), np.int64)
-        for group in self.segment.counters:
-            expect[group.first : group.first + len(group.expect)] = group.expect
         blocks, trips = self._blocks()
         tiles = trips.prod(1)
         units = np.where(blocks[:, 0] < 0, units, np.minimum(tiles, self.target.cu))
@@ -289,8 +287,7 @@ class _Builder:
             ring=rec.table(rec.Ring, rings),
             after=np.array(after, np.int64),
             total=self._totals(radix, units, blocks, tiles),
-            group=rec.table(rec.Group, [(g.first, max(g.block, 1), len(g.expect)) for g in self.segment.counters]),
-            expect=expect,
+            **counter_arrays(self.segment.counters),
             **self.shapes.arrays(),
         )
 

@@ -242,8 +242,8 @@ def _wait_counters(c: Code, k: Checker, log: np.ndarray, s: int, i: int) -> None
             if log[LOG_TO] < log[LOG_FROM]:
                 continue
             lo, hi = log[LOG_FROM] // group.block, min(hi, log[LOG_TO] // group.block)
-        for counter in range(group.first + lo, group.first + hi + 1):
-            join_counter(k, s, counter)
+        for block in range(group.at + lo, group.at + hi + 1):
+            join_counter(c, k, s, block)
 
 
 @helper
@@ -318,8 +318,8 @@ def _end(c: Code, m: Machine, k: Checker, s: int) -> None:
             lo, hi = first_e // group.block, min(group.count - 1, last_e // group.block)
         elif last != ins.done_mask:
             continue
-        for counter in range(group.first + lo, group.first + hi + 1):
-            bump(k, m, s, counter, row, n)
+        for block in range(group.at + lo, group.at + hi + 1):
+            bump(c, k, m, s, block, row, n)
 
 
 def entry_point(digest: str) -> Callable[..., int]:

@@ -3,7 +3,8 @@
 Reads the log of the event loop. l1 and acc are checked by slot, including rings that reuse each other's bytes; tensors
 by granules, the largest pieces that no box of the segment splits; tensors that share bytes (reused memory) by all
 accesses of the other tensor. Read-only tensors without shared bytes need no check. Boxes with an index list are assumed
-to access every row that the list could name.
+to access every row that the list could name. Counters that serve several groups are checked too: bumps for a later
+group must come after those for the earlier one.
 
 Invariant: no false positives: a program whose conflicting accesses are all ordered by rings and counters is never
 reported, for any timing.
@@ -23,7 +24,7 @@ from ppuc.targets.simulator import hazard_check, jit, records, tables, vector_cl
 from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.result import Hazard
 from ppuc.targets.simulator.tables import ints
-from ppuc.targets.simulator.vector_clocks import FOUND_ROWS, PER_UNIT, RAW, WAR, Checker
+from ppuc.targets.simulator.vector_clocks import EARLY, FOUND_ROWS, PER_UNIT, RAW, WAR, Checker
 
 _POOL_ROWS = 4096
 _SPARE = 512
@@ -58,6 +59,8 @@ class HazardChecker:
         return tuple(self._hazard(*row) for row in found)
 
     def _hazard(self, kind: int, first: int, second: int, place: int, is_tensor: int) -> Hazard:
+        if kind == EARLY:
+            return self._early_bump(second, place)
         name = {RAW: "read after write", WAR: "write after read"}.get(kind, "write after write")
         if is_tensor:
             tensor = self._tracked[place]
@@ -66,6 +69,16 @@ class HazardChecker:
             ring = self._flat.rings[int(np.searchsorted(self._state.slot0, place, side="right")) - 1]
             space, what = str(ring.space), f"%{ring.name}"
         return Hazard(name, space, what, self._flat.instr_name(first), self._flat.instr_name(second))
+
+    def _early_bump(self, instr: int, block: int) -> Hazard:
+        """The hazard of an instruction that bumps a block while the earlier block of its counter may be incomplete."""
+        code, groups = self._flat.code, self._flat.segment.counters
+        ends = code.group["at"] + code.group["count"]
+        old, new = (int(np.searchsorted(ends, at, side="right")) for at in (code.before[block], block))
+        ranges = zip(code.ins["bump_lo"].tolist(), code.ins["bump_hi"].tolist(), strict=True)
+        first = next(i for i, (low, high) in enumerate(ranges) if old in code.sync["group"][low:high])
+        what = f"a counter of %{groups[old].name}, now of %{groups[new].name}"
+        return Hazard("bump after bump", "counters", what, self._flat.instr_name(first), self._flat.instr_name(instr))
 
     def _make_room(self) -> None:
         """Garbage-collect far vectors; double the pool if most are in use."""
@@ -118,6 +131,7 @@ class HazardChecker:
             pop_f=ints(units, slots, 4),
             slot0=slot0,
             bumps=np.zeros((len(code.expect), comps), np.int32),
+            bumped=ints(len(code.expect)),
             iv=intervals,
             iv_w=ints(units, n_intervals),
             iv_r=ints(units, n_intervals, PER_UNIT),

@@ -83,8 +83,8 @@ def _missing(c: Code, st: State, sync: Sync, low: int, high: int) -> bool:
         if high < low:
             return False
         lo, hi = low // group.block, min(hi, high // group.block)
-    for j in range(group.first + lo, group.first + hi + 1):  # noqa: SIM110 - compiled
-        if st.counter[j] < c.expect[j]:
+    for j in range(lo, hi + 1):  # noqa: SIM110 - compiled
+        if st.counter[group.first + j] < c.base[group.at + j] + c.expect[group.at + j]:
             return True
     return False
 

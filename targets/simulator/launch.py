@@ -1,15 +1,17 @@
 """Splits a segment into launches: one per segment, or one per kernel on targets that launch kernels individually.
 
 Invariant: the launches of a segment hold each of its kernels and copies once, in order. Waits that an earlier launch
-satisfies are removed, because launches do not overlap.
+satisfies are removed, because launches do not overlap. Counters begin at zero in each launch, so its groups have
+counters of their own: one that takes over from a group of an earlier launch would wait for bumps that are not counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ppuc.ir.program import Copy, Instr, KernelProgram, Ring, Segment, StreamLoop, StreamNode
+from ppuc.ir.program import Copy, CounterGroup, Instr, KernelProgram, Ring, Segment, StreamLoop, StreamNode
 from ppuc.targets.schema import Target
 
 
@@ -50,7 +52,14 @@ def _launch(segment: Segment, k: int, copies: list[Copy]) -> Segment:
     rings = tuple(_without_earlier(ring, kernel) for ring in kernel.rings)
     streams = tuple((queue, _awaiting(body, here)) for queue, body in kernel.streams)
     kept = tuple(replace(c, waits=tuple(w for w in c.waits if w.group in here)) for c in copies)
-    return replace(segment, kernels=(replace(kernel, rings=rings, streams=streams),), copies=kept)
+    counters = _own_counters([group for group in segment.counters if group.name in set(inside)])
+    return Segment(segment.name, (replace(kernel, rings=rings, streams=streams),), kept, counters)
+
+
+def _own_counters(groups: Sequence[CounterGroup]) -> tuple[CounterGroup, ...]:
+    """The groups, none of which shares counters with another."""
+    firsts = itertools.accumulate((len(group.expect) for group in groups), initial=0)
+    return tuple(replace(group, first=first) for group, first in zip(groups, firsts, strict=False))
 
 
 def _without_earlier(ring: Ring, kernel: KernelProgram) -> Ring:

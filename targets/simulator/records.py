@@ -217,11 +217,12 @@ class Ring(Protocol):
 
 
 class Group(Protocol):
-    """A counter group: first counter, elements of a block, counters."""
+    """A counter group: first counter, elements of a block, counters, number of its first block (counters.py)."""
 
     first: int
     block: int
     count: int
+    at: int
 
 
 # Machines.

@@ -63,7 +63,8 @@ class KernelStats:
 
 @dataclass(frozen=True, slots=True)
 class Hazard:
-    """Two instructions that access the same bytes, at least one writing, without a happens-before path between them."""
+    """Two instructions without a happens-before path between them that access the same bytes, at least one writing, or
+    bump the same counter for different groups (`space` is "counters")."""
 
     kind: str
     space: str

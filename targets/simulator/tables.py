@@ -94,7 +94,10 @@ class Code(NamedTuple):
     after: np.ndarray  # [.] rings to retire before a first claim
     total: np.ndarray  # [U, R] pushes that the unit will make
     group: np.ndarray  # [G] Group
-    expect: np.ndarray  # [counters]
+    expect: np.ndarray  # [blocks] bumps of a block of a counter group
+    place: np.ndarray  # [blocks] its counter
+    base: np.ndarray  # [blocks] what its counter has counted when earlier groups are complete
+    before: np.ndarray  # [blocks] the last earlier block that its counter has counted for; -1: none
 
     @property
     def depth(self) -> int:
@@ -180,7 +183,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         flight=rec.rows(rec.Flight, s, IN_FLIGHT),
         filled=rec.rows(rec.Filled, u, r),
         reader=rec.rows(rec.Reader, u, r, 4),
-        counter=ints(len(code.expect)),
+        counter=ints(int((code.group["first"] + code.group["count"]).max(initial=0))),
         waiting=np.full(g, -1, np.int64),
         tiles=ints(u, k),
         l1=floats(u),

@@ -237,19 +237,19 @@ class Instances:
         return flows
 
     def _ranges(self, *, bump: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(counter, instance, group) for each counter that each instance bumps or waits for."""
+        """(block number, instance, group) for each counter that each instance bumps or waits for."""
         code = self.flat.code
         firsts, counts, instances, groups = [t.ints(0)], [t.ints(0)], [t.ints(0)], [t.ints(0)]
         for i, mine in enumerate(self._of[: len(self.flat.instrs)]):
             lo, hi = (code.ins[field][i] for field in (("bump_lo", "bump_hi") if bump else ("wait_lo", "wait_hi")))
             for group, touched in code.sync[lo:hi].tolist():
-                base, block, n = code.group[group].tolist()
+                _, block, n, at = code.group[group].tolist()
                 chosen = mine[self.high[mine] >= self.low[mine]] if touched else mine
                 if bump and not touched:
                     chosen = mine[self.last[mine] == code.ins["done_mask"][i]]
                 low = self.low[chosen] // block if touched else np.zeros_like(chosen)
                 high = np.minimum(self.high[chosen] // block, n - 1) if touched else np.full_like(chosen, n - 1)
-                firsts.append(base + low)
+                firsts.append(at + low)
                 counts.append(high - low + 1)
                 instances.append(chosen)
                 groups.append(np.full_like(chosen, group))

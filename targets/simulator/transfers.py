@@ -227,9 +227,9 @@ def _bump(c: Code, st: State, sync: Sync, ins: Instruction, flight: Flight) -> N
     elif flight.last != ins.done_mask:
         return
     complete = False
-    for j in range(group.first + lo, group.first + hi + 1):
-        st.counter[j] += 1
-        complete = complete or st.counter[j] == c.expect[j]
+    for j in range(lo, hi + 1):
+        st.counter[group.first + j] += 1
+        complete = complete or st.counter[group.first + j] >= c.base[group.at + j] + c.expect[group.at + j]
     if complete:
         waiter, st.waiting[sync.group] = st.waiting[sync.group], -1
         while waiter >= 0:

@@ -6,7 +6,8 @@ has two parts: `local` for its own unit's components, and `far`, the number of a
 which changes only at waits for counters. Signals (pushes, pops) carry both; counters carry a whole vector.
 
 An edge counts only if the wait requires the signal: a claim joins the pops of its slot, a wait the push of its slot, a
-first claim all pops of the rings before it, a counter wait all bumps of its counters.
+first claim all pops of the rings before it, a counter wait all bumps of the blocks that it waits for. Bumps are kept by
+block number (counters.py), not by counter: a wait for a group does not imply bumps of later groups by its counters.
 
 Invariant: a `far` vector never changes once it has a number.
 """
@@ -23,7 +24,9 @@ from ppuc.targets.simulator.tables import Code, Machine
 PER_UNIT = 6
 """Components of a unit: load issued, load completed, store issued, store completed, tensor, vector."""
 
-RAW, WAR, WAW = range(3)
+RAW, WAR, WAW, EARLY = range(4)
+"""Kinds of hazards; EARLY: a bump of a counter whose earlier group is not known to be complete."""
+
 FOUND_ROWS = 64
 
 
@@ -45,7 +48,8 @@ class Checker(NamedTuple):
     pop_l: np.ndarray  # [U, slots, 4, PER_UNIT]
     pop_f: np.ndarray  # [U, slots, 4]
     slot0: np.ndarray  # [R] number of a ring's first slot
-    bumps: np.ndarray  # [counters, C]
+    bumps: np.ndarray  # [blocks, C]
+    bumped: np.ndarray  # [blocks] number of bumps
     # l1 and acc, as intervals between the ends of slots
     iv: np.ndarray  # [slots, 2] first interval and end
     iv_w: np.ndarray  # [U, intervals] stamp of the last write
@@ -61,7 +65,8 @@ class Checker(NamedTuple):
     ov_ptr: np.ndarray  # [T + 1]
     ov: np.ndarray  # [.] tensors that share bytes
     scratch: np.ndarray  # [3, 16]
-    found: np.ndarray  # [FOUND_ROWS, 5] kind, first, second instruction, place (slot or tensor), is tensor
+    found: np.ndarray  # [FOUND_ROWS, 5] kind, first, second instruction, place (slot or tensor), is tensor (EARLY:
+    # first is 0, place a block number)
 
 
 @helper
@@ -113,16 +118,19 @@ def join_far(k: Checker, a: int, b: int) -> int:
 
 
 @helper
-def join_counter(k: Checker, s: int, counter: int) -> None:
-    """Join all bumps of a counter that stream s has waited for."""
+def join_counter(c: Code, k: Checker, s: int, block: int) -> None:
+    """Join all bumps of a block that stream s has waited for. The counter of a block without bumps was waited for as
+    the earlier block left it."""
+    if c.expect[block] == 0 and c.before[block] >= 0:
+        block = c.before[block]
     a, news = k.far[s], False
-    for c in range(k.pool.shape[1]):
-        news = news or k.bumps[counter, c] > k.pool[a, c]
+    for j in range(k.pool.shape[1]):
+        news = news or k.bumps[block, j] > k.pool[a, j]
     if news:
         new = k.num[0]
         k.num[0] += 1
-        for c in range(k.pool.shape[1]):
-            k.pool[new, c] = max(k.pool[a, c], k.bumps[counter, c])
+        for j in range(k.pool.shape[1]):
+            k.pool[new, j] = max(k.pool[a, j], k.bumps[block, j])
         k.far[s] = new
 
 
@@ -188,21 +196,6 @@ def signal(c: Code, k: Checker, m: Machine, s: int, r: int, push: bool, entry: n
 
 
 @helper
-def bump(k: Checker, m: Machine, s: int, counter: int, entry: np.ndarray, number: int) -> None:
-    """Bump a counter on completion of the instruction of `entry`."""
-    far = entry[PER_UNIT]
-    for c in range(k.pool.shape[1]):
-        k.bumps[counter, c] = max(k.bumps[counter, c], k.pool[far, c])
-    if s < 4 * len(m.hop):
-        base = PER_UNIT * (s // 4)
-        for j in range(PER_UNIT):
-            k.bumps[counter, base + j] = max(k.bumps[counter, base + j], entry[j])
-    for completed in range(2):
-        own = component(m, s, completed == 1)
-        k.bumps[counter, own] = max(k.bumps[counter, own], number)
-
-
-@helper
 def report(k: Checker, kind: int, stamp: int, instr: int, place: int, tensor: bool) -> None:
     """Record a hazard between the access of `stamp` and an instruction, once per pair."""
     first = stamp >> 32 & 0xFFFFF
@@ -213,3 +206,38 @@ def report(k: Checker, kind: int, stamp: int, instr: int, place: int, tensor: bo
         row = k.found[k.num[1]]
         row[0], row[1], row[2], row[3], row[4] = kind, first, instr, place, tensor
         k.num[1] += 1
+
+
+@helper
+def bump(c: Code, k: Checker, m: Machine, s: int, block: int, entry: np.ndarray, number: int) -> None:
+    """Bump the counter of a block on completion of the instruction of `entry`. The earlier block of that counter must
+    be complete, and its bumps known to the instruction."""
+    before, far = c.before[block], entry[PER_UNIT]
+    if before >= 0 and (k.bumped[before] < c.expect[before] or not _knows_bumps(k, m, s, before, entry, number)):
+        report(k, EARLY, 0, entry[PER_UNIT + 1], block, False)
+    k.bumped[block] += 1
+    for j in range(k.pool.shape[1]):
+        k.bumps[block, j] = max(k.bumps[block, j], k.pool[far, j])
+    if s < 4 * len(m.hop):
+        base = PER_UNIT * (s // 4)
+        for j in range(PER_UNIT):
+            k.bumps[block, base + j] = max(k.bumps[block, base + j], entry[j])
+    for completed in range(2):
+        own = component(m, s, completed == 1)
+        k.bumps[block, own] = max(k.bumps[block, own], number)
+
+
+@helper
+def _knows_bumps(k: Checker, m: Machine, s: int, block: int, entry: np.ndarray, number: int) -> bool:
+    """Whether all bumps of a block happened before the instruction of `entry` completes."""
+    far, base = entry[PER_UNIT], PER_UNIT * (s // 4) if s < 4 * len(m.hop) else -PER_UNIT
+    issued, completed = component(m, s, False), component(m, s, True)
+    for j in range(k.pool.shape[1]):
+        value = k.pool[far, j]
+        if base <= j < base + PER_UNIT:
+            value = max(value, entry[j - base])
+        if j in (issued, completed):
+            value = max(value, number)
+        if k.bumps[block, j] > value:
+            return False
+    return True

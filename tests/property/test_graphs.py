@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ppuc.ir.errors import CapacityError
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.verify import verify_graph
-from ppuc.targets.description import load_target
+from ppuc.targets.description import load_target, override
 from tests.property.graph_generator import generate, module_of_seed
 from tests.support.whole_pipeline import compiled
 
@@ -30,6 +31,24 @@ EXPECTED = {
 def test_random_graphs(seed: int, target: str) -> None:
     module, inputs = module_of_seed(seed)
     compiled(module, load_target(target), inputs)
+
+
+@pytest.mark.parametrize("counters", [8, 16, 64])
+@pytest.mark.parametrize("seed", range(100, 105))
+def test_random_graphs_on_few_counters(seed: int, counters: int) -> None:
+    """As few as there are, unless several ops at once need more."""
+    module, inputs = module_of_seed(seed)
+    refused = ""
+    try:
+        done = compiled(module, override(load_target("ppu-tiny"), f"sync.counters_per_chip={counters}"), inputs)
+    except CapacityError as error:
+        refused = str(error)
+    if refused:
+        assert "needs more counters than the chip has" in refused
+        assert counters == 8
+        return
+    assert done.program is not None
+    assert all(segment.counters_used <= counters for segment in done.program.segments)
 
 
 @pytest.mark.slow

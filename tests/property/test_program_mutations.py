@@ -16,7 +16,8 @@ import pytest
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
 from ppuc.ir.program import Instr, KernelProgram, Program, Segment, StreamLoop, StreamNode
-from ppuc.targets.description import load_target
+from ppuc.targets.description import load_target, override
+from ppuc.targets.schema import Target
 from ppuc.targets.simulator.run import RawResult
 from tests.property.graph_generator import generate
 from tests.simulator.happens_before import Unrolled
@@ -55,6 +56,14 @@ def slow_products() -> Graph:
     s = Sketch()
     y = s.conv(s.param(1, 3, 12, 12), 16, 3)
     return s.graph(s.op("relu", s.op("add", y, s.param(*y.type.dims))))
+
+
+def four_layers() -> Graph:
+    s = Sketch()
+    x = s.param(34, 20)
+    for _ in range(4):
+        x = s.op("relu", s.matmul(x, s.weight(20, 20)))
+    return s.graph(x)
 
 
 GRAPHS = (two_layers, reused_memory, image_and_rows, slow_products)
@@ -105,9 +114,8 @@ def without_each(program: Program) -> Iterator[tuple[str, Program]]:
                 yield f"{kernel.name}: {what}", with_kernel(i, replace(kernel, streams=streams))
 
 
-def agree(module: Module, target: str, inputs: dict[str, np.ndarray]) -> dict[str, bool]:
+def agree(module: Module, machine: Target, inputs: dict[str, np.ndarray]) -> dict[str, bool]:
     """What was left out -> whether the checker reported it, after both judges agreed on every mutation."""
-    machine = load_target(target)
     program = module.program
     assert program is not None
     unrolled = Unrolled(program)
@@ -132,16 +140,30 @@ def same_outputs(a: RawResult, b: RawResult) -> bool:
 def test_every_missing_wait_is_reported_or_redundant(build: Callable[[], Graph], target: str) -> None:
     graph = build()
     inputs = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
-    module = compiled(module_of(graph), load_target(target), inputs)
-    found = agree(module, target, inputs)
+    machine = load_target(target)
+    found = agree(compiled(module_of(graph), machine, inputs), machine, inputs)
     assert sum(found.values()) >= len(found) // 4
+
+
+@pytest.mark.parametrize("build", [two_layers, image_and_rows, four_layers])
+def test_every_missing_wait_where_counters_are_taken_over(build: Callable[[], Graph]) -> None:
+    """Some take-overs are ordered by other waits already, others are not."""
+    graph = build()
+    inputs = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
+    machine = override(load_target("ppu-tiny"), "sync.counters_per_chip=4")
+    module = compiled(module_of(graph), machine, inputs)
+    assert module.program is not None
+    (segment,) = module.program.segments
+    assert sum(len(group.expect) for group in segment.counters) > segment.counters_used
+    agree(module, machine, inputs)
 
 
 def test_what_each_wait_of_two_layers_is_for() -> None:
     """Waits for tiles that a later load brings, and claims that a later pop frees, are covered by those."""
     graph = two_layers()
     inputs = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
-    found = agree(compiled(module_of(graph), load_target("ppu-tiny"), inputs), "ppu-tiny", inputs)
+    machine = load_target("ppu-tiny")
+    found = agree(compiled(module_of(graph), machine, inputs), machine, inputs)
     assert found["node_6: counter relu.full"]
     assert all(found[f"node_6: {what}"] for what in ("wait %o", "wait %c", "wait %at", "claim %bt", "claim %c"))
     assert not any(found[f"node_6: {what}"] for what in ("wait %bt", "claim %at"))
@@ -150,13 +172,14 @@ def test_what_each_wait_of_two_layers_is_for() -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_mutations_of_random_graphs(seed: int) -> None:
     """Small ones without gathers and scatters, whose accesses the unrolling does not know."""
+    machine = load_target("ppu-tiny")
     for at in range(100 * seed, 100 * seed + 100):
         graph, inputs = generate(at, layers=4)
-        module = compiled(module_of(graph), load_target("ppu-tiny"), inputs)
+        module = compiled(module_of(graph), machine, inputs)
         if moves_by_index(module) or module.program is None or len(Unrolled(module.program).events) > 500:
             continue
         if len([*without_each(module.program)]) in range(10, 60):
-            agree(module, "ppu-tiny", inputs)
+            agree(module, machine, inputs)
             return
     pytest.fail("no graph of a suitable size")
 

@@ -1,8 +1,8 @@
 """Which conflicting accesses of a small program nothing orders: the hazard checker's question, answered by unrolling.
 
 Every instruction instance of every unit is spelled out, with an edge for each signal that it waits for; accesses to the
-same slot or the same elements, one of them a write, must be joined by a path. Time, logs and vector clocks do not
-exist here, which is what makes this a second opinion.
+same slot or the same elements, one of them a write, must be joined by a path, and so must bumps of one counter for
+different groups. Time, logs and vector clocks do not exist here, which is what makes this a second opinion.
 
 An instance starts, releases its slots and ends; those of one queue do each of the three in order. A wait or a claim is
 an edge to a start, a push or a pop one from an end (from a release for stores, which pop before their data has landed),
@@ -184,16 +184,21 @@ class Unrolled:
                 yield from ((source, 3 * e.number) for source in sources)
 
     def _counter_edges(self, replaced: Mapping[int, Instr | Copy]) -> Iterator[tuple[int, int]]:
-        bumpers: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for e in self.events:
+            for wait in replaced[id(e.instr)].waits:
+                for block in self._blocks(e, wait.group, wait.touched, e.reads if e.reads else e.writes):
+                    yield from ((3 * b.number + 2, 3 * e.number) for b in self.bumpers[wait.group, block])
+
+    @functools.cached_property
+    def bumpers(self) -> dict[tuple[str, int], list[Event]]:
+        """What bumps each block of each group."""
+        found: dict[tuple[str, int], list[Event]] = defaultdict(list)
         for e in self.events:
             for bump in e.instr.bumps:
                 if bump.touched or e.last:
                     for block in self._blocks(e, bump.group, bump.touched, e.writes):
-                        bumpers[bump.group, block].append(3 * e.number + 2)
-        for e in self.events:
-            for wait in replaced[id(e.instr)].waits:
-                for block in self._blocks(e, wait.group, wait.touched, e.reads if e.reads else e.writes):
-                    yield from ((source, 3 * e.number) for source in bumpers[wait.group, block])
+                        found[bump.group, block].append(e)
+        return found
 
     def _blocks(self, e: Event, group: str, touched: bool, accesses: Sequence[tuple[str, np.ndarray]]) -> Sequence[int]:
         counters = self.groups[group]
@@ -206,8 +211,8 @@ class Unrolled:
 
     @functools.cached_property
     def conflicts(self) -> list[Conflict]:
-        """Accesses of different queues to the same bytes, one of them a write."""
-        return [*self._slot_conflicts(), *self._tensor_conflicts()]
+        """Accesses of different queues to the same bytes, one of them a write, and bumps of the same counters."""
+        return [*self._slot_conflicts(), *self._tensor_conflicts(), *self._counter_conflicts()]
 
     def _slot_conflicts(self) -> Iterator[Conflict]:
         rings = {f"{k.name}/{r.name}": r for k in self.segment.kernels for r in k.rings}
@@ -249,12 +254,23 @@ class Unrolled:
             reused = one is not other and -1 in (self.order[a.kernel], self.order[b.kernel])
             yield Conflict(first, second, 3 * first.number + 2, reused)
 
+    def _counter_conflicts(self) -> Iterator[Conflict]:
+        """A counter's bumps for each group, and those for the group before that it was bumped for."""
+        owner: dict[int, list[Event]] = {}
+        for group in self.segment.counters:
+            for block in range(len(group.expect)):
+                bumping = self.bumpers[group.name, block]
+                for a, b in itertools.product(owner.get(group.first + block, ()), bumping):
+                    yield Conflict(a, b, 3 * a.number + 2, False, 2)
+                if bumping:
+                    owner[group.first + block] = bumping
+
     def unordered(self, mutated: Program) -> list[Conflict]:
         """Conflicts that the signals of `mutated` leave unordered."""
         reach = _closure(3 * len(self.events), self.edges(mutated))
 
         def ordered(c: Conflict) -> bool:
-            if reach[3 * c.second.number] >> c.point & 1:
+            if reach[3 * c.second.number + c.by] >> c.point & 1:
                 return True
             return c.either_way and bool(reach[3 * c.first.number] >> (3 * c.second.number + 2) & 1)
 
@@ -263,13 +279,15 @@ class Unrolled:
 
 @dataclass(frozen=True)
 class Conflict:
-    """`point` (of the first) must come before the second starts; with `either_way` the second may also end before the
-    first starts (a copy into bytes that something else used: the program does not say which was meant first)."""
+    """`point` (of the first) must come before point `by` of the second, its start unless said otherwise; with
+    `either_way` the second may also end before the first starts (a copy into bytes that something else used: the
+    program does not say which was meant first)."""
 
     first: Event
     second: Event
     point: int
     either_way: bool
+    by: int = 0
 
     def __str__(self) -> str:
         return f"{self.first.kernel}/{self.first.queue[1]} and {self.second.kernel}/{self.second.queue[1]}"

@@ -69,6 +69,23 @@ def test_a_stack_of_equal_layers_is_skipped_exactly(
     check_same(artifact.program, artifact.vectors, target, "hbm.latency_ns=333.7", "l2.latency_ns=77.123")
 
 
+@pytest.mark.parametrize("counters", [4, 9, 40, 90])
+@pytest.mark.parametrize("residual", [True, False])
+def test_layers_that_take_over_counters_are_skipped_exactly(
+    counters: int, residual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that take over the counters of earlier ones are alike, though each has other counters."""
+    found = skipped_periods(monkeypatch)
+    setting = f"sync.counters_per_chip={counters}"
+    options = CompileOptions(override(TINY, setting))
+    artifact = compile_model(layers([96] * 24, residual=residual), options).artifact
+    (segment,) = artifact.program.segments
+    assert sum(len(group.expect) for group in segment.counters) > segment.counters_used
+    check_same(artifact.program, artifact.vectors, "ppu-tiny", setting)
+    assert found
+    check_same(artifact.program, artifact.vectors, "ppu-tiny", setting, "hbm.latency_ns=333.7", "l2.latency_ns=77.123")
+
+
 @pytest.mark.parametrize("odd", [0, 7, 12, 23])
 def test_a_layer_that_differs_is_not_skipped(odd: int) -> None:
     widths = [96] * 24

@@ -35,3 +35,18 @@ def lookup() -> onnx.ModelProto:
         y = Mul(g, m)
     }"""
     return model_of(text, {"table": table, "one": np.array([1], np.int64)})
+
+
+def chain_of_permutations(count: int) -> tuple[onnx.ModelProto, np.ndarray, np.ndarray]:
+    """`count` products one after another whose weights permute and negate columns, an input `x0` f32[64, 64], and the
+    exact output."""
+    rng = np.random.default_rng(0)
+    signs = rng.choice(np.array([-1.0, 1.0], np.float32), (4, 64))
+    weights = {f"w{i}": (np.eye(64, dtype=np.float32)[rng.permutation(64)] * signs[i]) for i in range(4)}
+    steps = " ".join(f"x{i + 1} = MatMul(x{i}, w{i % 4})" for i in range(count))
+    model = model_of(f"chain (float[64, 64] x0) => (float[64, 64] x{count}) {{ {steps} }}", weights)
+    x = rng.standard_normal((64, 64), np.float32)
+    y = x
+    for i in range(count):
+        y = y @ weights[f"w{i % 4}"]
+    return model, x, y

@@ -155,7 +155,7 @@ def chain_of(count: int) -> onnx.ModelProto:
 
 
 def counters_of(program: Program) -> int:
-    return max(g.first + len(g.expect) for s in program.segments for g in s.counters)
+    return max(s.counters_used for s in program.segments)
 
 
 def test_tensors_share_the_counters_there_are() -> None:
@@ -170,13 +170,14 @@ def test_tensors_share_the_counters_there_are() -> None:
 
 def test_a_program_that_needs_more_counters_is_refused() -> None:
     with pytest.raises(CapacityError) as caught:
-        ppuc.compile(chain_of(6), target=override(TINY, "sync.counters_per_chip=5"))
+        ppuc.compile(chain_of(6), target=override(TINY, "sync.counters_per_chip=1"))
     (found,) = caught.value.diagnostics
     needed = int(str(found.got).split()[0])
     assert (found.where, found.what) == ("segment @chain", "needs more counters than the chip has")
     assert found.got == f"{needed} counters"
-    assert found.expected == "at most 5 (sync.counters_per_chip of ppu-tiny)"
+    assert found.expected == "at most 1 (sync.counters_per_chip of ppu-tiny)"
     assert str(found.hint).endswith(f"--set sync.counters_per_chip={needed}")
+    assert needed < 6
     ppuc.compile(chain_of(6), target=override(TINY, f"sync.counters_per_chip={needed}"))
 
 

@@ -2,7 +2,7 @@
 
 A statement goes to the queue of its engine, keeping the loops around it. Every buffer becomes a ring whose claims,
 pushes, waits and pops follow from where the buffer is written and read (`emit_rings`); every tensor that one step
-writes and a later one reads gets counters (`emit_counters`).
+writes and a later one reads gets counters, which later tensors take over if the machine has too few (`counters.py`).
 
 Invariant: each queue executes its statements in the order of the kernel's sequential reading.
 """
@@ -187,7 +187,7 @@ def _remark(segment: Segment, remarks: Collector) -> None:
         emitted=len(segment.kernels),
         rings=sum(len(k.rings) for k in segment.kernels),
         copies=len(segment.copies),
-        counters=sum(len(group.expect) for group in segment.counters),
+        counters=segment.counters_used,
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppuc.targets.simulator import tables as t
+from ppuc.targets.simulator.counters import blocks_of, counts_of, set_counts
 from ppuc.targets.simulator.decode import MARKS, FlatSegment
 from ppuc.targets.simulator.steady_state.repeats import Repeats
 
@@ -150,15 +151,14 @@ class Shift:
             yield a.stall[low:high], b.stall[low + move : high + move]
 
     def _same_counters(self, a: t.State, b: t.State) -> bool:
-        group, expect, own = self.flat.code.group, self.flat.code.expect, np.arange(len(self.phi))
-        fixed = _counters(group, np.flatnonzero(self.phi == own))
-        if (a.counter[fixed] < expect[fixed]).any():
+        code, own = self.flat.code, np.arange(len(self.phi))
+        before, here = counts_of(code, a), counts_of(code, b)
+        fixed = blocks_of(code, np.flatnonzero(self.phi == own))
+        if (before[fixed] < code.expect[fixed]).any():
             return False
         moved = np.flatnonzero((self.phi >= 0) & (self.phi != own))
-        x, y = _counters(group, moved), _counters(group, self.phi[moved])
-        return np.array_equal(a.counter[x], b.counter[y]) and np.array_equal(
-            a.waiting[moved], b.waiting[self.phi[moved]]
-        )
+        x, y = blocks_of(code, moved), blocks_of(code, self.phi[moved])
+        return np.array_equal(before[x], here[y]) and np.array_equal(a.waiting[moved], b.waiting[self.phi[moved]])
 
     def _instructions(self) -> Iterator[tuple[int, int, int, int]]:
         """(first live at `before`, first live at `here`, end of those live at `here`, shift) by queue."""
@@ -220,22 +220,19 @@ class Shift:
 
     def _move_counters(self, state: t.State) -> None:
         moved = np.flatnonzero((self.phi >= 0) & (self.phi != np.arange(len(self.phi))))
-        x, y = _counters(self.flat.code.group, moved), _counters(self.flat.code.group, self.phi[moved])
+        code, counts = self.flat.code, counts_of(self.flat.code, state)
+        x, y = blocks_of(code, moved), blocks_of(code, self.phi[moved])
         for _ in range(self.times):
-            state.counter[y] = state.counter[x]
+            counts[y] = counts[x]
             waiting = state.waiting[moved]
             state.waiting[moved] = -1
             state.waiting[self.phi[moved]] = waiting
+        set_counts(code, state, counts)
 
 
 def _later(times: np.ndarray, by: float) -> np.ndarray:
     """Shift times of past events; 0 and inf mean never."""
     return np.where(times > 0, times + by, times)
-
-
-def _counters(group: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The counters of some groups, one after another."""
-    return np.concatenate([np.zeros(0, np.int64), *(np.arange(f, f + n) for f, _, n in group[groups].tolist())])
 
 
 def _paired_groups(flat: FlatSegment, before: Stop, here: Stop, kernels: int, times: int) -> np.ndarray | None:
@@ -264,7 +261,7 @@ def _paired_groups(flat: FlatSegment, before: Stop, here: Stop, kernels: int, ti
         return None
     a, b = c.group[np.unique(x)], c.group[phi[np.unique(x)]]
     alike = np.array_equal(a["block"], b["block"]) and np.array_equal(a["count"], b["count"])
-    one, two = _counters(c.group, np.unique(x)), _counters(c.group, phi[np.unique(x)])
+    one, two = blocks_of(c, np.unique(x)), blocks_of(c, phi[np.unique(x)])
     return phi if alike and np.array_equal(c.expect[one], c.expect[two]) else None
 
 
