@@ -151,6 +151,15 @@ def test_compiled_convolutions_take_the_closed_form_of_their_products(
 
 
 @pytest.mark.parametrize("dataflow", ["weight", "output"])
+@pytest.mark.parametrize("side", [100, 512])
+def test_tiles_follow_arrays_of_any_side(side: int, dataflow: str) -> None:
+    target = serial_array(dataflow, side)
+    rows, filters, k = 25, 1030, 7 * 9
+    assert engine_cycles(convolution(7, filters, 5, 3, 1), target) - 1 == scale_sim(rows, filters, k, side, dataflow)
+    assert engine_cycles(product(rows, filters, k), target) - 1 == scale_sim(rows, filters, k, side, dataflow)
+
+
+@pytest.mark.parametrize("dataflow", ["weight", "output"])
 def test_tiles_chosen_for_folds_compute_the_same_values(dataflow: str) -> None:
     rng = np.random.default_rng(0)
     for model in (convolution(5, 7, 9, 3, 1), product(33, 20, 300)):

@@ -30,6 +30,7 @@ from ppuc.ir import views
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import View
 from ppuc.ir.ops.contraction import ConvAttrs
+from ppuc.targets.cost import mma_shape
 from ppuc.targets.schema import Target
 
 FEW = 16
@@ -183,9 +184,7 @@ class TiledConv(ProductLowering, ABC):
         spaces = [self.at[1 + d] for d in range(self.spatial)]
         free = [s for s in spaces if s is not None]
         found: set[tuple[int, ...]] = set()
-        for points, tn in itertools.product(
-            sizes_of_space, sizes(axes[channel].size, 16, 256) if channel is not None else [1]
-        ):
+        for points, tn in itertools.product(sizes_of_space, self._columns()):
             for width in (axes[free[-1]].size, 4, 8, 16, 32) if free else (1,):
                 tiles = [1] * len(axes)
                 left = points
@@ -199,6 +198,15 @@ class TiledConv(ProductLowering, ABC):
                     tiles[i] = axes[i].size
                 found.add(tuple(tiles))
         return [list(t) for t in sorted(found)]
+
+    def _columns(self) -> list[int]:
+        """Candidate channels of a tile."""
+        count = self._size(len(self.at) - 1)
+        found = sizes(count, 16, 256)
+        if serial_array(self.target):
+            array = mma_shape(cost.tensor_dtype(self.dtype, self.target), self.target)
+            found = sorted({*found, *sizes(count, max(array.n, 16), count)})
+        return found
 
     def _best(self, tiles: list[int], feed: str) -> ConvChoice | None:
         """The cheapest choice for these tiles and this feed."""
