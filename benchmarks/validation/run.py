@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from benchmarks.validation import closed_form
 from benchmarks.validation.figures import write_figures
 from benchmarks.validation.measured import HERE, SETS, Case, Measured
 from benchmarks.validation.plot import scatter
@@ -158,6 +159,8 @@ def main() -> int:
         if 0 < arguments.sample < len(cases) and not measured.increments:
             cases = random.Random(0).sample(cases, arguments.sample)
         records[measured.name] = run_set(measured, cases, arguments.all, arguments.out)
+    if arguments.csv is None and arguments.set.lower() in closed_form.NAME.lower():
+        records[closed_form.NAME] = closed_form.record()
     (arguments.out / "results.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     if arguments.readme:
         write_figures(HERE / "README.md", records)
