@@ -30,7 +30,7 @@ from click.testing import CliRunner
 from onnx.backend.test.case.node import collect_testcases
 
 from ppuc.compiler.cli import cli
-from tests.fuzz.malformed import MUTATIONS, refused_by_others
+from tests.fuzz.malformed import MUTATIONS, baked, refused_by_others
 
 SECONDS, BYTES = 5, 500 << 20
 COMMANDS = ("check", "compile", "run", "verify")
@@ -62,16 +62,19 @@ def malformed(draw: random.Random, only: str) -> Iterator[tuple[str, onnx.ModelP
     cases = [c for c in collect_testcases(None) if c.model is not None and only in c.name]
     while True:
         case = draw.choice(cases)
-        mutants = list(MUTATIONS[draw.choice(sorted(MUTATIONS))](case.model))
+        feeds = {i.name: x for i, x in zip(case.model.graph.input, case.data_sets[0][0], strict=False)}
+        arrays = {n: x for n, x in feeds.items() if isinstance(x, np.ndarray)}
+        whole = baked(case.model, arrays) if draw.random() < 0.5 else case.model
+        mutants = list(MUTATIONS[draw.choice(sorted(MUTATIONS))](whole))
         if not mutants:
             continue
         what, model = draw.choice(mutants)
-        feeds = {i.name: x for i, x in zip(case.model.graph.input, case.data_sets[0][0], strict=False)}
-        arrays = {n: x for n, x in feeds.items() if isinstance(x, np.ndarray)}
-        given = arrays if len(arrays) == len(feeds) and not what.startswith(("input", "output")) else None
+        given = {i.name for i in whole.graph.input}
+        feeds, arrays = ({n: x for n, x in named.items() if n in given} for named in (feeds, arrays))
+        fed = arrays if len(arrays) == len(feeds) and not what.startswith(("input", "output")) else None
         if what in LEFT_OPEN:
             continue
-        if limited(lambda: int(bool(refused_by_others(model, given))), 20, 4 << 30) != "exit 0":  # noqa: B023
+        if limited(lambda: int(bool(refused_by_others(model, fed))), 20, 4 << 30) != "exit 0":  # noqa: B023
             yield f"{case.name}: {what}", model
 
 

@@ -46,6 +46,13 @@ _PACKED: dict[int, tuple[int, int]] = {
     TensorProto.UINT2: (0, 3),
 }
 """Integers below a byte and their ranges: they are unpacked to i8 or u8."""
+_BITS: dict[int, int] = {
+    TensorProto.FLOAT4E2M1: 4,
+    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4), 4),
+    **dict.fromkeys((TensorProto.INT2, TensorProto.UINT2), 2),
+}
+"""Bits of the element types below a byte."""
+_EXTERNAL_KEYS = ("location", "offset", "length", "checksum", "basepath")
 
 
 class PackedResource(Resource):
@@ -125,11 +132,32 @@ def _expected(type: TensorType) -> str:
 
 def _listed(tensor: TensorProto, type: TensorType, place: Place) -> Resource:
     """Values in typed lists (float_data and so on), or packed below a byte: a copy, made now."""
+    _check_list(tensor, type, place)
     try:
         array = numpy_helper.to_array(tensor).astype(type.dtype.numpy, copy=False).reshape(type.dims)
     except (ValueError, TypeError) as error:
         raise place.error("the data do not fit the shape", got=error, expected=_expected(type)) from None
     return Resource(type, array=array, name=tensor.name)
+
+
+def _check_list(tensor: TensorProto, type: TensorType, place: Place) -> None:
+    """Check that packed elements fill their bytes, and that numbers in int32_data are of the type, or its bits."""
+    stored = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    bits = _BITS.get(tensor.data_type, 8 * stored.itemsize)
+    if bits < 8:
+        units = -(-type.elements * bits // 8)
+        got = len(tensor.raw_data) if tensor.HasField("raw_data") else len(tensor.int32_data)
+        if got != units:
+            raise place.error("the data do not fit the shape", got=f"{got} bytes", expected=f"{units} bytes for {type}")
+    if not tensor.int32_data or bits >= 32:
+        return
+    signed = stored.kind == "i" and bits >= 8
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << max(bits, 8)) - 1)
+    high = 1 if stored.kind == "b" else high
+    least, most = min(tensor.int32_data), max(tensor.int32_data)
+    if least < low or most > high:
+        got = least if least < low else most
+        raise place.error(f"a number does not fit element type {type.dtype}", got=got, expected=f"{low} to {high}")
 
 
 def _unpacked(tensor: TensorProto, source: Source | None, place: Place) -> Resource:
@@ -162,15 +190,15 @@ def _mapped(type: TensorType, file: FileRange) -> np.ndarray:
 
 def _external(tensor: TensorProto, type: TensorType, source: Source, place: Place) -> Resource:
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    unknown = [key for key in entries if key not in _EXTERNAL_KEYS and not key.startswith("prepacked")]
+    if unknown:
+        raise place.error("its external data have an unknown entry", got=unknown[0], expected=", ".join(_EXTERNAL_KEYS))
     path = _external_path(entries.get("location", ""), source, place)
     try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries["length"]) if "length" in entries else type.bytes
+        offset, length = _whole(entries.get("offset", "0")), _whole(entries.get("length", str(type.bytes)))
     except ValueError:
-        offset = length = -1
-    if offset < 0 or length < 0:
         got = ", ".join(f"{key} {entries[key]}" for key in ("offset", "length") if key in entries)
-        raise place.error("offset and length of external data must be whole numbers", got=got)
+        raise place.error("offset and length of external data must be whole numbers", got=got) from None
     if type.dtype.bits < 8:
         raise place.error(f"external data of element type {type.dtype} are not supported")
     _check_size(type, length, place)
@@ -188,6 +216,13 @@ def _external(tensor: TensorProto, type: TensorType, source: Source, place: Plac
     if offset % type.dtype.bytes:
         return _in_file(tensor.name, type, file)
     return Resource(type, file=file, name=tensor.name)
+
+
+def _whole(text: str) -> int:
+    """A number in decimal digits. Raises ValueError."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return int(text)
 
 
 def _external_path(location: str, source: Source, place: Place) -> Path:

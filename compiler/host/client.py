@@ -74,6 +74,12 @@ class HostWorker:
 
         return probed_types(node, functions, lambda model, feeds: self.run(model, feeds, node.label))
 
+    def refusal_of(self, node: HostNode, functions: Sequence[onnx.FunctionProto]) -> str:
+        """Why a node fails on all sample inputs; "" if it runs on some, or if that is unknown."""
+        from ppuc.compiler.frontend.offload.probe import refusal
+
+        return refusal(node, functions, lambda model, feeds: self.run(model, feeds, node.label))
+
     def start(self) -> None:
         """Start the process unless it runs. Raises UsageError if a file of ops fails."""
         if self._process is not None:

@@ -104,7 +104,7 @@ def _imported(
     """The model with its host nodes. Prefer the first import's error, except about unknown ops."""
     what = (source, options.dims, options.shapes, options.values)
     try:
-        return load_hosted(*what, forced=forced, custom=hosts.custom, probe=hosts.types_of, examining=examining)
+        return load_hosted(*what, forced=forced, custom=hosts.custom, probe=hosts, examining=examining)
     except ModelError as refused:
         if isinstance(refused, UnknownOpsError) or isinstance(error, UnknownOpsError):
             raise

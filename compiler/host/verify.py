@@ -241,7 +241,7 @@ def _imported(program: DeferredProgram, plan: Plan, shapes: Mapping[str, tuple[i
         values=program.fixed,
         forced=forced,
         custom=hosts.custom,
-        probe=hosts.types_of,
+        probe=hosts,
     )
 
 

@@ -67,8 +67,39 @@ BROKEN = [
     ("float[1, 8, 16] x", "Col2Im<strides = [0, 1]>(x, image, block)", "attribute 'strides' is out of range"),
     ("float[1, 8, 17] x", "Col2Im(x, image, block)", "blocks"),
     ("float[4, 4] x", "CenterCropPad<axes = [0, -2]>(x, twos)", "referred to more than once"),
+    # operands that say how others are read
+    (X, "Pad(x, crop)", "axis 1 gets an impossible size"),
+    (X, 'Pad<mode = "reflect">(x, wide)', "a reflection is larger than the input"),
+    (X, "ReduceMax(x, twice)", "an axis is named twice"),
+    (X, "ReduceSum(x, nested)", "the axes are not a list"),
+    ("float[1, 3] x", "Squeeze(x, zeros)", "an axis is named twice"),
+    (X, 'Resize(x, "", pair)', "a scale is no positive number"),
+    (X, 'Resize(x, "", infinite)', "a scale is no positive number"),
+    (X, 'Resize(x, "", "", minus)', "a size is negative"),
+    (X, "GatherND(x, pairs)", "an index is out of range"),
+    (X, "ScatterND(x, triple, pair)", "the indices name more axes than the input has"),
+    (X, "ScatterND(x, pairs, pair)", "an index is out of range"),
+    (X, "ScatterElements<axis = 1>(x, pairs, updates)", "an index is out of range"),
+    ("float[1, 6, 4, 4] x", "DepthToSpace<blocksize = 2>(x)", "axis 1 does not divide into blocks"),
+    ("float[1, 6, 4, 3] x", "SpaceToDepth<blocksize = 2>(x)", "axis 3 does not divide into blocks"),
+    (X, "QuantizeLinear<axis = 1>(x, pair, bytes)", "scale and zero point have different shapes"),
+    ("uint8[2, 4] x", "MatMulInteger(x, bytes4, bytes)", "the zero points are not one for each row of A"),
+    (X, "SoftmaxCrossEntropyLoss(x, k)", "the labels do not fit the scores"),
+    ("float[1, 3] x", "SoftmaxCrossEntropyLoss(x, k)", "a label is out of range"),
+    (X, "Clip(x, pair)", "the lower bound is not one element"),
+    (X, "Dropout(x, infinite1)", "the ratio is out of range"),
+    (X, "Compress(x, pairs)", ""),
+    ("float[N] x", "Range(infinite1, infinite1, infinite1)", "an end or step is out of range"),
+    (IMAGE, 'MaxPool<kernel_shape = [2, 2], auto_pad = "SAME_UPPER", pads = [1, 0, 0, 0]>(x)', "both 'auto_pad' and"),
+    ("float[2, 3, 4] x", 'LSTM<hidden_size = 1, activations = ["Relu"]>(x, x, x)', "'activations' has the wrong"),
+    ("float[2, 3, 4] x", 'RNN<hidden_size = 1, activations = ["Cosine"]>(x, x, x)', "has an unknown value"),
+    ("float[2, 3, 4] x", "RNN<hidden_size = 1, clip = -1.0>(x, x, x)", "attribute 'clip' is out of range"),
 ]  # fmt: skip
 CONSTANTS = {
+    "crop": np.array([0, -2, 0, -2]), "wide": np.array([0, 3, 0, 0]), "pairs": np.array([[1, 7]]),
+    "nested": np.array([[1]]), "triple": np.array([[0, 0, 0]]), "updates": np.zeros((1, 2), np.float32),
+    "infinite": np.array([1, np.inf], np.float32), "infinite1": np.array(np.inf, np.float32),
+    "bytes": np.zeros(3, np.uint8), "bytes4": np.zeros((4, 5), np.uint8),
     "k": np.array([9]), "k3": np.zeros(1, np.float32), "zero": np.array([0]), "zero0": np.array(0),
     "less": np.array([-1]), "pair": np.zeros(2, np.float32),
     "zeros": np.array([0, 0]), "twos": np.array([2, 2]), "twice": np.array([1, -1]), "minus": np.array([-2, 3]),
@@ -148,3 +179,29 @@ def test_trees_refer_to_what_exists(change: dict[str, object], message: str) -> 
     assert not findings(tree())
     (found,) = findings(tree(**change))
     assert message in found.what
+
+
+def test_elements_of_attention_are_of_one_type() -> None:
+    model = model_for("float[1, 2, 3, 4] x, double[1, 2, 3, 4] v", "Attention(x, x, v)")
+    assert [f.what for f in findings(model)] == ["Q, K and V have elements of different types"]
+
+
+@pytest.mark.parametrize(("op", "opset", "first"), [("Gelu", 19, 20), ("Mish", 17, 18), ("CumSum", 10, 11)])
+def test_ops_of_later_opsets(op: str, opset: int, first: int) -> None:
+    model = model_for(X, f"{op}(x)")
+    model.opset_import[0].version = opset
+    (found,) = findings(model)
+    assert (found.what, found.expected) == (f"the op does not exist in opset {opset}", f"{first} or newer")
+
+
+def test_a_loop_body_returns_a_boolean_first() -> None:
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["v"], ["w"])],
+        "body",
+        [onnx.helper.make_tensor_value_info(n, t, d) for n, t, d in (("i", 7, []), ("c", 9, []), ("v", 1, [2, 3]))],
+        [onnx.helper.make_tensor_value_info(n, t, d) for n, t, d in (("i", 7, []), ("w", 1, [2, 3]))],
+    )
+    model = model_for(X, "Relu(x)")
+    model.graph.node[0].CopyFrom(onnx.helper.make_node("Loop", ["zero0", "", "x"], ["y"], body=body))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0), "zero0"))
+    assert [f.what for f in findings(model)] == ["the condition that the body returns is no boolean"]

@@ -18,6 +18,8 @@ Mutation = Callable[[onnx.ModelProto], Iterator[Mutant]]
 
 FAR = (-(1 << 31), -7, -1, 0, 1, 9, 1 << 20, 1 << 40)
 """Integers that an attribute may be set to."""
+SMALL = 64
+"""Maximum elements of a constant that is changed."""
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -195,6 +197,93 @@ def structure(model: onnx.ModelProto) -> Iterator[Mutant]:
         yield "initializer with values twice", made
 
 
+def baked(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """`model` with its small operands of integers, and its scalars, in the file: shapes, axes, indices, counts."""
+    made = _copy(model)
+    for info in model.graph.input:
+        array = feeds.get(info.name)
+        most = {"i": SMALL, "f": 1}.get(array.dtype.kind, -1) if array is not None else -1
+        if array is not None and array.size <= most:
+            made.graph.input.remove(info)
+            made.graph.initializer.append(onnx.numpy_helper.from_array(array, info.name))
+    return made
+
+
+def constants(model: onnx.ModelProto) -> Iterator[Mutant]:
+    """Each small constant with values at and beyond the ends of its range, repeated values, and in other shapes."""
+    for k, tensor in enumerate(model.graph.initializer):
+        have = onnx.numpy_helper.to_array(tensor)
+        if have.dtype.kind not in "if" or not 0 < have.size <= SMALL:
+            continue
+        flat = have.reshape(-1)
+        changed = [have[None], np.zeros(0, have.dtype), np.concatenate([flat, flat[:1]]), flat[:-1]]
+        changed += [np.full_like(have, flat[0])] if flat.size > 1 else []
+        values = FAR if have.dtype.kind == "i" else (float("nan"), float("inf"), -1.0, 0.0)
+        for at in {0, flat.size - 1}:
+            for value in values:
+                if have.dtype.kind == "f" or np.iinfo(have.dtype).min <= value <= np.iinfo(have.dtype).max:
+                    other = flat.copy()
+                    other[at] = value
+                    changed.append(other.reshape(have.shape))
+        for array in changed:
+            made = _copy(model)
+            made.graph.initializer[k].CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+            yield f"{tensor.name} = {str(array.tolist())[:40]}", made
+
+
+def stored_values(model: onnx.ModelProto) -> Iterator[Mutant]:
+    """Each constant with too few or too many bytes, in the list of another type, or of a type that is not known."""
+    for k, tensor in enumerate(model.graph.initializer):
+        data = onnx.numpy_helper.to_array(tensor).tobytes()
+        for what, change in (
+            ("a byte less", lambda t, d=data: setattr(t, "raw_data", d[:-1])),
+            ("a byte more", lambda t, d=data: setattr(t, "raw_data", d + b"\0")),
+            ("no data", lambda t: t.ClearField("raw_data")),
+            ("strings", lambda t: (t.ClearField("raw_data"), t.string_data.append(b"a"))),
+            ("a negative size", lambda t: t.dims.append(-1)),
+            ("a size of 2^62", lambda t: t.dims.append(1 << 62)),
+            ("type 99", lambda t: setattr(t, "data_type", 99)),
+            ("no name", lambda t: t.ClearField("name")),
+        ):
+            made = _copy(model)
+            made.graph.initializer[k].CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name)
+            )
+            change(made.graph.initializer[k])
+            yield f"{tensor.name} with {what}", made
+        made = _copy(model)
+        made.graph.initializer.append(tensor)
+        yield f"{tensor.name} twice", made
+
+
+def scopes(model: onnx.ModelProto) -> Iterator[Mutant]:
+    """Names that are defined twice, in one graph or in a graph inside it, cycles, and names that nothing defines."""
+    for i, node in enumerate(model.graph.node):
+        if not node.output or not node.output[0] or not node.input or not node.input[0]:
+            continue
+        made = _copy(model)
+        made.graph.node.append(node)
+        yield "node twice", made
+        made = _copy(model)
+        made.graph.node[i].input[0] = node.output[0]
+        yield "reads itself", made
+        made = _copy(model)
+        made.graph.node[i].input[0] = "nothing_defines_this"
+        yield "undefined name", made
+        for name, inner in (("outer name", node.input[0]), ("own name twice", "inner")):
+            made = _copy(model)
+            bodies = []
+            for branch in ("then_branch", "else_branch"):
+                ops = [helper.make_node("Identity", [node.input[0]], [inner])] * (1 + (name == "own name twice"))
+                bodies.append(
+                    (branch, helper.make_graph(ops, branch, [], [helper.make_empty_tensor_value_info(inner)]))
+                )
+            condition = onnx.numpy_helper.from_array(np.array(True), "condition")
+            made.graph.initializer.append(condition)
+            made.graph.node.insert(i, helper.make_node("If", ["condition"], ["unread"], **dict(bodies)))
+            yield f"{name} in a branch", made
+
+
 MUTATIONS: Mapping[str, Mutation] = {
     "missing attribute": without_attributes,
     "kind of attribute": other_kinds,
@@ -204,6 +293,9 @@ MUTATIONS: Mapping[str, Mutation] = {
     "declarations": declarations,
     "headers": headers,
     "structure": structure,
+    "constants": constants,
+    "stored values": stored_values,
+    "scopes": scopes,
 }
 
 

@@ -17,6 +17,7 @@ from ppuc.compiler.frontend.conformance.inference import inference
 from ppuc.compiler.frontend.conformance.known_shapes import shaped_nodes
 from ppuc.compiler.frontend.conformance.model_rules import model_findings
 from ppuc.compiler.frontend.conformance.node_rules import Ends, node_findings
+from ppuc.compiler.frontend.conformance.scope_rules import scope_findings
 from ppuc.compiler.frontend.conformance.shape_rules import shape_findings
 from ppuc.compiler.frontend.source import ModelSource, Source, normal_domain, read_source
 from ppuc.ir.errors import Diagnostic, ModelError
@@ -34,7 +35,7 @@ def findings(model: onnx.ModelProto) -> list[Finding]:
     for f in model.functions:  # overloads have one name
         inputs, outputs = functions.get(key := (normal_domain(f.domain), f.name), (0, 0))
         functions[key] = max(inputs, len(f.input)), max(outputs, len(f.output))
-    found = list(model_findings(model))
+    found = [*model_findings(model), *scope_findings(model)]
     found += [finding for site in sites for finding in node_findings(site, functions)]
     if found:
         return found

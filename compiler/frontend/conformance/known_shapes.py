@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 
 import numpy as np
@@ -19,9 +20,9 @@ from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.source import normal_domain
 
 STANDARD = ("", "ai.onnx.ml")
-LARGEST_CONSTANT = 64
-"""Maximum elements of a constant control operand (a shape, an axis, a count)."""
-STEERING = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+LARGEST_CONSTANT = 1024
+"""Maximum elements of a constant control operand (a shape, an axis, a count, a scale, indices)."""
+STEERING = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 
 
 def shaped_nodes(inferred: onnx.ModelProto, sites: Iterable[NodeSite]) -> Iterator[ShapedNode]:
@@ -35,11 +36,14 @@ def shaped_nodes(inferred: onnx.ModelProto, sites: Iterable[NodeSite]) -> Iterat
     if not ruled:
         return
     shapes, constants = _known(inferred.graph)
+    infos = chain(inferred.graph.input, inferred.graph.value_info)
+    types = {i.name: i.type.tensor_type.elem_type for i in infos}
     for site in ruled:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in site.node.attribute}
         held = {i: constants[name] for i, name in enumerate(site.node.input) if name in constants}
         operands, results = ([shapes.get(name) for name in names] for names in (site.node.input, site.node.output))
-        yield ShapedNode(site, attributes, operands, held, results)
+        elements = [types.get(name, 0) for name in site.node.input]
+        yield ShapedNode(site, attributes, operands, held, results, elements)
 
 
 def _known(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, np.ndarray]]:
@@ -56,7 +60,8 @@ def _known(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, np.ndarr
             if name in constants or name in inputs:
                 open_names.add(name)
             elif _steers(tensor):
-                constants[name] = onnx.numpy_helper.to_array(tensor)
+                with suppress(ValueError, TypeError):  # reading the tensor says more about it
+                    constants[name] = onnx.numpy_helper.to_array(tensor)
         todo += chain.from_iterable(map(subgraphs, at.node))
     known = {name: value for name, value in constants.items() if name not in open_names}
     return {name: shape for name, shape in shapes.items() if shape is not None}, known

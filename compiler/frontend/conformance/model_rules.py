@@ -3,9 +3,12 @@
 M1  the IR version is given and known (onnx.proto, Version)
 M2  each domain is imported once, in a version that exists
 M3  a function is defined once, and not under the name of an operator of the standard
-M4  graph inputs have a name and a type, outputs a name; none is declared twice, or again with other elements
+M4  graph inputs have a name and a type, outputs and initializers a name, and there is an output; none is declared
+    twice, again with other elements, or with more axes than arrays have
 M5  a function's inputs, outputs and attributes have distinct names
 M6  an initializer of the name of an input has its type and shape
+
+M7 is in `scope_rules.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from ppuc.compiler.frontend.conformance.node_rules import schema_of
 from ppuc.compiler.frontend.source import normal_domain
 
 NEWEST_IR = onnx.IR_VERSION
+MOST_AXES = 64
+"""Of numpy's arrays."""
 NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
 """Domain -> newest version that the installed onnx package knows."""
 
@@ -87,8 +92,14 @@ def _declarations(graph: onnx.GraphProto) -> Iterator[Finding]:
                 yield Finding(f"an {kind} of the graph", "it has no name")
             elif kind == "input" and info.type.WhichOneof("value") is None:
                 yield Finding(f"{kind} '{info.name}'", "its type is missing")
+            elif (rank := len(info.type.tensor_type.shape.dim)) > MOST_AXES:
+                yield Finding(f"{kind} '{info.name}'", "it has too many axes", str(rank), f"at most {MOST_AXES}")
         for name in _repeated(i.name for i in infos):
             yield Finding(f"{kind} '{name}'", "it is declared twice")
+    if not graph.output:
+        yield Finding("", "the graph has no outputs", expected="at least one")
+    if any(not t.name for t in graph.initializer):
+        yield Finding("an initializer of the graph", "it has no name")
     types = {i.name: i.type.tensor_type.elem_type for i in graph.input}
     for info in graph.value_info:
         declared = info.type.tensor_type.elem_type

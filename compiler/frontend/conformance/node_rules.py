@@ -6,7 +6,7 @@ N3  an attribute refers to one of the function that the node is in, and to nothi
 N4  an attribute has a type, which names the one field that holds its value
 N5  the domain of an op is imported
 N6  an enumerated attribute has one of its values
-N7  an op has a name, and is not used in an opset that has withdrawn it
+N7  an op has a name, and is used neither in an opset that has withdrawn it nor in one before it existed
 
 N8 is in `value_rules.py`. Ops without a schema (of other domains, of local functions) are subject to N3 to N5 only.
 """
@@ -86,6 +86,29 @@ def schema_of(op_type: str, opset: int, domain: str) -> Any:
         return None
 
 
+BEFORE_SCHEMA = ("LayerNormalization",)
+"""Ops that ONNX Runtime and exporters had in the standard's domain before the standard did."""
+
+
+@lru_cache(maxsize=4096)
+def first_opset(op_type: str, domain: str) -> int:
+    """The first opset of a standard op; 0 for others."""
+    if op_type in BEFORE_SCHEMA:
+        return 0
+    return min((s.since_version for s in _every_schema() if (s.name, s.domain) == (op_type, domain)), default=0)
+
+
+@lru_cache(maxsize=1)
+def _every_schema() -> list[Any]:
+    return list(onnx.defs.get_all_schemas_with_history())
+
+
+def _withdrawn(op_type: str, domain: str) -> bool:
+    """Whether the newest opset has no such op. GroupNormalization was withdrawn in some opsets and came back."""
+    newest = schema_of(op_type, onnx.defs.onnx_opset_version() if not domain else 1 << 30, domain)
+    return newest is None or bool(newest.deprecated)
+
+
 def node_findings(site: NodeSite, functions: Mapping[tuple[str, str], Ends]) -> Iterator[Finding]:
     """Violations of rules N1 to N7. `functions` are the model's own: domain and name -> most inputs and outputs."""
     node, domain = site.node, normal_domain(site.node.domain)
@@ -106,8 +129,10 @@ def node_findings(site: NodeSite, functions: Mapping[tuple[str, str], Ends]) -> 
         return
     schema = schema_of(node.op_type, site.opsets[domain], domain)
     if schema is None:
+        if (first := first_opset(node.op_type, domain)) > site.opsets[domain]:
+            yield site.broken(f"the op does not exist in opset {site.opsets[domain]}", expected=f"{first} or newer")
         return
-    if schema.deprecated:
+    if schema.deprecated and _withdrawn(node.op_type, domain):
         yield site.broken(f"the op does not exist in opset {site.opsets[domain]}")
         return
     yield from _ends(site, "input", node.input, schema.inputs, schema.min_input, schema.max_input)

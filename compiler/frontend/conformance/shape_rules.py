@@ -4,17 +4,33 @@ N9   attributes of an op fit the shapes of its operands: one entry per axis, axe
      input, channels that divide into groups, kernels that match the weights
 N10  constant control operands in the file (shapes, axes, counts, steps) are in range
 
-Those of windows are in `window_rules.py`. What ONNX's inference checks itself is not repeated here; the rest would be
-found by ONNX Runtime, when a session starts or runs. Sizes that are symbols are taken as any size.
+Those of windows are in `window_rules.py`, those of axes, pads, scales and indices in `operand_rules.py`. What ONNX's
+inference checks itself is not repeated here; the rest would be found by ONNX Runtime, when a session starts or runs.
+Sizes that are symbols are taken as any size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import onnx
 
 from ppuc.compiler.frontend.conformance.findings import Finding
+from ppuc.compiler.frontend.conformance.operand_rules import (
+    as_list,
+    blocks,
+    constant,
+    distinct_axes,
+    gather_nd,
+    indices_along,
+    labels,
+    one_element,
+    pad,
+    resize,
+    same_shape,
+    zero_points,
+)
 from ppuc.compiler.frontend.conformance.shaped_node import Broken, Rule, Shape, ShapedNode
 from ppuc.compiler.frontend.conformance.window_rules import col2im, conv, conv_transpose, deform_conv, pool
 
@@ -62,6 +78,11 @@ def _axis_in_range(before: int = 0, behind: int = 0) -> Rule:
 
 def _attention(node: ShapedNode) -> Iterator[Broken]:
     q, k, v = (node.shape(i) for i in range(3))
+    types = {t for t in node.types[:3] if t}
+    if len(types) > 1:
+        names = [onnx.TensorProto.DataType.Name(t).lower() for t in sorted(types)]
+        yield "Q, K and V have elements of different types", ", ".join(names), "one type"
+        return
     heads, kv_heads = (node.attributes.get(name) for name in ("q_num_heads", "kv_num_heads"))
     if q is None or k is None or v is None:
         return
@@ -163,35 +184,9 @@ def _tree_features(node: ShapedNode) -> Iterator[Broken]:
         yield "attribute 'nodes_featureids' is out of range", list(features)[:20], f"less than {x[1]}"
 
 
-def _constant(index: int, what: str, fits: Callable[[np.ndarray], bool], expected: str) -> Rule:
-    """A constant operand by itself."""
-
-    def rule(node: ShapedNode) -> Iterator[Broken]:
-        value = node.constants.get(index)
-        if value is not None and not fits(value):
-            yield f"{what} is out of range", value.tolist(), expected
-
-    return rule
-
-
-def _gather(node: ShapedNode) -> Iterator[Broken]:
-    """Indices in the file."""
-    x, axis, indices = node.shape(0), node.attributes.get("axis", 0), node.constants.get(1)
-    size = x[axis] if x is not None and -len(x) <= axis < len(x) else None
-    if size is not None and indices is not None and not np.all((-size <= indices) & (indices < size)):
-        yield "an index is out of range", indices.tolist(), f"{-size} to {size - 1}"
-
-
-def _list(index: int, what: str) -> Rule:
-    """A constant operand that is a list."""
-
-    def rule(node: ShapedNode) -> Iterator[Broken]:
-        shape = node.shape(index)
-        if shape is not None and len(shape) != 1:
-            yield f"{what} is not a list", f"rank {len(shape)}", "rank 1"
-
-    return rule
-
+REDUCTIONS = tuple(
+    f"Reduce{name}" for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+)
 
 RULES: Mapping[str, Sequence[Rule]] = {
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), (pool,)),
@@ -207,28 +202,45 @@ RULES: Mapping[str, Sequence[Rule]] = {
     "GroupNormalization": (_group_norm,),
     "RotaryEmbedding": (_rotary,),
     "TreeEnsemble": (_tree_features,),
-    "TopK": (_axis_in_range(), _constant(1, "k", lambda v: bool(np.all(v >= 0)), "zero or more")),
+    "TopK": (_axis_in_range(), constant(1, "k", lambda v: bool(np.all(v >= 0)), "zero or more")),
     "Split": (_axis_in_range(), _split),
-    **dict.fromkeys(("ArgMax", "ArgMin", "Concat", "Compress"), (_axis_in_range(),)),
-    **dict.fromkeys(("Gather", "GatherElements"), (_axis_in_range(), _gather)),
+    **dict.fromkeys(("ArgMax", "ArgMin", "Concat"), (_axis_in_range(),)),
+    "Compress": (_axis_in_range(), as_list(1, "the condition")),
+    **dict.fromkeys(("Gather", "GatherElements"), (_axis_in_range(), indices_along())),
+    **dict.fromkeys(REDUCTIONS, (distinct_axes,)),
+    "Squeeze": (distinct_axes,),
+    "Pad": (pad,),
+    **dict.fromkeys(("Resize", "Upsample"), (resize,)),
+    **dict.fromkeys(("GatherND", "ScatterND"), (gather_nd,)),
+    **dict.fromkeys(("ScatterElements", "Scatter"), (_axis_in_range(), indices_along())),
+    "DepthToSpace": (blocks(lambda n: ((1, n * n),)),),
+    "SpaceToDepth": (blocks(lambda n: ((2, n), (3, n))),),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (same_shape(1, 2, "scale and zero point"),)),
+    "MatMulInteger": (zero_points,),
+    **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), (labels,)),
+    "Clip": (one_element(1, "the lower bound"), one_element(2, "the upper bound")),
+    "Dropout": (constant(1, "the ratio", lambda v: bool(np.all((v >= 0) & (v < 1))), "0 or more, less than 1"),),
+    "If": (one_element(0, "the condition"),),
+    "Loop": (one_element(0, "the trip count"), one_element(1, "the condition")),
     **dict.fromkeys(("Hardmax", "LayerNormalization", "LogSoftmax", "Softmax"), (_axis_in_range(),)),
-    **dict.fromkeys(
-        ("LpNormalization", "RMSNormalization", "ScatterElements", "Scatter", "Unique"), (_axis_in_range(),)
-    ),
+    **dict.fromkeys(("LpNormalization", "RMSNormalization", "Unique"), (_axis_in_range(),)),
     "Flatten": (_axis_in_range(behind=1),),
     "OneHot": (
         _axis_in_range(before=1, behind=1),
-        _constant(1, "the depth", lambda v: bool(np.all(v > 0)), "more than zero"),
+        constant(1, "the depth", lambda v: bool(np.all(v > 0)), "more than zero"),
     ),
-    "Range": (_constant(2, "the step", lambda v: bool(np.all(v != 0)), "other than zero"),),
-    "ConstantOfShape": (_list(0, "the shape"),),
-    "Expand": (_list(1, "the shape"),),
-    "Tile": (_list(1, "the number of repeats"),),
-    "Slice": (_list(1, "the start"), _list(2, "the end")),
+    "Range": (
+        constant(2, "the step", lambda v: bool(np.all(v != 0)), "other than zero"),
+        *(constant(i, "an end or step", lambda v: bool(np.all(np.isfinite(v))), "a number") for i in range(3)),
+    ),
+    "ConstantOfShape": (as_list(0, "the shape"),),
+    "Expand": (as_list(1, "the shape"),),
+    "Tile": (as_list(1, "the number of repeats"),),
+    "Slice": (as_list(1, "the start"), as_list(2, "the end")),
     "Reshape": (
-        _list(1, "the shape"),
-        _constant(1, "a size", lambda v: bool(np.all(v >= -1)), "-1 or more"),
-        _constant(1, "the shape", lambda v: int(np.sum(v == -1)) < 2, "-1 at most once"),
+        as_list(1, "the shape"),
+        constant(1, "a size", lambda v: bool(np.all(v >= -1)), "-1 or more"),
+        constant(1, "the shape", lambda v: int(np.sum(v == -1)) < 2, "-1 at most once"),
     ),
 }
 """Op -> what is asked of it, in this order."""

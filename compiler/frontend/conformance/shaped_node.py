@@ -25,6 +25,8 @@ class ShapedNode:
     shapes: Sequence[Shape | None]
     constants: Mapping[int, np.ndarray]
     results: Sequence[Shape | None] = ()
+    types: Sequence[int] = ()
+    """Element types of the operands; 0 where they are not known."""
 
     def shape(self, index: int) -> Shape | None:
         """Shape of operand `index`; None when it is not given or not known."""

@@ -159,6 +159,37 @@ def _pattern(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
         yield site.broken("attribute 'pattern' is missing", expected="string", attribute="pattern")
 
 
+ACTIVATIONS = ("Affine", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "ScaledTanh", "Sigmoid", "Softplus", "Softsign",
+               "Tanh", "ThresholdedRelu")  # fmt: skip
+"""Of recurrent ops, in any case."""
+ACTIVATIONS_PER_DIRECTION = {"RNN": 1, "GRU": 2, "LSTM": 3}
+
+
+def _recurrent(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
+    yield from _hidden(site, values)
+    given = [name.decode("utf-8", "replace") for name in values.get("activations", ())]
+    directions = 2 if values.get("direction") == b"bidirectional" else 1
+    wanted = ACTIVATIONS_PER_DIRECTION[site.node.op_type] * directions
+    if given and len(given) != wanted:
+        what = "attribute 'activations' has the wrong length"
+        yield site.broken(what, _text(given), f"{wanted} names", attribute="activations")
+    known = {name.lower() for name in ACTIVATIONS}
+    if any(name.lower() not in known for name in given):
+        what = "attribute 'activations' has an unknown value"
+        yield site.broken(what, _text(given), ", ".join(ACTIVATIONS), attribute="activations")
+    if values.get("clip", 1.0) < 0:
+        yield _out_of_range(site, "clip", values["clip"], "zero or more")
+
+
+def _loop(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """The first output of a body says whether to continue."""
+    body = values.get("body")
+    types = [o.type.tensor_type.elem_type for o in body.output[:1]] if body is not None else []
+    if types and types[0] not in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.BOOL):
+        got = onnx.TensorProto.DataType.Name(types[0]).lower()
+        yield site.broken("the condition that the body returns is no boolean", got, "bool", attribute="body")
+
+
 def _hidden(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
     """The schemas call it optional, and ONNX Runtime needs it."""
     if "hidden_size" not in values and not any(a.name == "hidden_size" for a in site.node.attribute):
@@ -211,7 +242,8 @@ def _one_value(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
 OF_NODE: Mapping[str, Callable[[NodeSite, Mapping[str, Any]], Iterator[Finding]]] = {
     "Constant": _one_value,
     "Einsum": _equation,
-    **dict.fromkeys(("GRU", "LSTM", "RNN"), _hidden),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
+    "Loop": _loop,
     "RegexFullMatch": _pattern,
     "Resize": _outside,
     "ReverseSequence": _reversed_axes,

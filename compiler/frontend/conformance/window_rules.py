@@ -26,6 +26,10 @@ def _window(node: ShapedNode, space: Shape, kernel: Shape) -> Iterator[Broken]:
         yield "the kernel and the input have different numbers of spatial axes", list(kernel), f"{rank} sizes"
         return
     yield from _wrong_length(node, rank, strides=1, dilations=1, pads=2)
+    automatic = node.attributes.get("auto_pad", b"NOTSET")
+    if automatic != b"NOTSET" and any(node.attributes.get("pads", ())):
+        yield "it gives both 'auto_pad' and 'pads'", automatic.decode(), "one of them"
+        return
     if not node.explicit_padding or any(len(node.ints(n, rank, 1)) != rank for n in ("strides", "dilations")):
         return
     dilations, pads = node.ints("dilations", rank, 1), node.ints("pads", 2 * rank, 0)

@@ -27,7 +27,7 @@ from ppuc.compiler.frontend.offload.hosting import (
     tensor_proto,
 )
 from ppuc.compiler.frontend.offload.loop_carried import carried_types
-from ppuc.compiler.frontend.offload.probe import Probe, Types, has_sizes, nothing_known
+from ppuc.compiler.frontend.offload.probe import NoProbe, Probe, Types, has_sizes
 from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.place import node_place
@@ -61,9 +61,9 @@ class Handover:
     main graph."""
 
     def __init__(
-        self, source: Source, builder: FoldingBuilder, custom: frozenset[tuple[str, str]], probe: Probe = nothing_known
+        self, source: Source, builder: FoldingBuilder, custom: frozenset[tuple[str, str]], probe: Probe | None = None
     ) -> None:
-        self.source, self.builder, self.custom, self.probe = source, builder, custom, probe
+        self.source, self.builder, self.custom, self.probe = source, builder, custom, probe or NoProbe()
         self.functions = tuple(source.model.functions)
         self.declared: Mapping[str, onnx.TypeProto] = {}
         self.nodes: list[HostNode] = []
@@ -74,10 +74,16 @@ class Handover:
         return HostTensor(self.builder.fresh(tensor.name), type, stored_proto(tensor, self.source))
 
     def node(
-        self, site: Site, reason: Reason, *, deferred: bool = False, refused: Reason | None = None
+        self,
+        site: Site,
+        reason: Reason,
+        *,
+        deferred: bool = False,
+        refused: Reason | None = None,
+        doubted: bool = False,
     ) -> list[Tensor]:
         """Hand a node over; returns its outputs. A `refused` node is marked as such and has the declared output types.
-        Raises RefusedError."""
+        A `doubted` one, which has no valid import, is tried on the host first. Raises RefusedError."""
         node, custom = site.node, is_custom(site, self.custom)
         if refused is None and not custom and not is_hostable(node, site.scope.opsets):
             raise RefusedError(unknown=True)
@@ -104,6 +110,9 @@ class Handover:
             refused,
         )
         made = replace(made, outputs=self._typed(made, node, self.declared if site.of_main_graph else {}))
+        if doubted and not (deferred or custom) and (why_not := self.probe.refusal_of(made, self.functions)):
+            place = node_place(self.source.where, made.label, made.proto.op_type)
+            raise RefusedError(place.error(f"neither the PPU nor the host can compute it: {why_not}"))
         self.nodes.append(made)
         return [self._without_elements(o) for o in made.outputs]
 
@@ -141,7 +150,7 @@ class Handover:
             if claimed is not None and (type is None or static_type(type) is None):
                 type = claimed if type is None or static_type(claimed) is not None else type
             if not has_sizes(type) and not made.deferred and not made.refused:
-                probed = self.probe(made, self.functions) if probed is None else probed
+                probed = self.probe.types_of(made, self.functions) if probed is None else probed
                 type = probed.get(host_name(output.name), type)
             static = static_type(type)
             if static is not None and static.bytes > LARGEST_BYTES:

@@ -28,7 +28,7 @@ from ppuc.compiler.frontend.folding import FoldingBuilder
 from ppuc.compiler.frontend.inlining import Tensor
 from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTensor
 from ppuc.compiler.frontend.offload.policy import Examine, Offload
-from ppuc.compiler.frontend.offload.probe import Probe, nothing_known
+from ppuc.compiler.frontend.offload.probe import Probe
 from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.place import output_place
 from ppuc.compiler.frontend.source import ModelSource, Source
@@ -62,7 +62,7 @@ def load_hosted(
     *,
     forced: Mapping[str, Reason] | None = None,
     custom: frozenset[tuple[str, str]] = frozenset(),
-    probe: Probe = nothing_known,
+    probe: Probe | None = None,
     examining: bool = False,
 ) -> HostedModel:
     """As load_model, with nodes that cannot be imported on the host. `forced` are nodes that must run on the host, with

@@ -31,7 +31,7 @@ from ppuc.compiler.frontend.offload.hosting import (
     may_be_dense,
     type_text,
 )
-from ppuc.compiler.frontend.offload.probe import Probe, nothing_known
+from ppuc.compiler.frontend.offload.probe import Probe
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.frontend.policy import Refusal, Strict
 from ppuc.compiler.frontend.registry import IMPORTERS
@@ -65,7 +65,7 @@ class Offload(Strict):
         builder: FoldingBuilder,
         forced: Mapping[str, Reason],
         custom: frozenset[tuple[str, str]],
-        probe: Probe = nothing_known,
+        probe: Probe | None = None,
     ) -> None:
         super().__init__(source.where)
         self.source, self.builder, self.forced = source, builder, forced
@@ -123,7 +123,8 @@ class Offload(Strict):
         if refusal.error is not None:
             text = refusal.error.diagnostics[0].what
         cause = Cause.RUNTIME_VALUE if refusal.wanted is not None else Cause.UNSUPPORTED
-        return self._hand_over(site, Reason(text, cause), refusal.error, deferred=_needs_sizes(site, refusal))
+        deferred, doubted = _needs_sizes(site, refusal), refusal.wanted is None
+        return self._hand_over(site, Reason(text, cause), refusal.error, deferred, doubted)
 
     def incomplete(self, site: Site, results: Sequence[Tensor]) -> list[Tensor]:
         """Hand the whole node over if the model reads an output that is not imported."""
@@ -177,11 +178,16 @@ class Offload(Strict):
         return None
 
     def _hand_over(
-        self, site: Site, reason: Reason, error: ModelError | None = None, deferred: bool = False
+        self,
+        site: Site,
+        reason: Reason,
+        error: ModelError | None = None,
+        deferred: bool = False,
+        doubted: bool = False,
     ) -> list[Tensor]:
-        """The outputs of a node for the host; `error` is its importer's error."""
+        """The outputs of a node for the host; `error` is its importer's error, `doubted` whether that may be right."""
         try:
-            return self.handover.node(site, reason, deferred=deferred)
+            return self.handover.node(site, reason, deferred=deferred, doubted=doubted)
         except RefusedError as refused:
             return self._neither(site, reason, refused, error)
 

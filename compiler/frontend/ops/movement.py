@@ -86,6 +86,8 @@ def split(ctx: NodeContext) -> Sequence[Value]:
         if "num_outputs" not in ctx.attributes and extent % parts:
             ctx.fail(f"dimension {axis} does not divide into {parts} equal parts", got=x.type)
         each = -(-extent // parts)
+        if (parts - 1) * each >= extent > 0:
+            ctx.fail(f"dimension {axis} does not divide into {parts} parts with elements", got=x.type)
         sizes = tuple(max(0, min(each, extent - i * each)) for i in range(parts))
     if sum(sizes) != extent or min(sizes, default=0) < 0 or len(sizes) < count:
         ctx.fail(f"the parts do not make up dimension {axis} of {x.type}", got=list(sizes), expected=f"sum {extent}")
