@@ -132,3 +132,17 @@ def test_rows_to_reduce_are_loaded_a_register_at_a_time(op: str) -> None:
     rng = np.random.default_rng(0)
     values = {"x": rng.standard_normal((rows, columns)).astype(np.float32)}
     assert ppuc.verify(ppuc.compile(model, target), values).ok
+
+
+def test_columns_to_reduce_are_loaded_as_on_other_machines() -> None:
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, dims) for n, dims in (("x", [64, 512]), ("y", [512])))
+    node = helper.make_node("ReduceMax", ["x", "axes"], ["y"], keepdims=0)
+    axes = numpy_helper.from_array(np.array([0], np.int64), "axes")
+    model = helper.make_model(
+        helper.make_graph([node], "g", [x], [y], [axes]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    compiled = compile_model(model, CompileOptions(load_target("tpuv3-core")))
+    assert compiled.module is not None
+    (kernel,) = compiled.module.kernels
+    assert all(b.depth > 1 for b in kernel.buffers)
+    assert max(b.shape[-1] for b in kernel.buffers) > 8, "columns lie along the lanes"

@@ -120,7 +120,7 @@ class MapLowering(TiledLowering):
         that load operators whole take as many rows to reduce at a time as a register holds, and load the next ones when
         these are through."""
         axes = self.space.axes
-        if self.reduced and self.target.launch.tile_sides == "whole columns":
+        if axes and axes[-1].reduced and self.target.launch.tile_sides == "whole columns":
             self.load_depth = 1
             rows = SUBLANES * math.prod(axes[i].size for i in self.reduced)
             if (tiles := self._fill(rows, self.target.l1.bytes, self.parallel, 1 << 62)) is not None:
