@@ -28,7 +28,7 @@ from ppuc.compiler.lowering.kernels.moves import (
     only_views,
 )
 from ppuc.compiler.lowering.kernels.window import WindowLowering, check_window, is_depthwise, lower_window
-from ppuc.compiler.lowering.limits import require_loads
+from ppuc.compiler.lowering.limits import require_tensors
 from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, NotFusable
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder
 from ppuc.ir.errors import UsageError
@@ -203,7 +203,7 @@ def anchor_in(body: Graph) -> Op | None:
 
 def check_group(body: Graph, target: Target) -> str:
     """The name of the kernel kind of `body`. Raises NotFusable with the reason if it has none."""
-    require_loads(body, target)
+    require_tensors(body, target)
     anchor = anchor_in(body)
     if anchor is not None:
         kind = anchored_kind(anchor)

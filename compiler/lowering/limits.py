@@ -1,16 +1,18 @@
 """Checks a kernel against target limits other than memory: rings and descriptor dimensions.
 
 A kernel has one ring per buffer, so the exact number is known only once the kernel is built. Each tensor that a group
-reads needs a ring: this lower bound is known earlier and limits group growth. Tensors read and stored also give an
-upper bound, so that most kernels need not be built to check that they fit.
+reads, and each that it computes and stores, needs a ring: this lower bound is known earlier and limits group growth.
+Tensors read and stored also give an upper bound, so that most kernels need not be built to check that they fit.
 
 Invariant: no kernel has more rings than `sync.rings_per_cu`, or a view with more dimensions than a descriptor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ppuc.compiler.lowering.tiling.body import NotFusable
-from ppuc.ir.graph import Graph
+from ppuc.ir.graph import Graph, Value
 from ppuc.ir.kernel import MAX_VIEW_RANK, Kernel
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.targets.schema import Target
@@ -30,10 +32,10 @@ def require_limits(kernel: Kernel, target: Target) -> None:
         raise NotFusable(f"the kernel walks a tensor along {rank} axes, a descriptor has {MAX_VIEW_RANK}")
 
 
-def require_loads(body: Graph, target: Target) -> None:
-    """Raise NotFusable if the body reads more tensors than a unit has rings."""
-    if len(body.params) > target.sync.rings_per_cu:
-        _require(len(_loaded(body)), "at least ", target)
+def require_tensors(body: Graph, target: Target) -> None:
+    """Raise NotFusable if the body reads and computes more tensors of memory than a unit has rings."""
+    if len(body.params) + len(body.results) > target.sync.rings_per_cu:
+        _require(_moved(body), "at least ", target)
 
 
 def may_lack_rings(body: Graph, target: Target) -> bool:
@@ -44,16 +46,22 @@ def may_lack_rings(body: Graph, target: Target) -> bool:
     return walks * moved + _SPARE > target.sync.rings_per_cu
 
 
-def _loaded(body: Graph) -> set[str]:
-    """Parameters with elements that the body reads, through views or not."""
-    views = {op.results[0].name: op.operands[0] for op in body.ops if OPS[op.name].kind is Kind.VIEW}
-    read = [v for op in body.ops if op.results[0].name not in views for v in op.operands[op.name in _WRITES_INTO :]]
-    found = set()
-    for value in (*read, *body.results):
-        while value.name in views:
-            value = views[value.name]
-        found.add(value.name)
-    return found & {p.name for p in body.params if p.type.elements}
+def _moved(body: Graph) -> int:
+    """Number of parameters with elements that the body reads, through views or not, and of the values that it computes
+    and stores."""
+    through = {op.results[0].name: op.operands[0] for op in body.ops if OPS[op.name].kind is Kind.VIEW}
+    through |= {op.results[0].name: op.operands[1] for op in body.ops if op.name == "insert"}
+    read = [v for op in body.ops if op.results[0].name not in through for v in op.operands[op.name in _WRITES_INTO :]]
+    params = {p.name for p in body.params}
+    found, stored = ({_source(v, through) for v in values} for values in (read, body.results))
+    loaded = {v for v in found | stored if v.name in params and v.type.elements}
+    return len(loaded) + sum(v.name not in params for v in stored)
+
+
+def _source(value: Value, through: Mapping[str, Value]) -> Value:
+    while value.name in through:
+        value = through[value.name]
+    return value
 
 
 def _require(rings: int, quantifier: str, target: Target) -> None:
