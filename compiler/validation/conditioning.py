@@ -38,7 +38,9 @@ from ppuc.ir.types import DType
 Move = Callable[[np.ndarray], np.ndarray]
 """Perturbs every float of an array slightly; other arrays are unchanged."""
 DRAWS, MORE_DRAWS = 2, 8
-"""For results that move by any small change, and for those that jump: few elements may be near an edge."""
+"""For results that move by any small change, and for those that jump, where few elements may be near an edge, or that
+have few elements, whose changes scatter."""
+FEW = 8
 ROUNDING = ("quantize", "round", "floor", "ceil")
 SMALLEST_CHANGE = 2.0**-14
 """Ten bits above f32's own roundoff: far enough that the interpreter's rounding does not show."""
@@ -76,7 +78,8 @@ def sensitivities(graph: Graph, feeds: Mapping[str, np.ndarray], step: float) ->
     whole = expanded(graph)
     run, base = _base(whole.graph, feeds)
     found = dict.fromkeys(base, UNMOVED)
-    sizes = [_sizes(step, rounds(graph))] * _draws(base.values())
+    results = [base[v.name] for v in whole.graph.results if v.name in base]
+    sizes = [_sizes(step, rounds(graph))] * _draws(base.values(), results)
     if not rounds(graph) and step < SMALLEST_CHANGE:
         sizes.append((step, step))
     for draw, (change, unit) in enumerate(sizes):
@@ -121,7 +124,7 @@ def sensitivities_of_outputs(
     a Move, `base` are those of the model itself. `whole_numbers` says whether it rounds to them."""
     change, unit = _sizes(step, whole_numbers)
     found: dict[str, Sensitivity] = {}
-    for draw in range(_draws(base.values())):
+    for draw in range(_draws(base.values(), base.values())):
         for name, array in run(partial(moved, change=change, rng=np.random.default_rng(draw))).items():
             want = base[name]
             # A result of another shape says nothing: its tolerance stays as it was.
@@ -131,8 +134,10 @@ def sensitivities_of_outputs(
     return found
 
 
-def _draws(values: Iterable[Any]) -> int:
-    return MORE_DRAWS if any(isinstance(a, np.ndarray) and a.dtype.kind in "iub" for a in values) else DRAWS
+def _draws(values: Iterable[Any], results: Iterable[Any]) -> int:
+    """How many changes are tried of a model with these values and, among them, results."""
+    jumps = any(isinstance(a, np.ndarray) and a.dtype.kind in "iub" for a in values)
+    return MORE_DRAWS if jumps or any(isinstance(a, np.ndarray) and a.size < FEW for a in results) else DRAWS
 
 
 def rounds(graph: Graph) -> bool:

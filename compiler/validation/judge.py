@@ -50,19 +50,15 @@ class Judge:
         whole where it is smaller. `stored` is the dtype in which the program held `got` (None: its own)."""
         dtype = stored or DType.of(got.dtype)
         tolerance = stored_as(dtype, self._tolerances.get(value, exact()))
-        if allowed is not None:
-            unit = stored_as(dtype, Tolerance(0.0)).relative
-            relative = min(tolerance.relative, math.hypot(allowed.relative, unit))
-            largest = allowed.largest + unit * float(np.abs(want.astype(np.float64)).max(initial=0))
-            return compare(label, got, want, replace(tolerance, relative=relative, largest=largest))
-        result = compare(label, got, want, tolerance)
+        result = compare(label, got, want, _within(allowed, tolerance, dtype, want))
         sensitivity = None if result.ok else self._sensitivity(value)
         if sensitivity is None:
             return result
         widened = sensitivity.widened(tolerance, self._step)
         if widened == tolerance:
             return result
-        return replace(compare(label, got, want, widened), sensitivity=sensitivity.relative)
+        again = compare(label, got, want, _within(allowed, widened, dtype, want))
+        return replace(again, sensitivity=sensitivity.relative)
 
     def tolerances_of(self, value: str) -> list[Tolerance]:
         """What the graph's value of that name may be off: by the rule, and by the model's own conditioning."""
@@ -73,3 +69,13 @@ class Judge:
         if self._sensitivities is None:
             self._sensitivities = sensitivities(self._graph, self._feeds, self._step)
         return self._sensitivities.get(value)
+
+
+def _within(allowed: Allowed | None, tolerance: Tolerance, dtype: DType, want: np.ndarray) -> Tolerance:
+    """`tolerance` within what was measured to be allowed of `want`, stored as `dtype`."""
+    if allowed is None:
+        return tolerance
+    unit = stored_as(dtype, Tolerance(0.0)).relative
+    relative = min(tolerance.relative, math.hypot(allowed.relative, unit))
+    largest = allowed.largest + unit * float(np.abs(want.astype(np.float64)).max(initial=0))
+    return replace(tolerance, relative=relative, largest=largest, absolute=Tolerance(0.0).absolute, rms=None)

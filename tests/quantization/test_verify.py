@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 import ppuc
@@ -78,3 +79,42 @@ def test_every_variant_is_verified_with_its_own_layers() -> None:
         inputs = {"x": rng.standard_normal((size, 3, 9, 9)).astype(np.float32)}
         assert ppuc.verify(program, inputs, layers=True).ok
         assert ppuc.verify(program.variant({"N": size}), inputs).ok
+
+
+def cancelling(seed: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A product of two elements, whose terms take 98 % of each other away."""
+    rng = np.random.default_rng(seed)
+    w, x = rng.standard_normal((24, 2)), rng.standard_normal((1, 24))
+    x -= 0.98 * (x @ w) @ np.linalg.pinv(w)
+    model = model_of("g (float[1, 24] x) => (float[1, 2] y) { y = MatMul(x, w) }", {"w": w.astype(np.float32)})
+    return model, {"x": x.astype(np.float32)}
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_few_elements_that_cancel_prove_nothing_but_are_not_wrong(format: str) -> None:
+    """The rule knows how large operands are, not how small a sum of theirs is by chance."""
+    verdicts, beyond = set(), 0
+    for seed in (0, 1, 2, 9, 24):
+        model, inputs = cancelling(seed)
+        found = ppuc.verify(compile_program(model, "ppu-tiny", format), inputs)
+        verdicts.add(found.verdict)
+        beyond += found.outputs[0].sensitivity is not None
+    assert verdicts <= {"ok", "unproven"}
+    assert beyond >= 3
+
+
+@pytest.mark.parametrize("format", ["fp8", "int8"])
+def test_an_error_as_large_as_the_terms_that_cancel_is_wrong(format: str) -> None:
+    model, inputs = cancelling(0)
+    imported, program = load_model(model), compile_program(model, "ppu-tiny", format)
+    assert program.quantized is not None
+    feeds = {v.name: inputs[n] for n, v in imported.inputs}
+    ((label, value),) = imported.outputs
+    allowed = allowed_errors(imported.graph, {label: value.name}, program.quantized.simulated, feeds)[label]
+    want = Oracle(model).run(inputs)[label]
+    terms = np.abs(inputs["x"]) @ np.abs(weights_of(model))
+    assert not Judge(imported.graph, format, feeds).compare(label, value.name, want + terms, want, allowed).ok
+
+
+def weights_of(model: onnx.ModelProto) -> np.ndarray:
+    return onnx.numpy_helper.to_array(model.graph.initializer[0])
