@@ -28,6 +28,7 @@ from ppuc.targets.simulator.vector_clocks import EARLY, FOUND_ROWS, PER_UNIT, RA
 
 _POOL_ROWS = 4096
 _SPARE = 512
+_SPACES = tuple(Space)
 MAX_GRANULES = 1 << 24
 """Maximum granules of a segment; beyond that, its largest tensors are checked only by whole accesses of other
 tensors."""
@@ -110,7 +111,7 @@ class HazardChecker:
         names = {t.name: i for i, t in enumerate(self._tracked)}
         t_of = np.array([_tensors_of(self._flat, i, names) for i in range(len(self._flat.instrs))], np.int64)
         gran = _granules(self._flat, self._tracked, t_of)
-        overlaps = [_overlapping(t, self._tracked) for t in self._tracked]
+        overlaps = _sharing(self._tracked)
         n_tensors, n_gran = len(self._tracked), int(gran[-1, 1]) if len(gran) else 0
         num = ints(4)
         num[0] = 1
@@ -143,7 +144,7 @@ class HazardChecker:
             cleared=np.full((streams, n_tensors, 2), -1, np.int32),
             last=ints(max(n_gran, 1), 2),
             ov_ptr=np.concatenate([[0], np.cumsum([len(o) for o in overlaps])]).astype(np.int64),
-            ov=np.array([i for o in overlaps for i in o], np.int64),
+            ov=np.concatenate([ints(0), *overlaps]),
             scratch=ints(3, 16),
             found=ints(FOUND_ROWS, 5),
         )
@@ -172,17 +173,22 @@ def _tracked(program: Program, flat: FlatSegment) -> list[MemTensor]:
     accesses = [_accesses(flat, i) for i in range(len(flat.instrs))]
     written = {w for _, w in accesses}
     touched = written | {r for r, _ in accesses}
-    targets = [t for t in program.tensors if t.name in written]
     used = [t for t in program.tensors if t.name in touched]
-    return [t for t in used if t.name in written or any(_share(t, w) for w in targets)]
+    targets = np.array([t.name in written for t in used], bool)
+    return [t for t, shared in zip(used, _sharing(used), strict=True) if t.name in written or targets[shared].any()]
 
 
-def _share(a: MemTensor, b: MemTensor) -> bool:
-    return a.space is b.space and a.address < b.address + b.bytes and b.address < a.address + a.bytes
-
-
-def _overlapping(tensor: MemTensor, tracked: Sequence[MemTensor]) -> list[int]:
-    return [i for i, t in enumerate(tracked) if t is not tensor and _share(t, tensor)]
+def _sharing(tensors: Sequence[MemTensor]) -> list[np.ndarray]:
+    """For each tensor, the numbers of the others that share bytes with it."""
+    space = np.array([_SPACES.index(t.space) for t in tensors], np.int64)
+    start = np.array([t.address for t in tensors], np.int64)
+    end = start + np.array([t.bytes for t in tensors], np.int64)
+    found = []
+    for i in range(len(tensors)):
+        shared = (space == space[i]) & (start < end[i]) & (start[i] < end)
+        shared[i] = False
+        found.append(np.flatnonzero(shared))
+    return found
 
 
 def _intervals(flat: FlatSegment) -> tuple[np.ndarray, int]:

@@ -62,6 +62,19 @@ def test_values_do_not_depend_on_the_number_of_counters(counters: int) -> None:
     assert compiled.time().profile.cycles == result.profile.cycles
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", [2200, 6000])
+def test_a_chain_with_more_tensors_than_counters(kernels: int) -> None:
+    """On a machine as it is."""
+    model, x, y = chain_of_permutations(kernels)
+    compiled = ppuc.compile(model, target=TINY)
+    (segment,) = compiled.artifact.program.segments
+    assert segment.counters_used <= TINY.sync.counters_per_chip < len(segment.counters)
+    result = compiled.run({"x0": x})
+    np.testing.assert_array_equal(result.outputs[f"x{kernels}"], y)
+    assert result.profile.hazards == ()
+
+
 def test_a_group_counts_on_from_where_earlier_ones_ended() -> None:
     """Two groups have the same counter: the value that the second waits for is the sum of both."""
     groups = (

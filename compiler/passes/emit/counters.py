@@ -25,6 +25,7 @@ import numpy as np
 from ppuc.compiler.passes.emit.counter_allocation import DISTANCE, Allocation, LiveGroup, separate, shared
 from ppuc.compiler.passes.emit.rings import Site, sites_of
 from ppuc.compiler.passes.emit.spans import box_span, iterations
+from ppuc.compiler.passes.emit.takeovers import find_takeovers
 from ppuc.ir.errors import InternalError
 from ppuc.ir.kernel import Gather, Kernel, Load, Param, Store
 from ppuc.ir.program import Bump, CounterGroup, MemTensor, Wait
@@ -75,7 +76,10 @@ class CounterPlan:
                     users = self.writers if param.written else self.readers
                     if name not in users.setdefault(param.tensor, []):
                         users[param.tensor].append(name)
-        self._takeovers = self._find_takeovers()
+        first = {tensor: self.step[writers[0]] for tensor, writers in self.writers.items()}
+        once = {tensor for tensor, writers in self.writers.items() if len(writers) == 1}
+        self._takeovers = find_takeovers([t for t in tensors.values() if t.name in first], first, once)
+        self._watched = {old for earlier in self._takeovers.values() for old in earlier}
         self._covered: dict[str, bool] = {}
         for kernel, tensor in over.items():
             self._require_same_boxes(tensor, kernel)
@@ -132,27 +136,6 @@ class CounterPlan:
             self._add_read_group(tensor, kernel)
         for tensor in sorted(self._watched):
             self._done[tensor] = self._done_group(tensor)
-
-    # reuse of bytes
-
-    def _find_takeovers(self) -> dict[str, list[str]]:
-        """Tensor -> earlier tensors whose bytes it reuses. A tensor already reused by another one in the list is
-        omitted: that one's writer has waited for it."""
-        found: dict[str, list[str]] = {}
-        written = [t for n, t in self.tensors.items() if n in self.writers]
-        for space in {t.space for t in written}:
-            here = sorted((t for t in written if t.space is space), key=lambda t: t.address)
-            for i, a in enumerate(here):
-                for b in here[i + 1 :]:
-                    if b.address >= a.address + max(a.bytes, 1):
-                        break
-                    old, new = sorted((a, b), key=lambda t: self.step[self.writers[t.name][0]])
-                    found.setdefault(new.name, []).append(old.name)
-        earlier = {new: set(old) for new, old in found.items()}
-        between = {new: [t for t in old if len(self.writers[t]) == 1 and t in earlier] for new, old in found.items()}
-        kept = {new: [t for t in old if not any(t in earlier[m] for m in between[new])] for new, old in found.items()}
-        self._watched = {t for old in kept.values() for t in old}
-        return kept
 
     def _updates(self, tensor: str, writer: str) -> bool:
         """Whether the writer itself waits for earlier writes to the tensor."""
