@@ -21,16 +21,26 @@ from tests.support.pass_graphs import Sketch
 
 def test_weights_that_many_tiles_read_are_staged_before_they_are_needed() -> None:
     s = Sketch()
-    y = s.matmul(s.param(200, 16), s.weight(16, 32))
-    z = s.matmul(s.op("relu", y), s.weight(32, 8))
+    weights = s.weight(16, 32), s.weight(32, 8)
+    z = s.matmul(s.op("relu", s.matmul(s.param(200, 16), weights[0])), weights[1])
     module = after(s.graph(z), (*TO_GROUPS, MemorySpaceAssignment()))
     names = [op.name for op in module.graph.ops]
-    assert names.count("stage") == 3  # both weights, and the input
+    assert [op.operands[0].name for op in module.graph.ops if op.name == "stage"] == [w.name for w in weights]
     assert max(i for i, name in enumerate(names) if name == "stage") < names.index("group")
     assert all(op.results[0].space is Space.L2 for op in module.graph.ops if op.name == "stage")
     plain = after(s.graph(z), (*TO_GROUPS, MemorySpaceAssignment(stage=False)))
     assert "stage" not in [op.name for op in plain.graph.ops]
     checked(s.graph(z), passes=(*TO_GROUPS, MemorySpaceAssignment(stage=False), *TO_PROGRAM[4:]))
+
+
+def test_operands_of_the_first_kernel_are_staged_if_that_saves_more_than_the_copies_take() -> None:
+    """A product that reads its weights 20 times, and copies that take 0.1 us or 1 ms to start."""
+    for start_ns, staged in ((100, 1), (1_000_000, 0)):
+        s = Sketch()
+        graph = s.graph(s.matmul(s.param(2_560, 64), s.weight(64, 32)))
+        machine = override(TINY, f"stage.start_ns={start_ns}")
+        module = after(graph, (*TO_GROUPS, MemorySpaceAssignment()), machine)
+        assert [op.name for op in module.graph.ops].count("stage") == staged
 
 
 def test_what_does_not_fit_l2_goes_to_hbm() -> None:

@@ -296,7 +296,7 @@ def test_the_trace_has_the_format_and_everything_that_happened(tmp_path: Path) -
     assert len(slices) == raw.profile.instructions
     assert {e["args"]["node"] for e in slices if e["args"]["kernel"]} == {"first", "second"}
     assert {"mma first", "mma second"} <= {e["name"] for e in slices}
-    assert any(e["name"].startswith("copy x") for e in slices)
+    assert any(e["name"].startswith("copy w") for e in slices)
     arrows = [e for e in events if e["ph"] == "s"]
     assert {e["cat"] for e in arrows} == {"ring", "counter"}
     assert summary.arrows == len(arrows)

@@ -29,6 +29,7 @@ from ppuc.ir.graph import Attrs, Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.rewrite import Builder, all_names
 from ppuc.ir.types import Space
+from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.schema import Target
 
 LEAD_SHARES = (1.0, 0.75, 0.5, 0.0)
@@ -124,14 +125,26 @@ class Placing:
         return found
 
     def _staged(self) -> list[Candidate]:
-        """Constants and inputs as candidates: in l2 they are read from device memory only once."""
+        """Constants and inputs as candidates: in l2 they are read from device memory only once. The first kernel waits
+        for the copies of its operands, which therefore save the bytes that device memory delivers meanwhile less."""
         found = []
+        first = min((steps[0] for steps in self.readers.values()), default=0)
+        at_first = self._reads_at(first) if self.readers else {}
+        waited = self.target.stage.start_ns / self.target.clk_ns * hbm_bytes_per_clk(self.target)
         for name, steps in self.readers.items():
             size, rows = padded(self.types[name]), max(_rows(self.graph.ops[s]) for s in steps)
-            if size <= self.target.l2.bytes and (rows > 16 or size <= SMALL * self.target.l2.bytes):
-                saved = size * max(AHEAD, self.reads[name] - 1 + AHEAD)
+            if size > self.target.l2.bytes or (rows <= 16 and size > SMALL * self.target.l2.bytes):
+                continue
+            saved = size * (max(self.reads[name], at_first.get(name, 0.0)) - 1)
+            saved = saved - waited if steps[0] == first else max(saved, 0.0) + AHEAD * size
+            if saved > 0:
                 found.append(Candidate(name, size, max(steps[0] - 1, 0), steps[-1], saved))
         return found
+
+    def _reads_at(self, step: int) -> dict[str, float]:
+        """Reads of each operand of a group whose tiles occupy all units."""
+        op = self.graph.ops[step]
+        return {v.name: times for v, times in zip(op.operands, _reads(op, self.target.cu), strict=True)}
 
     def _with_copies(self, starts: Mapping[str, int]) -> Graph:
         """The graph with a stage op for each of `starts`, at that position."""
@@ -195,6 +208,9 @@ UNREAD = 17
 TILE = 128
 """Rows or columns of a typical tile: an operand is read once per tile along its missing dimension."""
 
+FRAGMENT = 16
+"""Rows or columns of the smallest tile that occupies a tensor engine's fragment."""
+
 
 def priorities(graph: Graph) -> dict[str, int]:
     """Storage root -> rank for an address in l2, 0 first: staged values, then others by how often a byte is read (in
@@ -215,9 +231,9 @@ def reads_of(graph: Graph, roots: Mapping[str, str]) -> dict[str, float]:
     return reads
 
 
-def _reads(op: Op) -> list[float]:
+def _reads(op: Op, units: int = 1) -> list[float]:
     """Estimated reads of each operand of a group: once per tile of the result along the dimensions that the operand
-    lacks, in proportion to the share of its elements that the group reads."""
+    lacks, in proportion to the share of its elements that the group reads. Tiles are small enough to occupy `units`."""
     body = op.body
     assert body is not None
     times = dict.fromkeys((p.name for p in body.params), 1.0)
@@ -226,13 +242,36 @@ def _reads(op: Op) -> list[float]:
         if inner.name not in ("matmul", "conv", "attention", "attention_parts"):
             continue
         result = inner.results[0].type.dims
-        rows, columns = math.prod(result[:-1]) / TILE, result[-1] / TILE
-        factors = (columns, rows) if inner.name != "attention" else (1.0, result[-2] / TILE, result[-2] / TILE)
+        if inner.name in ("attention", "attention_parts"):
+            tile = _side(math.prod(inner.operands[0].type.dims[:-1]) / units)
+            factors = (1.0, *[_attention_rows(inner) / tile] * 2, _mask_reads(inner))
+        else:
+            tile = _side(math.sqrt(math.prod(result) / units))
+            factors = (result[-1] / tile, math.prod(result[:-1]) / tile)
         for value, factor in zip(inner.operands, factors, strict=False):
             external = resolver.external(value)
             if external is not None:
                 times[external.value.name] = max(times[external.value.name], factor)
     return [times[p.name] * _share_read(body, p) for p in body.params]
+
+
+def _side(wanted: float) -> float:
+    """The side of a tile: `wanted`, but at most that of a typical tile, and no less than a fragment's."""
+    return min(max(wanted, FRAGMENT), TILE)
+
+
+def _attention_rows(op: Op) -> int:
+    """Rows that read each key: the queries of all heads that share it."""
+    query, key = op.operands[0].type.dims, op.operands[1].type.dims
+    return query[1] // key[1] * query[2]
+
+
+def _mask_reads(op: Op) -> float:
+    """Reads of each element of an attention's mask: once for each batch and head that it is broadcast to."""
+    if len(op.operands) < 4:
+        return 0.0
+    query, key, mask = (op.operands[i].type for i in (0, 1, 3))
+    return math.prod(query.dims[:3]) * key.dims[2] / max(mask.elements, 1)
 
 
 def _share_read(body: Graph, param: Value) -> float:
