@@ -85,7 +85,11 @@ def add_flow(m: Machine, st: State, s: int, memory: int, second: int, flight: Fl
     k.flows += 1
     flow, course = st.flow, st.course
     flow[F_STREAM, i], flow[F_CE, i], flow[F_WRITES, i] = s, q.ce, q.unit >= 0 and s % 4 == 1
-    flow[F_MEMORY, i], flow[F_SECOND, i], flow[F_PORT, i], flow[F_LINK, i] = memory, second, q.port, q.link
+    none = len(st.level) - 1
+    flow[F_MEMORY, i] = memory if memory >= 0 else none
+    flow[F_SECOND, i] = second if second >= 0 else none
+    flow[F_PORT, i] = q.port if q.port >= 0 else none
+    flow[F_LINK, i] = q.link if q.link >= 0 else none
     course[F_REM, i], course[F_UPD, i], course[F_RATE, i] = flight.bytes, -1.0, 0.0
     course[F_CAP, i], course[F_WEIGHT, i] = flight.cap, flight.weight
     _count(m, st, q, 1.0)
@@ -124,7 +128,7 @@ def _set_whole(m: Machine, st: State, r: int) -> None:
     share: Share = st.share[r]
     share.left, share.load = m.capacity[r], share.flows
     share.whole = share.left / share.load if share.load > 0.0 else np.inf
-    share.level = share.whole
+    st.level[r] = share.whole
 
 
 @helper
@@ -147,14 +151,14 @@ def _oversubscribed(st: State, m: Machine) -> bool:
                 writes += want
             else:
                 reads += want
-        elif memory >= 0:
+        elif memory <= MEM_HOST:
             demand[ce, memory] += cap
         if second == MEM_HBM:
             want = cap * st.course[F_WEIGHT, i]
             demand[ce, MEM_HBM] += want
             writes += want
             streams += 1
-        elif second >= 0:
+        elif second <= MEM_HOST:
             demand[ce, second] += cap
     open_rows = _stream_rate(streams, numbers.banks, numbers.interleave, numbers.activate)
     part = min(1.0, open_rows / numbers.open_rows)
@@ -216,7 +220,7 @@ def _list_flows(st: State, everyone: bool) -> int:
     """List the flows to fill: all, or those of CEs that changed; the others keep their rates."""
     n = 0
     for i in range(st.core[0].flows):
-        if everyone or st.flow[F_PORT, i] < 0 or st.demand[st.flow[F_CE, i], 3] > 0:
+        if everyone or st.flow[F_PORT, i] == len(st.level) - 1 or st.demand[st.flow[F_CE, i], 3] > 0:
             st.listed[n].sub = i
             n += 1
         else:
@@ -246,7 +250,8 @@ def _open_memories(m: Machine, st: State, n: int) -> None:
 @helper
 def _open(st: State, r: int, left: float, load: float) -> None:
     share: Share = st.share[r]
-    share.left, share.load, share.level = left, load, left / load if load > 0.0 else np.inf
+    share.left, share.load = left, load
+    st.level[r] = left / load if load > 0.0 else np.inf
 
 
 @helper
@@ -254,55 +259,50 @@ def _freeze(st: State, n: int) -> int:
     """One round of water filling over the first `n` flows of the list: fix the rates of those that stop growing and
     move them to the list `stopped`. Returns the number of the others. Without branches, which would be taken at
     random."""
-    flow, fix, share = st.flow, st.course[F_FIX], st.share
+    flow, fix, level_of = st.flow, st.course[F_FIX], st.level
     level, lowest, growing = np.inf, np.inf, 0
     for j in range(n):
-        i = st.listed[j].sub
+        i = np.uint64(st.listed[j].sub)
         lowest = min(lowest, st.course[F_CAP, i])
-        memories = min(share[flow[F_MEMORY, i]].level, share[flow[F_SECOND, i]].level)
-        level = min(level, min(memories, min(share[flow[F_PORT, i]].level, share[flow[F_LINK, i]].level)))
-    by_cap = lowest <= level
+        memories = min(level_of[np.uint64(flow[F_MEMORY, i])], level_of[np.uint64(flow[F_SECOND, i])])
+        ports = min(level_of[np.uint64(flow[F_PORT, i])], level_of[np.uint64(flow[F_LINK, i])])
+        fix[i] = min(memories, ports)  # the level at which the first resource on its path is full
+        level = min(level, fix[i])
+    by_cap, full = lowest <= level, level * (1 + _TINY)
     for j in range(n):
-        i = st.listed[j].sub
+        i = np.uint64(st.listed[j].sub)
         cap = st.course[F_CAP, i]
-        stop = cap <= level if by_cap else _full(st, i, level)
+        stop = cap <= level if by_cap else fix[i] <= full
         fix[i] = cap if by_cap else level
-        st.listed[growing].sub = st.listed[j - growing].stopped = i
+        st.listed[np.uint64(growing)].sub = st.listed[np.uint64(j - growing)].stopped = i
         growing += not stop
     return growing
 
 
 @helper
-def _full(st: State, i: int, level: float) -> bool:
-    """Whether a resource on the path of a flow is full at this level."""
-    full = False
-    for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
-        share: Share = st.share[st.flow[row, i]]
-        full |= share.left <= level * share.load * (1 + _TINY)
-    return full
-
-
-@helper
 def _settle(st: State, growing: int, stopped: int) -> None:
     """Subtract the rates just fixed from the resources that growing flows cross."""
+    flow, share = st.flow, st.share
     for j in range(growing):
+        i = np.uint64(st.listed[j].sub)
         for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
-            st.share[st.flow[row, st.listed[j].sub]].crossed = 1.0
-    st.share[NO_RESOURCE].crossed = 0.0
+            share[np.uint64(flow[row, i])].crossed = 1.0
+    share[NO_RESOURCE].crossed = 0.0
     for j in range(stopped):
-        i = st.listed[j].stopped
+        i = np.uint64(st.listed[j].stopped)
         rate = st.course[F_FIX, i]
         for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
-            r = st.flow[row, i]
-            share: Share = st.share[r]
-            weight = (st.course[F_WEIGHT, i] if r == MEM_HBM else 1.0) * share.crossed
-            share.left = max(0.0, share.left - rate * weight)
-            share.load -= weight
+            r = np.uint64(flow[row, i])
+            crossed: Share = share[r]
+            weight = (st.course[F_WEIGHT, i] if r == MEM_HBM else 1.0) * crossed.crossed
+            crossed.left = max(0.0, crossed.left - rate * weight)
+            crossed.load -= weight
     for j in range(growing):
+        i = np.uint64(st.listed[j].sub)
         for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
-            share = st.share[st.flow[row, st.listed[j].sub]]
-            if share.load > 0.0:
-                share.level = share.left / share.load
+            r = np.uint64(flow[row, i])
+            if share[r].load > 0.0:
+                st.level[r] = share[r].left / share[r].load
 
 
 @helper
@@ -311,7 +311,8 @@ def _restore(m: Machine, st: State) -> None:
     for r in range(len(m.capacity)):
         share: Share = st.share[r]
         if share.crossed > 0.0:
-            share.left, share.load, share.level, share.crossed = m.capacity[r], share.flows, share.whole, 0.0
+            share.left, share.load, share.crossed = m.capacity[r], share.flows, 0.0
+            st.level[r] = share.whole
 
 
 __all__ = ["add_flow", "refill", "remove_flow"]

@@ -407,13 +407,12 @@ class Event(Protocol):
 
 
 class Share(Protocol):
-    """A bandwidth resource in water filling: remaining capacity, the weight of growing flows, the quotient of the two,
-    and 1 if flows cross it that grow after a first round. Of a port or link also the number of its flows and the level
-    before the first round, to which it returns after the last."""
+    """A bandwidth resource in water filling: remaining capacity, the weight of growing flows (State.level is the
+    quotient), and 1 if flows cross it that grow after a first round. Of a port or link also the number of its flows and
+    the level before the first round, to which it returns after the last. Between fillings, those are whole."""
 
     left: float
     load: float
-    level: float
     crossed: float
     flows: float
     whole: float

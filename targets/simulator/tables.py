@@ -41,15 +41,15 @@ MEM_HBM, MEM_L2, MEM_HOST = range(3)
 """Memories as bandwidth resources; CE ports and unit ports follow."""
 
 F_STREAM, F_CE, F_WRITES, F_MEMORY, F_SECOND, F_PORT, F_LINK = range(7)
-"""Rows of State.flow: stream, CE, whether a unit writes memory, and the resources that a flow crosses (NO_RESOURCE
-where it crosses fewer)."""
+"""Rows of State.flow: stream, CE, whether a unit writes memory, and the resources that a flow crosses (the last
+row of State.share, NO_RESOURCE, where it crosses fewer)."""
 
 F_REM, F_UPD, F_RATE, F_CAP, F_WEIGHT, F_FIN, F_FIX = range(7)
 """Rows of State.course: remaining bytes at time `upd` (-1: not filled yet), rate since then, largest rate, weight on
-device memory, time of its end; and the rate that water filling has fixed (-1: still growing)."""
+device memory, time of its end, and the rate that water filling gives it (of a growing flow: scratch)."""
 
 NO_RESOURCE = -1
-"""The last row of State.share: a resource of unlimited bandwidth."""
+"""A resource of unlimited bandwidth, which is never full."""
 
 CACHE_ENTRIES = 1 << 16
 """Entries of a cached l2; a tile evicts another one with the same entry."""
@@ -140,6 +140,7 @@ class State(NamedTuple):
     flow: np.ndarray  # [F_*, S] active data phases in columns, so that loops over them read neighbouring memory
     course: np.ndarray  # [F_*, S] their progress
     share: np.ndarray  # [resources + 1] Share
+    level: np.ndarray  # [resources + 1] rate at which growing flows fill each resource; inf if there are none
     # scratch
     valid: np.ndarray  # [16] valid extents of tile axes
     demand: np.ndarray  # [CEs + 1, 4] by memory; last: whether flows of the CE changed
@@ -193,6 +194,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         flow=ints(7, s),
         course=floats(7, s),
         share=_shares(machine),
+        level=np.full(len(machine.capacity) + 1, np.inf),
         valid=ints(16),
         demand=floats(int(machine.numbers["ces"][0]) + 1, 4),
         begun=np.full(k + 1, np.inf),
@@ -210,8 +212,8 @@ def _streams(code: Code, machine: Machine) -> np.ndarray:
     staged = unit >= u
     ce = np.where(staged, ces, unit // int(machine.numbers["cu_per_ce"][0]))
     streams["unit"], streams["ce"] = np.where(staged, -1, unit), ce
-    streams["port"] = np.where(staged, NO_RESOURCE, 3 + ce)
-    streams["link"] = np.where(staged, NO_RESOURCE, 3 + ces + unit)
+    streams["port"] = np.where(staged, -1, 3 + ce)
+    streams["link"] = np.where(staged, -1, 3 + ces + unit)
     streams["pc"], streams["head"], streams["waiter"], streams["flow"] = code.stream_pc, -1, -1, -1
     return streams
 
@@ -219,5 +221,5 @@ def _streams(code: Code, machine: Machine) -> np.ndarray:
 def _shares(machine: Machine) -> np.ndarray:
     """All resources idle; the last one is NO_RESOURCE."""
     share = rec.rows(rec.Share, len(machine.capacity) + 1)
-    share["left"], share["level"] = np.append(machine.capacity, np.inf), np.inf
+    share["left"] = np.append(machine.capacity, np.inf)
     return share
