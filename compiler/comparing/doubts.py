@@ -39,7 +39,7 @@ def other_inputs(arrays: Arrays, kept: Collection[str], seed: int) -> dict[str, 
     noise. Those `kept`, by name, stay; None when all others stay too."""
     rng, found, changed = np.random.default_rng(seed), dict(arrays), False
     for name, array in arrays.items():
-        if name in kept or not isinstance(array, np.ndarray) or array.dtype.kind not in "fiubV" or not array.size:
+        if name in kept or not isinstance(array, np.ndarray) or array.dtype.kind not in "fiubVOSU" or not array.size:
             continue
         mixed = rng.permutation(array.reshape(-1)).reshape(array.shape)
         if array.dtype.kind in "fV" and np.all(array == array.reshape(-1)[0]):

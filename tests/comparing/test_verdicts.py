@@ -159,6 +159,9 @@ def test_other_inputs_are_of_the_same_kind() -> None:
     assert not np.array_equal(other["ones"], given["ones"])
     assert np.array_equal(other["k"], given["k"])
     assert other_inputs({"n": np.array([2, 2])}, (), 0) is None
+    text = other_inputs({"s": np.array(["a", "b", "c", "d"], object)}, (), 0)
+    assert text is not None
+    assert sorted(text["s"]) == ["a", "b", "c", "d"] != list(text["s"])
     assert [what for what, _ in scaled_inputs({"n": np.array(2)}, ())] == []
     assert next(scaled_inputs(given, ()))[1]["x"] == pytest.approx(given["x"] / 4)
 
@@ -321,6 +324,14 @@ def test_the_command_says_what_is_unproven(tmp_path: Path) -> None:
 def test_strict_changes_nothing_about_a_proven_output(tmp_path: Path) -> None:
     onnx.save(model_of("g (float[4] x) => (float[4] y) { y = Exp(x) }"), tmp_path / "m.onnx")
     assert run("verify", tmp_path / "m.onnx", "-t", TINY, "--strict").exit_code == 0
+
+
+def test_text_that_moves_with_the_input_is_proven(tmp_path: Path) -> None:
+    text = "g (string[3] s, float[4] x) => (string[3] t, float[4] y) { t = Identity(s) y = Exp(x) }"
+    onnx.save(model_of(text), tmp_path / "m.onnx")
+    np.savez(tmp_path / "in.npz", s=np.array(["a", "b", "c"]), x=draws(4))
+    done = run("verify", tmp_path / "m.onnx", "-t", TINY, "--strict", "--inputs", tmp_path / "in.npz")
+    assert done.exit_code == 0, done.output
 
 
 # Sequences of unequal lengths.
