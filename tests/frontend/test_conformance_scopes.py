@@ -140,3 +140,12 @@ def test_group_normalization_of_every_opset(opset: int, count: int) -> None:
     got = ppuc.compile(made, target="ppu-tiny").run({"x": x}).outputs["y"]
     (want,) = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": x})
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_calls_give_attributes_of_their_function_only() -> None:
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("f", 1)]
+    body = [NODE("Relu", ["a"], ["b"])]
+    made = model([NODE("F", ["x"], ["y"], domain="f", known=1, other=2)])
+    made.opset_import.append(opsets[1])
+    made.functions.append(helper.make_function("f", "F", ["a"], ["b"], body, opsets, ["known"]))
+    assert [(f.what, f.expected) for f in findings(made)] == [("attribute 'other' is unknown", "known")]

@@ -45,8 +45,8 @@ FIELDS = {
 """Kind of attribute -> the field of AttributeProto that holds its value."""
 _LISTS = frozenset(field for field in FIELDS.values() if field.endswith("s") and field != "s")
 
-Ends = tuple[int, int]
-"""Numbers of inputs and outputs."""
+Signature = tuple[int, int, frozenset[str]]
+"""Numbers of inputs and outputs, and names of attributes."""
 
 AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 ENUMERATIONS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -109,8 +109,9 @@ def _withdrawn(op_type: str, domain: str) -> bool:
     return newest is None or bool(newest.deprecated)
 
 
-def node_findings(site: NodeSite, functions: Mapping[tuple[str, str], Ends]) -> Iterator[Finding]:
-    """Violations of rules N1 to N7. `functions` are the model's own: domain and name -> most inputs and outputs."""
+def node_findings(site: NodeSite, functions: Mapping[tuple[str, str], Signature]) -> Iterator[Finding]:
+    """Violations of rules N1 to N7. `functions` are the model's own: domain and name -> most inputs and outputs, all
+    attributes."""
     node, domain = site.node, normal_domain(site.node.domain)
     unreadable = list(_references(site))
     yield from unreadable
@@ -121,11 +122,15 @@ def node_findings(site: NodeSite, functions: Mapping[tuple[str, str], Ends]) -> 
         yield site.broken(f"its domain '{domain or 'ai.onnx'}' is not imported", expected=_imported(site))
         return
     if (domain, node.op_type) in functions:
-        for what, names, most in zip(
-            ("input", "output"), (node.input, node.output), functions[domain, node.op_type], strict=True
-        ):
+        inputs, outputs, attributes = functions[domain, node.op_type]
+        for what, names, most in (("input", node.input, inputs), ("output", node.output, outputs)):
             if len(names) > most:
                 yield site.broken(f"it has more {what}s than its function", str(len(names)), f"at most {most}")
+        for attribute in list(node.attribute):
+            if attribute.name not in attributes:
+                what, expected = f"attribute '{attribute.name}' is unknown", ", ".join(sorted(attributes)) or "none"
+                mend = partial(node.attribute.remove, attribute)
+                yield site.broken(what, expected=expected, mend=mend, attribute=attribute.name)
         return
     schema = schema_of(node.op_type, site.opsets[domain], domain)
     if schema is None:
