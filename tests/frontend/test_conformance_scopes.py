@@ -149,3 +149,16 @@ def test_calls_give_attributes_of_their_function_only() -> None:
     made.opset_import.append(opsets[1])
     made.functions.append(helper.make_function("f", "F", ["a"], ["b"], body, opsets, ["known"]))
     assert [(f.what, f.expected) for f in findings(made)] == [("attribute 'other' is unknown", "known")]
+
+
+@pytest.mark.parametrize(
+    ("op_type", "opset", "refused"), [("Softmax", 11, True), ("Softmax", 13, False), ("Sin", 7, False)]
+)
+def test_ops_of_functions_are_those_of_the_models_opset(op_type: str, opset: int, refused: bool) -> None:
+    """Softmax has been another op since opset 13, Sin the same since 7."""
+    made = model([NODE("F", ["x"], ["y"], domain="f")])
+    made.opset_import.append(helper.make_opsetid("f", 1))
+    body = [NODE(op_type, ["a"], ["b"])]
+    made.functions.append(helper.make_function("f", "F", ["a"], ["b"], body, [helper.make_opsetid("", opset)]))
+    expected = [("function 'F'", f"{op_type} is another op in the model's opset")] if refused else []
+    assert [(f.place, f.what) for f in findings(made)] == expected

@@ -7,6 +7,8 @@ M4  graph inputs have a name and a type, outputs and initializers a name, and th
     twice, again with other elements, or with more axes than arrays have
 M5  a function's inputs, outputs and attributes have distinct names
 M6  an initializer of the name of an input has its type and shape
+M8  an op of a function is the same in the opset that the function imports and in the model's (onnx.proto,
+    FunctionProto.opset_import)
 
 M7 is in `scope_rules.py`.
 """
@@ -14,13 +16,14 @@ M7 is in `scope_rules.py`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 
 from ppuc.compiler.frontend.conformance.findings import Finding
 from ppuc.compiler.frontend.conformance.node_rules import schema_of
-from ppuc.compiler.frontend.source import normal_domain
+from ppuc.compiler.frontend.order import subgraphs
+from ppuc.compiler.frontend.source import normal_domain, opset_versions
 
 NEWEST_IR = onnx.IR_VERSION
 MOST_AXES = 64
@@ -30,7 +33,7 @@ NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onn
 
 
 def model_findings(model: onnx.ModelProto) -> Iterator[Finding]:
-    """Violations of rules M1 to M6."""
+    """Violations of rules M1 to M6 and M8."""
     yield from _ir_version(model)
     yield from _opsets("", model.opset_import)
     yield from _functions(model)
@@ -76,6 +79,7 @@ def _functions(model: onnx.ModelProto) -> Iterator[Finding]:
             got = f"domain '{domain or 'ai.onnx'}'"
             yield Finding(place, "it has the name of a standard operator", got, "a domain of its own")
         yield from _opsets(place, function.opset_import)
+        yield from _other_versions(place, function, opset_versions(model.opset_import))
         for kind, names in (
             ("input", function.input),
             ("output", function.output),
@@ -83,6 +87,26 @@ def _functions(model: onnx.ModelProto) -> Iterator[Finding]:
         ):
             for name in _repeated(names):
                 yield Finding(place, f"it has two {kind}s called '{name}'")
+
+
+def _other_versions(place: str, function: onnx.FunctionProto, outer: Mapping[str, int]) -> Iterator[Finding]:
+    own = opset_versions(function.opset_import)
+    other = {domain for domain, version in own.items() if outer.get(domain, version) != version}
+    used = dict.fromkeys((node.op_type, normal_domain(node.domain)) for node in _nodes(function.node)) if other else {}
+    for op_type, domain in used:
+        if domain in other:
+            schemas = [schema_of(op_type, versions[domain], domain) for versions in (own, outer)]
+            if None not in schemas and schemas[0].since_version != schemas[1].since_version:
+                got = f"opset {own[domain]} in the function, {outer[domain]} in the model"
+                yield Finding(place, f"{op_type} is another op in the model's opset", got, "the same opset in both")
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """All nodes, including those of graphs inside nodes."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from _nodes(graph.node)
 
 
 def _declarations(graph: onnx.GraphProto) -> Iterator[Finding]:
