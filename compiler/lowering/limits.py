@@ -20,6 +20,9 @@ from ppuc.targets.schema import Target
 _SPARE = 16
 """Maximum buffers of one kernel that hold neither operands nor results: accumulators, running sums, parts."""
 
+_STORES_LOADED = ("concat", "gather", "scatter_nd")
+"""Ops whose result is stored from the tiles that their operands are loaded into."""
+
 _WRITES_INTO = ("insert", "scatter_nd")
 """Ops that write into the memory of their first operand and never load it."""
 
@@ -47,15 +50,16 @@ def may_lack_rings(body: Graph, target: Target) -> bool:
 
 
 def _moved(body: Graph) -> int:
-    """Number of parameters with elements that the body reads, through views or not, and of the values that it computes
-    and stores."""
+    """Number of parameters with elements that the body reads, through views or not, and of the values that it stores
+    from tiles of their own."""
     through = {op.results[0].name: op.operands[0] for op in body.ops if OPS[op.name].kind is Kind.VIEW}
     through |= {op.results[0].name: op.operands[1] for op in body.ops if op.name == "insert"}
     read = [v for op in body.ops if op.results[0].name not in through for v in op.operands[op.name in _WRITES_INTO :]]
     params = {p.name for p in body.params}
+    moved = {r.name for op in body.ops if op.name in _STORES_LOADED for r in op.results}
     found, stored = ({_source(v, through) for v in values} for values in (read, body.results))
     loaded = {v for v in found | stored if v.name in params and v.type.elements}
-    return len(loaded) + sum(v.name not in params for v in stored)
+    return len(loaded) + sum(v.name not in params | moved for v in stored)
 
 
 def _source(value: Value, through: Mapping[str, Value]) -> Value:

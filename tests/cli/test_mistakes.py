@@ -179,7 +179,7 @@ def test_mistakes_about_pipelines(model: Path, program: Path, tmp_path: Path) ->
 def test_damaged_programs(program: Path, tmp_path: Path) -> None:
     whole = program.read_bytes()
     bad = tmp_path / "bad.ppu"
-    for content in (b"", whole[:100], whole[:-1], b"x" + whole[1:]):
+    for content in (b"", whole[:100], whole[:-1], bytes([whole[0] ^ 1]) + whole[1:]):
         bad.write_bytes(content)
         for command in ("run", "profile", "inspect", "disasm"):
             assert error_of(command, bad).startswith(f"error: {bad}: ")
