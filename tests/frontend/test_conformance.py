@@ -261,3 +261,18 @@ def test_the_benchmark_of_malformed_models() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "8 models, 0 commands of 32 that did not refuse" in done.stdout
+
+
+@pytest.mark.parametrize(("last", "refused"), [(4, False), (5, True), (-1, True)])
+def test_positions_of_rotary_embeddings_are_rows_of_the_caches(last: int, refused: bool) -> None:
+    shapes = {"x": [1, 2, 3, 4], "cos": [5, 2], "sin": [5, 2]}
+    ids = helper.make_tensor("ids", TensorProto.INT64, [1, 3], [0, 1, last])
+    graph = helper.make_graph(
+        [helper.make_node("RotaryEmbedding", ["x", "cos", "sin", "ids"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 3, 4])],
+        [ids],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    assert [f.what for f in findings(made)] == (["a position is out of range"] if refused else [])

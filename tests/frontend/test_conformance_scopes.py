@@ -151,6 +151,19 @@ def test_calls_give_attributes_of_their_function_only() -> None:
     assert [(f.what, f.expected) for f in findings(made)] == [("attribute 'other' is unknown", "known")]
 
 
+@pytest.mark.parametrize("number", [0, 99])
+@pytest.mark.parametrize("held", [False, True], ids=["initializer", "attribute"])
+def test_element_types_are_known(number: int, held: bool) -> None:
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    tensor.data_type = number
+    constant = NODE("Constant", [], ["w"])
+    constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t.CopyFrom(tensor)
+    made = model([*([constant] if held else []), NODE("Add", ["x", "w"], ["y"])], [] if held else [tensor])
+    assert ("tensor 'w'", "its element type is unknown", f"type number {number}") in [
+        (f.place, f.what, f.got) for f in findings(made)
+    ]
+
+
 @pytest.mark.parametrize(
     ("op_type", "opset", "refused"), [("Softmax", 11, True), ("Softmax", 13, False), ("Sin", 7, False)]
 )

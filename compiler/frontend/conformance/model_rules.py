@@ -7,7 +7,8 @@ M4  graph inputs have a name and a type, outputs and initializers a name, and th
     twice, again with other elements, or with more axes than arrays have
 M5  a function's inputs, outputs and attributes have distinct names
 M6  an initializer of the name of an input has its type and shape
-M8  an op of a function is the same in the opset that the function imports and in the model's (onnx.proto,
+M8  every tensor has an element type that onnx.proto lists
+M9  an op of a function is the same in the opset that the function imports and in the model's (onnx.proto,
     FunctionProto.opset_import)
 
 M7 is in `scope_rules.py`.
@@ -26,6 +27,7 @@ from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.source import normal_domain, opset_versions
 
 NEWEST_IR = onnx.IR_VERSION
+_ELEMENTS = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
 MOST_AXES = 64
 """Of numpy's arrays."""
 NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
@@ -33,11 +35,14 @@ NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onn
 
 
 def model_findings(model: onnx.ModelProto) -> Iterator[Finding]:
-    """Violations of rules M1 to M6 and M8."""
+    """Violations of rules M1 to M6, M8 and M9."""
     yield from _ir_version(model)
     yield from _opsets("", model.opset_import)
     yield from _functions(model)
     yield from _declarations(model.graph)
+    for name, tensor in _tensors(model):
+        if tensor.data_type not in _ELEMENTS:
+            yield Finding(f"tensor '{name}'", "its element type is unknown", f"type number {tensor.data_type}")
 
 
 def _ir_version(model: onnx.ModelProto) -> Iterator[Finding]:
@@ -107,6 +112,18 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         yield node
         for graph in subgraphs(node):
             yield from _nodes(graph.node)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """All tensors that are stored in the model, each with its name or that of the node that holds it."""
+    nodes = [*_nodes(model.graph.node), *_nodes(n for f in model.functions for n in f.node)]
+    for graph in (model.graph, *(graph for node in nodes for graph in subgraphs(node))):
+        yield from ((t.name, t) for t in graph.initializer)
+        yield from ((t.values.name, t.values) for t in graph.sparse_initializer)
+    for node in nodes:
+        for attribute in node.attribute:
+            held = [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]
+            yield from ((t.name or node.name or node.op_type, t) for t in held)
 
 
 def _declarations(graph: onnx.GraphProto) -> Iterator[Finding]:

@@ -146,6 +146,13 @@ def indices_along(default: int = 0) -> Rule:
     return rule
 
 
+def positions(node: ShapedNode) -> Iterator[Broken]:
+    """RotaryEmbedding: positions in the file, rows of the caches."""
+    cache, ids = node.shape(1), node.constants.get(3)
+    if cache and cache[0] is not None and ids is not None and not np.all((ids >= 0) & (ids < cache[0])):
+        yield "a position is out of range", ids.tolist(), f"0 to {cache[0] - 1}"
+
+
 def blocks(of: Callable[[int], tuple[tuple[int, int], ...]]) -> Rule:
     """Axes of operand 0 that attribute 'blocksize' divides: `of` gives pairs of axis and divisor."""
 
