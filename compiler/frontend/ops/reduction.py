@@ -48,15 +48,15 @@ def import_reduce(ctx: NodeContext) -> Sequence[Value]:
 
 @importer("ReduceMean")
 def import_reduce_mean(ctx: NodeContext) -> Sequence[Value]:
+    """The mean of no elements, which ONNX leaves undefined, is 0, as in ONNX Runtime."""
     x, axes = ctx.operand(0), _axes(ctx)
     count = math.prod(x.type.dims[a] for a in axes)
+    if not count:
+        return (_reduce(ctx, "sum", x, axes),)
     if x.type.dtype.is_integer:
-        if not count:
-            ctx.fail("the mean of no integers is undefined", got=x.type)
         return (ctx.op("div", _reduce(ctx, "sum", x, axes), ctx.scalar_like(count, x)),)
     total = _reduce(ctx, "sum", widen(ctx.b, x), axes)
-    factor = 1.0 / count if count else math.nan
-    return (cast(ctx.b, ctx.op("mul", total, ctx.scalar_like(factor, total)), x.type.dtype),)
+    return (cast(ctx.b, ctx.op("mul", total, ctx.scalar_like(1.0 / count, total)), x.type.dtype),)
 
 
 def _l1(ctx: NodeContext, x: Value, axes: Sequence[int]) -> Value:
