@@ -27,6 +27,7 @@ WINDOWS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
     ((1, 3, 8, 7), {"kernel_shape": [3, 2], "strides": [2, 3], "auto_pad": "SAME_UPPER"}),
     ((1, 3, 8, 7), {"kernel_shape": [3, 2], "strides": [2, 3], "auto_pad": "SAME_LOWER"}),
     ((1, 3, 8, 7), {"kernel_shape": [3, 2], "strides": [2, 3], "auto_pad": "VALID"}),
+    ((1, 3, 8, 7), {"kernel_shape": [3, 2], "strides": [3, 4], "auto_pad": "VALID", "ceil_mode": 1}),
     ((1, 2, 5, 6, 7), {"kernel_shape": [2, 3, 2], "strides": [1, 2, 2], "pads": [1, 1, 0, 0, 1, 1]}),
 ]
 

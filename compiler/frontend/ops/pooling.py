@@ -31,13 +31,14 @@ def _space(ctx: NodeContext) -> tuple[int, ...]:
 
 
 def _window(ctx: NodeContext) -> tuple[Window, tuple[int, ...]]:
-    """The pool's window with ceil_mode's extra elements in `high`, and their number on each axis."""
+    """The pool's window with ceil_mode's extra elements in `high`, and their number on each axis. ceil_mode counts with
+    auto_pad VALID too, as in ONNX Runtime, but not with SAME."""
     space = _space(ctx)
     if ctx.attr("kernel_shape") is None:
         ctx.fail("kernel_shape is missing")
     window = read_window(ctx, space, spatial_attr(ctx, "kernel_shape", len(space), 1))
     extra = [0] * len(space)
-    if ctx.attr("ceil_mode", 0) and auto_pad(ctx) == "NOTSET":
+    if ctx.attr("ceil_mode", 0) and auto_pad(ctx) in ("NOTSET", "VALID"):
         for i, size in enumerate(space):
             stride, low = window.strides[i], window.low[i]
             beyond = size + low + window.high[i] - window.extent(i)
