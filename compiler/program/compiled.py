@@ -242,10 +242,11 @@ class CompiledProgram:
         from ppuc.targets.simulator.run import simulate
 
         artifact = self.artifact
-        buffers = {s.tensor: s.type.dims for s in (*artifact.inputs, *artifact.outputs)}
         feeds = None
         if inputs is not None:
-            feeds = {s.tensor: grown(inputs[s.name], buffers[s.tensor]) for s in artifact.inputs}
+            results = {s.name: s.type.dims for s in artifact.outputs}
+            buffers = {s.name: results.get(self.options.aliases.get(s.name, ""), s.type.dims) for s in artifact.inputs}
+            feeds = {s.tensor: grown(inputs[s.name], buffers[s.name]) for s in artifact.inputs}
         raw = simulate(
             artifact.program, artifact.vectors, self.target, self._constants, feeds, trace=trace, progress=progress
         )

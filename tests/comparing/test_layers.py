@@ -117,3 +117,10 @@ def test_layers_behind_a_wrong_rewrite_are_wrong(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(compared_layers, "_with_layers", lambda _: right(other))
     found = ppuc.verify(program, {"x": draws(4, 8)}, layers=True)
     assert [(c.name, c.ok) for c in found.layers] == [("Relu_1", False), ("Tanh_3", False)]
+
+
+def test_an_output_in_the_memory_of_an_input_of_another_shape() -> None:
+    made = model_of("g (float[8, 8] x, float[4] z) => (float[16, 4] y, float[4] w) { y = Reshape(x, s) w = Relu(z) }",
+                    {"s": np.array([16, 4])})  # fmt: skip
+    found = ppuc.verify(ppuc.compile(made, target="ppu-tiny"), {"x": draws(8, 8), "z": draws(4)}, layers=True)
+    assert found.ok
