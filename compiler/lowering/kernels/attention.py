@@ -7,8 +7,9 @@ sum, not each weight, is divided by the total: it has fewer elements. The factor
 cancels: the total contains it too.
 
 Rows are (head within its key/value group, query): heads that share keys share the loaded tiles. Where it is faster, a
-loop iteration interleaves two parts of rows, so that the tensor engine computes one part's scores while the vector
-engine computes the other's softmax. Causal attention walks first the keys that every row sees, without a mask.
+loop iteration interleaves up to four parts of rows (FlashAttention-3: Shah et al. 2024, with two), so that the tensor
+engine works on some while the vector engine computes the softmax of another. Causal attention first walks the keys that
+every row sees, without a mask.
 
 Invariant: the maximum starts at the lowest finite f32, so a row whose keys so far are all masked has weights exp(-inf)
 = 0, not NaN; a fully masked row ends as 0 / 0 = NaN, as in the decomposition.

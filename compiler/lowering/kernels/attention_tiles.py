@@ -22,6 +22,7 @@ from ppuc.ir.kernel import View
 from ppuc.ir.ops.attention import AttentionPartsAttrs
 from ppuc.targets.cost import drain_clk, mma_shape
 from ppuc.targets.schema import Target
+from ppuc.targets.vector_cost import SPECIAL
 
 LONG = 16
 """Times the longest tiles of other engines: long ones are worthwhile where weights stay in a systolic array."""
@@ -250,9 +251,10 @@ class TiledAttention(UnmergedLowering):
         return iterations * (visible * beat(False) + masked + last + ends) + latency + load
 
     def _softmax_clk(self, shape: Shape, masked: bool) -> float:
-        """Cycles of the softmax of one part's scores of a tile of keys."""
-        vector = self.target.vector
-        steps = 5 + vector.lanes // vector.sfu_per_clk + (self.mask is not None) + 2 * masked
+        """Cycles of the softmax of one part's scores of a tile of keys: maximum, scale, shift, exponential and sum of
+        each score, an addition for a mask, a comparison and a selection for causality."""
+        vector, (lane, special) = self.target.vector, SPECIAL["exp"]
+        steps = 4 + lane + special * vector.lanes // vector.sfu_per_clk + (self.mask is not None) + 2 * masked
         return cost.vec_clk(shape.points * shape.keys, steps, self.target)
 
     def _stream_clk(self, shape: Shape, active: int) -> float:

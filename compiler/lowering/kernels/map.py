@@ -94,9 +94,8 @@ class MapLowering(TiledLowering):
         """l1 bytes of all rings. Each walk over chunks reloads an operand into a ring of its own."""
         total, walks = 0, self._walks()
         for operand in self.operands:
-            elements = math.prod(t for i, t in enumerate(tiles) if operand.access.present(i))
-            slot = -(-elements * operand.dtype.bytes // self.target.alignment_bytes) * self.target.alignment_bytes
-            total += slot * (2 if operand.written else 2 * walks if chunked else self.load_depth)
+            slots = 2 if operand.written else 2 * walks if chunked else self.load_depth
+            total += slots * self.slot_bytes(operand, tiles)
         return total
 
     def _walks(self) -> int:
