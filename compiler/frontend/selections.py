@@ -60,7 +60,7 @@ def _makers(graph: onnx.GraphProto) -> dict[str, tuple[int, onnx.NodeProto]]:
 
 
 def _selection(makers: Mapping[str, tuple[int, onnx.NodeProto]], name: str) -> Selection | None:
-    """What the tensor of that name was chosen from; None when it is no choice."""
+    """What the tensor of that name was chosen from; None if it was not chosen from anything."""
     node = makers[name][1] if name in makers else None
     if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _CHOOSING:
         return None

@@ -76,7 +76,7 @@ def attention(text: str, dtype: str, where: str = "--attention") -> Case:
     rest = [mark for mark in marks if mark != "causal"]
     dims = _sizes(sizes, ATTENTION, where, text)
     if dims[1] % dims[2]:
-        raise UsageError.of(where, "heads are no multiple of kv_heads", got=text)
+        raise UsageError.of(where, "heads are not a multiple of kv_heads", got=text)
     return Case("attention", (*dims, int(causal)), _dtype([*rest, dtype][0], where, len(rest) > 1, text))
 
 

@@ -73,8 +73,8 @@ BROKEN = [
     (X, "ReduceMax(x, twice)", "an axis is named twice"),
     (X, "ReduceSum(x, nested)", "the axes are not a list"),
     ("float[1, 3] x", "Squeeze(x, zeros)", "an axis is named twice"),
-    (X, 'Resize(x, "", pair)', "a scale is no positive number"),
-    (X, 'Resize(x, "", infinite)', "a scale is no positive number"),
+    (X, 'Resize(x, "", pair)', "a scale is not positive and finite"),
+    (X, 'Resize(x, "", infinite)', "a scale is not positive and finite"),
     (X, 'Resize(x, "", "", minus)', "a size is negative"),
     (X, "GatherND(x, pairs)", "an index is out of range"),
     (X, "ScatterND(x, triple, pair)", "the indices name more axes than the input has"),
@@ -204,4 +204,4 @@ def test_a_loop_body_returns_a_boolean_first() -> None:
     model = model_for(X, "Relu(x)")
     model.graph.node[0].CopyFrom(onnx.helper.make_node("Loop", ["zero0", "", "x"], ["y"], body=body))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0), "zero0"))
-    assert [f.what for f in findings(model)] == ["the condition that the body returns is no boolean"]
+    assert [f.what for f in findings(model)] == ["the condition that the body returns is not boolean"]

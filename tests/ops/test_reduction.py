@@ -110,10 +110,13 @@ def test_reduce_of_integers(name: str, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("name", ["ReduceMean", "ReduceSum", "ReduceProd", "ReduceMax", "ReduceL2", "ReduceLogSumExp"])
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_reduce_over_no_elements(name: str, dtype: type) -> None:
-    if dtype is np.float32 or name in ("ReduceMean", "ReduceSum", "ReduceProd"):
-        assert_agrees(*onnx_node(name, np.zeros((2, 0), dtype), np.array([1]), opset=18, constant=(1,)))
+def test_reduce_over_no_elements(name: str) -> None:
+    assert_agrees(*onnx_node(name, np.zeros((2, 0), np.float32), np.array([1]), opset=18, constant=(1,)))
+
+
+@pytest.mark.parametrize("name", ["ReduceMean", "ReduceSum", "ReduceProd"])
+def test_reduce_over_no_integers(name: str) -> None:
+    assert_agrees(*onnx_node(name, np.zeros((2, 0), np.int32), np.array([1]), opset=18, constant=(1,)))
 
 
 def test_log_sum_exp_far_from_zero() -> None:

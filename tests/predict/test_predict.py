@@ -109,7 +109,7 @@ def test_errors_are_summed_up_by_class(tmp_path: Path) -> None:
         ("m,n,k,dtype\n1,2,3,f7", "t.csv:2: column dtype: is no element type"),
         ("m,n,k,measured_us\n1,2,3,-4", "t.csv:2: column measured_us: is no time"),
         ("m,n,k,measured_us\n1,2,3,nan", "t.csv:2: column measured_us: is no time"),
-        ("batch,heads,kv_heads,query,key,dim,causal\n1,2,3,4,5,6,0", "t.csv:2: heads are no multiple of kv_heads"),
+        ("batch,heads,kv_heads,query,key,dim,causal\n1,2,3,4,5,6,0", "t.csv:2: heads are not a multiple of kv_heads"),
         ("batch,heads,kv_heads,query,key,dim,causal\n1,2,2,4,5,6,x", "t.csv:2: column causal: is neither 0 nor 1"),
         ("n,h,w,c,k,r,stride,pad\n1,2,2,4,5,6,1,1", "t.csv:2: the window is larger"),
     ],

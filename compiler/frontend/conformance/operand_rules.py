@@ -108,7 +108,7 @@ def resize(node: ShapedNode) -> Iterator[Broken]:
     x, scales, sizes = node.shape(0), node.constants.get(at), node.constants.get(3)
     if scales is not None and scales.size:
         if not np.all(np.isfinite(scales) & (scales > 0)):
-            yield "a scale is no positive number", scales.tolist(), "more than zero"
+            yield "a scale is not positive and finite", scales.tolist(), "more than zero"
         elif (
             x is not None
             and len(x) == len(scales)

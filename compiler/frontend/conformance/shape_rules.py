@@ -105,7 +105,7 @@ def _attention(node: ShapedNode) -> Iterator[Broken]:
             yield "a cache has the wrong rank", len(past), "rank 4"
             return
     if heads is not None and kv_heads is not None and heads % max(kv_heads, 1):
-        yield "the heads of Q are no multiple of those of K", heads, f"a multiple of {kv_heads}"
+        yield "the heads of Q are not a multiple of those of K", heads, f"a multiple of {kv_heads}"
 
 
 def _entries(shape: Shape | None, otherwise: int) -> int:

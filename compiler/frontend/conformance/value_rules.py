@@ -187,7 +187,7 @@ def _loop(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
     types = [o.type.tensor_type.elem_type for o in body.output[:1]] if body is not None else []
     if types and types[0] not in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.BOOL):
         got = onnx.TensorProto.DataType.Name(types[0]).lower()
-        yield site.broken("the condition that the body returns is no boolean", got, "bool", attribute="body")
+        yield site.broken("the condition that the body returns is not boolean", got, "bool", attribute="body")
 
 
 def _hidden(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:

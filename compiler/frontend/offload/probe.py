@@ -93,7 +93,7 @@ def refusal(node: HostNode, functions: Sequence[onnx.FunctionProto], run: Run) -
 
 
 def _may_run(node: HostNode) -> bool:
-    """Whether a node is no control flow and reads tensors of known, moderate sizes."""
+    """Whether a node has no subgraphs and reads tensors of known, moderate sizes."""
     types = [type_of(i) for i in node.inputs]
     sized = all(map(has_sizes, types)) and sum(map(_elements, types)) <= LARGEST
     return sized and not any(True for _ in subgraphs(node.proto))
