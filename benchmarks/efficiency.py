@@ -84,7 +84,6 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
     "epilogues": altered("fuse", epilogues=False),
     "merge": without("horizontal-fusion"),
     "split": without("split-k"),
-    "bands": without("causal-split"),
     "parts of the batch": without("batch-split"),
     "panels": without("split-n"),
     "join": without("in-place-concat"),
@@ -239,10 +238,12 @@ def multiplications(graph: Graph) -> Iterator[int]:
 
 
 def macs(op: Op) -> int:
-    """Multiply-accumulates of a contraction as written; for attention, both products, without masking."""
+    """Multiply-accumulates of a contraction as written; for attention, both products, of the keys that causal rows
+    see."""
     if op.name.startswith("attention"):
         (batch, heads, m, d), k, v = (x.type.dims for x in op.operands[:3])
-        return batch * heads * m * k[2] * (d + v[3])
+        hidden = m * (m - 1) // 2 if op.attrs.causal else 0  # type: ignore[attr-defined]
+        return batch * heads * (m * k[2] - hidden) * (d + v[3])
     return points(op)
 
 

@@ -6,7 +6,6 @@ from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.emit.streams import Emit
 from ppuc.compiler.passes.grouping.batch_split import BatchSplit
 from ppuc.compiler.passes.grouping.cascade import Cascade
-from ppuc.compiler.passes.grouping.causal_split import CausalSplit
 from ppuc.compiler.passes.grouping.fuse import Fuse
 from ppuc.compiler.passes.grouping.horizontal_fusion import HorizontalFusion
 from ppuc.compiler.passes.grouping.in_place_concat import InPlaceConcat
@@ -43,7 +42,6 @@ PIPELINE: tuple[Pass, ...] = (
     Fuse(),  # groups of ops become kernels
     StorageTypes(),  # storage formats of tensors between kernels, which fusion has determined
     HorizontalFusion(),  # products of one operand, with their readers and formats known
-    CausalSplit(),  # causal attention over the keys that its rows see
     BatchSplit(),  # stages whose tensors fit l2 only for a part of the batch, in their storage formats
     SplitK(),  # contractions with few result tiles, priced in their storage formats
     SplitN(),  # weights too large for l2

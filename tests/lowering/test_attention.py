@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ppuc.compiler.lowering.kernels.attention import AttentionLowering, check_attention
-from ppuc.compiler.lowering.kernels.attention_tiles import Shape
+from ppuc.compiler.lowering.kernels.attention_tiles import Shape, bands_of
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.interpret import run_graph
@@ -188,14 +188,17 @@ def test_keys_that_every_row_sees_are_not_masked(target: str, m: int, s: int, de
     """Tiles of 16 keys: masked ones begin with the first key that the first row does not see."""
     case = Case(m=m, s=s, d=16, e=8, causal=True, mask=(1, 1, m, s))
     lowering = check(case, target, hidden=-7.0, shape=Shape(1, 8, 2 if m > 8 else 1, 16, depth, 8, 2, 1))
-    unmasked = (s - m + 1) // 16 if m > 1 else 0
     kernel, vectors = lowering.kernel.finish()
-    assert ("k.visible" in {v.name for v in vectors}) == (unmasked > 0)
+    rows = {loop.var: loop for loop in loops_of(kernel.body)}.get("m")
+    wave = m if rows is None else rows.stop
+    bands = bands_of(m, wave) if m > 1 else [(0, m)]
+    unmasked = [(start + s - m + 1) // 16 if m > 1 else 0 for start, _ in bands]
+    assert ("k.visible" in {v.name for v in vectors}) == any(unmasked)
     compared = {v.name for v in vectors if any(step.op == "le" for step in v.steps)}
     assert compared == ({"k.softmax"} if m > 1 else set())
-    if unmasked:
-        loops = {loop.var: loop for loop in loops_of(kernel.body)}
-        assert (loops["s"].stop, loops["t"].stop) == (16 * unmasked, s - 16 * unmasked)
+    keys = [loop for loop in loops_of(kernel.body) if loop.var[0] in "st"]
+    walks = [(16 * n, stop + s - m - 16 * n) for n, (_, stop) in zip(unmasked, bands, strict=True)]
+    assert [loop.stop for loop in keys] == [n for walk in walks for n in walk if n]
 
 
 @pytest.mark.parametrize("target", TARGETS)

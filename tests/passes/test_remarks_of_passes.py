@@ -159,29 +159,6 @@ class TestHorizontalFusion:
         assert refused.after_clk > refused.before_clk
 
 
-class TestCausalSplit:
-    def test_long_causal_attention(self) -> None:
-        s = Sketch()
-        q, k, v = (s.op("tanh", s.param(1, 16, 4096, 64)) for _ in range(3))
-        y = s.op("attention", q, k, v, attrs=AttentionAttrs(0.125, causal=True))
-        graph = s.graph(s.op("neg", y))
-        remarks, before, after = said_by("causal-split", graph)
-        cut, parts = one(remarks, "split-causal"), len(groups(after)) - len(groups(before)) + 1
-        (whole,) = [op for op in groups(before) if op.attrs.kind == "attention"]  # type: ignore[attr-defined]
-        assert (cut.entity, cut.nodes) == (whole.results[0].name, whole.loc)
-        assert cut.details == {"parts": parts, "kernels": parts - 1}
-        assert cut.before_clk == price(whole)
-        assert cut.after_clk is not None
-        assert cut.after_clk < price(whole)
-
-    def test_short_attention_stays_whole(self) -> None:
-        s = Sketch()
-        q, k, v = (s.op("tanh", s.param(1, 2, 40, 16)) for _ in range(3))
-        y = s.op("attention", q, k, v, attrs=AttentionAttrs(0.125, causal=True))
-        remarks, _, _ = said_by("causal-split", s.graph(s.op("neg", y)))
-        assert one(remarks, "not-split-causal").reason == "bands would have too few rows to occupy all units"
-
-
 class TestSplitK:
     def test_a_long_sum(self) -> None:
         s = Sketch()

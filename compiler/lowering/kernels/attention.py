@@ -8,8 +8,8 @@ cancels: the total contains it too.
 
 Rows are (head within its key/value group, query): heads that share keys share the loaded tiles. Where it is faster, a
 loop iteration interleaves up to four parts of rows (FlashAttention-3: Shah et al. 2024, with two), so that the tensor
-engine works on some while the vector engine computes the softmax of another. Causal attention first walks the keys that
-every row sees, without a mask.
+engine works on some while the vector engine computes the softmax of another. Causal attention takes its rows in bands:
+each walks the keys that all its rows see, without a mask, and then those that its last row sees, and no others.
 
 Invariant: the maximum starts at the lowest finite f32, so a row whose keys so far are all masked has weights exp(-inf)
 = 0, not NaN; a fully masked row ends as 0 / 0 = NaN, as in the decomposition.
@@ -20,8 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ppuc.compiler.lowering.kernels.attention_loops import Keys, Lane, Part, PartKeys, Walk, bounds_of
-from ppuc.compiler.lowering.kernels.attention_tiles import TiledAttention, epilogue_tiles, part_views
+from ppuc.compiler.lowering.kernels.attention_loops import Band, Lane, Part, PartKeys, Range, Walk, bounds_of
+from ppuc.compiler.lowering.kernels.attention_tiles import ROW, TiledAttention, epilogue_tiles, part_views
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir.affine import Affine, axis, var
@@ -30,10 +30,6 @@ from ppuc.ir.kernel import Load, Mma, Store, TileRef, Vec, View
 from ppuc.ir.ops.attention import LOWEST, PEAK
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
-
-ROW = 3
-"""Loops of the nest: batch, group, head of the group, query row, value column, part of the keys (if there are several),
-key, depth of q . k."""
 
 
 class AttentionLowering(TiledAttention):
@@ -44,43 +40,61 @@ class AttentionLowering(TiledAttention):
         self.shape = shape = self.choose()
         self.kernel.price_clk = self._price(shape)
         self.tiles = epilogue_tiles(shape)
-        loops, _, _ = self.loops(shape)
-        if self.walks > 1:
-            loops.append(Tiling("p", self.walks, 1, self.walk_units))
-        self.key = len(loops)
-        walks = self._walks(loops)
-        nest = walks[-1].nest
         self.streaming = self.span > shape.keys or self.walks > 1
-        lanes = [self._lane(loops, i) for i in range(shape.lanes)]
-        if self.streaming:
-            for lane in lanes:
-                self._start(nest, lane)
+        loops, _ = self.loops(shape)
+        self.key = len(loops) + (self.walks > 1)
+        bands = self.bands(shape, loops[ROW])
+        lanes = [self._lane(i) for i in range(shape.lanes)]
         for key in "kv":
             for group in range(shape.groups):
                 buffer = self._matrix_buffer(key)
                 for lane in lanes[group * shape.parts : (group + 1) * shape.parts]:
                     lane.matrices[key] = buffer
-        for walk in walks:
-            self._steps(walk, lanes)
-            if walk.nest is not nest:
-                self._prepend(nest, walk.nest)
-        for lane in lanes:
-            self._finish(nest, lane)
+        *earlier, nest = (self._band(loops, lanes, rows, f".{i}" if i else "") for i, rows in enumerate(bands))
+        for each in earlier:
+            nest.prepend(each, ROW)
         self.kernel.nests.append(nest)
         return self.kernel
 
-    def _walks(self, loops: Sequence[Tiling]) -> list[Walk]:
-        """One walk over all keys; for causal attention, one over the keys that every row sees, if they fill a tile, and
-        one over the others."""
-        shape, depth = self.shape, Tiling("d", self.d, self.shape.depth)
+    def _band(self, loops: Sequence[Tiling], lanes: Sequence[Lane], rows: tuple[int, int], suffix: str) -> Nest:
+        """The nest of one band of rows; `suffix` makes its loops' names unique."""
+        start, stop = rows
+        if stop - start < self.m:
+            m, e = loops[ROW], loops[ROW + 1]
+            m = Band(f"m{suffix}", stop - start, m.tile, m.units, start=start, axis="m")
+            loops = [*loops[:ROW], m, Band(f"e{suffix}", e.size, e.tile, e.units, axis="e") if e.exists else e]
         if self.walks > 1:
-            return [Walk(Nest([*loops, PartKeys("s", self.span, shape.keys, limit=self.s), depth]), self.causal)]
-        seen = self.unmasked_tiles(shape) * shape.keys
-        if not seen:
-            return [Walk(Nest([*loops, Tiling("s", self.s, shape.keys), depth]), self.causal)]
-        first, last = Keys("s", seen, shape.keys), Keys("t", self.s - seen, shape.keys, start=seen)
-        ends = Tiling("f", depth.size, depth.tile)
-        return [Walk(Nest([*loops, first, depth]), False), Walk(Nest([*loops, last, ends]), True)]
+            loops = [*loops, Tiling("p", self.walks, 1, self.walk_units)]
+        walks = self._walks(loops, rows, suffix)
+        nest = walks[-1].nest
+        for i, lane in enumerate(lanes):
+            lane.loops = self._parts_of(loops, i)
+            if self.streaming:
+                self._start(nest, lane)
+        for walk in walks:
+            self._steps(walk, lanes)
+            if walk.nest is not nest:
+                nest.prepend(walk.nest, self.key)
+        for lane in lanes:
+            self._finish(nest, lane)
+        return nest
+
+    def _walks(self, loops: Sequence[Tiling], rows: tuple[int, int], suffix: str) -> list[Walk]:
+        """One walk over all keys; for causal attention, one over the keys that every row of the band sees, if they fill
+        a tile, and one over the others that its last row sees."""
+        shape = self.shape
+        depth = Tiling(f"d{suffix}", self.d, shape.depth)
+        if self.walks > 1:
+            return [Walk(Nest([*loops, PartKeys("s", self.span, shape.keys, limit=self.s), depth]), self.masked)]
+        keys, visible = self.seen(rows[1]), self.unmasked_tiles(shape, rows[0]) * shape.keys
+        if not visible:
+            whole = Range(f"s{suffix}", keys, shape.keys) if suffix or keys < self.s else Tiling("s", keys, shape.keys)
+            return [Walk(Nest([*loops, whole, depth]), self.masked)]
+        first = Walk(Nest([*loops, Range(f"s{suffix}", visible, shape.keys), depth]), False)
+        if visible == keys:
+            return [first]
+        last = Range(f"t{suffix}", keys - visible, shape.keys, start=visible)
+        return [first, Walk(Nest([*loops, last, Tiling(f"f{suffix}", depth.size, depth.tile)]), True)]
 
     def _steps(self, walk: Walk, lanes: Sequence[Lane]) -> None:
         """Add what an iteration over a tile of keys does."""
@@ -96,21 +110,17 @@ class AttentionLowering(TiledAttention):
         for lane in lanes:
             self._product(walk, lane)
 
-    def _prepend(self, nest: Nest, earlier: Nest) -> None:
-        """Add the statements of `earlier`, which has the same loops outside the keys', before the loop over keys."""
-        for depth in range(self.key + 1):
-            for stmt in earlier.before.pop(depth, []):
-                nest.add(depth, stmt)
-        for stmt in earlier.build(self.key):
-            nest.add(self.key, stmt)
+    def _parts_of(self, loops: Sequence[Tiling], part: int) -> dict[str, Tiling]:
+        """The loops of one part of rows, by axis."""
+        shape, names = self.shape, [axis.name for axis in self.space.axes]
+        by_axis = dict(zip(names, loops, strict=False))
+        by_axis["g"] = Part.of(by_axis["g"], part // shape.parts)
+        by_axis["m"] = Part.of(by_axis["m"], part % shape.parts * shape.rows)
+        return by_axis
 
-    def _lane(self, loops: Sequence[Tiling], part: int) -> Lane:
+    def _lane(self, part: int) -> Lane:
         shape, kernel = self.shape, self.kernel
-        by_name = {loop.name: loop for loop in loops}
-        group, row = loops[1], loops[ROW]
-        by_name["g"] = Part(group.name, group.size, group.tile, group.units, part // shape.parts)
-        by_name["m"] = Part(row.name, row.size, row.tile, row.units, part % shape.parts * shape.rows)
-        lane = Lane(by_name)
+        lane = Lane()
         h, m, s, e = shape.heads, shape.rows, shape.keys, shape.columns
         lane.scores = kernel.buffer("scores", DType.F32, (h, m, s), Space.ACC, shape.acc_slots)
         lane.product = kernel.buffer("product", DType.F32, (h, m, e), Space.ACC, shape.acc_slots)
@@ -158,8 +168,6 @@ class AttentionLowering(TiledAttention):
         """Load the lane's queries: once, or, if their depth is split, with each tile of keys."""
         source, shape, nest = self.sources["q"], self.shape, walk.nest
         split = walk.depth.exists
-        if lane.query and not split:
-            return
         tile = (shape.heads, shape.rows, shape.depth)
         order = (0, 1, 2)
         if source.swapped:
@@ -170,8 +178,8 @@ class AttentionLowering(TiledAttention):
         index = [nest.loops[0].offset, lane.loops["g"].offset]
         index += [loop.offset + axis(order[i]) for i, loop in enumerate(loops)]
         param = self.kernel.param(source.tensor, self.dtype, source.view)
-        depth = self.key + 2 if split else nest.depth_of(("b", "g", "r", "m"))
-        nest.add(depth, Load(lane.query, param, tuple(index)))
+        depth = self.key + 2 if split else nest.depth_of([lane.loops[n].name for n in "bgrm"])
+        self.load_once(nest, depth, Load(lane.query, param, tuple(index)))
 
     def _scores(self, walk: Walk, lane: Lane) -> None:
         self._load_queries(walk, lane)
@@ -228,7 +236,7 @@ class AttentionLowering(TiledAttention):
             total = builder.step("add", builder.step("mul", total, alpha), here)
             results = [(weights, self.dtype), (total, DType.F32), (high, DType.F32), (alpha, DType.F32)]
             outs += [lane.high, lane.alpha]
-        name = self._vector(builder, "softmax" if walk.masked == self.causal else "visible", results)
+        name = self._vector(builder, "softmax" if walk.masked == self.masked else "visible", results)
         bounds = bounds_of(lane.loops["r"], lane.loops["m"], walk.keys)
         walk.nest.add(self.key + 1, Vec(name, tuple(outs), tuple(ins), bounds, tuple(scalars)), after=True)
 
@@ -264,8 +272,6 @@ class AttentionLowering(TiledAttention):
         """Load the lane's mask: with each tile of keys, or once if it is the same for all keys."""
         assert self.mask is not None
         streamed = self.mask.present(4) and self.streaming
-        if lane.mask and not streamed:
-            return
         param = self.kernel.param(self.mask_tensor, self.mask_dtype, self.mask.view)
         loops = lane.loops | {"s": walk.keys}
         index = []
@@ -275,8 +281,8 @@ class AttentionLowering(TiledAttention):
         if not lane.mask:
             slots = self.shape.slots if streamed and self.shape.keys < self.span else 2
             lane.mask = self.kernel.buffer("mask", self.mask_dtype, self.mask_tile(self.shape), depth=slots)
-        where = walk.nest.depth_of([n for i, n in enumerate("bgrm") if self.mask.present(i)])
-        walk.nest.add(self.key + 1 if streamed else where, Load(lane.mask, param, tuple(index)))
+        where = walk.nest.depth_of([loops[n].name for i, n in enumerate("bgrm") if self.mask.present(i)])
+        self.load_once(walk.nest, self.key + 1 if streamed else where, Load(lane.mask, param, tuple(index)))
 
     def _store_part(self, nest: Nest, lane: Lane) -> None:
         """Store the sums, maxima and totals of one part."""
@@ -300,7 +306,8 @@ class AttentionLowering(TiledAttention):
         ins = [lane.result if self.streaming else lane.product, lane.total]
         total = builder.param(DType.F32)
         anchor = builder.step("mul", anchor, builder.step("reciprocal", total))
-        self.finish_chain(nest, self.key, builder, ins, anchor, lane.loops, after=True, slots=self.shape.end_slots)
+        slots = self.shape.end_slots
+        self.finish_chain(nest, self.key, builder, ins, anchor, lane.loops, after=True, slots=slots, buffers=lane.ends)
 
 
 def check_attention(body: Graph, target: Target) -> None:

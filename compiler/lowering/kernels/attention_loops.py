@@ -26,9 +26,9 @@ class PartKeys(Tiling):
 
 
 @dataclass(frozen=True, slots=True)
-class Keys(Tiling):
-    """`size` keys from `start` on, in a loop even if one tile holds them: loops that follow one another then share
-    rings, but no slots."""
+class Range(Tiling):
+    """`size` keys or rows from `start` on, in a loop even if one tile holds them: loops that follow one another then
+    share rings, but no slots."""
 
     start: int = 0
 
@@ -46,14 +46,36 @@ class Keys(Tiling):
 
 
 @dataclass(frozen=True, slots=True)
-class Part(Tiling):
-    """The rows, or the group of heads, from `shift` on of each tile of a loop."""
+class Band(Range):
+    """One of several ranges of the rows `axis`, all distributed over the same units."""
 
+    axis: str = ""
+
+    @property
+    def over(self) -> str:
+        return f"c{self.axis}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part(Tiling):
+    """The rows, or the group of heads, from `shift` on of each tile of `loop`."""
+
+    loop: Tiling = field(kw_only=True)
     shift: int = 0
+
+    @classmethod
+    def of(cls, loop: Tiling, shift: int) -> Part:
+        """A part of each tile of `loop`."""
+        return cls(loop.name, loop.size, loop.tile, loop.units, loop=loop, shift=shift)
 
     @property
     def offset(self) -> Affine:
-        return (var(self.name) if self.trips > 1 else Affine()) + self.shift
+        return self.loop.offset + self.shift
+
+    @property
+    def bound(self) -> Bound | None:
+        whole = self.loop.bound
+        return None if whole is None else Bound(self.offset, whole.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +98,12 @@ class Walk:
 
 @dataclass(slots=True)
 class Lane:
-    """The loops over one part of rows of one group of heads by name, and its buffers, `matrices` those of k and v."""
+    """The loops over one part of rows of one group of heads by axis, and its buffers: `matrices` those of k and v,
+    `ends` those of the epilogue by operand."""
 
-    loops: dict[str, Tiling]
+    loops: dict[str, Tiling] = field(default_factory=dict)
     matrices: dict[str, str] = field(default_factory=dict)
+    ends: dict[str, str] = field(default_factory=dict)
     query: str = ""
     mask: str = ""
     scores: str = ""

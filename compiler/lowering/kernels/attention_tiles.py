@@ -5,6 +5,7 @@ Invariant: the choice that `choose` returns fits l1 and acc, rings included, as 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,13 @@ LONG = 16
 
 PARTS = (1, 2, 3, 4)
 """Candidate numbers of parts of rows."""
+
+ROW = 3
+"""The loop over query rows. Loops of the nest: batch, group, head of the group, query row, value column, part of the
+keys (if there are several), key, depth of q . k."""
+
+BANDS = 32
+"""Maximum bands of rows of causal attention: these compute 1 / 64 of all scores too many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ class TiledAttention(UnmergedLowering):
         if not target.tensor.supports(cost.tensor_dtype(self.dtype, target)):
             raise NotFusable(f"the tensor engine does not support {self.dtype}")
         self.scale: float = anchor.attrs.scale  # type: ignore[attr-defined]
-        self.causal: bool = anchor.attrs.causal and self.m > 1  # type: ignore[attr-defined]
+        self.masked: bool = anchor.attrs.causal and self.m > 1  # type: ignore[attr-defined]
         self.space_of_keys = known[1][0].space
         self.sources = {}
         for key, (value, view) in zip("qkv", known[:3], strict=True):
@@ -138,9 +146,24 @@ class TiledAttention(UnmergedLowering):
             f"and acc ({self.target.acc.bytes} B)"
         )
 
-    def unmasked_tiles(self, shape: Shape) -> int:
-        """Tiles of keys that every row of causal attention sees, from the first on, in a walk over all keys."""
-        return (self.s - self.m + 1) // shape.keys if self.causal and self.walks == 1 else 0
+    @property
+    def causal(self) -> bool:
+        """Whether rows see only keys up to their own position, in a walk over all keys that is cut there."""
+        return self.masked and self.walks == 1
+
+    def unmasked_tiles(self, shape: Shape, start: int) -> int:
+        """Tiles of keys that every row from `start` on sees, from the first on, in a walk over all keys."""
+        return max(start + self.s - self.m + 1, 0) // shape.keys if self.causal else 0
+
+    def bands(self, shape: Shape, rows: Tiling) -> list[tuple[int, int]]:
+        """The ranges of rows that walk the same keys: all rows, or the bands of causal attention, unless one tile holds
+        all keys."""
+        banded = self.causal and shape.keys < self.s
+        return bands_of(self.m, rows.tile * rows.units) if banded else [(0, self.m)]
+
+    def seen(self, stop: int) -> int:
+        """Keys that the rows before `stop` see."""
+        return max(stop + self.s - self.m, 1) if self.causal else self.span
 
     def _heads(self) -> list[tuple[int, int]]:
         """Candidates for (depth of q . k per step, value columns): whole heads, and parts of them where whole ones take
@@ -199,42 +222,47 @@ class TiledAttention(UnmergedLowering):
         tiles = shape.lanes * shape.acc_slots * p * (shape.keys + shape.columns) * 4
         return shape.groups * shape.slots * streams + shape.lanes * own <= l1 and tiles <= acc
 
-    def loops(self, shape: Shape) -> tuple[list[Tiling], int, float]:
-        """(loops over the domain, active units, iterations of the busiest unit)."""
+    def loops(self, shape: Shape) -> tuple[list[Tiling], float]:
+        """(loops over the domain, iterations of the busiest unit)."""
         tiles = [1, shape.groups, shape.heads, shape.rows * shape.parts, shape.columns]
+        trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
         if self.walks > 1:
-            trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
             units = distribute((*trips, self.walks), self.target.cu)
             iterations = float(math.prod(-(-n // u) for n, u in zip((*trips, self.walks), units, strict=True)))
             self.walk_units = units[-1]
+        elif self.causal and shape.keys < self.s and trips[ROW] > 1:
+            units = distribute_bands(trips, self.m, self.s, tiles[ROW], self.target.cu)
+            iterations = float(math.prod(-(-n // u) for n, u in zip(trips, units, strict=True)))
         else:
             units, iterations = self.distribution(tiles)
-        loops = [Tiling(a.name, a.size, t, n) for a, t, n in zip(self.space.axes, tiles, units, strict=False)]
-        return loops, math.prod(units), iterations
+        named = zip(self.space.axes, tiles, units, strict=False)
+        return [Tiling(axis.name, axis.size, tile, n) for axis, tile, n in named], iterations
 
     def _price(self, shape: Shape) -> float:
         """Cycles of the busiest unit. While the vector engine computes the softmax of one part of rows, the tensor
         engine works on others. With one ring slot, loads do not overlap."""
         target, dtype = self.target, cost.tensor_dtype(self.dtype, self.target)
-        _, active, iterations = self.loops(shape)
+        loops, iterations = self.loops(shape)
+        active = math.prod(loop.units for loop in loops) * (self.walk_units if self.walks > 1 else 1)
         p, parts = shape.points, shape.lanes
         chunks = -(-self.d // shape.depth)
         scores = chunks * cost.mma_clk(p, shape.keys, shape.depth, dtype, target)
         product = cost.mma_clk(p, shape.columns, shape.keys, dtype, target)
-        walks, visible = -(-self.span // shape.keys), self.unmasked_tiles(shape)
-        rescale = cost.vec_clk(p * shape.columns, 2, target) if walks > 1 else 0.0
+        rescale = cost.vec_clk(p * shape.columns, 2, target) if shape.keys < self.span else 0.0
         load = self._stream_clk(shape, active) * shape.groups
         latency = cost.latency_clk(target, self.space_of_keys)
         fragment = mma_shape(dtype, target)
         drains = ((shape.keys, shape.depth), (shape.columns, shape.keys))
         handovers = 4 * cost.overhead_clk(target) + sum(drain_clk(target, fragment, n, k) for n, k in drains)
 
+        @functools.cache
         def engines(masked: bool) -> float:
             """Cycles from one tile of keys to the next if these were there."""
             softmax = self._softmax_clk(shape, masked)
             first_to_last = scores + softmax * parts + product + handovers
             return max((scores + product) * parts, (softmax + rescale) * parts, first_to_last)
 
+        @functools.cache
         def beat(masked: bool) -> float:
             work = engines(masked)
             return max(work, load, (latency + load) / shape.slots) if shape.slots > 1 else work + latency + load
@@ -246,9 +274,14 @@ class TiledAttention(UnmergedLowering):
         ends = parts * (vec + store + extra) + queries
         if shape.end_slots == 1:
             ends += latency
-        masked = max(walks - 1 - visible, 0) * beat(self.causal)
-        last = max(engines(self.causal), load)
-        return iterations * (visible * beat(False) + masked + last + ends) + latency + load
+        rows, total, tiles = loops[ROW], 0.0, 0
+        for band in self.bands(shape, rows):
+            visible, walks = self.unmasked_tiles(shape, band[0]), -(-self.seen(band[1]) // shape.keys)
+            hidden = max(walks - 1 - visible, 0) * beat(self.masked)
+            count = math.ceil((band[1] - band[0]) / (rows.tile * rows.units))
+            total += count * (visible * beat(False) + hidden + max(engines(self.masked), load) + ends)
+            tiles += count
+        return iterations / tiles * total + latency + load
 
     def _softmax_clk(self, shape: Shape, masked: bool) -> float:
         """Cycles of the softmax of one part's scores of a tile of keys: maximum, scale, shift, exponential and sum of
@@ -276,6 +309,31 @@ class TiledAttention(UnmergedLowering):
         assert self.mask is not None
         extents = (shape.heads, shape.rows, shape.keys)
         return [t if self.mask.present(2 + i) else 1 for i, t in enumerate(extents)]
+
+
+def bands_of(m: int, wave: int) -> list[tuple[int, int]]:
+    """The bands of `m` rows of causal attention, if the units take `wave` rows at a time: a wave each, or several so
+    that there are at most BANDS. Each walks the keys up to its last row's: the units have equal work, whichever of its
+    tiles they take."""
+    step = wave * -(-m // (wave * BANDS))
+    return [(start, min(start + step, m)) for start in range(0, m, step)]
+
+
+@functools.lru_cache(maxsize=4096)
+def distribute_bands(trips: tuple[int, ...], m: int, s: int, tile: int, units: int) -> tuple[int, ...]:
+    """Units per loop that minimise the keys that the busiest unit walks in causal attention of `m` rows, in tiles of
+    `tile`, to `s` keys. Ties prefer units along the rows."""
+    best, least = (1,) * len(trips), math.inf
+    waves = {-(-trips[ROW] // n) for n in range(1, trips[ROW] + 1)}
+    for n in sorted((n for n in waves if n <= units), reverse=True):
+        others = distribute((*trips[:ROW], *trips[ROW + 1 :]), units // n)
+        chosen = (*others[:ROW], n, *others[ROW:])
+        wave = tile * n
+        keys = sum(math.ceil((stop - start) / wave) * (stop + s - m) for start, stop in bands_of(m, wave))
+        keys *= math.prod(-(-t // u) for i, (t, u) in enumerate(zip(trips, chosen, strict=True)) if i != ROW)
+        if keys < least:
+            best, least = chosen, keys
+    return best
 
 
 def part_views(dims: tuple[int, ...], domain: tuple[int, ...]) -> tuple[View, View, View]:

@@ -37,6 +37,11 @@ class Tiling:
         return self.trips > 1
 
     @property
+    def over(self) -> str:
+        """The grid axis that the loop is distributed over, if it has several units."""
+        return f"c{self.name}"
+
+    @property
     def offset(self) -> Affine:
         """Start of the current tile."""
         return var(self.name) if self.exists else Affine()
@@ -64,6 +69,15 @@ class Nest:
         """Append a statement at `depth`."""
         (self.after if after else self.before).setdefault(depth, []).append(stmt)
 
+    def prepend(self, earlier: Nest, depth: int) -> None:
+        """Add the statements of `earlier`, whose outer `depth` loops are those of this nest, before loop `depth`.
+        `earlier` has no statements after its loops outside `depth`; it cannot be built afterwards."""
+        for outer in range(depth + 1):
+            for stmt in earlier.before.pop(outer, []):
+                self.add(outer, stmt)
+        for stmt in earlier.build(depth):
+            self.add(depth, stmt)
+
     def build(self, depth: int = 0) -> tuple[Stmt, ...]:
         """The statements from `depth` inwards."""
         inner: tuple[Stmt, ...] = ()
@@ -71,14 +85,14 @@ class Nest:
             loop = self.loops[depth]
             inner = self.build(depth + 1)
             if loop.exists:
-                over = f"c{loop.name}" if loop.units > 1 else None
+                over = loop.over if loop.units > 1 else None
                 inner = (Loop(loop.name, loop.size, loop.tile, inner, over),) if inner else ()
         return (*self.before.get(depth, ()), *inner, *self.after.get(depth, ()))
 
     @property
     def grid(self) -> tuple[tuple[str, int], ...]:
         """The grid given by the loops' unit counts."""
-        return tuple((f"c{loop.name}", loop.units) for loop in self.loops if loop.exists and loop.units > 1)
+        return tuple((loop.over, loop.units) for loop in self.loops if loop.exists and loop.units > 1)
 
 
 @dataclass(slots=True)

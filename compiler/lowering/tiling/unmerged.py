@@ -58,6 +58,8 @@ class UnmergedLowering(ContractionLowering):
         self.operands = self._operands()
         self.kept = list(range(outer, len(axes)))
         self.tiles = [1] * len(axes)
+        self.loaded: set[tuple[str, ...]] = set()
+        """Loads so far: buffer, and the loops around the load."""
 
     def tile_axes(self) -> list[int]:
         return self.kept
@@ -67,6 +69,13 @@ class UnmergedLowering(ContractionLowering):
 
     def axis_of(self) -> dict[int, int]:
         return {axis: i for i, axis in enumerate(self.kept)}
+
+    def load_once(self, nest: Nest, depth: int, load: Load) -> None:
+        """Add a load at `depth`, unless its buffer is loaded inside the same loops already."""
+        key = (load.dst, *(loop.name for loop in nest.loops[:depth]))
+        if key not in self.loaded:
+            self.loaded.add(key)
+            nest.add(depth, load)
 
     def finish_chain(
         self,
@@ -80,29 +89,40 @@ class UnmergedLowering(ContractionLowering):
         after: bool,
         whole: bool = False,
         slots: int = 2,
+        buffers: dict[str, str] | None = None,
     ) -> None:
         """Complete `builder`, whose parameters read the buffers `ins` and whose step `anchor` holds the anchor's
         result, by the chain's ops; add its vec at `depth`, the loads it needs and the stores of its results. `whole`
         tiles are computed in full even if only part is valid (a window computes whole tiles). `slots`: ring slots of
-        results."""
+        results. `buffers`: those of an earlier call to share, by operand; its new ones are added."""
         assert self.chain.anchor is not None
         names, ins = {self.chain.anchor.name: anchor}, list(ins)
+        buffers = {} if buffers is None else buffers
         for operand in self.operands:
             if operand.written:
                 continue
             names[operand.key] = builder.param(operand.dtype, whole)
-            axes = [a.name for i, a in enumerate(self.space.axes) if operand.access.present(i)]
-            ahead = self.operand_slots(operand, self.tiles)
-            buffer = self.kernel.buffer("t", operand.dtype, self.tile_shape(operand.access), depth=ahead)
+            around = [
+                loops[a.name].name
+                for i, a in enumerate(self.space.axes)
+                if operand.access.present(i) and a.name in loops
+            ]
+            if operand.key not in buffers:
+                ahead = self.operand_slots(operand, self.tiles)
+                shape = self.tile_shape(operand.access)
+                buffers[operand.key] = self.kernel.buffer("t", operand.dtype, shape, depth=ahead)
             param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view)
-            load = Load(buffer, param, self.index(operand.access, loops), operand.access.pad)
-            nest.add(nest.depth_of(axes), load)
-            ins.append(buffer)
+            load = Load(buffers[operand.key], param, self.index(operand.access, loops), operand.access.pad)
+            self.load_once(nest, nest.depth_of(around), load)
+            ins.append(buffers[operand.key])
         emitter = ChainEmitter(self.chain, builder, names, self.axis_of())
         for op in self.chain.ops:
             emitter.emit(op)
         written = [o for o in self.operands if o.written]
-        outs = [self.kernel.buffer("o", o.dtype, self.tile_shape(o.access), depth=slots) for o in written]
+        for o in written:
+            if o.key not in buffers:
+                buffers[o.key] = self.kernel.buffer("o", o.dtype, self.tile_shape(o.access), depth=slots)
+        outs = [buffers[o.key] for o in written]
         results = [(emitter.value(o.key[4:]), o.dtype) for o in written]
         program = builder.finish(self.name, results)
         if all(program.name != known.name for known in self.kernel.vectors):

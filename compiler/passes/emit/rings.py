@@ -109,7 +109,8 @@ def _operations(uses: dict[int, list[RingUse]], name: str, sites: Sequence[Site]
 
 def _lifetimes(sites: Sequence[Site], name: str) -> list[list[Site]]:
     """The accesses to a buffer, in text order, grouped by the slots that they share: by the loops one level inside what
-    encloses all, if every access is in such a loop and each of these starts with a write and reads what it wrote."""
+    encloses all, if every access is in such a loop and each of these starts with a write and reads what it wrote; and
+    within each of these in the same way."""
     level = _common([s.path for s in sites])
     if any(len(s.path) == level for s in sites):
         return [list(sites)]
@@ -117,7 +118,7 @@ def _lifetimes(sites: Sequence[Site], name: str) -> list[list[Site]]:
     queues = {frozenset(s.queue for s in part if name in reads(s.stmt)) for part in parts}
     if len(queues) > 1 or any(not _starts_anew(part, name, level + 1) for part in parts):
         return [list(sites)]
-    return parts
+    return [lifetime for part in parts for lifetime in _lifetimes(part, name)]
 
 
 def _starts_anew(sites: Sequence[Site], name: str, level: int) -> bool:
