@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,20 +114,30 @@ def _placed(nodes: Sequence[NodeSurvey], examination: Examination) -> list[dict[
     fates = {n.label: ("ppu", n.reason.within(DEFERRED)) for n in examination.deferred}
     fates |= {n.label: ("host", n.reason) for n in examination.host}
     fates |= {n.label: ("refused", n.refused) for n in examination.refused if n.refused is not None}
-    placed = []
+    placed, parts = [], _worst_parts(fates)
     for node in nodes:
         name = node.node
-        inner = [(label, *fate) for label, fate in fates.items() if label.startswith(f"{name}/")]
         if name in fates:
             placed.append(_node(name, node.op, *fates[name]))
-        elif inner:
-            part, where, why = max(inner, key=lambda i: WORST.index(i[1]))
+        elif name in parts:
+            part, where, why = parts[name]
             placed.append(_node(name, node.op, where, why.within(f"its part {part}")))
         elif examination.problems or node.where == "ppu":
             placed.append(_node(name, node.op, node.where, node.how))
         else:
             placed.append(_node(name, node.op, "ppu", Reason(FOLDED)))
     return placed
+
+
+def _worst_parts(fates: Mapping[str, tuple[str, Reason]]) -> dict[str, tuple[str, str, Reason]]:
+    """For every function call `f` with fates of its parts `f/...`, the first of the worst, with its label."""
+    worst: dict[str, tuple[str, str, Reason]] = {}
+    for label, fate in fates.items():
+        for at in (i for i, letter in enumerate(label) if letter == "/"):
+            known = worst.get(call := label[:at])
+            if known is None or WORST.index(fate[0]) > WORST.index(known[1]):
+                worst[call] = (label, *fate)
+    return worst
 
 
 def _host_share(examination: Examination | None) -> float | None:

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ppuc.compiler.passes.locs import listed
 from ppuc.ir.graph import Op
 
 Kind = Literal["applied", "missed", "note"]
@@ -148,7 +149,7 @@ class Collector:
         """Count an application of a rewrite rule to `op`; all applications make one remark."""
         count, entity, nodes = self._counts.get(rule, (0, op.results[0].name, ()))
         if len(nodes) < FIRST_NODES:
-            nodes = tuple(dict.fromkeys((*nodes, *op.loc)))[:FIRST_NODES]
+            nodes = tuple(dict.fromkeys((*nodes, *listed(op.loc))))[:FIRST_NODES]
         self._counts[rule] = count + 1, entity, nodes
 
     def _add(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.passes.locs import joined, listed
 from ppuc.compiler.passes.remarks import code, listener
 from ppuc.compiler.passes.rules.constants import identity_of, splat
 from ppuc.ir.analysis import use_counts
@@ -66,7 +67,11 @@ class Walk:
         if not changed:
             return self.graph
         results = tuple(self._resolve(v) for v in self.graph.results)
-        return without_dead_ops(Graph(self.graph.name, self.graph.params, results, tuple(self.builder.ops)))
+        graph = without_dead_ops(Graph(self.graph.name, self.graph.params, results, tuple(self.builder.ops)))
+        locs = [listed(op.loc) for op in graph.ops]
+        return graph.with_ops(
+            op if loc is op.loc else replace(op, loc=loc) for op, loc in zip(graph.ops, locs, strict=True)
+        )
 
     def _settle(self, op: Op) -> bool:
         """Offer `op` and all ops emitted in its place to the rules; returns whether anything changed."""
@@ -123,10 +128,9 @@ class Walk:
         self._drop_uses(op)
         for old, new in zip(op.results, first.results, strict=True):
             self._rename(old, new)
-        if op.name != "const" and not set(op.loc) <= set(first.loc):
+        if op.name != "const" and (loc := joined(first.loc, op.loc)) is not first.loc:
             at = self._position[first.results[0].name]
-            loc = tuple(dict.fromkeys((*self.builder.ops[at].loc, *op.loc)))
-            self.builder.ops[at] = self._seen[key] = replace(self.builder.ops[at], loc=loc)
+            self.builder.ops[at] = self._seen[key] = replace(first, loc=loc)
         return True
 
     def _drop_uses(self, op: Op) -> None:
@@ -162,7 +166,7 @@ class Walk:
     def absorb(self, *ops: Op) -> None:
         """Ops emitted from now on also carry the locs of `ops`, which they replace; these come first, as they are
         earlier in the model."""
-        self.builder.loc = tuple(dict.fromkeys((*(name for op in ops for name in op.loc), *self.builder.loc)))
+        self.builder.loc = joined(*(op.loc for op in ops), self.builder.loc)
 
     def producer(self, value: Value, *names: str) -> Op | None:
         """The op that defines `value`, if it is one of `names` (any op when none is given)."""

@@ -11,8 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from ppuc.compiler.commands.check import _placed
 from ppuc.compiler.driver import examine
 from ppuc.compiler.frontend.order import ordered
+from ppuc.compiler.frontend.survey import survey
 from ppuc.compiler.options import CompileOptions
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Graph, Value
@@ -116,6 +118,24 @@ def test_checking_is_linear(make: Callable[[int], onnx.ModelProto], count: int) 
 
     checking(8)()
     assert_linear(checking, count)
+
+
+def host_steps(count: int) -> onnx.ModelProto:
+    """Nodes of the host: their sizes depend on how many numbers are not zero."""
+    first = helper.make_node("NonZero", ["t0"], ["n"])
+    nodes = [helper.make_node("Relu", [f"t{i}" if i else "f"], [f"t{i + 1}"]) for i in range(count)]
+    cast = helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT)
+    return model([first, cast, *nodes], ["t0"], [f"t{count}"])
+
+
+def test_naming_where_nodes_run_is_linear() -> None:
+    def placing(count: int) -> Callable[[], object]:
+        made = host_steps(count)
+        nodes, examination = survey(made).nodes, examine(made, CompileOptions(TINY))
+        assert len(examination.host) > count
+        return lambda: _placed(nodes, examination)
+
+    assert_linear(placing, 100)
 
 
 @pytest.mark.parametrize("make", [residuals, scaled, normalised], ids=lambda make: make.__name__)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import CHANNELS_LAST, Contract
+from ppuc.compiler.passes.locs import joined, listed
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.passes.rewriter import to_fixpoint, with_graph
 from ppuc.compiler.passes.rules.group_norm import group_rules
@@ -45,7 +46,7 @@ class _Emitter:
         for op in self.graph.ops:
             if op.name == "transpose":
                 below = self._transposes.get(op.operands[0].name, ())
-                self._transposes[op.result.name] = tuple(dict.fromkeys((*below, *op.loc)))
+                self._transposes[op.result.name] = joined(below, op.loc)
                 continue
             self._b.loc = op.loc
             self._emit(op)
@@ -124,7 +125,7 @@ class _Emitter:
         if wanted in stored:
             return stored[wanted]
         loc = self._b.loc
-        self._b.loc = tuple(dict.fromkeys((*self._transposes.get(value.name, ()), *loc)))
+        self._b.loc = listed(joined(self._transposes.get(value.name, ()), loc))
         near = next((p for p in stored if same_bytes(root.type.dims, p, wanted)), None)
         base = near if near is not None else next(iter(stored))
         stored[wanted] = self._transposed(stored[base], tuple(base.index(d) for d in wanted))

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from ppuc.compiler.passes.base import Pass
+from ppuc.compiler.passes.locs import listed
 from ppuc.compiler.passes.normalise.fold import fold_constants
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import Rules, Walk, to_fixpoint, with_graph
@@ -58,7 +59,9 @@ class Attentions:
             return None
         self.missed.pop(op.result.name, None)
         if self.remarks is not None:
-            self.remarks.applied("attention", op.result.name, w.builder.loc, heads=heads.heads, batch=heads.batch)
+            self.remarks.applied(
+                "attention", op.result.name, listed(w.builder.loc), heads=heads.heads, batch=heads.batch
+            )
         return found
 
     def remark_missed(self, graph: Graph) -> None:
@@ -67,7 +70,7 @@ class Attentions:
             left = {op.results[0].name for op in graph.ops}
             for name, (op, why) in self.missed.items():
                 if name in left:
-                    self.remarks.missed("not-attention", name, op.loc, why)
+                    self.remarks.missed("not-attention", name, listed(op.loc), why)
 
 
 DEPTH = 8
