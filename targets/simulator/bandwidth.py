@@ -1,8 +1,7 @@
 """Max-min fair bandwidth sharing, recomputed for the flows whose shares may have changed.
 
-A flow crosses one memory (a copy two), and a unit's flow also its CE port and its unit port. Water filling: all rates
-grow together; a flow freezes at its own cap or when a resource on its path is full. Short bursts have more weight on
-device memory (`cost.visit_weight`).
+A flow crosses one memory (a copy two), and a unit's flow also its CE port and its unit port. Rates are those of water
+filling (water_filling.py). Short bursts have more weight on device memory (`cost.visit_weight`).
 
 Invariant: after `refill`, no resource exceeds its capacity, and no flow can get more without taking from one with no
 larger share. The capacity of device memory falls when reads and writes mix (`cost.mixed_rate`) and with the number of
@@ -16,44 +15,49 @@ import numpy as np
 
 from ppuc.targets import cost
 from ppuc.targets.simulator.jit import array_helper, helper
-from ppuc.targets.simulator.records import Core, Flight, Numbers, Share, Stream
+from ppuc.targets.simulator.records import Core, Flight, Numbers, Stream
 from ppuc.targets.simulator.tables import (
-    F_CAP,
     F_CE,
+    F_FILLED,
     F_FIN,
     F_FIX,
+    F_KEPT,
     F_LINK,
-    F_MEMORY,
+    F_NEW,
+    F_PATH,
     F_PORT,
     F_RATE,
+    F_READS,
     F_REM,
-    F_SECOND,
     F_STREAM,
     F_UPD,
-    F_WEIGHT,
     F_WRITES,
     MEM_HBM,
     MEM_HOST,
     MEM_L2,
-    NO_RESOURCE,
+    O_CHANGED,
+    O_FILLED,
+    P_CAP,
+    P_HBM,
+    P_HOST,
+    P_L2,
+    P_PORTS,
+    R_FLOWS,
+    R_LEFT,
+    R_LOAD,
     TICKS,
     Machine,
     State,
 )
+from ppuc.targets.simulator.water_filling import copy_row, fill, least
 
 _mixed_rate = helper(cost.mixed_rate)
 _stream_rate = helper(cost.stream_rate)
 
 _TINY = 1e-9
 
-
-@array_helper
-def _least(values: np.ndarray, n: int) -> float:
-    """The least of the first `n` values; inf without any."""
-    least = np.inf
-    for i in range(n):
-        least = min(least, values[i])
-    return least
+_SAME, _MOVED, _CHANGED = range(3)
+"""Of a CE's flows since the last filling: nothing, only their order, or some started or ended."""
 
 
 @array_helper
@@ -83,52 +87,101 @@ def add_flow(m: Machine, st: State, s: int, memory: int, second: int, flight: Fl
     q: Stream = st.stream[s]
     i = k.flows
     k.flows += 1
-    flow, course = st.flow, st.course
-    flow[F_STREAM, i], flow[F_CE, i], flow[F_WRITES, i] = s, q.ce, q.unit >= 0 and s % 4 == 1
-    none = len(st.level) - 1
-    flow[F_MEMORY, i] = memory if memory >= 0 else none
-    flow[F_SECOND, i] = second if second >= 0 else none
+    flow, course, none = st.flow, st.course, st.resource.shape[1] - 1
+    flow[F_STREAM, i], flow[F_CE, i] = s, q.ce
     flow[F_PORT, i] = q.port if q.port >= 0 else none
     flow[F_LINK, i] = q.link if q.link >= 0 else none
     course[F_REM, i], course[F_UPD, i], course[F_RATE, i] = flight.bytes, -1.0, 0.0
-    course[F_CAP, i], course[F_WEIGHT, i] = flight.cap, flight.weight
-    _count(m, st, q, 1.0)
+    course[F_PATH + P_CAP, i] = flight.cap
+    course[F_PATH + P_HBM, i] = ((memory == MEM_HBM) + (second == MEM_HBM)) * flight.weight
+    course[F_PATH + P_L2, i] = (memory == MEM_L2) + (second == MEM_L2)
+    course[F_PATH + P_HOST, i] = (memory == MEM_HOST) + (second == MEM_HOST)
+    want = flight.cap * flight.weight
+    writes = q.unit >= 0 and s % 4 == 1
+    course[F_READS, i] = want if memory == MEM_HBM and not writes else 0.0
+    course[F_WRITES, i] = want if second == MEM_HBM or (memory == MEM_HBM and writes) else 0.0
+    _count(st, i, 1)
 
 
 @helper
 def remove_flow(m: Machine, st: State, i: int) -> None:
     """End a data phase; the last one takes its column."""
     k: Core = st.core[0]
+    _count(st, i, -1)
     k.flows -= 1
     n = k.flows
-    _count(m, st, st.stream[st.flow[F_STREAM, i]], -1.0)
+    if i == n:
+        return
     for row in range(len(st.flow)):
         st.flow[row, i] = st.flow[row, n]
-    for row in range(len(st.course)):
+    for row in range(F_KEPT):
         st.course[row, i] = st.course[row, n]
-    if i < n:
-        st.stream[st.flow[F_STREAM, i]].flow = i
+    st.stream[st.flow[F_STREAM, i]].flow = i
+    _mark(st, st.flow[F_CE, i], _MOVED)
 
 
 @helper
-def _count(m: Machine, st: State, q: Stream, change: float) -> None:
-    """Count a flow of a stream on its port and link, whose CE is to be filled again."""
-    st.core[0].stale = 1
-    st.demand[q.ce, 3] = 1.0
-    if q.port >= 0:
-        st.share[q.port].flows += change
-        _set_whole(m, st, q.port)
-        st.share[q.link].flows += change
-        _set_whole(m, st, q.link)
+def _count(st: State, i: int, change: int) -> None:
+    """Count a flow that starts or ends."""
+    k: Core = st.core[0]
+    flow, course, resource = st.flow, st.course, st.resource
+    reads, writes = course[F_READS, i] > 0.0, course[F_WRITES, i] > 0.0
+    k.stale = 1
+    k.streams += change * (reads + writes)
+    k.writers += change * writes
+    _mark(st, flow[F_CE, i], _CHANGED)
+    for row in (F_PORT, F_LINK):
+        r = flow[row, i]
+        if r < resource.shape[1] - 1:
+            resource[R_FLOWS, r] += change
+            resource[R_LOAD, r] = resource[R_FLOWS, r]
 
 
 @helper
-def _set_whole(m: Machine, st: State, r: int) -> None:
-    """Give a port or link its capacity, for all its flows."""
-    share: Share = st.share[r]
-    share.left, share.load = m.capacity[r], share.flows
-    share.whole = share.left / share.load if share.load > 0.0 else np.inf
-    st.level[r] = share.whole
+def _mark(st: State, ce: int, what: int) -> None:
+    """Note what happened to flows of a CE, whose demand is to be summed anew."""
+    st.changed[ce] = max(st.changed[ce], what)
+    st.demand[ce, MEM_HBM] = st.demand[ce, MEM_L2] = st.demand[ce, MEM_HOST] = 0.0
+
+
+@helper
+def _recount(st: State) -> int:
+    """Sum the demand of the CEs whose flows changed, in the order of all flows, and share their ports among these.
+    Lists these flows in O_CHANGED and returns their number."""
+    demand, flow, course, order = st.demand, st.flow, st.course, st.order
+    left, load = st.resource[R_LEFT], st.resource[R_LOAD]
+    n = 0
+    for i in range(st.core[0].flows):
+        order[O_CHANGED, n] = i
+        n += st.changed[flow[F_CE, i]] != _SAME
+    for j in range(n):
+        i = order[O_CHANGED, j]
+        ce, port, link, cap = flow[F_CE, i], flow[F_PORT, i], flow[F_LINK, i], course[F_PATH + P_CAP, i]
+        demand[ce, MEM_HBM] += course[F_READS, i] + course[F_WRITES, i]
+        demand[ce, MEM_L2] += cap * course[F_PATH + P_L2, i]
+        demand[ce, MEM_HOST] += cap * course[F_PATH + P_HOST, i]
+        course[F_PATH + P_PORTS, i] = min(left[port] / load[port], left[link] / load[link])
+    return n
+
+
+@array_helper
+def _totals(reads: np.ndarray, writes: np.ndarray, n: int) -> tuple[float, float]:
+    """The sums of the first `n` values of two rows."""
+    x, y = 0.0, 0.0
+    for i in range(n):
+        x += reads[i]
+        y += writes[i]
+    return x, y
+
+
+@helper
+def _open(m: Machine, st: State, streams: int) -> float:
+    """Share of device memory's bandwidth that remains with this many live streams."""
+    if st.open[streams] == 0.0:
+        numbers: Numbers = m.numbers[0]
+        rate = _stream_rate(streams, numbers.banks, numbers.interleave, numbers.activate)
+        st.open[streams] = min(1.0, rate / numbers.open_rows)
+    return float(st.open[streams])
 
 
 @helper
@@ -136,39 +189,11 @@ def _oversubscribed(st: State, m: Machine) -> bool:
     """Whether some memory cannot serve every flow at its cap, limited by CE ports only. Sets the rate of device memory
     for the current mix of flows."""
     k: Core = st.core[0]
-    numbers: Numbers = m.numbers[0]
-    demand, ces, flow = st.demand, numbers.ces, st.flow
-    for ce in range(ces + 1):
-        demand[ce, 0] = demand[ce, 1] = demand[ce, 2] = 0.0
-    reads, writes, streams = 0.0, 0.0, 0
-    for i in range(k.flows):
-        ce, memory, second, cap = flow[F_CE, i], flow[F_MEMORY, i], flow[F_SECOND, i], st.course[F_CAP, i]
-        if memory == MEM_HBM:
-            want = cap * st.course[F_WEIGHT, i]
-            demand[ce, MEM_HBM] += want
-            streams += 1
-            if flow[F_WRITES, i]:
-                writes += want
-            else:
-                reads += want
-        elif memory <= MEM_HOST:
-            demand[ce, memory] += cap
-        if second == MEM_HBM:
-            want = cap * st.course[F_WEIGHT, i]
-            demand[ce, MEM_HBM] += want
-            writes += want
-            streams += 1
-        elif second <= MEM_HOST:
-            demand[ce, second] += cap
-    open_rows = _stream_rate(streams, numbers.banks, numbers.interleave, numbers.activate)
-    part = min(1.0, open_rows / numbers.open_rows)
-    k.hbm_rate = _mixed_rate(m.capacity[MEM_HBM], reads, writes, numbers.turnaround) * part
-    return bool(_exceeded(st, m))
-
-
-@helper
-def _exceeded(st: State, m: Machine) -> bool:
-    """Whether the demand for some memory, limited by CE ports, exceeds its rate."""
+    rate = m.capacity[MEM_HBM]
+    if k.writers > 0:
+        reads, writes = _totals(st.course[F_READS], st.course[F_WRITES], k.flows)
+        rate = _mixed_rate(rate, reads, writes, m.numbers[0].turnaround)
+    k.hbm_rate = rate * _open(m, st, k.streams)
     demand, ces = st.demand, m.numbers[0].ces
     hbm, l2, host = 0.0, 0.0, 0.0
     for ce in range(ces):
@@ -178,141 +203,53 @@ def _exceeded(st: State, m: Machine) -> bool:
         host += min(demand[ce, MEM_HOST], port)
     hbm, l2, host = hbm + demand[ces, MEM_HBM], l2 + demand[ces, MEM_L2], host + demand[ces, MEM_HOST]
     much = 1 + _TINY
-    return bool(
-        hbm > st.core[0].hbm_rate * much or l2 > m.capacity[MEM_L2] * much or host > m.capacity[MEM_HOST] * much
-    )
+    return bool(hbm > k.hbm_rate * much or l2 > m.capacity[MEM_L2] * much or host > m.capacity[MEM_HOST] * much)
 
 
 @helper
 def refill(m: Machine, st: State) -> None:
     """Compute every flow's share and find the next one to end."""
     k: Core = st.core[0]
+    course, listed = st.course, _recount(st)
     over = _oversubscribed(st, m)
-    n = _list_flows(st, over or k.over != 0)
-    _open_memories(m, st, n)
-    settled = False
-    while n > 0:
-        growing = _freeze(st, n)
-        if growing > 0:
-            _settle(st, growing, n - growing)
-            settled = True
-        n = growing
-    if settled:
-        _restore(m, st)
+    everyone = over or k.over != 0
+    n = _choose(st, listed, everyone)
+    fill(m, st, n, F_PATH if everyone else F_FILLED)
+    if not everyone:
+        copy_row(course[F_RATE], course[F_FIX], k.flows)
+        for j in range(n):
+            course[F_FIX, st.order[O_FILLED, j]] = course[F_NEW, j]
     k.over = over
     k.stale = 0
-    st.demand[:, 3] = 0.0
-    course = st.course
+    st.changed[:] = _SAME
     _set_rates(
         course[F_REM],
         course[F_UPD],
         course[F_RATE],
         course[F_FIN],
-        course[F_FIX],
+        course[F_NEW if everyone else F_FIX],
         k.flows,
         k.now,
     )
-    k.finish = _least(course[F_FIN], k.flows)
+    k.finish = least(course[F_FIN], k.flows)
 
 
 @helper
-def _list_flows(st: State, everyone: bool) -> int:
-    """List the flows to fill: all, or those of CEs that changed; the others keep their rates."""
+def _choose(st: State, listed: int, everyone: bool) -> int:
+    """List the flows to fill: all, or those of CEs with flows that started or ended. Returns their number."""
+    order, flow, course, flows = st.order, st.flow, st.course, st.core[0].flows
+    if everyone:
+        for i in range(flows):
+            order[O_FILLED, i] = i
+        return int(flows)
     n = 0
-    for i in range(st.core[0].flows):
-        if everyone or st.flow[F_PORT, i] == len(st.level) - 1 or st.demand[st.flow[F_CE, i], 3] > 0:
-            st.listed[n].sub = i
-            n += 1
-        else:
-            st.course[F_FIX, i] = st.course[F_RATE, i]
+    for j in range(listed):
+        order[O_FILLED, n] = order[O_CHANGED, j]
+        n += st.changed[flow[F_CE, order[O_CHANGED, j]]] == _CHANGED
+    for j in range(n):
+        for row in range(P_PORTS + 1):
+            course[F_FILLED + row, j] = course[F_PATH + row, order[O_FILLED, j]]
     return n
-
-
-@helper
-def _open_memories(m: Machine, st: State, n: int) -> None:
-    """Give the memories their rates, for the first `n` flows of the list."""
-    hbm, l2, host = 0.0, 0.0, 0.0
-    for j in range(n):
-        i = st.listed[j].sub
-        for row in (F_MEMORY, F_SECOND):
-            memory = st.flow[row, i]
-            if memory == MEM_HBM:
-                hbm += st.course[F_WEIGHT, i]
-            elif memory == MEM_L2:
-                l2 += 1.0
-            elif memory == MEM_HOST:
-                host += 1.0
-    _open(st, MEM_HBM, st.core[0].hbm_rate, hbm)
-    _open(st, MEM_L2, m.capacity[MEM_L2], l2)
-    _open(st, MEM_HOST, m.capacity[MEM_HOST], host)
-
-
-@helper
-def _open(st: State, r: int, left: float, load: float) -> None:
-    share: Share = st.share[r]
-    share.left, share.load = left, load
-    st.level[r] = left / load if load > 0.0 else np.inf
-
-
-@helper
-def _freeze(st: State, n: int) -> int:
-    """One round of water filling over the first `n` flows of the list: fix the rates of those that stop growing and
-    move them to the list `stopped`. Returns the number of the others. Without branches, which would be taken at
-    random."""
-    flow, fix, level_of = st.flow, st.course[F_FIX], st.level
-    level, lowest, growing = np.inf, np.inf, 0
-    for j in range(n):
-        i = np.uint64(st.listed[j].sub)
-        lowest = min(lowest, st.course[F_CAP, i])
-        memories = min(level_of[np.uint64(flow[F_MEMORY, i])], level_of[np.uint64(flow[F_SECOND, i])])
-        ports = min(level_of[np.uint64(flow[F_PORT, i])], level_of[np.uint64(flow[F_LINK, i])])
-        fix[i] = min(memories, ports)  # the level at which the first resource on its path is full
-        level = min(level, fix[i])
-    by_cap, full = lowest <= level, level * (1 + _TINY)
-    for j in range(n):
-        i = np.uint64(st.listed[j].sub)
-        cap = st.course[F_CAP, i]
-        stop = cap <= level if by_cap else fix[i] <= full
-        fix[i] = cap if by_cap else level
-        st.listed[np.uint64(growing)].sub = st.listed[np.uint64(j - growing)].stopped = i
-        growing += not stop
-    return growing
-
-
-@helper
-def _settle(st: State, growing: int, stopped: int) -> None:
-    """Subtract the rates just fixed from the resources that growing flows cross."""
-    flow, share = st.flow, st.share
-    for j in range(growing):
-        i = np.uint64(st.listed[j].sub)
-        for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
-            share[np.uint64(flow[row, i])].crossed = 1.0
-    share[NO_RESOURCE].crossed = 0.0
-    for j in range(stopped):
-        i = np.uint64(st.listed[j].stopped)
-        rate = st.course[F_FIX, i]
-        for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
-            r = np.uint64(flow[row, i])
-            crossed: Share = share[r]
-            weight = (st.course[F_WEIGHT, i] if r == MEM_HBM else 1.0) * crossed.crossed
-            crossed.left = max(0.0, crossed.left - rate * weight)
-            crossed.load -= weight
-    for j in range(growing):
-        i = np.uint64(st.listed[j].sub)
-        for row in (F_MEMORY, F_SECOND, F_PORT, F_LINK):
-            r = np.uint64(flow[row, i])
-            if share[r].load > 0.0:
-                st.level[r] = share[r].left / share[r].load
-
-
-@helper
-def _restore(m: Machine, st: State) -> None:
-    """Make all ports and links whole that growing flows crossed."""
-    for r in range(len(m.capacity)):
-        share: Share = st.share[r]
-        if share.crossed > 0.0:
-            share.left, share.load, share.crossed = m.capacity[r], share.flows, 0.0
-            st.level[r] = share.whole
 
 
 __all__ = ["add_flow", "refill", "remove_flow"]

@@ -95,7 +95,7 @@ def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
 
 _SOURCES = (
     "bandwidth", "cache", "cursor", "engines", "event_loop", "events", "issue", "records", "tables", "transfers",
-    "work",
+    "water_filling", "work",
 )  # fmt: skip
 
 run = _entry_point(

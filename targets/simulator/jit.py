@@ -34,6 +34,12 @@ def array_helper(function: F) -> F:
     return cast(F, njit(**options)(function))
 
 
+def sum_helper(function: F) -> F:
+    """An array helper that may also add in any order: for sums that need not be exact."""
+    options: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": True}
+    return cast(F, njit(**options, fastmath={"nnan", "nsz", "reassoc"})(function))
+
+
 def entry(function: F) -> F:
     """Compile and cache on disk."""
     options: dict[str, Any] = _COMMON | {"cache": True}

@@ -278,8 +278,9 @@ class Mover(Protocol):
 
 class Core(Protocol):
     """The run as a whole: time, next end of a data phase, rate of device memory now, bytes that entered a cached l2;
-    sizes of heap, active flows, stack, log and wakes; streams done; whether shares are outdated or oversubscribed and
-    the log is on; the node of stream 0 to stop at; oldest and next row of dirty bytes."""
+    sizes of heap, active flows, stack, log and wakes; how often active flows cross device memory, and how many of them
+    write it; streams done; whether shares are outdated or oversubscribed and the log is on; the node of stream 0 to
+    stop at; oldest and next row of dirty bytes."""
 
     now: float
     finish: float
@@ -290,6 +291,8 @@ class Core(Protocol):
     stack: int
     log: int
     wakes: int
+    streams: int
+    writers: int
     done: int
     stale: int
     over: int
@@ -390,13 +393,10 @@ class Reader(Protocol):
 
 
 class Listed(Protocol):
-    """Row i of four lists: streams whose heads to try, streams whose heads were woken, flows (columns of their tables)
-    that still grow in water filling, and those that stopped in a round."""
+    """Row i of two lists: streams whose heads to try, streams whose heads were woken."""
 
     stack: int
     wake: int
-    sub: int
-    stopped: int
 
 
 class Event(Protocol):
@@ -404,18 +404,6 @@ class Event(Protocol):
 
     time: float
     code: int
-
-
-class Share(Protocol):
-    """A bandwidth resource in water filling: remaining capacity, the weight of growing flows (State.level is the
-    quotient), and 1 if flows cross it that grow after a first round. Of a port or link also the number of its flows and
-    the level before the first round, to which it returns after the last. Between fillings, those are whole."""
-
-    left: float
-    load: float
-    crossed: float
-    flows: float
-    whole: float
 
 
 class Cached(Protocol):

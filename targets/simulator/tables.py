@@ -40,16 +40,31 @@ earlier tile of its kernel (on targets that run tiles as blocks)."""
 MEM_HBM, MEM_L2, MEM_HOST = range(3)
 """Memories as bandwidth resources; CE ports and unit ports follow."""
 
-F_STREAM, F_CE, F_WRITES, F_MEMORY, F_SECOND, F_PORT, F_LINK = range(7)
-"""Rows of State.flow: stream, CE, whether a unit writes memory, and the resources that a flow crosses (the last
-row of State.share, NO_RESOURCE, where it crosses fewer)."""
+F_STREAM, F_CE, F_PORT, F_LINK = range(4)
+"""Rows of State.flow: stream, CE, and the CE port and unit port that a flow crosses (the last column of State.resource,
+of unlimited bandwidth, where it crosses none)."""
 
-F_REM, F_UPD, F_RATE, F_CAP, F_WEIGHT, F_FIN, F_FIX = range(7)
-"""Rows of State.course: remaining bytes at time `upd` (-1: not filled yet), rate since then, largest rate, weight on
-device memory, time of its end, and the rate that water filling gives it (of a growing flow: scratch)."""
+P_CAP, P_HBM, P_L2, P_HOST, P_PORTS = range(5)
+"""What limits a flow: its largest rate, its weights on the memories that it crosses (0: none), and its share of its
+ports alone."""
 
-NO_RESOURCE = -1
-"""A resource of unlimited bandwidth, which is never full."""
+F_PATH, F_REM, F_UPD, F_RATE, F_FIN, F_READS, F_WRITES = 0, *range(5, 11)
+"""Rows of State.course: five of P_*; remaining bytes at time `upd` (-1: not filled yet), rate since then, time of its
+end; bytes per cycle of device memory that it would read and write at its largest rate."""
+
+F_KEPT = F_WRITES + 1
+F_FILLED, F_NEW, F_FIX, F_LEFT, F_GROWS, F_AT, F_LIMIT, F_STOPS = F_KEPT, *range(F_KEPT + 5, F_KEPT + 12)
+"""Further rows of State.course, scratch of water filling: five of P_* for the flows that are filled, where not all are;
+the rates that it gives these; the rates of all; in a round, the share that ports have left for a flow, 0 if it grows
+and inf if not, the level and the cap at which it stops, 1 if it stops."""
+
+R_FLOWS, R_LEFT, R_LOAD = range(3)
+"""Rows of State.resource: flows of a port, remaining capacity, the weight of growing flows. Between fillings, those of
+ports are for all their flows."""
+
+O_CHANGED, O_FILLED, O_GROWING, O_STOPPED = range(4)
+"""Rows of State.order: flows whose CE has changed, flows that are filled; of these, those that still grow, and those
+that stopped in a round."""
 
 CACHE_ENTRIES = 1 << 16
 """Entries of a cached l2; a tile evicts another one with the same entry."""
@@ -139,11 +154,13 @@ class State(NamedTuple):
     cache: np.ndarray  # [CACHE_ENTRIES] or [1] Cached
     flow: np.ndarray  # [F_*, S] active data phases in columns, so that loops over them read neighbouring memory
     course: np.ndarray  # [F_*, S] their progress
-    share: np.ndarray  # [resources + 1] Share
-    level: np.ndarray  # [resources + 1] rate at which growing flows fill each resource; inf if there are none
+    resource: np.ndarray  # [R_*, resources + 1]
+    open: np.ndarray  # [2 S + 1] share of device memory's bandwidth left with this many live streams, 0: not needed yet
+    demand: np.ndarray  # [CEs + 1, 3] of a CE's flows at their largest rates, by memory
+    changed: np.ndarray  # [CEs + 1] what happened to a CE's flows since the last filling (bandwidth.py)
     # scratch
     valid: np.ndarray  # [16] valid extents of tile axes
-    demand: np.ndarray  # [CEs + 1, 4] by memory; last: whether flows of the CE changed
+    order: np.ndarray  # [O_*, S + 1]
     # statistics
     begun: np.ndarray  # [K + 1] first start of each kernel, and of the copies
     stat: np.ndarray  # [I] Stat
@@ -191,12 +208,14 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         listed=listed,
         heap=rec.rows(rec.Event, s * (2 * IN_FLIGHT + 4)),
         cache=cache,
-        flow=ints(7, s),
-        course=floats(7, s),
-        share=_shares(machine),
-        level=np.full(len(machine.capacity) + 1, np.inf),
+        flow=ints(F_LINK + 1, s),
+        course=floats(F_STOPS + 1, s),
+        resource=_resources(machine),
+        open=floats(2 * s + 1),
+        demand=floats(int(machine.numbers["ces"][0]) + 1, 3),
+        changed=ints(int(machine.numbers["ces"][0]) + 1),
         valid=ints(16),
-        demand=floats(int(machine.numbers["ces"][0]) + 1, 4),
+        order=ints(O_STOPPED + 1, s + 1),
         begun=np.full(k + 1, np.inf),
         stat=stat,
         stall=floats(i, 5),
@@ -218,8 +237,9 @@ def _streams(code: Code, machine: Machine) -> np.ndarray:
     return streams
 
 
-def _shares(machine: Machine) -> np.ndarray:
-    """All resources idle; the last one is NO_RESOURCE."""
-    share = rec.rows(rec.Share, len(machine.capacity) + 1)
-    share["left"] = np.append(machine.capacity, np.inf)
-    return share
+def _resources(machine: Machine) -> np.ndarray:
+    """All resources idle. The last one is never full: flows that leave it do not change its level."""
+    resource = floats(R_LOAD + 1, len(machine.capacity) + 1)
+    resource[R_LEFT] = np.append(machine.capacity, np.inf)
+    resource[:, -1] = np.where(np.arange(R_LOAD + 1) == R_LEFT, np.inf, float(1 << 60))
+    return resource

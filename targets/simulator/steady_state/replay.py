@@ -96,5 +96,5 @@ class Replay:
 
 def _copied(state: t.State) -> t.State:
     """A copy of `state`, except logs and scratch."""
-    kept = {"log_t", "log_i", "valid", "share", "level", "cache"}
+    kept = {"log_t", "log_i", "valid", "order", "resource", "open", "demand", "changed", "cache"}
     return state._replace(**{name: getattr(state, name).copy() for name in state._fields if name not in kept})

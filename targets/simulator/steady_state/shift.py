@@ -23,7 +23,7 @@ _INS, _NODE, _SYNC = (MARKS.index(name) for name in ("ins", "node", "sync"))
 _CORE = ("heap", "flows", "stack", "wakes", "done", "stale", "over", "hbm_rate")
 _STREAM = ("first", "last", "measured", "cause", "waking", "flow", "l1")
 _BOX = ("moved", "fetched", "run", "row", "low", "high", "pitch")
-_FLOW = (t.F_REM, t.F_RATE, t.F_CAP, t.F_WEIGHT)
+_FLOW = (*range(t.F_PATH, t.F_PATH + t.P_PORTS + 1), t.F_REM, t.F_RATE, t.F_READS, t.F_WRITES)
 _TIMES = (t.F_UPD, t.F_FIN)
 _FLIGHT = ("last", "low", "high", "bytes", "l1", "memory", "cap", "weight")
 
