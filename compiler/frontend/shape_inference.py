@@ -3,7 +3,8 @@
 The inference functions of some ops read the type of an input without checking that it exists, and crash the process.
 Such a node is hidden from inference, under an unknown domain, unless all its inputs have types. Pools with ceil_mode
 are hidden always: inference counts windows that begin behind the input, which ONNX Runtime, PyTorch and the text of the
-op (opset 22) leave out.
+op (opset 22) leave out. Shapes declared for the results of Constant nodes are ignored where the tensor has another one:
+onnxruntime-genai declares all of them as scalars, and nothing reads them.
 
 Invariant: the result has the nodes of the model; only types that depend on hidden nodes may be missing.
 """
@@ -30,9 +31,12 @@ def infer_shapes(
     """A copy of `model` with the types that ONNX infers. Raises onnx.shape_inference.InferenceError, with `strict` also
     for a node that breaks the rules of its op, with `check_type` for operands of wrong types."""
     whole = model
-    if any(_crashes(node) or _misjudged(node) for node in _nodes(model)):
+    restated = _restated_constants(model.graph)
+    if restated or any(_crashes(node) or _misjudged(node) for node in _nodes(model)):
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
+        for index in restated:
+            whole.graph.value_info[index].type.tensor_type.ClearField("shape")
         domains = _hide(whole.graph.node, _typed(whole.graph))
         whole.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(domains))
         for function in whole.functions:
@@ -49,6 +53,19 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         node = todo.pop()
         yield node
         todo += chain.from_iterable(graph.node for graph in subgraphs(node))
+
+
+def _restated_constants(graph: onnx.GraphProto) -> list[int]:
+    """Indices in value_info of declarations that give the result of a Constant node another shape."""
+    held = {
+        n.output[0]: a.t.dims for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t")
+    }
+    declared = ((i, v, v.type.tensor_type) for i, v in enumerate(graph.value_info) if v.name in held)
+    return [
+        i
+        for i, info, type in declared
+        if type.HasField("shape") and [d.dim_value for d in type.shape.dim] != list(held[info.name])
+    ]
 
 
 def _crashes(node: onnx.NodeProto) -> bool:
