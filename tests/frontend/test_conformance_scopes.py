@@ -96,7 +96,6 @@ def test_packed_elements_fill_their_bytes() -> None:
 
 WRONG = [
     (NODE("Gemm", ["x", "w", "c"], ["y"]), {"w": (4, 5), "c": (3,)}),
-    (NODE("PRelu", ["x", "c"], ["y"]), {"c": (3,)}),
     (NODE("Conv", ["i", "k", "c"], ["y"]), {"i": (1, 4, 6, 6), "k": (4, 4, 3, 3), "c": (3,)}),
     (NODE("Einsum", ["x"], ["y"], equation="ii->i"), {}),
 ]
@@ -175,3 +174,13 @@ def test_ops_of_functions_are_those_of_the_models_opset(op_type: str, opset: int
     made.functions.append(helper.make_function("f", "F", ["a"], ["b"], body, [helper.make_opsetid("", opset)]))
     expected = [("function 'F'", f"{op_type} is another op in the model's opset")] if refused else []
     assert [(f.place, f.what) for f in findings(made)] == expected
+
+
+def test_declared_shapes_of_constants_yield_to_their_tensors() -> None:
+    """onnxruntime-genai declares the result of every Constant node as a scalar."""
+    shape = helper.make_tensor("t", TensorProto.INT64, [2], [4, 2])
+    made = model([NODE("Constant", [], ["s"], value=shape), NODE("Reshape", ["x", "s"], ["y"])])
+    made.graph.value_info.append(helper.make_tensor_value_info("s", TensorProto.INT64, []))
+    assert not findings(made)
+    made.graph.value_info[0].CopyFrom(helper.make_tensor_value_info("s", TensorProto.FLOAT, []))
+    assert [f.what for f in findings(made)] == ["breaks the rules of its op"]

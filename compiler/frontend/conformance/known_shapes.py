@@ -22,6 +22,8 @@ from ppuc.compiler.frontend.source import normal_domain
 STANDARD = ("", "ai.onnx.ml")
 LARGEST_CONSTANT = 1024
 """Maximum elements of a constant control operand (a shape, an axis, a count, a scale, indices)."""
+CHANGE_OF_LENGTH = {"Identity": 0, "SequenceErase": -1, "SequenceInsert": 1}
+"""Op -> how many more tensors its sequence has than the one it reads."""
 STEERING = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 
 
@@ -37,13 +39,30 @@ def shaped_nodes(inferred: onnx.ModelProto, sites: Iterable[NodeSite]) -> Iterat
         return
     shapes, constants = _known(inferred.graph)
     infos = chain(inferred.graph.input, inferred.graph.value_info)
-    types = {i.name: i.type.tensor_type.elem_type for i in infos}
+    types = {t.name: t.data_type for t in inferred.graph.initializer}
+    types |= {i.name: i.type.tensor_type.elem_type for i in infos}
+    lengths = _lengths(inferred.graph)
     for site in ruled:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in site.node.attribute}
         held = {i: constants[name] for i, name in enumerate(site.node.input) if name in constants}
         operands, results = ([shapes.get(name) for name in names] for names in (site.node.input, site.node.output))
         elements = [types.get(name, 0) for name in site.node.input]
-        yield ShapedNode(site, attributes, operands, held, results, elements)
+        length = lengths.get(site.node.input[0]) if site.node.input else None
+        yield ShapedNode(site, attributes, operands, held, results, elements, length)
+
+
+def _lengths(graph: onnx.GraphProto) -> dict[str, int]:
+    """Numbers of tensors in the sequences that the main graph builds."""
+    lengths: dict[str, int] = {}
+    for node in graph.node:
+        if normal_domain(node.domain) != "" or not node.output:
+            continue
+        before = lengths.get(node.input[0]) if node.input else None
+        if node.op_type in ("SequenceConstruct", "SequenceEmpty"):
+            lengths[node.output[0]] = len(node.input)
+        elif before is not None and node.op_type in CHANGE_OF_LENGTH:
+            lengths[node.output[0]] = before + CHANGE_OF_LENGTH[node.op_type]
+    return lengths
 
 
 def _known(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, np.ndarray]]:

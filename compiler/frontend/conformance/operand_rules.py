@@ -1,4 +1,4 @@
-"""Rules N9 and N10 for operands that say how others are read: axes, pads, scales, indices, zero points, labels.
+"""Rules N9 and N10 for operands that say how others are read: axes, pads, scales, indices, labels.
 
 Every function yields violations, and continues only if later checks still make sense.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ppuc.compiler.frontend.conformance.shaped_node import Broken, Rule, ShapedNode
+from ppuc.compiler.frontend.conformance.shaped_node import Broken, Rule, ShapedNode, contradicts
 
 LARGEST_SIZE = 1 << 31
 """Sizes from here on are taken for mistakes."""
@@ -146,6 +146,22 @@ def indices_along(default: int = 0) -> Rule:
     return rule
 
 
+def position_in_sequence(index: int, behind: int) -> Rule:
+    """A position in the file, in a sequence of known length or up to `behind` after its end."""
+
+    def rule(node: ShapedNode) -> Iterator[Broken]:
+        given, length = node.constants.get(index), node.length
+        if length is not None and given is not None and not -length <= given.item() < length + behind:
+            last = length + behind - 1
+            yield (
+                "a position is out of range",
+                given.item(),
+                f"{-length} to {last}" if length + behind else "no element",
+            )
+
+    return rule
+
+
 def positions(node: ShapedNode) -> Iterator[Broken]:
     """RotaryEmbedding: positions in the file, rows of the caches."""
     cache, ids = node.shape(1), node.constants.get(3)
@@ -165,23 +181,59 @@ def blocks(of: Callable[[int], tuple[tuple[int, int], ...]]) -> Rule:
     return rule
 
 
-def zero_points(node: ShapedNode) -> Iterator[Broken]:
-    """MatMulInteger: one zero point, one a row of A, one a column of B."""
-    for index, axis, what in ((0, -2, "row of A"), (1, -1, "column of B")):
-        matrix, points = node.shape(index), node.shape(index + 2)
-        if matrix is None or points is None or len(points) != 1 or len(matrix) < 2:
-            continue
-        if points[0] not in (None, 1, matrix[axis]) and matrix[axis] is not None:
-            yield f"the zero points are not one for each {what}", points[0], f"1 or {matrix[axis]}"
+def unidirectional(index: int, what: str) -> Rule:
+    """Operand `index` broadcasts to operand 0, which keeps its shape."""
+
+    def rule(node: ShapedNode) -> Iterator[Broken]:
+        x, given = node.shape(0), node.shape(index)
+        if x is None or given is None:
+            return
+        pairs = zip(reversed(given), reversed(x), strict=False)
+        if len(given) > len(x) or any(n not in (None, 1, m) and m is not None for n, m in pairs):
+            yield f"{what} does not broadcast to the input", list(given), str(list(x)).replace("None", "?")
+
+    return rule
+
+
+def max_unpool(node: ShapedNode) -> Iterator[Broken]:
+    """Indices in the file are those of elements of the result; operand 2 may ask for a larger one."""
+    x, indices, asked = node.shape(0), node.constants.get(1), node.constants.get(2)
+    kernel = node.attributes["kernel_shape"]
+    if x is None or len(x) != len(kernel) + 2 or len(sizes := [n for n in x if n is not None]) < len(x):
+        return
+    strides, pads = node.ints("strides", len(kernel), 1), node.ints("pads", 2 * len(kernel), 0)
+    spatial = zip(sizes[2:], kernel, strides, pads, pads[len(kernel) :], strict=False)
+    least = [*sizes[:2], *((n - 1) * s - before - behind + k for n, k, s, before, behind in spatial)]
+    result = least if asked is None else asked.reshape(-1).tolist()
+    if len(result) != len(least) or any(n < m for n, m in zip(result, least, strict=True)):
+        yield "the shape of the result is smaller than what the pool covers", result, f"at least {least}"
+    elif indices is not None and not np.all((indices >= 0) & (indices < math.prod(result))):
+        yield "an index is out of range", indices.tolist(), f"0 to {math.prod(result) - 1}"
+
+
+def tensor_scatter(node: ShapedNode) -> Iterator[Broken]:
+    """Where the updates start, in the file: they end within the cache, unless it is circular."""
+    cache, update, starts = node.shape(0), node.shape(1), node.constants.get(2)
+    axis = node.attributes.get("axis", -2)
+    if cache is None or update is None or starts is None or not -len(cache) <= axis < len(cache) == len(update):
+        return
+    size, length = cache[axis], update[axis]
+    if size is None or length is None:
+        return
+    last = np.iinfo(np.int64).max if node.attributes.get("mode") == b"circular" else size - length
+    if not np.all((starts >= 0) & (starts <= last)):
+        yield "a write index is out of range", starts.tolist(), f"0 to {last}"
 
 
 def labels(node: ShapedNode) -> Iterator[Broken]:
-    """Scores[N, C, ...] and labels[N, ...] of classes below C."""
-    x, shape, given = node.shape(0), node.shape(1), node.constants.get(1)
+    """Scores[N, C, ...], labels[N, ...] of classes below C, and weights[C]."""
+    x, shape, given, weights = node.shape(0), node.shape(1), node.constants.get(1), node.shape(2)
     if x is None or shape is None or len(x) < 2:
         return
     wanted = (x[0], *x[2:])
-    if len(shape) != len(wanted) or any(None not in p and p[0] != p[1] for p in zip(shape, wanted, strict=False)):
+    if weights is not None and contradicts(weights, [x[1]]):
+        yield "the weights are not one for each class", list(weights), f"[{x[1]}]"
+    elif len(shape) != len(wanted) or any(None not in p and p[0] != p[1] for p in zip(shape, wanted, strict=False)):
         yield "the labels do not fit the scores", list(shape), str(list(wanted))
     elif given is not None and x[1] is not None:
         meant = given[given != node.attributes.get("ignore_index", -1 << 63)]

@@ -4,7 +4,8 @@ N9   attributes of an op fit the shapes of its operands: one entry per axis, axe
      input, channels that divide into groups, kernels that match the weights
 N10  constant control operands in the file (shapes, axes, counts, steps) are in range
 
-Those of windows are in `window_rules.py`, those of axes, pads, scales and indices in `operand_rules.py`. What ONNX's
+Those of windows are in `window_rules.py`, those of axes, pads, scales and indices in `operand_rules.py`, those of
+8-bit formats in `quantized_rules.py`, of recurrent ops in `recurrent_rules.py`. What ONNX's
 inference checks itself is not repeated here; the rest would be found by ONNX Runtime, when a session starts or runs.
 Sizes that are symbols are taken as any size.
 """
@@ -25,14 +26,18 @@ from ppuc.compiler.frontend.conformance.operand_rules import (
     gather_nd,
     indices_along,
     labels,
+    max_unpool,
     one_element,
     pad,
+    position_in_sequence,
     positions,
     resize,
-    same_shape,
-    zero_points,
+    tensor_scatter,
+    unidirectional,
 )
-from ppuc.compiler.frontend.conformance.shaped_node import Broken, Rule, Shape, ShapedNode
+from ppuc.compiler.frontend.conformance.quantized_rules import QUANTIZED
+from ppuc.compiler.frontend.conformance.recurrent_rules import RECURRENT
+from ppuc.compiler.frontend.conformance.shaped_node import Broken, Rule, Shape, ShapedNode, contradicts
 from ppuc.compiler.frontend.conformance.window_rules import col2im, conv, conv_transpose, deform_conv, pool
 
 
@@ -155,7 +160,7 @@ def _group_norm(node: ShapedNode) -> Iterator[Broken]:
 
 def _rotary(node: ShapedNode) -> Iterator[Broken]:
     """x[N, heads, S, size] or x[N, S, heads * size], caches of half as many numbers as are rotated."""
-    x, cos, heads = node.shape(0), node.shape(1), node.attributes.get("num_heads", 0)
+    x, cos, sin, heads = node.shape(0), node.shape(1), node.shape(2), node.attributes.get("num_heads", 0)
     if x is None or len(x) not in (3, 4):
         return
     if len(x) == 3 and not heads:
@@ -177,6 +182,10 @@ def _rotary(node: ShapedNode) -> Iterator[Broken]:
     positions = any(node.site.node.input[3:4])
     if cos is not None and len(cos) != (2 if positions else 3):
         yield "the caches have another rank", len(cos), "2 with positions, 3 without"
+    elif cos is not None and sin is not None and contradicts(cos, sin):
+        yield "the caches have different shapes", f"{list(cos)} and {list(sin)}", "one shape"
+    elif cos is not None and contradicts(rows := (node.shape(3) or () if positions else cos)[:2], (x[0], x[-2])):
+        yield "the positions are not those of the input", list(rows), str([x[0], x[-2]])
 
 
 def _tree_features(node: ShapedNode) -> Iterator[Broken]:
@@ -191,13 +200,25 @@ REDUCTIONS = tuple(
 
 RULES: Mapping[str, Sequence[Rule]] = {
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), (pool,)),
-    **dict.fromkeys(("Conv", "ConvInteger"), (conv(1),)),
-    "QLinearConv": (conv(3),),
+    **QUANTIZED,
+    **RECURRENT,
+    "Conv": (conv(1),),
     "ConvTranspose": (conv_transpose,),
     "DeformConv": (deform_conv,),
     "Col2Im": (col2im,),
+    "MaxUnpool": (max_unpool,),
+    "PRelu": (unidirectional(1, "the slope"),),
     "Transpose": (_transpose,),
-    "CenterCropPad": (_center_crop_pad,),
+    "CenterCropPad": (_center_crop_pad, constant(1, "a size", lambda v: bool(np.all(v >= 0)), "zero or more")),
+    "TensorScatter": (tensor_scatter,),
+    "MeanVarianceNormalization": (distinct_axes,),
+    **dict.fromkeys(("CumProd", "CumSum"), (one_element(1, "the axis"),)),
+    **dict.fromkeys(("SequenceAt", "SequenceErase"), (one_element(1, "the position"), position_in_sequence(1, 0))),
+    "SequenceInsert": (one_element(2, "the position"), position_in_sequence(2, 1)),
+    "NonMaxSuppression": (
+        one_element(2, "the number of boxes"),
+        *(one_element(i, f"the threshold of {what}") for i, what in ((3, "overlaps"), (4, "scores"))),
+    ),
     "Attention": (_attention,),
     "Einsum": (_einsum,),
     "GroupNormalization": (_group_norm,),
@@ -210,14 +231,12 @@ RULES: Mapping[str, Sequence[Rule]] = {
     **dict.fromkeys(("Gather", "GatherElements"), (_axis_in_range(), indices_along())),
     **dict.fromkeys(REDUCTIONS, (distinct_axes,)),
     "Squeeze": (distinct_axes,),
-    "Pad": (pad,),
+    "Pad": (pad, one_element(2, "the padded value")),
     **dict.fromkeys(("Resize", "Upsample"), (resize,)),
     **dict.fromkeys(("GatherND", "ScatterND"), (gather_nd,)),
     **dict.fromkeys(("ScatterElements", "Scatter"), (_axis_in_range(), indices_along())),
     "DepthToSpace": (blocks(lambda n: ((1, n * n),)),),
     "SpaceToDepth": (blocks(lambda n: ((2, n), (3, n))),),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), (same_shape(1, 2, "scale and zero point"),)),
-    "MatMulInteger": (zero_points,),
     **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), (labels,)),
     "Clip": (one_element(1, "the lower bound"), one_element(2, "the upper bound")),
     "Dropout": (constant(1, "the ratio", lambda v: bool(np.all((v >= 0) & (v < 1))), "0 or more, less than 1"),),

@@ -27,6 +27,8 @@ class ShapedNode:
     results: Sequence[Shape | None] = ()
     types: Sequence[int] = ()
     """Element types of the operands; 0 where they are not known."""
+    length: int | None = None
+    """Tensors in the sequence that is operand 0, where it is known."""
 
     def shape(self, index: int) -> Shape | None:
         """Shape of operand `index`; None when it is not given or not known."""
@@ -39,6 +41,13 @@ class ShapedNode:
     @property
     def explicit_padding(self) -> bool:
         return self.attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+
+
+def contradicts(shape: Shape, wanted: Sequence[int | None]) -> bool:
+    """Whether a shape cannot be `wanted`; sizes that are None may be any."""
+    return len(shape) != len(wanted) or any(
+        None not in pair and pair[0] != pair[1] for pair in zip(shape, wanted, strict=True)
+    )
 
 
 Rule = Callable[[ShapedNode], Iterator[Broken]]

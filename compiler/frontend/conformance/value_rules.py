@@ -58,6 +58,15 @@ def one_of(*numbers: int) -> Range:
     return Range(lambda n: n in numbers, "one of " + ", ".join(map(str, numbers)))
 
 
+FLAGS = (
+    *("align_corners", "allowzero", "antialias", "broadcast", "ceil_mode", "center_point_box", "count_include_pad"),
+    *("detect_negative", "detect_positive", "exclude_outside", "exclusive", "fmod", "input_forget", "interleaved"),
+    *("inverse", "is_case_sensitive", "is_causal", "is_test", "keepdims", "largest", "layout", "linear_before_reset"),
+    *("new_axis", "noop_with_empty_axes", "onesided", "output_sequence", "periodic", "reverse", "saturate"),
+    *("select_last_index", "sorted", "spatial", "storage_order", "training_mode", "transA", "transB", "upper"),
+)
+"""Integers that mean yes or no; schemas hold no range of them."""
+
 RANGES: Mapping[str, Range] = {
     **dict.fromkeys(
         ("strides", "dilations", "kernel_shape", "pooled_shape", "output_height", "output_width"), POSITIVE
@@ -69,25 +78,21 @@ RANGES: Mapping[str, Range] = {
     **dict.fromkeys(("axis", "axes", "perm", "batch_axis", "time_axis"), AXIS),
     **dict.fromkeys(("scan_input_axes", "scan_output_axes"), AXIS),
     **dict.fromkeys(("scan_input_directions", "scan_output_directions"), FLAG),
+    **dict.fromkeys(FLAGS, FLAG),
     **dict.fromkeys(("to", "dtype", "output_datatype"), TYPE),
     **dict.fromkeys(("output_dtype", "precision"), TYPE_OR_NONE),
-    "softmax_precision": FLOAT_TYPE,
+    **dict.fromkeys(("softmax_precision", "stash_type"), FLOAT_TYPE),
 }
 """Attribute of any op -> its range."""
 
 PADDED = ("AveragePool", "Conv", "ConvInteger", "DeformConv", "LpPool", "MaxPool", "MaxUnpool", "QLinearConv", "Col2Im")
 OF_OP: Mapping[tuple[str, str], Range] = {
     **{(op, "pads"): NOT_NEGATIVE for op in PADDED},
-    **{(op, flag): FLAG for op in ("CumProd", "CumSum") for flag in ("exclusive", "reverse")},
     ("Attention", "qk_matmul_output_mode"): one_of(0, 1, 2, 3),
     ("Attention", "scale"): POSITIVE_FLOAT,
-    ("Attention", "is_causal"): FLAG,
     ("LRN", "size"): Range(lambda n: 0 < n < INT32 and n % 2 == 1, "an odd number"),
     ("LRN", "alpha"): POSITIVE_FLOAT,
     ("LRN", "beta"): POSITIVE_FLOAT,
-    ("MaxPool", "storage_order"): FLAG,
-    ("Mod", "fmod"): FLAG,
-    ("NonMaxSuppression", "center_point_box"): FLAG,
     ("ReverseSequence", "batch_axis"): FLAG,
     ("ReverseSequence", "time_axis"): FLAG,
     ("LpNormalization", "p"): one_of(1, 2),
@@ -196,9 +201,15 @@ def _hidden(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
         yield site.broken("attribute 'hidden_size' is missing", expected="integer", attribute="hidden_size")
 
 
-def _outside(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
-    if values.get("exclude_outside") and values.get("mode", b"nearest") != b"cubic":
+def _resize(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
+    mode = values.get("mode", b"nearest")
+    if values.get("exclude_outside") and mode != b"cubic":
         yield site.broken("attribute 'exclude_outside' is for mode 'cubic' only", attribute="exclude_outside")
+    if values.get("antialias") and mode == b"nearest":
+        yield site.broken("attribute 'antialias' is for modes 'linear' and 'cubic' only", attribute="antialias")
+    crops = values.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+    if crops and not any(site.node.input[1:2]):
+        yield site.broken("input 'roi' is missing", "coordinate_transformation_mode tf_crop_and_resize", "the region")
 
 
 def _tree(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
@@ -245,7 +256,7 @@ OF_NODE: Mapping[str, Callable[[NodeSite, Mapping[str, Any]], Iterator[Finding]]
     **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
     "Loop": _loop,
     "RegexFullMatch": _pattern,
-    "Resize": _outside,
+    "Resize": _resize,
     "ReverseSequence": _reversed_axes,
     "TreeEnsemble": _tree,
 }
