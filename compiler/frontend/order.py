@@ -1,7 +1,7 @@
 """Topological order of a graph's nodes, and the structural rules of ONNX graphs.
 
 Rules checked here: every tensor is defined once (1), every node input and graph output is defined (2), no node depends
-on itself (3). Nodes may be stored in any order.
+on itself (3). Files store nodes in topological order (`out_of_order` finds those that do not); `ordered` takes any.
 
 Invariant: the result keeps the given order if it is valid, and omits dead nodes.
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import difflib
 import heapq
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any
 
 import onnx
 
@@ -41,6 +42,31 @@ def ordered(nodes: Sequence[onnx.NodeProto], defined: Set[str], outputs: Sequenc
     before = [{producers[n] for n in names if n in producers} for names in needs]
     live = _reachable(before, [producers[n] for n in outputs if n in producers])
     return [(labels[i], nodes[i]) for i in _sorted(before, labels, where) if i in live]
+
+
+def out_of_order(nodes: Sequence[onnx.NodeProto]) -> tuple[int, int, str] | None:
+    """The first node that reads a tensor of a later one, that one, and the tensor's name; None if there is none, or if
+    no order of the nodes would do."""
+    first: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in filter(None, node.output):
+            first.setdefault(name, index)
+    late = next(((i, first[n], n) for i, node in enumerate(nodes) for n in _inputs(node) if first.get(n, i) > i), None)
+    return late if late is not None and _topological(_needed(nodes, first)) is not None else None
+
+
+def sort_nodes(nodes: Any) -> None:
+    """Bring a repeated field of nodes, which depend on each other in no cycle, into topological order."""
+    kept = list(nodes)
+    order = _topological(_needed(kept, {name: i for i, node in enumerate(kept) for name in node.output if name}))
+    assert order is not None, "the nodes depend on each other in a cycle"
+    del nodes[:]
+    nodes.extend(kept[i] for i in order)
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], producers: Mapping[str, int]) -> list[set[int]]:
+    """For each node, those whose results it reads."""
+    return [{producers[n] for n in _inputs(node) if n in producers} for node in nodes]
 
 
 def _producers(nodes: Sequence[onnx.NodeProto], labels: Sequence[str], defined: Set[str], where: str) -> dict[str, int]:
@@ -91,7 +117,23 @@ def _reachable(before: Sequence[Set[int]], roots: Iterable[int]) -> set[int]:
 
 
 def _sorted(before: Sequence[Set[int]], labels: Sequence[str], where: str) -> list[int]:
-    """Kahn's algorithm, always taking the first ready node."""
+    """The nodes in topological order. Raises ModelError if there is none."""
+    order = _topological(before)
+    if order is None:
+        names = [labels[i] for i in _cycle(before)]
+        nodes = Entity.each(EntityKind.NODE, names)
+        raise ModelError.of(where, "the graph has a cycle", got=" -> ".join([*names, names[0]]), entities=nodes)
+    return order
+
+
+def _topological(before: Sequence[Set[int]]) -> list[int] | None:
+    """Kahn's algorithm, always taking the first ready node; None if there is a cycle."""
+    order = _ready(before)
+    return order if len(order) == len(before) else None
+
+
+def _ready(before: Sequence[Set[int]]) -> list[int]:
+    """The nodes that no cycle holds back, in topological order."""
     after: list[list[int]] = [[] for _ in before]
     for index, sources in enumerate(before):
         for source in sources:
@@ -106,15 +148,12 @@ def _sorted(before: Sequence[Set[int]], labels: Sequence[str], where: str) -> li
             open_inputs[successor] -= 1
             if open_inputs[successor] == 0:
                 heapq.heappush(ready, successor)
-    if len(order) < len(before):
-        names = [labels[i] for i in _cycle(before, set(range(len(before))) - set(order))]
-        nodes = Entity.each(EntityKind.NODE, names)
-        raise ModelError.of(where, "the graph has a cycle", got=" -> ".join([*names, names[0]]), entities=nodes)
     return order
 
 
-def _cycle(before: Sequence[Set[int]], left: Set[int]) -> list[int]:
-    """One cycle among nodes that all depend on others of them, in data-flow direction."""
+def _cycle(before: Sequence[Set[int]]) -> list[int]:
+    """One cycle, in data-flow direction."""
+    left = set(range(len(before))) - set(_ready(before))
     path = {(at := min(left)): 0}
     while (at := min(before[at] & left)) not in path:
         path[at] = len(path)

@@ -6,7 +6,10 @@ outside the model's folder is refused.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +109,7 @@ def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> 
     if len(filled) > 1:
         raise place.error("it holds its values twice", got=" and ".join(filled), expected="one field")
     if tensor.data_type in _PACKED:
-        return _unpacked(tensor, source if of_model else None, place)
+        return _unpacked(tensor, source, of_model, place)
     type = TensorType(dtype_of(tensor.data_type, place), tuple(tensor.dims))
     if tensor.data_location == TensorProto.EXTERNAL:
         return _external(tensor, type, source, place)
@@ -160,19 +163,31 @@ def _check_list(tensor: TensorProto, type: TensorType, place: Place) -> None:
         raise place.error(f"a number does not fit element type {type.dtype}", got=got, expected=f"{low} to {high}")
 
 
-def _unpacked(tensor: TensorProto, source: Source | None, place: Place) -> Resource:
-    """Unpack to one byte per element; `source` if the bytes may still be in the file."""
+def _unpacked(tensor: TensorProto, source: Source, of_model: bool, place: Place) -> Resource:
+    """Unpack to one byte per element."""
     if tensor.data_location == TensorProto.EXTERNAL:
-        raise place.error("external data of elements below a byte are not supported")
-    if source is not None and source.path is not None and tensor.name in source.ranges:
-        offset, length = source.ranges[tensor.name]
-        whole = TensorProto()
-        whole.CopyFrom(tensor)
-        whole.raw_data = np.memmap(source.path, np.uint8, "r", offset, (length,)).tobytes() if length else b""
-        tensor = whole
+        tensor = _loaded(tensor, _external_range(tensor, _packed_bytes(tensor), source, place))
+    elif of_model and source.path is not None and tensor.name in source.ranges:
+        tensor = _loaded(tensor, FileRange(source.path, *source.ranges[tensor.name]))
     low, high = _PACKED[tensor.data_type]
     type = TensorType(DType.I8 if low < 0 else DType.U8, tuple(tensor.dims))
     return PackedResource(type, _listed(tensor, type, place).array(), tensor.name, (low, high))
+
+
+def _packed_bytes(tensor: TensorProto) -> int:
+    """Bytes of a tensor of elements below a byte."""
+    bits: int = math.prod(tensor.dims) * _BITS[tensor.data_type]
+    return -(-bits // 8)
+
+
+def _loaded(tensor: TensorProto, file: FileRange) -> TensorProto:
+    """A copy of a tensor with its bytes from a file."""
+    whole = TensorProto()
+    whole.CopyFrom(tensor)
+    whole.ClearField("data_location")
+    data = np.memmap(file.path, np.uint8, "r", file.offset, (file.length,)) if file.length else np.empty(0, np.uint8)
+    whole.raw_data = data.tobytes()
+    return whole
 
 
 def _in_file(name: str, type: TensorType, file: FileRange) -> Resource:
@@ -189,33 +204,65 @@ def _mapped(type: TensorType, file: FileRange) -> np.ndarray:
 
 
 def _external(tensor: TensorProto, type: TensorType, source: Source, place: Place) -> Resource:
+    if type.dtype.bits < 8:
+        return _listed(_loaded(tensor, _external_range(tensor, _packed_bytes(tensor), source, place)), type, place)
+    file = _external_range(tensor, type.bytes, source, place, type)
+    if file.length == 0:
+        return Resource(type, array=np.empty(type.dims, type.dtype.numpy), name=tensor.name)
+    if file.offset % type.dtype.bytes:
+        return _in_file(tensor.name, type, file)
+    return Resource(type, file=file, name=tensor.name)
+
+
+def _external_range(
+    tensor: TensorProto, size: int, source: Source, place: Place, type: TensorType | None = None
+) -> FileRange:
+    """Where the `size` bytes of a tensor lie."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     unknown = [key for key in entries if key not in _EXTERNAL_KEYS and not key.startswith("prepacked")]
     if unknown:
         raise place.error("its external data have an unknown entry", got=unknown[0], expected=", ".join(_EXTERNAL_KEYS))
     path = _external_path(entries.get("location", ""), source, place)
     try:
-        offset, length = _whole(entries.get("offset", "0")), _whole(entries.get("length", str(type.bytes)))
+        offset, length = _whole(entries.get("offset", "0")), _whole(entries.get("length", str(size)))
     except ValueError:
         got = ", ".join(f"{key} {entries[key]}" for key in ("offset", "length") if key in entries)
         raise place.error("offset and length of external data must be whole numbers", got=got) from None
-    if type.dtype.bits < 8:
-        raise place.error(f"external data of element type {type.dtype} are not supported")
-    _check_size(type, length, place)
-    size = path.stat().st_size
-    if offset + length > size:
+    if length != size:
+        expected = _expected(type) if type is not None else f"{size} bytes"
+        raise place.error("the data do not fit the shape", got=f"{length} bytes", expected=expected)
+    _check_sum(path, entries.get("checksum", ""), place)
+    there = path.stat().st_size
+    if offset + length > there:
         raise place.error(
             f"external data file '{entries['location']}' is too short",
-            got=f"{size} bytes",
+            got=f"{there} bytes",
             expected=f"at least {offset + length}",
             hint="copy or download the file that belongs to this model again",
         )
-    file = FileRange(path, offset, length)
-    if length == 0:
-        return Resource(type, array=np.empty(type.dims, type.dtype.numpy), name=tensor.name)
-    if offset % type.dtype.bytes:
-        return _in_file(tensor.name, type, file)
-    return Resource(type, file=file, name=tensor.name)
+    return FileRange(path, offset, length)
+
+
+def _check_sum(path: Path, expected: str, place: Place) -> None:
+    """Check the SHA1 digest of a whole file of external data, if the model gives one."""
+    if not expected:
+        return
+    status = path.stat()
+    got = _sha1(path, status.st_size, status.st_mtime_ns)
+    if got != expected.lower():
+        raise place.error(
+            f"external data file '{path.name}' is damaged, or of another model",
+            got=f"SHA1 {got}",
+            expected=f"SHA1 {expected}",
+            hint="copy or download the file that belongs to this model again",
+        )
+
+
+@lru_cache(maxsize=64)
+def _sha1(path: Path, size: int, modified: int) -> str:
+    """Of a file that has not changed since; tensors share files."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
 
 
 def _whole(text: str) -> int:

@@ -192,6 +192,15 @@ def test_every_command_refuses(command: str, tmp_path: Path) -> None:
     assert not (tmp_path / "m.ppu").exists()
 
 
+def test_check_refuses_what_cannot_be_read(tmp_path: Path) -> None:
+    """Tensors and names are read before anything else, so `check` says that the file is wrong, not the machine."""
+    model = with_constant(np.ones(3, np.float32), node("Add", "x", "c"))
+    model.graph.initializer[0].raw_data = bytes(11)
+    for path, made in (("a.onnx", model), ("b.onnx", model_with(node("Add", "x", "nobody")))):
+        onnx.save(made, tmp_path / path)
+        assert CliRunner().invoke(cli, ["check", str(tmp_path / path), "-t", "ppu-tiny"]).exit_code == 2
+
+
 def test_axes_may_be_of_either_integer_type() -> None:
     """ONNX's inference reads the axes of a Pad as i64 only; its schema allows i32."""
     model = model_with(node("Pad", "x", "pads", "", "axes"))

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ppuc.compiler.driver import compile_model, examine
-from ppuc.compiler.frontend.conformance.check import findings
+from ppuc.compiler.frontend.conformance.check import conforming, findings
 from ppuc.compiler.frontend.source import read_source
 from ppuc.compiler.frontend.tensors import read_tensor
 from ppuc.compiler.options import CompileOptions
@@ -184,3 +184,46 @@ def test_declared_shapes_of_constants_yield_to_their_tensors() -> None:
     assert not findings(made)
     made.graph.value_info[0].CopyFrom(helper.make_tensor_value_info("s", TensorProto.FLOAT, []))
     assert [f.what for f in findings(made)] == ["breaks the rules of its op"]
+
+
+X_TO_Y = (NODE("Neg", ["b"], ["y"], name="last"), NODE("Abs", ["a"], ["b"]), NODE("Relu", ["x"], ["a"]))
+
+
+def test_nodes_stand_in_topological_order() -> None:
+    made = model(X_TO_Y)
+    (found,) = findings(made)
+    assert (found.place, found.what) == ("node 'last' (Neg)", "it reads 'b', which a later node defines")
+    made.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 4]))
+    with pytest.raises(onnx.checker.ValidationError, match="topologically sorted"):
+        onnx.checker.check_model(made)
+    assert found.mend is not None
+    found.mend()
+    assert not findings(made)
+    assert [n.op_type for n in made.graph.node] == ["Relu", "Abs", "Neg"]
+
+
+def test_so_do_those_of_branches_and_functions() -> None:
+    inside = branch(NODE("Abs", ["a"], ["t"]), NODE("Relu", ["x"], ["a"]))
+    inside.output[0].name = "t"
+    assert [f.place for f in findings(with_if(inside))][:1] == ["node 'If_1/Abs_0' (Abs)"]
+    made = model([NODE("F", ["x"], ["y"], domain="f")])
+    opset = helper.make_opsetid("f", 1)
+    made.opset_import.append(opset)
+    made.functions.append(helper.make_function("f", "F", ["x"], ["y"], list(X_TO_Y), [helper.make_opsetid("", 18)]))
+    assert [f.place for f in findings(made)] == ["node 'F/last' (Neg)"]
+
+
+def test_cycles_are_named_as_such() -> None:
+    made = model([NODE("Add", ["x", "b"], ["a"]), NODE("Relu", ["a"], ["b"]), NODE("Neg", ["b"], ["y"])])
+    assert not findings(made)
+    with pytest.raises(ModelError, match="the graph has a cycle"):
+        conforming(made)
+
+
+def test_lenient_fixes_more_than_it_reports() -> None:
+    nodes = [NODE("Relu", [f"t{i}" if i else "x"], [f"t{i + 1}"], odd=1) for i in range(30)]
+    made = model([*nodes, NODE("Neg", ["t30"], ["y"])])
+    said: list[str] = []
+    conforming(made, lenient=True, warn=said.append)
+    assert len(said) == 20
+    assert not findings(made)

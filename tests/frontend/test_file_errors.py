@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
 
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.frontend.source import read_source
+from ppuc.compiler.frontend.tensors import read_tensor
 from ppuc.ir.errors import ModelError
 from tests.frontend.error_texts import RELU, lines, text_of
 from tests.support.against_onnxruntime import floats
@@ -53,12 +57,12 @@ def test_truncated_file(tmp_path: Path) -> None:
     )
 
 
-def external(path: Path, location: str, length: int = 16, offset: int = 0) -> None:
-    """Write a model whose weight `w: f32[4]` is said to lie at `location`."""
+def external(path: Path, location: str, length: int = 16, offset: int = 0, **more: str) -> None:
+    """Write a model whose weight `w: f32[4]` is said to lie at `location`; `more` are further entries."""
     model = model_of("g (float[4] x) => (float[4] y) { y = Add(x, w) }")
     tensor = onnx.TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4])
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length)), *more.items()):
         tensor.external_data.add(key=key, value=value)
     model.graph.initializer.append(tensor)
     path.write_bytes(model.SerializeToString())
@@ -109,6 +113,40 @@ def test_external_data_of_another_size(tmp_path: Path) -> None:
     assert text_of(ModelError, path) == lines(
         f"{path}: tensor 'w': the data do not fit the shape", "got: 12 bytes", "expected: 16 bytes for f32[4]"
     )
+
+
+def test_external_data_with_a_checksum(tmp_path: Path) -> None:
+    """SHA1 of the whole file (onnx.proto, external_data)."""
+    path, data = tmp_path / "m.onnx", np.arange(6, dtype=np.float32)
+    (tmp_path / "w.bin").write_bytes(data.tobytes())
+    right = hashlib.sha1(data.tobytes()).hexdigest()
+    external(path, "w.bin", offset=8, checksum=right.upper())
+    source = read_source(path)
+    assert read_tensor(source.model.graph.initializer[0], source).array().tolist() == [2, 3, 4, 5]
+    external(path, "w.bin", checksum="0" * 40)
+    assert text_of(ModelError, path) == lines(
+        f"{path}: tensor 'w': external data file 'w.bin' is damaged, or of another model",
+        f"got: SHA1 {right}",
+        f"expected: SHA1 {'0' * 40}",
+        "hint: copy or download the file that belongs to this model again",
+    )
+
+
+@pytest.mark.parametrize(("elements", "data"), [(TensorProto.INT4, b"\x21\x0f"), (TensorProto.FLOAT4E2M1, b"\x42\x01")])
+def test_external_data_below_a_byte(tmp_path: Path, elements: int, data: bytes) -> None:
+    tensor = TensorProto(name="w", data_type=elements, dims=[3], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="w.bin")
+    tensor.external_data.add(key="length", value="2")
+    onnx.save(model_of(RELU), tmp_path / "m.onnx")
+    source = read_source(tmp_path / "m.onnx")
+    (tmp_path / "w.bin").write_bytes(data)
+    here = TensorProto(name="w", data_type=elements, dims=[3], raw_data=data)
+    got, want = (read_tensor(t, source).array().astype(np.float32) for t in (tensor, here))
+    np.testing.assert_array_equal(got, want)
+    assert want[0] == (1 if elements == TensorProto.INT4 else 1.0)
+    tensor.external_data[1].value = "3"
+    with pytest.raises(ModelError, match=r"the data do not fit the shape[\s\S]*3 bytes[\s\S]*2 bytes"):
+        read_tensor(tensor, source)
 
 
 def test_external_data_of_a_model_in_memory(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from tests.support.onnx_text import model_of
 FOLDER = Path(__file__).parents[1] / "frontend" / "op_rules"
 DTYPES = {"f": "f4", "d": "f8", "i": "i8", "j": "i4", "b": "i1", "u": "u1", "t": "?"}
 _CONSTANT = re.compile(
-    r"#([fdijbut])(?:(?P<shape>\d+(?:x\d+)*)|\[(?P<list>[^\]]*)\]|\((?P<scalar>[^)]*)\)|:(?P<nested>\[[\[\]0-9, -]*\])|)"
+    r"#([fdijbut])"
+    r"(?:(?P<shape>\d+(?:x\d+)*)|\[(?P<list>[^\]]*)\]|\((?P<scalar>[^)]*)\)|:(?P<nested>\[[\[\]0-9, -]*\])|)"
 )
 _HAS_OUTPUTS = re.compile(r"\w+(, \w+)* = ")
 

@@ -19,6 +19,7 @@ from ppuc.compiler.frontend.conformance.model_rules import model_findings
 from ppuc.compiler.frontend.conformance.node_rules import Signature, node_findings
 from ppuc.compiler.frontend.conformance.scope_rules import scope_findings
 from ppuc.compiler.frontend.conformance.shape_rules import shape_findings
+from ppuc.compiler.frontend.conformance.stored import check_contents
 from ppuc.compiler.frontend.source import ModelSource, Source, normal_domain, read_source
 from ppuc.ir.errors import Diagnostic, ModelError
 
@@ -45,17 +46,19 @@ def findings(model: onnx.ModelProto) -> list[Finding]:
 
 
 def conforming(source: ModelSource, lenient: bool = False, warn: Callable[[str], object] | None = None) -> Source:
-    """`source`, read. Raises ModelError naming the violations. With `lenient`, each finding goes to `warn` instead
-    (None: Python's warnings), and the model is fixed where possible."""
+    """`source`, read. Raises ModelError naming the violations, or a node or tensor that cannot be read at all. With
+    `lenient`, each finding goes to `warn` instead (None: Python's warnings), and the model is fixed where possible."""
     read = read_source(source)
     found = findings(read.model)
     diagnostics = [_diagnostic(read, finding) for finding in found[:SHOWN]]
     if found and not lenient:
         raise ModelError(diagnostics)
-    for finding, diagnostic in zip(found, diagnostics, strict=False):
+    for diagnostic in diagnostics:
         (warn or warnings.warn)(str(replace(diagnostic, hint=None)))
+    for finding in found:
         if finding.mend is not None:
             finding.mend()
+    check_contents(read)
     return read
 
 

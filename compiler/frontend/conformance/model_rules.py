@@ -11,7 +11,7 @@ M8  every tensor has an element type that onnx.proto lists
 M9  an op of a function is the same in the opset that the function imports and in the model's (onnx.proto,
     FunctionProto.opset_import)
 
-M7 is in `scope_rules.py`.
+M7 and M10 are in `scope_rules.py`, M11 is in `stored.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def model_findings(model: onnx.ModelProto) -> Iterator[Finding]:
     yield from _opsets("", model.opset_import)
     yield from _functions(model)
     yield from _declarations(model.graph)
-    for name, tensor in _tensors(model):
+    for name, tensor in stored_tensors(model):
         if tensor.data_type not in _ELEMENTS:
             yield Finding(f"tensor '{name}'", "its element type is unknown", f"type number {tensor.data_type}")
 
@@ -114,8 +114,9 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
             yield from _nodes(graph.node)
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """All tensors that are stored in the model, each with its name or that of the node that holds it."""
+def stored_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """All tensors that are stored in the model, initializers of the main graph first, each with its name or that of the
+    node that holds it."""
     nodes = [*_nodes(model.graph.node), *_nodes(n for f in model.functions for n in f.node)]
     for graph in (model.graph, *(graph for node in nodes for graph in subgraphs(node))):
         yield from ((t.name, t) for t in graph.initializer)

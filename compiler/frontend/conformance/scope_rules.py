@@ -1,4 +1,7 @@
-"""Rule M7: a tensor is defined once, and a graph inside a node does not define a tensor that it can see outside.
+"""Rules about names in the graphs of a model.
+
+M7   a tensor is defined once, and a graph inside a node does not define a tensor that it can see outside
+M10  the nodes of a graph or function stand in topological order
 
 Names that later nodes define are not seen, and inputs of a graph inside a node may hide outer names, as ONNX's checker
 and ONNX Runtime have it. Names that the main graph or a function defines twice are found when its nodes are ordered.
@@ -7,23 +10,47 @@ and ONNX Runtime have it. Names that the main graph or a function defines twice 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import onnx
 
 from ppuc.compiler.frontend.conformance.findings import Finding
-from ppuc.compiler.frontend.order import subgraphs
+from ppuc.compiler.frontend.order import out_of_order, sort_nodes, subgraphs
 from ppuc.ir.errors import Entity, EntityKind
 
 EXPECTED = "a name of its own"
 
 
 def scope_findings(model: onnx.ModelProto) -> Iterator[Finding]:
-    """Violations of rule M7."""
+    """Violations of rules M7 and M10."""
     graph = model.graph
+    yield from _order("", graph.node)
+    for function in model.functions:
+        yield from _order(f"{function.name}/", function.node)
     seen = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     yield from _inside(graph.node, seen)
     for function in model.functions:
         yield from _inside(function.node, set(function.input))
+
+
+def _order(prefix: str, nodes: Any) -> Iterator[Finding]:
+    """M10, for `nodes` and the graphs inside them."""
+    late = out_of_order(nodes)
+    labels = [prefix + (node.name or f"{node.op_type}_{index}") for index, node in enumerate(nodes)]
+    if late is not None:
+        at, producer, name = late
+        yield Finding(
+            f"node '{labels[at]}' ({nodes[at].op_type})",
+            f"it reads '{name}', which a later node defines",
+            f"'{labels[producer]}' stands behind it",
+            "nodes in topological order",
+            partial(sort_nodes, nodes),
+            (Entity(EntityKind.NODE, labels[at]), Entity(EntityKind.TENSOR, name)),
+        )
+    for label, node in zip(labels, nodes, strict=True):
+        for graph in subgraphs(node):
+            yield from _order(f"{label}/", graph.node)
 
 
 def _inside(nodes: object, seen: set[str]) -> Iterator[Finding]:
