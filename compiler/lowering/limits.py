@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ppuc.compiler.lowering.tiling.body import NotFusable
-from ppuc.ir.graph import Graph, Value
+from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import MAX_VIEW_RANK, Kernel
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.targets.schema import Target
@@ -52,20 +52,20 @@ def may_lack_rings(body: Graph, target: Target) -> bool:
 def _moved(body: Graph) -> int:
     """Number of parameters with elements that the body reads, through views or not, and of the values that it stores
     from tiles of their own."""
-    through = {op.results[0].name: op.operands[0] for op in body.ops if OPS[op.name].kind is Kind.VIEW}
-    through |= {op.results[0].name: op.operands[1] for op in body.ops if op.name == "insert"}
+    through = {op.results[0].name: op.operands[0].name for op in body.ops if OPS[op.name].kind is Kind.VIEW}
+    through |= {op.results[0].name: op.operands[1].name for op in body.ops if op.name == "insert"}
     read = [v for op in body.ops if op.results[0].name not in through for v in op.operands[op.name in _WRITES_INTO :]]
-    params = {p.name for p in body.params}
+    params = {p.name: p for p in body.params}
     moved = {r.name for op in body.ops if op.name in _STORES_LOADED for r in op.results}
-    found, stored = ({_source(v, through) for v in values} for values in (read, body.results))
-    loaded = {v for v in found | stored if v.name in params and v.type.elements}
-    return len(loaded) + sum(v.name not in params | moved for v in stored)
+    found, stored = ({_source(v.name, through) for v in values} for values in (read, body.results))
+    loaded = [name for name in found | stored if name in params and params[name].type.elements]
+    return len(loaded) + sum(name not in params and name not in moved for name in stored)
 
 
-def _source(value: Value, through: Mapping[str, Value]) -> Value:
-    while value.name in through:
-        value = through[value.name]
-    return value
+def _source(name: str, through: Mapping[str, str]) -> str:
+    while name in through:
+        name = through[name]
+    return name
 
 
 def _require(rings: int, quantifier: str, target: Target) -> None:

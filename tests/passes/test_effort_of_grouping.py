@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -33,16 +33,44 @@ def sums_of_branches(count: int) -> Graph:
     return s.graph(x)
 
 
+def chain_read_at_the_end(count: int) -> Graph:
+    """A chain whose every result is added up in the end, so that no kernel keeps one to itself."""
+    s = Sketch()
+    chain = [s.param(1, 8)]
+    for i in range(count):
+        chain.append(s.op(("tanh", "abs")[i % 2], chain[-1]))
+    total = chain[0]
+    for x in chain[1:]:
+        total = s.op("add", total, x)
+    return s.graph(total)
+
+
+def tree(count: int) -> Graph:
+    """Chains whose results are added up two at a time."""
+    s = Sketch()
+    level = [s.param(1, 8) for _ in range(4)]
+    for i in range(count):
+        level.append(s.op(("tanh", "abs", "relu", "neg")[i % 4], level[-4]))
+    while len(level) > 1:
+        pairs = zip(level[::2], level[1::2], strict=False)
+        level = [*(s.op("add", a, b) for a, b in pairs), *level[len(level) // 2 * 2 :]]
+    return s.graph(level[0])
+
+
 def scaled(count: int) -> Graph:
     s = Sketch()
     x = s.param(4, 16)
     return s.graph(*(s.op("add", x, s.number(i + 0.5)) for i in range(count)))
 
 
+FEW_RINGS = replace(TINY, sync=replace(TINY.sync, rings_per_cu=12))
+"""A target whose groups end after a few branches."""
+
+
 @pytest.mark.parametrize("make", [contractions, sums_of_branches], ids=lambda f: f.__name__)
 def test_grouping_is_linear(make: Callable[[int], Graph], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPUC_CACHE_DIR", "")
-    target = replace(TINY, sync=replace(TINY.sync, rings_per_cu=12))  # groups that end after a few branches
+    target = FEW_RINGS
     Grouping(make(60), target, True).build()  # what is done once
     assert_linear(lambda n: Grouping(make(n), target, True).build, 60)
 
@@ -60,3 +88,24 @@ def test_kernels_that_differ_in_a_number_are_searched_once(monkeypatch: pytest.M
     monkeypatch.setattr(kernel_cache, "lower_group", counted)
     assert without_tiling(grouped, TINY) == ()
     assert searched == ["map"]
+
+
+@pytest.mark.parametrize("make", [chain_read_at_the_end, tree], ids=lambda f: f.__name__)
+def test_ops_that_are_stored_anyway_are_not_offered_to_every_group(
+    make: Callable[[int], Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last op of each kernel of such a chain is recomputed by its readers; those before it are not left out in
+    turn, which would offer each of them to as many groups as a group has ops."""
+    checked: list[int] = []
+    check = Grouping._check
+
+    def counted(self: Grouping, members: Sequence[int]) -> str:
+        checked.append(len(members))
+        return check(self, members)
+
+    monkeypatch.setattr(Grouping, "_check", counted)
+    grouped = Grouping(make(400), FEW_RINGS, True).build()
+    groups = [op for op in grouped.ops if op.name == "group"]
+    assert len(groups) < 100
+    assert len(checked) < 1_500
+    assert sum(checked) < 20_000

@@ -13,6 +13,7 @@ constants; every other operand is a parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -86,7 +87,7 @@ class Grouping(GroupedGraph):
         self.brought: dict[int, list[int]] = {}
         """Op of a group -> the producers that joined with it."""
         self.stretch = MOST_TRIED
-        """Ops to add with one check: half of those that did not fit, twice those that did."""
+        """Ops to add with one check: fewer than did not fit, twice those that did."""
         self.lowered = KernelCache(target)
 
     # -- growing -------------------------------------------------------------------------------------------------
@@ -160,28 +161,22 @@ class Grouping(GroupedGraph):
 
     def _shed(self, members: list[int]) -> None:
         """Leave out ops whose results only other groups read and whose operands are stored anyway: the readers
-        recompute them, which saves writing a tensor."""
-        while True:
-            _, results = self._body(members)
-            stored = {r.name for r in results}
-            spare = [
-                i
-                for i in members[1:]
-                if all(r.name in stored and r.name not in self.outputs for r in self.graph.ops[i].results)
-                and OPS[self.graph.ops[i].name].kind is Kind.ELEMENTWISE
-                and all(v.name in stored for v in self.graph.ops[i].operands if self._inside(v, members))
-                and not self._read_inside(i, members)
-            ]
-            if not spare:
-                return
-            for i in spare:
-                members.remove(i)
-                self.refused[self._release(i), i] = "its readers recompute it from a tensor that is stored anyway"
+        recompute them, which saves writing a tensor. What such an op reads stays, or it would not be stored."""
+        stored = {r.name for r in self._body(members)[1]}
+        inside = set(members)
+        spare = [
+            i
+            for i in members[1:]
+            if all(r.name in stored and r.name not in self.outputs for r in self.graph.ops[i].results)
+            and OPS[self.graph.ops[i].name].kind is Kind.ELEMENTWISE
+            and all(v.name in stored for v in self.graph.ops[i].operands if self.position.get(v.name) in inside)
+            and not self._read_inside(i, inside)
+        ]
+        for i in spare:
+            members.remove(i)
+            self.refused[self._release(i), i] = "its readers recompute it from a tensor that is stored anyway"
 
-    def _inside(self, value: Value, members: Sequence[int]) -> bool:
-        return self.position.get(value.name) in members
-
-    def _read_inside(self, i: int, members: Sequence[int]) -> bool:
+    def _read_inside(self, i: int, members: AbstractSet[int]) -> bool:
         return any(u in members for r in self.graph.ops[i].results for u in self.users.get(r.name, ()))
 
     def _misfit(self, members: Sequence[int]) -> str:
@@ -196,20 +191,26 @@ class Grouping(GroupedGraph):
 
     def _extend(self, number: int, seed: int) -> None:
         """Try every later consumer of the group in order; one that fails taints its dependents. Ops that are alike join
-        with one check; if it fails, half of them are tried."""
+        with one check; if it fails, half of them are tried, and never again as many."""
         members, growth = self.groups[number], Growth.of(self.graph, self.users, seed)
+        room: int | None = None  # ops that may still fit, if more are known not to
         while True:
             before = growth.copy()
-            run = self._batch(growth, self.stretch)
+            run = self._batch(growth, self.stretch if room is None else (room + 1) // 2 or 1)
             if not run:
                 break
             why_not = self._check(sorted(growth.members))
-            self.stretch = max(1, len(run) // 2 if why_not else max(self.stretch, 2 * len(run)))
             if why_not:
                 growth = before
                 if len(run) > 1:
+                    room = self.stretch = len(run) - 1
                     continue
                 run = self._alone(growth, why_not if not run[0][1] else "")
+                room = None
+            elif room is not None:
+                room -= len(run)
+            else:
+                self.stretch = max(self.stretch, 2 * len(run))
             self.brought.update(run)
             joined = [j for i, own in run for j in (*own, i)]
             members += joined
@@ -296,10 +297,10 @@ class Grouping(GroupedGraph):
 
     def _own_producers(self, i: int, growth: Growth) -> list[int]:
         """Side branches that end in op `i`: ungrouped elementwise ops, not reachable from this group, that only `i` or
-        each other read and that compute as many elements as `i`."""
+        each other read and that compute as many elements as `i`; none if they are too many for one group."""
         found: list[int] = []
         stack, elements = [i], self.graph.ops[i].results[0].type.elements
-        while stack:
+        while stack and len(found) <= MOST_TRIED:
             reader = stack.pop()
             for v in self.graph.ops[reader].operands:
                 source = self.position.get(v.name)
@@ -309,7 +310,7 @@ class Grouping(GroupedGraph):
                 if elementwise and self.users[v.name] == [reader] and v.type.elements == elements:
                     found.append(source)
                     stack.append(source)
-        return sorted(found)
+        return sorted(found) if len(found) <= MOST_TRIED else []
 
     def _check(self, members: Sequence[int]) -> str:
         """Why the ops cannot form one kernel with any tiling; "" if they can."""
