@@ -104,6 +104,8 @@ def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> 
     place = tensor_place(source.where, tensor.name)
     if any(d < 0 for d in tensor.dims):
         raise place.error("a dimension is negative", got=list(tensor.dims))
+    if tensor.HasField("segment"):
+        raise place.error("tensors that are split into segments are not supported")
     filled = [f for f in _LISTS if len(getattr(tensor, f))]
     filled += ["raw_data"] if tensor.HasField("raw_data") or (of_model and tensor.name in source.ranges) else []
     if len(filled) > 1:
@@ -121,6 +123,8 @@ def read_tensor(tensor: TensorProto, source: Source, of_model: bool = False) -> 
         return _listed(tensor, type, place)
     data = tensor.raw_data
     _check_size(type, len(data), place)
+    if type.dtype is DType.BOOL and data and max(data) > 1:
+        raise place.error("a number does not fit element type bool", got=max(data), expected="0 to 1")
     return Resource(type, array=np.frombuffer(data, type.dtype.numpy).reshape(type.dims), name=tensor.name)
 
 
@@ -152,6 +156,9 @@ def _check_list(tensor: TensorProto, type: TensorType, place: Place) -> None:
         got = len(tensor.raw_data) if tensor.HasField("raw_data") else len(tensor.int32_data)
         if got != units:
             raise place.error("the data do not fit the shape", got=f"{got} bytes", expected=f"{units} bytes for {type}")
+    if tensor.data_type == TensorProto.UINT32 and tensor.uint64_data and max(tensor.uint64_data) >> 32:
+        got, expected = max(tensor.uint64_data), f"0 to {(1 << 32) - 1}"
+        raise place.error(f"a number does not fit element type {type.dtype}", got=got, expected=expected)
     if not tensor.int32_data or bits >= 32:
         return
     signed = stored.kind == "i" and bits >= 8

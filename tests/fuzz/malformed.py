@@ -315,8 +315,8 @@ def refused_by_others(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray] | 
         if feeds is not None:
             session.run(None, dict(feeds))
     except Exception as error:
-        unknown = "NOT_IMPLEMENTED" in str(error) or "is not a registered" in str(error)
-        values = "out of data bounds" in str(error)  # of the inputs; others are fine
+        unknown = any(t in str(error) for t in ("NOT_IMPLEMENTED", "is not a registered", "are not supported"))
+        values = any(t in str(error) for t in ("out of data bounds", "gather_elements.cc"))  # of the inputs
         return "" if unknown or values else f"onnxruntime: {_line(error)}"
     return ""
 

@@ -16,7 +16,7 @@ from ppuc.compiler.frontend.conformance.findings import Finding, node_sites
 from ppuc.compiler.frontend.conformance.inference import inference
 from ppuc.compiler.frontend.conformance.known_shapes import shaped_nodes
 from ppuc.compiler.frontend.conformance.model_rules import model_findings
-from ppuc.compiler.frontend.conformance.node_rules import Signature, node_findings
+from ppuc.compiler.frontend.conformance.node_rules import Signature, attribute_kinds, node_findings
 from ppuc.compiler.frontend.conformance.scope_rules import scope_findings
 from ppuc.compiler.frontend.conformance.shape_rules import shape_findings
 from ppuc.compiler.frontend.conformance.stored import check_contents
@@ -34,9 +34,8 @@ def findings(model: onnx.ModelProto) -> list[Finding]:
     sites = list(node_sites(model))
     functions: dict[tuple[str, str], Signature] = {}
     for f in model.functions:  # overloads have one name
-        inputs, outputs, names = functions.get(key := (normal_domain(f.domain), f.name), (0, 0, frozenset[str]()))
-        names |= {*f.attribute, *(a.name for a in f.attribute_proto)}
-        functions[key] = max(inputs, len(f.input)), max(outputs, len(f.output)), names
+        inputs, outputs, kinds = functions.get(key := (normal_domain(f.domain), f.name), (0, 0, {}))
+        functions[key] = max(inputs, len(f.input)), max(outputs, len(f.output)), {**kinds, **attribute_kinds(f)}
     found = [*model_findings(model), *scope_findings(model)]
     found += [finding for site in sites for finding in node_findings(site, functions)]
     if found:

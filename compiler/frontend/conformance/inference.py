@@ -46,7 +46,9 @@ def inference(model: onnx.ModelProto, sites: list[NodeSite]) -> tuple[onnx.Model
 
 def _finding(model: onnx.ModelProto, sites: list[NodeSite], text: str) -> Finding | None:
     """What inference says about one node; None if it is not about the file, or others say it better."""
-    found = _OP.findall(text)
+    found, local = _OP.findall(text), {f.name for f in model.functions}
+    while len(found) > 1 and found[0][0] in local:  # a node in the body of a function of the file
+        del found[0]
     inside = len({op for op, _ in found}) > 1 and not _has_graphs(model, found[0][0])
     if inside or not found:  # inside a function body from a schema, not from the file
         return None

@@ -22,9 +22,10 @@ from ppuc.compiler.frontend.source import normal_domain
 STANDARD = ("", "ai.onnx.ml")
 LARGEST_CONSTANT = 1024
 """Maximum elements of a constant control operand (a shape, an axis, a count, a scale, indices)."""
+TYPES = onnx.TensorProto
 CHANGE_OF_LENGTH = {"Identity": 0, "SequenceErase": -1, "SequenceInsert": 1}
 """Op -> how many more tensors its sequence has than the one it reads."""
-STEERING = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+STEERING = frozenset({TYPES.INT64, TYPES.INT32, TYPES.FLOAT, TYPES.DOUBLE, TYPES.STRING})
 
 
 def shaped_nodes(inferred: onnx.ModelProto, sites: Iterable[NodeSite]) -> Iterator[ShapedNode]:

@@ -7,9 +7,10 @@ M4  graph inputs have a name and a type, outputs and initializers a name, and th
     twice, again with other elements, or with more axes than arrays have
 M5  a function's inputs, outputs and attributes have distinct names
 M6  an initializer of the name of an input has its type and shape
-M8  every tensor has an element type that onnx.proto lists
+M8  every tensor has an element type that onnx.proto lists, and so have tensors in declared sequences and optionals
 M9  an op of a function is the same in the opset that the function imports and in the model's (onnx.proto,
     FunctionProto.opset_import)
+M12 no two entries of the metadata have the same key
 
 M7 and M10 are in `scope_rules.py`, M11 is in `stored.py`.
 """
@@ -28,6 +29,9 @@ from ppuc.compiler.frontend.source import normal_domain, opset_versions
 
 NEWEST_IR = onnx.IR_VERSION
 _ELEMENTS = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+_OPEN_ELEMENTS = frozenset(onnx.TensorProto.DataType.values())
+OPEN = (None, "tensor_type", "sparse_tensor_type", "opaque_type")
+"""Kinds of types that may leave their elements open."""
 MOST_AXES = 64
 """Of numpy's arrays."""
 NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
@@ -35,14 +39,42 @@ NEWEST_OPSETS = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onn
 
 
 def model_findings(model: onnx.ModelProto) -> Iterator[Finding]:
-    """Violations of rules M1 to M6, M8 and M9."""
+    """Violations of rules M1 to M6, M8, M9 and M12."""
     yield from _ir_version(model)
     yield from _opsets("", model.opset_import)
     yield from _functions(model)
     yield from _declarations(model.graph)
+    yield from _types(model)
+    for key in _repeated(entry.key for entry in model.metadata_props):
+        yield Finding("", f"the metadata have two entries '{key}'", expected="one")
     for name, tensor in stored_tensors(model):
         if tensor.data_type not in _ELEMENTS:
             yield Finding(f"tensor '{name}'", "its element type is unknown", f"type number {tensor.data_type}")
+
+
+def _types(model: onnx.ModelProto) -> Iterator[Finding]:
+    """M8 for declared types; those of inner tensors and outputs may be left open."""
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        for kind, infos in (("input", graph.input), ("tensor", graph.value_info), ("output", graph.output)):
+            for info in infos:
+                elements = _elements(info.type)
+                if elements not in (_ELEMENTS if info.type.WhichOneof("value") not in OPEN else _OPEN_ELEMENTS):
+                    got = f"type number {elements}" if elements else "none"
+                    yield Finding(f"{kind} '{info.name}'", "its element type is unknown", got)
+        graphs += [inner for node in graph.node for inner in subgraphs(node)]
+
+
+def _elements(type: onnx.TypeProto) -> int:
+    """The element type of the tensors of a type; 0 if it is not given."""
+    kind = type.WhichOneof("value")
+    if kind in ("tensor_type", "sparse_tensor_type"):
+        elements: int = getattr(type, kind).elem_type
+        return elements
+    if kind in ("sequence_type", "optional_type"):
+        return _elements(getattr(type, kind).elem_type)
+    return _elements(type.map_type.value_type) if kind == "map_type" else 0
 
 
 def _ir_version(model: onnx.ModelProto) -> Iterator[Finding]:
@@ -76,6 +108,8 @@ def _functions(model: onnx.ModelProto) -> Iterator[Finding]:
     known: set[tuple[str, str, str]] = set()
     for function in model.functions:
         place, domain = f"function '{function.name}'", normal_domain(function.domain)
+        if not function.name:
+            yield Finding("a function of the model", "it has no name")
         key = (domain, function.name, function.overload)
         if key in known:
             yield Finding(place, "it is defined twice", expected="one definition for a name and overload")

@@ -22,6 +22,7 @@ import onnx
 
 from ppuc.compiler.frontend.conformance.findings import Finding, NodeSite
 from ppuc.compiler.frontend.conformance.value_rules import value_findings
+from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.source import normal_domain
 
 Option = onnx.defs.OpSchema.FormalParameterOption
@@ -45,8 +46,8 @@ FIELDS = {
 """Kind of attribute -> the field of AttributeProto that holds its value."""
 _LISTS = frozenset(field for field in FIELDS.values() if field.endswith("s") and field != "s")
 
-Signature = tuple[int, int, frozenset[str]]
-"""Numbers of inputs and outputs, and names of attributes."""
+Signature = tuple[int, int, Mapping[str, int]]
+"""Numbers of inputs and outputs, and kinds of attributes by name (UNDEFINED where the function does not say)."""
 
 AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 ENUMERATIONS: dict[tuple[str, str], tuple[str, ...]] = {
@@ -131,6 +132,10 @@ def node_findings(site: NodeSite, functions: Mapping[tuple[str, str], Signature]
                 what, expected = f"attribute '{attribute.name}' is unknown", ", ".join(sorted(attributes)) or "none"
                 mend = partial(node.attribute.remove, attribute)
                 yield site.broken(what, expected=expected, mend=mend, attribute=attribute.name)
+            elif attribute.type not in (KINDS.UNDEFINED, wanted := attributes[attribute.name]) and wanted:
+                what = f"attribute '{attribute.name}' is of the wrong kind"
+                got, expected = (KINDS.Name(kind).lower() for kind in (attribute.type, wanted))
+                yield site.broken(what, got, expected, attribute=attribute.name)
         return
     schema = schema_of(node.op_type, site.opsets[domain], domain)
     if schema is None:
@@ -146,6 +151,17 @@ def node_findings(site: NodeSite, functions: Mapping[tuple[str, str], Signature]
     yield from broken
     if not broken and not unreadable:
         yield from value_findings(site)
+
+
+def attribute_kinds(function: onnx.FunctionProto) -> dict[str, int]:
+    """The attributes of a function, of the kinds that its defaults or the nodes that refer to them have."""
+    kinds: dict[str, int] = dict.fromkeys(function.attribute, KINDS.UNDEFINED)
+    todo = list(function.node)
+    while todo:
+        node = todo.pop()
+        kinds |= {a.ref_attr_name: a.type for a in node.attribute if a.ref_attr_name in kinds}
+        todo += [inner for graph in subgraphs(node) for inner in graph.node]
+    return kinds | {a.name: a.type for a in function.attribute_proto}
 
 
 def _imported(site: NodeSite) -> str:

@@ -9,6 +9,7 @@ and ONNX Runtime have it. Names that the main graph or a function defines twice 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ def scope_findings(model: onnx.ModelProto) -> Iterator[Finding]:
     for function in model.functions:
         yield from _order(f"{function.name}/", function.node)
     seen = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    yield from _stored_twice(graph)
     yield from _inside(graph.node, seen)
     for function in model.functions:
         yield from _inside(function.node, set(function.input))
@@ -61,7 +63,16 @@ def _inside(nodes: object, seen: set[str]) -> Iterator[Finding]:
         seen.update(name for name in node.output if name)
 
 
+def _stored_twice(graph: onnx.GraphProto) -> Iterator[Finding]:
+    """Initializers of the same name."""
+    for name, count in Counter(t.name for t in graph.initializer).items():
+        if count > 1:
+            about = (Entity(EntityKind.TENSOR, name),)
+            yield Finding(f"tensor '{name}'", "it is stored twice", f"{count} initializers", EXPECTED, about=about)
+
+
 def _of_graph(graph: onnx.GraphProto, outer: set[str]) -> Iterator[Finding]:
+    yield from _stored_twice(graph)
     own = {i.name for i in graph.input} | {t.name for t in graph.initializer}
     visible = outer | own
     for node in graph.node:

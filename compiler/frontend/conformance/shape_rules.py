@@ -194,6 +194,19 @@ def _tree_features(node: ShapedNode) -> Iterator[Broken]:
         yield "attribute 'nodes_featureids' is out of range", list(features)[:20], f"less than {x[1]}"
 
 
+def _cast(node: ShapedNode) -> Iterator[Broken]:
+    """Texts in the file, cast to numbers."""
+    given = node.constants.get(0)
+    if given is None or given.dtype.kind not in "OSU" or node.attributes["to"] == onnx.TensorProto.STRING:
+        return
+    for text in given.reshape(-1).tolist():
+        try:
+            float(text)
+        except ValueError:
+            yield "a text is not a number", repr(text)[:80], "decimal or scientific notation"
+            return
+
+
 REDUCTIONS = tuple(
     f"Reduce{name}" for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 )
@@ -207,6 +220,7 @@ RULES: Mapping[str, Sequence[Rule]] = {
     "DeformConv": (deform_conv,),
     "Col2Im": (col2im,),
     "MaxUnpool": (max_unpool,),
+    "Cast": (_cast,),
     "PRelu": (unidirectional(1, "the slope"),),
     "Transpose": (_transpose,),
     "CenterCropPad": (_center_crop_pad, constant(1, "a size", lambda v: bool(np.all(v >= 0)), "zero or more")),

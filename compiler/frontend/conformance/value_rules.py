@@ -195,6 +195,20 @@ def _loop(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
         yield site.broken("the condition that the body returns is not boolean", got, "bool", attribute="body")
 
 
+def _scan(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
+    """One direction and one axis for each tensor that is scanned, and for each that is collected."""
+    scanned = values.get("num_scan_inputs", 0)
+    collected = len(site.node.output) - (len(site.node.input) - scanned)
+    for name, count in (
+        *((f"scan_input_{what}", scanned) for what in ("directions", "axes")),
+        *((f"scan_output_{what}", collected) for what in ("directions", "axes")),
+    ):
+        given = values.get(name)
+        if given is not None and len(given) != count and site.opsets.get("", 1) > 8:
+            what = f"attribute '{name}' has the wrong length"
+            yield site.broken(what, _text(given), f"{count} entries", attribute=name)
+
+
 def _hidden(site: NodeSite, values: Mapping[str, Any]) -> Iterator[Finding]:
     """The schemas call it optional, and ONNX Runtime needs it."""
     if "hidden_size" not in values and not any(a.name == "hidden_size" for a in site.node.attribute):
@@ -258,6 +272,7 @@ OF_NODE: Mapping[str, Callable[[NodeSite, Mapping[str, Any]], Iterator[Finding]]
     "RegexFullMatch": _pattern,
     "Resize": _resize,
     "ReverseSequence": _reversed_axes,
+    "Scan": _scan,
     "TreeEnsemble": _tree,
 }
 """Op -> what its attributes have to be together."""
