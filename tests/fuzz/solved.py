@@ -11,6 +11,7 @@ import onnx
 
 from ppuc.compiler.entry import compile, verify
 from ppuc.compiler.validation.oracle import Session
+from tests.fuzz.second import DISPUTED, agrees_otherwise
 from tests.fuzz.solved_model import FLOAT, INTEGERS, MOST, Shape, SolvedModel
 
 Layer = Callable[[SolvedModel, str], object]
@@ -330,16 +331,20 @@ def disagreement(
     dims: Mapping[str, int] | None = None,
     host: bool = False,
 ) -> str:
-    """Which outputs are not what ONNX Runtime computes, or which hazards there are; "" when all is right. `dims` are
-    sizes of symbols. Raises what compiling raises: without `host`, every op must have kernels on every machine.
+    """Which outputs are not what ONNX Runtime computes, or which hazards there are; "" when all is right. It begins
+    with DISPUTED where onnx.reference says that it is ONNX Runtime which is off. `dims` are sizes of symbols. Raises
+    what compiling raises: without `host`, every op must have kernels on every machine.
 
     Where terms cancel, an output may be off by what rounding the largest tensor of the model would change."""
-    found = verify(compile(model, target, precision, dims, host=host), feeds)
+    program = compile(model, target, precision, dims, host=host)
+    found = verify(program, feeds)
     wrong = [output for output in found.outputs if not output.ok]
     if any(not output.mismatches for output in wrong):
         largest = _largest(model, feeds)
         wrong = [o for o in wrong if o.mismatches or not o.max_abs <= SLACK * o.tolerance * largest]
-    return "; ".join((*(f"{output.name}: {output.reason}" for output in wrong), *found.hazards))
+    what = "; ".join((*(f"{output.name}: {output.reason}" for output in wrong), *found.hazards))
+    disputed = bool(wrong) and not found.hazards and agrees_otherwise(model, feeds, program.run(feeds).outputs, wrong)
+    return DISPUTED + what if disputed else what
 
 
 def _largest(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
