@@ -3,7 +3,7 @@
 The rule for rounding errors (`ppuc.compiler.validation.tolerance`) allows deep networks of 8-bit layers anything: it
 cannot know how large activations are beside their scales. The simulated graph tells: the model in f32, whose layers
 take operands that were rounded to their formats and back. What it leaves out is bf16 storage between layers, whose
-effect is measured by changing weights and inputs by as much.
+effect is measured by changing weights and inputs by as much, and that kernels keep 16-bit floats of the model in f32.
 
 A program and the simulated graph do not agree bit for bit, because a sum that is rounded another way moves numbers over
 the edges of 8-bit codes. But both are draws from one distribution, so that the sizes of their errors agree.
@@ -15,15 +15,16 @@ was made of nor what it computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ppuc.compiler.validation.conditioning import moved, perturbed
 from ppuc.compiler.validation.emulate import Emulator
+from ppuc.compiler.validation.overflow import WIDENED, run_wide
 from ppuc.compiler.validation.tolerance import FP32_FLOOR, typical_step
-from ppuc.ir.graph import Graph
+from ppuc.ir.graph import Graph, Op
 from ppuc.ir.module import Module
 
 DRAWS = 2
@@ -54,6 +55,7 @@ def allowed_errors(
     theirs = dict(simulated.outputs)
     step, found = typical_step(graph, STORED), dict[str, Allowed]()
     exact, written = Emulator(graph), Emulator(simulated.graph)
+    wide = _unrounded(graph, feeds, outputs.values())
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
         near = {n: moved(a, step, rng) for n, a in feeds.items()}
@@ -64,8 +66,23 @@ def allowed_errors(
             want = wanted[value]
             if want.dtype.kind == "f" and want.size:
                 errors = [_errors(rounded[theirs[name]], want), _errors(stored[value], base[value])]
+                errors += [_errors(wide[value], base[value])] if wide else []
                 one, before = _allowed(want, errors), found.get(name, Allowed(0.0, 0.0))
                 found[name] = Allowed(max(one.relative, before.relative), max(one.largest, before.largest))
+    return found
+
+
+def _unrounded(graph: Graph, feeds: Mapping[str, np.ndarray], values: Collection[str]) -> dict[str, np.ndarray]:
+    """The `values` of a graph with 16-bit floats that are kept in f32, as they are within a kernel; nothing of one
+    without."""
+    if not any(r.type.dtype in WIDENED for op in graph.ops for r in op.results):
+        return {}
+    found = {name: array for name, array in feeds.items() if name in values}
+
+    def on_op(op: Op, arrays: Sequence[np.ndarray]) -> None:
+        found.update((r.name, array) for r, array in zip(op.results, arrays, strict=True) if r.name in values)
+
+    run_wide(graph, feeds, on_op)
     return found
 
 

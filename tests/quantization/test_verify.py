@@ -116,5 +116,22 @@ def test_an_error_as_large_as_the_terms_that_cancel_is_wrong(format: str) -> Non
     assert not Judge(imported.graph, format, feeds).compare(label, value.name, want + terms, want, allowed).ok
 
 
+def test_16_bit_floats_of_a_model_are_rounded_or_kept_in_f32() -> None:
+    """The logarithm of a sum of ones hardly moves with its inputs, but does with its rounding to f16."""
+    text = "g (float16[61] x) => (float[] y) { s = ReduceLogSumExp<keepdims = 0>(x) c = Cast<to = 1>(s) y = Sqrt(c) }"
+    model, x = model_of(text), np.full(61, 1e-4, np.float16)
+    program = compile_program(model, "ppu-tiny", "int8")
+    assert ppuc.verify(program, {"x": x}).ok
+    assert program.quantized is not None
+    imported = load_model(model)
+    ((label, value),) = imported.outputs
+    feeds, exact = {imported.inputs[0][1].name: x}, np.log(np.exp(x.astype(np.float32)).sum())
+    allowed = allowed_errors(imported.graph, {label: value.name}, program.quantized.simulated, feeds)[label]
+    want, judge = Oracle(model).run({"x": x})[label], Judge(imported.graph, "int8", feeds)
+    for number in (exact, np.float32(np.float16(exact))):
+        assert judge.compare(label, value.name, np.sqrt(number), want, allowed).ok
+    assert not judge.compare(label, value.name, np.sqrt(exact * np.float32(1.01)), want, allowed).ok
+
+
 def weights_of(model: onnx.ModelProto) -> np.ndarray:
     return onnx.numpy_helper.to_array(model.graph.initializer[0])
