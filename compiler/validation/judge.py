@@ -1,7 +1,9 @@
-"""Judges whether tensors agree with the model's: by the tolerance rule, and by the model's conditioning if that fails.
+"""Judges whether tensors agree with the model's: by the tolerance rule, then by the model's conditioning, then by the
+sides that its steps may fall on.
 
-Invariant: a tensor that keeps the rule is judged by the rule alone; one that breaks it is accepted only within what the
-model itself makes of rounding, and its comparison then carries the sensitivity that was measured.
+Invariant: a tensor that keeps the rule is judged by the rule alone, but for integers, none of which may differ where no
+step is near an edge; one that breaks it is accepted only within what the model itself makes of rounding. Its comparison
+then carries the sensitivity that was measured, or a note of the elements that are on other sides.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.validation.compare import Comparison, compare
 from ppuc.compiler.validation.conditioning import Sensitivity, sensitivities
 from ppuc.compiler.validation.expected import Allowed
+from ppuc.compiler.validation.overflow import nearest
+from ppuc.compiler.validation.sides import Sided, sided
 from ppuc.compiler.validation.tolerance import Tolerance, exact, stored_as, tolerances, typical_step
 from ppuc.ir.graph import Graph
 from ppuc.ir.types import DType
@@ -35,6 +40,8 @@ class Judge:
         self._tolerances = tolerances(graph, precision, transforms)
         self._step = typical_step(graph, precision, transforms)
         self._sensitivities: dict[str, Sensitivity] | None = None
+        self._precision, self._transforms = precision, transforms
+        self._sided: dict[str, Sided | None] = {}
 
     def compare(
         self,
@@ -51,14 +58,53 @@ class Judge:
         dtype = stored or DType.of(got.dtype)
         tolerance = stored_as(dtype, self._tolerances.get(value, exact()))
         result = compare(label, got, want, _within(allowed, tolerance, dtype, want))
-        sensitivity = None if result.ok else self._sensitivity(value)
-        if sensitivity is None:
-            return result
-        widened = sensitivity.widened(tolerance, self._step)
-        if widened == tolerance:
-            return result
-        again = compare(label, got, want, _within(allowed, widened, dtype, want))
-        return replace(again, sensitivity=sensitivity.relative)
+        if result.ok:
+            return self._strayed(result, value, got, want) if result.mismatches else result
+        sensitivity = self._sensitivity(value)
+        widened = tolerance if sensitivity is None else sensitivity.widened(tolerance, self._step)
+        if sensitivity is not None and widened != tolerance:
+            result = replace(
+                compare(label, got, want, _within(allowed, widened, dtype, want)), sensitivity=sensitivity.relative
+            )
+        if result.ok:
+            return self._strayed(result, value, got, want) if result.mismatches else result
+        return self._on_other_sides(result, value, got, want, _within(allowed, widened, dtype, want))
+
+    def _on_other_sides(
+        self, before: Comparison, value: str, got: np.ndarray, want: np.ndarray, tolerance: Tolerance
+    ) -> Comparison:
+        """`before`, which is off, or a better one with the sides that the program's steps fell on."""
+        sided = self._sides(value)
+        if sided is None or not sided.others or not got.shape == want.shape == sided.base.shape:
+            return before
+        closest = nearest(got, *sided.given(want)).astype(want.dtype)
+        again = compare(before.name, got, closest, replace(tolerance, mismatch_share=0.0, flips=0.0))
+        if not again.ok:
+            return before
+        count = int(np.count_nonzero(closest != want))
+        note = f"{count} of {got.size} elements come from numbers so near an edge that rounding may take them over it"
+        return replace(again, sensitivity=before.sensitivity, note=note)
+
+    def _strayed(self, before: Comparison, value: str, got: np.ndarray, want: np.ndarray) -> Comparison:
+        """`before`, of integers some of which differ; wrong when one is less or more than on any side of a step. Where
+        layers are of 8 bits, the rule does not know how far their errors go."""
+        sided = None if PRECISIONS[self._precision].quantized else self._sides(value)
+        if sided is None or sided.base.shape != got.shape:
+            return before
+        stray = (got != want) & sided.beyond(got)
+        if not stray.any():
+            return before
+        count, at = int(np.count_nonzero(stray)), [int(i) for i in np.argwhere(stray)[0]]
+        return replace(
+            before, ok=False, reason=f"{count} of {got.size} elements differ, far from any edge, first at {at}"
+        )
+
+    def _sides(self, value: str) -> Sided | None:
+        if value not in self._sided:
+            results = {v.name for v in self._graph.results} | {value}
+            found = sided(self._graph, self._precision, self._feeds, self._step, results, self._transforms)
+            self._sided |= {name: found.get(name) for name in results}
+        return self._sided[value]
 
     def tolerances_of(self, value: str) -> list[Tolerance]:
         """What the graph's value of that name may be off: by the rule, and by the model's own conditioning."""

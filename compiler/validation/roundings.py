@@ -13,7 +13,7 @@ Invariant: a value of the graph keeps its name and, without noise, its meaning.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +35,14 @@ class Expanded:
     names: Mapping[str, tuple[str, ...]]
 
 
-def expanded(graph: Graph) -> Expanded:
-    """`graph` with every composite, except contractions, replaced by the ops that it consists of."""
+def expanded(graph: Graph, kept: Collection[str] = ()) -> Expanded:
+    """`graph` with every composite, except contractions and those `kept`, replaced by the ops that it consists of."""
     final = {v.name: v.name for v in (*graph.params, *(r for op in graph.ops for r in op.results))}
     replaced: dict[str, str] = {}
 
     def expand(builder: Builder, op: Op) -> Sequence[Value] | None:
         parts = OPS[op.name].decompose
-        if parts is None or contracts(op):
+        if parts is None or op.name in kept or contracts(op):
             return None
         results = parts(builder, op)
         replaced.update((old.name, new.name) for old, new in zip(op.results, results, strict=True))

@@ -101,6 +101,7 @@ class ExpectedError:
 
 
 NO_ERROR = ExpectedError()
+ExactResults = Callable[[Op, Sequence[ExpectedError]], bool]
 
 
 def tolerances(graph: Graph, precision: str, transforms: Collection[str] = ()) -> dict[str, Tolerance]:
@@ -113,7 +114,26 @@ def expected_errors(
     graph: Graph, precision: str, given: Mapping[str, ExpectedError], transforms: Collection[str] = ()
 ) -> dict[str, ExpectedError]:
     """The expected error of every value that `graph` computes at `precision`; `given` are those of its parameters."""
-    errors, constants = dict(given), graph.constants()
+    return _propagated(graph, precision, given, transforms)[0]
+
+
+def errors_read(
+    graph: Graph, precision: str, transforms: Collection[str], exact_results: ExactResults
+) -> list[list[ExpectedError]]:
+    """For each op of `graph`, in order, the expected error of each operand as the op reads it: as it was computed, and
+    stored where a contraction reads it too. `exact_results` says of which ops, with these errors of their operands, the
+    results have none."""
+    return _propagated(graph, precision, {}, transforms, exact_results)[1]
+
+
+def _propagated(
+    graph: Graph,
+    precision: str,
+    given: Mapping[str, ExpectedError],
+    transforms: Collection[str],
+    exact_results: ExactResults = lambda op, operands: False,
+) -> tuple[dict[str, ExpectedError], list[list[ExpectedError]]]:
+    errors, constants, read = dict(given), graph.constants(), list[list[ExpectedError]]()
     tensor_format, storage = PRECISIONS[precision].rounding_type, PRECISIONS[precision].storage_type
     stored = _stored_for_contractions(graph) if storage is not None else frozenset()
     for op in graph.ops:
@@ -123,6 +143,9 @@ def expected_errors(
                 replace(e, variance=e.variance + _stored(storage), narrow=True) if v.name in stored else e
                 for e, v in zip(operands, op.operands, strict=True)
             ]
+        read.append(operands)
+        if exact_results(op, operands):
+            continue
         inherited = inherited_error(operands)
         added, is_narrow = added_by(op, tensor_format)
         reference = inherited.reference + _of_reference(op, transforms)
@@ -134,7 +157,7 @@ def expected_errors(
     views = {op.results[0].name for op in graph.ops if OPS[op.name].kind is Kind.VIEW}
     for name in stored & views & {v.name for v in graph.results}:  # copied from what is stored
         errors[name] = replace(errors[name], variance=errors[name].variance + _stored(storage), narrow=True)
-    return errors
+    return errors, read
 
 
 def _stored(storage: DType | None) -> float:
