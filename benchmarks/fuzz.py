@@ -1,6 +1,7 @@
 """Random graphs through the whole pipeline: verified, re-executed after every pass, simulated, checked for hazards.
 With `--generator`, ONNX models compiled and compared with ONNX Runtime: `solved`, products and views whose shapes are
-solved for; `trial`, nodes of every kind that ONNX Runtime accepts, some of which run on the host.
+solved for; `trial`, nodes of every kind that ONNX Runtime accepts, some of which run on the host; `stranger`, any op as
+often as any other, operands that the graph computes, graphs in graphs, and tensors without elements or axes.
 
     python -m benchmarks.fuzz --seeds 0:2000 --target ppu-tiny --target zhenwu-m890
     python -m benchmarks.fuzz --generator solved --seeds 0:500 --precision int8
@@ -38,6 +39,7 @@ from ppuc.targets.description import load_target
 from tests.fuzz.second import DISPUTED
 from tests.fuzz.solved import disagreement
 from tests.fuzz.solved import model_of_seed as solved_of_seed
+from tests.fuzz.stranger import model_of_seed as stranger_of_seed
 from tests.fuzz.trial import model_of_seed as trial_of_seed
 from tests.property.graph_generator import module_of_seed
 from tests.support.whole_pipeline import compiled
@@ -54,6 +56,7 @@ Generator = Callable[[int, int], Made]
 GENERATORS: dict[str, Generator] = {
     "solved": lambda seed, layers: (*solved_of_seed(seed, layers), {}),
     "trial": trial_of_seed,
+    "stranger": stranger_of_seed,
 }
 MADE = "made"
 AGREES, FAILED, NO_ORACLE = "agree", "failed", "no oracle"
