@@ -9,7 +9,7 @@ compiled at run time once per call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,14 @@ from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.program.compiled import CompiledProgram, ProgramResult
 from ppuc.compiler.validation.compare import Comparison, compare
 from ppuc.compiler.validation.conditioning import Move, rounds, sensitivities_of_outputs
+from ppuc.compiler.validation.judge import on_other_sides
 from ppuc.compiler.validation.oracle import Oracle
+from ppuc.compiler.validation.sides import drawn
 from ppuc.compiler.validation.tolerance import (
     NO_ERROR,
     ExpectedError,
     Tolerance,
+    exact,
     expected_errors,
     host_error,
     inherited_error,
@@ -172,6 +175,28 @@ def _excused(
         if not before.ok and (widened := sensitivity.widened(tolerance, step)) != tolerance:
             compared = compare(name, result.outputs[name], want[name], widened)
             again[name] = [replace(compared, sensitivity=sensitivity.relative)]
+    return again | _on_other_sides(run, result, {**found, **again}, want, step)
+
+
+def _on_other_sides(
+    run: Callable[[Move], Mapping[str, Any]],
+    result: ProgramResult,
+    found: Mapping[str, list[Comparison]],
+    want: Mapping[str, Any],
+    step: float,
+) -> dict[str, list[Comparison]]:
+    """Integer outputs that differ, or prove nothing, and that come from numbers near an edge."""
+    differing = {name: each[0] for name, each in found.items() if len(each) == 1 and each[0].mismatches}
+    open_ones = {name: c for name, c in differing.items() if c.verdict != "ok" and c.name == name in want}
+    try:
+        others = drawn(run, want, step, open_ones) if open_ones else {}
+    except ModelError:
+        return {}
+    again = {}
+    for name, before in open_ones.items():
+        if name in others and np.shape(result.outputs[name]) == np.shape(want[name]):
+            better = on_other_sides(before, result.outputs[name], want[name], others[name], exact())
+            again[name] = [better or before]
     return again
 
 

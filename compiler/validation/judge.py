@@ -68,22 +68,10 @@ class Judge:
             )
         if result.ok:
             return self._strayed(result, value, got, want) if result.mismatches else result
-        return self._on_other_sides(result, value, got, want, _within(allowed, widened, dtype, want))
-
-    def _on_other_sides(
-        self, before: Comparison, value: str, got: np.ndarray, want: np.ndarray, tolerance: Tolerance
-    ) -> Comparison:
-        """`before`, which is off, or a better one with the sides that the program's steps fell on."""
-        sided = self._sides(value)
-        if sided is None or not sided.others or not got.shape == want.shape == sided.base.shape:
-            return before
-        closest = nearest(got, *sided.given(want)).astype(want.dtype)
-        again = compare(before.name, got, closest, replace(tolerance, mismatch_share=0.0, flips=0.0))
-        if not again.ok:
-            return before
-        count = int(np.count_nonzero(closest != want))
-        note = f"{count} of {got.size} elements come from numbers so near an edge that rounding may take them over it"
-        return replace(again, sensitivity=before.sensitivity, note=note)
+        sides = self._sides(value)
+        if sides is None or not got.shape == want.shape == sides.base.shape:
+            return result
+        return on_other_sides(result, got, want, sides, _within(allowed, widened, dtype, want)) or result
 
     def _strayed(self, before: Comparison, value: str, got: np.ndarray, want: np.ndarray) -> Comparison:
         """`before`, of integers some of which differ; wrong when one is less or more than on any side of a step. Where
@@ -115,6 +103,20 @@ class Judge:
         if self._sensitivities is None:
             self._sensitivities = sensitivities(self._graph, self._feeds, self._step)
         return self._sensitivities.get(value)
+
+
+def on_other_sides(
+    before: Comparison, got: np.ndarray, want: np.ndarray, sides: Sided, tolerance: Tolerance
+) -> Comparison | None:
+    """`got` compared with the reference `want` on the sides of steps that it is closest to; None if it is off there,
+    too. `before` is its comparison with `want` itself."""
+    closest = nearest(got, *sides.given(want)).astype(want.dtype)
+    again = compare(before.name, got, closest, replace(tolerance, mismatch_share=0.0, flips=0.0))
+    if not again.ok:
+        return None
+    count = int(np.count_nonzero(closest != want))
+    note = f"{count} of {got.size} elements come from numbers so near an edge that rounding may take them over it"
+    return replace(again, sensitivity=before.sensitivity, note=note)
 
 
 def _within(allowed: Allowed | None, tolerance: Tolerance, dtype: DType, want: np.ndarray) -> Tolerance:

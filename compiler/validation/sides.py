@@ -19,10 +19,11 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from ppuc.compiler.validation.conditioning import SMALLEST_CHANGE, moved, perturbed
+from ppuc.compiler.validation.conditioning import SMALLEST_CHANGE, Move, moved, perturbed
 from ppuc.compiler.validation.overflow import overflows
 from ppuc.compiler.validation.roundings import Expanded, expanded, with_noise
 from ppuc.compiler.validation.tolerance import UNIT_ROUNDOFF, ExpectedError, Tolerance, errors_read, tolerance_of
@@ -45,6 +46,7 @@ PARTS = (1.0, -1.0, 0.5, -0.5, 0.25, -0.25, 0.125, -0.125)
 is found."""
 RANDOM = 8
 DRAWS = 6
+FACTORS = (1, 2, 4)
 LEAST, MOST = 2.0, 4.0
 """Times the largest change of an element in DRAWS runs with typical rounding errors: what it may be off at least, and
 at the most."""
@@ -146,6 +148,22 @@ def sided(
     except InputError:  # other indices may lie outside of what they index
         return {}
     return {name: Sided(base[value], tuple(others)) for value, others in found.items() for name in wanted[value]}
+
+
+def drawn(
+    run: Callable[[Move], Mapping[str, Any]], want: Mapping[str, Any], step: float, names: Collection[str]
+) -> dict[str, Sided]:
+    """The same for the integer outputs `names` of a model that is a function, as in
+    `ppuc.compiler.validation.conditioning.sensitivities_of_outputs`: what changes of its weights and inputs by one, two
+    and four typical rounding errors make of the oracle's answer `want`."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for draw in range(DRAWS * len(FACTORS)):
+        change = FACTORS[draw % len(FACTORS)] * step
+        answer = run(partial(moved, change=change, rng=np.random.default_rng(draw)))
+        for name in names:
+            if np.shape(answer[name]) == np.shape(want[name]):
+                found[name].append(answer[name])
+    return {name: Sided(want[name], tuple(others)) for name, others in found.items() if others}
 
 
 def _named(op: Op, arrays: Sequence[np.ndarray]) -> list[tuple[str, np.ndarray]]:

@@ -205,6 +205,27 @@ def test_a_model_with_host_steps_carries_the_blame_for_its_own_conditioning_and_
     assert not judged(y * np.float32(1.01)).ok
 
 
+def test_an_integer_from_a_number_near_an_edge_may_be_that_of_either_side() -> None:
+    w = np.random.default_rng(0).standard_normal((6, 1)).astype(np.float32)
+    text = """g (float[1, 6] x) => (int32[1, 1] y, int64[2, n] i) {
+        h = MatMul(x, w) y = Cast<to = 6>(h) i = NonZero(h) }"""
+    source = model(text)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    program = compiled(source, precision="bf16")
+
+    def judged(number: float, y: int) -> Comparison:
+        assert program.plan is not None
+        x = {"x": (number * w.T / np.square(w).sum()).astype(np.float32)}
+        result = program.run(x)
+        outputs = {**result.outputs, "y": np.full((1, 1), y, np.int32)}
+        return verify_hosted(program, program.plan, x, replace(result, outputs=outputs))[0][0]
+
+    assert judged(2.0005, 1).verdict == judged(1.9995, 2).verdict == "ok"
+    assert "near an edge" in judged(2.0005, 1).note
+    assert not judged(2.3, 1).ok
+    assert judged(2.0005, 7).verdict != "ok"
+
+
 def test_a_tensor_may_be_called_a_layer() -> None:
     """Exporters name tensors after modules; what is kept for comparison has names that no tensor has."""
     text = "g (float[4, 6] x) => (int64[2, n] i, float[4, 6] z) { a = MatMul(x, w) i = NonZero(a) z = Neg(a) }"
