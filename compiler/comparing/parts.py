@@ -104,10 +104,12 @@ def _compared(
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     imported = load_model(cut, shapes=shapes, values=program.fixed)
     feeds = {value.name: arrays[name] for name, value in imported.inputs}
-    judge = Judge(imported.graph, program.options.precision, feeds, imported.transforms)
+    stored = {layers.tensors[node]: DType.of(layers.got[value].dtype) for value, node in layers.nodes.items()}
+    given = {GIVEN + name: stored[name] for name in held}
+    formats = {value.name: given[name] for name, value in imported.inputs if name in given}
+    judge = Judge(imported.graph, program.options.precision, feeds, imported.transforms, formats)
     want, got = Oracle(cut).run(arrays), {**held, **outputs}
     undefined = undefined_elements(cut, arrays, want)
-    stored = {layers.tensors[node]: DType.of(layers.got[value].dtype) for value, node in layers.nodes.items()}
 
     def compared(name: str, value: str) -> Comparison:
         a, b = (defined(arrays[name], undefined.get(name)) for arrays in (got, want))

@@ -27,7 +27,8 @@ from ppuc.ir.types import DType
 
 class Judge:
     """Judges values of `graph` (the imported model) computed at `precision` from `feeds` (by parameter name), against a
-    reference that computes the ONNX nodes `transforms` as Fourier transforms."""
+    reference that computes the ONNX nodes `transforms` as Fourier transforms. `held` are the dtypes of parameters that
+    the program computed and stored; what follows them may have read them before they were rounded to be stored."""
 
     def __init__(
         self,
@@ -35,12 +36,14 @@ class Judge:
         precision: str,
         feeds: Mapping[str, np.ndarray],
         transforms: Collection[str] = (),
+        held: Mapping[str, DType] | None = None,
     ) -> None:
         self._graph, self._feeds = graph, feeds
         self._tolerances = tolerances(graph, precision, transforms)
         self._step = typical_step(graph, precision, transforms)
         self._sensitivities: dict[str, Sensitivity] | None = None
         self._precision, self._transforms = precision, transforms
+        self._held = dict(held or {})
         self._sided: dict[str, Sided | None] = {}
 
     def compare(
@@ -59,7 +62,7 @@ class Judge:
         tolerance = stored_as(dtype, self._tolerances.get(value, exact()))
         result = compare(label, got, want, _within(allowed, tolerance, dtype, want))
         if result.ok:
-            return self._strayed(result, value, got, want) if result.mismatches else result
+            return self._as_integers(result, value, got, want) if result.mismatches else result
         sensitivity = self._sensitivity(value)
         widened = tolerance if sensitivity is None else sensitivity.widened(tolerance, self._step)
         if sensitivity is not None and widened != tolerance:
@@ -67,21 +70,23 @@ class Judge:
                 compare(label, got, want, _within(allowed, widened, dtype, want)), sensitivity=sensitivity.relative
             )
         if result.ok:
-            return self._strayed(result, value, got, want) if result.mismatches else result
+            return self._as_integers(result, value, got, want) if result.mismatches else result
         sides = self._sides(value)
         if sides is None or not got.shape == want.shape == sides.base.shape:
             return result
         return on_other_sides(result, got, want, sides, _within(allowed, widened, dtype, want)) or result
 
-    def _strayed(self, before: Comparison, value: str, got: np.ndarray, want: np.ndarray) -> Comparison:
-        """`before`, of integers some of which differ; wrong when one is less or more than on any side of a step. Where
-        layers are of 8 bits, the rule does not know how far their errors go."""
-        sided = None if PRECISIONS[self._precision].quantized else self._sides(value)
-        if sided is None or sided.base.shape != got.shape:
+    def _as_integers(self, before: Comparison, value: str, got: np.ndarray, want: np.ndarray) -> Comparison:
+        """`before`, of integers some of which differ though no more than may: right if all of them are those of other
+        sides, wrong when one is less or more than on any side. Where layers are of 8 bits, the rule does not know how
+        far their errors go."""
+        sides = None if PRECISIONS[self._precision].quantized else self._sides(value)
+        if sides is None or sides.base.shape != got.shape:
             return before
-        stray = (got != want) & sided.beyond(got)
-        if not stray.any():
-            return before
+        better = on_other_sides(before, got, want, sides, exact())
+        stray = (got != want) & sides.beyond(got)
+        if better is not None or not stray.any():
+            return better or before
         count, at = int(np.count_nonzero(stray)), [int(i) for i in np.argwhere(stray)[0]]
         return replace(
             before, ok=False, reason=f"{count} of {got.size} elements differ, far from any edge, first at {at}"
@@ -90,7 +95,7 @@ class Judge:
     def _sides(self, value: str) -> Sided | None:
         if value not in self._sided:
             results = {v.name for v in self._graph.results} | {value}
-            found = sided(self._graph, self._precision, self._feeds, self._step, results, self._transforms)
+            found = sided(self._graph, self._precision, self._feeds, self._step, results, self._transforms, self._held)
             self._sided |= {name: found.get(name) for name in results}
         return self._sided[value]
 
@@ -116,7 +121,7 @@ def on_other_sides(
         return None
     count = int(np.count_nonzero(closest != want))
     note = f"{count} of {got.size} elements come from numbers so near an edge that rounding may take them over it"
-    return replace(again, sensitivity=before.sensitivity, note=note)
+    return replace(again, sensitivity=before.sensitivity, mismatches=before.mismatches, note=note)
 
 
 def _within(allowed: Allowed | None, tolerance: Tolerance, dtype: DType, want: np.ndarray) -> Tolerance:

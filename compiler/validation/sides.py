@@ -123,17 +123,21 @@ def sided(
     step: float,
     names: Collection[str],
     transforms: Collection[str] = (),
+    held: Mapping[str, DType] | None = None,
 ) -> dict[str, Sided]:
-    """The values `names` of the imported `graph`, on `feeds` by parameter name, on all sides of steps; `step` is the
-    typical rounding error. Nothing of a graph that overflows its 16-bit formats, where numbers jump to infinity, or
-    whose indices may then lie outside of what they index."""
+    """The values `names` of the imported `graph`, on `feeds` by parameter name, on all sides of steps. `step` is the
+    typical rounding error, `held` are the dtypes in which a program stored parameters that it computed. Nothing of a
+    graph that overflows its 16-bit formats, where numbers jump to infinity, or whose indices may then lie outside of
+    what they index."""
     whole = _upstream(expanded(graph, kept=_CHOOSING), names)
     wanted = {value: ours for value, ours in whole.names.items() if not set(names).isdisjoint(ours)}
     base = dict(feeds)
     run_graph(whole.graph, feeds, lambda op, arrays: base.update(_named(op, arrays)))
     if any(overflows(v.type.dtype, base[v.name]) for op in whole.graph.ops for v in op.results):
         return {}
-    read = errors_read(whole.graph, precision, transforms, partial(_exact, base))
+    units = {name: UNIT_ROUNDOFF.get(dtype, 0.0) for name, dtype in (held or {}).items()}
+    given = {name: ExpectedError(u**2, narrow=True) for name, u in units.items() if u > UNIT_ROUNDOFF[DType.F32]}
+    read = errors_read(whole.graph, precision, given, transforms, partial(_exact, base))
     errors = {op.results[0].name: each for op, each in zip(whole.graph.ops, read, strict=True) if steps(op)}
     inexact = {name: each for name, each in errors.items() if any(e.variance or e.absolute for e in each)}
     found: dict[str, list[np.ndarray]] = {value: [] for value in wanted if value in base}

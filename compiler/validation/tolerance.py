@@ -118,12 +118,16 @@ def expected_errors(
 
 
 def errors_read(
-    graph: Graph, precision: str, transforms: Collection[str], exact_results: ExactResults
+    graph: Graph,
+    precision: str,
+    given: Mapping[str, ExpectedError],
+    transforms: Collection[str],
+    exact_results: ExactResults,
 ) -> list[list[ExpectedError]]:
     """For each op of `graph`, in order, the expected error of each operand as the op reads it: as it was computed, and
-    stored where a contraction reads it too. `exact_results` says of which ops, with these errors of their operands, the
-    results have none."""
-    return _propagated(graph, precision, {}, transforms, exact_results)[1]
+    stored where a contraction reads it too; `given` are those of its parameters. `exact_results` says of which ops the
+    results have none, with these errors of their operands."""
+    return _propagated(graph, precision, given, transforms, exact_results)[1]
 
 
 def _propagated(

@@ -140,6 +140,17 @@ def test_of_many_integers_those_near_an_edge_may_differ_and_no_other() -> None:
     assert not judged(model, {"x": x}, np.where(nearest, want + 2 * (other - want), want))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_programs_that_choose_and_count_among_many_numbers_are_right(precision: str) -> None:
+    """What is counted is stored in 16 bits, too: in parts, a count follows from numbers that were not rounded yet."""
+    text = """g (float[64, 32] x) => (int64[64, 1] y, int64[64, 5] k, int64[] c) {
+        h = MatMul(x, w) y = ArgMax<axis = 1>(h) v, k = TopK(h, five)
+        b = Greater(h, half) i = Cast<to = 7>(b) c = ReduceSum<keepdims = 0>(i) }"""
+    model = model_of(text, {"w": draws(32, 1000), "five": np.array([5]), "half": np.float32(0.5)})
+    found = ppuc.verify(ppuc.compile(model, "ppu-tiny", precision), {"x": draws(64, 32, seed=1000)})
+    assert found.ok, [c.reason for c in found.outputs]
+
+
 def test_a_program_whose_zero_point_is_on_the_other_side_is_right() -> None:
     """DynamicQuantizeLinear rounds its zero point: that of these numbers is 100.5 but for an error of bf16."""
     text = """g (float[1, 32] x) => (uint8[1, 2] q, float s, uint8 z) {
