@@ -5,9 +5,9 @@ N9   attributes of an op fit the shapes of its operands: one entry per axis, axe
 N10  constant control operands in the file (shapes, axes, counts, steps) are in range
 
 Those of windows are in `window_rules.py`, those of axes, pads, scales and indices in `operand_rules.py`, those of
-8-bit formats in `quantized_rules.py`, of recurrent ops in `recurrent_rules.py`. What ONNX's
-inference checks itself is not repeated here; the rest would be found by ONNX Runtime, when a session starts or runs.
-Sizes that are symbols are taken as any size.
+8-bit formats in `quantized_rules.py`, of recurrent ops in `recurrent_rules.py`, of ai.onnx.ml in `ml_rules.py`. What
+ONNX's inference checks itself is not repeated here; the rest would be found by ONNX Runtime, when a session starts or
+runs. Sizes that are symbols are taken as any size.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 
 from ppuc.compiler.frontend.conformance.findings import Finding
+from ppuc.compiler.frontend.conformance.ml_rules import ML
 from ppuc.compiler.frontend.conformance.operand_rules import (
     as_list,
     blocks,
@@ -213,6 +214,7 @@ REDUCTIONS = tuple(
 
 RULES: Mapping[str, Sequence[Rule]] = {
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), (pool,)),
+    **ML,
     **QUANTIZED,
     **RECURRENT,
     "Conv": (conv(1),),
