@@ -119,10 +119,13 @@ class TensorEngine:
 @dataclass(frozen=True, slots=True)
 class VectorEngine:
     """The vector engine of one unit: `lanes` 32-bit operations and `sfu_per_clk` special functions per cycle. An
-    operation on i64 counts as two."""
+    operation on i64 counts as two. With `sfu_beside_lanes`, an instruction takes the longer of its lane operations and
+    its special functions, as on a multiprocessor, where one warp uses the lanes while another uses the special-function
+    units; else the sum."""
 
     lanes: int = quantity("lane")
     sfu_per_clk: int = quantity("op/clk")
+    sfu_beside_lanes: bool = quantity("flag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,20 @@ class Sync:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionLibrary:
+    """What a machine's library runs beside an attention's loads, products and softmax; zero where only this compiler's
+    kernels run. Before its attention kernel there are `kernels_before` others, for many queries and for one: the last
+    rotates q and k and writes k and v to the cache. Thread blocks of this kernel take `block_us` to start and to end,
+    and `blocks` of them share a unit: of many queries, of one query of the heads that share keys, and of one query of
+    one head. Up to `group` heads that share keys are one block; if more share them, each head reads the keys itself."""
+
+    kernels_before: tuple[int, int] = quantity("prompt,token", zero=True)
+    block_us: float = quantity("us", zero=True)
+    blocks: tuple[int, int, int] = quantity("prompt,group,head")
+    group: int = quantity("head")
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """The link to the host."""
 
@@ -340,6 +357,7 @@ class Target:
     store: UnitMover
     stage: StageMover
     sync: Sync
+    attention: AttentionLibrary
     host: Host
     icn: Interconnect
     nic: Nic

@@ -116,13 +116,15 @@ class VecCost:
     traffic: tuple[Traffic, ...]
 
     def cycles(self, extents: Sequence[Number], target: Target) -> Number:
-        """Cycles on the vector engine (issue not included): the sum over steps, but at least the time that l1 and acc
-        need to deliver the operands."""
-        total: Number = 0.0
+        """Cycles on the vector engine (issue not included): the sum over steps, of lanes and special functions or the
+        longer of both, but at least the time that l1 and acc need to deliver the operands."""
+        lane, special = 0.0, 0.0
         for t in self.terms:
-            total = total + step_clk(
+            own, looked_up = step_clk(
                 t.count.of(extents), t.lane_ops, t.sfu_ops, t.tail_clk, target.vector.lanes, target.vector.sfu_per_clk
             )
+            lane, special = lane + own, special + looked_up
+        total = np.maximum(lane, special) if target.vector.sfu_beside_lanes else lane + special
         rate = {Space.ACC: target.acc.bytes_per_clk}
         moved: Number = sum(
             t.count.of(extents) * t.bytes / rate.get(t.space, target.l1.bytes_per_clk) for t in self.traffic
@@ -130,10 +132,12 @@ class VecCost:
         return np.maximum(total, moved)
 
 
-def step_clk(elements: Number, lane_ops: int, sfu_ops: int, tail_clk: int, lanes: int, sfu_per_clk: int) -> Number:
-    """Cycles of one step on `elements` elements."""
-    lane = np.ceil(elements * lane_ops / lanes)
-    return lane + np.ceil(elements * sfu_ops / sfu_per_clk) + tail_clk * np.minimum(elements, 1)
+def step_clk(
+    elements: Number, lane_ops: int, sfu_ops: int, tail_clk: int, lanes: int, sfu_per_clk: int
+) -> tuple[Number, Number]:
+    """Cycles of one step on `elements` elements in the lanes, and in the special-function unit."""
+    lane = np.ceil(elements * lane_ops / lanes) + tail_clk * np.minimum(elements, 1)
+    return lane, np.ceil(elements * sfu_ops / sfu_per_clk)
 
 
 def vec_cost(

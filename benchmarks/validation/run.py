@@ -26,12 +26,10 @@ from benchmarks.validation import closed_form
 from benchmarks.validation.figures import write_figures
 from benchmarks.validation.measured import HERE, SETS, Case, Measured
 from benchmarks.validation.plot import scatter
-from ppuc.compiler.driver import compile_model
-from ppuc.compiler.options import CompileOptions
-from ppuc.compiler.predict.operators import model_of
+from ppuc.compiler.predict.case import Case as Operator
+from ppuc.compiler.predict.prediction import Predictor
 from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
-from ppuc.targets.simulator.run import simulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +57,10 @@ class Outcome:
         }  # fmt: skip
 
 
-def predict(case: Case, target: Target) -> Outcome:
-    """Compile and simulate one case."""
-    compiled = compile_model(model_of(case), CompileOptions(target))
-    profile = simulate(compiled.artifact.program, compiled.artifact.vectors, target, {}, None).profile
-    kernels = compiled.module.kernels if compiled.module is not None else ()
-    tile = next((b.shape for kernel in kernels for b in kernel.buffers if b.name == "c"), ())
-    us = profile.sustained_seconds * 1e6
-    return Outcome(case, us, tile, len(profile.kernels), profile.kernels[0].bound_by, case.us)
+def predict(case: Case, predictor: Predictor) -> Outcome:
+    """What `ppuc predict` says about one case."""
+    row = predictor.predict(Operator(case.kind, case.dims, case.dtype), case.name)
+    return Outcome(case, row["us"], tuple(row["tile"]), row["kernels"], row["bound_by"], case.us)
 
 
 def increments(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -171,7 +165,8 @@ def main() -> int:
 def run_set(measured: Measured, cases: Sequence[Case], every: bool, folder: Path) -> dict[str, Any]:
     """Predict and report the cases of a set; the plot goes to `folder`, and the record is what results.json holds."""
     target, begin = load_target(measured.target), time.process_time()
-    outcomes = [predict(case, target) for case in cases]
+    predictor = Predictor(target, intervals=False)
+    outcomes = [predict(case, predictor) for case in cases]
     if measured.increments:
         outcomes = increments(outcomes)
     report(measured, outcomes, target, every)

@@ -32,7 +32,8 @@ class Case:
 
     gemm: m, n, k: y[m, n] = x[m, k] . w[n, k]^T. attention: batch, heads, heads of keys and values, queries, keys,
     size of a head, causal or not. ffn: rows, size, inner size, with a gate or not. conv: images, height, width,
-    channels, filters, side of the window, stride, padding. softmax, layernorm: rows, columns.
+    channels, filters, side of the window, stride, padding. softmax, layernorm, pass (each
+    element read, scaled and written): rows, columns.
     """
 
     kind: str

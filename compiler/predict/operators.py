@@ -124,6 +124,11 @@ def _layernorm(case: Case) -> Parts:
     return [node], {"x": case.dims, "scale": case.dims[-1:], "bias": case.dims[-1:]}, {"y": case.dims}
 
 
+def _pass(case: Case) -> Parts:
+    node = helper.make_node("Mul", ["x", "table"], ["y"], name="pass")
+    return [node], {"x": case.dims, "table": case.dims[-1:]}, {"y": case.dims}
+
+
 _BUILDERS: dict[str, Callable[[Case], Parts]] = {
     "gemm": _gemm,
     "attention": _attention,
@@ -131,4 +136,5 @@ _BUILDERS: dict[str, Callable[[Case], Parts]] = {
     "conv": _conv,
     "softmax": _softmax,
     "layernorm": _layernorm,
+    "pass": _pass,
 }

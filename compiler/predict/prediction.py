@@ -10,6 +10,7 @@ from typing import Any
 from ppuc.compiler.entry import compile_program
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.predict.case import Case
+from ppuc.compiler.predict.library import library_us
 from ppuc.compiler.predict.operators import model_of
 from ppuc.compiler.report.interval import interval
 from ppuc.ir.errors import PpucError, UsageError
@@ -28,9 +29,10 @@ class Predictor:
         self._known: dict[Case, dict[str, Any]] = {}
 
     def predict(self, case: Case, where: str) -> dict[str, Any]:
-        """Time and its causes, as JSON-able values: `us` of a run that repeats without pause, `bound_by`, the `tile` of
-        the product (empty without one), `kernels`, bytes of device memory and l2 read and written, the share of the
-        roofline, and `interval_us`. Raises UsageError at `where` if the target cannot run it."""
+        """Time and its causes, as JSON-able values: `us` of a run that repeats without pause, of which the machine's
+        library adds `library_us`, `bound_by`, the `tile` of the product (empty without one), `kernels`, bytes of device
+        memory and l2 read and written, the share of the roofline, and `interval_us`. Raises UsageError at `where` if
+        the target cannot run it."""
         if case not in self._known:
             self._known[case] = self._predicted(case, where)
         return self._known[case]
@@ -46,18 +48,25 @@ class Predictor:
             raise UsageError.of(where, f"does not run on {target.name}", got=f"{case.name}: {error}") from error
         profile = program.time().profile
         us = profile.sustained_seconds * 1e6
+        library = 0.0
+        if case.kind == "attention":
+            library = library_us(case, us, target, lambda other: float(self.predict(other, where)["us"]))
         moved = {s: profile.read_bytes.get(s, 0) + profile.write_bytes.get(s, 0) for s in (Space.HBM, Space.L2)}
         found = interval(program, profile) if self._intervals else {}
         longest = max(profile.kernels, key=lambda kernel: kernel.end - kernel.start)
+        us += library
         return {
             "us": us,
+            "library_us": library,
             "bound_by": longest.bound_by,
             "tile": _tile(program.artifact.program),
             "kernels": len(profile.kernels),
             "hbm_bytes": moved[Space.HBM],
             "l2_bytes": moved[Space.L2],
             "roofline": roofline_us(case, program.artifact.program, target) / us,
-            "interval_us": [us * s / profile.seconds for s in found["seconds"]] if "seconds" in found else None,
+            "interval_us": [(us - library) * s / profile.seconds + library for s in found["seconds"]]
+            if "seconds" in found
+            else None,
         }
 
 

@@ -58,6 +58,7 @@ def _numbers(target: Target) -> np.ndarray:
         "shared_cols": shared_fragments(target)[1],
         "lanes": target.vector.lanes,
         "sfu": target.vector.sfu_per_clk,
+        "sfu_beside_lanes": target.vector.sfu_beside_lanes,
         "engine": engine_of(target),
         "gap": gap_clk(target),
         "whole_tiles": target.launch.tiles != "streaming",

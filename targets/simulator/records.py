@@ -242,6 +242,7 @@ class Numbers(Protocol):
     shared_cols: int
     lanes: int
     sfu: int
+    sfu_beside_lanes: int
     engine: int
     gap: int
     whole_tiles: int

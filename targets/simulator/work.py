@@ -222,13 +222,15 @@ def vec_clk(c: Code, m: Machine, st: State, s: int, rate: float, queued: float) 
     t: Numbers = m.numbers[0]
     stat: Stat = st.stat[head]
     _extents(c, st, s, v.extent, v.axes, ins.depth)
-    total, from_acc, from_l1 = 0.0, 0.0, 0.0
+    lane, special, from_acc, from_l1 = 0.0, 0.0, 0.0, 0.0
     for j in range(v.term_lo, v.term_hi):
         term: Term = c.term[j]
         n = _elements(st, term.count, term.mask)
         stat.lane_ops += n * term.lane_ops
         stat.sfu_ops += n * term.sfu_ops
-        total += _step_clk(n, term.lane_ops, term.sfu_ops, term.tail, t.lanes, t.sfu)
+        own, looked_up = _step_clk(n, term.lane_ops, term.sfu_ops, term.tail, t.lanes, t.sfu)
+        lane, special = lane + own, special + looked_up
+    total = max(lane, special) if t.sfu_beside_lanes else lane + special
     for j in range(v.traffic_lo, v.traffic_hi):
         traffic: Moved = c.traffic[j]
         size = _elements(st, traffic.count, traffic.mask) * traffic.size

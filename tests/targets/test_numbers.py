@@ -21,6 +21,8 @@ from click.testing import CliRunner
 
 import ppuc
 from ppuc.compiler.cli import cli
+from ppuc.compiler.predict.case import Case
+from ppuc.compiler.predict.prediction import Predictor
 from ppuc.compiler.report.interval import with_number
 from ppuc.ir.errors import CapacityError, TargetError
 from ppuc.ir.program import Copy, Program, Segment
@@ -77,6 +79,13 @@ def products() -> onnx.ModelProto:
     return model_of(f"products {text}", weights)
 
 
+def attended(target: Target) -> object:
+    """Predicted times of attention: of a prompt, of a token whose heads share keys, and of one whose heads do not."""
+    predictor = Predictor(target, intervals=False)
+    sizes = ((2, 2, 1, 8, 8, 16, 1), (2, 8, 2, 1, 32, 16, 0), (2, 2, 2, 1, 32, 16, 0))
+    return [predictor.predict(Case("attention", dims, "bf16"), "")["us"] for dims in sizes]
+
+
 def from_host() -> Program:
     """A copy out of the host's memory."""
     tensors = [tensor("x", 5000, Space.HOST, 0, "input"), tensor("y", 5000, Space.HBM, 0, "output")]
@@ -103,6 +112,7 @@ ROOMY = override(TINY, "tensor.lanes=4", "tensor.lane_grid=2,2", "l1.bytes=13107
 STARVED = override(GRID, "noc.link_bytes_per_clk=1", "hbm.mapping=direct", "hbm.channels=16", "hbm.gbs=20")
 HOT = override(TINY, "energy.vector_op_pj=1e3")
 SLOWEST = override(TINY, "power.tdp_w=0.11", "energy.vector_op_pj=1e4")
+LIBRARY = override(TINY, "attention.kernels_before=1,1", "attention.block_us=50", "attention.group=4")
 COOLED = override(TINY, "thermal.c_per_w=300", "energy.vector_op_pj=1e5")
 
 SETTINGS: dict[str, tuple[Target, Outcome]] = {
@@ -123,6 +133,7 @@ SETTINGS: dict[str, tuple[Target, Outcome]] = {
     **{str(d): (TINY, timed(product(d))) for d in (DType.BF16, DType.F16, DType.I8)},
     **{str(d): (TINY, timed(product(d))) for d in (DType.F8E4M3, DType.F8E5M2, DType.F4E2M1)},
     "compiled": (TINY, compiled),
+    "attention": (LIBRARY, attended),
     "compiled, its time": (TINY, lambda target: timed(artifact().program, artifact().vectors)(target)),
     "compiled with room": (ROOMY, compiled),
 }

@@ -287,7 +287,9 @@ class TiledAttention(UnmergedLowering):
         """Cycles of the softmax of one part's scores of a tile of keys: maximum, scale, shift, exponential and sum of
         each score, an addition for a mask, a comparison and a selection for causality."""
         vector, (lane, special) = self.target.vector, SPECIAL["exp"]
-        steps = 4 + lane + special * vector.lanes // vector.sfu_per_clk + (self.mask is not None) + 2 * masked
+        lane += 4 + (self.mask is not None) + 2 * masked
+        special *= vector.lanes // vector.sfu_per_clk
+        steps = max(lane, special) if vector.sfu_beside_lanes else lane + special
         return cost.vec_clk(shape.points * shape.keys, steps, self.target)
 
     def _stream_clk(self, shape: Shape, active: int) -> float:

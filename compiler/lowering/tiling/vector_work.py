@@ -61,16 +61,19 @@ def vector_work(
     """The work of `program` on tiles of operands of these shapes, size 1 where an operand is broadcast."""
     cost = vec_cost(program, in_shapes, out_shapes, in_spaces)
     lanes, sfu = target.vector.lanes, target.vector.sfu_per_clk
-    engine: dict[tuple[int, ...], float] = defaultdict(float)
+    lane: dict[tuple[int, ...], float] = defaultdict(float)
+    special: dict[tuple[int, ...], float] = defaultdict(float)
     memory: dict[tuple[int, ...], float] = defaultdict(float)
     steps: dict[tuple[int, ...], int] = defaultdict(int)
     fixed = overhead_clk(target)
     for term in cost.terms:
         fixed += term.tail_clk
-        engine[term.count.axes] += term.count.const * (term.lane_ops / lanes + term.sfu_ops / sfu)
+        lane[term.count.axes] += term.count.const * term.lane_ops / lanes
+        special[term.count.axes] += term.count.const * term.sfu_ops / sfu
         steps[term.count.axes] += (term.lane_ops > 0) + (term.sfu_ops > 0)
     for moved in cost.traffic:
         rate = target.acc.bytes_per_clk if moved.space is Space.ACC else target.l1.bytes_per_clk
         memory[moved.count.axes] += moved.count.const * moved.bytes / rate
-    axes = sorted({*engine, *memory})
-    return VectorWork(tuple(Share(a, engine[a], steps[a], memory[a]) for a in axes), fixed)
+    beside = target.vector.sfu_beside_lanes
+    engine = {a: max(lane[a], special[a]) if beside else lane[a] + special[a] for a in {*lane, *memory}}
+    return VectorWork(tuple(Share(a, engine[a], steps[a], memory[a]) for a in sorted(engine)), fixed)
