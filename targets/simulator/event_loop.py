@@ -26,6 +26,7 @@ from ppuc.targets.simulator.events import (
     E_READY,
     E_START,
     next_event,
+    next_time,
     put_back,
     wake_all,
 )
@@ -42,8 +43,8 @@ _INFINITE = float("inf")
 
 
 @helper
-def _handle(c: Code, m: Machine, st: State, code: int) -> None:
-    kind, s = code >> 20, code & ((1 << 20) - 1)
+def _handle(c: Code, m: Machine, st: State) -> None:
+    kind, s = next_event(st)
     if kind == E_COMPLETE:
         complete(c, st, s)
     elif kind == E_LAND:
@@ -71,8 +72,8 @@ def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
         while True:
             if k.logging and k.log > rows:
                 return FULL
-            if k.heap > 0 and st.heap[0].time <= k.now:
-                _handle(c, m, st, next_event(st))
+            if next_time(st) <= k.now:
+                _handle(c, m, st)
             elif k.finish <= k.now:
                 end_flows(c, m, st)
             elif k.wakes > 0:
@@ -83,7 +84,7 @@ def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
             elif k.stale:
                 refill(m, st)
             else:
-                time = min(k.finish, st.heap[0].time if k.heap > 0 else _INFINITE)
+                time = min(k.finish, next_time(st))
                 if time == _INFINITE:
                     return DONE if k.done == len(st.stream) else DEADLOCK
                 if st.stream[0].pc >= k.pause:

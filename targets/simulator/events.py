@@ -7,6 +7,8 @@ Invariant: idle time of a queue is charged once, to its blocked head or its olde
 
 from __future__ import annotations
 
+import numpy as np
+
 from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.records import Core, Stream
 from ppuc.targets.simulator.tables import (
@@ -18,9 +20,11 @@ from ppuc.targets.simulator.tables import (
     B_SPACE,
     DATA,
     IN_FLIGHT,
+    KIND_BITS,
     LATENCY,
     SPACE,
     SYNC,
+    TICKS,
     Code,
     State,
 )
@@ -28,47 +32,55 @@ from ppuc.targets.simulator.tables import (
 E_COMPLETE, E_LAND, E_READY, E_START, E_ISSUE = range(5)
 """Event kinds, in their order at equal times."""
 
-_KIND = 1 << 20
-
 
 @helper
 def schedule(st: State, time: float, kind: int, s: int) -> None:
-    """Insert an event into the heap, ordered by time, kind and stream."""
+    """Insert an event into the heap."""
     heap, k = st.heap, st.core[0]
-    n, code = k.heap, kind * _KIND + s
+    key = (int(time * TICKS) << KIND_BITS | kind) << k.stream_bits | s
+    n = k.heap
     k.heap = n + 1
     while n > 0:
-        above = heap[(n - 1) // 2]
-        if above.time < time or (above.time == time and above.code <= code):
+        up = np.uint64(n - 1) >> np.uint64(1)
+        if heap[up] <= key:
             break
-        heap[n].time, heap[n].code = above.time, above.code
-        n = (n - 1) // 2
-    heap[n].time, heap[n].code = time, code
+        heap[np.uint64(n)] = heap[up]
+        n = int(up)
+    heap[np.uint64(n)] = key
 
 
 @helper
-def next_event(st: State) -> int:
-    """Remove the first event and return its code."""
+def next_time(st: State) -> float:
+    """The time of the first event; inf without any."""
+    k = st.core[0]
+    return float((st.heap[0] >> (k.stream_bits + KIND_BITS)) / TICKS if k.heap > 0 else np.inf)
+
+
+@helper
+def next_event(st: State) -> tuple[int, int]:
+    """Remove the first event and return its kind and stream. The hole moves down to a leaf, along the lesser children,
+    before the last key fills it: nearly always near there. So only the end of the way is hard to predict."""
     heap, k = st.heap, st.core[0]
-    result, n = heap[0].code, k.heap - 1
+    first, n = heap[0], k.heap - 1
     k.heap = n
-    time, code, at = heap[n].time, heap[n].code, 0
-    while True:
-        down = 2 * at + 1
-        if down >= n:
-            break
-        below = heap[down]
-        if down + 1 < n:
-            right = heap[down + 1]
-            if right.time < below.time or (right.time == below.time and right.code < below.code):
-                down += 1
-                below = right
-        if time < below.time or (time == below.time and code <= below.code):
-            break
-        heap[at].time, heap[at].code = below.time, below.code
+    last, at, down = heap[np.uint64(n)], 0, 1
+    while down + 1 < n:
+        down += heap[np.uint64(down + 1)] < heap[np.uint64(down)]
+        heap[np.uint64(at)] = heap[np.uint64(down)]
         at = down
-    heap[at].time, heap[at].code = time, code
-    return int(result)
+        down = 2 * at + 1
+    if down < n:
+        heap[np.uint64(at)] = heap[np.uint64(down)]
+        at = down
+    while at > 0:
+        up = np.uint64(at - 1) >> np.uint64(1)
+        if heap[up] <= last:
+            break
+        heap[np.uint64(at)] = heap[up]
+        at = int(up)
+    heap[np.uint64(at)] = last
+    code = first & ((1 << (k.stream_bits + KIND_BITS)) - 1)
+    return int(code >> k.stream_bits), int(code & ((1 << k.stream_bits) - 1))
 
 
 @helper

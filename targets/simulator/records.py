@@ -280,8 +280,8 @@ class Mover(Protocol):
 class Core(Protocol):
     """The run as a whole: time, next end of a data phase, rate of device memory now, bytes that entered a cached l2;
     sizes of heap, active flows, stack, log and wakes; how often active flows cross device memory, and how many of them
-    write it; streams done; whether shares are outdated or oversubscribed and the log is on; the node of stream 0 to
-    stop at; oldest and next row of dirty bytes."""
+    write it; bits of a stream's number in the heap; streams done; whether shares are outdated or oversubscribed and the
+    log is on; the node of stream 0 to stop at; oldest and next row of dirty bytes."""
 
     now: float
     finish: float
@@ -294,6 +294,7 @@ class Core(Protocol):
     wakes: int
     streams: int
     writers: int
+    stream_bits: int
     done: int
     stale: int
     over: int
@@ -398,13 +399,6 @@ class Listed(Protocol):
 
     stack: int
     wake: int
-
-
-class Event(Protocol):
-    """An event of the heap: time, kind and stream."""
-
-    time: float
-    code: int
 
 
 class Cached(Protocol):

@@ -21,6 +21,9 @@ from ppuc.targets.simulator import records as rec
 TICKS = 4096.0
 """Ticks per cycle. Ends are rounded up to ticks, so that equal transfers end in one batch."""
 
+KIND_BITS = 3
+"""Bits of an event's kind. With 9 bits for its stream, times fit an int64 up to five minutes."""
+
 LOAD, STORE, MMA, VEC, COPY = range(5)
 """Instruction kinds."""
 
@@ -150,7 +153,7 @@ class State(NamedTuple):
     tiles: np.ndarray  # [U, K] stored tiles
     l1: np.ndarray  # [U] time at which l1 has served all requests
     listed: np.ndarray  # [2 S] Listed
-    heap: np.ndarray  # [.] Event
+    heap: np.ndarray  # [.] events as integers: time in ticks, kind, stream, from the highest bits down
     cache: np.ndarray  # [CACHE_ENTRIES] or [1] Cached
     flow: np.ndarray  # [F_*, S] active data phases in columns, so that loops over them read neighbouring memory
     course: np.ndarray  # [F_*, S] their progress
@@ -187,6 +190,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
     width = LOG_ENV + d + max(1, int((code.ins["op_hi"] - code.ins["op_lo"]).max(initial=0)))
     core = rec.rows(rec.Core, 1)
     core["finish"], core["logging"], core["stack"], core["pause"] = np.inf, log_rows > 0, s, len(code.node)
+    core["stream_bits"] = (s - 1).bit_length()
     listed = rec.rows(rec.Listed, 2 * s)
     listed["stack"][:s] = np.arange(s)[::-1]
     coordinate, stat = rec.rows(rec.Coordinate, s, code.radix.shape[1]), rec.rows(rec.Stat, i)
@@ -206,7 +210,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         tiles=ints(u, k),
         l1=floats(u),
         listed=listed,
-        heap=rec.rows(rec.Event, s * (2 * IN_FLIGHT + 4)),
+        heap=ints(s * (2 * IN_FLIGHT + 4)),
         cache=cache,
         flow=ints(F_LINK + 1, s),
         course=floats(F_STOPS + 1, s),

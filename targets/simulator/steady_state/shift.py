@@ -85,9 +85,7 @@ class Shift:
             yield a.core[f], b.core[f]
         yield a.core["finish"] + self.period, b.core["finish"]
         n, flows = int(a.core["heap"][0]), int(a.core["flows"][0])
-        x, y = (np.sort(s.heap[:n], order=("time", "code")) for s in (a, b))
-        yield x["code"], y["code"]
-        yield x["time"] + self.period, y["time"]
+        yield np.sort(a.heap[:n]) + _heap_time(a, self.period), np.sort(b.heap[:n])
         yield a.flow[:, :flows], b.flow[:, :flows]
         yield a.course[_FLOW, :flows], b.course[_FLOW, :flows]
         yield _later(a.course[_TIMES, :flows], self.period), b.course[_TIMES, :flows]
@@ -176,7 +174,7 @@ class Shift:
         state.core["now"] += later
         state.core["finish"] += later
         state.course[_TIMES, :] = _later(state.course[_TIMES, :], later)
-        state.heap["time"] += later
+        state.heap[:] += _heap_time(state, later)
         state.l1[:] += later
         self._move_streams(state, later)
         state.flight["instr"] += self.times * self.ins[:, None]
@@ -228,6 +226,11 @@ class Shift:
             state.waiting[moved] = -1
             state.waiting[self.phi[moved]] = waiting
         set_counts(code, state, counts)
+
+
+def _heap_time(state: t.State, clk: float) -> int:
+    """A time as part of a key of the heap."""
+    return int(clk * t.TICKS) << (int(state.core["stream_bits"][0]) + t.KIND_BITS)
 
 
 def _later(times: np.ndarray, by: float) -> np.ndarray:
