@@ -81,6 +81,8 @@ def typed(kind: str, elements: int) -> onnx.TypeProto:
 Change = Callable[[onnx.ModelProto], object]
 MODELS: list[tuple[str, Change]] = [
     ("", lambda m: m.metadata_props.add(key="a", value="b")),
+    ("", lambda m: m.opset_import.append(m.opset_import[0])),  # as skl2onnx writes
+    ("imported twice", lambda m: m.opset_import.append(helper.make_opsetid("", 9))),
     ("two entries 'a'", lambda m: [m.metadata_props.add(key="a", value=v) for v in "bc"]),
     ("", lambda m: m.graph.value_info.append(helper.make_empty_tensor_value_info("t"))),
     ("", lambda m: m.graph.value_info.append(helper.make_tensor_value_info("nobody", 1, [9]))),

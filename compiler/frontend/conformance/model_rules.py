@@ -1,7 +1,7 @@
 """Rules about a model as a whole: versions, functions, and declared names and types.
 
 M1  the IR version is given and known (onnx.proto, Version)
-M2  each domain is imported once, in a version that exists
+M2  each domain is imported in one version, which exists (skl2onnx writes the same entry twice)
 M3  a function is defined once, and not under the name of an operator of the standard
 M4  graph inputs have a name and a type, outputs and initializers a name, and there is an output; none is declared
     twice, again with other elements, or with more axes than arrays have
@@ -91,7 +91,7 @@ def _opsets(place: str, imports: Iterable[onnx.OperatorSetIdProto]) -> Iterator[
     for entry in imports:
         domain = normal_domain(entry.domain)
         name = f"opset of domain '{domain or 'ai.onnx'}'"
-        if domain in versions:
+        if versions.get(domain, entry.version) != entry.version:
             yield Finding(
                 place, f"the {name} is imported twice", f"{versions[domain]} and {entry.version}", "one version"
             )
