@@ -75,6 +75,24 @@ def normalised(count: int) -> onnx.ModelProto:
     return model([node for pair in pairs for node in pair], ["t0"], [f"t{count // 2}"])
 
 
+def running_sums(count: int) -> onnx.ModelProto:
+    nodes = [helper.make_node("CumSum", [f"t{i}", "axis"], [f"t{i + 1}"]) for i in range(count)]
+    return model(nodes, ["t0"], [f"t{count}"], axis=np.array(1))
+
+
+def positions(count: int) -> onnx.ModelProto:
+    """Positions of largest elements, each added to what it is found in."""
+    steps = [
+        (
+            helper.make_node("ArgMax", [f"t{i}"], [f"i{i}"], axis=1),
+            helper.make_node("Cast", [f"i{i}"], [f"f{i}"], to=TensorProto.FLOAT),
+            helper.make_node("Add", [f"t{i}", f"f{i}"], [f"t{i + 1}"]),
+        )
+        for i in range(count // 3)
+    ]
+    return model([node for step in steps for node in step], ["t0"], [f"t{count // 3}"])
+
+
 def views(count: int) -> onnx.ModelProto:
     """Reshapes between transposes, of which no two are a strided view."""
     nodes = [
@@ -138,10 +156,13 @@ def test_naming_where_nodes_run_is_linear() -> None:
     assert_linear(placing, 100)
 
 
-@pytest.mark.parametrize("make", [residuals, scaled, normalised], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [residuals, scaled, normalised, running_sums, positions], ids=lambda make: make.__name__
+)
 def test_ops_that_are_alike_join_a_kernel_with_few_checks(make: Callable[[int], onnx.ModelProto]) -> None:
     """An op costs no more in a group of 200 than in one of 50."""
     models = {size: make(size) for size in (8, 50, 200)}
+    examine(models[8], CompileOptions(TINY))
     work = {size: calls_of(partial(examine, made, CompileOptions(TINY))) for size, made in models.items()}
     assert (work[200] - work[8]) / 192 < 1.5 * (work[50] - work[8]) / 42
 

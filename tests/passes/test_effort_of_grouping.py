@@ -10,6 +10,7 @@ import pytest
 from ppuc.compiler.lowering import kernel_cache
 from ppuc.compiler.lowering.kinds import lower_group
 from ppuc.compiler.passes.grouping.fuse import Grouping
+from ppuc.compiler.passes.grouping.in_place_concat import Joining
 from ppuc.compiler.passes.tile import without_tiling
 from ppuc.ir.graph import Graph
 from tests.passes.late_passes import TINY
@@ -57,6 +58,17 @@ def tree(count: int) -> Graph:
     return s.graph(level[0])
 
 
+def concatenations(count: int) -> Graph:
+    """Pairs of results that are concatenated, and read besides."""
+    s = Sketch()
+    x, w, wholes = s.param(4, 16), s.weight(16, 16), []
+    for _ in range(count):
+        a, b = s.matmul(x, w), s.matmul(x, w)
+        wholes.append(s.concat(a, b, axis=0))
+        x = s.op("add", a, b)
+    return s.graph(x, *wholes)
+
+
 def scaled(count: int) -> Graph:
     s = Sketch()
     x = s.param(4, 16)
@@ -73,6 +85,19 @@ def test_grouping_is_linear(make: Callable[[int], Graph], monkeypatch: pytest.Mo
     target = FEW_RINGS
     Grouping(make(60), target, True).build()  # what is done once
     assert_linear(lambda n: Grouping(make(n), target, True).build, 60)
+
+
+def test_concatenating_in_place_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPUC_CACHE_DIR", "")
+
+    def joining(count: int) -> Callable[[], object]:
+        grouped = Grouping(concatenations(count), TINY, True).build()
+        return Joining(grouped, TINY).build
+
+    joined = joining(40)()
+    assert isinstance(joined, Graph)
+    assert sum(op.name == "empty" for op in joined.ops) == 40
+    assert_linear(joining, 40)
 
 
 def test_kernels_that_differ_in_a_number_are_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:

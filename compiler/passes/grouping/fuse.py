@@ -182,12 +182,10 @@ class Grouping(GroupedGraph):
     def _misfit(self, members: Sequence[int]) -> str:
         """Why no kernel of the group fits the target's memories; "" if one does."""
         body, _ = self._body(members)
-        tensors = {v.name: v.name for v in (*body.params, *body.results)}
         try:
-            self.lowered.kernel(self._kind(members, body), "kernel", body, tensors, ())
+            return self.lowered.obstacle(self._kind(members, body), body)
         except NotFusable as error:
             return str(error)
-        return ""
 
     def _extend(self, number: int, seed: int) -> None:
         """Try every later consumer of the group in order; one that fails taints its dependents. Ops that are alike join

@@ -12,7 +12,7 @@ from ppuc.compiler.passes.grouping.frontier import Frontier
 from ppuc.compiler.passes.grouping.fuse_graph import is_view
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.ops.base import OPS, Kind
-from ppuc.ir.ops.reduction import ReduceAttrs
+from ppuc.ir.ops.reduction import ArgreduceAttrs, ReduceAttrs
 
 Shape = tuple[int, ...]
 
@@ -89,16 +89,20 @@ class Batch:
 
 def _shapes(growth: Growth, i: int, own: Sequence[int]) -> set[Shape] | None:
     """The shapes of what op `i` and its producers compute and read from the group; None if some op is neither
-    elementwise nor a reduction."""
+    elementwise nor a scan or a reduction."""
     ops = [growth.graph.ops[j] for j in (*own, i)]
     if not all(len(op.results) == 1 and _plain(op) for op in ops):
         return None
-    values = [v for op in ops for v in op.operands if v.name in growth.inside or isinstance(op.attrs, ReduceAttrs)]
+    values = [v for op in ops for v in op.operands if v.name in growth.inside or _reduces(op)]
     return {v.type.dims for v in (*values, *(op.results[0] for op in ops))}
 
 
 def _plain(op: Op) -> bool:
-    return OPS[op.name].kind is Kind.ELEMENTWISE or (isinstance(op.attrs, ReduceAttrs) and op.attrs.keepdims)
+    return OPS[op.name].kind in (Kind.ELEMENTWISE, Kind.SCAN) or (_reduces(op) and op.attrs.keepdims)  # type: ignore[attr-defined]
+
+
+def _reduces(op: Op) -> bool:
+    return isinstance(op.attrs, ReduceAttrs | ArgreduceAttrs)
 
 
 def _along_one(shapes: set[Shape]) -> bool:

@@ -79,6 +79,11 @@ class Joining:
         self.outputs = {v.name for v in graph.results}
         self.computed = {r.name: (i, k) for i, op in enumerate(graph.ops) for k, r in enumerate(op.results)}
         """Name of a value -> position and result of the op that computes it now."""
+        self.readers: dict[str, set[int]] = {}
+        """Name of a value -> positions of the ops that read it now."""
+        for i, op in enumerate(graph.ops):
+            for v in op.operands:
+                self.readers.setdefault(v.name, set()).add(i)
         self.copied: set[str] = set()
         """Values that copies made for concatenations read."""
 
@@ -182,7 +187,7 @@ class Joining:
             else:
                 at, which = part.producer
                 changed[at] = self._inserting(changed.get(at, self.ops[at]), which, part.starts, current, result)
-                for reader in self._readers(part.value, i):
+                for reader in sorted(self.readers[part.value.name] - {i}):
                     changed[reader] = self._slicing(changed.get(reader, self.ops[reader]), part, result)
             current = result
         if not all(self._fits(new) for new in (*changed.values(), *copies)):
@@ -191,16 +196,20 @@ class Joining:
             for k, (before, after) in enumerate(zip(self.ops[at].results, new.results, strict=True)):
                 self.computed.pop(before.name, None)
                 self.computed[after.name] = at, k
-            self.ops[at] = new
+            self._replace(at, new)
         self.before.setdefault(first, []).append(empty)
         self.before.setdefault(i, []).extend(copies)
         self.copied.update(v.name for copy in copies for v in copy.operands)
-        self.ops[i] = replace(op, name="", operands=(), results=())
+        self._replace(i, replace(op, name="", operands=(), results=()))
         return True
 
-    def _readers(self, value: Value, joined: int) -> list[int]:
-        """Positions of the other ops that read `value`."""
-        return [k for k, op in enumerate(self.ops) if k != joined and any(v.name == value.name for v in op.operands)]
+    def _replace(self, at: int, new: Op) -> None:
+        """Let `new` be the op at a position."""
+        for v in self.ops[at].operands:
+            self.readers[v.name].discard(at)
+        for v in new.operands:
+            self.readers.setdefault(v.name, set()).add(at)
+        self.ops[at] = new
 
     def _inserting(self, op: Op, which: int, starts: tuple[int, ...], base: Value, whole: Value) -> Op:
         """A group whose result number `which` is inserted into `base`."""
@@ -245,14 +254,10 @@ class Joining:
         if op.name != "group" or op.body is None:
             return False
         kind = op.attrs.kind  # type: ignore[attr-defined]
-        tensors = {v.name: v.name for v in (*op.body.params, *op.body.results)}
         try:
-            if check_group(op.body, self.target) != kind:
-                return False
-            self.lowered.kernel(kind, "kernel", op.body, tensors, ())
+            return check_group(op.body, self.target) == kind and not self.lowered.obstacle(kind, op.body)
         except NotFusable:
             return False
-        return True
 
 
 def _remark(op: Op, parts: Sequence[Part], why_not: str, rate: float, remarks: Collector) -> None:
