@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ppuc.compiler.passes.memory.live_ranges import assign
 from ppuc.compiler.passes.memory.minimalloc import GREEDY, NoPlan, Plan, first_fit, max_live, plan
-from ppuc.compiler.passes.memory.ranges import Range
+from ppuc.compiler.passes.memory.ranges import Assigner, Range
+from tests.support.effort import calls_of
 from tests.support.live_ranges import assert_legal, dissected
 
 
@@ -49,6 +50,48 @@ def test_the_bound_is_the_fullest_step(ranges: list[Range]) -> None:
     if fullest:
         refused = plan(ranges, fullest - 1)
         assert refused == NoPlan(fullest, proved=True)
+
+
+def lowest_free(item: Range, placed: dict[str, int], ranges: Sequence[Range], capacity: int) -> int | None:
+    """The lowest address at which `item` overlaps nothing alive with it, by trying all."""
+    alive = [r for r in ranges if r.name in placed and r.start <= item.end and item.start <= r.end]
+    for at in range(capacity - item.bytes + 1):
+        if all(at + item.bytes <= placed[r.name] or placed[r.name] + r.bytes <= at for r in alive):
+            return at
+    return None
+
+
+@settings(deadline=None, max_examples=150)
+@given(range_lists(), st.floats(0.5, 1.4))
+def test_first_fit_takes_the_lowest_free_address(ranges: list[Range], room: float) -> None:
+    capacity = int(max_live(ranges) * room)
+    assigner, placed = Assigner.of(ranges, capacity), dict[str, int]()
+    for item in ranges:
+        expected = lowest_free(item, placed, ranges, capacity)
+        assert assigner.place(item) == expected
+        if expected is not None:
+            placed[item.name] = expected
+
+
+class Number(int):
+    """A number whose comparisons are calls, which `calls_of` counts."""
+
+    def __lt__(self, other: int) -> bool:
+        return int(self) < other
+
+    def __gt__(self, other: int) -> bool:
+        return int(self) > other
+
+
+def test_first_fit_of_a_chain_does_not_compare_all_ranges() -> None:
+    """Each range overlaps its neighbours and a few that live throughout."""
+
+    def placing(count: int) -> int:
+        ranges = [Range(f"t{i}", 3 + i % 5, Number(i), Number(i + 1 + i % 3)) for i in range(count)]
+        ranges += [Range(f"w{i}", 2, Number(-1), Number(count)) for i in range(count)]
+        return calls_of(lambda: first_fit(ranges, 10 * count))
+
+    assert placing(1000) < 2.5 * placing(500)
 
 
 def exhaustive(ranges: Sequence[Range], capacity: int) -> bool:

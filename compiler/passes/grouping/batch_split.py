@@ -148,6 +148,8 @@ class Staging:
 
     def build(self) -> Graph:
         """The rewritten graph; the same object when nothing is split."""
+        if sum(padded(r.type) for op in self.graph.ops for r in op.results) <= self.target.l2.bytes:
+            return self.graph
         values, self.in_l2 = l2_values(self.graph, self.target)
         spilled = {name for name in values if name not in self.in_l2}
         runs = [run for run in self._runs() if not spilled.isdisjoint(run.made)] if spilled else []

@@ -75,7 +75,7 @@ def live_ranges(graph: Graph, roots: Mapping[str, str]) -> dict[str, tuple[int, 
 def assign(ranges: Sequence[Range], capacity: int, placements: int = PLACEMENTS) -> tuple[dict[str, int], list[str]]:
     """Addresses for `ranges`, and the names of those that do not fit: first fit, large ones first. If that fails
     although the live bytes fit, other orders and an exact search of at most `placements` are tried."""
-    assigner = Assigner(capacity)
+    assigner = Assigner.of(ranges, capacity)
     placed: dict[str, int] = {}
     failed: list[str] = []
     for item in sorted(ranges, key=lambda r: (r.rank, -r.bytes, r.start, r.name)):

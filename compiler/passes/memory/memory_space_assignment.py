@@ -252,7 +252,8 @@ def _reads(op: Op, units: int = 1) -> list[float]:
             external = resolver.external(value)
             if external is not None:
                 times[external.value.name] = max(times[external.value.name], factor)
-    return [times[p.name] * _share_read(body, p) for p in body.params]
+    shares = _shares_read(body)
+    return [times[p.name] * share for p, share in zip(body.params, shares, strict=True)]
 
 
 def _side(wanted: float) -> float:
@@ -274,12 +275,14 @@ def _mask_reads(op: Op) -> float:
     return math.prod(query.dims[:3]) * key.dims[2] / max(mask.elements, 1)
 
 
-def _share_read(body: Graph, param: Value) -> float:
-    """Share of a parameter's elements that the body reads: less than 1 if slices alone read it."""
-    readers = [op for op in body.ops if any(v.name == param.name for v in op.operands)]
-    if not readers or any(op.name != "slice" for op in readers):
-        return 1.0
-    return min(1.0, sum(op.results[0].type.elements for op in readers) / max(param.type.elements, 1))
+def _shares_read(body: Graph) -> list[float]:
+    """Share of each parameter's elements that the body reads: less than 1 if slices alone read it."""
+    sliced: dict[str, float] = {}
+    for op in body.ops:
+        elements = op.results[0].type.elements if op.name == "slice" else math.inf
+        for name in {v.name for v in op.operands}:
+            sliced[name] = sliced.get(name, 0) + elements
+    return [min(1.0, sliced.get(p.name, math.inf) / max(p.type.elements, 1)) for p in body.params]
 
 
 def _with_spaces(graph: Graph, spaces: Mapping[str, Space]) -> Graph:

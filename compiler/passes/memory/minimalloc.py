@@ -80,7 +80,7 @@ def plan(ranges: Sequence[Range], capacity: int, alignment: int = 1, placements:
 
 def first_fit(ranges: Sequence[Range], capacity: int, alignment: int = 1) -> dict[str, int]:
     """The lowest free offset for one range after another; ranges that do not fit are left out."""
-    assigner = Assigner(capacity // alignment)
+    assigner = Assigner.of(ranges, capacity // alignment)
     places = ((r.name, assigner.place(Range(r.name, _units(r, alignment), r.start, r.end))) for r in ranges)
     return {name: at * alignment for name, at in places if at is not None}
 

@@ -5,7 +5,8 @@ Invariant: ranges placed by one Assigner that overlap in time are disjoint in me
 
 from __future__ import annotations
 
-import bisect
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ppuc.ir.types import TensorType
@@ -32,27 +33,80 @@ class Range:
 
 
 class Assigner:
-    """First-fit addresses for ranges, in the order they are offered."""
+    """First-fit addresses for ranges between steps `first` and `last`, in the order they are offered.
 
-    def __init__(self, capacity: int) -> None:
+    A segment tree over the steps: each node keeps the bytes that ranges across all its steps take, and those that any
+    range within them takes. Placing a range takes time proportional to the logarithm of the steps, as long as free
+    bytes are not in many small pieces."""
+
+    def __init__(self, capacity: int, first: int, last: int) -> None:
         self.capacity = capacity
-        self._starts: list[int] = []
-        self._placed: list[tuple[int, int, int, int]] = []  # address, end address, first step, last step
-        self.peak = 0
+        self._first = first
+        self._leaves = 1 << max(last - first, 0).bit_length()
+        self._across: dict[int, _Taken] = {}
+        self._within: dict[int, _Taken] = {}
+
+    @classmethod
+    def of(cls, ranges: Sequence[Range], capacity: int) -> Assigner:
+        """An assigner for these ranges."""
+        return cls(capacity, min((r.start for r in ranges), default=0), max((r.end for r in ranges), default=0))
 
     def place(self, item: Range) -> int | None:
         """The lowest address at which `item` overlaps nothing alive with it; None when there is none."""
-        at = 0
-        for low, high, first, last in self._placed:
-            if first > item.end or last < item.start:
-                continue
-            if low - at >= item.bytes:
-                break
-            at = max(at, high)
+        nodes, above = self._nodes(item)
+        taken = [self._within[n] for n in nodes if n in self._within]
+        taken += [self._across[n] for n in above if n in self._across]
+        at, before = 0, -1
+        while at != before:
+            before = at
+            for bytes in taken:
+                at = bytes.free_from(at, item.bytes)
         if at + item.bytes > self.capacity:
             return None
-        where = bisect.bisect(self._starts, at)
-        self._starts.insert(where, at)
-        self._placed.insert(where, (at, at + item.bytes, item.start, item.end))
-        self.peak = max(self.peak, at + item.bytes)
+        for n in nodes:
+            self._across.setdefault(n, _Taken()).add(at, at + item.bytes)
+        for n in (*nodes, *above):
+            self._within.setdefault(n, _Taken()).add(at, at + item.bytes)
+        return at
+
+    def _nodes(self, item: Range) -> tuple[list[int], set[int]]:
+        """The fewest nodes whose spans are the steps of `item`, and the nodes above them."""
+        nodes: list[int] = []
+        low, high = item.start - self._first + self._leaves, item.end - self._first + self._leaves + 1
+        while low < high:
+            if low & 1:
+                nodes.append(low)
+            if high & 1:
+                nodes.append(high - 1)
+            low, high = (low + 1) >> 1, high >> 1
+        above: set[int] = set()
+        for n in nodes:
+            while (n := n >> 1) and n not in above:
+                above.add(n)
+        return nodes, above
+
+
+class _Taken:
+    """Bytes that are taken, as disjoint intervals in order."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, start: int, end: int) -> None:
+        """Take the bytes from `start` to `end`; some may be taken already."""
+        low, high = bisect_left(self._ends, start), bisect_right(self._starts, end)  # those it touches
+        if low < high:
+            start, end = min(start, self._starts[low]), max(end, self._ends[high - 1])
+        self._starts[low:high] = [start]
+        self._ends[low:high] = [end]
+
+    def free_from(self, at: int, size: int) -> int:
+        """The lowest address from `at` where `size` bytes are free."""
+        for k in range(bisect_right(self._ends, at), len(self._ends)):
+            if self._starts[k] - at >= size:
+                break
+            at = self._ends[k]
         return at
