@@ -8,7 +8,7 @@ Invariant: every op of the built graph has the loc of the ONNX node that it came
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -33,7 +33,7 @@ from ppuc.compiler.frontend.source import Source
 from ppuc.compiler.frontend.tensors import read_tensor
 from ppuc.compiler.frontend.unrolling import CONTROL, LoopNode, NotUnrolledError
 from ppuc.ir.errors import Diagnostic, Entity, EntityKind, ModelError
-from ppuc.ir.graph import Value
+from ppuc.ir.graph import Op, Value
 
 LARGEST_FACTORS = 8
 """Maximum elements of a floating-point input that sizes depend on: the factors of a resize."""
@@ -52,6 +52,9 @@ class ModelImporter:
         self.wanted: set[str] = set()
         self.transforms: set[str] = set()
         self._asked: Value | None = None
+        self._known_producers: dict[str, Op] = {}
+        self._followed: set[str] = set()
+        """Values whose operands `_want` has followed."""
         self._expanded = 0
         if expanded_nodes(source.model.graph.node, self.functions, MOST_EXPANDED) > MOST_EXPANDED:
             raise self._too_many()
@@ -158,18 +161,24 @@ class ModelImporter:
         """Record the parameters that `value` depends on, because some importer needs its elements. Data parameters are
         excluded: fixing them would evaluate the model at compile time."""
         self._asked = value
-        producers = {r.name: op for op in self.builder.ops for r in op.results}
-        todo, seen = [value], {value.name}
+        producers, todo = self._producers(), [value]
         while todo:
             at = todo.pop()
             op = producers.get(at.name)
             is_data = at is not value and at.type.dtype.is_float and at.type.elements > LARGEST_FACTORS
             if op is None and not is_data:
                 self.wanted.add(at.name)
-            for operand in op.operands if op is not None else ():
-                if operand.name not in seen:
-                    seen.add(operand.name)
-                    todo.append(operand)
+            if op is not None and at.name not in self._followed:
+                self._followed.add(at.name)
+                todo.extend(op.operands)
+
+    def _producers(self) -> Mapping[str, Op]:
+        """Value name -> the op that defines it. Of the ops so far, those at the end are new."""
+        for op in reversed(self.builder.ops):
+            if op.results[0].name in self._known_producers:
+                break
+            self._known_producers.update((r.name, op) for r in op.results)
+        return self._known_producers
 
     def _place(self, site: Site) -> Place:
         return node_place(self.source.where, site.label, site.node.op_type)

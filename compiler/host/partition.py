@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import TypeVar
 
 from ppuc.compiler.frontend.offload.deferred import is_control
 from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, node_model
@@ -23,6 +24,8 @@ from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.frontend.offload.products import has_products
 from ppuc.compiler.frontend.order import subgraphs
 from ppuc.ir.graph import Graph, Op
+
+Maker = TypeVar("Maker", bound=Op | HostNode)
 
 SIDES = PPU, HOST, DEFERRED = range(3)
 START = HOST - len(SIDES)
@@ -65,12 +68,13 @@ def partition(model: HostedModel) -> tuple[Part, ...]:
     ops = _live_ops(model)
     read = _readers(model, ops, constants)
     parts: list[Part] = []
-    for time in sorted(set(times.values()) | {PPU}):
+    ops_at, nodes_at = _by_time(ops, times), _by_time(model.nodes, times)
+    for time in sorted({*ops_at, *nodes_at, PPU}):
         if time % len(SIDES) == PPU:
-            part = _ppu_part(model, [op for op in ops if times.get(_key(op)) == time], constants, read, time)
+            part = _ppu_part(model, ops_at.get(time, ()), constants, read, time)
             parts += [PpuPart(part)] if part is not None else []
         else:
-            parts += [_host_part(nodes, model, read) for nodes in _runs(_at(time, model, times))]
+            parts += [_host_part(nodes, model, read) for nodes in _runs(nodes_at.get(time, ()))]
     return tuple(parts)
 
 
@@ -79,8 +83,8 @@ def _with_sides(model: HostedModel) -> tuple[HostNode, ...]:
     functions = {(f.domain, f.name): f for f in model.functions}
     constants = _constants(model)
     while True:
-        times = _times(model, constants)
-        runs = [r for t in set(times.values()) if t % len(SIDES) == DEFERRED for r in _runs(_at(t, model, times))]
+        at = _by_time(model.nodes, _times(model, constants))
+        runs = [run for t, nodes in at.items() if t % len(SIDES) == DEFERRED for run in _runs(nodes)]
         light = {id(n) for run in runs if not has_products([n.proto for n in run], functions) for n in run}
         if not light:
             return model.nodes
@@ -96,8 +100,12 @@ def _constants(model: HostedModel) -> dict[str, Op]:
     return {op.results[0].name: op for op in model.graph.ops if op.name == "const"}
 
 
-def _at(time: int, model: HostedModel, times: Mapping[str, int]) -> list[HostNode]:
-    return [n for n in model.nodes if times[_key(n)] == time]
+def _by_time(makers: Iterable[Maker], times: Mapping[str, int]) -> dict[int, list[Maker]]:
+    """Time -> the ops or nodes that run then, in order."""
+    found: dict[int, list[Maker]] = {}
+    for maker in makers:
+        found.setdefault(times[_key(maker)], []).append(maker)
+    return found
 
 
 def _side(maker: Op | HostNode) -> int:

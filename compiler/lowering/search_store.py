@@ -66,39 +66,50 @@ def package_digest(name: str) -> str:
 
 
 class SearchStore:
-    """Texts by key. They are written many at a time, the last ones when the store is closed or no longer used."""
+    """Texts by key, in a file that is opened when it is first used. They are written many at a time, the last ones when
+    the store is closed or no longer used."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._connection = None if folder is None else _opened(folder)
+        self._folder = folder
+        self._connection: sqlite3.Connection | None = None
         self._pending: dict[str, str] = {}
-        if self._connection is not None:
-            self._finish = weakref.finalize(self, _finished, self._connection, self._pending)
+
+    def _used(self) -> sqlite3.Connection | None:
+        """The open file; None without one."""
+        if self._folder is not None:
+            self._connection, self._folder = _opened(self._folder), None
+            if self._connection is not None:
+                self._finish = weakref.finalize(self, _finished, self._connection, self._pending)
+        return self._connection
 
     def get(self, key: str) -> str | None:
         """The text stored under `key`; None if there is none."""
-        if self._connection is None:
+        connection = self._used()
+        if connection is None:
             return None
         if key in self._pending:
             return self._pending[key]
         try:
-            row = self._connection.execute("select text from outcomes where key = ?", (key,)).fetchone()
+            row = connection.execute("select text from outcomes where key = ?", (key,)).fetchone()
         except sqlite3.Error:
             return None
         return None if row is None else str(row[0])
 
     def put(self, key: str, text: str) -> None:
         """Keep `text` under `key`."""
-        if self._connection is None:
+        connection = self._used()
+        if connection is None:
             return
         self._pending[key] = text
         if len(self._pending) >= AT_ONCE:
             try:
-                _write(self._connection, self._pending)
+                _write(connection, self._pending)
             except sqlite3.Error:
                 self._connection = None
 
     def close(self) -> None:
         """Write what is pending and release the file."""
+        self._folder = None
         if self._connection is not None:
             self._finish()
             self._connection = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -13,12 +13,15 @@ from onnx import TensorProto, helper
 
 from ppuc.compiler.commands.check import _placed
 from ppuc.compiler.driver import examine
+from ppuc.compiler.frontend.offload.load_hosted import load_hosted
 from ppuc.compiler.frontend.order import ordered
 from ppuc.compiler.frontend.survey import survey
+from ppuc.compiler.host.partition import partition
 from ppuc.compiler.options import CompileOptions
 from ppuc.ir.errors import ModelError
-from ppuc.ir.graph import Graph, Value
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
+from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import DType, TensorType
 from ppuc.ir.verify import verify_module
 from ppuc.targets.description import load_target
@@ -144,6 +147,62 @@ def host_steps(count: int) -> onnx.ModelProto:
     nodes = [helper.make_node("Relu", [f"t{i}" if i else "f"], [f"t{i + 1}"]) for i in range(count)]
     cast = helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT)
     return model([first, cast, *nodes], ["t0"], [f"t{count}"])
+
+
+def host_steps_on_a_chain(count: int) -> onnx.ModelProto:
+    """A chain on the PPU, and a node of the host for each of its results."""
+    chain = [helper.make_node("Tanh", [f"t{i}"], [f"t{i + 1}"]) for i in range(count)]
+    nodes = [helper.make_node("NonZero", [f"t{i + 1}"], [f"n{i}"]) for i in range(count)]
+    return model([*chain, *nodes], ["t0"], [f"n{i}" for i in range(count)])
+
+
+def alternating(count: int) -> onnx.ModelProto:
+    """The PPU scales by how many numbers the host finds that are not zero."""
+    steps = [
+        (
+            helper.make_node("NonZero", [f"t{i}"], [f"n{i}"]),
+            helper.make_node("Shape", [f"n{i}"], [f"s{i}"]),
+            helper.make_node("Cast", [f"s{i}"], [f"f{i}"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceSum", [f"f{i}"], [f"k{i}"], keepdims=0),
+            helper.make_node("Mul", [f"t{i}", f"k{i}"], [f"t{i + 1}"]),
+        )
+        for i in range(count)
+    ]
+    return model([node for step in steps for node in step], ["t0"], [f"t{count}"])
+
+
+class Watched(list[Op]):
+    """Ops whose every visit by a loop is a call, which `calls_of` counts."""
+
+    def __iter__(self) -> Iterator[Op]:
+        yield from super().__iter__()
+
+
+def test_asking_for_values_does_not_visit_all_ops_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Builder.__init__
+
+    def watched(self: Builder, taken: Iterable[str] = (), loc: tuple[str, ...] = ()) -> None:
+        made(self, taken, loc)
+        self.ops = Watched()
+
+    monkeypatch.setattr(Builder, "__init__", watched)
+
+    def loading(count: int) -> Callable[[], object]:
+        chain = host_steps_on_a_chain(count)
+        return lambda: load_hosted(chain)
+
+    loading(8)()
+    assert_linear(loading, 200)
+
+
+def test_dividing_a_model_among_ppu_and_host_is_linear() -> None:
+    def dividing(count: int) -> Callable[[], object]:
+        hosted = load_hosted(alternating(count))
+        assert len(partition(hosted)) == 2 * count
+        return lambda: partition(hosted)
+
+    dividing(8)()
+    assert_linear(dividing, 60)
 
 
 def test_naming_where_nodes_run_is_linear() -> None:

@@ -162,6 +162,8 @@ class Grouping(GroupedGraph):
     def _shed(self, members: list[int]) -> None:
         """Leave out ops whose results only other groups read and whose operands are stored anyway: the readers
         recompute them, which saves writing a tensor. What such an op reads stays, or it would not be stored."""
+        if len(members) == 1:
+            return
         stored = {r.name for r in self._body(members)[1]}
         inside = set(members)
         spare = [
