@@ -25,7 +25,7 @@ from ppuc.ir.rewrite import Builder
 from ppuc.ir.types import DType, TensorType
 from ppuc.ir.verify import verify_module
 from ppuc.targets.description import load_target
-from tests.support.effort import assert_linear, calls_of
+from tests.support.effort import Name, assert_linear, calls_of
 
 ROW = [1, 8]
 TINY = load_target("ppu-tiny")
@@ -240,9 +240,9 @@ def test_a_chain_of_views_is_not_followed_recursively() -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """CPU time of `work`, the least of three."""
+    """CPU time of `work`, the least of five."""
     found = []
-    for _ in range(3):
+    for _ in range(5):
         started = time.process_time()
         work()
         found.append(time.process_time() - started)
@@ -279,8 +279,8 @@ def test_finding_a_cycle_is_linear() -> None:
 
 def test_verifying_many_inputs_is_linear() -> None:
     def verifying(count: int) -> Callable[[], object]:
-        params = tuple(Value(f"x{i}", TensorType(DType.F32, (1,))) for i in range(count))
+        params = tuple(Value(Name(f"x{i}"), TensorType(DType.F32, (1,))) for i in range(count))
         names = tuple((p.name, p.name) for p in params)
         return lambda: verify_module(Module(TINY.name, TINY.hash, (), names, names, Graph("g", params, params, ())))
 
-    assert_not_quadratic(verifying, 2000)
+    assert_linear(verifying, 200)

@@ -11,17 +11,8 @@ from ppuc.compiler.passes.locs import joined, listed
 from ppuc.compiler.passes.normalise.canonicalise import RULES
 from ppuc.compiler.passes.rewriter import to_fixpoint
 from ppuc.ir.graph import Graph
-from tests.support.effort import assert_linear
+from tests.support.effort import Name, assert_linear
 from tests.support.pass_graphs import Sketch
-
-
-class Name(str):
-    """A name whose use as a key is a call, which `assert_linear` counts."""
-
-    __slots__ = ()
-
-    def __hash__(self) -> int:
-        return super().__hash__()
 
 
 def with_names(graph: Graph) -> Graph:

@@ -7,6 +7,18 @@ from collections.abc import Callable
 from types import FrameType
 
 
+class Name(str):
+    """A name whose comparison or use as a key is a call, which `calls_of` counts."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other)
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+
 def calls_of(work: Callable[[], object]) -> int:
     """Calls of Python and built-in functions that `work` makes."""
     count = 0
