@@ -32,7 +32,7 @@ from ppuc.compiler.commands.simplify import simplify_command
 from ppuc.compiler.commands.streams import StreamError, checked_streams, discard_unwritten
 from ppuc.compiler.commands.verify import verify_command
 from ppuc.compiler.version import VERSION
-from ppuc.ir.errors import CapacityError, Diagnostic, PpucError
+from ppuc.ir.errors import CapacityError, Diagnostic, PpucError, UsageError
 
 INTERNAL_ERROR = 3
 COLLECT_AFTER = (20_000, 20, 20)
@@ -87,7 +87,12 @@ class PpucGroup(click.Group):
             code = 2
         except (BrokenPipeError, StreamError):
             raise
-        except Exception:
+        except Exception as error:
+            nul = next((a for a in arguments if "\0" in a), None)
+            if nul is not None and isinstance(error, ValueError) and "null byte" in str(error):
+                refusal = UsageError.of(repr(nul), "cannot be a path", got="a NUL character in its name")
+                _show_error(refusal, "--json" in arguments)
+                return 2
             click.echo(traceback.format_exc() + ATTACH, err=True, nl=False)
             code = INTERNAL_ERROR
         return code

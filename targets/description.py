@@ -211,8 +211,8 @@ def _read_leaf(given: Any, path: str, where: str) -> Leaf:
         raise TargetError.of(at, "is not a number with its provenance", got=got, expected=_shape_of(path))
     if given["unit"] != slot.unit:
         raise TargetError.of(at, "has the wrong unit", got=given["unit"], expected=slot.unit)
-    if given["mark"] not in MARKS:
-        raise TargetError.of(at, "has an unknown mark", got=given["mark"], expected=", ".join(MARKS))
+    if given["mark"] not in tuple(MARKS):  # which may be of any TOML type
+        raise TargetError.of(at, "has an unknown mark", got=_show(given["mark"]), expected=", ".join(MARKS))
     if not isinstance(given["source"], str) or not given["source"].strip():
         raise TargetError.of(
             at, "has no source", got=_show(given["source"]), expected="a sentence saying where it is from"

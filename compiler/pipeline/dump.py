@@ -30,7 +30,7 @@ from ppuc.compiler.passes.remarks import Remark
 from ppuc.compiler.passes.rules.constants import Derived
 from ppuc.ir.checksum import checksum
 from ppuc.ir.errors import TextError, UsageError
-from ppuc.ir.files import read_text, write_file
+from ppuc.ir.files import read_text, whole_file, write_file
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import ConstAttrs
@@ -220,15 +220,17 @@ def write_ppir(path: Path, module: Module) -> None:
 
 
 def _write_module(path: Path, module: Module, constants: ConstantStore) -> None:
-    try:
-        constants.add(module)
-    except (OSError, UsageError) as error:
-        with suppress(OSError):
-            constants.folder.rmdir()  # if nothing is in it
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError.of(str(constants.folder), "cannot be written", got=error.strerror) from error
-    write_file(path, print_module(module).encode())
+    """The text is opened first: nothing is written beside a name that no file can have."""
+    with whole_file(path) as file:
+        try:
+            constants.add(module)
+        except (OSError, UsageError) as error:
+            with suppress(OSError):
+                constants.folder.rmdir()  # if nothing is in it
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError.of(str(constants.folder), "cannot be written", got=error.strerror) from error
+        file.write(print_module(module).encode())
 
 
 def read_constants(folder: Path) -> dict[str, Resource]:

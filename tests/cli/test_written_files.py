@@ -215,6 +215,23 @@ def test_names_with_nul() -> None:
             write("a\0b")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "a\0b"),
+        ("compile", "m.onnx", *SIZES, "-o", "x.ppu", "--dump", "a\0b"),
+        ("run", "m.ppu", "--inputs", "a\0b"),
+        ("quantize", "m.onnx", "--calibrate", "a\0b", *SIZES),
+        ("asm", "m.s", "--like", "a\0b", "-o", "x.ppu"),
+        ("opt", "steps/00-import.ppir", "-o", "a\0b.ppir"),
+    ],
+)
+def test_nul_in_arguments(here: Path, arguments: tuple[str, ...]) -> None:
+    before = listing(here)
+    assert_refused(CliRunner().invoke(cli, arguments), what="a NUL character in its name")
+    assert listing(here) == before
+
+
 def test_arrays_under_any_name(tmp_path: Path) -> None:
     names = ("file", "allow_pickle", "../x", "a/b", " ", "\n", "é", "n" * 300)
     arrays = {name: np.array([i]) for i, name in enumerate(names)}

@@ -173,7 +173,11 @@ def test_unknown_names() -> None:
         ([('unit = "CU"', 'unit = "cores"')], "cu: has the wrong unit\n  got: cores\n  expected: CU"),
         (
             [('mark = "D"', 'mark = "X"')],
-            "cu: has an unknown mark\n  got: X\n  expected: F, M, E, E-cal, D",
+            'cu: has an unknown mark\n  got: "X"\n  expected: F, M, E, E-cal, D',
+        ),
+        (
+            [('mark = "D"', "mark = { a = 1 }")],
+            'cu: has an unknown mark\n  got: {"a": 1}\n  expected: F, M, E, E-cal, D',
         ),
         ([("value = 2,", "value = -2,")], "cu: must be above 0\n  got: -2"),
         ([("value = 2,", "value = 0,")], "cu: must be above 0\n  got: 0"),
