@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ppuc.compiler.passes.grouping.split_n import SplitN
+from ppuc.compiler.passes.grouping.split_n import Paneling, SplitN
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
@@ -62,6 +62,23 @@ def test_what_follows_is_cut_too() -> None:
     module, _ = checked(s.graph(y))
     assert panels(module) > 1
     assert sum(op.name == "group" for op in module.graph.ops) == panels(module)
+
+
+@pytest.mark.parametrize("columns", [4096, 4096 + 64, 4096 + 48])
+def test_the_last_panel_may_be_narrower(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels of 640 columns are preferred; 48 columns beyond a multiple of 64 end the last panel too."""
+    monkeypatch.setattr(Paneling, "_price", lambda self, op, width: width * (1.0 if width == 640 else 1.5))
+    s = Sketch()
+    y = s.op("add", s.op("relu", product(s, columns=columns)), s.weight(columns))
+    module, _ = checked(s.graph(y), precision="bf16")
+    results = [
+        inner.operands[1].type.dims[1]
+        for op in module.graph.ops
+        if op.body
+        for inner in op.body.ops
+        if inner.name == "insert"
+    ]
+    assert results == [640] * (columns // 640) + [columns % 640]
 
 
 def test_small_weights_stay_whole() -> None:

@@ -4,6 +4,9 @@ Every tile of rows reads all weights. Weights that fit l2 are staged there once;
 memory again for every tile of rows. A product of a panel of columns needs only those columns of the weights: each panel
 is staged while the previous one is multiplied, so every weight is read from device memory once.
 
+All panels but the last have one width. It need not divide the columns: a width whose tiles fill every unit equally
+often is worth a narrower last panel.
+
 Invariant: panels are disjoint, cover all columns, and are inserted into the product's own memory; each computes what
 the whole group computes for its columns.
 """
@@ -42,6 +45,9 @@ MOST = 32
 TILE = 128
 """Rows and columns of a typical tile: weights are read about once per tile of rows."""
 
+STEP = 64
+"""Widths of panels that do not divide the columns are multiples of this."""
+
 TOLERANCE = 1.03
 """How much slower panels may look to the cost model, which ignores other traffic of device memory."""
 
@@ -76,22 +82,25 @@ class Paneling:
         self.builder = Builder(all_names(graph))
         self.constants = {op.results[0].name: op for op in graph.ops if op.name == "const"}
         self.lowered = KernelCache(target)
-        self.decided: dict[object, Parts] = {}
+        self.decided: dict[object, tuple[Parts, int]] = {}
 
     def build(self) -> Graph:
         """The rewritten graph; the same object when nothing is split."""
         ops: list[Op] = []
         for op in self.graph.ops:
-            panels = self._panels(op)
-            ops += [op] if panels is None or panels.count == 1 else self._cut(op, panels.count)
-            if panels is not None:
-                panels.remark("split-n", op, kernels=panels.count - 1)
+            decided = self._panels(op)
+            if decided is None:
+                ops.append(op)
+                continue
+            panels, width = decided
+            ops += [op] if panels.count == 1 else self._cut(op, width)
+            panels.remark("split-n", op, kernels=panels.count - 1)
         return self.graph if len(ops) == len(self.graph.ops) else without_dead_ops(self.graph.with_ops(ops))
 
     # -- deciding ------------------------------------------------------------------------------------------------
 
-    def _panels(self, op: Op) -> Parts | None:
-        """The decision on a group's panels; None if its weights are no candidate."""
+    def _panels(self, op: Op) -> tuple[Parts, int] | None:
+        """The decision on a group's panels, and their width; None if its weights are no candidate."""
         weights = self._weights(op)
         if weights is None or op.body is None:
             return None
@@ -119,59 +128,71 @@ class Paneling:
         at = names.index(anchor.operands[1].name)
         return at if op.operands[at].name in self.constants else None
 
-    def _best(self, op: Op, anchor: Op, size: int) -> Parts:
-        """The cheapest number of panels among those of which two fit the budget."""
+    def _best(self, op: Op, anchor: Op, size: int) -> tuple[Parts, int]:
+        """The cheapest panels among those of which two fit the budget, and their width."""
         columns = anchor.results[0].type.dims[-1]
-        granule = max(self.target.tensor.fragment[str(cost.tensor_dtype(anchor.operands[0].type.dtype, self.target))])
         prices: dict[int, float] = {}
-        for count in range(-(-2 * size // self.budget), MOST + 1):
-            if columns % (count * granule) or columns // count < TILE:
-                continue
-            try:
-                prices[count] = count * self._price(self._panel(op, count, 0))
-            except NotFusable as error:
-                return Parts(1, why_whole=str(error))
+        try:
+            for width in self._widths(anchor, self.budget * columns // (2 * size)):
+                prices[width] = sum(self._price(op, panel) * n for panel, n in _counted(columns, width))
+        except NotFusable as error:
+            return Parts(1, why_whole=str(error)), columns
         whole = self._whole(op, size)
         if not prices:
-            return Parts(1, whole, why_whole=f"{columns} columns do not divide into panels of whole fragments")
+            why = f"{columns} columns do not divide into panels of whole fragments"
+            return Parts(1, whole, why_whole=why), columns
         best = min(prices, key=prices.__getitem__)
         if prices[best] < TOLERANCE * whole:
-            return Parts(best, whole, prices[best])
-        return Parts(1, whole, prices[best], "panels are slower than rereading the weights for every tile of rows")
+            return Parts(-(-columns // best), whole, prices[best]), best
+        why = "panels are slower than rereading the weights for every tile of rows"
+        return Parts(1, whole, prices[best], why), columns
+
+    def _widths(self, anchor: Op, most: int) -> list[int]:
+        """Candidate widths of panels, of whole fragments, up to `most`: those that divide the columns, and others."""
+        columns = anchor.results[0].type.dims[-1]
+        granule = max(self.target.tensor.fragment[str(cost.tensor_dtype(anchor.operands[0].type.dtype, self.target))])
+        least = max(TILE, -(-columns // MOST))
+        even = {columns // n for n in range(2, MOST + 1) if columns % (n * granule) == 0}
+        others = (
+            set(range(-(-least // STEP) * STEP, most + 1, STEP)) if STEP % granule == 0 == columns % granule else set()
+        )
+        return sorted(w for w in even | others if least <= w <= most)
 
     def _whole(self, op: Op, size: int) -> float:
         """Cycles of the unsplit group: the larger of its price with weights in l2 and the time device memory takes to
         deliver them once per tile of rows. Infinite if the whole group has no kernel."""
         rows = math.prod(op.results[0].type.dims[:-1])
         try:
-            price = self._price(op)
+            price = self.lowered.price(op)
         except NotFusable:
             return math.inf
         return max(price, size * -(-rows // TILE) / hbm_bytes_per_clk(self.target))
 
-    def _price(self, op: Op) -> float:
-        return self.lowered.price(op)
+    def _price(self, op: Op, width: int) -> float:
+        """Cycles of a panel of this width."""
+        return self.lowered.price(self._panel(op, (0, width)))
 
     # -- cutting -------------------------------------------------------------------------------------------------
 
-    def _cut(self, op: Op, count: int) -> list[Op]:
+    def _cut(self, op: Op, width: int) -> list[Op]:
         """The result's `empty` op and the groups of all panels, with their weights."""
         weights = self._weights(op)
         assert weights is not None
         whole = op.results[0]
         current = Value(self.builder.fresh(f"{whole.name}.whole"), whole.type)
         made = [Op("empty", EmptyAttrs(whole.type.dtype, whole.type.dims), (), (current,), op.loc)]
-        for number in range(count):
-            panel = self._panel(op, count, number)
-            result = whole if number == count - 1 else Value(self.builder.fresh(f"{whole.name}.part"), whole.type)
-            first = number * (whole.type.dims[-1] // count)
-            constant = self._columns(op, weights, count, number)
+        columns = whole.type.dims[-1]
+        for first in range(0, columns, width):
+            span = (first, min(first + width, columns))
+            panel = self._panel(op, span)
+            result = whole if span[1] == columns else Value(self.builder.fresh(f"{whole.name}.part"), whole.type)
+            constant = self._columns(op, weights, span)
             operands = tuple(constant.results[0] if k == weights else v for k, v in enumerate(op.operands))
             made += [constant, self._inserted(panel, operands, current, result, first)]
             current = result
         return made
 
-    def _columns(self, op: Op, weights: int, count: int, number: int) -> Op:
+    def _columns(self, op: Op, weights: int, span: tuple[int, int]) -> Op:
         """A panel's columns of the weights, as a constant."""
         body = op.body
         assert body is not None
@@ -181,7 +202,7 @@ class Paneling:
         source = self.constants[value.name]
         axis = _column_axis(anchor)
         builder = Builder({value.name})
-        result = _sliced(builder, value, axis, value.type.dims[axis] // count, number)
+        result = _sliced(builder, value, axis, span)
         resource = folded(builder.ops[-1], [source.attrs.value])  # type: ignore[attr-defined]
         assert resource is not None
         named = Value(self.builder.fresh(f"{value.name}.panel"), result.type)
@@ -198,22 +219,24 @@ class Paneling:
         grown = Graph(body.name, (*body.params, inner), (out,), (*body.ops, insert))
         return replace(panel, operands=(*operands, base), results=(whole,), body=grown)
 
-    def _panel(self, op: Op, count: int, number: int) -> Op:
-        """The group restricted to the columns of one panel, with its weights as a parameter of that size. Raises
-        NotFusable if an op of the group cannot be restricted to columns."""
+    def _panel(self, op: Op, span: tuple[int, int]) -> Op:
+        """The group restricted to the columns `span[0] .. span[1]`, with its weights as a parameter of that size.
+        Raises NotFusable if an op of the group cannot be restricted to columns."""
         body = op.body
         assert body is not None
         anchor = anchor_in(body)
         assert anchor is not None
         self.builder.ops = []
-        columns = anchor.results[0].type.dims[-1] // count
+        columns = anchor.results[0].type.dims[-1]
         names: dict[str, Value] = {}
         chain: set[str] = set()
         for p in body.params:
             type = p.type
             if p.name == anchor.operands[1].name:
                 axis = _column_axis(anchor)
-                type = TensorType(type.dtype, tuple(columns if a == axis else n for a, n in enumerate(type.dims)))
+                type = TensorType(
+                    type.dtype, tuple(span[1] - span[0] if a == axis else n for a, n in enumerate(type.dims))
+                )
             names[p.name] = Value(self.builder.fresh(p.name), type)
         for inner in body.ops:
             operands = [names[v.name] for v in inner.operands]
@@ -222,7 +245,7 @@ class Paneling:
             elif any(v.name in chain for v in inner.operands):
                 self._check(inner, anchor)
                 operands = [
-                    v if old.name in chain else self._part(v, columns, count, number)
+                    v if old.name in chain else self._part(v, columns, span)
                     for v, old in zip(operands, inner.operands, strict=True)
                 ]
                 chain.add(inner.results[0].name)
@@ -242,11 +265,17 @@ class Paneling:
         if rank - 1 in op_axes(op) or op.results[0].type.dims[-1:] != anchor.results[0].type.dims[-1:]:
             raise NotFusable(f"'{op.name}' mixes columns")
 
-    def _part(self, value: Value, columns: int, count: int, number: int) -> Value:
+    def _part(self, value: Value, columns: int, span: tuple[int, int]) -> Value:
         """A panel's columns of another operand."""
-        if value.type.rank == 0 or value.type.dims[-1] != columns * count:
+        if value.type.rank == 0 or value.type.dims[-1] != columns:
             return value
-        return _sliced(self.builder, value, value.type.rank - 1, columns, number)
+        return _sliced(self.builder, value, value.type.rank - 1, span)
+
+
+def _counted(columns: int, width: int) -> list[tuple[int, int]]:
+    """(width, number) of the panels: equal ones, and a narrower last one."""
+    last = columns % width
+    return [(width, columns // width), *([(last, 1)] if last else [])]
 
 
 def _column_axis(anchor: Op) -> int:
@@ -256,9 +285,9 @@ def _column_axis(anchor: Op) -> int:
     return anchor.operands[1].type.rank - (2 if attrs.transpose_b else 1)
 
 
-def _sliced(builder: Builder, value: Value, axis: int, size: int, number: int) -> Value:
-    """Part `number` of `size` along `axis`."""
+def _sliced(builder: Builder, value: Value, axis: int, span: tuple[int, int]) -> Value:
+    """The elements `span[0] .. span[1]` along `axis`."""
     dims = value.type.dims
-    starts = tuple(number * size if a == axis else 0 for a in range(len(dims)))
-    sizes = tuple(size if a == axis else n for a, n in enumerate(dims))
+    starts = tuple(span[0] if a == axis else 0 for a in range(len(dims)))
+    sizes = tuple(span[1] - span[0] if a == axis else n for a, n in enumerate(dims))
     return builder("slice", value, attrs=SliceAttrs(starts, sizes, (1,) * len(dims)), hint=value.name)
