@@ -243,6 +243,7 @@ def transposed_conv(m: TrialModel) -> None:
         chosen |= {"output_shape": [n * s for n, s in zip(like.shape[2:], strides, strict=True)]}
     elif way == "same":
         chosen |= {"auto_pad": m.choose(("SAME_UPPER", "SAME_LOWER", "VALID"))}
+        chosen |= {"strides": [min(s, t) for s, t in zip(strides, taps, strict=True)]}  # docs/disagreements.md
     m.attempt(
         "ConvTranspose", [x, w, *([m.weight(like.dtype, (w_channels(m, w, group),))] if m.flip() else [])], **chosen
     )
