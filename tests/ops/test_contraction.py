@@ -150,6 +150,8 @@ TRANSPOSED: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ((1, 2, 4, 5), (2, 3, 3, 3), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     ((1, 2, 4, 5), (2, 3, 3, 3), {"auto_pad": "SAME_LOWER", "strides": [2, 2]}),
     ((1, 2, 4, 5), (2, 3, 3, 3), {"output_shape": [8, 9], "strides": [2, 2]}),
+    ((1, 2, 4, 5), (2, 3, 1, 3), {"output_shape": [12, 9], "strides": [3, 2]}),
+    ((1, 2, 4, 5), (2, 3, 1, 1), {"output_shape": [12, 10], "strides": [3, 2]}),
     ((1, 2, 4, 5), (2, 3, 3, 3), {"output_shape": [8, 10], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
 ]
 

@@ -113,6 +113,9 @@ def _transposed_pads(
         if len(wanted) not in (rank, rank + 2):
             ctx.fail("output_shape needs one entry for each spatial axis", got=list(wanted), expected=f"{rank} entries")
     total = [f - n for f, n in zip(full, sizes, strict=True)]
+    if not mode.startswith("SAME") and min(total, default=0) < 0:  # what is more than the sums comes after them
+        low = tuple(max(n, 0) - max(n, 0) // 2 for n in total)
+        return low, tuple(n - before for n, before in zip(total, low, strict=True))
     smaller = tuple(n // 2 for n in total)
     larger = tuple(n - n // 2 for n in total)
     return (smaller, larger) if mode == "SAME_UPPER" else (larger, smaller)
