@@ -142,8 +142,9 @@ class TensorType:
     @property
     def dims(self) -> tuple[int, ...]:
         """The shape as ints. Raises ValueError if a dimension is an unbound symbol."""
-        if not self.is_static:
-            raise ValueError(f"shape {self} has unbound symbols")
+        for d in self.shape:
+            if not isinstance(d, int):
+                raise ValueError(f"shape {self} has unbound symbols")
         return self.shape  # type: ignore[return-value]
 
     @property

@@ -193,8 +193,12 @@ def choose(graph: Graph, reads: Reads) -> dict[str, Form]:
     best: dict[str, Form] = {}
     if not (least := _total(reads, best)):
         return best
+    tried: dict[str, Form] = {}
     for upward in (False, True):
         forms = spread_forms(graph, reads, upward)
+        if forms == tried:  # without transposes, both directions offer the same
+            continue
+        tried = forms
         edges = [edge for name in reads.readers for edge in _edges(reads, forms, name)]
         chosen = {name: forms[name] for part in _parts(edges, forms) for name in _cut(part)}
         if (total := _total(reads, chosen)) < least:
