@@ -38,12 +38,14 @@ _LARGEST = 1e15
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slot:
-    """Schema of a leaf: its Python type, unit, whether it may be 0 and whether it is informational."""
+    """Schema of a leaf: its Python type, unit, whether it may be 0, whether it is informational, and the value where a
+    file leaves it out (None: it must not)."""
 
     kind: Any
     unit: str
     zero: bool
     informational: bool = False
+    usual: Any = None
 
 
 def builtin_targets() -> list[str]:
@@ -177,9 +179,10 @@ def _text_of(tree: dict[str, Any], key: str, where: str) -> str:
 
 
 def _read_leaves(tree: Mapping[str, Any], where: str, begun: Mapping[str, Leaf]) -> Iterator[tuple[str, Leaf]]:
-    """Leaves of a file in schema order, with omitted ones from `begun`. Raises TargetError with every unknown or
-    missing key and malformed leaf."""
+    """Leaves of a file in schema order, with omitted ones from `begun`, else as usual. Raises TargetError with every
+    unknown or missing key and malformed leaf."""
     given = dict(_flatten(tree, ()))
+    begun = {**_usual_leaves(), **begun}
     paths = _expected_paths({**begun, **given})
     findings = [_unknown(where, path, paths) for path in given if path not in paths]
     findings += [
@@ -191,6 +194,18 @@ def _read_leaves(tree: Mapping[str, Any], where: str, begun: Mapping[str, Leaf])
         raise TargetError(findings)
     for path in paths:
         yield path, _read_leaf(given[path], path, where) if path in given else begun[path]
+
+
+@functools.cache
+def _usual_leaves() -> dict[str, Leaf]:
+    """The leaves that a file may leave out."""
+    return {
+        path: Leaf(
+            path, slot.usual, slot.unit, "D", "not given: the machine has nothing of the kind", slot.informational
+        )
+        for path, slot in _slots().items()
+        if slot.usual is not None
+    }
 
 
 def _flatten(tree: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

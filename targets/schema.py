@@ -43,10 +43,11 @@ MOST_IN_FLIGHT = 31
 """Maximum instructions in flight per queue in the simulator."""
 
 
-def quantity(unit: str, *, zero: bool = False, informational: bool = False) -> Any:
+def quantity(unit: str, *, zero: bool = False, informational: bool = False, usual: Any = None) -> Any:
     """A leaf of the schema, in `unit`; `zero` permits 0 (a missing feature, or a free cost). An `informational` leaf
-    only describes the machine: neither compiler nor simulator reads it, except to check another leaf against it."""
-    return field(metadata={"unit": unit, "zero": zero, "informational": informational})
+    only describes the machine: neither compiler nor simulator reads it, except to check another leaf against it. A file
+    may leave out a leaf with a `usual` value."""
+    return field(metadata={"unit": unit, "zero": zero, "informational": informational, "usual": usual})
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class VectorEngine:
 
     lanes: int = quantity("lane")
     sfu_per_clk: int = quantity("op/clk")
-    sfu_beside_lanes: bool = quantity("flag")
+    sfu_beside_lanes: bool = quantity("flag", usual=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +246,10 @@ class AttentionLibrary:
     and `blocks` of them share a unit: of many queries, of one query of the heads that share keys, and of one query of
     one head. Up to `group` heads that share keys are one block; if more share them, each head reads the keys itself."""
 
-    kernels_before: tuple[int, int] = quantity("prompt,token", zero=True)
-    block_us: float = quantity("us", zero=True)
-    blocks: tuple[int, int, int] = quantity("prompt,group,head")
-    group: int = quantity("head")
+    kernels_before: tuple[int, int] = quantity("prompt,token", zero=True, usual=(0, 0))
+    block_us: float = quantity("us", zero=True, usual=0.0)
+    blocks: tuple[int, int, int] = quantity("prompt,group,head", usual=(1, 1, 1))
+    group: int = quantity("head", usual=1)
 
 
 @dataclass(frozen=True, slots=True)

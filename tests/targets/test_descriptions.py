@@ -14,7 +14,7 @@ import ppuc.targets.description as description
 from ppuc.ir.errors import TargetError
 from ppuc.ir.types import DType
 from ppuc.targets.description import Target, builtin_targets, default_target, load_target, override, validation_targets
-from ppuc.targets.schema import MARKS, TENSOR_DTYPES
+from ppuc.targets.schema import MARKS, TENSOR_DTYPES, AttentionLibrary
 
 FOLDER = Path(description.__file__).parent
 
@@ -323,6 +323,18 @@ def test_a_file_may_state_only_what_differs_from_another_machine(tmp_path: Path)
     assert [(leaf.path, leaf.mark, leaf.source) for leaf in changed] == [("hbm.gbs", "F", "a datasheet")]
     beside = load_target(differing(tmp_path, "third", "./mine.toml"))
     assert (beside.name, beside.hash) == ("third", mine.hash)
+
+
+def test_a_feature_that_a_file_leaves_out_is_one_that_the_machine_lacks(tmp_path: Path) -> None:
+    tiny = load_target(edited(tmp_path))
+    assert "[attention]" not in (tmp_path / "ppu-tiny.toml").read_text(encoding="utf-8")
+    assert tiny.attention == AttentionLibrary(kernels_before=(0, 0), block_us=0.0, blocks=(1, 1, 1), group=1)
+    assert not tiny.vector.sfu_beside_lanes
+    assert override(tiny, "attention.block_us=3").attention.block_us == 3
+    like = load_target(differing(tmp_path, "mine", "h100-class", FASTER))
+    assert like.attention == load_target("h100-class").attention != tiny.attention
+    with pytest.raises(TargetError, match=r"attention\.blocks: is not a number with its provenance"):
+        load_target(differing(tmp_path, "wrong", "ppu-tiny", "[attention]", "blocks = 3"))
 
 
 def test_an_element_type_that_a_file_adds_needs_all_its_numbers(tmp_path: Path) -> None:
