@@ -163,3 +163,12 @@ def test_a_program_whose_zero_point_is_on_the_other_side_is_right() -> None:
     for number in np.linspace(-4e-3, 4e-3, 9):
         feeds = {"x": x * np.float32(1 + number)}
         assert ppuc.verify(ppuc.compile(model, "ppu-tiny", "bf16"), feeds).ok
+
+
+def test_interpolated_integers_are_truncated_on_either_side() -> None:
+    """Two thirds of the way from 0 to 6 is 4, or 3 where a third is rounded; 5 is neither."""
+    resize = 'y = Resize<mode = "linear", coordinate_transformation_mode = "align_corners">(x, , , s)'
+    model = model_of(f"g (int32[1, 2] x) => (int32[1, 4] y) {{ {resize} }}", {"s": np.array([1, 4], np.int64)})
+    feeds = {"x": np.array([[0, 6]], np.int32)}
+    for number, right in ((3, True), (5, False)):
+        assert judged(model, feeds, np.array([[0, 2, number, 6]], np.int32)) == right

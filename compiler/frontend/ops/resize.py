@@ -13,6 +13,7 @@ import numpy as np
 from ppuc.compiler.frontend.context import NodeContext
 from ppuc.compiler.frontend.registry import importer
 from ppuc.ir.graph import Value
+from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.resize import ResizeAttrs
 from ppuc.ir.types import DType
 
@@ -128,4 +129,8 @@ def _emit(ctx: NodeContext, attrs: ResizeAttrs, shapes: Shapes) -> Value:
     sizes, scales = shapes
     if tuple(sizes) == ctx.shape(0) and all(s == 1 for s in scales):
         return ctx.operand(0)
-    return ctx.op("resize", ctx.operand(0), attrs=replace(attrs, sizes=tuple(sizes), scales=tuple(scales)))
+    x, attrs = ctx.operand(0), replace(attrs, sizes=tuple(sizes), scales=tuple(scales))
+    if x.type.dtype.is_float or attrs.mode == "nearest":
+        return ctx.op("resize", x, attrs=attrs)
+    wide = ctx.op("resize", ctx.op("cast", x, attrs=CastAttrs(DType.F32)), attrs=attrs)
+    return ctx.op("cast", wide, attrs=CastAttrs(x.type.dtype))
