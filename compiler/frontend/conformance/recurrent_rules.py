@@ -1,4 +1,5 @@
-"""Rule N9 for RNN, GRU and LSTM: the shape of every operand follows from the sizes of X and the attributes."""
+"""Rule N9 for RNN, GRU and LSTM: the shape of every operand follows from the sizes of X and the attributes; and for
+ReverseSequence, which has lengths of sequences too."""
 
 from __future__ import annotations
 
@@ -37,10 +38,29 @@ def recurrent(node: ShapedNode) -> Iterator[Broken]:
         if given is not None and contradicts(given, wanted):
             yield f"{name} has another shape", list(given), str(list(wanted)).replace("None", "?")
             return
-    lengths = node.constants.get(4)
+    yield from _lengths(node, 4, steps)
+
+
+def reverse_sequence(node: ShapedNode) -> Iterator[Broken]:
+    """A length for each sequence of the batch."""
+    x, given = node.shape(0), node.shape(1)
+    if x is None:
+        return
+    batch, steps = (node.attributes.get(name, usual) for name, usual in (("batch_axis", 1), ("time_axis", 0)))
+    if max(batch, steps) >= len(x):
+        yield "an axis is out of range", max(batch, steps), f"less than {len(x)}"
+    elif given is not None and contradicts(given, (x[batch],)):
+        yield "sequence_lens has another shape", list(given), str([x[batch]])
+    else:
+        yield from _lengths(node, 1, x[steps])
+
+
+def _lengths(node: ShapedNode, index: int, steps: int | None) -> Iterator[Broken]:
+    """Constant lengths of sequences of up to `steps`."""
+    lengths = node.constants.get(index)
     if lengths is not None and ((lengths < 0).any() or (steps is not None and (lengths > steps).any())):
-        yield "a sequence is longer than the input", lengths.tolist(), f"lengths from 0 to {steps}"
+        yield "the length of a sequence is out of range", lengths.tolist(), f"lengths from 0 to {steps}"
 
 
-RECURRENT: dict[str, tuple[Rule, ...]] = dict.fromkeys(GATES, (recurrent,))
+RECURRENT: dict[str, tuple[Rule, ...]] = {**dict.fromkeys(GATES, (recurrent,)), "ReverseSequence": (reverse_sequence,)}
 """Op -> its rules."""
