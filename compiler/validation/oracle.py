@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import onnx
 
 _FATAL_ONLY = 4
-_LEAVING_RANGE = ["ConvMulFusion", "DivMulFusion"]
-"""Rewrites of ONNX Runtime that multiply constants to an overflow, or divide by a value that the model inverts."""
+_DISABLED = ["ConvMulFusion", "DivMulFusion", "QDQPropagationTransformer"]
+"""Rewrites of ONNX Runtime that multiply constants to an overflow, divide by a value that the model inverts, or abort
+where the body of a loop or branch reads a dequantized tensor behind a reshape."""
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -82,7 +83,7 @@ class Oracle:
     def _loaded(self, model: str | bytes, options: Any) -> Any:
         try:
             return onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_LEAVING_RANGE
+                model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_DISABLED
             )
         except Exception as error:  # the binding raises its own unexported kinds
             raise _refusal(self.where, "ONNX Runtime cannot load the model", error) from error
