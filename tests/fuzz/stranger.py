@@ -4,16 +4,12 @@ operands that the graph computes, graphs in graphs, many types, and tensors with
 from __future__ import annotations
 
 import random
-from contextlib import suppress
 
 import numpy as np
-import onnx
 
-from ppuc.compiler.validation.oracle import Session
-from ppuc.ir.errors import ModelError
 from tests.fuzz.stranger_graphs import GRAPHS
 from tests.fuzz.stranger_layers import STEERED
-from tests.fuzz.trial_model import BOOL, F16, F32, I64, TrialModel
+from tests.fuzz.trial_model import BOOL, F16, F32, I64, Made, TrialModel, accepted
 from tests.fuzz.trial_moves import MOVES
 from tests.fuzz.trial_structure import any_op
 from tests.fuzz.trial_values import VALUES
@@ -23,32 +19,22 @@ DTYPES = (F32, F32, F32, F16, I64, BOOL, *(np.dtype(t) for t in (np.int32, np.in
 SIZES = (1, 1, 2, 2, 3, 4, 5, 6, 7, 9, 13, 31)
 COMMON = 1 / 4
 """Share of the layers that trial models have, too."""
+LAYERS = {layer: COMMON * share for layer, share in (VALUES | MOVES).items()} | STEERED | GRAPHS | {any_op: 12.0}
 
 
-def model_of_seed(seed: int, layers: int = 12) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, int]]:
-    """The model of a seed, of about as many layers, its inputs, and the sizes of its symbols: the first that ONNX
-    Runtime accepts as a whole too."""
+def model_of_seed(seed: int, layers: int = 12) -> Made:
+    """The model of a seed."""
     source = random.Random(f"stranger{seed}")
-    while True:
-        model, feeds, symbols = _grown(source, layers)
-        with suppress(ModelError):
-            Session(model.SerializeToString(), "stranger").run(feeds)
-            return model, feeds, symbols
+    return accepted("stranger", lambda: _begun(source), LAYERS, layers)
 
 
-def _grown(source: random.Random, layers: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, int]]:
+def _begun(source: random.Random) -> TrialModel:
+    """A model without nodes."""
     m = TrialModel(source, source.choice(OPSETS))
     m.input(source.choice((F32, F32, F32, F16)), _shape(source))
     for _ in range(source.randint(1, 3)):
         m.input(source.choice(DTYPES), _shape(source))
-    shares = {layer: COMMON * share for layer, share in (VALUES | MOVES).items()} | STEERED | GRAPHS | {any_op: 12.0}
-    for _ in range(20 * layers):
-        if len(m.nodes) >= layers:
-            break
-        (layer,) = source.choices(list(shares), list(shares.values()))
-        with suppress(IndexError, ValueError):  # no tensor suits, or a node was refused
-            layer(m)
-    return m.model()
+    return m
 
 
 def _shape(source: random.Random) -> list[int]:

@@ -6,11 +6,7 @@ import pytest
 
 from tests.fuzz.solved import disagreement
 from tests.fuzz.stranger import model_of_seed
-
-SPREAD = [
-    *(("zhenwu-m890", "fp32"), ("ppu-tiny", "bf16"), ("zhenwu-810e", "int8")),
-    *(("ppu-tiny", "fp32"), ("zhenwu-810e", "bf16"), ("zhenwu-m890", "int8")),
-]
+from tests.fuzz.trial_model import SPREAD
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import random
-from contextlib import suppress
 
 import numpy as np
-import onnx
 
-from ppuc.compiler.validation.oracle import Session
-from ppuc.ir.errors import ModelError
-from tests.fuzz.trial_model import BOOL, F16, F32, I64, TrialModel
+from tests.fuzz.trial_model import BOOL, F16, F32, I64, Made, TrialModel, accepted
 from tests.fuzz.trial_moves import MOVES
 from tests.fuzz.trial_structure import STRUCTURE
 from tests.fuzz.trial_values import VALUES
@@ -20,34 +16,21 @@ SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 33)
 LAYERS = VALUES | MOVES | STRUCTURE
 
 
-def model_of_seed(seed: int, layers: int = 12) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, int]]:
-    """The model of a seed, of about as many layers, its inputs, and the sizes of its symbols: the first that ONNX
-    Runtime accepts as a whole too."""
+def model_of_seed(seed: int, layers: int = 12) -> Made:
+    """The model of a seed."""
     source = random.Random(f"trial{seed}")
-    while True:
-        model, feeds, symbols = _grown(source, layers)
-        with suppress(ModelError):
-            Session(model.SerializeToString(), "trial").run(feeds)
-            return model, feeds, symbols
+    return accepted("trial", lambda: _begun(source), LAYERS, layers)
 
 
-def _grown(source: random.Random, layers: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, int]]:
+def _begun(source: random.Random) -> TrialModel:
+    """A model without nodes."""
     m = TrialModel(source, source.choice(OPSETS))
     floats = F16 if source.random() < 0.12 else F32
     for _ in range(source.randint(1, 2)):
         m.input(floats, _shape(source))
     if source.random() < 0.35:
         m.input(source.choice((I64, I64, BOOL, *map(np.dtype, ("int32", "uint8", "int8", "uint32")))), _shape(source))
-    kinds, shares = list(LAYERS), list(LAYERS.values())
-    for _ in range(20 * layers):
-        if len(m.nodes) >= layers:
-            break
-        (layer,) = source.choices(kinds, shares)
-        try:
-            layer(m)
-        except (IndexError, ValueError):
-            continue  # no tensor suits, or a node was refused
-    return m.model()
+    return m
 
 
 def _shape(source: random.Random) -> list[int]:

@@ -8,7 +8,8 @@ computes them.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ppuc.compiler.validation.oracle import Session
-from ppuc.ir.errors import PpucError
+from ppuc.ir.errors import ModelError, PpucError
 
 T = TypeVar("T")
 MOST = 20000
@@ -28,6 +29,11 @@ EMPTY = 0.15
 F32, F16, I64, I32, BOOL = (np.dtype(t) for t in (np.float32, np.float16, np.int64, np.int32, np.bool_))
 MICROSOFT = "com.microsoft"
 LOCAL = "local"
+SPREAD = [
+    *(("zhenwu-m890", "fp32"), ("ppu-tiny", "bf16"), ("zhenwu-810e", "int8")),
+    *(("ppu-tiny", "fp32"), ("zhenwu-810e", "bf16"), ("zhenwu-m890", "int8")),
+]
+"""Machines and precisions that tests of models take in turn."""
 
 
 class TrialModel:
@@ -223,6 +229,29 @@ class TrialModel:
                 symbols[name] = dims[at].dim_value
                 dims[at].dim_param = name
         return symbols
+
+
+Made = tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, int]]
+"""A model, its inputs, and the sizes of its symbols."""
+
+
+def accepted(
+    name: str, begin: Callable[[], TrialModel], shares: Mapping[Callable[[Any], Any], float], layers: int
+) -> Made:
+    """The first model of about `layers` layers that ONNX Runtime accepts as a whole too. `begin` gives models with
+    inputs, `shares` how often each layer is drawn."""
+    while True:
+        m, kinds = begin(), list(shares)
+        for _ in range(20 * layers):
+            if len(m.nodes) >= layers:
+                break
+            (layer,) = m.random.choices(kinds, list(shares.values()))
+            with suppress(IndexError, ValueError):  # no tensor suits, or a node was refused
+                layer(m)
+        model, feeds, symbols = m.model()
+        with suppress(ModelError):
+            Session(model.SerializeToString(), name).run(feeds)
+            return model, feeds, symbols
 
 
 def _names_read(node: onnx.NodeProto) -> set[str]:
