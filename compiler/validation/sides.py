@@ -2,8 +2,9 @@
 
 A rounding to whole numbers, a conversion to integers, a comparison, a sign, a remainder, a choice of the largest: where
 such a step reads a number within the allowed error of an edge, either side is right, and everything computed from it is
-right or wrong with that side. So the model runs again with the operands of all steps off by as much as they may be: all
-by the same part of that up or down, then each by its own. What no such run changes is no matter of sides.
+right or wrong with that side. So the model runs again with the operands of all such steps changed within their allowed
+errors: all of them by the same fraction of it, up or down, then each by a random fraction. An element that no such run
+changes has only one right value.
 
 How far an operand may be off is what the rule for rounding errors (`ppuc.compiler.validation.tolerance`) allows its
 elements, but not far from what changes of weights and inputs by a rounding error make of each of them: a zero that a
