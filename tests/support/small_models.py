@@ -50,3 +50,8 @@ def chain_of_permutations(count: int) -> tuple[onnx.ModelProto, np.ndarray, np.n
     for i in range(count):
         y = y @ weights[f"w{i % 4}"]
     return model, x, y
+
+
+def normal(*shape: int) -> np.ndarray:
+    """The same standard normal f32 numbers every time."""
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)

@@ -15,11 +15,7 @@ from ppuc.compiler.frontend.load import load_model
 from ppuc.compiler.inputs import InputSpec, checked_inputs, generate, input_ranges, read_npy, read_npz, write_npz
 from ppuc.ir.errors import InputError
 from ppuc.ir.types import DType, TensorType
-from tests.support.small_models import lookup
-
-
-def normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+from tests.support.small_models import lookup, normal
 
 
 def test_ids_are_drawn_from_the_table_they_index_and_masks_are_ones() -> None:

@@ -14,11 +14,7 @@ from ppuc.compiler.pipeline.layers import final_node, layer_candidates, matching
 from ppuc.compiler.validation.oracle import Oracle
 from ppuc.ir.errors import ModelError
 from tests.support.onnx_text import model_of
-from tests.support.small_models import mlp
-
-
-def normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+from tests.support.small_models import mlp, normal
 
 
 def test_oracle_returns_outputs_and_inner_tensors(tmp_path: Path) -> None:

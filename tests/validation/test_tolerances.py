@@ -19,13 +19,9 @@ from ppuc.compiler.validation.oracle import Oracle
 from ppuc.compiler.validation.tolerance import FP32_FLOOR, UNIT_ROUNDOFF, Tolerance, exact, tolerances
 from ppuc.ir.types import DType
 from tests.support.onnx_text import model_of
-from tests.support.small_models import mlp
+from tests.support.small_models import mlp, normal
 
 LOOSE = Tolerance(1e-3, mismatch_share=0.1)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def test_equal_arrays_agree_exactly() -> None:
