@@ -38,14 +38,19 @@ _LARGEST = 1e15
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Slot:
-    """Schema of a leaf: its Python type, unit, whether it may be 0, whether it is informational, and the value where a
-    file leaves it out (None: it must not)."""
+    """Schema of a leaf: its Python type, unit, whether it may be 0, whether it is informational, the value where a file
+    leaves it out (None: it must not), and whether a target's hash includes that value."""
 
     kind: Any
     unit: str
     zero: bool
     informational: bool = False
     usual: Any = None
+    hashed: bool = False
+
+    def counts(self, value: Any) -> bool:
+        """Whether a target's hash includes `value`."""
+        return self.unit != "text" and (self.hashed or self.usual is None or value != self.usual)
 
 
 def builtin_targets() -> list[str]:
@@ -340,7 +345,12 @@ def _show(value: Any) -> str:
 
 
 def _build(name: str, description: str, leaves: Mapping[str, Leaf], where: str, *, drop_stale_peaks: bool) -> Target:
-    content = {path: leaf.value for path, leaf in leaves.items() if not path.startswith(PEAKS) and leaf.unit != "text"}
+    slots = _slots()
+    content = {
+        path: leaf.value
+        for path, leaf in leaves.items()
+        if not path.startswith(PEAKS) and slots[_generic(path)].counts(leaf.value)
+    }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     fixed = {"name": name, "description": description, "hash": digest, "provenance": tuple(leaves.values())}
     target: Target = _instance(Target, "", leaves, fixed)

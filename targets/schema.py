@@ -43,11 +43,15 @@ MOST_IN_FLIGHT = 31
 """Maximum instructions in flight per queue in the simulator."""
 
 
-def quantity(unit: str, *, zero: bool = False, informational: bool = False, usual: Any = None) -> Any:
+def quantity(
+    unit: str, *, zero: bool = False, informational: bool = False, usual: Any = None, hashed: bool = False
+) -> Any:
     """A leaf of the schema, in `unit`; `zero` permits 0 (a missing feature, or a free cost). An `informational` leaf
     only describes the machine: neither compiler nor simulator reads it, except to check another leaf against it. A file
-    may leave out a leaf with a `usual` value."""
-    return field(metadata={"unit": unit, "zero": zero, "informational": informational, "usual": usual})
+    may leave out a leaf with a `usual` value, and so does the target's hash, unless `hashed`: programs of machines
+    without a feature stay valid when its keys are added to the schema (the first such keys are hashed)."""
+    about = {"unit": unit, "zero": zero, "informational": informational, "usual": usual, "hashed": hashed}
+    return field(metadata=about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class VectorEngine:
 
     lanes: int = quantity("lane")
     sfu_per_clk: int = quantity("op/clk")
-    sfu_beside_lanes: bool = quantity("flag", usual=False)
+    sfu_beside_lanes: bool = quantity("flag", usual=False, hashed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +250,21 @@ class AttentionLibrary:
     and `blocks` of them share a unit: of many queries, of one query of the heads that share keys, and of one query of
     one head. Up to `group` heads that share keys are one block; if more share them, each head reads the keys itself."""
 
-    kernels_before: tuple[int, int] = quantity("prompt,token", zero=True, usual=(0, 0))
-    block_us: float = quantity("us", zero=True, usual=0.0)
-    blocks: tuple[int, int, int] = quantity("prompt,group,head", usual=(1, 1, 1))
-    group: int = quantity("head", usual=1)
+    kernels_before: tuple[int, int] = quantity("prompt,token", zero=True, usual=(0, 0), hashed=True)
+    block_us: float = quantity("us", zero=True, usual=0.0, hashed=True)
+    blocks: tuple[int, int, int] = quantity("prompt,group,head", usual=(1, 1, 1), hashed=True)
+    group: int = quantity("head", usual=1, hashed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxLibrary:
+    """How a machine's library computes a softmax along its innermost axis. Rows of up to `held` elements are kept in
+    registers; 0: rows of any length are, as far as they fit l1. A longer row is a thread block's, which walks it once
+    for the maximum, once for the sum and once for the result, computes exponentials anew, and loads nothing ahead;
+    `rows` of these blocks share a unit."""
+
+    held: int = quantity("element", zero=True, usual=0)
+    rows: int = quantity("row", usual=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +350,7 @@ class Leaf:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A machine. Equal targets have equal content; `hash` is 16 hex digits of sha256 over all values that describe the
-    machine (not its name, texts or provenance). Build with `load_target` and `override`."""
+    machine (not its name, texts, provenance or features that it lacks). Build with `load_target` and `override`."""
 
     name: str
     description: str
@@ -359,6 +374,7 @@ class Target:
     stage: StageMover
     sync: Sync
     attention: AttentionLibrary
+    softmax: SoftmaxLibrary
     host: Host
     icn: Interconnect
     nic: Nic

@@ -14,7 +14,7 @@ import ppuc.targets.description as description
 from ppuc.ir.errors import TargetError
 from ppuc.ir.types import DType
 from ppuc.targets.description import Target, builtin_targets, default_target, load_target, override, validation_targets
-from ppuc.targets.schema import MARKS, TENSOR_DTYPES, AttentionLibrary
+from ppuc.targets.schema import MARKS, TENSOR_DTYPES, AttentionLibrary, SoftmaxLibrary
 
 FOLDER = Path(description.__file__).parent
 
@@ -329,12 +329,17 @@ def test_a_feature_that_a_file_leaves_out_is_one_that_the_machine_lacks(tmp_path
     tiny = load_target(edited(tmp_path))
     assert "[attention]" not in (tmp_path / "ppu-tiny.toml").read_text(encoding="utf-8")
     assert tiny.attention == AttentionLibrary(kernels_before=(0, 0), block_us=0.0, blocks=(1, 1, 1), group=1)
+    assert tiny.softmax == SoftmaxLibrary(held=0, rows=1)
     assert not tiny.vector.sfu_beside_lanes
+    assert override(tiny, "softmax.held=0").hash == tiny.hash != override(tiny, "softmax.held=64").hash
     assert override(tiny, "attention.block_us=3").attention.block_us == 3
     like = load_target(differing(tmp_path, "mine", "h100-class", FASTER))
     assert like.attention == load_target("h100-class").attention != tiny.attention
     with pytest.raises(TargetError, match=r"attention\.blocks: is not a number with its provenance"):
         load_target(differing(tmp_path, "wrong", "ppu-tiny", "[attention]", "blocks = 3"))
+    with pytest.raises(TargetError) as caught:
+        override(tiny, "softmax.rows=0")
+    assert str(caught.value) == "--set softmax.rows=0: softmax.rows: must be above 0\n  got: 0"
 
 
 def test_an_element_type_that_a_file_adds_needs_all_its_numbers(tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ def attended(target: Target) -> object:
     return [predictor.predict(Case("attention", dims, "bf16"), "")["us"] for dims in sizes]
 
 
+def softened(target: Target) -> object:
+    """The predicted time of a softmax of long rows."""
+    return Predictor(target, intervals=False).predict(Case("softmax", (64, 96), "f32"), "")["us"]
+
+
 def from_host() -> Program:
     """A copy out of the host's memory."""
     tensors = [tensor("x", 5000, Space.HOST, 0, "input"), tensor("y", 5000, Space.HBM, 0, "output")]
@@ -134,6 +139,7 @@ SETTINGS: dict[str, tuple[Target, Outcome]] = {
     **{str(d): (TINY, timed(product(d))) for d in (DType.F8E4M3, DType.F8E5M2, DType.F4E2M1)},
     "compiled": (TINY, compiled),
     "attention": (LIBRARY, attended),
+    "softmax": (override(TINY, "softmax.held=64", "softmax.rows=2"), softened),
     "compiled, its time": (TINY, lambda target: timed(artifact().program, artifact().vectors)(target)),
     "compiled with room": (ROOMY, compiled),
 }

@@ -39,9 +39,10 @@ def identity(kind: str, dtype: DType) -> float:
 
 
 class ChunkedReduction:
-    """Builds the walks of one lowering with chunked reduction axes."""
+    """Builds the walks of one lowering with chunked reduction axes. With `in_step`, all walks of an operand share a
+    ring of one slot, so that nothing is loaded ahead: what a thread block that waits for its own loads does."""
 
-    def __init__(self, lowering: TiledLowering, loops: Sequence[Tiling], parallel: int) -> None:
+    def __init__(self, lowering: TiledLowering, loops: Sequence[Tiling], parallel: int, in_step: bool = False) -> None:
         self.low = lowering
         self.chain = lowering.chain
         self.outer = Nest(list(loops[:parallel]))
@@ -50,6 +51,8 @@ class ChunkedReduction:
         self.states: dict[str, tuple[str, ...]] = {}  # reduction result -> its state buffers (value first)
         self.by_result = {op.results[0].name: op for op in self.chain.ops}
         self.loaded: dict[str, str] = {}  # operands without chunk axes, loaded once
+        self.in_step = in_step
+        self.shared: dict[str, str] = {}  # the ring of each operand whose walks share one
 
     def _levels(self) -> dict[str, int]:
         levels: dict[str, int] = {}
@@ -91,6 +94,15 @@ class ChunkedReduction:
 
     def _all_loops(self, chunk: dict[str, Tiling]) -> dict[str, Tiling]:
         return {loop.name: loop for loop in self.outer.loops} | chunk
+
+    def ring(self, operand: Operand) -> str:
+        """The ring into which the current walk loads chunks of `operand`."""
+        kernel, shape = self.low.kernel, self.low.tile_shape(operand.access)
+        if not self.in_step:
+            return kernel.buffer("t", operand.dtype, shape, depth=2)
+        if operand.key not in self.shared:
+            self.shared[operand.key] = kernel.buffer("t", operand.dtype, shape, depth=1)
+        return self.shared[operand.key]
 
     def _state(self, dtype: DType) -> str:
         kept = self.low.tile_axes()
@@ -240,7 +252,7 @@ class _Program:
         operand = next(o for o in owner.low.operands if o.key == key)
         if owner._chunked(operand):
             kernel, loops = owner.low.kernel, owner._all_loops(self.chunk)
-            buffer = kernel.buffer("t", operand.dtype, owner.low.tile_shape(operand.access), depth=2)
+            buffer = owner.ring(operand)
             param = kernel.param(operand.tensor, operand.dtype, operand.access.view)
             index = owner.low.index(operand.access, loops)
             self.nest.add(len(self.nest.loops), Load(buffer, param, index, operand.access.pad))

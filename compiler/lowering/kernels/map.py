@@ -4,7 +4,8 @@ views.
 The domain is tiled; each operand is loaded at the depth where its axes are bound, one vector program computes the tile,
 and results are stored. Reduction axes stay whole if a tile with all of them fits l1. Otherwise they are walked in
 chunks, once per level of dependent reductions, with partial results in state tiles, and once more for results that need
-both the elements and the reduced values.
+both the elements and the reduced values. Long rows of a softmax are walked like this, too, where the machine's library
+does so.
 """
 
 from __future__ import annotations
@@ -85,16 +86,25 @@ class MapLowering(TiledLowering):
         self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
     ) -> None:
         super().__init__(name, body, tensors, loc, target, check_map(body))
-        self.tiles = self._choose()
+        self.walked = self._is_long_softmax()
+        """Whether rows are walked once per reduction, as the blocks of a library's softmax do."""
+        self.tiles = self._walked_rows() if self.walked else self._choose()
         self.transposed = frozenset() if self.chain.direct else self._transposed(self.tiles)
         self.price = self._price(self.tiles)
         self.units = self._deal(self.tiles)
 
     def _bytes(self, tiles: Sequence[int], chunked: bool) -> int:
-        """l1 bytes of all rings. Each walk over chunks reloads an operand into a ring of its own."""
+        """l1 bytes of all rings. Each walk over chunks reloads an operand into a ring of its own, or into the one slot
+        of a library's block."""
         total, walks = 0, self._walks()
         for operand in self.operands:
-            slots = 2 if operand.written else 2 * walks if chunked else self.load_depth
+            slots = self.load_depth
+            if operand.written:
+                slots = 2
+            elif self.walked:
+                slots = 1 if any(operand.access.present(i) for i in self.reduced) else 2
+            elif chunked:
+                slots = 2 * walks
             total += slots * self.slot_bytes(operand, tiles)
         return total
 
@@ -109,7 +119,7 @@ class MapLowering(TiledLowering):
         return reductions * 2 * (-(-points * 8 // 32) * 32)
 
     def _fits(self, tiles: Sequence[int], budget: int) -> bool:
-        chunked = any(tiles[i] < self.space.axes[i].size for i in self.reduced)
+        chunked = self.walked or any(tiles[i] < self.space.axes[i].size for i in self.reduced)
         rank = sum(1 for t in tiles if t > 1)
         states = self._state_bytes(tiles) if chunked else 0
         return rank <= MAX_TILE_RANK and self._bytes(tiles, chunked) + states <= budget
@@ -138,10 +148,29 @@ class MapLowering(TiledLowering):
             if best is not None:
                 self.load_depth = best[2]
                 return best[1]
-        chunked = self._chunk(self.target.l1.bytes)
-        if chunked is None:
-            raise NotFusable(f"no tile of {[a.size for a in axes]} fits l1 of {self.target.l1.bytes} bytes")
-        return chunked
+        return self._chunk(self.target.l1.bytes)
+
+    def _is_long_softmax(self) -> bool:
+        """Whether rows to reduce are longer than what the machine's library keeps in registers, and a reduction needs
+        their maximum."""
+        held = self.target.softmax.held
+        axes = self.space.axes
+        if held == 0 or not axes or not axes[-1].reduced or math.prod(axes[i].size for i in self.reduced) <= held:
+            return False
+        maxima: set[str] = set()
+        for op in self.chain.ops:
+            after = any(self.chain.alias.get(v.name, v.name) in maxima for v in op.operands)
+            if after and op_axes(op):
+                return True
+            if after or (op.name == "reduce" and op.attrs.kind == "max"):  # type: ignore[attr-defined]
+                maxima.add(op.results[0].name)
+        return False
+
+    def _walked_rows(self) -> list[int]:
+        """Tiles of the rows whose blocks share a unit: of fewer rows, or of parts of a row, if these do not fit l1."""
+        rows = self.target.softmax.rows * math.prod(self.space.axes[i].size for i in self.reduced)
+        tiles = self._fill(rows, self.target.l1.bytes, self.parallel, 1 << 62)
+        return tiles if tiles is not None else self._chunk(self.target.l1.bytes)
 
     def _orders(self) -> list[tuple[list[int], int]]:
         """Orders in which parallel axes are filled, last axis first, and the limit of the last axis: the domain's order
@@ -178,11 +207,9 @@ class MapLowering(TiledLowering):
                 break
         return tiles
 
-    def _chunk(self, limit: int) -> list[int] | None:
-        """Tiles with chunked reduction axes: as much of the innermost axes as fits."""
+    def _chunk(self, limit: int) -> list[int]:
+        """Tiles with chunked reduction axes: as much of the innermost axes as fits. Raises NotFusable."""
         axes = self.space.axes
-        if any(op.name == "cumsum" for op in self.chain.ops):
-            return None
         best = None
         for volume in (1 << e for e in range(18)):
             tiles = [1] * len(axes)
@@ -192,6 +219,8 @@ class MapLowering(TiledLowering):
                 rest //= tiles[i]
             if self._fits(tiles, limit):
                 best = tiles
+        if best is None or any(op.name == "cumsum" for op in self.chain.ops):
+            raise NotFusable(f"no tile of {[a.size for a in axes]} fits l1 of {limit} bytes")
         return best
 
     def _deal(self, tiles: Sequence[int]) -> list[int]:
@@ -253,7 +282,9 @@ class MapLowering(TiledLowering):
         latency = cost.latency_clk(self.target, *(o.space for o in self.operands if not o.written))
         shared = max(n / cost.shared_rate(space, self.target, active) for space, n in moved.items())
         beat = max(load_time, vec, store_time, shared, (latency + load_time) / self.load_depth)
-        if any(tiles[i] < self.space.axes[i].size for i in self.reduced):
+        if self.walked:
+            beat = max(beat, latency + load_time + vec / self._walks())
+        if self.walked or any(tiles[i] < self.space.axes[i].size for i in self.reduced):
             iterations *= self._walks()
         return iterations * beat + latency + load_time + vec + store_time
 
@@ -263,7 +294,7 @@ class MapLowering(TiledLowering):
         """Build the kernel."""
         axes = self.space.axes
         self.kernel.price_clk = self.price
-        chunked = [i for i in self.reduced if self.tiles[i] < axes[i].size]
+        chunked = [i for i in self.reduced if self.walked or self.tiles[i] < axes[i].size]
         order = self.parallel + chunked
         loops = [Tiling(axes[i].name, axes[i].size, self.tiles[i], self.units[i]) for i in order]
         if not chunked:
@@ -271,7 +302,7 @@ class MapLowering(TiledLowering):
             self.epilogue(nest, len(loops), None, after=False)
             self.kernel.nests.append(nest)
         else:
-            ChunkedReduction(self, loops, len(self.parallel)).build()
+            ChunkedReduction(self, loops, len(self.parallel), self.walked).build()
         return self.kernel
 
 
