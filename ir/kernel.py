@@ -189,7 +189,7 @@ Stmt = Loop | Load | Store | Mma | Vec
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One fused group on the compute units. `grid` names its axes and their sizes, the last varying fastest over
-    units."""
+    units, beginning at unit `first` and going on at unit 0 after the machine's last unit."""
 
     name: str
     grid: tuple[tuple[str, int], ...]
@@ -197,6 +197,7 @@ class Kernel:
     buffers: tuple[Buffer, ...]
     body: tuple[Stmt, ...]
     loc: tuple[str, ...] = ()
+    first: int = 0
 
     @property
     def units(self) -> int:

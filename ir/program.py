@@ -157,7 +157,8 @@ StreamNode = StreamLoop | Instr
 
 @dataclass(frozen=True, slots=True)
 class KernelProgram:
-    """The streams of one kernel. `params` bind the names used by loads and stores to views of tensors."""
+    """The streams of one kernel. `params` bind the names used by loads and stores to views of tensors; `grid` and
+    `first` place it on the compute units as in Kernel."""
 
     name: str
     grid: tuple[tuple[str, int], ...]
@@ -165,6 +166,7 @@ class KernelProgram:
     rings: tuple[Ring, ...]
     streams: tuple[tuple[Queue, tuple[StreamNode, ...]], ...]
     loc: tuple[str, ...] = ()
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

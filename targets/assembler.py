@@ -84,6 +84,7 @@ class _Kernel:
     rings: tuple[Ring, ...]
     streams: tuple[_Stream, ...]
     loc: tuple[str, ...]
+    first: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,7 @@ def _encode_segment(segment: Segment, code: _CodeWriter) -> _Segment:
     for k in segment.kernels:
         code.about = (Entity(EntityKind.KERNEL, k.name), *Entity.each(EntityKind.NODE, k.loc))
         streams = tuple(code.stream(q, body) for q, body in k.streams)
-        kernels.append(_Kernel(k.name, k.grid, k.params, k.rings, streams, k.loc))
+        kernels.append(_Kernel(k.name, k.grid, k.params, k.rings, streams, k.loc, k.first))
     code.about = Entity.each(EntityKind.TENSOR, dict.fromkeys(copy.dst for copy in segment.copies))
     return _Segment(segment.name, tuple(kernels), code.stream(Queue.STAGE, segment.copies), segment.counters)
 
@@ -265,6 +266,7 @@ def _decode_segment(segment: _Segment, words: Sequence[tuple[int, ...]], pool: P
             k.rings,
             tuple((s.queue, _decode_stream(s, words, pool)) for s in k.streams),
             k.loc,
+            k.first,
         )
         for k in segment.kernels
     )

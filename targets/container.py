@@ -30,7 +30,7 @@ from ppuc.ir.resource import FileRange
 from ppuc.ir.strict_json import read_json
 
 FORMAT = "ppu"
-VERSION = "2"
+VERSION = "3"
 
 _PREFIX = b'{"__metadata__":{"checksum":"'
 _AT = 8 + len(_PREFIX)

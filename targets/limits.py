@@ -68,6 +68,9 @@ def _kernel(kernel: KernelProgram, target: Target) -> Iterator[Diagnostic]:
     units, rings = math.prod(n for _, n in kernel.grid), len(kernel.rings)
     if units > target.cu:
         yield _exceeded(where, "runs on more units than there are", units, "units", target.cu, "cu", target, about)
+    if kernel.first >= target.cu:
+        what, allowed = "begins at a unit that does not exist", f"0 to {target.cu - 1} (cu of {target.name})"
+        yield Diagnostic(where, what, f"unit {kernel.first}", allowed, None, about)
     if rings > target.sync.rings_per_cu:
         limit = target.sync.rings_per_cu
         what, key = "needs more rings than a unit has", "sync.rings_per_cu"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ppuc.compiler.lowering import cost
 from ppuc.ir.kernel import Buffer, Kernel, Load, Mma, Param, Store, Vec, View
 from ppuc.ir.vector import VectorProgram
@@ -23,30 +25,56 @@ MOSTLY_WAITING = 2.0
 
 def busy_clk(kernel: Kernel, vectors: Sequence[VectorProgram], target: Target) -> dict[str, float]:
     """Busy cycles of the load, tensor, vector and store queues of the busiest unit, by name."""
+    return {queue: float(clk[0]) for queue, clk in _busy(kernel, {v.name: v for v in vectors}, target).items()}
+
+
+def unit_clk(kernel: Kernel, vectors: Mapping[str, VectorProgram], target: Target) -> np.ndarray:
+    """f64[kernel.units]: busy cycles of the busiest queue of each unit of the grid, in its order."""
+    busiest: np.ndarray = np.stack(list(_busy(kernel, vectors, target).values())).max(axis=0)
+    return busiest
+
+
+def _busy(kernel: Kernel, vectors: Mapping[str, VectorProgram], target: Target) -> dict[str, np.ndarray]:
+    """Busy cycles of each queue, by unit of the grid; the first unit has the most iterations of every loop."""
     buffers = {b.name: b for b in kernel.buffers}
     params = {p.name: p for p in kernel.params}
-    programs = {v.name: v for v in vectors}
-    units = dict(kernel.grid)
-    total = {"load": 0.0, "tensor": 0.0, "vector": 0.0, "store": 0.0}
+    grid = dict(kernel.grid)
+    coordinates = np.unravel_index(np.arange(kernel.units), tuple(grid.values())) if grid else ()
+    at = dict(zip(grid, coordinates, strict=True))
+    total = {queue: np.zeros(kernel.units) for queue in ("load", "tensor", "vector", "store")}
     for loops, statement in kernel.statements():
-        times = math.prod(-(-loop.trips // units.get(loop.over or "", 1)) for loop in loops)
-        if isinstance(statement, Load):
-            traffic = _traffic(statement, params[statement.src], buffers[statement.dst])
-            clk = cost.load_clk(traffic, target, kernel.units, params[statement.src].space)
-            total["load"] += times * (clk + cost.overhead_clk(target))
-        elif isinstance(statement, Store):
-            traffic = _traffic(statement, params[statement.dst], buffers[statement.src])
-            total["store"] += times * cost.store_clk(traffic, target, kernel.units, params[statement.dst].space)
-        elif isinstance(statement, Mma):
-            total["tensor"] += times * _mma_clk(statement, buffers, target)
-        else:
-            assert isinstance(statement, Vec)
-            ins, outs = ([buffers[name] for name in names] for names in (statement.ins, statement.outs))
-            shapes, spaces = ([[getattr(b, a) for b in part] for part in (ins, outs)] for a in ("shape", "space"))
-            extents = [max(sizes) for sizes in zip(*shapes[0], *shapes[1], strict=True)]
-            work = vec_cost(programs[statement.program], *shapes, *spaces)
-            total["vector"] += times * (work.cycles(extents, target) + cost.overhead_clk(target))
+        times: np.ndarray | int = 1
+        for loop in loops:
+            mine = loop.trips if loop.over is None else -((at[loop.over] - loop.trips) // grid[loop.over])
+            times = times * np.maximum(mine, 0)
+        queue, clk = _statement_clk(statement, kernel, buffers, params, vectors, target)
+        total[queue] += times * clk
     return total
+
+
+def _statement_clk(
+    statement: Load | Store | Mma | Vec,
+    kernel: Kernel,
+    buffers: Mapping[str, Buffer],
+    params: Mapping[str, Param],
+    vectors: Mapping[str, VectorProgram],
+    target: Target,
+) -> tuple[str, float]:
+    """The queue of a statement, and its cycles there for one whole tile."""
+    if isinstance(statement, Load):
+        traffic = _traffic(statement, params[statement.src], buffers[statement.dst])
+        clk = cost.load_clk(traffic, target, kernel.units, params[statement.src].space)
+        return "load", clk + cost.overhead_clk(target)
+    if isinstance(statement, Store):
+        traffic = _traffic(statement, params[statement.dst], buffers[statement.src])
+        return "store", cost.store_clk(traffic, target, kernel.units, params[statement.dst].space)
+    if isinstance(statement, Mma):
+        return "tensor", _mma_clk(statement, buffers, target)
+    ins, outs = ([buffers[name] for name in names] for names in (statement.ins, statement.outs))
+    shapes, spaces = ([[getattr(b, a) for b in part] for part in (ins, outs)] for a in ("shape", "space"))
+    extents = [max(sizes) for sizes in zip(*shapes[0], *shapes[1], strict=True)]
+    work = vec_cost(vectors[statement.program], *shapes, *spaces)
+    return "vector", work.cycles(extents, target) + cost.overhead_clk(target)
 
 
 def bound_by(busy: Mapping[str, float], expected_clk: float | None) -> str:

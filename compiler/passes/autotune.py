@@ -24,7 +24,7 @@ def cycles_alone(kernel: Kernel, vectors: tuple[VectorProgram, ...], target: Tar
 
     tensors = _tensors(kernel)
     places = {(p.space, p.name): p for p in ring_placements(kernel, target, from_top=False)}
-    alone = kernel_program(kernel, places, RingOwners(), lambda site: ((), ()))
+    alone = kernel_program(kernel, places, RingOwners(), lambda site: ((), ()), target.cu)
     segment = Segment("alone", (alone,), (), ())
     program = Program("alone", target.name, target.hash, tensors, (), (), (segment,))
     return simulate(program, vectors, target, {}, None, check_hazards=False).profile.cycles

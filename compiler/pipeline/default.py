@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ppuc.compiler.passes.balance_units import BalanceUnits
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.emit.streams import Emit
 from ppuc.compiler.passes.grouping.batch_split import BatchSplit
@@ -50,6 +51,7 @@ PIPELINE: tuple[Pass, ...] = (
     WeightLayout(),  # the weight layout that hbm streams fastest, with all readers final
     MemorySpaceAssignment(),  # l2 or hbm, and what to stage
     Tile(),  # kernels, with the memories of their operands known
+    BalanceUnits(),  # the units of each kernel, with all tiles known
     Allocate(),  # addresses, with tile sizes known
     Emit(),  # streams: mechanical
 )

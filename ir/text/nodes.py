@@ -94,6 +94,7 @@ class ParamDecl(NamedTuple):
 class KernelHeader(NamedTuple):
     name: Token
     grid: tuple[tuple[Token, Token], ...]
+    first: Token | None
     params: tuple[ParamDecl, ...]
     loc: tuple[str, ...]
 

@@ -250,7 +250,7 @@ def read_kernel(reader: Reader, line: Line, node: KernelHeader) -> Kernel:
     buffers: list[Buffer] = []
     statements = StatementReader(reader, (p.name for p in params), {})
     body = _read_body(reader, line, statements, buffers)
-    return Kernel(symbol_name(node.name), read_grid(node), params, tuple(buffers), body, node.loc)
+    return Kernel(symbol_name(node.name), read_grid(node), params, tuple(buffers), body, node.loc, int(node.first or 0))
 
 
 def read_grid(node: KernelHeader) -> tuple[tuple[str, int], ...]:

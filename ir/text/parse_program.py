@@ -146,7 +146,8 @@ def _read_kernel(reader: Reader, line: Line, node: KernelHeader, counters: dict[
             case QueueHeader(token):
                 queue = _queue(reader, token)
                 streams.append((queue, _read_stream(reader, inner, statements, counters)))
-    return KernelProgram(symbol_name(node.name), read_grid(node), params, tuple(rings), tuple(streams), node.loc)
+    name, grid, first = symbol_name(node.name), read_grid(node), int(node.first or 0)
+    return KernelProgram(name, grid, params, tuple(rings), tuple(streams), node.loc, first)
 
 
 def _queue(reader: Reader, token: Token) -> Queue:

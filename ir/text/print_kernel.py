@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from ppuc.ir.affine import Affine
 from ppuc.ir.kernel import Bound, Buffer, Gather, Kernel, Load, Loop, Mma, Param, Stmt, Store, TileRef, Vec
+from ppuc.ir.program import KernelProgram
 from ppuc.ir.text.fields import StepFields
 from ppuc.ir.text.layout import header_lines
 from ppuc.ir.text.literals import format_attrs, format_number, quote, symbol
@@ -26,20 +27,19 @@ def format_loc(loc: tuple[str, ...]) -> str:
 
 def print_kernel(kernel: Kernel) -> str:
     """A kernel; ends in a newline."""
-    lines = kernel_header(kernel.name, kernel.grid, kernel.params, kernel.loc, "")
+    lines = kernel_header(kernel, "")
     lines += [f"  {_buffer(b)}" for b in kernel.buffers]
     ranks = {b.name: len(b.shape) for b in kernel.buffers}
     lines += _statements(kernel.body, ranks, "  ")
     return "\n".join([*lines, "}", ""])
 
 
-def kernel_header(
-    name: str, grid: tuple[tuple[str, int], ...], params: tuple[Param, ...], loc: tuple[str, ...], indent: str
-) -> list[str]:
+def kernel_header(kernel: Kernel | KernelProgram, indent: str) -> list[str]:
     """The header of a kernel or of its program."""
-    axes = ", ".join(f"{axis} = {size}" for axis, size in grid)
-    start = f"{indent}kernel {symbol(name)} {{grid = ({axes})}}("
-    return header_lines(start, [_param(p) for p in params], f"){format_loc(loc)} {{")
+    axes = ", ".join(f"{axis} = {size}" for axis, size in kernel.grid)
+    first = f", first = {kernel.first}" if kernel.first else ""
+    start = f"{indent}kernel {symbol(kernel.name)} {{grid = ({axes}){first}}}("
+    return header_lines(start, [_param(p) for p in kernel.params], f"){format_loc(kernel.loc)} {{")
 
 
 def _param(param: Param) -> str:

@@ -71,7 +71,7 @@ def _counters(key: str, items: tuple[Wait, ...] | tuple[Bump, ...]) -> Iterator[
 
 
 def _kernel(kernel: KernelProgram) -> Iterator[str]:
-    yield from kernel_header(kernel.name, kernel.grid, kernel.params, kernel.loc, "    ")
+    yield from kernel_header(kernel, "    ")
     yield from (f"      {_ring(r)}" for r in kernel.rings)
     ranks = {r.name: len(r.shape) for r in kernel.rings}
     for queue, nodes in kernel.streams:

@@ -167,9 +167,9 @@ def _parser() -> Any:
     def loop(var: Token, start: Token, stop: Token, step: Token, over: Any) -> LoopLine:
         return LoopLine(var, int(start), int(stop), int(step), over)
 
-    def kernel_header(name: Token, grid: Any, *rest: Any) -> KernelHeader:
+    def kernel_header(name: Token, grid: Any, first: Token | None, *rest: Any) -> KernelHeader:
         *params, loc = rest
-        return KernelHeader(name, grid, collect(*params), loc or ())
+        return KernelHeader(name, grid, first, collect(*params), loc or ())
 
     def vector_header(name: Token, *rest: Any) -> VectorHeader:
         rest = collect(*rest)

@@ -1,6 +1,7 @@
 """Invariants of kernels.
 
-K1  names are well-formed; buffers and parameters, loops, and grid axes are distinct; an axis has at least one unit.
+K1  names are well-formed; buffers and parameters, loops, and grid axes are distinct; an axis has at least one unit,
+    and the first unit is not negative.
 K2  a buffer lies in l1 or acc, has a depth and no empty axis; a parameter lies elsewhere, its view has one stride per
     dimension and at most 8 dimensions.
 K3  statements name existing buffers and parameters; a stored parameter is marked written.
@@ -98,12 +99,13 @@ class StatementChecker:
         self,
         findings: Findings,
         grid: Sequence[tuple[str, int]],
+        first: int,
         params: Iterable[Param],
         tiles: Iterable[Tile],
         vectors: Mapping[str, VectorProgram],
     ) -> None:
         self.findings = findings
-        self.grid = dict(grid)
+        self.grid, self.first = dict(grid), first
         self.params = {p.name: p for p in params}
         self.tiles = {t.name: t for t in tiles}
         self.vectors = vectors
@@ -114,6 +116,8 @@ class StatementChecker:
         for axis, size in self.grid.items():
             if size < 1:
                 self.findings.add("K1", f"grid axis {axis}", f"has {size} units")
+        if self.first < 0:
+            self.findings.add("K1", "the grid", f"begins at unit {self.first}")
         for param in self.params.values():
             if len(param.view.strides) != len(param.view.shape) or min(param.view.shape, default=1) < 0:
                 self.findings.add(
@@ -335,7 +339,7 @@ def check_kernel(kernel: Kernel, vectors: Mapping[str, VectorProgram], findings:
         if buffer.space not in (Space.L1, Space.ACC) or buffer.depth < 1 or min(buffer.shape, default=1) < 1:
             message = "needs l1 or acc, a depth of at least 1 and no empty axis"
             findings.add("K2", f"%{buffer.name}", message)
-    checker = StatementChecker(findings, kernel.grid, kernel.params, kernel.buffers, vectors)
+    checker = StatementChecker(findings, kernel.grid, kernel.first, kernel.params, kernel.buffers, vectors)
     checker.declarations()
     variables: list[str] = []
     _check_body(kernel.body, [], checker, variables, set())

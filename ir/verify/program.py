@@ -145,7 +145,7 @@ class _KernelChecker:
     ) -> None:
         self.kernel, self.tensors, self.groups, self.findings = kernel, tensors, groups, findings
         self.rings = {r.name: r for r in kernel.rings}
-        self.statements = StatementChecker(findings, kernel.grid, kernel.params, kernel.rings, vectors)
+        self.statements = StatementChecker(findings, kernel.grid, kernel.first, kernel.params, kernel.rings, vectors)
         self._ranks = {r.name: len(r.shape) for r in kernel.rings}
 
     def check(self) -> None:

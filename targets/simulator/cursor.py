@@ -59,7 +59,7 @@ def _in_group(c: Code, loop: Loop, number: int) -> int:
 def _enter_kernel(c: Code, st: State, s: int, kernel: int) -> bool:
     """Set this unit's coordinates in a kernel's grid; False if it is not part of it."""
     q: Stream = st.stream[s]
-    unit = q.unit
+    unit = (q.unit - c.kernel[kernel].first) % len(c.total)
     if unit >= c.kernel[kernel].units:
         return False
     q.tile = unit

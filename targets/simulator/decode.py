@@ -272,7 +272,9 @@ class _Builder:
         tiles = trips.prod(1)
         units = np.where(blocks[:, 0] < 0, units, np.minimum(tiles, self.target.cu))
         rings, after = self._rings()
-        facts = np.column_stack([units, blocks, ends]).tolist()
+        firsts = np.zeros(len(radix), np.int64)
+        firsts[: len(kernels)] = [k.first for k in kernels]
+        facts = np.column_stack([units, firsts, blocks, ends]).tolist()
         return t.Code(
             node=rec.table(rec.Node, self.nodes),
             stream_pc=streams,
@@ -286,7 +288,7 @@ class _Builder:
             op=rec.table(rec.Operand, self.operands),
             ring=rec.table(rec.Ring, rings),
             after=np.array(after, np.int64),
-            total=self._totals(radix, units, blocks, tiles),
+            total=self._totals(radix, units, firsts, blocks, tiles),
             **counter_arrays(self.segment.counters),
             **self.shapes.arrays(),
         )
@@ -348,13 +350,16 @@ class _Builder:
                 return found
         raise InternalError(f"ring %{self.rings[ring].name} comes after %{name}, which no kernel before it has")
 
-    def _totals(self, radix: np.ndarray, units: np.ndarray, blocks: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+    def _totals(
+        self, radix: np.ndarray, units: np.ndarray, firsts: np.ndarray, blocks: np.ndarray, tiles: np.ndarray
+    ) -> np.ndarray:
         """Pushes that each unit makes on each ring."""
-        total = np.zeros((self.target.cu, len(self.rings)), np.int64)
+        cu = self.target.cu
+        total = np.zeros((cu, len(self.rings)), np.int64)
         for r, pushes in self.pushes.items():
             k = self.ring_kernel[r]
             if blocks[k, 0] >= 0:
-                assigned = np.maximum(0, -(-(tiles[k] - np.arange(self.target.cu)) // self.target.cu))
+                assigned = np.maximum(0, -(-(tiles[k] - (np.arange(cu) - firsts[k]) % cu) // cu))
                 total[:, r] = sum(self._pushes_of_tiles(assigned, *push, int(blocks[k, 0])) for push in pushes)
                 continue
             coords = np.stack(np.unravel_index(np.arange(units[k]), tuple(radix[k])), 1)
@@ -366,7 +371,7 @@ class _Builder:
                     stride = step * (int(radix[k, axis]) if axis >= 0 else 1)
                     trips = np.maximum(0, -(-(stop - first) // stride))
                     times = times * (trips if d < level else np.minimum(trips, 1))
-                total[: units[k], r] += times
+                total[(firsts[k] + np.arange(units[k])) % cu, r] += times
         return total
 
 

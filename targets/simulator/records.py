@@ -24,11 +24,12 @@ class Node(Protocol):
 
 
 class Kernel(Protocol):
-    """`around` loops enclose a tile that is distributed in order (-1: by the grid), with `slots` tiles in flight;
-    `group_rows` iterations of the last but one of these loops are taken before the next of the last; `end*` is the
-    first node after the kernel, by queue."""
+    """`units` from unit `first` on run the kernel. `around` loops enclose a tile that is distributed in order (-1: by
+    the grid), with `slots` tiles in flight; `group_rows` iterations of the last but one of these loops are taken before
+    the next of the last; `end*` is the first node after the kernel, by queue."""
 
     units: int
+    first: int
     around: int
     slots: int
     group_rows: int

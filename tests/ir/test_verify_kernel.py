@@ -21,6 +21,7 @@ from tests.support.text_samples import KERNEL
     [
         ("K1", "grid = (cm = 2)", "grid = (cm = 2, cm = 1)"),
         ("K1", "grid = (cm = 2)", "grid = (cm = 2, cn = 0)"),
+        ("K1", "grid = (cm = 2)", "grid = (cm = 2), first = -1"),
         ("K1", "  }\n}\n", "  }\n  for %m in 0..1 step 1 {\n  }\n}\n"),
         ("K2", "%at: f32[32, 16] @l1 ring 2", "%at: f32[32, 16] @l1 ring 0"),
         ("K2", "%w: f32[32, 48] @hbm", "%w: f32[32, 48] @l1"),

@@ -173,7 +173,7 @@ def kernels(draw: st.DrawFn) -> Kernel:
             stmts.append(Loop(var, stop, step, body((*loops, var), free[1:]), over, start))
         return tuple(stmts)
 
-    return Kernel(draw(texts), draw(_grids()), params, buffers, body((), pool[4:]), draw(locs))
+    return Kernel(draw(texts), draw(_grids()), params, buffers, body((), pool[4:]), draw(locs), draw(sizes))
 
 
 @st.composite
@@ -247,4 +247,4 @@ def _kernel_program(
         return tuple(found)
 
     streams = tuple((draw(queues), nodes((), pool[3:])) for _ in range(draw(st.integers(0, 2))))
-    return KernelProgram(draw(texts), draw(_grids()), params, rings, streams, draw(locs))
+    return KernelProgram(draw(texts), draw(_grids()), params, rings, streams, draw(locs), draw(sizes))

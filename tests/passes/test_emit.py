@@ -69,7 +69,7 @@ def idle_units_kernel() -> Kernel:
 def test_units_without_an_iteration_claim_nothing() -> None:
     kernel = idle_units_kernel()
     sites = sites_of(kernel)
-    units = claiming_units(kernel, sites, ring_uses(kernel, sites)[0])
+    units = claiming_units(kernel, sites, ring_uses(kernel, sites)[0], LARGE.cu)
     assert units["t"] == frozenset(range(kernel.units))
     assert units["t.1"] < units["t"]
 

@@ -204,7 +204,7 @@ def test_the_first_version_is_refused(saved: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         load(saved)
     assert str(caught.value) == (
-        f"{saved}: has another format version\n  got: 1\n  expected: 2\n"
+        f"{saved}: has another format version\n  got: 1\n  expected: 3\n"
         "  hint: compile the model again with this version of ppuc"
     )
 

@@ -3,6 +3,7 @@ exceeds one is refused by name, number and limit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.errors import CapacityError, Entity, EntityKind, ModelError
 from ppuc.ir.graph import Op
-from ppuc.ir.program import Program
+from ppuc.ir.program import KernelProgram, Program
 from ppuc.targets.artifact import Artifact
 from ppuc.targets.description import Target, load_target, override
 from ppuc.targets.limits import check_limits
@@ -256,3 +257,18 @@ def test_a_compiled_program_on_a_smaller_machine() -> None:
     program = replace(program, options=replace(program.options, target=with_rings(2)))
     with pytest.raises(CapacityError, match="needs more rings than a unit has"):
         program.time()
+
+
+def test_a_kernel_that_begins_at_a_unit_that_does_not_exist() -> None:
+    program = chain_program()
+    (segment,) = program.segments
+    check_limits(replace(program, segments=(replace(segment, kernels=_from_unit(segment.kernels, 1)),)), TINY)
+    with pytest.raises(CapacityError) as caught:
+        check_limits(replace(program, segments=(replace(segment, kernels=_from_unit(segment.kernels, 2)),)), TINY)
+    assert str(caught.value.diagnostics[0]) == (
+        "kernel @g1: begins at a unit that does not exist\n  got: unit 2\n  expected: 0 to 1 (cu of ppu-tiny)"
+    )
+
+
+def _from_unit(kernels: Sequence[KernelProgram], first: int) -> tuple[KernelProgram, ...]:
+    return tuple(replace(kernel, first=first) for kernel in kernels)

@@ -144,9 +144,9 @@ def _common(paths: Sequence[tuple[int, ...]]) -> int:
 
 
 def claiming_units(
-    kernel: Kernel, sites: Sequence[Site], uses: Mapping[int, Sequence[RingUse]]
+    kernel: Kernel, sites: Sequence[Site], uses: Mapping[int, Sequence[RingUse]], cu: int
 ) -> dict[str, frozenset[int]]:
-    """Buffer -> the units that claim its ring: those that run an iteration of every loop around the claim."""
+    """Buffer -> the units, of `cu`, that claim its ring: those that run an iteration of every loop around the claim."""
     sizes = [n for _, n in kernel.grid]
     points = list(itertools.product(*(range(n) for n in sizes)))
     found: dict[str, frozenset[int]] = {}
@@ -156,7 +156,7 @@ def claiming_units(
             trips = {loop.over: loop.trips for loop in site.loops if loop.over is not None}
             limits = [trips.get(axis, n) for axis, n in kernel.grid]
             here = (all(c < n for c, n in zip(point, limits, strict=True)) for point in points)
-            units = frozenset(unit for unit, runs in enumerate(here) if runs)
+            units = frozenset((kernel.first + number) % cu for number, runs in enumerate(here) if runs)
             found |= {ring: found.get(ring, frozenset()) | units for ring in rings}
     return found
 

@@ -104,7 +104,7 @@ class Emission:
         for kind, name in self.order:
             if kind == "kernel":
                 kernel = rooted[name]
-                programs.append(kernel_program(kernel, self.places, owners, partial(plan.sync, kernel)))
+                programs.append(kernel_program(kernel, self.places, owners, partial(plan.sync, kernel), self.target.cu))
             else:
                 copies += self._copies(name, sources[name], stages[name].loc, plan, len(copies))
         segment = Segment(self.graph.name, tuple(programs), tuple(copies), plan.groups())
@@ -196,12 +196,13 @@ Sync = Callable[[Site], tuple[tuple[Wait, ...], tuple[Bump, ...]]]
 
 
 def kernel_program(
-    kernel: Kernel, places: Mapping[tuple[Space, str], Placement], owners: RingOwners, sync: Sync
+    kernel: Kernel, places: Mapping[tuple[Space, str], Placement], owners: RingOwners, sync: Sync, cu: int
 ) -> KernelProgram:
-    """The streams and rings of one kernel, with buffer addresses from `places` (by space and `kernel/buffer`)."""
+    """The streams and rings of one kernel on a machine of `cu` units, with buffer addresses from `places` (by space and
+    `kernel/buffer`)."""
     sites = sites_of(kernel)
     uses, queues = ring_uses(kernel, sites)
-    units = claiming_units(kernel, sites, uses)
+    units = claiming_units(kernel, sites, uses, cu)
     rings = []
     for buffer in kernel.buffers:
         if buffer.name in queues:
@@ -210,7 +211,7 @@ def kernel_program(
             after = owners.take(buffer.space, place.address, place.bytes, name, units[buffer.name])
             rings.append(_ring(buffer, place, *queues[buffer.name], after))
     streams = tuple((queue, _stream(kernel.body, queue, iter(sites), uses, sync)) for queue in UNIT_QUEUES)
-    return KernelProgram(kernel.name, kernel.grid, kernel.params, tuple(rings), streams, kernel.loc)
+    return KernelProgram(kernel.name, kernel.grid, kernel.params, tuple(rings), streams, kernel.loc, kernel.first)
 
 
 def _ring(

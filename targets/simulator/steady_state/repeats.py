@@ -66,7 +66,7 @@ def _keys(flat: FlatSegment) -> list[bytes]:
     """Per kernel, its complete description as bytes, with relative numbers."""
     c, marks, kernels = flat.code, flat.marks, len(flat.segment.kernels)
     tables = _relative(flat)
-    facts = np.column_stack([_ints(c.kernel)[:, :4], c.radix, c.trips])
+    facts = np.column_stack([_ints(c.kernel)[:, :5], c.radix, c.trips])
     rings, after = _ints(c.ring), c.after - np.repeat(_ring_base(flat), c.ring["after_hi"] - c.ring["after_lo"])
     bounds = np.searchsorted(flat.ring_kernel, np.arange(kernels + 1))
     keys = []
