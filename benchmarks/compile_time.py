@@ -2,7 +2,7 @@
 
 ResNet-50 with seeded weights, batch 1, for zhenwu-m890. Every figure is measured on a fresh process: CPU seconds (user
 and system, all threads, including interpreter start and imports) and peak memory. The simulator's compiled code comes
-from numba's cache, which a first run fills; `--cold` also measures that first run with an empty cache.
+from the store (ppuc.ir.jit.store), which `make` fills; `--cold` also measures a first run with an empty one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ PEER_SIMULATION = 205.0
 COMPILE = "import sys, ppuc; ppuc.compile(sys.argv[1], target=sys.argv[2]).save(sys.argv[3])"
 DUMP = "import sys, ppuc; ppuc.compile(sys.argv[1], target=sys.argv[2], dump=sys.argv[4]).save(sys.argv[3])"
 TIME = "import sys, ppuc; p = ppuc.load(sys.argv[3]).time().profile; print(p.cycles)"
+COLD = "import sys; from pathlib import Path; from ppuc.ir.jit import store; store.PACKAGED = Path(sys.argv[6]); "
 VALUES = "import sys, numpy, ppuc; ppuc.load(sys.argv[3]).run(dict(numpy.load(sys.argv[5])))"
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="What compiling and simulating ResNet-50 costs.")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--cold", action="store_true", help="measure the first run with an empty numba cache too")
+    parser.add_argument("--cold", action="store_true", help="measure a first run that compiles the loops too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows, facts = measured(Path(folder), options.cold)
@@ -73,8 +74,9 @@ def measured(folder: Path, cold: bool) -> tuple[list[Measurement], dict[str, flo
     rows = []
     python(COMPILE, words)
     if cold:
-        environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")}
-        rows.append(python(VALUES, words, "first run: values and time, cold cache", environment=environment))
+        environment = os.environ | {"PPUC_CACHE_DIR": ""}
+        first = "values and time, and compiling the loops"
+        rows.append(python(COLD + VALUES, [*words, str(folder / "loops")], first, environment=environment))
     python(VALUES, words)
     rows = [
         python("import ppuc", [], "import ppuc", "0.3"),
@@ -109,7 +111,7 @@ def python(
 
 def show(rows: Sequence[Measurement], facts: Mapping[str, float]) -> None:
     """Print the table."""
-    print(f"ResNet-50, batch 1, {TARGET}; fresh processes, numba cache warm unless said otherwise\n")
+    print(f"ResNet-50, batch 1, {TARGET}; fresh processes, loops compiled unless said otherwise\n")
     print(f"{'':42}{'CPU s':>8}{'wall s':>8}{'peak MB':>9}   goal (CPU s)")
     for r in rows:
         print(f"{r.what:42}{r.cpu_seconds:8.2f}{r.wall_seconds:8.2f}{r.peak_mb:9.0f}   {r.goal}")

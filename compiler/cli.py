@@ -19,6 +19,7 @@ import click
 
 from ppuc.compiler.commands.assembly import asm_command, disasm_command
 from ppuc.compiler.commands.check import check_command
+from ppuc.compiler.commands.common import note
 from ppuc.compiler.commands.compile import compile_command
 from ppuc.compiler.commands.inspect import inspect_command
 from ppuc.compiler.commands.lists import ops_command, targets_command
@@ -33,6 +34,7 @@ from ppuc.compiler.commands.streams import StreamError, checked_streams, discard
 from ppuc.compiler.commands.verify import verify_command
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import CapacityError, Diagnostic, PpucError, UsageError
+from ppuc.ir.jit import store
 
 INTERNAL_ERROR = 3
 COLLECT_AFTER = (20_000, 20, 20)
@@ -54,7 +56,7 @@ class PpucGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         arguments = list(sys.argv[1:] if args is None else args)
         gc.set_threshold(*COLLECT_AFTER)
-        with checked_streams():
+        with checked_streams(), store.announced(lambda text: note(f"note: {text}")):
             try:
                 code = self._outcome(arguments, prog_name, {**extra, "standalone_mode": False})
             except StreamError as error:

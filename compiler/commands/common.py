@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import Timer
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -24,9 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SCHEMA = 1
 """Version of the JSON that commands print; it changes when a field is removed or changes its meaning."""
-
-_PATIENCE_SECONDS = 3.0
-"""Loading the simulator from numba's cache takes less time than this."""
 
 
 def json_option(function: F) -> F:
@@ -91,22 +87,9 @@ def progress_bar(what: str) -> Iterator[Progress]:
 @contextmanager
 def simulation_bar() -> Iterator[Callable[[str, float], None]]:
     """A callback for the simulator that drives a bar as `progress_bar` does. The length of a run is unknown until its
-    end. The first simulation on a computer compiles the simulator and prints a note."""
-    timer = Timer(_PATIENCE_SECONDS, _note_compilation)
-    timer.daemon = True
-    timer.start()
-    try:
-        with progress_bar("simulate") as progress:
-            yield lambda segment, cycles: progress(f"{cycles:,.0f} cycles", 0, 0)
-    finally:
-        timer.cancel()
-
-
-def _note_compilation() -> None:
-    from ppuc.targets.simulator.run import compiled
-
-    if not compiled():
-        note("note: compiling the simulator for this machine; this takes about half a minute and is cached")
+    end."""
+    with progress_bar("simulate") as progress:
+        yield lambda segment, cycles: progress(f"{cycles:,.0f} cycles", 0, 0)
 
 
 def pairs(options: Sequence[str], name: str) -> dict[str, str]:

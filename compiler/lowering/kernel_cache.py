@@ -15,12 +15,13 @@ from typing import Any, TypeVar, cast
 from ppuc.compiler.lowering.kinds import lower_group, packages_of, price_group
 from ppuc.compiler.lowering.limits import may_lack_rings, require_limits
 from ppuc.compiler.lowering.records import decoded, encoded
-from ppuc.compiler.lowering.search_store import SearchStore, directory, key_of, package_digest
+from ppuc.compiler.lowering.search_store import SearchStore, key_of, package_digest
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Kernel, Load, Loop, Mma, Param, Stmt, Store, Vec
 from ppuc.ir.ops.structure import GroupAttrs
 from ppuc.ir.types import Space
+from ppuc.ir.user_cache import user_cache
 from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
 
@@ -61,7 +62,7 @@ class KernelCache:
         self._known: dict[object, Outcome | NotFusable] = {}
         self._obstacles: dict[tuple[str, object], str] = {}
         self._prices: dict[object, float | NotFusable] = {}
-        self._store = SearchStore(directory())
+        self._store = SearchStore(user_cache())
         self._context = key_of(target)
 
     def kernel(

@@ -1,6 +1,6 @@
 """A disk cache of tile search results: compiling the same shapes again needs no search.
 
-One SQLite file in the user's cache directory (`PPUC_CACHE_DIR` overrides it; empty disables the cache). A key is the
+One SQLite file in the user's cache directory (ir/user_cache.py). A key is the
 sha256 of everything that an outcome depends on: the target's numbers, the group's canonical body, the query, and the
 sources of the compiler and of packages that add kernels or ops, so changed code invalidates the cache.
 
@@ -11,7 +11,6 @@ is ignored: it only saves time.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import sqlite3
 import sys
@@ -20,9 +19,6 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-VARIABLE = "PPUC_CACHE_DIR"
-"""Environment variable: folder of the store; "" disables it."""
-
 LARGEST = 256 << 20
 """Size in bytes at which a store is emptied."""
 
@@ -30,16 +26,6 @@ AT_ONCE = 64
 """Texts of one transaction, each of which costs a few milliseconds."""
 
 _SOURCES = ("compiler/lowering", "compiler/passes", "targets", "ir")
-
-
-def directory() -> Path | None:
-    """The folder of the store; None if disabled."""
-    named = os.environ.get(VARIABLE)
-    if named is not None:
-        return Path(named) if named else None
-    from platformdirs import user_cache_path
-
-    return user_cache_path("ppuc", appauthor=False)
 
 
 @cache

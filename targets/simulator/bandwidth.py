@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ppuc.ir.jit.decorators import array_helper, helper
 from ppuc.targets import cost
-from ppuc.targets.simulator.jit import array_helper, helper
 from ppuc.targets.simulator.records import Core, Flight, Numbers, Stream
 from ppuc.targets.simulator.tables import (
     F_CE,

@@ -9,7 +9,7 @@ Invariant: bytes written back never exceed bytes stored; bytes still dirty at th
 
 from __future__ import annotations
 
-from ppuc.targets.simulator.jit import helper
+from ppuc.ir.jit.decorators import helper
 from ppuc.targets.simulator.records import Cached, Core, Numbers, Stream
 from ppuc.targets.simulator.tables import MEM_HBM, MEM_L2, Machine, State
 

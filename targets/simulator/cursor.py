@@ -5,7 +5,7 @@ Invariant: a stream moves in text order; it leaves all loops around a tile as so
 
 from __future__ import annotations
 
-from ppuc.targets.simulator.jit import helper
+from ppuc.ir.jit.decorators import helper
 from ppuc.targets.simulator.records import Instruction, Kernel, Loop, Place, Stream
 from ppuc.targets.simulator.tables import NODE_END, NODE_INSTR, NODE_KERNEL, NODE_LOOP, Code, State
 

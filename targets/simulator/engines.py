@@ -9,8 +9,8 @@ Invariant: a log row is written before the state that it describes changes.
 
 from __future__ import annotations
 
+from ppuc.ir.jit.decorators import helper
 from ppuc.targets.simulator.events import E_COMPLETE, log_end, put_back, schedule, wake, wake_unit
-from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.records import Core, Filled, Flight, Instruction, Operand, Reader, Stat, Stream, Use
 from ppuc.targets.simulator.tables import (
     B_ROOM,

@@ -14,10 +14,7 @@ return with FULL or PAUSED after any event and be called again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-from ppuc.targets import cost, vector_cost
+from ppuc.ir.jit.decorators import entry, helper
 from ppuc.targets.simulator.bandwidth import refill
 from ppuc.targets.simulator.engines import complete, start_compute
 from ppuc.targets.simulator.events import (
@@ -31,7 +28,6 @@ from ppuc.targets.simulator.events import (
     wake_all,
 )
 from ppuc.targets.simulator.issue import try_head
-from ppuc.targets.simulator.jit import entry, helper, source_digest
 from ppuc.targets.simulator.records import Core, Stream
 from ppuc.targets.simulator.tables import Code, Machine, State
 from ppuc.targets.simulator.transfers import end_flows, land, start_flow
@@ -60,49 +56,33 @@ def _handle(c: Code, m: Machine, st: State) -> None:
         put_back(st, s)
 
 
-def _entry_point(digest: str) -> Callable[[Code, Machine, State], int]:
-    @entry
-    def run(c: Code, m: Machine, st: State) -> int:
-        """Run until everything is done, the log is full (empty it and call again), stream 0 has reached the node to
-        stop at, or all streams are blocked (deadlock)."""
-        if len(digest) == 0:
-            return DEADLOCK
-        rows = len(st.log_t) - len(st.stream) - 8
-        k: Core = st.core[0]
-        while True:
-            if k.logging and k.log > rows:
-                return FULL
-            if next_time(st) <= k.now:
-                _handle(c, m, st)
-            elif k.finish <= k.now:
-                end_flows(c, m, st)
-            elif k.wakes > 0:
-                wake_all(c, st)
-            elif k.stack > 0:
-                k.stack -= 1
-                try_head(c, m, st, st.listed[k.stack].stack)
-            elif k.stale:
-                refill(m, st)
-            else:
-                time = min(k.finish, next_time(st))
-                if time == _INFINITE:
-                    return DONE if k.done == len(st.stream) else DEADLOCK
-                if st.stream[0].pc >= k.pause:
-                    return PAUSED
-                k.now = time
+@entry
+def run(c: Code, m: Machine, st: State) -> int:
+    """Run until everything is done, the log is full (empty it and call again), stream 0 has reached the node to
+    stop at, or all streams are blocked (deadlock)."""
+    rows = len(st.log_t) - len(st.stream) - 8
+    k: Core = st.core[0]
+    while True:
+        if k.logging and k.log > rows:
+            return FULL
+        if next_time(st) <= k.now:
+            _handle(c, m, st)
+        elif k.finish <= k.now:
+            end_flows(c, m, st)
+        elif k.wakes > 0:
+            wake_all(c, st)
+        elif k.stack > 0:
+            k.stack -= 1
+            try_head(c, m, st, st.listed[k.stack].stack)
+        elif k.stale:
+            refill(m, st)
+        else:
+            time = min(k.finish, next_time(st))
+            if time == _INFINITE:
+                return DONE if k.done == len(st.stream) else DEADLOCK
+            if st.stream[0].pc >= k.pause:
+                return PAUSED
+            k.now = time
 
-    return run
-
-
-_SOURCES = (
-    "bandwidth", "cache", "cursor", "engines", "event_loop", "events", "issue", "records", "tables", "transfers",
-    "water_filling", "work",
-)  # fmt: skip
-
-run = _entry_point(
-    source_digest(
-        *(str(Path(__file__).with_name(f"{name}.py")) for name in _SOURCES), cost.__file__, vector_cost.__file__
-    )
-)
 
 __all__ = ["DEADLOCK", "DONE", "FULL", "PAUSED", "run"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ppuc.targets.simulator.jit import helper
+from ppuc.ir.jit.decorators import helper
 from ppuc.targets.simulator.records import Core, Stream
 from ppuc.targets.simulator.tables import (
     B_AFTER,

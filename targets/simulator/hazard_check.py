@@ -3,11 +3,9 @@ accesses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from ppuc.targets.simulator.jit import entry, helper
+from ppuc.ir.jit.decorators import entry, helper
 from ppuc.targets.simulator.records import Box, BoxAxis, Group, Instruction, Operand, Use
 from ppuc.targets.simulator.tables import (
     CLAIM,
@@ -322,24 +320,17 @@ def _end(c: Code, m: Machine, k: Checker, s: int) -> None:
             bump(c, k, m, s, block, row, n)
 
 
-def entry_point(digest: str) -> Callable[..., int]:
-    """The compiled pass, cached under the digest of its sources."""
-
-    @entry
-    def run(c: Code, m: Machine, k: Checker, log: np.ndarray, at: int, pool_limit: int) -> int:
-        """Check rows from `at` on; returns the first unchecked row if the pool of far vectors fills up."""
-        if len(digest) == 0:
+@entry
+def run(c: Code, m: Machine, k: Checker, log: np.ndarray, at: int, pool_limit: int) -> int:
+    """Check rows from `at` on; returns the first unchecked row if the pool of far vectors fills up."""
+    while at < len(log):
+        if k.num[0] >= pool_limit:
             return at
-        while at < len(log):
-            if k.num[0] >= pool_limit:
-                return at
-            if log[at, LOG_END] == 1:
-                _end(c, m, k, log[at, LOG_STREAM])
-            elif log[at, LOG_END] == 2:
-                _release(c, m, k, log[at, LOG_STREAM])
-            else:
-                _begin(c, m, k, log[at])
-            at += 1
-        return at
-
-    return run
+        if log[at, LOG_END] == 1:
+            _end(c, m, k, log[at, LOG_STREAM])
+        elif log[at, LOG_END] == 2:
+            _release(c, m, k, log[at, LOG_STREAM])
+        else:
+            _begin(c, m, k, log[at])
+        at += 1
+    return at

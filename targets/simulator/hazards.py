@@ -13,14 +13,14 @@ reported, for any timing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ppuc.ir.kernel import Load, Store
 from ppuc.ir.program import Copy, MemTensor, Program
 from ppuc.ir.types import Space
-from ppuc.targets.simulator import hazard_check, jit, records, tables, vector_clocks
+from ppuc.targets.simulator import hazard_check, tables
 from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.result import Hazard
 from ppuc.targets.simulator.tables import ints
@@ -32,10 +32,6 @@ _SPACES = tuple(Space)
 MAX_GRANULES = 1 << 24
 """Maximum granules of a segment; beyond that, its largest tensors are checked only by whole accesses of other
 tensors."""
-
-_run: Callable[..., int] = hazard_check.entry_point(
-    jit.source_digest(__file__, hazard_check.__file__, vector_clocks.__file__, records.__file__, tables.__file__)
-)
 
 
 class HazardChecker:
@@ -50,7 +46,8 @@ class HazardChecker:
         """Check log rows in order."""
         at = 0
         while at < len(log):
-            at = _run(self._flat.code, self._flat.machine, self._state, log, at, len(self._state.pool) - _SPARE)
+            limit = len(self._state.pool) - _SPARE
+            at = hazard_check.run(self._flat.code, self._flat.machine, self._state, log, at, limit)
             if at < len(log):
                 self._make_room()
 

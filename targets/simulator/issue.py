@@ -6,10 +6,10 @@ could undo it), so a retried head resumes at the condition that blocked it.
 
 from __future__ import annotations
 
+from ppuc.ir.jit.decorators import helper
 from ppuc.targets.simulator.cursor import seek, set_masks
 from ppuc.targets.simulator.engines import log_begin
 from ppuc.targets.simulator.events import E_ISSUE, E_START, account, schedule
-from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.records import (
     Core,
     Group,

@@ -24,7 +24,6 @@ from ppuc.targets.simulator import event_loop
 from ppuc.targets.simulator.deadlock import describe_deadlock
 from ppuc.targets.simulator.decode import FlatSegment, flatten
 from ppuc.targets.simulator.hazards import HazardChecker
-from ppuc.targets.simulator.jit import is_compiled
 from ppuc.targets.simulator.launch import launch_clk, launches
 from ppuc.targets.simulator.memory import ChipMemory
 from ppuc.targets.simulator.result import Hazard, Profile
@@ -112,11 +111,6 @@ def run_flat(flat: FlatSegment) -> State:
     return _run(flat, None, None, None, 0.0, 0, None, True)
 
 
-def compiled() -> bool:
-    """Whether the event loop is compiled: the first simulation on a computer compiles it."""
-    return is_compiled(event_loop.run)
-
-
 def _launched(program: Program, target: Target) -> Iterator[tuple[int, Segment, bool]]:
     """The launches in order, each with its segment and whether it begins it."""
     for number, segment in enumerate(program.segments):
@@ -157,4 +151,4 @@ def _run(
             raise InternalError(describe_deadlock(flat, state))
 
 
-__all__ = ["Progress", "RawResult", "compiled", "prepare", "run_flat", "simulate"]
+__all__ = ["Progress", "RawResult", "prepare", "run_flat", "simulate"]

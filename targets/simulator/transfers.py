@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ppuc.ir.jit.decorators import helper
 from ppuc.targets import cost
 from ppuc.targets.simulator.bandwidth import add_flow, remove_flow
 from ppuc.targets.simulator.cache import served_by, take_store, write_back
 from ppuc.targets.simulator.engines import end_rings
 from ppuc.targets.simulator.events import E_LAND, E_READY, account, log_end, schedule, wake
-from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.records import (
     Box,
     Core,

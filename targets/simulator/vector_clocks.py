@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppuc.targets.simulator.jit import helper
+from ppuc.ir.jit.decorators import helper
 from ppuc.targets.simulator.tables import Code, Machine
 
 PER_UNIT = 6

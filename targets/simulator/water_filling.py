@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ppuc.targets.simulator.jit import array_helper, helper, sum_helper
+from ppuc.ir.jit.decorators import array_helper, helper, sum_helper
 from ppuc.targets.simulator.tables import (
     F_AT,
     F_GROWS,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ppuc.ir.jit.decorators import helper
 from ppuc.targets import cost, vector_cost
-from ppuc.targets.simulator.jit import helper
 from ppuc.targets.simulator.records import (
     Box,
     BoxAxis,

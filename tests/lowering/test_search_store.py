@@ -16,6 +16,7 @@ from ppuc.compiler.lowering.search_store import SearchStore, key_of
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
+from ppuc.ir import user_cache
 from ppuc.ir.kernel import Kernel
 from ppuc.ir.module import Module
 from ppuc.ir.text import print_module
@@ -49,7 +50,7 @@ def test_records_refuse_what_no_kernel_contains() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(search_store.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(user_cache.VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -66,8 +67,8 @@ def test_the_second_compilation_does_not_search(folder: Path, monkeypatch: pytes
 
 def test_programs_do_not_depend_on_the_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = compiled()
-    monkeypatch.setenv(search_store.VARIABLE, "")
-    assert search_store.directory() is None
+    monkeypatch.setenv(user_cache.VARIABLE, "")
+    assert user_cache.user_cache() is None
     assert print_module(compiled()) == print_module(stored)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppuc.targets.simulator.jit import entry, helper
+from ppuc.ir.jit.decorators import entry, helper
 
 SOLVED, INFEASIBLE, EXHAUSTED, TOO_LARGE = range(4)
 """What `search` returns; EXHAUSTED: the node limit was reached, TOO_LARGE: the arena was full."""
