@@ -45,7 +45,7 @@ class Share:
 def _serve(connection: Connection, target: str) -> None:
     """Run the tests whose names are received, until None."""
     known = {case.name: case for case in cases()}
-    run_case(next(iter(known.values())), target)  # the first simulation on a computer compiles the simulator
+    run_case(next(iter(known.values())), target)  # the first simulation may compile the simulator
     connection.send(None)
     while (name := connection.recv()) is not None:
         connection.send(run_case(known[name], target))

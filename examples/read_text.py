@@ -44,7 +44,7 @@ def main() -> None:
     note(f"compiling {model.name} for {options.target} ...")
     dims = {"x:0": 1, "x:2": HEIGHT, "x:3": WIDTH}
     program = ppuc.compile(model, target=options.target, precision=options.precision, dims=dims)
-    note(f"compiled in {time.perf_counter() - began:.1f} s; simulating (the first run takes half a minute more) ...")
+    note(f"compiled in {time.perf_counter() - began:.1f} s; simulating ...")
     began = time.perf_counter()
     result = program.run(inputs)
     note(f"simulated in {time.perf_counter() - began:.1f} s; asking ONNX Runtime ...")
