@@ -63,6 +63,14 @@ def test_rows_stream_past_weights_that_stay() -> None:
     assert profile.cycles - profile.launch_cycles < 1.25 * longest, "rows are loaded beside the products"
 
 
+def test_rows_are_as_many_as_hide_how_long_an_array_takes_to_drain() -> None:
+    """Few summands: the products of a few hundred rows are through before the first result is out."""
+    m, n, k = 131072, 256, 64
+    _, profile = run(m, n, k, V6E)
+    moved = 2 * (m * k + n * k + m * n) / cost.hbm_bytes_per_clk(V6E)
+    assert profile.cycles - profile.launch_cycles < 1.15 * moved
+
+
 def test_weights_that_l1_does_not_hold_stream_too() -> None:
     n, k = 16384, 4096
     assert 2 * n * k > 3 * V6E.l1.bytes // 4

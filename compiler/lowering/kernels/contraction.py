@@ -21,7 +21,7 @@ from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import DType
 from ppuc.ir.views import reshape
-from ppuc.targets.cost import in_order
+from ppuc.targets.cost import drain_clk, in_order, mma_shape
 from ppuc.targets.schema import Target
 
 MAX_DEPTH = 8
@@ -188,6 +188,13 @@ class ContractionLowering(TiledLowering):
         if self.target.launch.tiles == "blocks":
             tile = cost.latency_clk(self.target) / rings.acc + steps + extra + vec + store
         return tile
+
+    def handed_on_clk(self, rings: Rings, mma: float, vec: float, n: int, k: int) -> float:
+        """Cycles from one tile to the next if only the accumulator's slots bind: a slot is free again when its product
+        of `mma` cycles, n columns and k summands has drained and the vector engine has read it."""
+        dtype = cost.tensor_dtype(self.dtype, self.target)
+        drain = drain_clk(self.target, mma_shape(dtype, self.target), n, k)
+        return (mma + drain + vec + 2 * cost.overhead_clk(self.target)) / rings.acc
 
     def epilogue_bytes(self, tiles: Sequence[int], out_depth: int = 2) -> int:
         """l1 bytes of the rings of the chain's operands and results."""
