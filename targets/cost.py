@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,6 +228,29 @@ def channel_weight(run: int, pitch: int, rows: int, target: Target) -> float:
     return hbm.channels / met if met < min(hbm.channels, rows * wide) else 1.0
 
 
+def layout_weight(shape: Sequence[int], strides: Sequence[int], target: Target) -> float:
+    """Bytes that an array of these sizes and strides takes in device memory for each of its own: it consists of tiles
+    of `hbm.layout_tile` rows and columns. Columns are its last axis or, where that pads less, the one before or the
+    first; rows are the axis that pads least."""
+    rows, columns = target.hbm.layout_tile
+    if rows == columns == 1:
+        return 1.0
+    order = sorted((i for i, n in enumerate(shape) if n > 1 and strides[i]), key=lambda i: -abs(strides[i]))
+    sizes = [shape[i] for i in order]
+    if not sizes:
+        return 1.0
+    across = {0, len(sizes) - 1, max(len(sizes) - 2, 0)}
+    return min(
+        _padded(sizes[c], columns) * min((_padded(n, rows) for i, n in enumerate(sizes) if i != c), default=1.0)
+        for c in across
+    )
+
+
+def _padded(size: int, step: int) -> float:
+    """The next multiple of `step` over `size`."""
+    return -(-size // step) * step / size
+
+
 def hbm_bytes_per_clk(target: Target) -> float:
     """Sustained bandwidth of long reads, in bytes per cycle."""
     return target.hbm.gbs * target.hbm.efficiency * (1.0 - target.hbm.refresh) * target.clk_ns
@@ -314,6 +338,7 @@ __all__ = [
     "hop_offsets",
     "in_order",
     "latency_clk",
+    "layout_weight",
     "longer_row",
     "mixed_rate",
     "mma_cycles",

@@ -76,7 +76,8 @@ class Launch:
     cover a square of the result at any time, so that a cached l2 serves their shared operands. `tile_sides` are the
     tile sides of the machine's kernel library. Whole columns: a product whose operands and result fit a quarter of l1
     is loaded whole; otherwise its weights are loaded first, where they fit three quarters, and rows stream past them,
-    as compilers for large scratchpads do."""
+    as compilers for large scratchpads do. Images of a convolution are loaded whole, too, as many as a quarter holds
+    with the filters."""
 
     granularity: str = quantity("segment|kernel")
     kernel_us: float = quantity("us", zero=True)
@@ -176,7 +177,8 @@ class Hbm:
     banks. `turnaround` is the share of the rate lost when reads and writes mix evenly. Consecutive `interleave_bytes`
     lie in different channels; `mapping` direct: by address bits, so that rows at power-of-two distances conflict in few
     channels; hashed: evenly for any distance. Each channel has `banks` open rows; the more streams are live beyond one
-    per unit, the more row misses they have."""
+    per unit, the more row misses they have. Arrays are laid out in tiles of `layout_tile` rows and columns: transfers
+    of arrays with short axes also move padding."""
 
     kind: str = quantity("text", informational=True)
     bytes: int = quantity("B")
@@ -192,6 +194,7 @@ class Hbm:
     interleave_bytes: int = quantity("B")
     mapping: str = quantity("hashed|direct")
     latency_ns: float = quantity("ns", zero=True)
+    layout_tile: tuple[int, int] = quantity("rows,columns", usual=(1, 1))
 
 
 @dataclass(frozen=True, slots=True)

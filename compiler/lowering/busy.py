@@ -62,11 +62,11 @@ def _statement_clk(
 ) -> tuple[str, float]:
     """The queue of a statement, and its cycles there for one whole tile."""
     if isinstance(statement, Load):
-        traffic = _traffic(statement, params[statement.src], buffers[statement.dst])
+        traffic = _traffic(statement, params[statement.src], buffers[statement.dst], target)
         clk = cost.load_clk(traffic, target, kernel.units, params[statement.src].space)
         return "load", clk + cost.overhead_clk(target)
     if isinstance(statement, Store):
-        traffic = _traffic(statement, params[statement.dst], buffers[statement.src])
+        traffic = _traffic(statement, params[statement.dst], buffers[statement.src], target)
         return "store", cost.store_clk(traffic, target, kernel.units, params[statement.dst].space)
     if isinstance(statement, Mma):
         return "tensor", _mma_clk(statement, buffers, target)
@@ -84,7 +84,7 @@ def bound_by(busy: Mapping[str, float], expected_clk: float | None) -> str:
     return LATENCY if waits else queue
 
 
-def _traffic(statement: Load | Store, param: Param, buffer: Buffer) -> cost.Traffic:
+def _traffic(statement: Load | Store, param: Param, buffer: Buffer, target: Target) -> cost.Traffic:
     """The bytes and rows of one tile: the view's dimensions in the order of the tile's axes that move along them."""
     dims = []
     for affine, size, stride in zip(statement.index, param.view.shape, param.view.strides, strict=True):
@@ -92,7 +92,7 @@ def _traffic(statement: Load | Store, param: Param, buffer: Buffer) -> cost.Traf
         dims.append((max(axes, default=-1), size, stride, math.prod(buffer.shape[axis] for axis in axes)))
     dims.sort(key=lambda dim: dim[0])
     view = View(tuple(size for _, size, _, _ in dims), tuple(stride for _, _, stride, _ in dims))
-    return cost.box_traffic(view, [extent for *_, extent in dims], param.dtype)
+    return cost.box_traffic(view, [extent for *_, extent in dims], param.dtype, target)
 
 
 def _mma_clk(statement: Mma, buffers: Mapping[str, Buffer], target: Target) -> float:

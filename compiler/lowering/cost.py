@@ -20,6 +20,7 @@ from ppuc.targets.cost import (
     group_rows,
     in_order,
     l2_bytes_per_clk,
+    layout_weight,
     longer_row,
     mma_cycles,
     mma_operand_bytes,
@@ -41,19 +42,21 @@ class Priced(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes of one transfer and the contiguous rows it consists of."""
+    """Bytes of one transfer, the contiguous rows it consists of, and the bytes by which its layout in device memory
+    pads it."""
 
     bytes: float
     rows: float
+    padding: float = 0.0
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.bytes + other.bytes, self.rows + other.rows)
+        return Traffic(self.bytes + other.bytes, self.rows + other.rows, self.padding + other.padding)
 
     def __mul__(self, factor: float) -> Traffic:
-        return Traffic(self.bytes * factor, self.rows * factor)
+        return Traffic(self.bytes * factor, self.rows * factor, self.padding * factor)
 
 
-def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
+def box_traffic(view: View, tile: Sequence[int], dtype: DType, target: Target) -> Traffic:
     """Traffic of a box with `tile` extents along the axes of `view`, which are also the axes of the tile in l1. Rows
     are maximal runs that are contiguous in both memories."""
     run, elements = 1, math.prod(tile)
@@ -62,7 +65,8 @@ def box_traffic(view: View, tile: Sequence[int], dtype: DType) -> Traffic:
         if row == 0:
             break
         run = row
-    return Traffic(elements * dtype.bytes, elements / run)
+    size = elements * dtype.bytes
+    return Traffic(size, elements / run, size * (layout_weight(view.shape, view.strides, target) - 1.0))
 
 
 def shared_rate(space: Space | None, target: Target, active: int) -> float:
@@ -73,8 +77,10 @@ def shared_rate(space: Space | None, target: Target, active: int) -> float:
 
 
 def _moved(traffic: Traffic, target: Target, space: Space | None) -> float:
-    """Bytes that a transfer occupies in a memory: device memory moves whole bursts even for short rows."""
-    return max(traffic.bytes, traffic.rows * target.hbm.burst_bytes) if space is Space.HBM else traffic.bytes
+    """Bytes that a transfer occupies in a memory: device memory moves padding, and whole bursts even for short rows."""
+    if space is not Space.HBM:
+        return traffic.bytes
+    return max(traffic.bytes, traffic.rows * target.hbm.burst_bytes) + traffic.padding
 
 
 def load_clk(traffic: Traffic, target: Target, active: int, space: Space | None = None, sharers: int = 1) -> float:

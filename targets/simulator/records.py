@@ -104,7 +104,8 @@ class Operand(Protocol):
 
 class Box(Protocol):
     """The box of a load or store: dimensions of the view, axes of the tile, bytes and number of the first element, the
-    gathered dimension and axis (-1: none), and the slowdown of channel conflicts."""
+    gathered dimension and axis (-1: none), and what each byte counts in device memory for channel conflicts and the
+    padding of the layout."""
 
     dims: int
     axes: int
@@ -112,7 +113,7 @@ class Box(Protocol):
     first: int
     gather_dim: int
     gather_axis: int
-    channels: float
+    weight: float
 
 
 class BoxDim(Protocol):

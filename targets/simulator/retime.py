@@ -16,7 +16,7 @@ from ppuc.targets.simulator.launch import launch_clk
 from ppuc.targets.simulator.machine import machine_of
 from ppuc.targets.simulator.run import prepare, run_flat
 
-_IN_CODE = ("tensor.", "launch.", "cu", "hbm.channels", "hbm.interleave_bytes", "hbm.mapping")
+_IN_CODE = ("tensor.", "launch.", "cu", "hbm.channels", "hbm.interleave_bytes", "hbm.mapping", "hbm.layout_tile")
 """Path prefixes of numbers that a flattened segment contains."""
 
 

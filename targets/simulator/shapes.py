@@ -16,7 +16,7 @@ from ppuc.ir.kernel import MAX_TILE_RANK, MAX_VIEW_RANK, Bound, Gather, Mma, Til
 from ppuc.ir.program import Ring
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import VectorProgram
-from ppuc.targets.cost import channel_weight, drain_clk, mma_shape
+from ppuc.targets.cost import channel_weight, drain_clk, layout_weight, mma_shape
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import records as rec
 from ppuc.targets.simulator.tables import NO_BOUND
@@ -73,9 +73,9 @@ class Shapes:
         axes = [(size, stride[a], order[a], *moves.get(a, (-1, 0))) for a, size in enumerate(tile)]
         if gather:
             axes[gathered] = (tile[gathered], view.strides[gather.dim], order[gathered], gather.dim, 1)
-        channels = self._channel_weight(tile, stride, order, dtype)
+        weight = self._channel_weight(tile, stride, order, dtype) * layout_weight(view.shape, view.strides, self.target)
         dim = gather.dim if gather else -1
-        self._boxes.append((len(index), len(tile), dtype.bytes, view.offset, dim, gathered, channels))
+        self._boxes.append((len(index), len(tile), dtype.bytes, view.offset, dim, gathered, weight))
         self._dims += dims
         self._axes += axes + [(0, 0, 0, 0, 0)] * (MAX_TILE_RANK - len(axes))
         self._coefs.append(coefs)

@@ -81,7 +81,7 @@ def queue_transfer(c: Code, m: Machine, st: State, s: int, clk: float) -> None:
         box: Box = c.box[ins.desc]
         numbers: Numbers = m.numbers[0]
         visit = _visit_weight(run, q.pitch * size, box.gather_dim >= 0, numbers.burst, numbers.activate)
-        flight.weight = box.channels * visit
+        flight.weight = box.weight * visit
         if numbers.cached and ins.memory == MEM_HBM and fetched > 0:
             _through_cache(m, st, q, ins, stat, flight)
     # A store makes no request to the memory before its data arrives there.

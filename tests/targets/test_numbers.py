@@ -123,6 +123,7 @@ COOLED = override(TINY, "thermal.c_per_w=300", "energy.vector_op_pj=1e5")
 SETTINGS: dict[str, tuple[Target, Outcome]] = {
     "product": (TINY, timed(product())),
     "product of device memory": (TINY, timed(product(space=Space.HBM))),
+    "tiled layout": (override(TINY, "hbm.layout_tile=8,128"), timed(product(space=Space.HBM))),
     "chain": (TINY, timed(chain_program())),
     "chain, a launch a kernel": (override(TINY, "launch.granularity=kernel"), timed(chain_program())),
     "tiles in blocks": (override(TINY, "launch.tiles=blocks"), timed(product())),

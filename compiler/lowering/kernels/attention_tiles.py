@@ -269,7 +269,7 @@ class TiledAttention(UnmergedLowering):
 
         vec, store, extra = self.chain_price(epilogue_tiles(shape), active)
         source = self.sources["q"]
-        q = cost.box_traffic(source.view, [1, 1, shape.heads, shape.rows, self.d], self.dtype)
+        q = cost.box_traffic(source.view, [1, 1, shape.heads, shape.rows, self.d], self.dtype, self.target)
         queries = cost.load_clk(q * parts, target, active)
         ends = parts * (vec + store + extra) + queries
         if shape.end_slots == 1:
@@ -294,15 +294,17 @@ class TiledAttention(UnmergedLowering):
 
     def _stream_clk(self, shape: Shape, active: int) -> float:
         """Load cycles of one tile of keys: k, v and the mask, and q again if its depth is split."""
-        k = cost.box_traffic(self.sources["k"].view, [1, 1, shape.keys, self.d], self.dtype)
-        v = cost.box_traffic(self.sources["v"].view, [1, 1, shape.keys, shape.columns], self.dtype)
+        k = cost.box_traffic(self.sources["k"].view, [1, 1, shape.keys, self.d], self.dtype, self.target)
+        v = cost.box_traffic(self.sources["v"].view, [1, 1, shape.keys, shape.columns], self.dtype, self.target)
         total, loads = k + v, 2
         if self.mask is not None:
             extents = [1, 1, *self.mask_tile(shape)]
-            total = total + cost.box_traffic(self.mask.view, extents, self.mask_dtype) * shape.parts
+            total = total + cost.box_traffic(self.mask.view, extents, self.mask_dtype, self.target) * shape.parts
             loads += shape.parts
         if shape.depth < self.d:
-            q = cost.box_traffic(self.sources["q"].view, [1, 1, shape.heads, shape.rows, self.d], self.dtype)
+            q = cost.box_traffic(
+                self.sources["q"].view, [1, 1, shape.heads, shape.rows, self.d], self.dtype, self.target
+            )
             total = total + q * shape.parts
             loads += -(-self.d // shape.depth) * (1 + shape.parts)
         return cost.load_clk(total, self.target, active, self.space_of_keys) + loads * cost.overhead_clk(self.target)

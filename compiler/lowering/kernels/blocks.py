@@ -100,7 +100,7 @@ class BlockMatmulLowering(MatmulLowering):
         total = 0.0
         rows = [tk // self.stored.halves, *(tk // self.stored.attrs.block for _ in self.stored.by_block)]
         for count, value in zip(rows, (self.stored.codes, *self.stored.by_block), strict=True):
-            traffic = cost.box_traffic(View((count, columns), (columns, 1)), [count, tn], value.type.dtype)
+            traffic = cost.box_traffic(View((count, columns), (columns, 1)), [count, tn], value.type.dtype, self.target)
             total += cost.load_clk(traffic, self.target, active, value.space, sharers)
             total += cost.overhead_clk(self.target)
         return total

@@ -149,8 +149,8 @@ class CascadeLowering(UnmergedLowering):
         tiles, size = [1, *points, channels], math.prod(points)
         vec = work(window.window, points, [channels]) / target.vector.lanes + window.work.clk(tiles)
         extents = [min(e, n) for e, n in zip(window.halo_of(tiles), window.x.shape[1:], strict=True)]
-        halo = cost.box_traffic(View(window.x.shape[1:], window.x.strides[1:]), extents, window.dtype)
-        weights = cost.box_traffic(self.w, [channels, results], self.w_dtype)
+        halo = cost.box_traffic(View(window.x.shape[1:], window.x.strides[1:]), extents, window.dtype, target)
+        weights = cost.box_traffic(self.w, [channels, results], self.w_dtype, target)
         load = cost.load_clk(halo, target, active, window.x_space) + cost.load_clk(weights, target, active)
         load += (3 + sum(not operand.written for operand in window.operands)) * cost.overhead_clk(target)
         dtype = cost.tensor_dtype(self.dtype, target)

@@ -235,7 +235,7 @@ class ContractionLowering(TiledLowering):
         inner = max((i for i, axis in enumerate(self.space.axes) if tiles[i] < axis.size), default=-1)
         for operand in self.operands:
             extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
-            traffic = cost.box_traffic(operand.access.view, extents, operand.dtype)
+            traffic = cost.box_traffic(operand.access.view, extents, operand.dtype, self.target)
             if operand.written:
                 store += cost.store_clk(traffic, self.target, active, operand.space)
                 continue

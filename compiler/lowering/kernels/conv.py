@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.contraction import analyse_anchor, anchor_of, operand_view
-from ppuc.compiler.lowering.kernels.conv_tiles import TiledConv
+from ppuc.compiler.lowering.kernels.conv_resident import ResidentConv
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling
 from ppuc.ir.affine import Affine, axis
@@ -31,7 +31,7 @@ from ppuc.ir.kernel import Bound, Load, Mma, TileRef
 from ppuc.targets.schema import Target
 
 
-class ConvLowering(TiledConv):
+class ConvLowering(ResidentConv):
     """Builds the kernel of a group around one nhwc conv."""
 
     def accumulate(self, loops: Sequence[Tiling]) -> tuple[Nest, str]:
@@ -63,28 +63,33 @@ class ConvLowering(TiledConv):
 
     def _valid(self, named: Mapping[str, Tiling], k: Sequence[Tiling]) -> tuple[Bound | None, ...]:
         bounds: list[Bound | None] = []
-        for d in (*range(1, self.spatial + 1), len(self.at) - 1):
+        for d in (*range(1 - self._lead, self.spatial + 1), len(self.at) - 1):
             at = self.at[d]
             bounds.append(None if at is None else named[self.space.axes[at].name].bound)
         bounds += [loop.bound for loop in k]
         return tuple(bounds) if any(b is not None for b in bounds) else ()
 
+    @property
+    def _lead(self) -> int:
+        """1 if tiles have an axis of images before the others."""
+        return int(self._extent(self.tiles, 0) > 1)
+
     def _taps(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
-        choice, a, n = self.choice, self.attrs, self.spatial
-        chunk = named["ci"]
-        xt = self.kernel.buffer(
-            "xt", self.dtype, [*self._halo(self.tiles), choice.channels], depth=choice.rings.operands
-        )
-        index = [self._offset(named, 0)]
-        index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(d) for d in range(n)]
-        index += [*self._group(named), chunk.offset + axis(n)]
+        choice, a, n, lead = self.choice, self.attrs, self.spatial, self._lead
+        chunk, images = named["ci"], [self._extent(self.tiles, 0)] * lead
+        shape = [*images, *self._halo(self.tiles), choice.channels]
+        xt = self.kernel.buffer("xt", self.dtype, shape, depth=choice.rings.operands)
+        index = [self._offset(named, 0) + axis(0) if lead else self._offset(named, 0)]
+        index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(lead + d) for d in range(n)]
+        index += [*self._group(named), chunk.offset + axis(lead + n)]
         outer = len(nest.loops) - n
         wt = self._weights(nest, named, outer)  # first: weights never wait for another kernel
         nest.add(outer, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
         taps = [named[f"k{d}"] for d in range(n)]
         points = [self._extent(self.tiles, 1 + d) for d in range(n)]
-        window = [tap.offset * a.dilations[d] + axis(d, a.strides[d]) for d, tap in enumerate(taps)]
-        x_ref = TileRef(xt, (*window, axis(n)), (*points, choice.channels))
+        window = [axis(0)] * lead
+        window += [tap.offset * a.dilations[d] + axis(lead + d, a.strides[d]) for d, tap in enumerate(taps)]
+        x_ref = TileRef(xt, (*window, axis(lead + n)), (*images, *points, choice.channels))
         tn = self._extent(self.tiles, len(self.at) - 1)
         w_ref = TileRef(wt)
         if choice.all_taps:
@@ -108,11 +113,12 @@ class ConvLowering(TiledConv):
         return Mma(acc, TileRef(xt), TileRef(wt), start, valid=self._valid(named, [chunk]))
 
     def _weights(self, nest: Nest, named: Mapping[str, Tiling], outer: int) -> str:
-        """Load the weights: of all taps beside the input tile, or of one tap inside the tap loops."""
+        """Load the weights: of all taps, once or beside each input tile, or of one tap inside the tap loops."""
         choice, n = self.choice, self.spatial
         tn = self._extent(self.tiles, len(self.at) - 1)
         taps = self.filter if choice.all_taps else ()
-        wt = self.kernel.buffer("wt", self.w_dtype, [*taps, choice.channels, tn], depth=choice.rings.operands)
+        depth = 1 if choice.resident else choice.rings.operands
+        wt = self.kernel.buffer("wt", self.w_dtype, [*taps, choice.channels, tn], depth=depth)
         lead = [axis(d) for d in range(n)] if choice.all_taps else [named[f"k{d}"].offset for d in range(n)]
         base = n if choice.all_taps else 0
         index = [
@@ -122,7 +128,8 @@ class ConvLowering(TiledConv):
             self._offset(named, len(self.at) - 1) + axis(base + 1),
         ]
         param = self.kernel.param(self.w_tensor, self.w_dtype, self.w)
-        nest.add(outer if choice.all_taps else len(nest.loops), Load(wt, param, tuple(index)))
+        where = outer if choice.all_taps else len(nest.loops)
+        nest.add(0 if choice.resident else where, Load(wt, param, tuple(index)))
         return wt
 
     def _rolled(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
@@ -131,9 +138,12 @@ class ConvLowering(TiledConv):
         index = [self._offset(named, 0)]
         index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(d) for d in range(n)]
         tn = self._extent(self.tiles, len(self.at) - 1)
-        wt = self.kernel.buffer("wt", self.w_dtype, [*self.filter, self.channels, tn], depth=depth)
+        once = self.choice.resident
+        wt = self.kernel.buffer("wt", self.w_dtype, [*self.filter, self.channels, tn], depth=1 if once else depth)
         w_index = (*(axis(d) for d in range(n + 1)), self._offset(named, len(self.at) - 1) + axis(n + 1))
-        nest.add(len(nest.loops), Load(wt, self.kernel.param(self.w_tensor, self.w_dtype, self.w), w_index))
+        nest.add(
+            0 if once else len(nest.loops), Load(wt, self.kernel.param(self.w_tensor, self.w_dtype, self.w), w_index)
+        )
         param = self.kernel.param(self.x_tensor, self.dtype, self.x)
         nest.add(len(nest.loops), Load(xt, param, (*index, axis(n))))
         window = [axis(d, a.strides[d]) + axis(n + d, a.dilations[d]) for d in range(n)]

@@ -51,12 +51,13 @@ all taps, steps, mmas a step, k of one mma)."""
 @dataclass(frozen=True, slots=True)
 class ConvChoice(TileChoice):
     """Tiles of the domain's axes and the walk over the filter: the feed, channels per chunk, filter rows per window
-    load (packed) or whether one load brings the weights of all taps."""
+    load (packed) or whether one load brings the weights of all taps; `resident`: it does so before the first tile."""
 
     feed: str
     channels: int
     rows: int
     all_taps: bool
+    resident: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +245,7 @@ class TiledConv(ProductLowering, ABC):
         """What all steps of these tiles have in common."""
         if tiles not in self._facts:
             units, iterations = self.distribution(tiles)
-            points = math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
+            points = math.prod(self._extent(tiles, d) for d in range(1 + self.spatial))
             columns, epilogue = self._extent(tiles, len(self.at) - 1), self.chain_price(tiles, math.prod(units))
             self._facts[tiles] = TileFacts(points, columns, units, iterations, epilogue, self.room(tiles))
         return self._facts[tiles]

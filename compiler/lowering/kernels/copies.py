@@ -170,10 +170,10 @@ def _price(geometry: Geometry, tiles: tuple[int, ...], transposed: bool, target:
     source = geometry.source.view
     seen = View(tuple(source.shape[i] for i in order), tuple(source.strides[i] for i in order))
     extents = [tiles[i] if geometry.source.present(i) else 1 for i in order]
-    rows = cost.box_traffic(seen, extents, geometry.dtype).rows
+    rows = cost.box_traffic(seen, extents, geometry.dtype, target).rows
     traffic = cost.Traffic(math.prod(tiles) * geometry.dtype.bytes, rows)
     load = cost.load_clk(traffic, target, active) + cost.overhead_clk(target)
-    written = cost.box_traffic(geometry.result, tiles, geometry.dtype)
+    written = cost.box_traffic(geometry.result, tiles, geometry.dtype, target)
     store = cost.store_clk(written, target, active) + cost.overhead_clk(target)
     vec = cost.vec_clk(math.prod(tiles), 1, target) if transposed else 0.0
     latency = cost.latency_clk(target)

@@ -125,12 +125,12 @@ def _price(geometry: GatherGeometry, tiles: Sequence[int], target: Target) -> fl
     active = math.prod(units)
     strides = tuple(_APART if i == geometry.axis else s for i, s in enumerate(geometry.data.strides))
     extents = [t if i == geometry.axis or geometry.data.shape[i] > 1 else 1 for i, t in enumerate(tiles)]
-    rows = cost.box_traffic(View(geometry.sizes, strides), extents, geometry.dtype).rows
+    rows = cost.box_traffic(View(geometry.sizes, strides), extents, geometry.dtype, target).rows
     read = cost.Traffic(math.prod(tiles) * geometry.dtype.bytes, rows)
-    listed = cost.box_traffic(geometry.indices, [tiles[geometry.axis]], geometry.index_dtype)
+    listed = cost.box_traffic(geometry.indices, [tiles[geometry.axis]], geometry.index_dtype, target)
     load = cost.load_clk(read, target, active) + cost.overhead_clk(target)
     fetch = cost.load_clk(listed, target, active) + cost.overhead_clk(target)
-    written = cost.box_traffic(geometry.result, tiles, geometry.dtype)
+    written = cost.box_traffic(geometry.result, tiles, geometry.dtype, target)
     store = cost.store_clk(written, target, active) + cost.overhead_clk(target)
     latency = cost.latency_clk(target)
     beat = max(load, store, (2 * latency + load + store) / COPY_DEPTH)

@@ -238,7 +238,7 @@ class MapLowering(TiledLowering):
         if transposed:
             order.sort(key=lambda i: -abs(view.strides[i]))
         seen = View(tuple(view.shape[i] for i in order), tuple(view.strides[i] for i in order))
-        return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype)
+        return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype, self.target)
 
     def _transposed(self, tiles: Sequence[int]) -> frozenset[str]:
         """Operands and results that are cheaper to move in memory order and transpose than to move in domain order: a

@@ -295,7 +295,9 @@ class MatmulLowering(ProductLowering):
         strides = (*view.strides[:at], k_stride, *view.strides[at:])
         shape = (*view.shape[:at], self.k, *view.shape[at:])
         dtype = self.dtype if side == "a" else self.b_dtype
-        return cost.box_traffic(View(shape, strides, view.offset), [*extents[:at], tk, *extents[at:]], dtype)
+        return cost.box_traffic(
+            View(shape, strides, view.offset), [*extents[:at], tk, *extents[at:]], dtype, self.target
+        )
 
     def _load(self, nest: Nest, side: str, tk: int, k_loop: Tiling) -> tuple[str, bool, list[int]]:
         """Add the load of one operand; returns (buffer, k is the tile's first axis, tile axes of the merged space)."""

@@ -139,8 +139,8 @@ def _price(found: ScatterOperands, tiling: ScatterTiling, target: Target) -> flo
     tile = [tiling.updates, tiling.columns]
     shares = cuts(cuts(columns, tile[1]), tiling.column_units) * cuts(cuts(count, tile[0]), tiling.update_units)
     active, dtype = tiling.column_units * tiling.update_units, updates.value.type.dtype
-    read = cost.box_traffic(updates.view, tile, dtype)
-    row = cost.box_traffic(View((view.shape[1],), (view.strides[1],)), [tile[1]], dtype)
+    read = cost.box_traffic(updates.view, tile, dtype, target)
+    row = cost.box_traffic(View((view.shape[1],), (view.strides[1],)), [tile[1]], dtype, target)
     load = cost.load_clk(read, target, active) + 2 * cost.overhead_clk(target)
     store = cost.store_clk(row * tile[0], target, active) + cost.overhead_clk(target)
     latency = cost.latency_clk(target)

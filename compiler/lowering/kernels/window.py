@@ -168,11 +168,11 @@ class WindowLowering(UnmergedLowering):
         vec += blocks * steps / self.target.vector.lanes
         extents = [min(e, n) for e, n in zip(self.halo_of(tiles), self.x.shape[1:], strict=True)]
         view = View(self.x.shape[1:], self.x.strides[1:])
-        halo = cost.box_traffic(view, extents, self.dtype) * blocks
+        halo = cost.box_traffic(view, extents, self.dtype, self.target) * blocks
         load = cost.load_clk(halo, self.target, active, self.x_space) + extra
         load += blocks * cost.overhead_clk(self.target)
         if self.w is not None:
-            weights = cost.box_traffic(self.w, self._weights(tiles), self.w_dtype)
+            weights = cost.box_traffic(self.w, self._weights(tiles), self.w_dtype, self.target)
             outer = math.prod(rounds[: len(self.order) - 1 - self.spatial])
             load += cost.load_clk(weights, self.target, active) * (outer / iterations if blocks == 1 else blocks)
         latency = cost.latency_clk(self.target, self.x_space)
