@@ -1,8 +1,9 @@
-"""What a machine's own library adds to an attention (`attention` in its description).
+"""What a machine's own library or compiler adds to an attention (`attention` in its description).
 
 The simulator runs this compiler's attention kernel, which takes one tile after another without a pause, and nothing
 else. A serving library runs other kernels first, the last of which rotates q and k and writes k and v to the cache; its
 thread blocks take microseconds to start and to end; and heads beyond a group read the keys that they share one by one.
+A compiler without a kernel for attention passes all scores through device memory.
 
 Invariant: what is added depends on sizes and on numbers of the description only, and is 0 if these are.
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 from ppuc.compiler.predict.case import Case
 from ppuc.ir.types import DType
-from ppuc.targets.cost import l2_bytes_per_clk
+from ppuc.targets.cost import hbm_bytes_per_clk, l2_bytes_per_clk, layout_weight
 from ppuc.targets.schema import Target
 
 ROWS = 128
@@ -29,7 +30,8 @@ def library_us(case: Case, us: float, target: Target, predicted_us: Callable[[Ca
     kernels = [_rotation(case)] * min(before, 1) + [Case("pass", (1, 8), "bf16")] * (before - 1)
     gap = target.launch.kernel_us - target.segment_launch_us
     blocks = _turnover_us(case, target, prompt)
-    added = blocks if prompt else max(blocks, _reread_us(case, target), us) - us
+    kernel = max(us, _scores_us(case, target))
+    added = (kernel + blocks if prompt else max(blocks, _reread_us(case, target), kernel)) - us
     return added + sum(predicted_us(kernel) + gap for kernel in kernels)
 
 
@@ -66,3 +68,15 @@ def _reread_us(case: Case, target: Target) -> float:
         return 0.0
     moved = 2 * batch * heads * keys * size * DType(case.dtype).bytes
     return moved / l2_bytes_per_clk(target) * target.clk_ns / 1e3
+
+
+def _scores_us(case: Case, target: Target) -> float:
+    """Time of device memory if scores pass it, beside the operands and the result."""
+    batch, heads, shared, queries, keys, size, _ = case.dims
+    passes = target.attention.score_passes
+    if passes == 0:
+        return 0.0
+    scores = heads * queries * keys * layout_weight((queries, keys), (keys, 1), target)
+    ends = 2 * (heads * queries + shared * keys) * size
+    moved = batch * (passes * scores + ends) * DType(case.dtype).bytes
+    return moved / hbm_bytes_per_clk(target) * target.clk_ns / 1e3

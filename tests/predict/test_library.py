@@ -7,7 +7,7 @@ import pytest
 from ppuc.compiler.predict.case import Case
 from ppuc.compiler.predict.library import ROWS, library_us
 from ppuc.compiler.predict.prediction import Predictor
-from ppuc.targets.cost import l2_bytes_per_clk
+from ppuc.targets.cost import hbm_bytes_per_clk, l2_bytes_per_clk
 from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
 
@@ -75,6 +75,15 @@ def test_large_groups_read_keys_once_a_head() -> None:
     us = moved / l2_bytes_per_clk(H100) * H100.clk_ns / 1e3
     assert added(attention(4, 128, 2, 1, 32768), 60.0)[0] == pytest.approx(us - 60.0)
     assert added(attention(4, 128, 4, 1, 32768), 60.0)[0] == pytest.approx(0.0)
+
+
+def test_scores_pass_device_memory_where_no_kernel_fuses_them() -> None:
+    v3 = load_target("tpuv3-core")
+    case = Case("attention", (2, 8, 4, 200, 300, 64, 0), "f32")
+    scores, ends = 8 * 200 * 384, 2 * (8 * 200 + 4 * 300) * 64  # 300 keys are laid out in 384 columns
+    us = 2 * 4 * (3 * scores + ends) / hbm_bytes_per_clk(v3) * v3.clk_ns / 1e3
+    assert library_us(case, 10.0, v3, Others(v3)) == pytest.approx(us - 10.0)
+    assert library_us(case, 2 * us, v3, Others(v3)) == 0
 
 
 def test_predictions_name_the_librarys_part() -> None:

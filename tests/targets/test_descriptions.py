@@ -328,7 +328,9 @@ def test_a_file_may_state_only_what_differs_from_another_machine(tmp_path: Path)
 def test_a_feature_that_a_file_leaves_out_is_one_that_the_machine_lacks(tmp_path: Path) -> None:
     tiny = load_target(edited(tmp_path))
     assert "[attention]" not in (tmp_path / "ppu-tiny.toml").read_text(encoding="utf-8")
-    assert tiny.attention == AttentionLibrary(kernels_before=(0, 0), block_us=0.0, blocks=(1, 1, 1), group=1)
+    assert tiny.attention == AttentionLibrary(
+        kernels_before=(0, 0), block_us=0.0, blocks=(1, 1, 1), group=1, score_passes=0
+    )
     assert tiny.softmax == SoftmaxLibrary(held=0, rows=1)
     assert not tiny.vector.sfu_beside_lanes
     assert override(tiny, "softmax.held=0").hash == tiny.hash != override(tiny, "softmax.held=64").hash
