@@ -6,8 +6,9 @@ the accumulator as it is.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -292,6 +293,23 @@ def ranked(found: Sequence[Candidate], rank: int, what: str, target: Target) -> 
     if rank >= len(found):
         raise NotFusable(f"no tile of the {what} fits l1 ({target.l1.bytes} B) and acc ({target.acc.bytes} B)")
     return sorted(found, key=lambda c: c.price)[rank]
+
+
+T = TypeVar("T")
+
+
+def searched(tilings: Iterable[tuple[float, T]], best: Callable[[T], Candidate | None], rank: int) -> list[Candidate]:
+    """The candidates of `tilings` (lower bounds of their prices, and what `best` makes one of), from the lowest bound
+    on, until the `rank`-th lowest price is below all other bounds."""
+    found: list[Candidate] = []
+    prices: list[float] = []
+    for least, tiling in sorted(tilings, key=lambda bounded: bounded[0]):
+        if len(prices) > rank and least > prices[rank]:
+            break
+        if (candidate := best(tiling)) is not None:
+            found.append(candidate)
+            bisect.insort(prices, candidate.price)
+    return found
 
 
 def sides(limit: int, target: Target, most: int) -> list[int]:

@@ -61,6 +61,19 @@ class ConvLowering(ResidentConv):
         """Index along the group axis, if there is one."""
         return [self._offset(named, self.spatial + 1)] if self.grouped else []
 
+    @property
+    def _lead(self) -> int:
+        """1 if tiles have an axis of images before the others."""
+        return int(self._extent(self.tiles, 0) > 1)
+
+    def _rows(self) -> list[int]:
+        """The tile's extents along the rows of a product: images if it has several, and space."""
+        return [self._extent(self.tiles, d) for d in range(1 - self._lead, self.spatial + 1)]
+
+    def _image(self, named: Mapping[str, Tiling]) -> Affine:
+        """Index along the images."""
+        return self._offset(named, 0) + axis(0) if self._lead else self._offset(named, 0)
+
     def _valid(self, named: Mapping[str, Tiling], k: Sequence[Tiling]) -> tuple[Bound | None, ...]:
         bounds: list[Bound | None] = []
         for d in (*range(1 - self._lead, self.spatial + 1), len(self.at) - 1):
@@ -69,27 +82,21 @@ class ConvLowering(ResidentConv):
         bounds += [loop.bound for loop in k]
         return tuple(bounds) if any(b is not None for b in bounds) else ()
 
-    @property
-    def _lead(self) -> int:
-        """1 if tiles have an axis of images before the others."""
-        return int(self._extent(self.tiles, 0) > 1)
-
     def _taps(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
         choice, a, n, lead = self.choice, self.attrs, self.spatial, self._lead
         chunk, images = named["ci"], [self._extent(self.tiles, 0)] * lead
         shape = [*images, *self._halo(self.tiles), choice.channels]
         xt = self.kernel.buffer("xt", self.dtype, shape, depth=choice.rings.operands)
-        index = [self._offset(named, 0) + axis(0) if lead else self._offset(named, 0)]
+        index = [self._image(named)]
         index += [self._offset(named, 1 + d) * a.strides[d] - a.low[d] + axis(lead + d) for d in range(n)]
         index += [*self._group(named), chunk.offset + axis(lead + n)]
         outer = len(nest.loops) - n
         wt = self._weights(nest, named, outer)  # first: weights never wait for another kernel
         nest.add(outer, Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
         taps = [named[f"k{d}"] for d in range(n)]
-        points = [self._extent(self.tiles, 1 + d) for d in range(n)]
         window = [axis(0)] * lead
         window += [tap.offset * a.dilations[d] + axis(lead + d, a.strides[d]) for d, tap in enumerate(taps)]
-        x_ref = TileRef(xt, (*window, axis(lead + n)), (*images, *points, choice.channels))
+        x_ref = TileRef(xt, (*window, axis(lead + n)), (*self._rows(), choice.channels))
         tn = self._extent(self.tiles, len(self.at) - 1)
         w_ref = TileRef(wt)
         if choice.all_taps:
@@ -100,13 +107,13 @@ class ConvLowering(ResidentConv):
     def _tapwise(self, nest: Nest, named: Mapping[str, Tiling], acc: str) -> Mma:
         choice, a, n = self.choice, self.attrs, self.spatial
         chunk, taps = named["ci"], [named[f"k{d}"] for d in range(n)]
-        points = [self._extent(self.tiles, 1 + d) for d in range(n)]
-        xt = self.kernel.buffer("xt", self.dtype, [*points, choice.channels], depth=choice.rings.operands)
-        index = [self._offset(named, 0)]
+        lead = self._lead
+        xt = self.kernel.buffer("xt", self.dtype, [*self._rows(), choice.channels], depth=choice.rings.operands)
+        index = [self._image(named)]
         for d, tap in enumerate(taps):
             at = self._offset(named, 1 + d) * a.strides[d] - a.low[d] + tap.offset * a.dilations[d]
-            index.append(at + axis(d, a.strides[d]))
-        index += [*self._group(named), chunk.offset + axis(n)]
+            index.append(at + axis(lead + d, a.strides[d]))
+        index += [*self._group(named), chunk.offset + axis(lead + n)]
         wt = self._weights(nest, named, len(nest.loops))
         nest.add(len(nest.loops), Load(xt, self.kernel.param(self.x_tensor, self.dtype, self.x), tuple(index)))
         start = tuple(loop.name for loop in (chunk, *taps) if loop.exists)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
@@ -19,6 +19,7 @@ from ppuc.compiler.lowering.kernels.contraction import (
     operand_ops,
     operand_view,
     ranked,
+    searched,
     sizes,
 )
 from ppuc.compiler.lowering.kernels.folds import array_clk, fewest_cycles, parts, serial_array
@@ -38,6 +39,12 @@ FEW = 16
 
 FAR = 16
 """Distance between a window's first and last tap along an axis from which loading the input per tap is considered."""
+
+MOST_POINTS = 512
+"""Result points up to which a tile takes the same part of several images: those of one may leave fragments empty."""
+
+SEVERAL = ("taps", "tapwise")
+"""Feeds whose tiles may hold several images."""
 
 POINTS = ((16, 32, 64, 128, 256), (8, 4, 2, 1))
 """Candidate result points of a tile: those that fill a fragment's rows, then fewer in case their halo does not fit."""
@@ -151,18 +158,28 @@ class TiledConv(ProductLowering, ABC):
             feeds += ["rolled", "packed"] if 2 * self.spatial + 1 <= MAX_TILE_RANK else ["rolled"]
         if any((taps - 1) * d >= FAR for taps, d in zip(self.filter, self.attrs.dilations, strict=True)):
             feeds.append("tapwise")
-        serial = serial_array(self.target)
-        found = self._folded(feeds) if serial else self._fed(feeds) or self._fed(["tapwise"])
+        if serial_array(self.target):
+            return ranked(self._folded(feeds), rank, "convolution", self.target)
+        found = self._fed(feeds, rank) or self._fed(["tapwise"], rank)
         return ranked(found, rank, "convolution", self.target)
 
-    def _fed(self, feeds: Sequence[str]) -> list[ConvChoice]:
-        """The best choice for each tile, with as many points as fit."""
+    def _fed(self, feeds: Sequence[str], rank: int) -> list[ConvChoice]:
+        """The best choices for tiles and feeds, with as many points as fit."""
         for points in POINTS:
-            choices = (self._best(tiles, feed) for tiles in self._tile_candidates(points) for feed in feeds)
-            found = [choice for choice in choices if choice is not None]
-            if found:
+            candidates = self._tile_candidates(points)
+            tilings = [(tiles, feed) for tiles in candidates for feed in feeds]
+            several = [tiles for tiles in candidates for tiles in self._several_images(tiles)]
+            tilings += [(tiles, feed) for tiles in several for feed in feeds if feed in SEVERAL]
+            bounded = [(self._least(tiles), (tiles, feed)) for tiles, feed in tilings]
+            if found := searched(bounded, lambda tiling: self._best(*tiling), rank):
                 return found
         return []
+
+    def _least(self, tiles: Sequence[int]) -> float:
+        """Lower bound on the cost of any choice with these tiles: tensor-engine cycles of the busiest unit."""
+        known, dtype = self._of_tiles(tuple(tiles)), cost.tensor_dtype(self.dtype, self.target)
+        k = math.prod(self.filter) * self.channels
+        return known.iterations * cost.mma_clk(known.points, known.columns, k, dtype, self.target)
 
     def _folded(self, feeds: Sequence[str]) -> list[ConvChoice]:
         """The choices with the fewest cycles on a serial array, which takes all taps as one sum if it can."""
@@ -199,6 +216,21 @@ class TiledConv(ProductLowering, ABC):
                     tiles[i] = axes[i].size
                 found.add(tuple(tiles))
         return [list(t) for t in sorted(found)]
+
+    def _several_images(self, tiles: Sequence[int]) -> Iterator[list[int]]:
+        """These tiles with several images each, of numbers that leave less of the engine's rows empty than smaller
+        ones."""
+        at, points = self.at[0], math.prod(self._extent(tiles, 1 + d) for d in range(self.spatial))
+        if at is None:
+            return
+        dtype = cost.tensor_dtype(self.dtype, self.target)
+        rows, images, most = mma_shape(dtype, self.target).m * self.target.tensor.lane_grid[0], 1, self._size(0)
+        filled = points / (-(-points // rows) * rows)
+        while filled < 1 and (images := images * 2) <= min(most, MOST_POINTS // points):
+            together = images * points / (-(-images * points // rows) * rows)
+            if together > filled:
+                yield [images if i == at else tile for i, tile in enumerate(tiles)]
+                filled = together
 
     def _columns(self) -> list[int]:
         """Candidate channels of a tile."""
@@ -283,7 +315,7 @@ class TiledConv(ProductLowering, ABC):
                 found.append((points * k * size, runs, k * tn, (c, rows, True, steps, 1, k)))
             return found
         if feed == "tapwise":
-            extents = [self._extent(tiles, 1 + d) for d in range(self.spatial)]
+            extents = [self._extent(tiles, d) for d in range(1 + self.spatial)]
             points = math.prod(extents)
             for channels in sizes(c, 16, 512):
                 dense = channels == c and not self.grouped and self.attrs.strides[-1] == 1
@@ -291,7 +323,7 @@ class TiledConv(ProductLowering, ABC):
                 steps = taps * -(-c // channels)
                 found.append((points * channels * size, runs, channels * tn, (channels, 0, False, steps, 1, channels)))
             return found
-        halo = math.prod(self._halo(tiles))
+        halo = self._extent(tiles, 0) * math.prod(self._halo(tiles))
         if feed == "rolled":
             runs = halo // self._halo(tiles)[-1]
             return [(halo * c * size, runs, taps * c * tn, (c, 0, True, 1, 1, taps * c))]

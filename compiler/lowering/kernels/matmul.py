@@ -21,6 +21,7 @@ from ppuc.compiler.lowering.kernels.contraction import (
     in_domain,
     operand_view,
     ranked,
+    searched,
     sides,
     sizes,
     steps_along,
@@ -130,12 +131,8 @@ class MatmulLowering(ProductLowering):
         if serial_array(self.target):
             tilings = [(self._array_clk(shape, tk), (shape, tk)) for shape in shapes for tk in self._depths()]
             return ranked(fewest_cycles(tilings, self._at), rank, "matmul", self.target)
-        found: list[Choice] = []
-        for shape, least in sorted(shapes.items(), key=lambda known: known[1]):
-            if len(found) > rank and least > sorted(c.price for c in found)[rank]:
-                break
-            best = self._best_k(list(shape), self._depths())
-            found += [] if best is None else [best]
+        bounded = ((least, shape) for shape, least in shapes.items())
+        found = searched(bounded, lambda shape: self._best_k(list(shape), self._depths()), rank)
         return ranked(found, rank, "matmul", self.target)
 
     def _resident(self) -> list[Choice]:
