@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, ModuleType
 from typing import Any, TypeVar, cast
 
@@ -29,6 +29,7 @@ from numba import njit
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
+from numba.core.types import unliteral
 
 from ppuc.ir.jit import build, store
 
@@ -40,18 +41,31 @@ _HELPER: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": 
 
 def helper(function: F) -> F:
     """Inline-compile `function` into every caller."""
-    return cast(F, njit(**_HELPER)(function))
+    return _inlined(function)
 
 
 def array_helper(function: F) -> F:
     """A helper whose loops over arrays are vectorised: it may assume that no NaN arises and ignore the sign of zero,
     which changes no other value."""
-    return cast(F, njit(**_HELPER, fastmath={"nnan", "nsz"})(function))
+    return _inlined(function, fastmath={"nnan", "nsz"})
 
 
 def sum_helper(function: F) -> F:
     """An array helper that may also add in any order: for sums that need not be exact."""
-    return cast(F, njit(**_HELPER, fastmath={"nnan", "nsz", "reassoc"})(function))
+    return _inlined(function, fastmath={"nnan", "nsz", "reassoc"})
+
+
+def _inlined(function: F, **options: Any) -> F:
+    """A helper that numba compiles once for each type of its arguments, not for each constant too: constants reach the
+    inlined code anyway, and every fourth compilation is saved."""
+    compiled: Any = njit(**_HELPER, **options)(function)
+    template, general_type = compiled.get_call_template, cast(Any, unliteral)
+
+    def general(args: Sequence[Any], kws: Mapping[str, Any]) -> Any:
+        return template([general_type(arg) for arg in args], {name: general_type(kws[name]) for name in kws})
+
+    compiled.get_call_template = general
+    return cast(F, compiled)
 
 
 def entry(function: F) -> F:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -19,7 +19,7 @@ from examples import dense
 from ppuc.ir import encode_loops
 from ppuc.ir.errors import InternalError
 from ppuc.ir.jit import build, decorators, store
-from ppuc.ir.jit.decorators import entry, key_of
+from ppuc.ir.jit.decorators import entry, helper, key_of
 from ppuc.targets.simulator import event_loop, hazard_check
 
 SIGNATURE = (numba.int64,)
@@ -123,6 +123,19 @@ def test_keys_are_the_same_in_every_process() -> None:
         for seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+def test_a_helper_is_compiled_once_for_all_constants() -> None:
+    @helper
+    def scaled(x: int, by: int) -> int:
+        return x * by
+
+    @numba.njit
+    def both(x: int) -> int:
+        return scaled(x, 2) + scaled(x, 3) + scaled(x, by=4)
+
+    assert both(5) == 45
+    assert len(cast(Any, scaled).signatures) == 1
 
 
 # The store.
