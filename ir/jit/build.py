@@ -5,7 +5,7 @@ caller's process may use numba for its own functions. So the child is started wi
 an entry point in it and the types of its arguments from stdin, and writes the compiled entry point to stdout.
 
 Measured on an x86-64 processor with AVX-512, level 1 for the baseline against level 3 for that processor: the event
-loop takes 5 to 12 % longer, the hazard checker as long, and compiling two thirds of the time.
+loop takes 12 % longer, the hazard checker as long, an encoder 0.9 ns more a number, and compiling two thirds as long.
 """
 
 from __future__ import annotations
