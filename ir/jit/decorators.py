@@ -37,6 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _COMMON: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
 _HELPER: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": True}
+_ENTRY: dict[str, Any] = _COMMON | {"nogil": True}
 
 
 def helper(function: F) -> F:
@@ -71,7 +72,7 @@ def _inlined(function: F, **options: Any) -> F:
 def entry(function: F) -> F:
     """Compile `function`, a module's global, together with its helpers, and keep the result in the store. Other threads
     run meanwhile (`nogil`)."""
-    compiled: Any = njit(**_COMMON, nogil=True)(function)
+    compiled: Any = njit(**_ENTRY)(function)
     compiled._cache = _Stored(function)
     return cast(F, compiled)
 
@@ -98,7 +99,8 @@ class _Stored(NullCache):
 def key_of(function: Callable[..., Any], signature: Any) -> str:
     """The key of the machine code of `function` for arguments of the types `signature`, 64 hexadecimal digits."""
     versions = (numba.__version__, llvmlite.__version__, sys.implementation.cache_tag, getattr(sys, "abiflags", ""))
-    digest = hashlib.sha256(repr((versions, get_process_triple(), build.SETTINGS, str(signature))).encode())
+    settings = (get_process_triple(), build.SETTINGS, _ENTRY)
+    digest = hashlib.sha256(repr((versions, settings, str(signature))).encode())
     for part in _parts(function, {}):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()

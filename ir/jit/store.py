@@ -76,7 +76,8 @@ def save(name: str, key: str, code: bytes) -> bool:
         with suppress(OSError, UsageError):
             folder.mkdir(parents=True, exist_ok=True)
             write_file(folder / file_name(name, key), hashlib.sha256(code).digest() + code)
-            _prune(folder)
+            with suppress(OSError):  # another process may be doing the same
+                _prune(folder)
             return True
     return False
 

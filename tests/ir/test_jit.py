@@ -83,6 +83,7 @@ def test_types_of_arguments_change_the_key() -> None:
         (numba, "__version__", "0.1"),
         (decorators.llvmlite, "__version__", "0.1"),
         (decorators, "get_process_triple", lambda: "riscv64-unknown-linux-gnu"),
+        (decorators, "_ENTRY", {"nogil": False}),
         (build, "SETTINGS", {**build.SETTINGS, "NUMBA_CPU_NAME": "znver4"}),
     ],
 )
