@@ -5,7 +5,8 @@ caller's process may use numba for its own functions. So the child is started wi
 an entry point in it and the types of its arguments from stdin, and writes the compiled entry point to stdout.
 
 Measured on an x86-64 processor with AVX-512, level 1 for the baseline against level 3 for that processor: the event
-loop takes 12 % longer, the hazard checker as long, an encoder 0.9 ns more a number, and compiling two thirds as long.
+loop takes 10 to 19 % longer, the hazard checker as long, an encoder 0.9 ns more a number, and compiling two thirds of
+the time.
 """
 
 from __future__ import annotations
