@@ -252,13 +252,14 @@ class AttentionLibrary:
     the last rotates q and k and writes k and v to the cache. Thread blocks of this kernel take `block_us` to start and
     to end, and `blocks` of them share a unit: of many queries, of one query of the heads that share keys, and of one
     query of one head. Up to `group` heads that share keys are one block; if more share them, each head reads the keys
-    itself. Where products and softmax are kernels of their own, scores pass device memory `score_passes` times: written
-    by the first product, read by the second and for what is reduced in between."""
+    itself, at `reread` of the rate of l2. Where products and softmax are kernels of their own, scores pass device
+    memory `score_passes` times: written by the first product, read by the second and for what is reduced in between."""
 
     kernels_before: tuple[int, int] = quantity("prompt,token", zero=True, usual=(0, 0), hashed=True)
     block_us: float = quantity("us", zero=True, usual=0.0, hashed=True)
     blocks: tuple[int, int, int] = quantity("prompt,group,head", usual=(1, 1, 1), hashed=True)
     group: int = quantity("head", usual=1, hashed=True)
+    reread: float = quantity("ratio", usual=1.0)
     score_passes: int = quantity("pass", zero=True, usual=0)
 
 

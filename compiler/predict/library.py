@@ -67,7 +67,7 @@ def _reread_us(case: Case, target: Target) -> float:
     if target.attention.block_us == 0 or heads // shared <= target.attention.group:
         return 0.0
     moved = 2 * batch * heads * keys * size * DType(case.dtype).bytes
-    return moved / l2_bytes_per_clk(target) * target.clk_ns / 1e3
+    return moved / (l2_bytes_per_clk(target) * target.attention.reread) * target.clk_ns / 1e3
 
 
 def _scores_us(case: Case, target: Target) -> float:

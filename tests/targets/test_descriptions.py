@@ -329,7 +329,7 @@ def test_a_feature_that_a_file_leaves_out_is_one_that_the_machine_lacks(tmp_path
     tiny = load_target(edited(tmp_path))
     assert "[attention]" not in (tmp_path / "ppu-tiny.toml").read_text(encoding="utf-8")
     assert tiny.attention == AttentionLibrary(
-        kernels_before=(0, 0), block_us=0.0, blocks=(1, 1, 1), group=1, score_passes=0
+        kernels_before=(0, 0), block_us=0.0, blocks=(1, 1, 1), group=1, reread=1.0, score_passes=0
     )
     assert tiny.softmax == SoftmaxLibrary(held=0, rows=1)
     assert not tiny.vector.sfu_beside_lanes

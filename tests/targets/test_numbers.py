@@ -118,6 +118,7 @@ STARVED = override(GRID, "noc.link_bytes_per_clk=1", "hbm.mapping=direct", "hbm.
 HOT = override(TINY, "energy.vector_op_pj=1e3")
 SLOWEST = override(TINY, "power.tdp_w=0.11", "energy.vector_op_pj=1e4")
 LIBRARY = override(TINY, "attention.kernels_before=1,1", "attention.block_us=50", "attention.group=4")
+REREAD = override(TINY, "attention.block_us=0.001", "attention.reread=0.001")
 UNFUSED = override(TINY, "attention.score_passes=40")
 COOLED = override(TINY, "thermal.c_per_w=300", "energy.vector_op_pj=1e5")
 
@@ -141,6 +142,7 @@ SETTINGS: dict[str, tuple[Target, Outcome]] = {
     **{str(d): (TINY, timed(product(d))) for d in (DType.F8E4M3, DType.F8E5M2, DType.F4E2M1)},
     "compiled": (TINY, compiled),
     "attention": (LIBRARY, attended),
+    "attention of large groups": (REREAD, attended),
     "attention of separate kernels": (UNFUSED, attended),
     "softmax": (override(TINY, "softmax.held=64", "softmax.rows=2"), softened),
     "compiled, its time": (TINY, lambda target: timed(artifact().program, artifact().vectors)(target)),
