@@ -12,6 +12,7 @@ from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.predict.case import Case
 from ppuc.compiler.predict.library import library_us
 from ppuc.compiler.predict.operators import model_of
+from ppuc.compiler.predict.repeated import repeated
 from ppuc.compiler.report.interval import interval
 from ppuc.ir.errors import PpucError, UsageError
 from ppuc.ir.program import Program
@@ -46,6 +47,8 @@ class Predictor:
             program = compile_program(model_of(case), CompileOptions(target))
         except PpucError as error:
             raise UsageError.of(where, f"does not run on {target.name}", got=f"{case.name}: {error}") from error
+        if case.kind == "gemm":
+            program = repeated(program)
         profile = program.time().profile
         us = profile.sustained_seconds * 1e6
         library = 0.0

@@ -19,7 +19,7 @@ from ppuc.targets.description import Target, load_target, override, validation_t
 from ppuc.targets.simulator.result import Profile
 from ppuc.targets.simulator.run import simulate
 
-H100 = load_target("h100-class")
+A100, H100 = load_target("a100-class"), load_target("h100-class")
 
 
 def linear(m: int, n: int, k: int) -> onnx.ModelProto:
@@ -99,6 +99,27 @@ def test_tiles_fill_the_units() -> None:
     _, (rows, cols) = run(96, 7168, 5120, H100)
     tiles = -(-96 // rows) * -(-7168 // cols)
     assert tiles / (H100.cu * -(-tiles // H100.cu)) > 0.8
+
+
+@pytest.mark.parametrize(("m", "n"), [(4, 4096), (48, 1024), (300, 500), (4096, 4096)])
+def test_tiles_of_a_library_begin_at_64(m: int, n: int) -> None:
+    _, tile = run(m, n, 1024, A100)
+    assert all(side in (64, 128, 256) or side == whole < 64 for side, whole in zip(tile, (m, n), strict=True))
+
+
+def test_a_library_splits_k_only_where_whole_waves_are_saved() -> None:
+    """64 tiles are a wave of the 108 units; in halves they would be another wave of 20."""
+    profile, tile = run(256, 2048, 3072, A100)
+    assert (256 // tile[0]) * (2048 // tile[1]) == 64
+    assert len(profile.kernels) == 1
+    profile, _ = run(64, 1024, 8192, A100)
+    assert len(profile.kernels) == 2, "16 tiles leave units for several parts"
+
+
+def test_a_library_splits_one_tile_over_many_units() -> None:
+    profile, tile = run(64, 64, 65536, A100)
+    assert tile[-2:] == (64, 64)
+    assert profile.kernels[0].units > 8
 
 
 @pytest.mark.parametrize("name", validation_targets())

@@ -261,7 +261,8 @@ class ContractionLowering(TiledLowering):
 
     def distribution(self, tiles: Sequence[int]) -> tuple[tuple[int, ...], float]:
         """Units per axis and the iterations of the busiest unit. On targets that run tiles as thread blocks, kernel
-        libraries rank tilings by throughput: they account for too few tiles, but not for a partial last wave."""
+        libraries rank tilings by throughput: they account for too few tiles, but not for a partial last wave (whether
+        to split k, they decide with it)."""
         trips = tuple(-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True))
         units = distribute(trips, self.target.cu)
         if in_order(self.target):
@@ -281,8 +282,8 @@ def active_units(units: Sequence[int], iterations: float, target: Target) -> int
     return target.cu if target.launch.tiles != "streaming" and iterations > 1 else math.prod(units)
 
 
-LIBRARY_SIDES = (16, 32, 64, 128, 256)
-"""Tile sides in kernel libraries."""
+LIBRARY_SIDES = (64, 128, 256)
+"""Tile sides in kernel libraries: those of the vendors' and of CUTLASS's Ampere kernels begin at 64."""
 
 
 Candidate = TypeVar("Candidate", bound=cost.Priced)

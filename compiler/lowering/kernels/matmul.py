@@ -43,10 +43,11 @@ from ppuc.targets.schema import Target
 @dataclass(frozen=True, slots=True)
 class Choice(TileChoice):
     """A tiling of a matmul with `k` summands per step. `resident`: the right operand is loaded whole before the first
-    tile."""
+    tile. `late`: cycles that a last wave of tiles takes beyond its share of the price, by which tilings are ranked."""
 
     k: int
     resident: bool = False
+    late: float = 0.0
 
 
 class MatmulLowering(ProductLowering):
@@ -100,6 +101,11 @@ class MatmulLowering(ProductLowering):
             raise NotFusable("the epilogue reduces over rows")
         self.choice = self._choose(rank)
         self.tiles = list(self.choice.tiles)
+
+    @property
+    def price(self) -> float:
+        """Expected cycles with the chosen tiles."""
+        return self.choice.price + self.choice.late
 
     def _right(self, body: Graph, anchor: Op) -> tuple[Value, View]:
         """The right operand's view in memory."""
@@ -236,11 +242,13 @@ class MatmulLowering(ProductLowering):
             ahead = self.target.load.in_flight / 2
             beat = cost.beat_clk(max(mma, widen), step_load, latency, rings.operands, ahead)
             tile = self.tile_clk(rings, steps * beat, vec, store, extra)
-            price = max(iterations * tile, self._memory_clk(tiles, tm, tn))
+            memory = self._memory_clk(tiles, tm, tn)
+            price = max(iterations * tile, memory)
+            late = max(math.ceil(iterations) * tile, memory) - price
             if self.target.launch.tiles == "streaming":
                 price += latency + step_load + vec + store + self.alone_clk(rings, step_load)
             if best is None or price < best.price:
-                best = Choice(tuple(tiles), rings, units, price, tk)
+                best = Choice(tuple(tiles), rings, units, price, tk, late=late)
         return best
 
     def _memory_clk(self, tiles: Sequence[int], tm: int, tn: int) -> float:

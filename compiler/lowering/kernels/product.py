@@ -37,7 +37,7 @@ class ProductLowering(ContractionLowering, ABC):
     def lower(self) -> KernelBuilder:
         """Build the kernel."""
         choice = self.choice
-        self.kernel.price_clk = choice.price
+        self.kernel.price_clk = self.price
         loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         nest, acc = self.accumulate(loops)
         self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)

@@ -32,11 +32,14 @@ from ppuc.ir.ops.view import ReshapeAttrs, SliceAttrs, TransposeAttrs
 from ppuc.ir.resource import Resource
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
 from ppuc.ir.types import Space
-from ppuc.targets.cost import hbm_bytes_per_clk, l2_bytes_per_clk
+from ppuc.targets.cost import hbm_bytes_per_clk, in_order, l2_bytes_per_clk
 from ppuc.targets.schema import Target
 
 PARTS = (2, 3, 4, 6, 8)
 """Candidate numbers of parts: each part costs a load in the kernel that adds them."""
+
+LIBRARY_PARTS = (*PARTS, 16, 32)
+"""Candidates of kernel libraries, which split a tile or two with a long k over all units."""
 
 KEY_PARTS = (2, 4, 8, 16, 32)
 """Candidate numbers of parts for an attention's keys."""
@@ -151,7 +154,7 @@ class Splitting:
             return Parts(1, whole, why_whole="two handovers cost as much as its arithmetic on all units saves")
         length, prices = _length(anchor), dict[int, float]()
         why_not = f"{length} does not divide into long enough parts of whole fragments"
-        for parts in PARTS:
+        for parts in LIBRARY_PARTS if in_order(self.target) else PARTS:
             if length % (parts * 16) or length // parts < kind.shortest_k:
                 continue
             if self._bound(anchor) + self._adding_clk(anchor, parts) > least:
