@@ -24,8 +24,12 @@ def contradictions(t: Target) -> Iterator[Finding]:
     if not t.clock.min_mhz <= t.clock.base_mhz <= t.clock.max_mhz:
         clocks = (t.clock.min_mhz, t.clock.base_mhz, t.clock.max_mhz)
         yield "clock", "must ascend from min to base to max", str(clocks), None
-    if t.clock.sustained > 1:
-        yield "clock.sustained", "must be at most 1", str(t.clock.sustained), None
+    shares = {
+        "clock.sustained": t.clock.sustained, "hbm.efficiency": t.hbm.efficiency, "attention.reread": t.attention.reread
+    }  # fmt: skip
+    for path, share in shares.items():
+        if share > 1:
+            yield path, "must be at most 1", str(share), None
     if t.cu % t.cu_per_ce:
         yield "cu_per_ce", "does not divide cu", f"{t.cu} units in groups of {t.cu_per_ce}", None
     if t.tensor.organisation == "lanes" and t.tensor.dataflow != "output":
@@ -43,8 +47,6 @@ def contradictions(t: Target) -> Iterator[Finding]:
     if t.l2.bytes_per_clk_total > t.l2.slices * t.l2.bytes_per_clk_per_slice:
         limit = f"at most {t.l2.slices * t.l2.bytes_per_clk_per_slice} (slices x bytes_per_clk_per_slice)"
         yield "l2.bytes_per_clk_total", "is more than the slices give", str(t.l2.bytes_per_clk_total), limit
-    if t.hbm.efficiency > 1:
-        yield "hbm.efficiency", "must be at most 1", str(t.hbm.efficiency), None
     for name in ("refresh", "turnaround"):
         value = getattr(t.hbm, name)
         if value >= 1:

@@ -339,9 +339,24 @@ def test_a_feature_that_a_file_leaves_out_is_one_that_the_machine_lacks(tmp_path
     assert like.attention == load_target("h100-class").attention != tiny.attention
     with pytest.raises(TargetError, match=r"attention\.blocks: is not a number with its provenance"):
         load_target(differing(tmp_path, "wrong", "ppu-tiny", "[attention]", "blocks = 3"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("softmax.rows=0", "must be above 0\n  got: 0"),
+        ("softmax.held=1.5", "has the wrong type\n  got: 1.5\n  expected: an integer in element"),
+        ("hbm.layout_tile=0,128", "must be above 0\n  got: [0, 128]"),
+        ("hbm.layout_tile=8", "has the wrong type\n  got: 8\n  expected: 2 integers in rows,columns"),
+        ("attention.score_passes=-1", "must be at least 0\n  got: -1"),
+        ("attention.reread=0", "must be above 0\n  got: 0"),
+        ("attention.reread=1.5", "must be at most 1\n  got: 1.5"),
+    ],
+)
+def test_what_a_library_cannot_do_is_refused(assignment: str, message: str) -> None:
     with pytest.raises(TargetError) as caught:
-        override(tiny, "softmax.rows=0")
-    assert str(caught.value) == "--set softmax.rows=0: softmax.rows: must be above 0\n  got: 0"
+        override(load_target("ppu-tiny"), assignment)
+    assert str(caught.value) == f"--set {assignment}: {assignment.partition('=')[0]}: {message}"
 
 
 def test_an_element_type_that_a_file_adds_needs_all_its_numbers(tmp_path: Path) -> None:
