@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from ppuc.compiler.lowering.kernel_cache import KernelCache
 from ppuc.compiler.passes.grouping.split_n import Paneling, SplitN
 from ppuc.compiler.pipeline.default import PIPELINE
-from ppuc.ir.graph import Graph, Value
+from ppuc.compiler.pipeline.manager import Run
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.types import Space
 from ppuc.targets.description import load_target, override
@@ -99,3 +101,23 @@ def test_rows_that_are_reduced_stay_whole() -> None:
     assert not any(
         {"matmul", "insert", "reduce"} <= {inner.name for inner in op.body.ops} for op in module.graph.ops if op.body
     )
+
+
+def test_what_l2_cannot_hold_is_priced_in_device_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2560 rows of 64 are larger than l2, a panel of the weights and their bias are not."""
+    priced: list[set[int]] = []
+    price = KernelCache.price
+
+    def recorded(cache: KernelCache, group: Op, body: Graph | None = None) -> float:
+        if body is not None:
+            priced.append({p.type.elements for p in body.params if p.space is Space.HBM})
+        return price(cache, group, body)
+
+    monkeypatch.setattr(KernelCache, "price", recorded)
+    s = Sketch()
+    graph = s.graph(s.op("add", product(s, rows=2560), s.weight(4096)))
+    Run(SMALL, PIPELINE[: [p.name for p in PIPELINE].index("split-n") + 1]).run(
+        replace(module_of(graph), target=SMALL.name, target_hash=SMALL.hash)
+    )
+    assert {2560 * 64} in priced
+    assert {2560 * 64, 64 * 4096} in priced

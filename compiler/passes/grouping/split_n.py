@@ -14,6 +14,7 @@ the whole group computes for its columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -35,7 +36,7 @@ from ppuc.ir.ops.movement import InsertAttrs
 from ppuc.ir.ops.structure import ConstAttrs, EmptyAttrs, GroupAttrs
 from ppuc.ir.ops.view import SliceAttrs
 from ppuc.ir.rewrite import Builder, all_names, without_dead_ops
-from ppuc.ir.types import TensorType
+from ppuc.ir.types import Space, TensorType
 from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.schema import Target
 
@@ -159,18 +160,24 @@ class Paneling:
         return sorted(w for w in even | others if least <= w <= most)
 
     def _whole(self, op: Op, size: int) -> float:
-        """Cycles of the unsplit group: the larger of its price with weights in l2 and the time device memory takes to
-        deliver them once per tile of rows. Infinite if the whole group has no kernel."""
+        """Cycles of the unsplit group: the larger of its price and the time device memory takes to deliver the weights
+        once per tile of rows. Infinite if the whole group has no kernel."""
         rows = math.prod(op.results[0].type.dims[:-1])
         try:
-            price = self.lowered.price(op)
+            price = self._priced(op)
         except NotFusable:
             return math.inf
         return max(price, size * -(-rows // TILE) / hbm_bytes_per_clk(self.target))
 
     def _price(self, op: Op, width: int) -> float:
         """Cycles of a panel of this width."""
-        return self.lowered.price(self._panel(op, (0, width)))
+        return self._priced(self._panel(op, (0, width)))
+
+    def _priced(self, op: Op) -> float:
+        """Cycles of a group that reads from device memory what l2 cannot hold."""
+        assert op.body is not None
+        large = {p.name for p in op.body.params if p.type.bytes > self.target.l2.bytes}
+        return self.lowered.price(op, _in_device_memory(op.body, large))
 
     # -- cutting -------------------------------------------------------------------------------------------------
 
@@ -270,6 +277,14 @@ class Paneling:
         if value.type.rank == 0 or value.type.dims[-1] != columns:
             return value
         return _sliced(self.builder, value, value.type.rank - 1, span)
+
+
+def _in_device_memory(body: Graph, names: Collection[str]) -> Graph:
+    """`body` with these parameters in device memory."""
+    moved = {p.name: Value(p.name, p.type, Space.HBM) for p in body.params if p.name in names}
+    ops = [replace(op, operands=tuple(moved.get(v.name, v) for v in op.operands)) for op in body.ops]
+    params = tuple(moved.get(p.name, p) for p in body.params)
+    return Graph(body.name, params, body.results, ()).with_ops(ops)
 
 
 def _counted(columns: int, width: int) -> list[tuple[int, int]]:
