@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppuc.compiler.passes.grouping import batch_split
 from ppuc.compiler.passes.grouping.batch_axis import batched_operands
-from ppuc.compiler.passes.grouping.batch_split import MOST, BatchSplit
+from ppuc.compiler.passes.grouping.batch_split import MOST, BatchSplit, Staging
 from ppuc.compiler.passes.grouping.fuse import Fuse
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
 from ppuc.ir.types import Space
+from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.result import Profile
@@ -74,6 +76,28 @@ def test_tensors_between_kernels_stay_in_l2(precision: str) -> None:
     assert parts(module)
     assert traffic(profile) < 0.7 * traffic(before)
     assert profile.cycles < before.cycles
+
+
+def test_a_sum_may_overwrite_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum and its two operands take 48 kB an image, 32 kB if it takes the memory of one: fewer parts fit."""
+    s = Sketch()
+    graph = s.graph(convolutions(s))
+    module, profile = checked(graph)
+    monkeypatch.setattr(batch_split, "overwritten", lambda graph: {})
+    apart, _ = checked(graph)
+    assert 0 < parts(module) < parts(apart)
+    assert traffic(profile) < 0.7 * traffic(checked(graph, split=False)[1])
+
+
+def test_reads_and_writes_share_device_memory() -> None:
+    """A product that reads and writes device memory takes the time of both at the rate of an even mix."""
+    s = Sketch()
+    x = s.op("relu", s.matmul(s.param(12, 32, 64), s.weight(64, 64)))
+    module = grouped(s.graph(s.matmul(x, s.weight(64, 64))))
+    staging = Staging(module.graph, override(SMALL, "hbm.turnaround=0.5"))
+    (run,) = staging._runs()
+    moved = 2 * x.type.bytes / hbm_bytes_per_clk(SMALL)
+    assert staging._price(run, 1, 1, 0, 2) == pytest.approx(2 * moved)
 
 
 def test_a_stage_whose_tensors_other_stages_read() -> None:

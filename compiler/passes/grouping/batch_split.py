@@ -23,6 +23,7 @@ from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.grouping.batch_axis import batched_operands, restricted, restricted_group
+from ppuc.compiler.passes.memory.l2_plan import overwritten
 from ppuc.compiler.passes.memory.memory_space_assignment import l2_values
 from ppuc.compiler.passes.memory.ranges import padded
 from ppuc.compiler.passes.remarks import listener
@@ -32,7 +33,7 @@ from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import EmptyAttrs
 from ppuc.ir.rewrite import Builder, all_names
 from ppuc.ir.types import TensorType
-from ppuc.targets.cost import hbm_bytes_per_clk, l2_bytes_per_clk
+from ppuc.targets.cost import hbm_bytes_per_clk, l2_bytes_per_clk, mixed_rate
 from ppuc.targets.schema import Target
 
 SHARE = 0.8
@@ -143,6 +144,7 @@ class Staging:
         self.handover = target.store.start_clk + cost.handover_latency_clk(target)
         self.constants = {op.results[0].name for op in graph.ops if op.name == "const"}
         self.fixed = {p.name for p in graph.params} | {v.name for v in graph.results}
+        self.over = overwritten(graph)
         self.in_l2: frozenset[str] = frozenset()
         self._prices: dict[int, tuple[float, float]] = {}
 
@@ -240,9 +242,14 @@ class Staging:
         change = [0] * (end - first + 1)
         for i, op in enumerate(groups, first):
             for r in op.results:
-                if run.last[r.name] < end:
-                    change[i - first] += padded(r.type) // count
-                    change[run.last[r.name] - first + 1] -= padded(r.type) // count
+                if run.last[r.name] >= end:
+                    continue
+                change[i - first] += padded(r.type) // count
+                change[run.last[r.name] - first + 1] -= padded(r.type) // count
+                old = self.over.get(r.name, "")
+                if run.made.get(old, -1) >= first:  # its memory holds the result from here on
+                    change[i - first] -= padded(r.type) // count
+                    change[i - first + 1] += padded(r.type) // count
         live, peak = 0, 0
         for step in change:
             live += step
@@ -252,12 +259,14 @@ class Staging:
     def _price(self, run: Run, i: int, count: int, first: int, end: int) -> float:
         """Expected cycles of group `i` for one part of stage `first` to `end`: the larger of its price with everything
         in l2, and the time that device memory takes for what is expected there."""
-        op, moved = run.groups[i], 0.0
-        for k, v in enumerate((*op.operands, *op.results)):
-            batched = k in run.batched[i] or k >= len(op.operands)
-            if batched and not self._in_l2(run, v, count, first, end):
-                moved += v.type.bytes / count
-        return max(self._price_in_l2(run, i, count), moved / hbm_bytes_per_clk(self.target))
+        op = run.groups[i]
+        operands = [v for k, v in enumerate(op.operands) if k in run.batched[i]]
+        reads, writes = (
+            sum(v.type.bytes / count for v in values if not self._in_l2(run, v, count, first, end))
+            for values in (operands, op.results)
+        )
+        rate = mixed_rate(hbm_bytes_per_clk(self.target), reads, writes, self.target.hbm.turnaround)
+        return max(self._price_in_l2(run, i, count), (reads + writes) / rate)
 
     def _in_l2(self, run: Run, value: Value, count: int, first: int, end: int) -> bool:
         """Whether a value that holds the batch is expected in l2."""
