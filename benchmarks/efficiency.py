@@ -3,7 +3,8 @@
 
 The roofline of a model is max(its multiply-accumulates at the format's peak, compulsory traffic of device memory at the
 sustained rate), at the peak clock, over the whole model: the multiply-accumulates of the nodes as written, and weights,
-inputs and outputs moved once, in the formats that the program stores them in. The level-two memory is cold. The second
+inputs and outputs moved once, in the formats that the program stores them in. The level-two memory is cold. The floor
+of a program is its launch, the handovers along its longest chain of dependent kernels, and the roofline. The second
 table lists the kernels whose device-memory traffic is furthest from its lower bound; `--ablation` compiles each network
 again with one pass, or one of its decisions, disabled at a time.
 """
@@ -28,8 +29,9 @@ if not __package__:  # run as a file rather than with -m
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import networks
+from benchmarks import networks, perception
 from ppuc.compiler.driver import import_model
+from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.base import Pass
@@ -107,7 +109,16 @@ CASES: dict[str, Case] = {
         lambda folder: networks.decoder(folder, 1, 4096), (1.15, 1.15), networks.decoder_caches()
     ),
     "decoder-prefill-2k": Case(lambda folder: networks.decoder(folder, 2048, 0), (1.3, 1.3)),
+    "mobilenetv2-b1": Case(lambda folder: networks.mobilenet_v2(folder, 1), (12, 12)),
     "mobilenetv2-b32": Case(lambda folder: networks.mobilenet_v2(folder, 32), (3.0, 3.0)),
+    "swin-b1": Case(lambda folder: perception.swin(folder, 1), (17, 10)),
+    "repvit-b1": Case(lambda folder: perception.repvit(folder, 1), (22, 12)),
+    "whisper-b1": Case(lambda folder: perception.whisper_encoder(folder, 1), (10, 6)),
+    "segformer-b1": Case(lambda folder: perception.segformer_b0(folder, 1), (5.5, 4)),
+    "dit-b1": Case(lambda folder: perception.dit(folder, 1), (37, 20)),
+    "swin-b8": Case(lambda folder: perception.swin(folder, 8), (4.9, 3)),
+    "repvit-b8": Case(lambda folder: perception.repvit(folder, 8), (5.6, 3)),
+    "whisper-b8": Case(lambda folder: perception.whisper_encoder(folder, 8), (3.0, 2)),
 }
 
 
@@ -139,6 +150,8 @@ class Measurement:
     compile_seconds: float
     simulate_seconds: float
     kernels: int
+    chain: int
+    floor: float
     owners: dict[str, float]
     traffic: list[Traffic] = field(default_factory=list)
     ablation: dict[str, float | None] = field(default_factory=dict)
@@ -186,21 +199,43 @@ def measured(name: str, path: Path, target: Target, precision: str, ablation: bo
     seconds = time.process_time() - compiled_at
     assert module.program is not None
     row = profile_record(profile, target, {}, module.program)
+    chain = longest_chain(module.graph)
+    compute = sum(multiplications(module.graph)) / target.peak_macs_per_clk(contraction_dtype(module.graph))
+    memory = compulsory_bytes(profile, module.program) / hbm_bytes_per_clk(target)
+    launch = target.segment_launch_us * 1e3 / target.clk_ns
     return Measurement(
         network=name,
         target=target.name,
         goal=CASES[name].goals[TARGETS.index(target.name)],
         cycles=profile.cycles,
         microseconds=profile.seconds * 1e6,
-        compute=sum(multiplications(module.graph)) / target.peak_macs_per_clk(contraction_dtype(module.graph)),
-        memory=compulsory_bytes(profile, module.program) / hbm_bytes_per_clk(target),
+        compute=compute,
+        memory=memory,
         compile_seconds=compiled_at - begin,
         simulate_seconds=seconds,
         kernels=len(profile.kernels),
+        chain=chain,
+        floor=launch + chain * pair_clk(target) + max(compute, memory),
         owners=row["waterfall"]["owners"],
         traffic=sorted(traffic(module, profile, target), key=lambda t: -t.ratio),
         ablation=ablated(path, target, precision, profile.cycles, CASES[name].aliases) if ablation else {},
     )
+
+
+def longest_chain(graph: Graph) -> int:
+    """Kernels of the longest chain of dependent ones."""
+    depth: dict[str, int] = {}
+    for op in graph.ops:
+        before = max((depth.get(v.name, 0) for v in op.operands), default=0)
+        depth |= dict.fromkeys((r.name for r in op.results), before + (op.name == "group"))
+    return max(depth.values(), default=0)
+
+
+def pair_clk(target: Target) -> float:
+    """Least cycles from a kernel's first load to that of a kernel that reads its result: a load from l2, a vector
+    program and a store of no length, and the counter between."""
+    queues = 3 * cost.overhead_clk(target) + target.issue_clk
+    return cost.latency_clk(target) + cost.handover_clk(target) + queues
 
 
 def compiled(path: Path, target: Target, precision: str, passes: Sequence[Pass], aliases: Mapping[str, str]) -> Module:
@@ -296,13 +331,15 @@ def ablated(
 def show(found: Sequence[Measurement]) -> None:
     """Three tables."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table("network", "target", "us", "compute", "memory", "ratio", "goal", "", "owners of the time", "CPU s")
+    columns = ("network", "target", "us", "compute", "memory", "ratio", "goal", "", "kernels", "chain", "floor, us")
+    table = Table(*columns, "owners of the time", "CPU s")
     for m in found:
         owners = " ".join(f"{name} {share:.0%}" for name, share in m.owners.items() if share >= 0.005)
         clk_us = m.microseconds / m.cycles
         table.add_row(
             m.network, m.target, f"{m.microseconds:.1f}", f"{m.compute * clk_us:.1f}", f"{m.memory * clk_us:.1f}",
-            f"{m.ratio:.2f}", f"{m.goal:.2f}", "" if m.reached else "missed", owners,
+            f"{m.ratio:.2f}", f"{m.goal:.2f}", "" if m.reached else "missed", str(m.kernels), str(m.chain),
+            f"{m.floor * clk_us:.1f}", owners,
             f"{m.compile_seconds:.1f} + {m.simulate_seconds:.2f}",
         )  # fmt: skip
     console.print(table)

@@ -100,6 +100,19 @@ class Network:
             return self.op("Clip", y, low, high)
         return self.op(act, y) if act else y
 
+    def conv1d(self, x: str, c: int, o: int, k: int, stride: int) -> str:
+        """Convolution over one axis, with bias, padded by half a window."""
+        sizes = {"kernel_shape": [k], "strides": [stride], "pads": [(k - 1) // 2] * 2}
+        return self.op("Conv", x, self.weight(o, c, k), self.weight(o), **sizes)
+
+    def patch(self, x: str, c: int, o: int, k: int) -> str:
+        """Convolution with bias whose windows do not overlap."""
+        return self.op("Conv", x, self.weight(o, c, k, k), self.weight(o), kernel_shape=[k, k], strides=[k, k])
+
+    def patches(self, x: str, c: int, o: int, k: int, batch: int, count: int) -> str:
+        """[batch, count, o]: an image's patches of k x k, embedded."""
+        return self.tokens(self.patch(x, c, o, k), batch, o, count)
+
     def linear(self, x: str, i: int, o: int, *, bias: bool = True) -> str:
         """x @ w (+ b)."""
         if self.block:
@@ -118,6 +131,24 @@ class Network:
         """[batch, tokens, heads * width] -> [batch, heads, tokens, width]."""
         return self.op("Transpose", self.reshape(x, batch, tokens, heads, width), perm=[0, 2, 1, 3])
 
+    def swapped(self, x: str) -> str:
+        """The last two axes of four exchanged."""
+        return self.op("Transpose", x, perm=[0, 1, 3, 2])
+
+    def tokens(self, x: str, batch: int, width: int, count: int) -> str:
+        """[batch, width, high, wide] -> [batch, count, width], count = high * wide."""
+        return self.op("Transpose", self.reshape(x, batch, width, count), perm=[0, 2, 1])
+
+    def image(self, x: str, batch: int, width: int, high: int, wide: int) -> str:
+        """[batch, high * wide, width] -> [batch, width, high, wide]."""
+        return self.reshape(self.op("Transpose", x, perm=[0, 2, 1]), batch, width, high, wide)
+
+    def roll(self, x: str, axis: int, first: int, size: int) -> str:
+        """Shift cyclically, so that index `first` of `axis` comes first."""
+        start, middle, end, where = (self.constant(np.array([v], np.int64)) for v in (0, first, size, axis))
+        parts = (self.op("Slice", x, middle, end, where), self.op("Slice", x, start, middle, where))
+        return self.op("Concat", *parts, axis=axis)
+
     def norm(self, x: str, width: int) -> str:
         """LayerNormalization over the last axis."""
         return self.op("LayerNormalization", x, self.weight(width), self.weight(width), axis=-1, epsilon=1e-6)
@@ -134,6 +165,10 @@ class Network:
         root, one, half = (self.constant(np.array(v, np.float32)) for v in (math.sqrt(2), 1, 0.5))
         inner = self.op("Add", self.op("Erf", self.op("Div", x, root)), one)
         return self.op("Mul", self.op("Mul", x, inner), half)
+
+    def silu(self, x: str) -> str:
+        """x sigmoid(x)."""
+        return self.op("Mul", x, self.op("Sigmoid", x))
 
     def attention(self, q: str, k_transposed: str, v: str, width: int, mask: str | None = None) -> str:
         """softmax(q k / sqrt(width) + mask) v on [batch, heads, tokens, width]."""
@@ -192,7 +227,7 @@ def encoder(n: Network, x: str, batch: int, tokens: int, width: int, heads: int,
     for _ in range(layers):
         y = n.norm(x, width) if first else x
         q, k, v = (n.heads(n.linear(y, width, width), batch, tokens, heads, part) for _ in range(3))
-        a = n.attention(q, n.op("Transpose", k, perm=[0, 1, 3, 2]), v, part)
+        a = n.attention(q, n.swapped(k), v, part)
         a = n.reshape(n.op("Transpose", a, perm=[0, 2, 1, 3]), batch, tokens, width)
         x = n.op("Add", n.linear(a, width, width), x)
         x = x if first else n.norm(x, width)
@@ -205,11 +240,7 @@ def encoder(n: Network, x: str, batch: int, tokens: int, width: int, heads: int,
 def vit_b(folder: Path, batch: int) -> Path:
     """ViT-B/16 on 224 x 224 (196 patches and a class token)."""
     n = Network(f"vit_b_b{batch}", folder)
-    y = n.op(
-        "Conv", n.input("image", (batch, 3, 224, 224)), n.weight(768, 3, 16, 16), n.weight(768),
-        kernel_shape=[16, 16], strides=[16, 16],
-    )  # fmt: skip
-    y = n.op("Transpose", n.reshape(y, batch, 768, 196), perm=[0, 2, 1])
+    y = n.patches(n.input("image", (batch, 3, 224, 224)), 3, 768, 16, batch, 196)
     token = n.op("Expand", n.weight(1, 1, 768), n.constant(np.array([batch, 1, 768], np.int64)))
     x = n.op("Add", n.op("Concat", token, y, axis=1), n.weight(1, 197, 768))
     x = n.norm(encoder(n, x, batch, 197, 768, 12, 12, first=True), 768)
@@ -255,12 +286,12 @@ def decoder(
                 n.output(z, (1, groups, past + tokens, width))
         total = past + tokens
         k, v = (_repeat(n, z, groups, heads // groups, total, width) for z in (k, v))
-        a = n.attention(q, n.op("Transpose", k, perm=[0, 1, 3, 2]), v, width, mask)
+        a = n.attention(q, n.swapped(k), v, width, mask)
         a = n.reshape(n.op("Transpose", a, perm=[0, 2, 1, 3]), 1, tokens, heads * width)
         x = n.op("Add", n.linear(a, heads * width, hidden, bias=False), x)
         y = n.rms_norm(x, hidden)
         gate, up = (n.linear(y, hidden, inner, bias=False) for _ in range(2))
-        gate = n.op("Mul", gate, n.op("Sigmoid", gate))
+        gate = n.silu(gate)
         x = n.op("Add", n.linear(n.op("Mul", gate, up), inner, hidden, bias=False), x)
     n.output(n.rms_norm(x, hidden), (1, tokens, hidden))
     return n.save()
