@@ -20,7 +20,7 @@ from ppuc.ir.ops.contraction import MatmulAttrs
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.interpolation import COORDINATES, NEAREST, ResizedAxis, nearest_indices, outside, weights
 from ppuc.ir.ops.movement import GatherAttrs
-from ppuc.ir.ops.view import ExpandAttrs, ReshapeAttrs, SliceAttrs
+from ppuc.ir.ops.view import ExpandAttrs, ReshapeAttrs, SliceAttrs, TransposeAttrs
 from ppuc.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -131,11 +131,30 @@ def _decompose(b: Builder, op: Op) -> Sequence[Value]:
     axes = _axes(attrs, x.type.dims)
     compute = x.type.dtype if attrs.mode == "nearest" else _compute_dtype(x.type.dtype)
     y = x if compute is x.type.dtype else b("cast", x, attrs=CastAttrs(compute))
-    y = _copy(b, attrs, axes, y) if attrs.mode == "nearest" else _interpolate(b, attrs, axes, y)
+    if attrs.mode == "nearest":
+        y = _copy(b, attrs, axes, y)
+    elif axes and min(i for i, _ in axes) >= 2 and x.type.dims[1] >= CHANNELS:
+        y = _channels_last(b, attrs, axes, y)
+    else:
+        y = _interpolate(b, attrs, axes, y)
     mask = _outside(attrs, axes)
     if mask is not None:
         y = b("select", b.const(mask, "outside"), b.scalar(attrs.extrapolation, compute), y)
     return (y if compute is x.type.dtype else b("cast", y, attrs=CastAttrs(x.type.dtype)),)
+
+
+CHANNELS = 16
+"""Least channels of an image that is interpolated channels last: rows of 32 bytes in 16-bit formats."""
+
+
+def _channels_last(b: Builder, attrs: ResizeAttrs, axes: Sequence[tuple[int, ResizedAxis]], x: Value) -> Value:
+    """Interpolation of an image stored channels last, as convolutions store it: `after` then ends in its channels, so
+    that the products read and write long rows."""
+    rank = x.type.rank
+    last = (0, *range(2, rank), 1)
+    moved = b("transpose", x, attrs=TransposeAttrs(last))
+    moved = _interpolate(b, attrs, [(i - 1, axis) for i, axis in axes], moved)
+    return b("transpose", moved, attrs=TransposeAttrs((0, rank - 1, *range(1, rank - 1))))
 
 
 def _interpolate(b: Builder, attrs: ResizeAttrs, axes: Sequence[tuple[int, ResizedAxis]], x: Value) -> Value:

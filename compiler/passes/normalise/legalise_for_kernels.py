@@ -39,6 +39,7 @@ class LegaliseForKernels(Pass):
     conv(x, w[1, 1, c, o]) {strides = s} ->  matmul(slice(x) {steps = s}, w[c, o])
     matmul(a[m, 0], b[0, n])             ->  const of zeros
     concat(x, y[0, n], z)                ->  concat(x, z)
+    reduce(x) {axes = (1, 2)}            ->  reduce(reduce(x) {axes = (2,)}) {axes = (1,)} of a large image
     x cos + concat(-x[h:], x[:h]) sin    ->  x' cos' + reversed(x') sign sin', all as [..., 2, h]
     """
 
@@ -50,7 +51,33 @@ class LegaliseForKernels(Pass):
         """The module with its graph legalised."""
         graph = to_fixpoint(module.graph, ROTARY_RULES)
         graph = rewrite(rewrite(graph, partial(_rule, most_joined(target))), _in_steps)
+        graph = rewrite(graph, partial(_row_by_row, target))
         return with_graph(module, without_dead_ops(graph))
+
+
+LEAST_POINTS = 512
+"""Points of an image from which on it is worth a second kernel to reduce its rows in parallel."""
+
+FEW_CHANNELS = 16
+"""Channels of a tile: fewer make short rows."""
+
+
+def _row_by_row(target: Target, b: Builder, op: Op) -> Sequence[Value] | None:
+    """Reduce an image, channels last, along its rows first: all of a channel's points in one tile leave most units idle
+    where there are few channels."""
+    attrs = op.attrs
+    if not isinstance(attrs, ReduceAttrs) or not attrs.keepdims or len(attrs.axes) < 2:
+        return None
+    (x,) = op.operands
+    dims, axes = x.type.dims, attrs.axes
+    points = math.prod(dims[a] for a in axes)
+    channels = -(-dims[-1] // FEW_CHANNELS)
+    if axes != tuple(range(axes[0], len(dims) - 1)) or points < LEAST_POINTS or dims[axes[0]] == points:
+        return None
+    if math.prod(dims[: axes[0]]) * channels * 2 > target.cu:
+        return None
+    rows = b("reduce", x, attrs=replace(attrs, axes=axes[1:]))
+    return _counted("row-by-row", op, [b("reduce", rows, attrs=replace(attrs, axes=axes[:1]), hint=op.results[0].name)])
 
 
 def most_joined(target: Target) -> int:
