@@ -119,6 +119,39 @@ def divide_by_power_of_two(w: Walk, op: Op) -> Value | None:
     return w.emit("mul", op.operands[0], _like(w, op.operands[1], 1 / number))
 
 
+def scale_of_error_function(w: Walk, op: Op) -> Value | None:
+    """erf(x / c) -> erf(x * (1/c)): a rounding of the argument changes the result by about as much."""
+    inner = w.sole(op.operands[0], "div")
+    number = None if inner is None else w.number(inner.operands[1])
+    if inner is None or not number or op.result.type.dtype is not DType.F32 or not 2.0**-100 < abs(number) < 2.0**100:
+        return None
+    w.absorb(inner)
+    return w.emit("erf", w.emit("mul", inner.operands[0], _like(w, inner.operands[1], 1 / number)))
+
+
+_GATES = ("erf", "tanh")
+
+
+def sum_of_gate(w: Walk, op: Op) -> Value | None:
+    """x (gate + 1) c -> (c x) gate + c x, one operation of a lane where x gate + x is: the end of a gelu."""
+    x, factor = op.operands
+    number, inner = w.number(factor), op
+    if number is not None:
+        product = w.sole(x, "mul")
+        if product is None:
+            return None
+        inner = product
+    for x, total in (inner.operands, inner.operands[::-1]):
+        plus = w.sole(total, "add")
+        gate = None if plus is None or w.number(plus.operands[1]) != 1 else w.producer(plus.operands[0], *_GATES)
+        if plus is None or gate is None or x.type != op.result.type or x.type.dtype is not DType.F32:
+            continue
+        w.absorb(plus, *(() if inner is op else (inner,)))
+        scaled = x if number is None else w.emit("mul", x, factor)
+        return w.emit("add", w.emit("mul", scaled, plus.operands[0]), scaled)
+    return None
+
+
 def _like(w: Walk, constant: Value, number: float) -> Value:
     return w.const(np.full(constant.type.dims, number, constant.type.dtype.numpy))
 
@@ -257,6 +290,8 @@ def _table() -> Rules:
     add(divide_one, "div")
     add(divide_by_power_of_two, "div")
     add(divide_by_root, "div")
+    add(scale_of_error_function, "erf")
+    add(sum_of_gate, "mul")
     add(reciprocal_of_root, "reciprocal")
     add(root_of_reciprocal, "sqrt")
     add(known_power, "pow")
