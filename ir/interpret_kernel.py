@@ -108,6 +108,8 @@ class KernelExecutor:
         )
         acc, a, b = self.tiles[stmt.dst], self.tiles[stmt.a.buffer], self.tiles[stmt.b.buffer]
         watch = [self.slots[v] for v in stmt.start]
+        if stmt.continues:
+            return lambda env: plan.commit(acc, plan.product(a, b, env), False)
         return lambda env: plan.commit(acc, plan.product(a, b, env), all(self.first[s] for s in watch))
 
 

@@ -140,7 +140,8 @@ class Store:
 class Mma:
     """`dst (+)= a . b`: a is [m..., k...], b is [k..., n...] (or [n..., k...] if transpose_b; a is [k..., m] if
     transpose_a), the last `k_axes` axes of a being contracted with the first of b. The accumulator restarts from zero
-    when all loops in `start` are at their first iteration (an empty `start` restarts always). `valid` gives Bounds for
+    when all loops in `start` are at their first iteration (an empty `start` restarts always, unless it `continues` what
+    another mma of the iteration began). `valid` gives Bounds for
     (m axes..., n axes..., k axes...), None where a whole tile is always valid; bounds affect time, not values."""
 
     dst: str
@@ -151,6 +152,7 @@ class Mma:
     transpose_a: bool = False
     transpose_b: bool = False
     valid: tuple[Bound | None, ...] = ()
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)

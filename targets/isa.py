@@ -129,8 +129,9 @@ ISA = (
         0x30,
         Queue.TENSOR,
         Mma,
-        "mma %acc <- %a, %b {start, k_axes, transpose_a, transpose_b, valid}",
-        "acc[dst] (+)= ring[a] . ring[b], from zero in the first iteration of the loops in start; sums in f32 or i32",
+        "mma %acc <- %a, %b {start, k_axes, transpose_a, transpose_b, continues, valid}",
+        "acc[dst] (+)= ring[a] . ring[b], from zero in the first iteration of the loops in start, unless it continues;"
+        " sums in f32 or i32",
         "lanes: fill_clk + max(ii_clk x ceil(M / m rows) x ceil(N / n cols) x ceil(K / k), operand bytes / l1 rate);"
         " systolic: its folds, as in ppuc.targets.cost; serial output-stationary arrays fill and drain once a sum",
         (
@@ -141,6 +142,7 @@ ISA = (
             Field("mod", "k_axes", "contracted axes"),
             Field("flags.0", "transpose_a", "a is [k, m]"),
             Field("flags.1", "transpose_b", "b is [n, k]"),
+            Field("flags.2", "continues", "the sum never restarts"),
             Field("desc", "valid", "valid extents, for time only"),
         ),
     ),

@@ -77,3 +77,9 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> Offered:
         monkeypatch.setattr(plugins, "_installed", lambda: every)
 
     return offer
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernels are joined, so that what is between them is in memory."""
+    monkeypatch.setattr("ppuc.compiler.passes.grouping.cascade.Cascading.build", lambda self: self.graph)

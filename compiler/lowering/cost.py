@@ -156,6 +156,11 @@ def handover_latency_clk(target: Target) -> float:
     return (target.l2.latency_ns + target.sync.counter_bump_ns) / target.clk_ns
 
 
+def handover_clk(target: Target) -> float:
+    """Cycles from a kernel's last store to its reader's first load that the two kernels' prices do not include."""
+    return target.store.start_clk + handover_latency_clk(target)
+
+
 def overhead_clk(target: Target) -> float:
     """Fixed cost of an instruction in its queue, in cycles: issue and two ring operations."""
     return target.issue_clk + 2 * target.sync.ring_op_clk

@@ -6,7 +6,7 @@ passes use.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Protocol
@@ -51,8 +51,15 @@ class KernelKind:
     """Names of ops that anchor such a kernel, each with a predicate on the op."""
     unanchored: TakesBody | None = None
     """Predicate on bodies without an anchor that make such a kernel (None: none do)."""
-    members: tuple[str, ...] = ()
-    """Kinds of consecutive groups, each the only reader of the previous one, that one such kernel can compute."""
+    members: Callable[[Sequence[str]], bool] | None = None
+    """Predicate on the kinds of consecutive groups, each a reader of the previous one, that one such kernel may compute
+    (None: it computes no such groups)."""
+    follows: Callable[[str, str], bool] | None = None
+    """Predicate on the kinds of two groups: whether the second may follow the first among such groups."""
+    least: Callable[[Sequence[Op], Target], float] | None = None
+    """Cycles that a kernel of such groups takes at the least; they need no search. None: no such bound."""
+    shares: bool = False
+    """The tensors between such groups may have other readers: the kernel stores those, too."""
 
     check: Check | None = None
     """Raises NotFusable, with the reason, if a body makes no such kernel, or a poor one, with any tiling. None: only

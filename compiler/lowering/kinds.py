@@ -10,11 +10,11 @@ kernel is a field of its row.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from ppuc.compiler.lowering.kernel_kind import KernelKind, always, one_tiling, price_of
 from ppuc.compiler.lowering.kernels.attention import AttentionLowering, check_attention, lower_attention
+from ppuc.compiler.lowering.kernels.back_to_back import BackToBackLowering, least_clk, lower_back_to_back
 from ppuc.compiler.lowering.kernels.blocks import check_matmul, lower_matmul, matmul_lowering
 from ppuc.compiler.lowering.kernels.cascade import CascadeLowering, lower_cascade
 from ppuc.compiler.lowering.kernels.conv import ConvLowering, check_conv, lower_conv
@@ -37,6 +37,16 @@ from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.ops.structure import GroupAttrs
 from ppuc.ir.plugins import Extensible
 from ppuc.targets.schema import Target
+
+_ROWWISE = ("map", "matmul", "copy")
+"""Kinds that compute a result row from the same row of their operands."""
+
+
+def _back_to_back(kinds: Sequence[str]) -> bool:
+    """Whether these are kinds of consecutive groups over the same rows; a window may compute the first one's."""
+    rest = kinds[1:] if kinds and kinds[0] == "window" else kinds
+    return len(kinds) > 1 and "matmul" in rest and {*rest} <= {*_ROWWISE}
+
 
 _ROWS = (
     KernelKind(  # elementwise ops, constant pads, reductions along some axes
@@ -83,9 +93,20 @@ _ROWS = (
     ),
     KernelKind(  # the tensor between the two stays in l1
         name="cascade",
-        members=("window", "matmul"),
+        members=lambda kinds: tuple(kinds) == ("window", "matmul"),
+        follows=lambda first, second: (first, second) == ("window", "matmul"),
         lower=one_tiling(lower_cascade),
         price=price_of(CascadeLowering),
+        rereads=True,
+    ),
+    KernelKind(  # products over the same rows, with norms between them: what is between them stays in l1
+        name="back-to-back",
+        members=_back_to_back,
+        follows=lambda first, second: first in ("window", *_ROWWISE) and second in _ROWWISE,
+        least=least_clk,
+        shares=True,
+        lower=one_tiling(lower_back_to_back),
+        price=price_of(BackToBackLowering),
         rereads=True,
     ),
     KernelKind(
@@ -155,9 +176,6 @@ def _check_row(kind: KernelKind) -> None:
     for name in kind.anchors:
         if name not in OPS or not needs_kernel(name):
             raise ValueError(f"kernel kind '{kind.name}': op '{name}' cannot anchor a kernel")
-    for name in kind.members:
-        if name not in KINDS:
-            raise ValueError(f"kernel kind '{kind.name}' is made of an unknown kind '{name}'")
 
 
 def _anchor(kind: KernelKind) -> None:
@@ -247,16 +265,18 @@ def group_anchor(op: Op) -> Op | None:
     return anchor_in(op.body) if kind is not None and kind.anchors and op.body is not None else None
 
 
-def may_follow(first: Op, second: Op) -> bool:
-    """Whether some kernel kind cascades two groups of their kinds, possibly among more."""
+def may_follow(first: Op, second: Op, *, sharing: bool = True) -> bool:
+    """Whether some kernel kind computes two groups of their kinds, possibly among more; without `sharing`, one that
+    keeps all of what is between them in l1."""
     pair = _kind_name(first), _kind_name(second)
-    return any(pair in pairwise(kind.members) for kind in _every_kind())
+    rows = (kind for kind in _every_kind() if sharing or not kind.shares)
+    return any(kind.follows is not None and kind.follows(*pair) for kind in rows)
 
 
-def joined_kind(groups: Sequence[Op]) -> KernelKind | None:
-    """The kernel kind that computes these consecutive groups; None if there is none."""
+def joined_kinds(groups: Sequence[Op]) -> list[KernelKind]:
+    """The kernel kinds that may compute these consecutive groups."""
     names = tuple(map(_kind_name, groups))
-    return next((kind for kind in reversed([*_every_kind()]) if kind.members and kind.members == names), None)
+    return [kind for kind in _every_kind() if kind.members is not None and kind.members(names)]
 
 
 def _kind_name(op: Op) -> str:

@@ -68,7 +68,7 @@ def _kernels(remark: Remark) -> int:
 def _cascade(remark: Remark) -> dict[str, Any]:
     writers = int(remark.details["writers"])
     return {
-        "first": list(remark.nodes[:writers]),
+        "first": list(remark.nodes[:writers]) or [remark.entity],
         "second": list(remark.nodes[writers:]),
         "joined_clk": remark.after_clk,
         "apart_clk": remark.before_clk,
@@ -107,7 +107,7 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
     )
     if record["cascades"]:
         taken = [c for c in record["cascades"] if not c["why_not"]]
-        out.print(f"{len(taken)} of {len(record['cascades'])} windows and the products that read them are one kernel")
+        out.print(f"{len(taken)} of {len(record['cascades'])} kernels and the ones that read them are one kernel")
         rows = [
             (
                 c["first"][0],
@@ -116,7 +116,7 @@ def show(out: Console, record: dict[str, Any], limit: int = 40) -> None:
             )
             for c in record["cascades"]
         ]
-        table(out, "", ("window", "product", "as one, clk", "apart, clk"), rows, left=(0, 1))
+        table(out, "", ("first", "second", "as one, clk", "apart, clk"), rows, left=(0, 1))
     if record["after_fusion"]:
         rows = [(c["name"], c["before"], c["after"], _changes(c["nodes"])) for c in record["after_fusion"]]
         table(out, "\nchanges by later passes", ("pass", "kernels", "then", "nodes"), rows, left=(0, 3))

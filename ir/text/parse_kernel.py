@@ -37,7 +37,7 @@ _COMBINES = ("add", "mul", "max", "min")
 _OPTIONS = {
     "load": ("pad", "gather"),
     "store": ("scatter", "combine"),
-    "mma": ("start", "k_axes", "transpose_a", "transpose_b", "valid"),
+    "mma": ("start", "k_axes", "transpose_a", "transpose_b", "continues", "valid"),
     "vec": ("valid", "scalars"),
 }
 
@@ -136,6 +136,7 @@ class StatementReader:
             self._flag(options.get("transpose_a")),
             self._flag(options.get("transpose_b")),
             self._bounds(options.get("valid")),
+            self._flag(options.get("continues")),
         )
 
     def _vec(self, node: VecLine, options: dict[str, Opt]) -> Vec:

@@ -106,7 +106,7 @@ def _options(stmt: Load | Store | Mma | Vec) -> Iterator[str]:
             yield f"start = ({_names(stmt.start)})"
             if stmt.k_axes != 1:
                 yield f"k_axes = {stmt.k_axes}"
-            yield from (f"{flag} = true" for flag in ("transpose_a", "transpose_b") if getattr(stmt, flag))
+            yield from (f"{flag} = true" for flag in ("transpose_a", "transpose_b", "continues") if getattr(stmt, flag))
             yield from _valid(stmt.valid)
         case Vec():
             yield from _valid(stmt.valid)

@@ -260,6 +260,8 @@ class StatementChecker:
         for name in stmt.start:
             if name not in loops:
                 self.add("K5", stmt, f"start names %{name}, which is not a loop around it")
+        if stmt.continues and stmt.start:
+            self.add("K5", stmt, "a product that continues a sum never starts one, but has loops in start")
         a, b = self._operand(stmt, stmt.a, loops), self._operand(stmt, stmt.b, loops)
         k = stmt.k_axes
         if not (1 <= k <= len(a) and k <= len(b)):

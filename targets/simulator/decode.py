@@ -206,7 +206,7 @@ class _Builder:
         if isinstance(stmt, Load | Store):
             memory, tensor, desc = self._transfer(k, stmt, buffers[0], slots)
         elif isinstance(stmt, Mma):
-            follows = all(slots[var] >= depth - alone for var in stmt.start)
+            follows = not stmt.continues and all(slots[var] >= depth - alone for var in stmt.start)
             desc = self.shapes.mma(stmt, buffers[1], buffers[2], slots, follows)
         else:
             desc = self.shapes.vec(stmt, buffers, slots)

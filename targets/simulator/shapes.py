@@ -108,7 +108,7 @@ class Shapes:
         sizes = (*m_sizes, *n_sizes, *k_sizes)
         first = self._add_extents(stmt.valid or (None,) * len(sizes), sizes, slots)
         shape = mma_shape(a.dtype, self.target)
-        restart = sum(1 << slots[v] for v in stmt.start)
+        restart = restart_mask(stmt, slots)
         drain = drain_clk(self.target, shape, math.prod(n_sizes), math.prod(k_sizes))
         self._mma.append((
             first, len(m_sizes), len(n_sizes), len(k_sizes), shape.m, shape.n, shape.k, shape.ii_clk,
@@ -170,6 +170,15 @@ class Shapes:
             self._extents.append((bound.offset.const, bound.limit, size) if bound else (0, NO_BOUND, size))
             self._extent_coefs.append(self._factors(bound.offset, slots) if bound else [0] * self.depth)
         return first
+
+
+NEVER = 1 << 62
+"""A bit that no loop has: sums that it would have to restart go on."""
+
+
+def restart_mask(stmt: Mma, slots: Mapping[str, int]) -> int:
+    """The loops, a bit by slot, in whose first iteration together the sum of an mma restarts."""
+    return NEVER if stmt.continues else sum(1 << slots[v] for v in stmt.start)
 
 
 def _shape(ref: TileRef, ring: Ring) -> tuple[int, ...]:

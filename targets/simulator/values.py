@@ -22,6 +22,7 @@ from ppuc.ir.vector import VectorProgram
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.memory import ChipMemory, UnitMemory
+from ppuc.targets.simulator.shapes import restart_mask
 from ppuc.targets.simulator.tables import LOG_ENV
 
 Commit = Callable[[], None]
@@ -65,7 +66,7 @@ class SegmentValues:
         if isinstance(stmt, Store):
             return self._store(StorePlan(stmt, params[stmt.dst], buffers[0], slots), params[stmt.dst], rings, buffers)
         if isinstance(stmt, Mma):
-            restart = sum(1 << slots[v] for v in stmt.start)
+            restart = restart_mask(stmt, slots)
             return self._mma(MmaPlan(stmt, buffers[0], buffers[1], buffers[2], slots), rings, restart)
         n = len(stmt.ins)
         return self._vec(VecPlan(stmt, self._vectors[stmt.program], buffers[:n], buffers[n:], slots), stmt, rings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import onnx
 import pytest
 
-from ppuc.compiler.commands.common import simulation_bar
 from tests.cli.calling import TINY, error_of, json_of, ppuc
 from tests.support.small_models import lookup
 
@@ -264,18 +262,6 @@ def test_progress_of_a_simulation(program: Path) -> None:
     result = loaded.run(loaded.random_inputs(), progress=lambda segment, cycles: seen.append(cycles))
     assert seen == sorted(seen)
     assert seen[-1] == result.profile.cycles
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_first_simulation_says_what_it_waits_for(
-    compiled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("ppuc.compiler.commands.common._PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr("ppuc.targets.simulator.run.compiled", lambda: compiled)
-    with simulation_bar():
-        time.sleep(0.2)
-    said = capsys.readouterr().err
-    assert ("compiling the simulator for this machine" in said) is not compiled
 
 
 def test_the_python_interface_does_the_same(model: Path, program: Path, tmp_path: Path) -> None:

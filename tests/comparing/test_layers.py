@@ -73,6 +73,7 @@ def two() -> ppuc.CompiledProgram:
     return ppuc.compile(model_of(TWO, {"W": draws(8, 8)}), "ppu-tiny")
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_value_named_after_another_node_is_compared_with_what_it_means(monkeypatch: pytest.MonkeyPatch) -> None:
     right = compared_layers.final_node
 
@@ -86,6 +87,7 @@ def test_a_value_named_after_another_node_is_compared_with_what_it_means(monkeyp
     assert [c.name for c in found.layers] == ["Relu_1", "Tanh_3"]
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_value_that_is_none_of_the_models_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compared_layers, "held_by", lambda *arguments: None)
     right = compared_layers.final_node
@@ -96,6 +98,7 @@ def test_a_value_that_is_none_of_the_models_is_left_out(monkeypatch: pytest.Monk
     assert [c.name for c in found.layers] == ["Tanh_3"]
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_layer_that_the_program_computes_wrongly_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     right = compared_layers.kept_layers
 
@@ -109,6 +112,7 @@ def test_a_layer_that_the_program_computes_wrongly_is_wrong(monkeypatch: pytest.
     assert all(not c.ok for c in found.layers)
 
 
+@pytest.mark.usefixtures("apart")
 def test_layers_behind_a_wrong_rewrite_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the compiled graph itself is another model, what its values mean excuses nothing."""
     program = two()

@@ -166,6 +166,7 @@ def test_other_inputs_are_of_the_same_kind() -> None:
 # Outputs of which much is allowed.
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("precision", ["model", "bf16"])
 def test_what_a_model_amplifies_is_proven_in_parts(precision: str) -> None:
     found = verified(chaotic(), X, precision)
@@ -195,6 +196,7 @@ def damped() -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.usefixtures("apart")
 def test_layers_are_proven_in_parts_like_outputs() -> None:
     found = verified(damped(), X, "bf16", layers=True)
     assert (found.verdict, found.unproven) == ("ok", ())
@@ -222,6 +224,7 @@ def test_a_layer_that_cannot_be_proven_counts_when_layers_are_compared(
     assert f"which proves nothing about {', '.join(found.unproven)}," in " ".join(strict.stdout.split())
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_part_that_is_wrong_makes_the_output_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault in one layer that the whole hides is not hidden from the part."""
     right = parts_module._held

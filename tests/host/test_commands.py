@@ -159,6 +159,7 @@ def test_check_names_nodes_whose_op_exists_but_has_no_code(tmp_path: Path) -> No
     assert "No registered implementation" in next(n["why"] for n in record["nodes"] if n["node"] == "Gradient_1")
 
 
+@pytest.mark.usefixtures("apart")
 def test_layers_on_both_sides_of_the_host_are_compared() -> None:
     source = model(MIXED)
     for text in ("t = MatMul(z, w)", "u = MatMul(t, w)"):

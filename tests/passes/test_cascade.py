@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks import networks
 from ppuc.compiler.driver import compile_model
-from ppuc.compiler.lowering.kinds import lower_group
+from ppuc.compiler.lowering.kinds import joined_kinds, lower_group
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.options import CompileOptions
+from ppuc.compiler.passes.grouping import cascade
 from ppuc.compiler.passes.grouping.cascade import Cascading
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.report.fusion import fusion_record
@@ -56,6 +57,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
         return None if found is None else found / 1000 ** (len(members) - 1)
 
     monkeypatch.setattr(Cascading, "_price", cheap)
+    monkeypatch.setattr(cascade, "joined_kinds", lambda groups: [k for k in joined_kinds(groups) if not k.shares])
 
 
 @pytest.mark.usefixtures("always")
@@ -115,15 +117,20 @@ def test_without_room_there_is_no_cascade() -> None:
 def test_the_fusion_report_says_what_was_chosen_between(tmp_path: Path) -> None:
     made = compile_model(networks.mobilenet_v2(tmp_path, 2), CompileOptions(LARGE, "bf16"))
     record = fusion_record(made.remarks)
-    assert len(record["cascades"]) == 17
-    taken = [c for c in record["cascades"] if c["joined_clk"] < c["apart_clk"]]
-    assert 0 < len(taken) < 17
+    assert len(record["cascades"]) >= 17
+    taken = [c for c in record["cascades"] if not c["why_not"]]
+    assert 0 < len(taken) < len(record["cascades"])
     edges = {(e["from"], e["to"]): e for e in record["edges"]}
     fused = {ends for ends, e in edges.items() if e["fused"]}
+    checked = 0
     for c in record["cascades"]:
-        (edge,) = [e for (a, b), e in edges.items() if a in c["first"] and b in c["second"] and e["to_op"] == "matmul"]
+        between = [e for (a, b), e in edges.items() if a in c["first"] and b in c["second"] and e["to_op"] == "matmul"]
+        if len(between) != 1:
+            continue
+        checked, edge = checked + 1, between[0]
         assert edge["fused"] == (c in taken)
-        assert edge["fused"] or "slower than two" in edge["why"]
+        assert edge["fused"] or "slower than two" in edge["why"] or c["joined_clk"] is None
+    assert checked >= 17
     assert len(fused) == record["fused"]
 
 

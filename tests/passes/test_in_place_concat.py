@@ -22,7 +22,7 @@ from ppuc.ir.types import DType, TensorType
 from ppuc.targets.description import load_target
 from tests.support.group_kernels import data
 from tests.support.pass_graphs import Sketch, module_of
-from tests.support.whole_pipeline import compiled
+from tests.support.whole_pipeline import APART, compiled
 
 TINY = load_target("ppu-tiny")
 LARGE = load_target("zhenwu-m890")
@@ -31,7 +31,7 @@ LARGE = load_target("zhenwu-m890")
 def checked(graph: Graph, target: str = "ppu-tiny", **options: str) -> Module:
     """The compiled module, re-executed after every pass and simulated."""
     inputs = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
-    return compiled(module_of(graph, **options), load_target(target), inputs)
+    return compiled(module_of(graph, **options), load_target(target), inputs, APART)
 
 
 def inserts(module: Module) -> list[str]:

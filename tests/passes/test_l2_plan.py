@@ -18,7 +18,7 @@ from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
 from tests.support.group_kernels import data
 from tests.support.pass_graphs import Sketch, module_of
-from tests.support.whole_pipeline import compiled
+from tests.support.whole_pipeline import APART, compiled
 
 TARGETS = [load_target("ppu-tiny"), load_target("zhenwu-m890")]
 
@@ -26,7 +26,7 @@ TARGETS = [load_target("ppu-tiny"), load_target("zhenwu-m890")]
 def checked(s: Sketch, *results: Value, target: Target = TARGETS[0]) -> Module:
     """The module after the pipeline, re-executed after every pass; its program is simulated and has no hazard."""
     graph = s.graph(*results)
-    return compiled(module_of(graph), target, {p.name: data(p.type, i) for i, p in enumerate(graph.params)}, PIPELINE)
+    return compiled(module_of(graph), target, {p.name: data(p.type, i) for i, p in enumerate(graph.params)}, APART)
 
 
 def shared(module: Module) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from ppuc.targets.description import load_target
 from tests.passes.test_horizontal_fusion import UPTO_MERGE, heads, products, self_attention
 from tests.support.group_kernels import data
 from tests.support.pass_graphs import Sketch, module_of
-from tests.support.whole_pipeline import compiled
+from tests.support.whole_pipeline import APART, compiled
 
 LARGE = load_target("zhenwu-m890")
 
@@ -53,7 +53,7 @@ def test_projections_on_narrow_operands_merge(how: str, bias: bool, attention: b
     graph = self_attention(bias=bias)
     module = quantized(graph, PLANS[how], attention)
     inputs = {p.name: data(p.type, 7) for p in graph.params}
-    done = compiled(module, LARGE, inputs)
+    done = compiled(module, LARGE, inputs, APART)
     assert [op.results[0].type.dims for op in products(done)] == [(2, 40, 3 * 64), (2, 40, 64)]
 
 
@@ -90,7 +90,7 @@ def test_weights_in_blocks_merge() -> None:
     q, k, v = (projected() for _ in range(3))
     y = s.matmul(s.softmax(s.matmul(q, k, transpose_b=True)), v)  # type: ignore[arg-type]
     graph = s.graph(y)
-    done = compiled(module_of(graph, precision="bf16"), LARGE, {p.name: data(p.type, 7) for p in graph.params})
+    done = compiled(module_of(graph, precision="bf16"), LARGE, {p.name: data(p.type, 7) for p in graph.params}, APART)
     (joint,) = products(done)
     assert joint.results[0].type.dims == (2, 40, 3 * 64)
     assert {v.type.dtype for v in joint.operands} == {DType.BF16, DType.U8, DType.I8}

@@ -18,7 +18,7 @@ from ppuc.targets.description import load_target
 from ppuc.targets.schema import Target
 from tests.support.group_kernels import data
 from tests.support.pass_graphs import Sketch, module_of
-from tests.support.whole_pipeline import compiled
+from tests.support.whole_pipeline import APART, compiled
 
 LARGE = load_target("zhenwu-m890")
 TINY = load_target("ppu-tiny")
@@ -65,7 +65,7 @@ def groups(module: Module) -> list[Op]:
 def test_embedding_and_norm_are_one_kernel(target: Target, precision: str, normed: bool) -> None:
     graph = embedded(normed)
     feeds = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
-    kinds = [op.attrs.kind for op in groups(compiled(module_of(graph, precision=precision), target, feeds))]  # type: ignore[attr-defined]
+    kinds = [op.attrs.kind for op in groups(compiled(module_of(graph, precision=precision), target, feeds, APART))]  # type: ignore[attr-defined]
     assert kinds[-2:] == ["matmul", "map"]
     assert "concat" not in kinds
 
@@ -75,7 +75,7 @@ def test_embedding_and_norm_are_one_kernel(target: Target, precision: str, norme
 def test_a_norm_before_the_heads_move_is_in_the_kernel(target: Target, precision: str) -> None:
     graph = embedded(first=True)
     feeds = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
-    kinds = [op.attrs.kind for op in groups(compiled(module_of(graph, precision=precision), target, feeds))]  # type: ignore[attr-defined]
+    kinds = [op.attrs.kind for op in groups(compiled(module_of(graph, precision=precision), target, feeds, APART))]  # type: ignore[attr-defined]
     assert kinds[-2:] == ["matmul", "map"]
 
 

@@ -118,7 +118,7 @@ def agree(module: Module, machine: Target, inputs: dict[str, np.ndarray]) -> dic
     """What was left out -> whether the checker reported it, after both judges agreed on every mutation."""
     program = module.program
     assert program is not None
-    unrolled = Unrolled(program)
+    unrolled = Unrolled(program, machine.cu)
     assert not unrolled.unordered(program)
     right = simulated(module, machine, inputs)
     found = {}
@@ -176,7 +176,7 @@ def test_mutations_of_random_graphs(seed: int) -> None:
     for at in range(100 * seed, 100 * seed + 100):
         graph, inputs = generate(at, layers=4)
         module = compiled(module_of(graph), machine, inputs)
-        if moves_by_index(module) or module.program is None or len(Unrolled(module.program).events) > 500:
+        if moves_by_index(module) or module.program is None or len(Unrolled(module.program, machine.cu).events) > 500:
             continue
         if len([*without_each(module.program)]) in range(10, 60):
             agree(module, machine, inputs)

@@ -126,6 +126,7 @@ def test_attention_is_lifted_like_other_layers(tmp_path: Path) -> None:
             read_policy(tmp_path / "bad.toml", plain.all_layers)
 
 
+@pytest.mark.usefixtures("apart")
 def test_operands_travel_in_the_format() -> None:
     """The cast to f8 lies in the epilogue of the producer: f8 is what is stored between the two products."""
     ready = prepared(mlp())

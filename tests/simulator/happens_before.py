@@ -81,10 +81,12 @@ def elements(stmt: Load | Store, param: Param, tile: Sequence[int], env: Mapping
 
 
 class Unrolled:
-    """All instances of a program's only segment, and the order that its signals give them."""
+    """All instances of a program's only segment on a chip of `units` units, and the order that its signals give
+    them."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, units: int) -> None:
         (segment,) = program.segments
+        self.units = units
         self.program, self.segment = program, segment
         self.events: list[Event] = []
         self.queues: dict[tuple[object, ...], list[Event]] = defaultdict(list)
@@ -111,7 +113,8 @@ class Unrolled:
     def _kernel(self, kernel: KernelProgram) -> None:
         grid, params = dict(kernel.grid), {p.name: p for p in kernel.params}
         shapes = {r.name: r.shape for r in kernel.rings}
-        for unit, point in enumerate(itertools.product(*(range(n) for n in grid.values()))):
+        for number, point in enumerate(itertools.product(*(range(n) for n in grid.values()))):
+            unit = (kernel.first + number) % self.units
             coordinates = dict(zip(grid, point, strict=True))
             for queue, body in kernel.streams:
                 turns: dict[tuple[str, str], int] = defaultdict(int)

@@ -20,6 +20,9 @@ from ppuc.ir.module import Module
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.run import RawResult, simulate
 
+APART = tuple(p for p in PIPELINE if p.name != "cascade")
+"""The pipeline without the pass that joins kernels: what the others decide stays visible."""
+
 
 def simulated(module: Module, target: Target, inputs: Mapping[str, np.ndarray]) -> RawResult:
     """Run the program of a compiled module on the simulator, with values and hazards."""

@@ -16,16 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
-from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, operand_view
-from ppuc.compiler.lowering.kernels.window import DEPTHS, SPATIAL, WindowLowering, even_tiles
-from ppuc.compiler.lowering.kernels.window_steps import emit_pool, emit_taps, work
+from ppuc.compiler.lowering.kernels.contraction import operand_ops, operand_view
+from ppuc.compiler.lowering.kernels.window import DEPTHS, SPATIAL, even_tiles
+from ppuc.compiler.lowering.kernels.window_steps import work
+from ppuc.compiler.lowering.kernels.window_tile import split_at, window_of, window_tile
 from ppuc.compiler.lowering.tiling.body import NotFusable, analyse
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, distribute
 from ppuc.compiler.lowering.tiling.unmerged import UnmergedLowering, slot_bytes
-from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder
+from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir.affine import axis
 from ppuc.ir.graph import Graph, Op, Value
-from ppuc.ir.kernel import Load, Mma, TileRef, Vec, View
+from ppuc.ir.kernel import Load, Mma, TileRef, View
 from ppuc.ir.types import Space
 from ppuc.targets.schema import Target
 
@@ -52,10 +53,11 @@ class CascadeLowering(UnmergedLowering):
         self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
     ) -> None:
         product, between = _product(body)
-        first, rest = _split(body, between)
+        first, rest = split_at(body, between)
         domain = product.results[0].type.dims
-        if anchor_of(first, "conv", "pool").results[0].type.dims != between.type.dims:
-            raise NotFusable("the window's results are reshaped before the product")
+        if any(v == between for op in rest.ops for v in op.operands if op.name != "matmul") or between in body.results:
+            raise NotFusable("the window's results have readers other than the product")
+        window = window_of(name, first, between, tensors, loc, target)
         skip = frozenset(op.results[0].name for op in first.ops if op.name != "const") | {product.results[0].name}
         chain = analyse(body, product.results[0], domain, skip | operand_ops(rest, product))
         spatial = len(domain) - 2
@@ -66,11 +68,7 @@ class CascadeLowering(UnmergedLowering):
         if chain.reduce_axes:
             raise NotFusable("the epilogue reduces")
         self.spatial, self.between = spatial, between
-        self.window = WindowLowering(f"{name}.window", first, {**tensors, between.name: between.name}, loc, target)
-        if any(self.window.chain.pulls.values()):
-            raise NotFusable("the window's results are transposed before the product")
-        if self.window.chain.reduce_axes or len(self.window.space.axes) != spatial + 2:
-            raise NotFusable("the window's results are reduced or repeated")
+        self.window = window
         self.window.kernel = self.kernel
         value, self.w = operand_view(body, product.operands[1])
         if product.attrs.transpose_b or self.w.shape != (between.type.dims[-1], domain[-1]):  # type: ignore[attr-defined]
@@ -185,7 +183,7 @@ class CascadeLowering(UnmergedLowering):
         loops = {loop.name: loop for loop in nest.loops}
         results = axes[-1].size
         acc = self.kernel.buffer("acc", self.acc_dtype, [*choice.points, results], Space.ACC, 2)
-        tile = self._window(nest, loops)
+        tile = window_tile(window, self.between, nest, loops, choice.depth)
         wt = self.kernel.buffer("wt", self.w_dtype, [choice.channels, results], depth=choice.depth)
         param = self.kernel.param(self.w_tensor, self.w_dtype, self.w)
         nest.add(nest.depth_of(["c"]), Load(wt, param, (chunk.offset + axis(0), axis(1))))
@@ -198,54 +196,6 @@ class CascadeLowering(UnmergedLowering):
         self.finish_chain(nest, len(outer), builder, [acc], result, loops, after=True)
         self.kernel.nests.append(nest)
         return self.kernel
-
-    def _window(self, nest: Nest, loops: Mapping[str, Tiling]) -> str:
-        """Add the loads and the vec of one chunk of the window's results; returns the chunk's buffer."""
-        window, builder = self.window, ProgramBuilder()
-        ins: list[str] = []
-        weights = ""
-        if window.w is not None:
-            ins.append(window.load_weights(nest, loops, self.choice.depth))
-            weights = builder.param(window.w_dtype, whole=True)
-        ins.append(window.load_halo(nest, loops))
-        x = builder.param(window.dtype, whole=True)
-        tile, halo = window.tiles[1:], window.halo_of(window.tiles)
-        names: dict[str, str] = {}
-        for operand in window.operands:
-            if not operand.written:
-                names[operand.key] = builder.param(operand.dtype, whole=True)
-                ins.append(window.load_operand(nest, operand, loops, self.choice.depth))
-        assert window.chain.anchor is not None
-        ops, bias = window.chain.ops, self._bias()
-        if window.w is not None:
-            result = emit_taps(builder, window.window, x, weights, tile, halo, names[bias] if bias else "")
-        else:
-            result = emit_pool(builder, window.window, x, tile, halo)
-        names[ops[0].results[0].name if bias else window.chain.anchor.name] = result
-        emitter = ChainEmitter(window.chain, builder, names, window.axis_of())
-        for op in ops[1:] if bias else ops:
-            emitter.emit(op)
-        out = self.kernel.buffer("d", self.dtype, tile)
-        results = [(emitter.value(self.between.name), self.dtype)]
-        program = self.kernel.vector(builder.finish(window.name, results))
-        nest.add(len(nest.loops), Vec(program, (out,), tuple(ins)))
-        return out
-
-    def _bias(self) -> str:
-        """The key of the bias that the first op of the window's chain adds: it initialises the sum of taps. "" if that
-        op is no addition, or the sum has other readers."""
-        chain = self.window.chain
-        assert chain.anchor is not None
-        if self.window.w is None or not chain.ops or chain.ops[0].name != "add":
-            return ""
-        first, sums = chain.ops[0], [v.name for op in chain.ops for v in op.operands]
-        keys = [chain.operand_keys.get((first.results[0].name, i)) for i in range(2)]
-        given = [key for key in keys if key is not None]
-        added = [v.name for v, key in zip(first.operands, keys, strict=True) if key is None]
-        reads = sum(chain.alias.get(name, name) == chain.anchor.name for name in sums)
-        if len(given) != 1 or reads != 1 or chain.alias.get(added[0], added[0]) != chain.anchor.name:
-            return ""
-        return given[0]
 
 
 def _product(body: Graph) -> tuple[Op, Value]:
@@ -260,26 +210,6 @@ def _product(body: Graph) -> tuple[Op, Value]:
     if products[0].attrs.transpose_a:  # type: ignore[attr-defined]
         raise NotFusable("the product reads the window's results transposed")
     return products[0], between
-
-
-def _split(body: Graph, between: Value) -> tuple[Graph, Graph]:
-    """The ops that compute `between`, and the others, each as a graph of its own."""
-    needed = {between.name}
-    for op in reversed(body.ops):
-        if op.results[0].name in needed:
-            needed |= {v.name for v in op.operands}
-    ops = tuple(op for op in body.ops if op.results[0].name in needed)
-    others = tuple(op for op in body.ops if op.results[0].name not in needed)
-    if any(v == between for op in others for v in op.operands if op.name != "matmul") or between in body.results:
-        raise NotFusable("the window's results have readers other than the product")
-    return Graph("body", _params(body, ops), (between,), ops), Graph(
-        "body", _params(body, others), body.results, others
-    )
-
-
-def _params(body: Graph, ops: Sequence[Op]) -> tuple[Value, ...]:
-    read = {v.name for op in ops for v in op.operands}
-    return tuple(p for p in body.params if p.name in read)
 
 
 def lower_cascade(

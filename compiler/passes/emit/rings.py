@@ -127,7 +127,7 @@ def _starts_anew(sites: Sequence[Site], name: str, level: int) -> bool:
     if name not in writes(first.stmt) or name in reads(first.stmt):
         return False
     inside = {loop.var for loop in first.loops[level:]}
-    return not isinstance(first.stmt, Mma) or set(first.stmt.start) <= inside
+    return not isinstance(first.stmt, Mma) or (not first.stmt.continues and set(first.stmt.start) <= inside)
 
 
 ORDER = {"claim": 0, "wait": 1, "push": 2, "pop": 3}

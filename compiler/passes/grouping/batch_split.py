@@ -111,7 +111,7 @@ class Run:
             for cut in range(at + 1, self.last[name] + 1):
                 crossing[cut] += 1
         pairs = itertools.pairwise(self.groups)
-        joined = {cut for cut, (one, other) in enumerate(pairs, 1) if may_follow(one, other)}
+        joined = {cut for cut, (one, other) in enumerate(pairs, 1) if may_follow(one, other, sharing=False)}
         inner = [cut for cut in range(1, len(self.groups)) if crossing[cut] <= 1 and cut not in joined]
         return [0, *inner, len(self.groups)]
 

@@ -1,7 +1,7 @@
 """Depth-first fusion: consecutive kernels become one where the tensor between them can stay in l1.
 
-Dynamic programming cuts each chain of groups, in which every group is the only reader of the previous one, into
-kernels. The cost model prices every possible kernel; a cut costs the handover of a tile through l2.
+Dynamic programming cuts each chain of groups, in which every group reads the previous one, into kernels. The cost model
+prices every possible kernel, of the cheapest kind; a cut costs the handover of a tile through l2.
 
 Invariant: groups are joined only if the cost model expects the joint kernel to be faster than separate ones.
 """
@@ -15,7 +15,8 @@ from typing import ClassVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernel_cache import KernelCache
-from ppuc.compiler.lowering.kinds import joined_kind, may_follow
+from ppuc.compiler.lowering.kernel_kind import KernelKind
+from ppuc.compiler.lowering.kinds import joined_kinds, may_follow
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import GROUPED, Contract
@@ -26,7 +27,13 @@ from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import GroupAttrs
 from ppuc.ir.rewrite import Builder, all_names
+from ppuc.ir.types import DType
 from ppuc.targets.schema import Target
+
+_SLOWER = "one kernel that keeps the tensor in l1 would be slower than two"
+
+MOST = 8
+"""Maximum groups of one kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,8 @@ class Cascade(Pass):
 
     %d = group(%x) {kind = "window"}; %y = group(%d, %w) {kind = "matmul"}
         ->  %y = group(%x, %w) {kind = "cascade"}
+    %n = group(%x) {kind = "map"}; %h = group(%n, %v) {kind = "matmul"}; %y = group(%h, %w, %x) {kind = "matmul"}
+        ->  %y = group(%x, %v, %w) {kind = "back-to-back"}
     """
 
     name: ClassVar[str] = "cascade"
@@ -62,26 +71,28 @@ class Cascading:
         self.names = Builder(all_names(graph))
         self.users = users(graph)
         self.outputs = {v.name for v in graph.results}
+        self.position = {op.results[0].name: i for i, op in enumerate(graph.ops) if op.results}
         self.lowered = KernelCache(target)
         self._prices: dict[tuple[str, ...], float | None] = {}  # results of consecutive groups -> cycles of one kernel
+        self._groups: dict[tuple[str, ...], Op] = {}  # the same -> their cheapest joint group
         self._why_not: dict[tuple[str, ...], str] = {}  # the same -> why no such kernel exists
 
     def build(self) -> Graph:
         """The rewritten graph; the same object when nothing is joined."""
-        joined: dict[str, Op] = {}  # name of the last group's first result -> the cascade
-        gone: set[str] = set()
+        joined: dict[str, Op] = {}  # first result of the last member -> the cascade
+        gone: set[str] = set()  # first results of the other members
         for chain in self._chains():
             kernels = self._kernels(chain)
             if (remarks := listener()) is not None:
                 self._remark(chain, kernels, remarks)
             for members in kernels:
                 if len(members) > 1:
-                    joined[members[-1].results[0].name] = self._joined(members)
+                    joined[members[-1].results[0].name] = self._groups[_key(members)]
                     gone |= {op.results[0].name for op in members[:-1]}
         if not joined:
             return self.graph
         ops = [joined.get(op.results[0].name, op) if op.results else op for op in self.graph.ops]
-        return self.graph.with_ops(op for op in ops if not op.results or op.results[0].name not in gone)
+        return self.graph.with_ops(in_order([op for op in ops if not op.results or op.results[0].name not in gone]))
 
     def _remark(self, chain: Sequence[Op], kernels: Sequence[Sequence[Op]], remarks: Collector) -> None:
         """A remark on every two consecutive groups, with the price of two kernels and of one. The first `writers` nodes
@@ -90,42 +101,72 @@ class Cascading:
         for first, second in itertools.pairwise(chain):
             value, nodes = first.results[0], (*first.loc, *second.loc)
             key = (value.name, second.results[0].name)
-            apart = sum(self._price([op]) or 0.0 for op in (first, second)) + self._handover_clk()
+            apart = sum(self._price([op]) or 0.0 for op in (first, second)) + cost.handover_clk(self.target)
             joined, writers = self._price([first, second]), len(first.loc)
             if kernel_of[key[0]] == kernel_of[key[1]]:
                 remarks.applied("cascaded", value.name, nodes, before=apart, after=joined, kernels=-1, writers=writers)
             else:
-                why = self._why_not.get(key, "one kernel that keeps the tensor in l1 would be slower than two")
+                why = self._why_not.get(key, _SLOWER)
                 remarks.missed("not-cascaded", value.name, nodes, why, before=apart, after=joined, writers=writers)
 
     def _chains(self) -> list[list[Op]]:
-        """Maximal chains of groups in which each is the only reader of the previous one."""
+        """Maximal chains of groups in which each reads the previous one and some kernel kind computes both."""
         chains: dict[str, list[Op]] = {}  # result of the last group -> chain
+        found: list[list[Op]] = []
         for op in self.graph.ops:
             if op.body is None:
                 continue
-            chain = next(
-                (chains.pop(v.name) for v in op.operands if v.name in chains and self._follows(chains, v, op)), []
-            )
+            before = (chains[v.name] for v in op.operands if v.name in chains)
+            chain = next((chain for chain in before if self._continues(chain[-1], op)), None)
+            if chain is None:
+                chain = []
+                found.append(chain)
+            else:
+                for result in chain[-1].results:
+                    chains.pop(result.name)
             chain.append(op)
-            chains[op.results[0].name] = chain
-        return [chain for chain in chains.values() if len(chain) > 1]
+            chains |= dict.fromkeys((r.name for r in op.results), chain)
+        return [chain for chain in found if len(chain) > 1]
 
-    def _follows(self, chains: dict[str, list[Op]], value: Value, op: Op) -> bool:
-        """Whether `op` is the only reader of `value` and a cascade supports the two groups' kinds."""
-        before = chains[value.name][-1]
-        alone = len(self.users[value.name]) == 1 and sum(v.name == value.name for v in op.operands) == 1
-        return may_follow(before, op) and alone and len(before.results) == 1 and value.name not in self.outputs
+    def _continues(self, first: Op, second: Op) -> bool:
+        """Whether some kernel kind computes both groups. Indices and masks are written: what they choose depends on
+        rounding, and they explain a result."""
+        wide = (r for r in first.results if not r.type.dtype.is_float and r.type.dtype not in (DType.I8, DType.U8))
+        return may_follow(first, second) and not any(wide)
+
+    def _left(self, members: Sequence[Op]) -> list[Value]:
+        """The results of consecutive groups that others read. Raises NotFusable if some of these feed the groups."""
+        inside = {op.results[0].name for op in members}
+        found = [
+            r
+            for op in members
+            for r in op.results
+            if r.name in self.outputs or any(u.results[0].name not in inside for u in self.users[r.name])
+        ]
+        last = self.position[members[-1].results[0].name]
+        seen: set[str] = set()
+        stack = [u for r in found for u in self.users[r.name] if u.results[0].name not in inside]
+        while stack:
+            op = stack.pop()
+            name = op.results[0].name
+            if name in seen or self.position[name] > last:
+                continue
+            seen.add(name)
+            for user in (u for r in op.results for u in self.users[r.name]):
+                if user.results[0].name in inside:
+                    raise NotFusable("another kernel reads one of the groups and feeds a later one")
+                stack.append(user)
+        return found
 
     def _kernels(self, chain: Sequence[Op]) -> list[list[Op]]:
         """The cut of the chain into kernels with the fewest cycles in total."""
         best = [Cut(0.0, 0)]
         for end in range(1, len(chain) + 1):
             cuts = []
-            for start in range(end):
+            for start in range(max(0, end - MOST), end):
                 price = self._price(chain[start:end])
                 if price is not None:
-                    cuts.append(Cut(best[start].price + price + self._handover_clk(), start))
+                    cuts.append(Cut(best[start].price + price + cost.handover_clk(self.target), start))
             best.append(min(cuts, key=lambda c: c.price))
         kernels: list[list[Op]] = []
         end = len(chain)
@@ -135,25 +176,47 @@ class Cascading:
         return kernels[::-1]
 
     def _price(self, members: Sequence[Op]) -> float | None:
-        """Cycles of one kernel of these groups; None if no such kernel exists or it has no price."""
-        key = tuple(op.results[0].name for op in members)
+        """Cycles of one kernel of these groups, of the cheapest kind; None if no such kernel exists or it has no
+        price."""
+        key = _key(members)
         if key not in self._prices:
-            try:
-                self._prices[key] = self.lowered.price(members[0] if len(members) == 1 else self._joined(members))
-            except NotFusable as error:
-                self._why_not[key] = str(error)
-                self._prices[key] = 0.0 if len(members) == 1 else None
+            self._prices[key] = self._alone(members[0]) if len(members) == 1 else self._together(members)
         return self._prices[key]
 
-    def _handover_clk(self) -> float:
-        """Cycles from a kernel's last store to its reader's first load that the two kernels' prices do not include."""
-        return self.target.store.start_clk + cost.handover_latency_clk(self.target)
+    def _alone(self, group: Op) -> float:
+        """Cycles of the group's own kernel; of kinds without a cost model, the time to move its tensors through l2."""
+        try:
+            return self.lowered.price(group)
+        except NotFusable:
+            moved = sum(v.type.bytes for v in (*group.operands, *group.results))
+            return cost.latency_clk(self.target) + moved / cost.shared_rate(None, self.target, 1)
 
-    def _joined(self, members: Sequence[Op]) -> Op:
-        """One group that computes `members`. Raises NotFusable if no kernel kind supports it."""
-        kind = joined_kind(members)
-        if kind is None:
-            raise NotFusable("no kernel kind cascades groups of these kinds")
+    def _together(self, members: Sequence[Op]) -> float | None:
+        key, best = _key(members), None
+        apart = sum(self._price([op]) or 0.0 for op in members)
+        apart += (len(members) - 1) * cost.handover_clk(self.target)
+        for kind in joined_kinds(members):
+            if kind.least is not None and kind.least(members, self.target) >= apart:
+                self._why_not[key] = "every unit would load the weights of all products"
+                continue
+            try:
+                group = self._joined(members, kind)
+                price = self.lowered.price(group)
+            except NotFusable as error:
+                self._why_not[key] = str(error)
+                continue
+            if best is None or price < best:
+                self._groups[key], best = group, price
+        if best is not None:
+            self._why_not.pop(key, None)
+        return best
+
+    def _joined(self, members: Sequence[Op], kind: KernelKind) -> Op:
+        """One group of that kind that computes `members`. Raises NotFusable if others read what the kind does not
+        store."""
+        left = self._left(members)
+        if not kind.shares and any(r.name not in {v.name for v in members[-1].results} for r in left):
+            raise NotFusable("a tensor between the groups has other readers")
         rename: dict[str, Value] = {}  # outer value -> inner
         ops: list[Op] = []
         operands: list[Value] = []
@@ -173,8 +236,38 @@ class Cascading:
                 ops.append(replace(o, operands=ins, results=outs))
             for result, outer in zip(body.results, op.results, strict=True):
                 rename[outer.name] = inner[result.name]
-        last = members[-1]
+        made = {r.name for o in ops for r in o.results}
+        if any(o.name == "insert" and o.operands[0].name in made for o in ops):
+            raise NotFusable("the groups write parts of one tensor, one after the other")
+        # the last group's first result comes first: it names the kernel
+        results = tuple(sorted(left, key=lambda r: r.name != members[-1].results[0].name))
         params = tuple(rename[v.name] for v in operands)
-        body = Graph("body", params, tuple(rename[r.name] for r in last.results), tuple(ops))
+        body = Graph("body", params, tuple(rename[r.name] for r in results), tuple(ops))
         loc = tuple(dict.fromkeys(name for op in members for name in op.loc))
-        return Op("group", GroupAttrs(kind.name), tuple(operands), last.results, loc, body)
+        return Op("group", GroupAttrs(kind.name), tuple(operands), results, loc, body)
+
+
+def _key(members: Sequence[Op]) -> tuple[str, ...]:
+    return tuple(op.results[0].name for op in members)
+
+
+def in_order(ops: Sequence[Op]) -> list[Op]:
+    """`ops` in an order in which every operand is defined before its use, otherwise as they are."""
+    producer = {r.name: op for op in ops for r in op.results}
+    found: list[Op] = []
+    done: set[int] = set()
+    for op in ops:
+        stack = [op]
+        while stack:
+            top = stack[-1]
+            waiting = [
+                producer[v.name] for v in top.operands if v.name in producer and id(producer[v.name]) not in done
+            ]
+            if waiting:
+                stack += waiting
+                continue
+            stack.pop()
+            if id(top) not in done:
+                done.add(id(top))
+                found.append(top)
+    return found

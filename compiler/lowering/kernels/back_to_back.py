@@ -1,0 +1,317 @@
+"""Several products over the same rows in one kernel: an MLP, or a projection, a norm and the product that reads it.
+
+A unit takes a tile of rows and computes one stage after another (see `tiling.row_stages`); what is between them stays
+in l1. Weights are loaded once where all of them fit l1, else in parts for every tile of rows. A product whose results
+only feed the next one, element by element, is computed in chunks of columns, each of which the next product adds to
+its sum (back-to-back products); one whose results are only stored is computed in chunks, too. The tensor engine then
+computes a chunk while the vector engine is at the one before.
+
+Invariant: chunks divide the columns exactly; a stage with reductions has all features of a row in its tile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.back_to_back_kernel import SLOTS, Building
+from ppuc.compiler.lowering.kernels.row_products import Choice, Plan, Product, RowProducts
+from ppuc.compiler.lowering.kernels.row_stage import Matrix, StageLowering
+from ppuc.compiler.lowering.kernels.window import even_tiles
+from ppuc.compiler.lowering.kernels.window_steps import work
+from ppuc.compiler.lowering.tiling.body import NotFusable
+from ppuc.compiler.lowering.tiling.nest import KernelBuilder, distribute
+from ppuc.compiler.lowering.tiling.tiled import Operand
+from ppuc.compiler.lowering.tiling.unmerged import slot_bytes
+from ppuc.ir.graph import Graph, Op
+from ppuc.ir.kernel import View
+from ppuc.ir.types import Space
+from ppuc.targets.schema import Target
+
+PARTS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Candidate numbers of chunks of a product's columns, and of parts of its sum."""
+
+TOGETHER = (4, 3, 2, 1)
+"""Candidate numbers of chunks in one iteration. All their products are issued first: queues are in order, so the next
+product would otherwise wait until the vector engine is through with the chunk before it."""
+
+WEIGHT_TILES = (65536, 32768, 16384, 8192)
+"""Candidate limits of a tile of weights that are loaded again for each tile of rows, in bytes."""
+
+OVERLAP = 1.15
+"""What kernels of one product gain, relative to their prices, where engines work on different tiles; stages of one
+tile follow one another. Measured on transformers in batches of 1 and 8."""
+
+TALLEST = 256
+"""Maximum rows of a tile."""
+
+
+class BackToBackLowering(RowProducts):
+    """Lowers a group of several products over the same rows."""
+
+    def __init__(
+        self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+    ) -> None:
+        super().__init__(name, body, tensors, loc, target)
+        self.choice = self._choose()
+
+    # the search
+
+    def _choose(self) -> Choice:
+        found = [c for rows in self._row_tiles() for c in self._with_rows(rows)]
+        if not found:
+            raise NotFusable("no tile of rows fits l1 and acc with what is between the products")
+        return min(found, key=lambda c: c.price)
+
+    def _row_tiles(self) -> list[tuple[int, ...]]:
+        """Candidate row tiles, in nearly equal parts of the inner axes."""
+        sizes = [axis.size for axis in self.stages[0].space.axes[: self.stages[0].outer]]
+        if self.window is not None:
+            return self._image_tiles(sizes, self.window.spatial)
+        total = math.prod(sizes)
+        wanted = {min(total, t) for t in (16, 32, 48, 64, 96, 128, 192, TALLEST)}
+        wanted |= {min(-(-total // (self.target.cu * i)), TALLEST) for i in range(1, 9)}
+        found = set()
+        for want in wanted:
+            tiles, left = [1] * len(sizes), want
+            for i in reversed(range(len(sizes))):
+                parts = -(-sizes[i] // min(sizes[i], max(left, 1)))
+                tiles[i] = -(-sizes[i] // parts)
+                left //= tiles[i]
+                if parts > 1:
+                    break
+            found.add(tuple(tiles))
+        return sorted(found)
+
+    @staticmethod
+    def _image_tiles(sizes: Sequence[int], spatial: int) -> list[tuple[int, ...]]:
+        """Candidate tiles of an image: not much longer than wide, as a window also reads what is around them."""
+        outer = (1,) * (len(sizes) - spatial)
+        found = []
+        for points in itertools.product(*(even_tiles(n, 64) for n in sizes[len(outer) :])):
+            if math.prod(points) <= TALLEST and max(points) <= 4 * max(min(points), 4):
+                found.append((*outer, *points))
+        return found
+
+    def _window_clk(self, rows: Sequence[int], active: int) -> tuple[float, float, int]:
+        """Cycles of the vector engine and of loads for a tile of the window's results, and the bytes of its rings."""
+        window, target = self.window, self.target
+        assert window is not None
+        points, channels = self.tile_window(rows)
+        vec = work(window.window, points, [channels]) / target.vector.lanes + window.work.clk(window.tiles)
+        halo = window.halo_of(window.tiles)
+        extents = [min(e, n) for e, n in zip(halo, window.x.shape[1:], strict=True)]
+        traffic = cost.box_traffic(View(window.x.shape[1:], window.x.strides[1:]), extents, window.dtype, target)
+        load = cost.load_clk(traffic, target, active, window.x_space) + cost.overhead_clk(target)
+        size = 2 * slot_bytes(math.prod(halo), window.dtype.bytes)
+        size += 2 * sum(window.slot_bytes(o, window.tiles) for o in window.operands if not o.written)
+        if window.w is not None:
+            size += 2 * slot_bytes(window.window.taps * channels, window.w_dtype.bytes)
+        return vec + cost.overhead_clk(target), load, size
+
+    def _with_rows(self, rows: tuple[int, ...]) -> Iterator[Choice]:
+        """Choices with these row tiles: weights that stay, and several sizes of the tiles of those that do not."""
+        trips = tuple(-(-axis.size // t) for axis, t in zip(self.stages[0].space.axes, rows, strict=False))
+        units = distribute(trips, self.target.cu) if trips else ()
+        iterations = math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
+        busy = math.prod(units)
+        for limit in (None, *WEIGHT_TILES):
+            plans = tuple(self._plan(j, rows, limit) for j in range(len(self.products)))
+            columns = self._column_units(plans, busy)
+            for whole in (False, True):
+                if self._fits(rows, plans, limit is None, whole):
+                    price = self._price(rows, plans, limit is None, iterations, busy * columns, columns)
+                    if whole:
+                        price += cost.latency_clk(self.target)
+                    yield Choice(rows, units, plans, limit is None, columns, price)
+                    break
+
+    def _column_units(self, plans: Sequence[Plan], busy: int) -> int:
+        """Units along the chunks of the last product: what precedes them is computed by each."""
+        stage, plan = self.stages[-1], plans[-1]
+        chunks = math.prod(-(-n // t) for n, t in zip(stage.features, plan.features, strict=True))
+        if chunks == 1 or any(s.stores for s in self.stages[:-1]) or plan.features[1:] != tuple(stage.features[1:]):
+            return 1
+        return max(1, min(chunks, self.target.cu // busy))
+
+    def _plan(self, j: int, rows: tuple[int, ...], limit: int | None) -> Plan:
+        """How product `j` is computed with tiles of weights of at most `limit` bytes (None: they stay in l1)."""
+        product, stage = self.products[j], self.stages[j + 1]
+        n, k, size = math.prod(stage.features), product.k, product.right.dtype.bytes
+        fed = j > 0 and self.feeders[j - 1]
+        feeds = self.feeders[j] and not fed
+        if feeds or (self._columns_apart(j) and not fed):
+            plans = [
+                Plan(features, k, feeds, together)
+                for features in _chunks(stage.features)
+                for together in (TOGETHER if feeds else (1,))
+                if math.prod(stage.features) // math.prod(features) % together == 0
+            ]
+            narrow = [p for p in plans if limit is None or p.together * k * math.prod(p.features) * size <= limit]
+            if not narrow:
+                return min(plans, key=lambda p: p.together * math.prod(p.features))
+            return min(narrow, key=lambda p: self._stage_clk(j, rows, p, limit is None, 1))
+        parts = [k // p for p in PARTS if k % p == 0 and (p == 1 or k // p % 16 == 0)] if len(product.sum) == 1 else [k]
+        fitting = [part for part in parts if limit is None or part * n * size <= limit]
+        return Plan(tuple(stage.features), k if limit is None or fed else (fitting or parts[-1:])[0])
+
+    def _stage_clk(self, j: int, rows: tuple[int, ...], plan: Plan, resident: bool, active: int) -> float:
+        """Cycles of product `j` and its stage for one tile of rows, the fed product's included."""
+        product, stage, target = self.products[j], self.stages[j + 1].at(rows, plan.features), self.target
+        m, n, k = math.prod(rows), math.prod(plan.features), product.k
+        dtype = cost.tensor_dtype(product.dtype, target)
+        chunks = math.prod(-(-a // b) for a, b in zip(stage.features, plan.features, strict=True))
+        mma, steps = cost.mma_clk(m, n, plan.k, dtype, target), k // plan.k
+        vec, load, store = stage.work.clk(stage.tiles), 0.0, 0.0
+        if not resident:
+            load += self._weight_clk(product, plan.k, n, active)
+        if chunks > 1:
+            load += sum(self._operand_clk(stage, o, active) for o in stage.operands)
+        for _, operand in stage.stores:
+            extents = [t if operand.access.present(i) else 1 for i, t in enumerate(stage.tiles)]
+            store += cost.store_clk(
+                cost.box_traffic(operand.access.view, extents, operand.dtype, target), target, active, operand.space
+            )
+        step = cost.overhead_clk(target) + target.tensor.fill_clk
+        latency = cost.latency_clk(target, product.right.space) if load else 0.0
+        if not plan.feeds:
+            if chunks == 1:
+                return steps * cost.beat_clk(mma, load, latency, SLOTS) + vec + 2 * step
+            return chunks * cost.beat_clk(max(mma, vec, store), load, latency, SLOTS) + mma + vec + 2 * step
+        following = self.products[j + 1]
+        width = math.prod(self.stages[j + 2].features)
+        both = mma + cost.mma_clk(m, width, n, cost.tensor_dtype(following.dtype, target), target)
+        if not resident:
+            load += self._weight_clk(following, n, width, active)
+        after = self.stages[j + 2].at(rows)
+        # an iteration issues its products first; the last vector program and product follow one another
+        one = (
+            max(plan.together * (vec + step) + mma, plan.together * both, plan.together * load) + both - mma + 3 * step
+        )
+        return chunks // plan.together * one + after.work.clk(after.tiles)
+
+    def _weight_clk(self, product: Product, k: int, n: int, active: int) -> float:
+        traffic = cost.Traffic(k * n * product.right.dtype.bytes, min(k, n))
+        return cost.load_clk(traffic, self.target, active, product.right.space) + cost.overhead_clk(self.target)
+
+    def _operand_clk(self, stage: StageLowering, operand: Operand, active: int) -> float:
+        access = operand.access
+        extents = [t if access.present(i) else 1 for i, t in enumerate(stage.tiles)]
+        traffic = cost.box_traffic(access.view, extents, operand.dtype, self.target)
+        clk = cost.load_clk(traffic, self.target, active, operand.space)
+        return clk + cost.overhead_clk(self.target)
+
+    def _price(
+        self, rows: tuple[int, ...], plans: Sequence[Plan], resident: bool, iterations: int, active: int, columns: int
+    ) -> float:
+        """Expected cycles."""
+        target = self.target
+        tile = load = store = weights = 0.0
+        spaces: list[Space | None] = []
+        if self.window is not None:
+            vec, load, _ = self._window_clk(rows, active)
+            tile += vec
+            spaces.append(self.window.x_space)
+        elif self.stages[0].kept:
+            first = self.stages[0].at(rows)
+            tile += first.work.clk(first.tiles) + cost.overhead_clk(target)
+        for j, (product, plan) in enumerate(zip(self.products, plans, strict=True)):
+            if j == 0 or not plans[j - 1].feeds:
+                clk = self._stage_clk(j, rows, plan, resident, active)
+                tile += clk / columns if j == len(plans) - 1 else clk
+            if resident:
+                weights += self._weight_clk(product, product.k, math.prod(self.stages[j + 1].features), active)
+            if isinstance(product.left, Matrix):
+                traffic = cost.box_traffic(product.left.view, [*rows, *product.sum], product.dtype, target)
+                load += cost.load_clk(traffic, target, active, product.left.space) + cost.overhead_clk(target)
+                spaces.append(product.left.space)
+        for stage, features in zip(self.stages, (None, *(p.features for p in plans)), strict=True):
+            stage.at(rows, features)
+            chunked = math.prod(stage.features) > math.prod(stage.tiles[stage.outer :])
+            load += 0.0 if chunked else sum(self._operand_clk(stage, o, active) for o in stage.operands)
+            spaces += [o.space for o in stage.operands]
+            for _, operand in stage.stores:
+                extents = [t if operand.access.present(i) else 1 for i, t in enumerate(stage.tiles)]
+                traffic = cost.box_traffic(operand.access.view, extents, operand.dtype, target)
+                store += cost.store_clk(traffic, target, active, operand.space)
+        latency = cost.latency_clk(target, *spaces)
+        if iterations > 1:  # kernels apart start on their first tiles while the one before stores its last
+            latency += (sum(bool(stage.kept) for stage in self.stages) - 1) * cost.handover_clk(target)
+        ahead = cost.handover_latency_clk(target) + 2 * latency  # weights do not wait for another kernel
+        return latency + load + iterations * max(OVERLAP * tile, load) + store + max(0.0, weights - ahead)
+
+    def _fits(self, rows: tuple[int, ...], plans: Sequence[Plan], resident: bool, whole: bool) -> bool:
+        target = self.target
+        l1 = target.l1.bytes if whole else cost.l1_budget(target)
+        acc = target.acc.bytes if whole else cost.acc_budget(target)
+        held, used = 0, self._window_clk(rows, 1)[2] if self.window is not None else 0
+        for j, plan in enumerate(plans):
+            stage, product = self.stages[j + 1].at(rows, plan.features), self.products[j]
+            n = math.prod(plan.features)
+            chunks = math.prod(stage.features) // n
+            held += (plan.together if plan.feeds else 2 if chunks > 1 else 1) * math.prod(rows) * n * 4
+            if resident:
+                used += product.k * math.prod(stage.features) * product.right.dtype.bytes
+            else:
+                before = plans[j - 1] if j and plans[j - 1].feeds else None
+                k = plan.k if before is None else math.prod(before.features)
+                tiles = plan.together if before is None else before.together
+                loaded = math.prod(stage.features) // n * (product.k // k)
+                slots = 2 * tiles if plan.feeds or before is not None else min(SLOTS, loaded + 1)
+                used += slots * k * n * product.right.dtype.bytes
+            if isinstance(product.left, Matrix):
+                used += 2 * math.prod(rows) * product.k * product.dtype.bytes
+        if held > acc:
+            return False
+        for number, stage in enumerate(self.stages):
+            stage.at(rows, None if number == 0 else plans[number - 1].features)
+            slots = 2 * (plans[number - 1].together if number else 1)
+            used += sum(slots * stage.slot_bytes(o, stage.tiles) for o in stage.operands)
+            used += sum(slots * stage.bytes_of(v.dtype, v.present) for v in stage.kept)
+        return used <= l1
+
+    @property
+    def price(self) -> float:
+        """Expected cycles with the chosen tiles."""
+        return self.choice.price
+
+    # building
+
+    def lower(self) -> KernelBuilder:
+        """Build the kernel."""
+        self.kernel.price_clk = self.choice.price
+        return Building(self, self.choice).build()
+
+
+def _chunks(features: Sequence[int]) -> list[tuple[int, ...]]:
+    """Equal parts of the features, along the outer axes first; 16 columns at the least."""
+    found: list[tuple[int, ...]] = []
+    for i, size in enumerate(features):
+        inner = math.prod(features[i + 1 :])
+        for parts in PARTS:
+            if (
+                size % parts == 0
+                and (size // parts * inner >= 16)
+                and (parts == 1 or size // parts * inner % 16 == 0 or i)
+            ):
+                tile = (*(1 for _ in features[:i]), size // parts, *features[i + 1 :])
+                if tile not in found:
+                    found.append(tile)
+    return found or [tuple(features)]
+
+
+def least_clk(groups: Sequence[Op], target: Target) -> float:
+    """Cycles in which a unit loads the weights of all products of consecutive groups but the last, whose columns may be
+    divided among units."""
+    products = [op for group in groups if group.body is not None for op in group.body.ops if op.name == "matmul"]
+    size = sum(math.prod(op.operands[1].type.dims) * op.operands[1].type.dtype.bytes for op in products[:-1])
+    return size / min(target.load.bytes_per_clk, target.l2.bytes_per_clk_per_cu)
+
+
+def lower_back_to_back(
+    name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
+) -> KernelBuilder:
+    """Lower a group of several products over the same rows. Raises NotFusable."""
+    return BackToBackLowering(name, body, tensors, loc, target).lower()
