@@ -104,6 +104,7 @@ class StatementChecker:
         tiles: Iterable[Tile],
         vectors: Mapping[str, VectorProgram],
     ) -> None:
+        self.sums: set[str] = set()  # accumulators of the products so far
         self.findings = findings
         self.grid, self.first = dict(grid), first
         self.params = {p.name: p for p in params}
@@ -262,6 +263,9 @@ class StatementChecker:
                 self.add("K5", stmt, f"start names %{name}, which is not a loop around it")
         if stmt.continues and stmt.start:
             self.add("K5", stmt, "a product that continues a sum never starts one, but has loops in start")
+        if stmt.continues and stmt.dst not in self.sums:
+            self.add("K5", stmt, f"continues a sum in %{stmt.dst} that no product before it began")
+        self.sums.add(stmt.dst)
         a, b = self._operand(stmt, stmt.a, loops), self._operand(stmt, stmt.b, loops)
         k = stmt.k_axes
         if not (1 <= k <= len(a) and k <= len(b)):

@@ -120,6 +120,8 @@ def _with_body(*stmts: Stmt) -> Kernel:
         ("K3", Store("nothing", "at", (axis(0), axis(1)))),
         ("K5", Load("at", "x", (var("z") + axis(0), axis(1)))),
         ("K5", Mma("c", TileRef("at"), TileRef("bt"), ("z",))),
+        ("K5", Mma("c", TileRef("at"), TileRef("bt"), ("k",), continues=True)),
+        ("K5", Mma("c", TileRef("at"), TileRef("bt"), (), continues=True)),
         ("K5", Vec("bias_relu", ("o",), ("c", "bias"), (), (var("z"),))),
         ("K5", Vec("bias_relu", ("o",), ("c", "bias"), (), (axis(0),))),
         ("K8", Mma("at", TileRef("at"), TileRef("bt"), ())),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Mma
 from ppuc.ir.module import Module
+from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.ir.ops.elementwise import CastAttrs
 from ppuc.ir.ops.reduction import CumsumAttrs
 from ppuc.ir.rewrite import without_dead_ops
@@ -196,6 +198,70 @@ def bodies(draw: st.DrawFn) -> tuple[Sketch, list[Value]]:
 def test_any_sequence_of_stages(body: tuple[Sketch, list[Value]], target: Target, precision: str) -> None:
     s, results = body
     checked(s, target, *results, precision=precision)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("target", [TINY, LARGE], ids=lambda t: t.name)
+def test_features_in_another_order_are_written(target: Target) -> None:
+    """Weights that are parameters cannot take the permutation over."""
+    s = Sketch()
+    h = s.op("relu", s.matmul(s.param(1, 40, 32), s.param(32, 32)))
+    turned = s.reshape(s.transpose(s.reshape(h, 1, 40, 4, 8), 0, 1, 3, 2), 1, 40, 32)
+    checked(s, target, s.matmul(turned, s.param(32, 48)))
+    s = Sketch()
+    y = linear(s, s.param(1, 40, 16), 16)
+    z = linear(s, y, 16)
+    turned = s.reshape(s.transpose(s.reshape(y, 1, 40, 4, 4), 0, 1, 3, 2), 1, 40, 16)
+    checked(s, target, s.op("add", z, turned))
+
+
+@pytest.mark.usefixtures("always")
+def test_a_product_of_each_head_is_its_own() -> None:
+    s = Sketch()
+    heads = s.transpose(s.reshape(linear(s, s.param(1, 40, 32), 64), 40, 4, 16), 1, 0, 2)
+    back = s.reshape(s.transpose(linear(s, heads, 16), 1, 0, 2), 1, 40, 64)
+    checked(s, LARGE, linear(s, back, 24))
+
+
+@pytest.mark.usefixtures("always")
+def test_kernels_that_would_read_one_another_stay_apart() -> None:
+    """Two streams, each of which reads a mean over the rows of the other."""
+    s = Sketch()
+    one, other = (linear(s, s.param(1, 40, 32), 32) for _ in range(2))
+    norms = [s.layer_norm(x) for x in (one, other)]
+    means = [linear(s, s.mean(s.op("tanh", x), 1), 48) for x in (one, other)]
+    results = [s.op("add", s.matmul(n, s.weight(32, 48)), m) for n, m in zip(norms, reversed(means), strict=True)]
+    checked(s, LARGE, *results, precision="bf16")
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("shape", [(3, 9), (9, 3)])
+def test_an_image_of_one_row(shape: tuple[int, int]) -> None:
+    s = Sketch()
+    x = s.op("relu", s.conv(s.param(2, 3, *shape), 16, 3))
+    attrs = ConvAttrs((1, 1), (0, 0), (0, 0), (1, 1), 16)
+    y = s.op("conv", x, s.weight(16, 1, 3, 3, scale=0.3), attrs=attrs)
+    checked(s, LARGE, s.op("neg", s.conv(y, 24, 1)))
+
+
+@pytest.mark.usefixtures("always")
+def test_repeated_features_are_summed_as_often_as_they_are_repeated() -> None:
+    s = Sketch()
+    x = s.op("tanh", s.expand(s.param(1, 40, 1), 1, 40, 32))
+    checked(s, LARGE, linear(s, s.op("sub", x, s.reduce("sum", x, 2)), 16))
+    s = Sketch()
+    checked(s, LARGE, linear(s, s.op("relu", linear(s, s.expand(s.param(1, 40, 1), 1, 40, 32), 16)), 16))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_means_of_large_images_do_not_overflow(precision: str) -> None:
+    """They are taken by rows, and what is between the two kernels is stored in 16 bits."""
+    s = Sketch()
+    x = s.param(1, 8, 64, 1024)
+    y = linear(s, s.reshape(s.mean(s.op("relu", s.conv(x, 8, 1)), 2, 3), 1, 8), 16)
+    feeds = {x.name: np.full(x.type.dims, 200, np.float32)}
+    module = compiled(module_of(s.graph(y), precision=precision), LARGE, feeds, PIPELINE)
+    assert any(r.type.dims == (1, 64, 1, 8) for op in module.graph.ops for r in op.results)
 
 
 def refused(graph: Graph, match: str) -> None:

@@ -11,6 +11,7 @@ Invariant: chunks divide the columns exactly; a stage with reductions has all fe
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from ppuc.compiler.lowering.kernels.row_stage import Matrix, StageLowering
 from ppuc.compiler.lowering.kernels.window import even_tiles
 from ppuc.compiler.lowering.kernels.window_steps import work
 from ppuc.compiler.lowering.tiling.body import NotFusable
-from ppuc.compiler.lowering.tiling.nest import KernelBuilder, distribute
+from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, distribute
 from ppuc.compiler.lowering.tiling.tiled import Operand
 from ppuc.compiler.lowering.tiling.unmerged import slot_bytes
 from ppuc.ir.graph import Graph, Op
@@ -118,7 +119,9 @@ class BackToBackLowering(RowProducts):
         iterations = math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
         busy = math.prod(units)
         for limit in (None, *WEIGHT_TILES):
-            plans = tuple(self._plan(j, rows, limit) for j in range(len(self.products)))
+            plans: tuple[Plan, ...] = ()
+            for j in range(len(self.products)):
+                plans += (self._plan(j, rows, limit, fed=bool(plans) and plans[-1].feeds),)
             columns = self._column_units(plans, busy)
             for whole in (False, True):
                 if self._fits(rows, plans, limit is None, whole):
@@ -134,18 +137,20 @@ class BackToBackLowering(RowProducts):
         chunks = math.prod(-(-n // t) for n, t in zip(stage.features, plan.features, strict=True))
         if chunks == 1 or any(s.stores for s in self.stages[:-1]) or plan.features[1:] != tuple(stage.features[1:]):
             return 1
+        if not all(operand.access.present(stage.outer) for _, operand in stage.stores):
+            return 1
         return max(1, min(chunks, self.target.cu // busy))
 
-    def _plan(self, j: int, rows: tuple[int, ...], limit: int | None) -> Plan:
-        """How product `j` is computed with tiles of weights of at most `limit` bytes (None: they stay in l1)."""
+    def _plan(self, j: int, rows: tuple[int, ...], limit: int | None, *, fed: bool) -> Plan:
+        """How product `j` is computed with tiles of weights of at most `limit` bytes (None: they stay in l1). `fed`:
+        the product before hands on its chunks, which are the parts of this one's sum."""
         product, stage = self.products[j], self.stages[j + 1]
         n, k, size = math.prod(stage.features), product.k, product.right.dtype.bytes
-        fed = j > 0 and self.feeders[j - 1]
         feeds = self.feeders[j] and not fed
         if feeds or (self._columns_apart(j) and not fed):
             plans = [
                 Plan(features, k, feeds, together)
-                for features in _chunks(stage.features)
+                for features in _chunks(tuple(stage.features))
                 for together in (TOGETHER if feeds else (1,))
                 if math.prod(stage.features) // math.prod(features) % together == 0
             ]
@@ -251,18 +256,23 @@ class BackToBackLowering(RowProducts):
             stage, product = self.stages[j + 1].at(rows, plan.features), self.products[j]
             n = math.prod(plan.features)
             chunks = math.prod(stage.features) // n
-            held += (plan.together if plan.feeds else 2 if chunks > 1 else 1) * math.prod(rows) * n * 4
+            if (
+                max(len(stage.tile_axes()), self._left_rank(j, rows), len(product.sum) + len(plan.features))
+                > MAX_TILE_RANK
+            ):
+                return False
+            held += (plan.together if plan.feeds else 2 if chunks > 1 else 1) * slot_bytes(math.prod(rows) * n, 4)
             if resident:
-                used += product.k * math.prod(stage.features) * product.right.dtype.bytes
+                used += slot_bytes(product.k * math.prod(stage.features), product.right.dtype.bytes)
             else:
                 before = plans[j - 1] if j and plans[j - 1].feeds else None
                 k = plan.k if before is None else math.prod(before.features)
                 tiles = plan.together if before is None else before.together
                 loaded = math.prod(stage.features) // n * (product.k // k)
                 slots = 2 * tiles if plan.feeds or before is not None else min(SLOTS, loaded + 1)
-                used += slots * k * n * product.right.dtype.bytes
+                used += slots * slot_bytes(k * n, product.right.dtype.bytes)
             if isinstance(product.left, Matrix):
-                used += 2 * math.prod(rows) * product.k * product.dtype.bytes
+                used += 2 * slot_bytes(math.prod(rows) * product.k, product.dtype.bytes)
         if held > acc:
             return False
         for number, stage in enumerate(self.stages):
@@ -271,6 +281,10 @@ class BackToBackLowering(RowProducts):
             used += sum(slots * stage.slot_bytes(o, stage.tiles) for o in stage.operands)
             used += sum(slots * stage.bytes_of(v.dtype, v.present) for v in stage.kept)
         return used <= l1
+
+    def _left_rank(self, j: int, rows: tuple[int, ...]) -> int:
+        """Axes of the tile of the left operand of product `j`."""
+        return sum(n > 1 or i in self.stages[j + 1].always for i, n in enumerate(rows)) + len(self.products[j].sum)
 
     @property
     def price(self) -> float:
@@ -285,7 +299,8 @@ class BackToBackLowering(RowProducts):
         return Building(self, self.choice).build()
 
 
-def _chunks(features: Sequence[int]) -> list[tuple[int, ...]]:
+@functools.lru_cache(maxsize=4096)
+def _chunks(features: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Equal parts of the features, along the outer axes first; 16 columns at the least."""
     found: list[tuple[int, ...]] = []
     for i, size in enumerate(features):

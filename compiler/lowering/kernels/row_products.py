@@ -100,7 +100,8 @@ class RowProducts:
     def _follow(self, window: WindowLowering) -> None:
         """Let the tiles of all stages have the axes of the window's tiles. Raises NotFusable."""
         outer = self.stages[0].outer
-        if outer < window.spatial or 1 in window.x.shape[1 : 1 + window.spatial]:
+        assert self.head is not None
+        if outer < window.spatial or 1 in self.head.type.dims[1 : 1 + window.spatial]:
             raise NotFusable("the window's image has an axis of one element")
         for stage in self.stages:
             stage.always = frozenset(range(outer - window.spatial, outer))

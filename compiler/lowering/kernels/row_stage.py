@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, op_axes
 from ppuc.compiler.lowering.tiling.nest import Tiling
 from ppuc.compiler.lowering.tiling.row_layout import spread
-from ppuc.compiler.lowering.tiling.row_stages import RowStages, Stage
+from ppuc.compiler.lowering.tiling.row_stages import RowStages
 from ppuc.compiler.lowering.tiling.space import Access, Axis, IterationSpace, merge
 from ppuc.compiler.lowering.tiling.tiled import Operand, TiledLowering
 from ppuc.compiler.lowering.tiling.vector_work import VectorWork, vector_work
@@ -58,6 +58,7 @@ class Merger:
     separate: bool = False
     """Keep every part of the rows an axis of its own."""
     _noted: dict[Domain, dict[str, View]] = field(default_factory=dict)
+    _merged: dict[Domain, list[list[int]]] = field(default_factory=dict)
 
     def note(self, view: View, *domains: Domain) -> View:
         """Record an access with the axes of `domains`, one after another; returns it."""
@@ -71,6 +72,12 @@ class Merger:
         return tuple(math.prod(self.rows.atoms.sizes[a] for a in group) for group in self._groups(domain))
 
     def _groups(self, domain: Domain) -> list[list[int]]:
+        """The leaves of each merged axis, once all accesses are recorded."""
+        if domain not in self._merged:
+            self._merged[domain] = self._merge(domain)
+        return self._merged[domain]
+
+    def _merge(self, domain: Domain) -> list[list[int]]:
         if not domain:
             return []
         if self.separate and domain == self.rows.rows:
@@ -263,4 +270,4 @@ def local(rows: RowStages, name: str, merger: Merger, domains: Sequence[Domain])
     return Local(name, rows.values[name].type.dtype, merger.present(name, *domains))
 
 
-__all__ = ["Domain", "Local", "Matrix", "Merger", "Stage", "StageAccesses", "StageLowering", "local"]
+__all__ = ["Domain", "Local", "Matrix", "Merger", "StageAccesses", "StageLowering", "local"]

@@ -116,6 +116,8 @@ def spread(view: View, layout: Layout, domain: Sequence[int], atoms: Atoms) -> V
         for atom in reversed(atoms.leaves(axis)) if size > 1 else ():
             if atom not in strides:
                 raise NotFusable("a value has rows that others do not have")
+            if stride == 0:
+                raise NotFusable("an operand repeats elements")
             strides[atom] = inner
             inner *= atoms.sizes[atom]
     sizes = (atoms.sizes[a] if strides[a] else 1 for a in domain)

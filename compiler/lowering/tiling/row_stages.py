@@ -248,10 +248,35 @@ class RowStages:
             ):
                 raise NotFusable("a reduction over part of the features")
         self.rows = self.atoms.leaves(self.rows or ())
+        self._check_orders()
         for layout in (*self.layouts.values(), *self.given.values()):
             leaves = [leaf for axis in layout for leaf in self.atoms.leaves(axis)]
             if len(set(leaves)) < len(leaves):
                 raise NotFusable("an op combines every row, or feature, with every other")
+
+    def _check_orders(self) -> None:
+        """Raise NotFusable unless every reader of a value of an earlier stage takes its features in the order in which
+        that stage computes them."""
+        for number, stage in enumerate(self.stages):
+            for op in stage.ops:
+                for operand in op.operands:
+                    source = self.source(operand.name)
+                    before = self.stage_of.get(source, number)
+                    held = [a for axis in self.layouts.get(operand.name, ()) for a in self.atoms.leaves(axis)]
+                    if before < number and not all(self.atoms.row[a] for a in held):
+                        self._require(self.stages[before].features == stage.features)
+            if stage.product is None:
+                continue
+            left = stage.product.operands[0]
+            *rows, summed = map(self.atoms.leaves, self.layout(left))
+            self._require(all(self.atoms.row[a] for axis in rows for a in axis))
+            if left.name in self.layouts:
+                self._require(self.stages[self.stage_of[self.source(left.name)]].features == summed)
+
+    @staticmethod
+    def _require(same: bool) -> None:
+        if not same:
+            raise NotFusable("a product or an op takes features in another order than they are computed in")
 
 
 def analyse_rows(body: Graph, head: Value | None = None) -> RowStages:

@@ -23,6 +23,7 @@ from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.remarks import Collector, listener
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.ir.analysis import users
+from ppuc.ir.errors import InternalError
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
 from ppuc.ir.ops.structure import GroupAttrs
@@ -72,6 +73,8 @@ class Cascading:
         self.users = users(graph)
         self.outputs = {v.name for v in graph.results}
         self.position = {op.results[0].name: i for i, op in enumerate(graph.ops) if op.results}
+        self.producer = {r.name: op for op in graph.ops for r in op.results}
+        self.kernel_of: dict[str, tuple[Op, ...]] = {}  # result of a group -> the groups that it is joined with
         self.lowered = KernelCache(target)
         self._prices: dict[tuple[str, ...], float | None] = {}  # results of consecutive groups -> cycles of one kernel
         self._groups: dict[tuple[str, ...], Op] = {}  # the same -> their cheapest joint group
@@ -86,9 +89,10 @@ class Cascading:
             if (remarks := listener()) is not None:
                 self._remark(chain, kernels, remarks)
             for members in kernels:
-                if len(members) > 1:
+                if len(members) > 1 and not self._depends_on_itself(members):
                     joined[members[-1].results[0].name] = self._groups[_key(members)]
                     gone |= {op.results[0].name for op in members[:-1]}
+                    self.kernel_of |= dict.fromkeys((op.results[0].name for op in members), tuple(members))
         if not joined:
             return self.graph
         ops = [joined.get(op.results[0].name, op) if op.results else op for op in self.graph.ops]
@@ -133,6 +137,34 @@ class Cascading:
         rounding, and they explain a result."""
         wide = (r for r in first.results if not r.type.dtype.is_float and r.type.dtype not in (DType.I8, DType.U8))
         return may_follow(first, second) and not any(wide)
+
+    def _depends_on_itself(self, members: Sequence[Op]) -> bool:
+        """Whether one kernel of these groups would read, through kernels that are joined already, what it computes.
+        Only a kernel that ends after the first member begins can lead back to it."""
+        inside = {op.results[0].name for op in members}
+        first = self.position[members[0].results[0].name]
+        read = (self.producer[v.name] for op in members for v in op.operands if v.name in self.producer)
+        late = (op for op in read if op.results[0].name not in inside)
+        if all(self.position[self._kernel(op)[-1].results[0].name] < first for op in late):
+            return False
+        seen: set[str] = set()
+        stack = [*members]
+        while stack:
+            for user in (u for r in stack.pop().results for u in self.users[r.name]):
+                name = user.results[0].name
+                if name in inside or name in seen:
+                    continue
+                kernel = self._kernel(user)
+                seen |= {op.results[0].name for op in kernel}
+                if any(v.name in self.producer and self.producer[v.name].results[0].name in seen
+                       for op in members for v in op.operands):  # fmt: skip
+                    return True
+                stack += kernel
+        return False
+
+    def _kernel(self, op: Op) -> Sequence[Op]:
+        """The groups that are joined with `op`."""
+        return self.kernel_of.get(op.results[0].name, (op,))
 
     def _left(self, members: Sequence[Op]) -> list[Value]:
         """The results of consecutive groups that others read. Raises NotFusable if some of these feed the groups."""
@@ -252,10 +284,12 @@ def _key(members: Sequence[Op]) -> tuple[str, ...]:
 
 
 def in_order(ops: Sequence[Op]) -> list[Op]:
-    """`ops` in an order in which every operand is defined before its use, otherwise as they are."""
+    """`ops` in an order in which every operand is defined before its use, otherwise as they are. Raises InternalError
+    if an op depends on itself."""
     producer = {r.name: op for op in ops for r in op.results}
     found: list[Op] = []
     done: set[int] = set()
+    begun: set[int] = set()
     for op in ops:
         stack = [op]
         while stack:
@@ -264,6 +298,9 @@ def in_order(ops: Sequence[Op]) -> list[Op]:
                 producer[v.name] for v in top.operands if v.name in producer and id(producer[v.name]) not in done
             ]
             if waiting:
+                if id(top) in begun:
+                    raise InternalError(f"{top.results[0]} depends on itself")
+                begun.add(id(top))
                 stack += waiting
                 continue
             stack.pop()

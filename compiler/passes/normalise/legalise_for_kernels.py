@@ -68,6 +68,8 @@ def _row_by_row(target: Target, b: Builder, op: Op) -> Sequence[Value] | None:
     attrs = op.attrs
     if not isinstance(attrs, ReduceAttrs) or not attrs.keepdims or len(attrs.axes) < 2:
         return None
+    if attrs.kind not in ("sum", "max", "min") or not op.operands[0].type.dtype.is_float:
+        return None
     (x,) = op.operands
     dims, axes = x.type.dims, attrs.axes
     points = math.prod(dims[a] for a in axes)
@@ -77,7 +79,14 @@ def _row_by_row(target: Target, b: Builder, op: Op) -> Sequence[Value] | None:
     if math.prod(dims[: axes[0]]) * channels * 2 > target.cu:
         return None
     rows = b("reduce", x, attrs=replace(attrs, axes=axes[1:]))
-    return _counted("row-by-row", op, [b("reduce", rows, attrs=replace(attrs, axes=axes[:1]), hint=op.results[0].name)])
+    if attrs.kind == "sum":  # a tensor between kernels, perhaps in f16: means do not overflow where elements do not
+        count = points // dims[axes[0]]
+        rows = b("mul", rows, b.scalar(1 / count, x.type.dtype))
+        total = b("reduce", rows, attrs=replace(attrs, axes=axes[:1]))
+        result = b("mul", total, b.scalar(count, x.type.dtype), hint=op.results[0].name)
+    else:
+        result = b("reduce", rows, attrs=replace(attrs, axes=axes[:1]), hint=op.results[0].name)
+    return _counted("row-by-row", op, [result])
 
 
 def most_joined(target: Target) -> int:
