@@ -42,13 +42,3 @@ def e5m2(values: np.ndarray, codes: np.ndarray, saturate: bool) -> None:
         code = over if a >= np.uint32(0x47700000) else code
         code = np.uint32(0x7E) if a > np.uint32(0x7F800000) else code
         codes[i] = sign | code
-
-
-@entry
-def bf16(values: np.ndarray, codes: np.ndarray, saturate: bool) -> None:
-    bits = values.view(np.uint32)
-    for i in range(bits.size):
-        u = bits[i]
-        rounded = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        quiet = ((u >> np.uint32(16)) & np.uint32(0x8000)) | np.uint32(0x7FC0)
-        codes[i] = quiet if (u & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000) else rounded

@@ -32,7 +32,6 @@ ENTRIES: tuple[Any, ...] = (
     placement_search.search,
     encode_loops.e4m3,
     encode_loops.e5m2,
-    encode_loops.bf16,
 )
 SEARCHED = ((3, 0, 1), (2, 2, 3), (2, 2, 2), (3, 1, 2))
 """Bytes, first and last step of buffers that fit 7 bytes in no greedy order."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -109,6 +112,15 @@ def test_interpreters_round_alike_whatever_the_size(dtype: DType) -> None:
     values[::97] = np.nan
     parts = [narrow(part, dtype) for part in np.split(values, 2 * LARGE // 64)]
     assert np.array_equal(narrow(values, dtype), np.concatenate(parts))
+
+
+def test_bf16_needs_no_compiled_code() -> None:
+    """Importing numba takes longer than encoding the weights of a network."""
+    code = (
+        "import sys, numpy as np; from ppuc.ir.encode import encode; from ppuc.ir.types import DType; "
+        "encode(np.ones(1 << 16, np.float32), DType.BF16, False); print('numba' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_onnx_knows_the_formats() -> None:

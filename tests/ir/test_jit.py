@@ -201,8 +201,8 @@ def test_old_files_are_removed(folders: tuple[Path, Path]) -> None:
 
 
 def encoded(loop: Callable[..., None]) -> list[int]:
-    """bf16 codes of 1 and 2."""
-    codes, values = np.zeros(2, np.uint16), np.array([1, 2], np.float32)
+    """e4m3 codes of 1 and 2."""
+    codes, values = np.zeros(2, np.uint8), np.array([1, 2], np.float32)
     values.flags.writeable = False
     loop(values, codes, False)
     return [int(code) for code in codes]
@@ -229,23 +229,23 @@ def test_an_entry_point_is_compiled_once(folders: tuple[Path, Path], builds: lis
     said: list[str] = []
     with store.announced(said.append):
         for _ in range(2):
-            assert encoded(entry(encode_loops.bf16.py_func)) == [0x3F80, 0x4000]
-            assert builds == ["bf16"]
+            assert encoded(entry(encode_loops.e4m3.py_func)) == [0x38, 0x40]
+            assert builds == ["e4m3"]
         (file,) = folders[0].iterdir()
         file.write_bytes(file.read_bytes()[:-1])
         for _ in range(2):
-            assert encoded(entry(encode_loops.bf16.py_func)) == [0x3F80, 0x4000]
-            assert builds == ["bf16", "bf16"]
+            assert encoded(entry(encode_loops.e4m3.py_func)) == [0x38, 0x40]
+            assert builds == ["e4m3", "e4m3"]
     assert len(said) == 1
 
 
 def test_another_version_of_numba_compiles_again(
     folders: tuple[Path, Path], builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded(entry(encode_loops.bf16.py_func))
+    encoded(entry(encode_loops.e4m3.py_func))
     monkeypatch.setattr(numba, "__version__", "0.1")
-    assert encoded(entry(encode_loops.bf16.py_func)) == [0x3F80, 0x4000]
-    assert builds == ["bf16", "bf16"]
+    assert encoded(entry(encode_loops.e4m3.py_func)) == [0x38, 0x40]
+    assert builds == ["e4m3", "e4m3"]
     assert len(list(folders[0].iterdir())) == 2
 
 
