@@ -74,10 +74,10 @@ class Launch:
     wait for a free accumulator slot of its kernel, as a thread block waits for registers, and products take the time of
     whole tiles even at a tensor's edge. The units of a launch start `dispatch_clk` apart. Tiles distributed in order
     cover a square of the result at any time, so that a cached l2 serves their shared operands. `tile_sides` are the
-    tile sides of the machine's kernel library. Whole columns: a product whose operands and result fit a quarter of l1
-    is loaded whole; otherwise its weights are loaded first, where they fit three quarters, and rows stream past them,
-    as compilers for large scratchpads do. Images of a convolution are loaded whole, too, as many as a quarter holds
-    with the filters."""
+    tile sides of the machine's kernel library; powers of two: 64, 128 and 256. Whole columns: a product whose operands
+    and result fit a quarter of l1 is loaded whole; otherwise its weights are loaded first, where they fit three
+    quarters, and rows stream past them, as compilers for large scratchpads do. Images of a convolution are loaded
+    whole, too, as many as a quarter holds with the filters."""
 
     granularity: str = quantity("segment|kernel")
     kernel_us: float = quantity("us", zero=True)
