@@ -97,28 +97,28 @@ ABLATIONS: dict[str, Callable[[Passes], Passes]] = {
 
 CASES: dict[str, Case] = {
     **{f"gemm-{size}": Case(partial(networks.gemm, size=size), (1.10, 1.06)) for size in range(4096, 16385, 1024)},
-    "resnet50-b1": Case(lambda folder: networks.resnet50(folder, 1), (4.5, 2.5)),
-    "resnet50-b8": Case(lambda folder: networks.resnet50(folder, 8), (2.0, 1.6)),
-    "resnet50-b32": Case(lambda folder: networks.resnet50(folder, 32), (1.35, 1.25)),
+    "resnet50-b1": Case(lambda folder: networks.resnet50(folder, 1), (3.4, 1.9)),
+    "resnet50-b8": Case(lambda folder: networks.resnet50(folder, 8), (1.4, 1.18)),
+    "resnet50-b32": Case(lambda folder: networks.resnet50(folder, 32), (1.18, 1.1)),
     "resnet50-b64": Case(lambda folder: networks.resnet50(folder, 64), (1.2, 1.15)),
     "resnet50-b128": Case(lambda folder: networks.resnet50(folder, 128), (1.2, 1.15)),
     "resnet50-b256": Case(lambda folder: networks.resnet50(folder, 256), (1.2, 1.15)),
-    "vit-b-b8": Case(lambda folder: networks.vit_b(folder, 8), (1.35, 1.35)),
-    "bert-b8x128": Case(lambda folder: networks.bert_base(folder, 8, 128), (1.4, 1.4)),
+    "vit-b-b8": Case(lambda folder: networks.vit_b(folder, 8), (1.18, 1.08)),
+    "bert-b8x128": Case(lambda folder: networks.bert_base(folder, 8, 128), (1.18, 1.05)),
     "decoder-decode-4k": Case(
         lambda folder: networks.decoder(folder, 1, 4096), (1.15, 1.15), networks.decoder_caches()
     ),
     "decoder-prefill-2k": Case(lambda folder: networks.decoder(folder, 2048, 0), (1.3, 1.3)),
-    "mobilenetv2-b1": Case(lambda folder: networks.mobilenet_v2(folder, 1), (12, 12)),
-    "mobilenetv2-b32": Case(lambda folder: networks.mobilenet_v2(folder, 32), (3.0, 3.0)),
-    "swin-b1": Case(lambda folder: perception.swin(folder, 1), (17, 10)),
-    "repvit-b1": Case(lambda folder: perception.repvit(folder, 1), (22, 12)),
-    "whisper-b1": Case(lambda folder: perception.whisper_encoder(folder, 1), (10, 6)),
-    "segformer-b1": Case(lambda folder: perception.segformer_b0(folder, 1), (5.5, 4)),
-    "dit-b1": Case(lambda folder: perception.dit(folder, 1), (37, 20)),
-    "swin-b8": Case(lambda folder: perception.swin(folder, 8), (4.9, 3)),
-    "repvit-b8": Case(lambda folder: perception.repvit(folder, 8), (5.6, 3)),
-    "whisper-b8": Case(lambda folder: perception.whisper_encoder(folder, 8), (3.0, 2)),
+    "mobilenetv2-b1": Case(lambda folder: networks.mobilenet_v2(folder, 1), (12, 8)),
+    "mobilenetv2-b32": Case(lambda folder: networks.mobilenet_v2(folder, 32), (2.8, 2.0)),
+    "swin-b1": Case(lambda folder: perception.swin(folder, 1), (12, 6)),
+    "repvit-b1": Case(lambda folder: perception.repvit(folder, 1), (16, 8)),
+    "whisper-b1": Case(lambda folder: perception.whisper_encoder(folder, 1), (7, 4)),
+    "segformer-b1": Case(lambda folder: perception.segformer_b0(folder, 1), (5, 2.5)),
+    "dit-b1": Case(lambda folder: perception.dit(folder, 1), (24, 18)),
+    "swin-b8": Case(lambda folder: perception.swin(folder, 8), (3.1, 2)),
+    "repvit-b8": Case(lambda folder: perception.repvit(folder, 8), (3.5, 2)),
+    "whisper-b8": Case(lambda folder: perception.whisper_encoder(folder, 8), (1.8, 1.3)),
 }
 
 
