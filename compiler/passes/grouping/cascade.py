@@ -130,7 +130,7 @@ class Cascading:
                     chains.pop(result.name)
             chain.append(op)
             chains |= dict.fromkeys((r.name for r in op.results), chain)
-        return [chain for chain in found if len(chain) > 1]
+        return [chain for chain in found if _some_join(chain)]
 
     def _continues(self, first: Op, second: Op) -> bool:
         """Whether some kernel kind computes both groups. Indices and masks are written: what they choose depends on
@@ -277,6 +277,12 @@ class Cascading:
         body = Graph("body", params, tuple(rename[r.name] for r in results), tuple(ops))
         loc = tuple(dict.fromkeys(name for op in members for name in op.loc))
         return Op("group", GroupAttrs(kind.name), tuple(operands), results, loc, body)
+
+
+def _some_join(chain: Sequence[Op]) -> bool:
+    """Whether some kernel kind computes consecutive groups of a chain, which are then worth a price."""
+    ends = ((start, end) for start in range(len(chain)) for end in range(start + 2, min(start + MOST, len(chain)) + 1))
+    return any(joined_kinds(chain[start:end]) for start, end in ends)
 
 
 def _key(members: Sequence[Op]) -> tuple[str, ...]:
