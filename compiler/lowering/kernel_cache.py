@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-from ppuc.compiler.lowering.kinds import lower_group, packages_of, price_group
+from ppuc.compiler.lowering.kinds import lower_group, packages_of, searched_group
 from ppuc.compiler.lowering.limits import may_lack_rings, require_limits
 from ppuc.compiler.lowering.records import decoded, encoded
 from ppuc.compiler.lowering.search_store import SearchStore, key_of, package_digest
@@ -115,9 +115,10 @@ class KernelCache:
         return found
 
     def _priced(self, kind: str, body: Graph) -> float:
-        price = price_group(kind, body, self.target)
+        searched = searched_group(kind, body, self.target)
+        price = searched.price
         if may_lack_rings(body, self.target):
-            self._candidate(kind, body, 0)
+            require_limits(searched.lower().finish()[0], self.target)
         return price
 
     def _kept(self, asked: tuple[object, ...], search: Callable[[], T]) -> T | NotFusable:

@@ -20,10 +20,21 @@ from ppuc.targets.schema import Target
 Takes = Callable[[Op], bool]
 TakesBody = Callable[[Graph], bool]
 Check = Callable[[Graph, Target], object]
-Price = Callable[[Graph, Target], float]
 Tiled = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], KernelBuilder]
 """Builds a kernel from its name, the body, the tensor of each parameter and result of the body, the ONNX nodes, and the
 target."""
+
+
+class Searched(Priced, Protocol):
+    """A group with its best tiles: their price, and the kernel that they make."""
+
+    def lower(self) -> KernelBuilder:
+        """Build the kernel."""
+        ...
+
+
+Search = Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], Searched]
+"""Takes what Tiled takes."""
 
 
 class Lower(Protocol):
@@ -66,9 +77,9 @@ class KernelKind:
     `lower` can tell."""
     lower: Lower
     """Builds the kernel."""
-    price: Price | None = None
-    """Expected cycles with the best tiles; raises NotFusable if none fit. None: the kind has no cost model, and passes
-    leave such groups unchanged."""
+    search: Search | None = None
+    """Searches the best tiles; raises NotFusable if none fit. None: the kind has no cost model, and passes leave such
+    groups unchanged."""
 
     epilogue: bool = True
     """The kernel supports an epilogue: elementwise ops can follow the anchor, and results can differ from operands in
@@ -98,13 +109,3 @@ def one_tiling(lower: Tiled) -> Lower:
         return lower(name, body, tensors, loc, target)
 
     return ranked
-
-
-def price_of(lowering: Callable[[str, Graph, Mapping[str, str], tuple[str, ...], Target], Priced]) -> Price:
-    """Wraps the price that a lowering finds for its best tiles, as a Price."""
-
-    @wraps(lowering)
-    def price(body: Graph, target: Target) -> float:
-        return lowering("kernel", body, {v.name: v.name for v in (*body.params, *body.results)}, (), target).price
-
-    return price

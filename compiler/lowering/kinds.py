@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ppuc.compiler.lowering.kernel_kind import KernelKind, always, one_tiling, price_of
+from ppuc.compiler.lowering.kernel_kind import KernelKind, Searched, always, one_tiling
 from ppuc.compiler.lowering.kernels.attention import AttentionLowering, check_attention, lower_attention
 from ppuc.compiler.lowering.kernels.back_to_back import BackToBackLowering, least_clk, lower_back_to_back
 from ppuc.compiler.lowering.kernels.blocks import check_matmul, lower_matmul, matmul_lowering
@@ -54,7 +54,7 @@ _ROWS = (
         unanchored=always,
         check=lambda body, target: check_map(body),
         lower=one_tiling(lower_map),
-        price=price_of(MapLowering),
+        search=MapLowering,
         overwrites=True,
     ),
     KernelKind(  # views that must be materialised
@@ -68,7 +68,7 @@ _ROWS = (
         anchors={"matmul": always},
         check=check_matmul,
         lower=lower_matmul,
-        price=price_of(matmul_lowering),
+        search=matmul_lowering,
         overwrites=True,
         rereads=True,
         shortest_k=64,
@@ -78,7 +78,7 @@ _ROWS = (
         anchors={"conv": always},
         check=check_conv,
         lower=lower_conv,
-        price=price_of(ConvLowering),
+        search=ConvLowering,
         overwrites=True,
         rereads=True,
         shortest_k=16,
@@ -88,7 +88,7 @@ _ROWS = (
         anchors={"pool": always, "conv": is_depthwise},
         check=check_window,
         lower=one_tiling(lower_window),
-        price=price_of(WindowLowering),
+        search=WindowLowering,
         rereads=True,
     ),
     KernelKind(  # the tensor between the two stays in l1
@@ -96,7 +96,7 @@ _ROWS = (
         members=lambda kinds: tuple(kinds) == ("window", "matmul"),
         follows=lambda first, second: (first, second) == ("window", "matmul"),
         lower=one_tiling(lower_cascade),
-        price=price_of(CascadeLowering),
+        search=CascadeLowering,
         rereads=True,
     ),
     KernelKind(  # products over the same rows, with norms between them: what is between them stays in l1
@@ -106,7 +106,7 @@ _ROWS = (
         least=least_clk,
         shares=True,
         lower=one_tiling(lower_back_to_back),
-        price=price_of(BackToBackLowering),
+        search=BackToBackLowering,
         rereads=True,
     ),
     KernelKind(
@@ -114,7 +114,7 @@ _ROWS = (
         anchors={"attention": always, "attention_parts": always},
         check=check_attention,
         lower=one_tiling(lower_attention),
-        price=price_of(AttentionLowering),
+        search=AttentionLowering,
         rereads=True,
         shortest_keys=64,
     ),
@@ -295,10 +295,15 @@ def lower_group(
 def price_group(kind: str, body: Graph, target: Target) -> float:
     """Expected cycles of a kernel with its best tiles. Raises NotFusable if nothing fits, or the kind has no cost
     model."""
-    price = kind_named(kind).price
-    if price is None:
+    return searched_group(kind, body, target).price
+
+
+def searched_group(kind: str, body: Graph, target: Target) -> Searched:
+    """A group with its best tiles, under the names of its values. Raises NotFusable like price_group."""
+    search = kind_named(kind).search
+    if search is None:
         raise NotFusable(f"kernels of kind {kind} have no cost model")
-    return price(body, target)
+    return search("kernel", body, {v.name: v.name for v in (*body.params, *body.results)}, (), target)
 
 
 def packages_of(kind: str, body: Graph) -> list[str]:

@@ -61,7 +61,7 @@ def test_the_second_compilation_does_not_search(folder: Path, monkeypatch: pytes
         raise AssertionError("a search ran")
 
     monkeypatch.setattr("ppuc.compiler.lowering.kernel_cache.lower_group", searched)
-    monkeypatch.setattr("ppuc.compiler.lowering.kernel_cache.price_group", searched)
+    monkeypatch.setattr("ppuc.compiler.lowering.kernel_cache.searched_group", searched)
     assert print_module(compiled()) == print_module(first)
 
 

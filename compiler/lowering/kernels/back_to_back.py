@@ -86,13 +86,14 @@ class BackToBackLowering(RowProducts):
             found.add(tuple(tiles))
         return sorted(found)
 
-    @staticmethod
-    def _image_tiles(sizes: Sequence[int], spatial: int) -> list[tuple[int, ...]]:
-        """Candidate tiles of an image: not much longer than wide, as a window also reads what is around them."""
+    def _image_tiles(self, sizes: Sequence[int], spatial: int) -> list[tuple[int, ...]]:
+        """Candidate tiles of an image: not much longer than wide, as a window also reads what is around them, and not
+        so small that units have more than two of them where larger ones would give each one."""
         outer = (1,) * (len(sizes) - spatial)
+        least = min(math.prod(sizes) // self.target.cu, TALLEST) // 2
         found = []
         for points in itertools.product(*(even_tiles(n, 64) for n in sizes[len(outer) :])):
-            if math.prod(points) <= TALLEST and max(points) <= 4 * max(min(points), 4):
+            if least <= math.prod(points) <= TALLEST and max(points) <= 4 * max(min(points), 4):
                 found.append((*outer, *points))
         return found
 
@@ -129,6 +130,8 @@ class BackToBackLowering(RowProducts):
                     if whole:
                         price += cost.latency_clk(self.target)
                     yield Choice(rows, units, plans, limit is None, columns, price)
+                    if limit is None and not whole:
+                        return  # weights that have room are not loaded again
                     break
 
     def _column_units(self, plans: Sequence[Plan], busy: int) -> int:
