@@ -93,9 +93,17 @@ class BackToBackLowering(RowProducts):
         least = min(math.prod(sizes) // self.target.cu, TALLEST) // 2
         found = []
         for points in itertools.product(*(even_tiles(n, 64) for n in sizes[len(outer) :])):
-            if least <= math.prod(points) <= TALLEST and max(points) <= 4 * max(min(points), 4):
+            if math.prod(points) <= TALLEST and max(points) <= 4 * max(min(points), 4):
                 found.append((*outer, *points))
-        return found
+        large = [tile for tile in found if math.prod(tile) >= least]
+        return large if any(self._room_for(tile) for tile in large) else found
+
+    def _room_for(self, rows: tuple[int, ...]) -> bool:
+        """Whether l1 and acc have room for these row tiles and the smallest tiles of weights."""
+        plans: tuple[Plan, ...] = ()
+        for j in range(len(self.products)):
+            plans += (self._plan(j, rows, WEIGHT_TILES[-1], fed=bool(plans) and plans[-1].feeds),)
+        return self._fits(rows, plans, False, True)
 
     def _window_clk(self, rows: Sequence[int], active: int) -> tuple[float, float, int]:
         """Cycles of the vector engine and of loads for a tile of the window's results, and the bytes of its rings."""
