@@ -180,16 +180,12 @@ class BackToBackLowering(RowProducts):
         dtype = cost.tensor_dtype(product.dtype, target)
         chunks = math.prod(-(-a // b) for a, b in zip(stage.features, plan.features, strict=True))
         mma, steps = cost.mma_clk(m, n, plan.k, dtype, target), k // plan.k
-        vec, load, store = stage.work.clk(stage.tiles), 0.0, 0.0
+        vec, load = stage.work.clk(stage.tiles), 0.0
         if not resident:
             load += self._weight_clk(product, plan.k, n, active)
         if chunks > 1:
             load += sum(self._operand_clk(stage, o, active) for o in stage.operands)
-        for _, operand in stage.stores:
-            extents = [t if operand.access.present(i) else 1 for i, t in enumerate(stage.tiles)]
-            store += cost.store_clk(
-                cost.box_traffic(operand.access.view, extents, operand.dtype, target), target, active, operand.space
-            )
+        store = self._store_clk(stage, active)
         step = cost.overhead_clk(target) + target.tensor.fill_clk
         latency = cost.latency_clk(target, product.right.space) if load else 0.0
         if not plan.feeds:
@@ -209,15 +205,24 @@ class BackToBackLowering(RowProducts):
         return chunks // plan.together * one + after.work.clk(after.tiles)
 
     def _weight_clk(self, product: Product, k: int, n: int, active: int) -> float:
+        """Cycles of the load queue for `k` x `n` weights, while `active` units load."""
         traffic = cost.Traffic(k * n * product.right.dtype.bytes, min(k, n))
         return cost.load_clk(traffic, self.target, active, product.right.space) + cost.overhead_clk(self.target)
 
+    def _traffic(self, stage: StageLowering, operand: Operand) -> cost.Traffic:
+        """Traffic of the stage's current tile of an operand or result."""
+        extents = [t if operand.access.present(i) else 1 for i, t in enumerate(stage.tiles)]
+        return cost.box_traffic(operand.access.view, extents, operand.dtype, self.target)
+
     def _operand_clk(self, stage: StageLowering, operand: Operand, active: int) -> float:
-        access = operand.access
-        extents = [t if access.present(i) else 1 for i, t in enumerate(stage.tiles)]
-        traffic = cost.box_traffic(access.view, extents, operand.dtype, self.target)
-        clk = cost.load_clk(traffic, self.target, active, operand.space)
+        """Cycles of the load queue for a tile of an operand of the stage's ops, while `active` units load."""
+        clk = cost.load_clk(self._traffic(stage, operand), self.target, active, operand.space)
         return clk + cost.overhead_clk(self.target)
+
+    def _store_clk(self, stage: StageLowering, active: int) -> float:
+        """Cycles of the store queue for a tile of all results of a stage, while `active` units store."""
+        results = [operand for _, operand in stage.stores]
+        return sum(cost.store_clk(self._traffic(stage, o), self.target, active, o.space) for o in results)
 
     def _price(
         self, rows: tuple[int, ...], plans: Sequence[Plan], resident: bool, iterations: int, active: int, columns: int
@@ -248,10 +253,7 @@ class BackToBackLowering(RowProducts):
             chunked = math.prod(stage.features) > math.prod(stage.tiles[stage.outer :])
             load += 0.0 if chunked else sum(self._operand_clk(stage, o, active) for o in stage.operands)
             spaces += [o.space for o in stage.operands]
-            for _, operand in stage.stores:
-                extents = [t if operand.access.present(i) else 1 for i, t in enumerate(stage.tiles)]
-                traffic = cost.box_traffic(operand.access.view, extents, operand.dtype, target)
-                store += cost.store_clk(traffic, target, active, operand.space)
+            store += self._store_clk(stage, active)
         latency = cost.latency_clk(target, *spaces)
         if iterations > 1:  # kernels apart start on their first tiles while the one before stores its last
             latency += (sum(bool(stage.kept) for stage in self.stages) - 1) * cost.handover_clk(target)

@@ -136,7 +136,6 @@ class RowProducts:
         w = merger.note(both, summed, columns)
         x = None
         if a.name not in rows.layouts:
-            assert rows.rows is not None
             seen = spread(rows.memory(a).view, rows.given[a.name], (*rows.rows, *summed), rows.atoms)
             x = merger.note(seen, rows.rows, summed)
         return op, x, w, summed
@@ -157,13 +156,11 @@ class RowProducts:
         left: Matrix | Local
         if x is None:
             source = rows.source(a.name)
-            assert rows.rows is not None
             left = local(rows, source, merger, (rows.rows, summed))
         else:
             value = rows.memory(a).value
             if value.type.dtype is not dtype:
                 raise NotFusable("the product's left operand is widened before it")
-            assert rows.rows is not None
             view = merger.view(x, rows.rows, summed)
             left = Matrix(self.tensors[value.name], dtype, value.space, view, len(view.shape) - len(sizes))
         return Product(left, right, dtype, DType.F32 if dtype.is_float else DType.I32, sizes)

@@ -124,7 +124,6 @@ class StageAccesses:
 
     def __init__(self, rows: RowStages, number: int, merger: Merger) -> None:
         stage = rows.stages[number]
-        assert rows.rows is not None
         self.rows, self.stage, self.number = rows, stage, number
         self.domains = (rows.rows, stage.features)
         anchor = stage.product.results[0] if stage.product is not None else None

@@ -52,7 +52,7 @@ class RowStages:
     alias: dict[str, str] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
     stage_of: dict[str, int] = field(default_factory=dict)
-    rows: tuple[int, ...] | None = None
+    rows: tuple[int, ...] = ()
     head_rows: tuple[int, ...] = ()
     values: dict[str, Value] = field(default_factory=dict)
     """Computed values by name, aliases excluded."""
@@ -87,7 +87,7 @@ class RowStages:
         features = self.atoms.new(width, row=False)
         self.layouts[head.name] = (*self._row_atoms(rows), features)
         self.values[head.name], self.stage_of[head.name] = head, 0
-        self.stages[0].features, self.head_rows = features, self.rows or ()
+        self.stages[0].features, self.head_rows = features, self.rows
 
     def add(self, op: Op) -> None:
         """Relate `op` to the rows. Raises NotFusable."""
@@ -127,7 +127,7 @@ class RowStages:
 
     def _row_atoms(self, shape: Sequence[int]) -> Layout:
         """Row axes of a value that no computed one precedes: the first determines the order of all."""
-        floating = self.rows is not None
+        floating = bool(self.rows)
         layout = tuple(self.atoms.new(size, row=True, floating=floating) for size in shape)
         if not floating and any(layout):
             self.rows = tuple(a for axis in layout for a in axis)
@@ -188,7 +188,7 @@ class RowStages:
             axes[-1] = self.atoms.new(shape[-1], row=False)
         missing = [size if not axes[i] else 1 for i, size in enumerate(shape[:-1])]
         if max(missing, default=1) > 1:
-            if any(axes[:-1]) and self.rows is not None:
+            if any(axes[:-1]) and self.rows:
                 raise NotFusable("a computed value is repeated over rows")
             axes[:-1] = [mine or new for mine, new in zip(axes[:-1], self._row_atoms(missing), strict=True)]
         for operand in op.operands:
@@ -247,7 +247,7 @@ class RowStages:
                 self.atoms.leaves(self.layout(op.operands[0])[-1]) != stage.features for op in stage.ops if op_axes(op)
             ):
                 raise NotFusable("a reduction over part of the features")
-        self.rows = self.atoms.leaves(self.rows or ())
+        self.rows = self.atoms.leaves(self.rows)
         self._check_orders()
         for layout in (*self.layouts.values(), *self.given.values()):
             leaves = [leaf for axis in layout for leaf in self.atoms.leaves(axis)]
