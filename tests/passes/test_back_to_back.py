@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from ppuc.compiler.lowering.kernels.back_to_back import BackToBackLowering
 from ppuc.compiler.lowering.kinds import lower_group
 from ppuc.compiler.lowering.tiling.body import NotFusable
-from ppuc.compiler.passes.grouping.cascade import Cascading
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Mma
@@ -25,22 +23,11 @@ from ppuc.ir.rewrite import without_dead_ops
 from ppuc.ir.types import DType
 from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Target
-from tests.support.group_kernels import data
+from tests.support.joined_kernels import checked, join_always, kinds
 from tests.support.pass_graphs import Sketch, module_of
 from tests.support.whole_pipeline import compiled
 
 TINY, LARGE = load_target("ppu-tiny"), load_target("zhenwu-m890")
-
-
-def checked(s: Sketch, target: Target, *results: Value, precision: str = "model") -> Module:
-    """The module after the pipeline, re-executed after every pass; its program is simulated and has no hazard."""
-    graph = s.graph(*results)
-    feeds = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
-    return compiled(module_of(graph, precision=precision), target, feeds, PIPELINE)
-
-
-def kinds(module: Module) -> list[str]:
-    return [op.attrs.kind for op in module.graph.ops if op.name == "group"]  # type: ignore[attr-defined]
 
 
 def made(module: Module) -> list[Op]:
@@ -51,13 +38,7 @@ def made(module: Module) -> list[Op]:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups are joined wherever a kernel exists."""
-    price = Cascading._price
-
-    def cheap(self: Cascading, members: Sequence[Op]) -> float | None:
-        found = price(self, members)
-        return None if found is None else found / 1000 ** (len(members) - 1)
-
-    monkeypatch.setattr(Cascading, "_price", cheap)
+    join_always(monkeypatch)
 
 
 def linear(s: Sketch, x: Value, outputs: int) -> Value:

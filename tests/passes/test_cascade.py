@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,29 +13,14 @@ from ppuc.compiler.lowering.kinds import joined_kinds, lower_group
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.passes.grouping import cascade
-from ppuc.compiler.passes.grouping.cascade import Cascading
-from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.report.fusion import fusion_record
-from ppuc.ir.graph import Op, Value
-from ppuc.ir.module import Module
+from ppuc.ir.graph import Value
 from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Target
-from tests.support.group_kernels import data
-from tests.support.pass_graphs import Sketch, module_of
-from tests.support.whole_pipeline import compiled
+from tests.support.joined_kernels import checked, join_always, kinds
+from tests.support.pass_graphs import Sketch
 
 TINY, LARGE = load_target("ppu-tiny"), load_target("zhenwu-m890")
-
-
-def checked(s: Sketch, target: Target, *results: Value, precision: str = "model") -> Module:
-    """The module after the pipeline, re-executed after every pass; its program is simulated and has no hazard."""
-    graph = s.graph(*results)
-    feeds = {p.name: data(p.type, i) for i, p in enumerate(graph.params)}
-    return compiled(module_of(graph, precision=precision), target, feeds, PIPELINE)
-
-
-def kinds(module: Module) -> list[str]:
-    return [op.attrs.kind for op in module.graph.ops if op.name == "group"]  # type: ignore[attr-defined]
 
 
 def separable(s: Sketch, x: Value, outputs: int, stride: int = 1, residual: bool = False) -> Value:
@@ -50,13 +34,7 @@ def separable(s: Sketch, x: Value, outputs: int, stride: int = 1, residual: bool
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cascade that has a kernel is taken."""
-    price = Cascading._price
-
-    def cheap(self: Cascading, members: Sequence[Op]) -> float | None:
-        found = price(self, members)
-        return None if found is None else found / 1000 ** (len(members) - 1)
-
-    monkeypatch.setattr(Cascading, "_price", cheap)
+    join_always(monkeypatch)
     monkeypatch.setattr(cascade, "joined_kinds", lambda groups: [k for k in joined_kinds(groups) if not k.shares])
 
 

@@ -100,10 +100,7 @@ class BackToBackLowering(RowProducts):
 
     def _room_for(self, rows: tuple[int, ...]) -> bool:
         """Whether l1 and acc have room for these row tiles and the smallest tiles of weights."""
-        plans: tuple[Plan, ...] = ()
-        for j in range(len(self.products)):
-            plans += (self._plan(j, rows, WEIGHT_TILES[-1], fed=bool(plans) and plans[-1].feeds),)
-        return self._fits(rows, plans, False, True)
+        return self._fits(rows, self._plans(rows, WEIGHT_TILES[-1]), False, True)
 
     def _window_clk(self, rows: Sequence[int], active: int) -> tuple[float, float, int]:
         """Cycles of the vector engine and of loads for a tile of the window's results, and the bytes of its rings."""
@@ -128,9 +125,7 @@ class BackToBackLowering(RowProducts):
         iterations = math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
         busy = math.prod(units)
         for limit in (None, *WEIGHT_TILES):
-            plans: tuple[Plan, ...] = ()
-            for j in range(len(self.products)):
-                plans += (self._plan(j, rows, limit, fed=bool(plans) and plans[-1].feeds),)
+            plans = self._plans(rows, limit)
             columns = self._column_units(plans, busy)
             for whole in (False, True):
                 if self._fits(rows, plans, limit is None, whole):
@@ -151,6 +146,13 @@ class BackToBackLowering(RowProducts):
         if not all(operand.access.present(stage.outer) for _, operand in stage.stores):
             return 1
         return max(1, min(chunks, self.target.cu // busy))
+
+    def _plans(self, rows: tuple[int, ...], limit: int | None) -> tuple[Plan, ...]:
+        """A plan for each product (see `_plan`)."""
+        plans: tuple[Plan, ...] = ()
+        for j in range(len(self.products)):
+            plans += (self._plan(j, rows, limit, fed=bool(plans) and plans[-1].feeds),)
+        return plans
 
     def _plan(self, j: int, rows: tuple[int, ...], limit: int | None, *, fed: bool) -> Plan:
         """How product `j` is computed with tiles of weights of at most `limit` bytes (None: they stay in l1). `fed`:
@@ -269,10 +271,8 @@ class BackToBackLowering(RowProducts):
             stage, product = self.stages[j + 1].at(rows, plan.features), self.products[j]
             n = math.prod(plan.features)
             chunks = math.prod(stage.features) // n
-            if (
-                max(len(stage.tile_axes()), self._left_rank(j, rows), len(product.sum) + len(plan.features))
-                > MAX_TILE_RANK
-            ):
+            ranks = len(stage.tile_axes()), self._left_rank(j, rows), len(product.sum) + len(plan.features)
+            if max(ranks) > MAX_TILE_RANK:
                 return False
             held += (plan.together if plan.feeds else 2 if chunks > 1 else 1) * slot_bytes(math.prod(rows) * n, 4)
             if resident:
@@ -319,15 +319,12 @@ def _chunks(features: tuple[int, ...]) -> list[tuple[int, ...]]:
     for i, size in enumerate(features):
         inner = math.prod(features[i + 1 :])
         for parts in PARTS:
-            if (
-                size % parts == 0
-                and (size // parts * inner >= 16)
-                and (parts == 1 or size // parts * inner % 16 == 0 or i)
-            ):
+            columns = size // parts * inner
+            if size % parts == 0 and columns >= 16 and (parts == 1 or columns % 16 == 0 or i):
                 tile = (*(1 for _ in features[:i]), size // parts, *features[i + 1 :])
                 if tile not in found:
                     found.append(tile)
-    return found or [tuple(features)]
+    return found or [features]
 
 
 def least_clk(groups: Sequence[Op], target: Target) -> float:

@@ -6,7 +6,7 @@ Invariant: loads of weights precede loads that wait for another kernel wherever 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ppuc.compiler.lowering.kernels.row_products import Choice, RowProducts
 from ppuc.compiler.lowering.kernels.row_stage import Local, StageLowering
@@ -22,12 +22,12 @@ SLOTS = 4
 """Slots of the ring of weights that a loop over chunks or parts of a sum loads."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk(Tiling):
     """The `tile` elements from `start` on of each iteration of `loop`."""
 
-    loop: Tiling = field(default_factory=lambda: Tiling("", 1, 1))
-    start: int = 0
+    loop: Tiling
+    start: int
 
     @property
     def offset(self) -> Affine:
