@@ -7,9 +7,10 @@ sum, not each weight, is divided by the total: it has fewer elements. The factor
 cancels: the total contains it too.
 
 Rows are (head within its key/value group, query): heads that share keys share the loaded tiles. Where it is faster, a
-loop iteration interleaves up to four parts of rows (FlashAttention-3: Shah et al. 2024, with two), so that the tensor
-engine works on some while the vector engine computes the softmax of another. Causal attention takes its rows in bands:
-each walks the keys that all its rows see, without a mask, and then those that its last row sees, and no others.
+loop iteration interleaves up to four parts of rows (FlashAttention-3: Shah et al. 2024, with two), or, of few rows, up
+to four tiles of keys, so that the tensor engine works on some while the vector engine computes the softmax of another.
+Causal attention takes its rows in bands: each walks the keys that all its rows see, without a mask, and then those that
+its last row sees, and no others.
 
 Invariant: the maximum starts at the lowest finite f32, so a row whose keys so far are all masked has weights exp(-inf)
 = 0, not NaN; a fully masked row ends as 0 / 0 = NaN, as in the decomposition.
@@ -44,9 +45,10 @@ class AttentionLowering(TiledAttention):
         loops, _ = self.loops(shape)
         self.key = len(loops) + (self.walks > 1)
         bands = self.bands(shape, loops[ROW])
-        lanes = [self._lane(i) for i in range(shape.lanes)]
+        lanes = [self._lane() for _ in range(shape.lanes)]
+        lanes += [self._lane(lanes[0]) for _ in range(1, shape.together)]
         for key in "kv":
-            for group in range(shape.groups):
+            for group in range(shape.groups * shape.together):
                 buffer = self._matrix_buffer(key)
                 for lane in lanes[group * shape.parts : (group + 1) * shape.parts]:
                     lane.matrices[key] = buffer
@@ -67,15 +69,16 @@ class AttentionLowering(TiledAttention):
             loops = [*loops, Tiling("p", self.walks, 1, self.walk_units)]
         walks = self._walks(loops, rows, suffix)
         nest = walks[-1].nest
+        rows_of = lanes[: self.shape.lanes]
         for i, lane in enumerate(lanes):
-            lane.loops = self._parts_of(loops, i)
-            if self.streaming:
-                self._start(nest, lane)
+            lane.loops = self._parts_of(loops, i % self.shape.lanes)
+        for lane in rows_of if self.streaming else ():
+            self._start(nest, lane)
         for walk in walks:
             self._steps(walk, lanes)
             if walk.nest is not nest:
                 nest.prepend(walk.nest, self.key)
-        for lane in lanes:
+        for lane in rows_of:
             self._finish(nest, lane)
         return nest
 
@@ -88,7 +91,8 @@ class AttentionLowering(TiledAttention):
             return [Walk(Nest([*loops, PartKeys("s", self.span, shape.keys, limit=self.s), depth]), self.masked)]
         keys, visible = self.seen(rows[1]), self.unmasked_tiles(shape, rows[0]) * shape.keys
         if not visible:
-            whole = Range(f"s{suffix}", keys, shape.keys) if suffix or keys < self.s else Tiling("s", keys, shape.keys)
+            tile = shape.keys * shape.together
+            whole = Range(f"s{suffix}", keys, tile) if suffix or keys < self.s else Tiling("s", keys, tile)
             return [Walk(Nest([*loops, whole, depth]), self.masked)]
         first = Walk(Nest([*loops, Range(f"s{suffix}", visible, shape.keys), depth]), False)
         if visible == keys:
@@ -97,18 +101,24 @@ class AttentionLowering(TiledAttention):
         return [first, Walk(Nest([*loops, last, Tiling(f"f{suffix}", depth.size, depth.tile)]), True)]
 
     def _steps(self, walk: Walk, lanes: Sequence[Lane]) -> None:
-        """Add what an iteration over a tile of keys does."""
+        """Add what an iteration over a tile of keys, or several, does."""
         parts, columns = self.shape.parts, walk.nest.loops[ROW + 1]
-        for i, lane in enumerate(lanes):
+        tiles = [tile for tile in walk.tiles(self.shape.together) for _ in range(self.shape.lanes)]
+        steps = list(zip(tiles, lanes, strict=True))
+        for i, (tile, lane) in enumerate(steps):
             if i % parts == 0:
-                self._load_matrix(walk, lane, "k", (walk.keys, walk.depth), self.key + 2)
-            self._scores(walk, lane)
-        for lane in lanes[::parts]:
-            self._load_matrix(walk, lane, "v", (walk.keys, columns), self.key + 1, after=True)
-        for lane in lanes:
-            self._softmax(walk, lane)
-        for lane in lanes:
-            self._product(walk, lane)
+                self._load_matrix(tile, lane, "k", (tile.keys, walk.depth), self.key + 2)
+            self._scores(tile, lane)
+        for tile, lane in steps[::parts]:
+            self._load_matrix(tile, lane, "v", (tile.keys, columns), self.key + 1, after=True)
+        # rows of one part follow the softmax of their next keys, so that the vector engine does not wait for a product
+        ahead = 1 if self.shape.together > 1 else len(steps)
+        for tile, lane in steps[:ahead]:
+            self._softmax(tile, lane)
+        for i, (tile, lane) in enumerate(steps):
+            for later in steps[i + ahead : i + ahead + 1]:
+                self._softmax(*later)
+            self._product(tile, lane)
 
     def _parts_of(self, loops: Sequence[Tiling], part: int) -> dict[str, Tiling]:
         """The loops of one part of rows, by axis."""
@@ -118,7 +128,8 @@ class AttentionLowering(TiledAttention):
         by_axis["m"] = Part.of(by_axis["m"], part % shape.parts * shape.rows)
         return by_axis
 
-    def _lane(self, part: int) -> Lane:
+    def _lane(self, before: Lane | None = None) -> Lane:
+        """The buffers of a part of rows; of its next tile of keys, if the states of `before` continue."""
         shape, kernel = self.shape, self.kernel
         lane = Lane()
         h, m, s, e = shape.heads, shape.rows, shape.keys, shape.columns
@@ -126,9 +137,18 @@ class AttentionLowering(TiledAttention):
         lane.product = kernel.buffer("product", DType.F32, (h, m, e), Space.ACC, shape.acc_slots)
         lane.weights = kernel.buffer("weights", self.dtype, (h, m, s), depth=shape.acc_slots)
         if self.streaming:
+            lane.alpha = kernel.buffer("alpha", DType.F32, (h, m, 1), depth=1)
+        if before is not None:
+            lane.query, lane.high, lane.total, lane.result = before.query, before.high, before.total, before.result
+            return lane
+        tile = (h, m, shape.depth)
+        slots = shape.slots if shape.depth < self.d else shape.end_slots
+        lane.query = kernel.buffer(
+            "q", self.dtype, (tile[2], *tile[:2]) if self.sources["q"].swapped else tile, depth=slots
+        )
+        if self.streaming:
             lane.high = kernel.buffer("high", DType.F32, (h, m, 1), depth=1)
             lane.total = kernel.buffer("total", DType.F32, (h, m, 1), depth=1)
-            lane.alpha = kernel.buffer("alpha", DType.F32, (h, m, 1), depth=1)
             lane.result = kernel.buffer("sum", DType.F32, (h, m, e), depth=1)
         else:
             lane.total = kernel.buffer("total", DType.F32, (h, m, 1), depth=shape.acc_slots)
@@ -166,19 +186,13 @@ class AttentionLowering(TiledAttention):
 
     def _load_queries(self, walk: Walk, lane: Lane) -> None:
         """Load the lane's queries: once, or, if their depth is split, with each tile of keys."""
-        source, shape, nest = self.sources["q"], self.shape, walk.nest
-        split = walk.depth.exists
-        tile = (shape.heads, shape.rows, shape.depth)
-        order = (0, 1, 2)
-        if source.swapped:
-            tile, order = (tile[2], *tile[:2]), (1, 2, 0)
-        if not lane.query:
-            lane.query = self.kernel.buffer("q", self.dtype, tile, depth=shape.slots if split else shape.end_slots)
+        source, nest = self.sources["q"], walk.nest
+        order = (1, 2, 0) if source.swapped else (0, 1, 2)
         loops = (lane.loops["r"], lane.loops["m"], walk.depth)
         index = [nest.loops[0].offset, lane.loops["g"].offset]
         index += [loop.offset + axis(order[i]) for i, loop in enumerate(loops)]
         param = self.kernel.param(source.tensor, self.dtype, source.view)
-        depth = self.key + 2 if split else nest.depth_of([lane.loops[n].name for n in "bgrm"])
+        depth = self.key + 2 if walk.depth.exists else nest.depth_of([lane.loops[n].name for n in "bgrm"])
         self.load_once(nest, depth, Load(lane.query, param, tuple(index)))
 
     def _scores(self, walk: Walk, lane: Lane) -> None:

@@ -3,7 +3,7 @@ interleaves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ppuc.compiler.lowering.tiling.nest import Nest, Tiling
 from ppuc.ir.affine import Affine, var
@@ -79,16 +79,49 @@ class Part(Tiling):
 
 
 @dataclass(frozen=True, slots=True)
+class KeyTile(Tiling):
+    """The `tile` keys from `shift` on of each iteration of `loop`, which covers several such tiles."""
+
+    loop: Tiling = field(kw_only=True)
+    shift: int = 0
+
+    @property
+    def offset(self) -> Affine:
+        return self.loop.offset + self.shift
+
+    @property
+    def exists(self) -> bool:
+        return self.loop.exists
+
+    @property
+    def bound(self) -> Bound | None:
+        last = self.shift + self.tile == self.loop.tile
+        return Bound(self.offset, self.size) if last and self.size % self.tile else None
+
+
+@dataclass(frozen=True, slots=True)
 class Walk:
-    """One walk over keys: the nest with its loops, and whether rows see only keys up to their own position."""
+    """One walk over keys: the nest with its loops, and whether rows see only keys up to their own position. An
+    iteration takes one tile of keys, or several, one of which is `tile`."""
 
     nest: Nest
     masked: bool
+    tile: KeyTile | None = None
 
     @property
     def keys(self) -> Tiling:
         """The loop over keys."""
-        return self.nest.loops[-2]
+        return self.tile or self.nest.loops[-2]
+
+    def tiles(self, count: int) -> list[Walk]:
+        """The walk for each of the tiles of keys of an iteration."""
+        loop = self.nest.loops[-2]
+        if count == 1:
+            return [self]
+        size = loop.tile // count
+        return [
+            replace(self, tile=KeyTile(loop.name, loop.size, size, loop=loop, shift=i * size)) for i in range(count)
+        ]
 
     @property
     def depth(self) -> Tiling:

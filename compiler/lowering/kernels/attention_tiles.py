@@ -29,7 +29,7 @@ LONG = 16
 """Times the longest tiles of other engines: long ones are worthwhile where weights stay in a systolic array."""
 
 PARTS = (1, 2, 3, 4)
-"""Candidate numbers of parts of rows."""
+"""Candidate numbers of parts of rows, and of tiles of keys in an iteration."""
 
 ROW = 3
 """The loop over query rows. Loops of the nest: batch, group, head of the group, query row, value column, part of the
@@ -43,7 +43,7 @@ BANDS = 32
 class Shape:
     """A candidate: heads and query rows of a part, parts, keys of a tile, depth of q . k per step, value columns, and
     ring slots of streamed tiles, of tiles passed between engines, and of queries and results. An iteration covers the
-    parts of `groups` groups of heads, each with its own keys."""
+    parts of `groups` groups of heads, each with its own keys, and of a single part `together` tiles of keys."""
 
     heads: int
     rows: int
@@ -55,6 +55,7 @@ class Shape:
     acc_slots: int
     end_slots: int = 2
     groups: int = 1
+    together: int = 1
 
     @property
     def points(self) -> int:
@@ -180,24 +181,28 @@ class TiledAttention(UnmergedLowering):
         rows += [(h, self.m) for h in _tiles(self.r, max(256 * long // max(self.m, 1), 1), 1) if h > 1]
         spans = _tiles(self.span, 1024 * long, 16)
         for (d, e), (h, m), s in itertools.product(self._heads(), rows, spans):
-            for parts, groups in self._interleaved(h * m, m, s):
-                if (shape := self._deepest(Shape(h, m, parts, s, d, e, 3, 2, 2, groups), full)) is not None:
+            for parts, groups, together in self._interleaved(h * m, m, s):
+                if (shape := self._deepest(Shape(h, m, parts, s, d, e, 3, 2, 2, groups, together), full)) is not None:
                     yield shape
 
-    def _interleaved(self, points: int, rows: int, keys: int) -> list[tuple[int, int]]:
-        """Candidate numbers of parts of rows and of groups of heads that an iteration interleaves. Compilers that load
-        operators whole run the steps of an attention one after another; heads that fill neither rows nor columns of an
-        array take them together, as many as fill its rows."""
+    def _interleaved(self, points: int, rows: int, keys: int) -> list[tuple[int, int, int]]:
+        """Candidate numbers of parts of rows, of groups of heads, and of tiles of keys that an iteration interleaves.
+        Compilers that load operators whole run the steps of an attention one after another; heads that fill neither
+        rows nor columns of an array take them together, as many as fill its rows."""
         if self.target.launch.tile_sides != "whole columns":
-            return [(n, 1) for n in PARTS if rows * (n - 1) < self.m and (n <= 2 or keys < self.span)]
+            found = [(n, 1, 1) for n in PARTS if rows * (n - 1) < self.m and (n <= 2 or keys < self.span)]
+            count = -(-self.span // keys)
+            if not self.masked and self.walks == 1:
+                found += [(1, 1, n) for n in PARTS[1:] if count % n == 0]
+            return found
         array = mma_shape(cost.tensor_dtype(self.dtype, self.target), self.target)
         if keys < self.span or self.walks > 1 or keys > array.n:
-            return [(1, 1)]
-        return [(1, n) for n in (1, 2, 4, 8, 16, 32) if n == 1 or (n * points <= array.k and self.g % n == 0)]
+            return [(1, 1, 1)]
+        return [(1, n, 1) for n in (1, 2, 4, 8, 16, 32) if n == 1 or (n * points <= array.k and self.g % n == 0)]
 
     def _deepest(self, shape: Shape, full: bool) -> Shape | None:
         """`shape` with the most ring slots that fit; None if none do."""
-        for streams, acc, ends in ((3, 2, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (1, 1, 1)):
+        for streams, acc, ends in ((3, 2, 2), (2, 2, 2), (2, 1, 2), (2, 1, 1), (1, 1, 2), (1, 1, 1)):
             shape = replace(shape, slots=streams, acc_slots=acc, end_slots=ends)
             if self._fits(shape, full):
                 return shape
@@ -211,16 +216,17 @@ class TiledAttention(UnmergedLowering):
             slots = shape.slots if self.mask.present(4) and shape.keys < self.span else 2
             masks = slots * slot_bytes(math.prod(self.mask_tile(shape)), self.mask_dtype.bytes)
         q = slot_bytes(p * shape.depth, size) * (shape.end_slots if shape.depth == self.d else shape.slots)
-        own = q + masks + shape.acc_slots * slot_bytes(p * shape.keys, size)
+        own = q + shape.together * (masks + shape.acc_slots * slot_bytes(p * shape.keys, size))
         if shape.keys < self.span or self.walks > 1:
-            own += 4 * slot_bytes(p, 4) + slot_bytes(p * shape.columns, 4)
+            own += (3 + shape.together) * slot_bytes(p, 4) + slot_bytes(p * shape.columns, 4)
         else:
             own += shape.acc_slots * slot_bytes(p, 4)
         own += self.epilogue_bytes(epilogue_tiles(shape), shape.end_slots)
         l1 = self.target.l1.bytes if full else cost.l1_budget(self.target)
         acc = self.target.acc.bytes if full else cost.acc_budget(self.target)
-        tiles = shape.lanes * shape.acc_slots * p * (shape.keys + shape.columns) * 4
-        return shape.groups * shape.slots * streams + shape.lanes * own <= l1 and tiles <= acc
+        tiles = shape.lanes * shape.together * shape.acc_slots * p * (shape.keys + shape.columns) * 4
+        streams *= shape.groups * shape.together * shape.slots
+        return streams + shape.lanes * own <= l1 and tiles <= acc
 
     def loops(self, shape: Shape) -> tuple[list[Tiling], float]:
         """(loops over the domain, iterations of the busiest unit)."""
@@ -239,8 +245,8 @@ class TiledAttention(UnmergedLowering):
         return [Tiling(axis.name, axis.size, tile, n) for axis, tile, n in named], iterations
 
     def _price(self, shape: Shape) -> float:
-        """Cycles of the busiest unit. While the vector engine computes the softmax of one part of rows, the tensor
-        engine works on others. With one ring slot, loads do not overlap."""
+        """Cycles of the busiest unit. While the vector engine computes the softmax of one part of rows, or of one tile
+        of keys, the tensor engine works on others. With one ring slot, loads do not overlap."""
         target, dtype = self.target, cost.tensor_dtype(self.dtype, self.target)
         loops, iterations = self.loops(shape)
         active = math.prod(loop.units for loop in loops) * (self.walk_units if self.walks > 1 else 1)
@@ -249,7 +255,7 @@ class TiledAttention(UnmergedLowering):
         scores = chunks * cost.mma_clk(p, shape.keys, shape.depth, dtype, target)
         product = cost.mma_clk(p, shape.columns, shape.keys, dtype, target)
         rescale = cost.vec_clk(p * shape.columns, 2, target) if shape.keys < self.span else 0.0
-        load = self._stream_clk(shape, active) * shape.groups
+        load = self._stream_clk(shape, active) * shape.groups * shape.together
         latency = cost.latency_clk(target, self.space_of_keys)
         fragment = mma_shape(dtype, target)
         drains = ((shape.keys, shape.depth), (shape.columns, shape.keys))
@@ -257,10 +263,10 @@ class TiledAttention(UnmergedLowering):
 
         @functools.cache
         def engines(masked: bool) -> float:
-            """Cycles from one tile of keys to the next if these were there."""
-            softmax = self._softmax_clk(shape, masked)
-            first_to_last = scores + softmax * parts + product + handovers
-            return max((scores + product) * parts, (softmax + rescale) * parts, first_to_last)
+            """Cycles from one iteration over keys to the next if these were there."""
+            softmax, tiles = self._softmax_clk(shape, masked), parts * shape.together
+            first_to_last = scores + softmax * tiles + rescale * (shape.together - 1) + product + handovers
+            return max((scores + product) * tiles, (softmax + rescale) * tiles, first_to_last)
 
         @functools.cache
         def beat(masked: bool) -> float:
@@ -276,12 +282,15 @@ class TiledAttention(UnmergedLowering):
             ends += latency
         rows, total, tiles = loops[ROW], 0.0, 0
         for band in self.bands(shape, rows):
-            visible, walks = self.unmasked_tiles(shape, band[0]), -(-self.seen(band[1]) // shape.keys)
+            visible, walks = (
+                self.unmasked_tiles(shape, band[0]),
+                -(-self.seen(band[1]) // (shape.keys * shape.together)),
+            )
             hidden = max(walks - 1 - visible, 0) * beat(self.masked)
             count = math.ceil((band[1] - band[0]) / (rows.tile * rows.units))
             total += count * (visible * beat(False) + hidden + max(engines(self.masked), load) + ends)
             tiles += count
-        return iterations / tiles * total + latency + load
+        return iterations / tiles * total + latency + load / shape.together
 
     def _softmax_clk(self, shape: Shape, masked: bool) -> float:
         """Cycles of the softmax of one part's scores of a tile of keys: maximum, scale, shift, exponential and sum of
