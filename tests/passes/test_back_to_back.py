@@ -14,7 +14,7 @@ from ppuc.compiler.lowering.kinds import lower_group
 from ppuc.compiler.lowering.tiling.body import NotFusable
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.ir.graph import Graph, Op, Value
-from ppuc.ir.kernel import Mma
+from ppuc.ir.kernel import Mma, Store
 from ppuc.ir.module import Module
 from ppuc.ir.ops.contraction import ConvAttrs
 from ppuc.ir.ops.elementwise import CastAttrs
@@ -132,6 +132,26 @@ def test_what_others_read_is_written_once() -> None:
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+@pytest.mark.parametrize("head", ["norm", "window", "product"])
+def test_units_that_divide_columns_store_once_what_all_of_them_compute(head: str, precision: str) -> None:
+    """The rows are few: units share them, and each computes the columns of its own."""
+    s = Sketch()
+    if head == "window":
+        image = s.op("relu", s.conv(s.param(1, 3, 6, 6), 128, 3))
+        x = s.op("add", s.conv(image, 128, 3, groups=128), s.weight(128, 1, 1))
+        y = s.op("relu", s.op("add", s.conv(x, 512, 1), s.weight(512, 1, 1)))
+        results = [y, s.op("neg", x)]
+    else:
+        x = s.param(1, 24, 64)
+        x = s.op("add", linear(s, x, 64) if head == "product" else x, s.param(1, 24, 64))
+        results = [linear(s, s.layer_norm(x), 640), x]
+    module = checked(s, LARGE, *results, precision=precision)
+    statements = [(loops, stmt) for kernel in module.kernels for loops, stmt in kernel.statements()]
+    assert any(isinstance(stmt, Store) and any(loop.var == "first" for loop in loops) for loops, stmt in statements)
+
+
+@pytest.mark.usefixtures("always")
 def test_weights_larger_than_l1_are_loaded_in_parts() -> None:
     small = override(override(LARGE, "l1.bytes=98304"), "acc.bytes=98304")
     s = Sketch()
@@ -169,7 +189,7 @@ def bodies(draw: st.DrawFn) -> tuple[Sketch, list[Value]]:
             old = x
         if draw(st.integers(0, 3)) == 0 and all(r is not x for r in results) and x not in s.params:
             results.append(x)
-    last = linear(s, x, 32)
+    last = linear(s, x, draw(st.sampled_from([32, 192])))
     return s, [last, *results]
 
 

@@ -38,8 +38,9 @@ TOGETHER = (4, 3, 2, 1)
 """Candidate numbers of chunks in one iteration. All their products are issued first: queues are in order, so the next
 product would otherwise wait until the vector engine is through with the chunk before it."""
 
-WEIGHT_TILES = (65536, 32768, 16384, 8192)
-"""Candidate limits of a tile of weights that are loaded again for each tile of rows, in bytes."""
+WEIGHT_TILES = (65536, 32768, 16384, 8192, 0)
+"""Candidate limits of a tile of weights that are loaded again for each tile of rows, in bytes; the last, for the
+smallest tiles there are, whatever the memory that operands are in."""
 
 OVERLAP = 1.15
 """What kernels of one product gain, relative to their prices, where engines work on different tiles; stages of one
@@ -141,7 +142,7 @@ class BackToBackLowering(RowProducts):
         """Units along the chunks of the last product: what precedes them is computed by each."""
         stage, plan = self.stages[-1], plans[-1]
         chunks = math.prod(-(-n // t) for n, t in zip(stage.features, plan.features, strict=True))
-        if chunks == 1 or any(s.stores for s in self.stages[:-1]) or plan.features[1:] != tuple(stage.features[1:]):
+        if chunks == 1 or plan.features[1:] != tuple(stage.features[1:]):
             return 1
         if not all(operand.access.present(stage.outer) for _, operand in stage.stores):
             return 1

@@ -14,7 +14,7 @@ from ppuc.compiler.lowering.kernels.window import WindowLowering
 from ppuc.compiler.lowering.kernels.window_tile import window_tile
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiling.tiled import Operand
-from ppuc.ir.affine import Affine, axis
+from ppuc.ir.affine import Affine, axis, var
 from ppuc.ir.kernel import Load, Mma, Store, TileRef, Vec
 from ppuc.ir.types import Space
 
@@ -40,6 +40,17 @@ class Chunk(Tiling):
     @property
     def bound(self) -> None:
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns(Tiling):
+    """One iteration for each of the `units` that divide the columns of `loop` among them."""
+
+    loop: Tiling
+
+    @property
+    def over(self) -> str:
+        return self.loop.over
 
 
 class Building:
@@ -110,11 +121,7 @@ class Building:
         nest = Nest(list(self.outer))
         self.buffers[head.name] = window_tile(window, head, nest, loops, 2)
         self.nest.prepend(nest, self.depth)
-        for source, operand in stage.stores:
-            param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
-            self.nest.add(
-                self.depth, Store(param, self.buffers[source], stage.index(operand.access, self._loops(stage, ())))
-            )
+        self._store(self.nest, self.depth, stage, self._loops(stage, ()), shared=True)
 
     def _stage(self, j: int) -> StageLowering:
         """The stage of product `j` with its chosen tiles."""
@@ -246,9 +253,25 @@ class Building:
             self.kernel.vector(program)
         bounds = stage.bounds(loops)
         nest.add(depth, Vec(program.name, tuple(outs), tuple(ins), tuple(bounds) if any(bounds) else ()))
+        self._store(nest, depth, stage, loops, shared=number < len(self.lowering.stages) - 1)
+
+    def _store(
+        self, nest: Nest, depth: int, stage: StageLowering, loops: Mapping[str, Tiling], *, shared: bool
+    ) -> None:
+        """Add the stores of a stage's results. Of the units that divide the last product's columns, all of which
+        compute what is `shared`, the first one stores it: the others' tiles are outside the tensor."""
         for source, operand in stage.stores:
-            param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
-            nest.add(depth, Store(param, self.buffers[source], stage.index(operand.access, loops)))
+            view = operand.access.view
+            param = self.kernel.param(operand.tensor, operand.dtype, view, written=True)
+            index = stage.index(operand.access, loops)
+            if not shared or self.choice.columns == 1:
+                nest.add(depth, Store(param, self.buffers[source], index))
+                continue
+            first = Columns("first", self.choice.columns, 1, self.choice.columns, loop=self.columns[0])
+            inner = Nest([*nest.loops[:depth], first])
+            beyond = (index[0] + var(first.name, view.shape[0]), *index[1:])
+            inner.add(depth + 1, Store(param, self.buffers[source], beyond))
+            nest.prepend(inner, depth)
 
     def _mma(
         self, nest: Nest, j: int, acc: str, left: TileRef, right: TileRef, start: Sequence[Tiling],
