@@ -6,7 +6,6 @@ message, never a traceback; an internal error is always a traceback with instruc
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import traceback
@@ -32,14 +31,12 @@ from ppuc.compiler.commands.run import run_command
 from ppuc.compiler.commands.simplify import simplify_command
 from ppuc.compiler.commands.streams import StreamError, checked_streams, discard_unwritten
 from ppuc.compiler.commands.verify import verify_command
+from ppuc.compiler.pipeline.collection import rare_collections
 from ppuc.compiler.version import VERSION
 from ppuc.ir.errors import CapacityError, Diagnostic, PpucError, UsageError
 from ppuc.ir.jit import store
 
 INTERNAL_ERROR = 3
-COLLECT_AFTER = (20_000, 20, 20)
-"""Allocations between garbage collections: large graphs of small live objects are scanned less often than by
-default."""
 ATTACH = """
 This is a fault of ppuc, not of your model or call. Please report it with the lines above, the command you typed,
 the output of `ppuc --version`, and the model, or its dump up to the failure: `ppuc compile MODEL --dump DIR`.
@@ -55,8 +52,7 @@ class PpucGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         arguments = list(sys.argv[1:] if args is None else args)
-        gc.set_threshold(*COLLECT_AFTER)
-        with checked_streams(), store.announced(lambda text: note(f"note: {text}")):
+        with rare_collections(), checked_streams(), store.announced(lambda text: note(f"note: {text}")):
             try:
                 code = self._outcome(arguments, prog_name, {**extra, "standalone_mode": False})
             except StreamError as error:

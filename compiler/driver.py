@@ -25,6 +25,7 @@ from ppuc.compiler.inputs import (
 from ppuc.compiler.options import UNWATCHED, CompileOptions, Instrumentation
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.pipeline.chosen import passes_of
+from ppuc.compiler.pipeline.collection import rare_collections
 from ppuc.compiler.pipeline.dump import DumpFolder, segment_folder
 from ppuc.compiler.pipeline.layers import PLACE
 from ppuc.compiler.pipeline.manager import CompiledModel, PassRecord, QuantizedModule, Run
@@ -134,6 +135,7 @@ def initial_module(imported: ImportedModel, options: CompileOptions) -> Module:
     )
 
 
+@rare_collections()
 def compile_model(source: ModelSource, options: CompileOptions, watch: Instrumentation = UNWATCHED) -> CompiledModel:
     """Compile an ONNX model. Nodes that the PPU cannot run go to the host if allowed. Raises ModelError, UsageError,
     InputError or CapacityError for errors that the caller can fix, DivergenceError if a pass changes the model's
@@ -233,6 +235,7 @@ def _quantizer(options: CompileOptions, watch: Instrumentation) -> PartsQuantize
     return PartsQuantizer(options, watch)
 
 
+@rare_collections()
 def examine(source: ModelSource, options: CompileOptions) -> Examination:
     """Examine a model by importing it, running the passes before memory assignment, and searching tiles for every
     kernel; only the fit of whole tensors is not checked. Calibration data provide only shapes. Raises ModelError for a

@@ -24,7 +24,7 @@ from ppuc.compiler.pipeline.recheck import CheckedPass, Recheck
 from ppuc.ir.errors import InternalError, UsageError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
-from ppuc.ir.verify import verify_module
+from ppuc.ir.verify import Checked, verify_module
 from ppuc.targets.description import Target
 from ppuc.targets.limits import check_limits
 
@@ -145,6 +145,7 @@ class Run:
         self.recheck: Recheck | None = None
         self.records: list[PassRecord] = []
         self._about: dict[str, Any] = {}
+        self._checked = Checked()
 
     def before(self, name: str, make: Callable[[], Module], done: Sequence[Pass] = ()) -> Module:
         """The module that `make` gives as the outcome of the step `name` before the passes: it records what it is to go
@@ -154,7 +155,7 @@ class Run:
         with self._remarks(name) as remarks:
             module = make()
         module = replace(module, pipeline=recorded((*self.prior, *self.passes)), done=specs_of(done))
-        verify_module(module)
+        verify_module(module, self._checked)
         seconds, counts = time.perf_counter() - started, op_counts(module.graph)
         self._record(PassRecord(name, "", seconds, True, counts, remarks=remarks()), module)
         return module
@@ -203,7 +204,7 @@ class Run:
             changed = after is not module
             after = replace(after, done=(*module.done, spec_of(step)))
             if changed:
-                verify_module(after)
+                verify_module(after, self._checked)
                 _check_ensured(step, after, self.target)
                 if after.program is not None:
                     check_limits(after.program, self.target)

@@ -20,7 +20,7 @@ from ppuc.ir.kernel import Kernel
 from ppuc.ir.module import Module
 from ppuc.ir.program import Program
 from ppuc.ir.vector import VectorProgram
-from ppuc.ir.verify.findings import Finding, Findings
+from ppuc.ir.verify.findings import Checked, Finding, Findings
 from ppuc.ir.verify.graph import check_graph
 from ppuc.ir.verify.kernel import check_kernel
 from ppuc.ir.verify.module import check_module
@@ -28,6 +28,7 @@ from ppuc.ir.verify.program import check_program
 from ppuc.ir.verify.vector import check_vector
 
 __all__ = [
+    "Checked",
     "Finding",
     "VerificationError",
     "verify_graph",
@@ -81,19 +82,23 @@ def verify_program(program: Program, vectors: Vectors = ()) -> None:
     _raise(findings)
 
 
-def verify_module(module: Module) -> None:
-    """Raise VerificationError unless every level and the module as a whole are well-formed."""
-    findings = Findings()
+def verify_module(module: Module, checked: Checked | None = None) -> None:
+    """Raise VerificationError unless every level and the module as a whole are well-formed. `checked` remembers the
+    module: the next one that is verified with it is checked where it differs."""
+    findings = Findings(checked)
     vectors = _by_name(module.vectors)
+    findings.checked.begin(module.vectors)
     check_graph(module.graph, findings)
     for vector in module.vectors:
         check_vector(vector, findings)
     for kernel in module.kernels:
-        check_kernel(kernel, vectors, findings)
+        if not findings.checked.holds(kernel):
+            check_kernel(kernel, vectors, findings)
     if module.program is not None:
         check_program(module.program, vectors, findings)
     check_module(module, findings)
     _raise(findings)
+    findings.checked.end()
 
 
 def _by_name(vectors: Vectors) -> Mapping[str, VectorProgram]:

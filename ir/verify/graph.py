@@ -83,17 +83,25 @@ def _check_op(op: Op, defined: dict[str, Value], findings: Findings) -> None:
         elif known is not operand and known != operand:
             message = f"operand {i} ({operand}) has type {_typed(operand)} but is defined as {_typed(known)}"
             findings.add("G4", entity, message, _show(op))
+    if not findings.checked.holds(op):
+        _check_alone(op, entity, findings)
+    if op.body is not None and not findings.checked.holds(op.body):
+        check_graph(op.body, findings)
+    for result in op.results:
+        _define(result, defined, findings, op)
+
+
+def _check_alone(op: Op, entity: str, findings: Findings) -> None:
+    """The rules of one op that do not depend on the rest of the graph, without those inside its body."""
     record = OPS.get(op.name)
     if record is None:
         findings.add("G5", entity, f"there is no op '{op.name}'", _show(op))
     else:
         _check_record(op, record, entity, findings)
     if op.body is not None:
-        _check_body(op, op.body, entity, findings)
+        _check_body_types(op, op.body, entity, findings)
     if (op.body is None) == (op.name == "group"):
         findings.add("G9", entity, "a group has a body, no other op has one", _show(op))
-    for result in op.results:
-        _define(result, defined, findings, op)
 
 
 def _check_record(op: Op, record: OpDef, entity: str, findings: Findings) -> None:
@@ -126,12 +134,11 @@ def _types(found: tuple[TensorType, ...]) -> str:
     return f"({', '.join(map(str, found))})"
 
 
-def _check_body(op: Op, body: Graph, entity: str, findings: Findings) -> None:
+def _check_body_types(op: Op, body: Graph, entity: str, findings: Findings) -> None:
     for what, outer, inner in (("operand", op.operands, body.params), ("result", op.results, body.results)):
         if [v.type for v in outer] != [v.type for v in inner]:
             seen, given = (_types(tuple(v.type for v in side)) for side in (inner, outer))
             findings.add("G9", entity, f"body has {what}s {seen}, the op has {given}", _show(op))
-    check_graph(body, findings)
 
 
 _RANGES: dict[str, tuple[int, int]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,9 +15,9 @@ from ppuc.ir.ops.view import TransposeAttrs
 from ppuc.ir.rewrite import Builder
 from ppuc.ir.text import parse_module
 from ppuc.ir.types import DType, Space, TensorType
-from ppuc.ir.verify import VerificationError, verify_graph, verify_module
+from ppuc.ir.verify import Checked, VerificationError, verify_graph, verify_module
 from tests.ir.rules import rules
-from tests.support.effort import assert_linear
+from tests.support.effort import assert_linear, calls_of
 from tests.support.text_samples import MODULE, RESOURCES, VECTOR, sample_module
 from tools.generate_docs import invariants
 
@@ -138,6 +139,38 @@ def test_verifying_is_linear() -> None:
         return partial(verify_graph, Graph("g", (), (value,), tuple(builder.ops)))
 
     assert_linear(verifying, 250)
+
+
+def test_what_a_pass_leaves_as_it_is_is_checked_once() -> None:
+    module, checked = sample_module(), Checked()
+    first = calls_of(lambda: verify_module(module, checked))
+    again = calls_of(lambda: verify_module(module, checked))
+    assert calls_of(lambda: verify_module(module)) > 0.9 * first > 1.3 * again
+
+
+@pytest.mark.parametrize(
+    ("rule", "old", "new"),
+    [
+        ("G8", "%t: f32[70, 48] = mul", "%t: f32[70, 47] = mul"),
+        ("K5", "load %bias <- %b[0, 0]", "load %bias <- %b[0, $2]"),
+    ],
+)
+def test_what_a_pass_changes_is_checked_again(rule: str, old: str, new: str) -> None:
+    checked = Checked()
+    verify_module(sample_module(), checked)
+    assert old in MODULE
+    with pytest.raises(VerificationError) as caught:
+        verify_module(parse_module(MODULE.replace(old, new), RESOURCES), checked)
+    assert rule in rules(caught.value)
+
+
+def test_kernels_are_checked_again_with_other_vector_programs() -> None:
+    module, checked = sample_module(), Checked()
+    verify_module(module, checked)
+    wrong = replace(module.vectors[0], params=module.vectors[0].params[:1])
+    with pytest.raises(VerificationError) as caught:
+        verify_module(replace(module, vectors=(wrong, *module.vectors[1:])), checked)
+    assert "K9" in rules(caught.value)
 
 
 def test_every_invariant_is_documented_and_tested() -> None:

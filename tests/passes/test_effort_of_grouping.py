@@ -10,9 +10,11 @@ import pytest
 from ppuc.compiler.lowering import kernel_cache
 from ppuc.compiler.lowering.kinds import lower_group
 from ppuc.compiler.passes.grouping.fuse import Grouping
+from ppuc.compiler.passes.grouping.horizontal_fusion import Merging
 from ppuc.compiler.passes.grouping.in_place_concat import Joining
 from ppuc.compiler.passes.tile import without_tiling
 from ppuc.ir.graph import Graph
+from ppuc.targets.description import load_target
 from tests.passes.late_passes import TINY
 from tests.support.effort import assert_linear
 from tests.support.pass_graphs import Sketch
@@ -85,6 +87,27 @@ def test_grouping_is_linear(make: Callable[[int], Graph], monkeypatch: pytest.Mo
     target = FEW_RINGS
     Grouping(make(60), target, True).build()  # what is done once
     assert_linear(lambda n: Grouping(make(n), target, True).build, 60)
+
+
+def projections(count: int) -> Graph:
+    """Pairs of products of one operand, whose sum is the operand of the next pair."""
+    s = Sketch()
+    x, weights = s.param(40, 64), [s.weight(64, 64) for _ in range(2)]
+    for _ in range(count):
+        x = s.op("add", *(s.matmul(x, w) for w in weights))
+    return s.graph(x)
+
+
+def test_horizontal_fusion_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPUC_CACHE_DIR", "")
+    target = load_target("zhenwu-m890")
+
+    def merging(count: int) -> Callable[[], Graph]:
+        return Merging(Grouping(projections(count), target, False).build(), target).build
+
+    merged = merging(20)()
+    assert sum(op.name == "group" for op in merged.ops) == 40  # a product and a sum for each pair
+    assert_linear(merging, 150)
 
 
 def test_concatenating_in_place_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:

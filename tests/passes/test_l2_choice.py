@@ -85,6 +85,16 @@ def test_copies_start_as_early_as_there_is_room(
     assert all(now == then or now <= capacity for now, then in zip(after, before, strict=True))
 
 
+@given(st.lists(st.integers(0, 9), max_size=300), st.integers(1, 9))
+def test_copies_start_after_the_last_step_without_room(free: list[int], size: int) -> None:
+    """However far back that is."""
+    steps = len(free)
+    others = [Candidate(f"o{i}", 9 - bytes, i, i, 1.0) for i, bytes in enumerate(free)]
+    full = [i for i, bytes in enumerate(free) if bytes < size]
+    starts = advanced([Candidate("c", size, steps, steps, 1.0)], others, steps + 1, 9)
+    assert starts == {"c": full[-1] + 1 if full else 0}
+
+
 def test_earlier_needs_come_first() -> None:
     first, second = Candidate("first", 10, 3, 4, 1.0), Candidate("second", 10, 5, 6, 1.0)
     assert advanced([second, first], [], STEPS, 15) == {"first": 0, "second": 5}

@@ -74,7 +74,7 @@ class CounterPlan:
             else:
                 for param in kernels[name].params:
                     users = self.writers if param.written else self.readers
-                    if name not in users.setdefault(param.tensor, []):
+                    if users.setdefault(param.tensor, [])[-1:] != [name]:
                         users[param.tensor].append(name)
         first = {tensor: self.step[writers[0]] for tensor, writers in self.writers.items()}
         once = {tensor for tensor, writers in self.writers.items() if len(writers) == 1}
@@ -132,6 +132,7 @@ class CounterPlan:
                 group = self._full_group(tensor, together)
                 self._full.update({(tensor, writer): group for writer in together})
         self._read: dict[tuple[str, str], tuple[CounterGroup, frozenset[str]]] = {}
+        self._counts_reads: dict[tuple[str, str], list[CounterGroup]] = {}  # (tensor, reader) -> what its loads bump
         for kernel, tensor in self.over.items():
             self._add_read_group(tensor, kernel)
         for tensor in sorted(self._watched):
@@ -171,6 +172,8 @@ class CounterPlan:
         if others:
             group = self._new(f"{tensor}.read.{self.writers[tensor].index(kernel)}", tensor, "done", 1, [visits])
             self._read[tensor, kernel] = group, frozenset(others)
+            for reader in others:
+                self._counts_reads.setdefault((tensor, reader), []).append(group)
 
     def _new(self, name: str, tensor: str, kind: str, block: int, expect: Sequence[int]) -> CounterGroup:
         group = self._groups[name] = CounterGroup(name, tensor, kind, 0, block, tuple(expect))
@@ -288,7 +291,7 @@ class CounterPlan:
         if isinstance(stmt, Load):
             done = self._done.get(tensor)
             last = [done] if done is not None else []
-            last += [g for (t, _), (g, readers) in self._read.items() if t == tensor and kernel.name in readers]
+            last += self._counts_reads.get((tensor, kernel.name), [])
             bumps = tuple(Bump(group.name, touched=False) for group in last)
             return self._with_counters(self._full_waits(tensor, kernel.name, stmt.gather is None), bumps)
         group = self._full[tensor, kernel.name]

@@ -90,6 +90,8 @@ class Merging:
         self.constants = {op.results[0].name: op for op in self.graph.ops if op.name == "const"}
         self.users = users(self.graph)
         self.outputs = {v.name for v in self.graph.results}
+        self.current = [[op] for op in self.graph.ops]
+        self.position = {op.results[0].name: i for i, op in enumerate(self.graph.ops) if op.results}
         candidates: dict[object, list[Product]] = {}
         for op in self.graph.ops:
             product = self._product(op)
@@ -100,9 +102,10 @@ class Merging:
         for products in candidates.values():
             if any(p.op.results[0].name in stale for p in products):
                 waiting = True
-            elif len(products) > 1 and (merged := self._merged(self.graph, products)) is not None:
-                self.graph, rewritten = merged
+            elif len(products) > 1 and (rewritten := self._merged(products)) is not None:
                 stale |= rewritten
+        if stale:
+            self.graph = self.graph.with_ops([op for ops in self.current for op in ops])
         return waiting
 
     def _product(self, op: Op) -> Product | None:
@@ -116,9 +119,9 @@ class Merging:
 
     # -- merging -------------------------------------------------------------------------------------------------
 
-    def _merged(self, graph: Graph, products: Sequence[Product]) -> tuple[Graph, set[str]] | None:
-        """`graph` with `products` merged, and the results of their readers; None, with the reason in `refused`, if that
-        is slower or a reader cannot read columns."""
+    def _merged(self, products: Sequence[Product]) -> set[str] | None:
+        """Merge `products` in `current`; returns the results of their readers. None, with the reason in `refused`, if
+        that is slower or a reader cannot read columns."""
         constants, joint = self._joint(products)
         names = tuple(p.op.results[0].name for p in products)
         apart, merged = None, None
@@ -127,7 +130,7 @@ class Merging:
             merged = self.lowered.price(joint)
             if merged >= apart:
                 raise NotFusable("one product of all columns is slower")
-            replaced = dict(self._readers(graph, products, joint.results[0]))
+            replaced = dict(self._readers(products, joint.results[0]))
         except NotFusable as error:
             self.refused[names] = Refusal(joint.loc, str(error), apart, merged)
             return None
@@ -135,15 +138,14 @@ class Merging:
         if (remarks := listener()) is not None:
             name, fewer = joint.results[0].name, 1 - len(products)
             remarks.applied("merged", name, joint.loc, before=apart, after=merged, kernels=fewer)
-        gone = {p.op.results[0].name for p in products}
-        ops: list[Op] = []
-        for op in graph.ops:
-            name = op.results[0].name
-            if name == products[0].op.results[0].name:
-                ops += [*constants, joint]
-            if name not in gone:
-                ops.append(replaced.get(name, op))
-        return graph.with_ops(ops), set(replaced)
+        for position, op in replaced.items():
+            self.current[position][-1] = op
+        first, *others = (self.position[name] for name in names)
+        self.current[first] = [*constants, joint]
+        for position in others:
+            self.current[position] = []
+        self.position |= dict.fromkeys(names, first)
+        return {op.results[0].name for op in replaced.values()}
 
     def _joint(self, products: Sequence[Product]) -> tuple[list[Op], Op]:
         """The joint constants and the group of the joint product."""
@@ -225,15 +227,14 @@ class Merging:
 
     # -- readers -------------------------------------------------------------------------------------------------
 
-    def _readers(self, graph: Graph, products: Sequence[Product], joint: Value) -> Iterator[tuple[str, Op]]:
-        """(name of its first result, rewritten op) of every group that reads a product. Raises NotFusable."""
+    def _readers(self, products: Sequence[Product], joint: Value) -> Iterator[tuple[int, Op]]:
+        """(position in `current`, rewritten op) of every group that reads a product. Raises NotFusable."""
         start, columns = 0, {}
         for p in products:
             columns[p.op.results[0].name] = (start, p)
             start += p.stored.dims[-1]
-        for op in graph.ops:
-            if op.name == "group" and any(v.name in columns for v in op.operands):
-                yield op.results[0].name, self._reader(op, columns, joint)
+        for position in sorted({self.position[u.results[0].name] for name in columns for u in self.users[name]}):
+            yield position, self._reader(self.current[position][-1], columns, joint)
 
     def _reader(self, op: Op, columns: dict[str, tuple[int, Product]], joint: Value) -> Op:
         body = op.body

@@ -52,17 +52,24 @@ def _relieved(candidates: Sequence[Candidate], steps: int, capacity: int) -> lis
     Evicting a tensor larger than the excess costs its whole saving; a smaller one costs its saving per byte times the
     excess.
     """
-    left = {c.name: c for c in candidates}
-    evicted: list[Candidate] = []
     taken = occupied(candidates, steps)
-    while left and (excess := int(taken.max()) - capacity) > 0:
+    start, end = (np.array([getattr(c, side) for c in candidates], np.int64) for side in ("start", "end"))
+    stays = np.ones(len(candidates), bool)
+    evicted: list[Candidate] = []
+    while (excess := int(taken.max(initial=0)) - capacity) > 0:
         worst = int(taken.argmax())
-        here = (c for c in left.values() if c.start <= worst <= c.end)
-        lost = min(here, key=lambda c: (c.saved / c.bytes * max(excess, c.bytes), c.name))
+        here = np.flatnonzero(stays & (start <= worst) & (worst <= end)).tolist()
+        place = min(here, key=lambda i: _loss(candidates[i], excess))
+        lost, stays[place] = candidates[place], False
         taken[lost.start : lost.end + 1] -= lost.bytes
-        evicted.append(left.pop(lost.name))
+        evicted.append(lost)
     evicted.sort(key=lambda c: (-c.saved / c.bytes, c.name))
-    return _filled(list(left.values()), evicted, taken, capacity)
+    return _filled([c for c, left in zip(candidates, stays, strict=True) if left], evicted, taken, capacity)
+
+
+def _loss(c: Candidate, excess: int) -> tuple[float, str]:
+    """What evicting a candidate costs where there are `excess` bytes too many; then its name."""
+    return c.saved / c.bytes * max(excess, c.bytes), c.name
 
 
 def _filled(chosen: list[Candidate], others: Iterable[Candidate], taken: np.ndarray, capacity: int) -> list[Candidate]:
@@ -80,9 +87,23 @@ def advanced(staged: Sequence[Candidate], others: Iterable[Candidate], steps: in
     free = capacity - occupied([*staged, *others], steps)
     found: dict[str, int] = {}
     for c in sorted(staged, key=lambda c: (c.start, c.name)):
-        at = c.start
-        while at > 0 and free[at - 1] >= c.bytes:
-            at -= 1
+        at = _room_from(free, c.start, c.bytes)
         free[at : c.start] -= c.bytes
         found[c.name] = at
     return found
+
+
+_WINDOW = 64
+"""Steps that are looked at together for room; twice as many each time."""
+
+
+def _room_from(free: np.ndarray, end: int, size: int) -> int:
+    """The earliest step from which `size` bytes are free at every step before `end`."""
+    width = _WINDOW
+    while end > 0:
+        low = max(0, end - width)
+        full = np.flatnonzero(free[low:end] < size)
+        if full.size:
+            return low + int(full[-1]) + 1
+        end, width = low, 2 * width
+    return 0
