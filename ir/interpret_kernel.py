@@ -15,8 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from ppuc.ir.kernel import Gather, Kernel, Load, Loop, Mma, Stmt, Store
 from ppuc.ir.numerics import bits_dtype
-from ppuc.ir.tile import LoadPlan, MmaPlan, StorePlan, VecPlan
+from ppuc.ir.tile import LoadPlan, MmaPlan, StorePlan
 from ppuc.ir.vector import VectorProgram
+from ppuc.ir.vector_steps import VecPlan
 
 Runner = Callable[[list[int]], None]
 

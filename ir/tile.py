@@ -1,4 +1,5 @@
-"""The semantics of the four tile statements in numpy: one definition for the kernel interpreter and the simulator.
+"""The semantics of load, store and mma in numpy: one definition for the kernel interpreter and the simulator (of vec:
+vector_steps.py).
 
 Statements are compiled once into plans, because a plan runs thousands of times: affines become (constant, (slot,
 factor)) over a list of loop values, boxes become strides and clip limits. Memories are flat uint8 arrays; tiles are
@@ -16,11 +17,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ppuc.ir.affine import Affine
-from ppuc.ir.kernel import Buffer, Load, Mma, Param, Store, TileRef, Vec, View
-from ppuc.ir.numerics import bits_dtype, encode_scalar, halves, narrow, widen
+from ppuc.ir.kernel import Buffer, Load, Mma, Param, Store, TileRef, View
+from ppuc.ir.numerics import bits_dtype, encode_scalar, narrow, widen
 from ppuc.ir.ops.elementwise import ELEMENTWISE
 from ppuc.ir.types import DType
-from ppuc.ir.vector import REDUCTIONS, Step, VectorProgram, compute_dtype
 
 Slots = Mapping[str, int]
 Env = Sequence[int]
@@ -250,19 +250,18 @@ class RefPlan:
         )
 
     def read(self, tile: np.ndarray, env: Env) -> np.ndarray:
-        """The operand widened to its compute dtype."""
+        """The operand's bits."""
         if self.box is None:
-            return widen(tile, self.dtype)
+            return tile
         _, base, _ = self.box.place(env)
-        flat = tile.reshape(-1).view(np.uint8)
-        return widen(np.ascontiguousarray(self.box.window(flat, base)), self.dtype)
+        return self.box.window(tile.reshape(-1).view(np.uint8), base)
 
 
 class MmaPlan:
     """One mma statement."""
 
     def __init__(self, stmt: Mma, dst: Buffer, a: Buffer, b: Buffer, slots: Slots) -> None:
-        self.stmt = stmt
+        self.stmt, self.slots = stmt, slots
         self.a, self.b = RefPlan(stmt.a, a, slots), RefPlan(stmt.b, b, slots)
         self.integer = not a.dtype.is_float
         k = stmt.k_axes
@@ -273,12 +272,16 @@ class MmaPlan:
 
     def product(self, a_tile: np.ndarray, b_tile: np.ndarray, env: Env) -> np.ndarray:
         """a . b as [m, n] in f32 (i32 for integers)."""
-        a = self.a.read(a_tile, env)
-        b = self.b.read(b_tile, env)
-        a = a.reshape(self.k, self.m).T if self.stmt.transpose_a else a.reshape(self.m, self.k)
-        b = b.reshape(self.n, self.k).T if self.stmt.transpose_b else b.reshape(self.k, self.n)
+        return np.asarray(self.products(self.a.read(a_tile, env)[None], self.b.read(b_tile, env)[None])[0])
+
+    def products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """The products of `count` pairs of operands (bits, [count, *shape]) as [count, m, n], f32 or i32. Each is the
+        same as that of its pair alone: one call of the library for each, on operands laid out alike."""
+        a, b = widen(np.ascontiguousarray(a), self.a.dtype), widen(np.ascontiguousarray(b), self.b.dtype)
+        a = a.reshape(-1, self.k, self.m).swapaxes(1, 2) if self.stmt.transpose_a else a.reshape(-1, self.m, self.k)
+        b = b.reshape(-1, self.n, self.k).swapaxes(1, 2) if self.stmt.transpose_b else b.reshape(-1, self.k, self.n)
         if self.integer:  # exact: products are below 2**16 and f64 holds sums of 2**37 of them
-            return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int32)
+            return np.asarray(np.matmul(a.astype(np.float64), b.astype(np.float64)), np.int32)
         product: np.ndarray = np.matmul(a, b)
         return product
 
@@ -289,119 +292,3 @@ class MmaPlan:
             acc[...] = product
         else:
             acc += product
-
-
-def _reduce(op: str, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    if op == "reduce_sum":
-        return np.add.reduce(x, axes, x.dtype, keepdims=True)
-    if op == "reduce_prod":
-        return np.multiply.reduce(x, axes, x.dtype, keepdims=True)
-    if op == "reduce_max":
-        return np.maximum.reduce(x, axes, keepdims=True)
-    if op == "reduce_min":
-        return np.minimum.reduce(x, axes, keepdims=True)
-    position = np.argmax if op == "argmax" else np.argmin
-    return np.asarray(position(x, axis=axes[0], keepdims=True), np.int64)
-
-
-def _cumsum(x: np.ndarray, axis: int, exclusive: int, reverse: int) -> np.ndarray:
-    x = np.flip(x, axis) if reverse else x
-    total = np.cumsum(x, axis=axis, dtype=x.dtype)
-    if exclusive:
-        total = np.concatenate([np.zeros_like(total.take([0], axis)), total.take(range(x.shape[axis] - 1), axis)], axis)
-    return np.flip(total, axis) if reverse else total
-
-
-def cast_value(x: np.ndarray, dtype: DType) -> np.ndarray:
-    """`x` (compute dtype) rounded to `dtype` and widened again."""
-    if dtype is DType.BOOL:
-        return np.asarray(x != 0)
-    if dtype is DType.F32:
-        return x.astype(np.float32, copy=False)
-    return widen(narrow(x.astype(np.float32) if dtype.is_float else x, dtype), dtype)
-
-
-class VecPlan:
-    """One vec statement: the program's steps over the valid part of its tiles."""
-
-    def __init__(
-        self, stmt: Vec, program: VectorProgram, ins: Sequence[Buffer], outs: Sequence[Buffer], slots: Slots
-    ) -> None:
-        self.program = program
-        self.params = [(p.name, b.dtype, p.whole, b.shape) for p, b in zip(program.params, ins, strict=True)]
-        self.outs = [(name, b.dtype, b.shape) for (name, _), b in zip(program.results, outs, strict=True)]
-        self.scalars = [AffinePlan(s, slots) for s in stmt.scalars]
-        self.bounds = [None if b is None else (AffinePlan(b.offset, slots), b.limit) for b in stmt.valid]
-        self.whole = all(b is None for b in stmt.valid)
-
-    def limits(self, env: Env) -> list[int | None]:
-        """Valid extent per axis (None: the whole axis)."""
-        return [None if b is None else max(0, b[1] - b[0](env)) for b in self.bounds]
-
-    def compute(self, tiles: Sequence[np.ndarray], env: Env) -> list[np.ndarray]:
-        """Run the program on tiles of bits; returns tiles of bits, zero outside the valid extents."""
-        limits = [] if self.whole else self.limits(env)
-        values: dict[str, np.ndarray] = {}
-        for (name, dtype, whole, shape), tile in zip(self.params, tiles, strict=True):
-            if not self.whole and not whole:
-                tile = tile[tuple(slice(None, n if s > 1 else None) for n, s in zip(limits, shape, strict=True))]
-            values[name] = widen(tile, dtype)
-        scalars = [s(env) for s in self.scalars]
-        for step in self.program.steps:
-            values[step.result] = run_step(step, [values[a] for a in step.args], scalars)
-        return [self._output(values[name], dtype, shape, limits) for name, dtype, shape in self.outs]
-
-    def _output(
-        self, value: np.ndarray, dtype: DType, shape: tuple[int, ...], limits: Sequence[int | None]
-    ) -> np.ndarray:
-        value = value.astype(compute_dtype(dtype).numpy, copy=False) if not dtype.is_float else value
-        if self.whole:
-            return narrow(np.broadcast_to(value, shape), dtype)
-        where = tuple(slice(None, n if s > 1 else None) for n, s in zip(limits, shape, strict=True))
-        out = np.zeros(shape, bits_dtype(dtype))
-        part = out[where]
-        value = value.reshape((1,) * (part.ndim - value.ndim) + value.shape)
-        part[...] = narrow(np.broadcast_to(value[tuple(slice(n) for n in part.shape)], part.shape), dtype)
-        return out
-
-
-def run_step(step: Step, args: Sequence[np.ndarray], scalars: Sequence[int]) -> np.ndarray:
-    """The result of one vector step on arrays in compute dtypes."""
-    op = step.op
-    function = ELEMENTWISE.get(op)
-    if function is not None:
-        if step.ints:
-            return np.asarray(function(args[0], bool(step.ints[0]), bool(step.ints[1])))
-        return np.asarray(function(*args))
-    if op in REDUCTIONS:
-        return _reduce(op, args[0], step.ints)
-    if op == "const":
-        assert step.dtype is not None
-        return np.asarray(step.number, compute_dtype(step.dtype).numpy)
-    if op == "cast":
-        assert step.dtype is not None
-        return cast_value(args[0], step.dtype)
-    if op == "halves":
-        assert step.dtype is not None
-        return halves(args[0], step.dtype, step.ints[0])
-    if op == "window":
-        rank = step.ints[0]
-        offsets, strides, sizes = (step.ints[1 + i * rank : 1 + (i + 1) * rank] for i in range(3))
-        return args[0][tuple(slice(o, o + (n - 1) * s + 1, s) for o, s, n in zip(offsets, strides, sizes, strict=True))]
-    if op == "mac":
-        return np.asarray(args[0] * args[1] + args[2])
-    if op == "clip":
-        return np.asarray(np.minimum(np.maximum(args[0], args[1]), args[2]))
-    if op == "scalar":
-        return np.asarray(scalars[step.ints[0]], np.int64)
-    if op == "iota":
-        axis, size = step.ints[:2]
-        like = args[0]
-        return np.arange(min(size, like.shape[axis])).reshape([-1 if i == axis else 1 for i in range(like.ndim)])
-    if op == "transpose":
-        return args[0].transpose(step.ints)
-    if op == "reshape":
-        return args[0].reshape(step.ints)
-    if op == "cumsum":
-        return _cumsum(args[0], *step.ints)
-    raise ValueError(f"unknown vector step '{op}'")

@@ -2,8 +2,9 @@
 
     python -m tools.build_loops
 
-Calls every entry point (ppuc.ir.jit) as ppuc itself does: a small program is simulated, with hazards, buffers that need
-the exact search are placed, and arrays are encoded. What is in the store already is not compiled again.
+Calls every entry point (ppuc.ir.jit) as ppuc itself does: a small program is simulated, with values and hazards,
+buffers that need the exact search are placed, and arrays are encoded. What is in the store already is not compiled
+again.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from ppuc.compiler.passes.memory.ranges import Range
 from ppuc.ir import encode, encode_loops
 from ppuc.ir.jit.decorators import key_of
 from ppuc.ir.jit.store import announced, file_name
-from ppuc.targets.simulator import event_loop, hazard_check
+from ppuc.targets.simulator import event_loop, hazard_check, value_loop
 
 ENTRIES: tuple[Any, ...] = (
     event_loop.run,
     hazard_check.run,
+    value_loop.run,
     placement_search.search,
     encode_loops.e4m3,
     encode_loops.e5m2,

@@ -29,6 +29,7 @@ from numba import njit
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic
 from numba.core.types import unliteral
 
 from ppuc.ir.jit import build, store
@@ -113,10 +114,14 @@ def _parts(function: Callable[..., Any], seen: dict[int, int]) -> Iterator[str]:
         return
     seen[id(function)] = len(seen)
     yield _code_text(function.__code__)
+    yield from (_text(cell.cell_contents) for cell in function.__closure__ or ())
     for name, value in _globals(function):
         if isinstance(value, Dispatcher):
             yield f"{name} {_text(value.targetoptions)}"
             yield from _parts(value.py_func, seen)
+        elif isinstance(value, _Intrinsic):
+            yield name
+            yield from _parts(value._defn, seen)
         else:
             yield f"{name} = {_text(value)}"
 

@@ -8,11 +8,13 @@ Invariant: unwritten bytes are 0xFF (a NaN in every float format), so reading th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ppuc.ir.errors import InputError, InternalError
+from ppuc.ir.jit.pointers import address_of
 from ppuc.ir.numerics import bits_dtype
 from ppuc.ir.program import MemTensor, Program, Ring
 from ppuc.ir.resource import Resource
@@ -34,6 +36,7 @@ class ChipMemory:
         """With `late`, inputs may be missing; `write` must provide them in time."""
         self._tensors = {t.name: t for t in program.tensors}
         self._flat: dict[str, np.ndarray] = {}
+        self._constants: set[str] = set()
         for space in (Space.HOST, Space.HBM, Space.L2):
             self._place([t for t in program.tensors if t.space is space], constants)
         for tensor in program.tensors:
@@ -48,6 +51,7 @@ class ChipMemory:
         own = [t for t in tensors if t.role == "const" and t.space is not Space.L2]
         for tensor in own:
             self._flat[tensor.name] = _constant_bytes(tensor, constants)
+            self._constants.add(tensor.name)
         shared = [t for t in tensors if t not in own]
         if not shared:
             return
@@ -60,6 +64,10 @@ class ChipMemory:
     def bytes_of(self, name: str) -> np.ndarray:
         """The bytes of a tensor, as a view."""
         return self._flat[name]
+
+    def is_constant(self, name: str) -> bool:
+        """Whether nothing writes a tensor's bytes."""
+        return name in self._constants
 
     def element_bytes(self, name: str) -> int:
         """Bytes of one element of a tensor."""
@@ -91,7 +99,7 @@ def _input_bytes(tensor: MemTensor, inputs: Mapping[str, np.ndarray]) -> np.ndar
 
 
 class UnitMemory:
-    """l1 and acc of every unit, with an array per ring slot."""
+    """l1 and acc of every unit."""
 
     def __init__(self, rings: Sequence[Ring], units: int) -> None:
         self._rings = rings
@@ -99,14 +107,27 @@ class UnitMemory:
         for space in (Space.L1, Space.ACC):
             used = max((r.base + r.depth * r.slot_bytes for r in rings if r.space is space), default=0)
             self._arena[space] = np.full((units, used), FRESH, np.uint8)
-        self._slots: list[list[list[np.ndarray | None]]] = [[[None] * r.depth for r in rings] for _ in range(units)]
 
     def slot(self, unit: int, ring: int, slot: int) -> np.ndarray:
         """The storage bits of a ring slot, in the ring's shape."""
-        array = self._slots[unit][ring][slot]
-        if array is None:
-            r = self._rings[ring]
-            at = r.base + slot * r.slot_bytes
-            array = np.ndarray(r.shape, bits_dtype(r.dtype), self._arena[r.space][unit], at)
-            self._slots[unit][ring][slot] = array
-        return array
+        r = self._rings[ring]
+        return np.ndarray(r.shape, self.bits(ring), self._arena[r.space][unit], r.base + slot * r.slot_bytes)
+
+    def bits(self, ring: int) -> np.dtype:
+        """The dtype of a ring's storage bits."""
+        return bits_dtype(self._rings[ring].dtype)
+
+    def tile_bytes(self, ring: int) -> int:
+        """Bytes of a tile in a ring, without padding."""
+        r = self._rings[ring]
+        return math.prod(r.shape) * r.dtype.bytes
+
+    def addresses(self, ring: int) -> tuple[int, int, int]:
+        """The address of a ring's first slot in unit 0, and the bytes from unit to unit and from slot to slot."""
+        r = self._rings[ring]
+        arena = self._arena[r.space]
+        return address_of(arena) + r.base, arena.strides[0], r.slot_bytes
+
+    def in_acc(self, ring: int) -> bool:
+        """Whether a ring lies in acc."""
+        return self._rings[ring].space is Space.ACC

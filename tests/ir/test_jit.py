@@ -20,7 +20,7 @@ from ppuc.ir import encode_loops
 from ppuc.ir.errors import InternalError
 from ppuc.ir.jit import build, decorators, store
 from ppuc.ir.jit.decorators import entry, helper, key_of
-from ppuc.targets.simulator import event_loop, hazard_check
+from ppuc.targets.simulator import event_loop, hazard_check, value_loop
 
 SIGNATURE = (numba.int64,)
 LOOP = """
@@ -68,6 +68,33 @@ def test_a_change_of_anything_reached_changes_the_key(old: str, new: str) -> Non
     assert key(LOOP) != key(LOOP.replace(old, new))
 
 
+INTRINSIC = """
+from numba.core import types
+from numba.extending import intrinsic
+from ppuc.ir.jit.decorators import entry
+
+def reader(size):
+    @intrinsic
+    def read(typing, address):
+        def code(context, builder, signature, args):
+            return builder.add(args[0], args[0])
+        return getattr(types, f"uint{size}")(types.int64), code
+    return read
+
+read = reader(8)
+
+@entry
+def run(x):
+    return read(x)
+"""
+
+
+@pytest.mark.parametrize(("old", "new"), [("builder.add", "builder.mul"), ("reader(8)", "reader(16)")])
+def test_a_change_of_an_intrinsic_changes_the_key(old: str, new: str) -> None:
+    assert key(INTRINSIC) != key(INTRINSIC.replace(old, new))
+    assert key(INTRINSIC) == key(INTRINSIC)
+
+
 def test_comments_and_places_do_not_change_the_key() -> None:
     moved = LOOP.replace("@helper", "# a comment\n\n@helper").replace("SCALE = 3", "OTHER = 1\nSCALE = 3")
     assert key(LOOP) == key(moved)
@@ -95,7 +122,7 @@ def test_versions_and_processors_change_the_key(
     assert key(LOOP) != before
 
 
-@pytest.mark.parametrize("loop", [event_loop.run, hazard_check.run])
+@pytest.mark.parametrize("loop", [event_loop.run, hazard_check.run, value_loop.run])
 def test_the_key_reaches_every_module_of_a_loop(loop: Any) -> None:
     """Files that a loop is compiled from, found by following calls."""
     found, pending = set(), [loop.py_func]
@@ -107,6 +134,8 @@ def test_the_key_reaches_every_module_of_a_loop(loop: Any) -> None:
     files = {Path(f.__code__.co_filename).stem for f in found}
     if loop is hazard_check.run:
         assert files == {"hazard_check", "vector_clocks"}
+    elif loop is value_loop.run:
+        assert files == {"value_boxes", "value_loop"}
     else:
         assert files >= {"bandwidth", "cache", "cost", "cursor", "engines", "events", "issue", "transfers", "work"}
         assert files >= {"event_loop", "vector_cost", "water_filling"}
@@ -115,8 +144,9 @@ def test_the_key_reaches_every_module_of_a_loop(loop: Any) -> None:
 
 def test_keys_are_the_same_in_every_process() -> None:
     program = (
-        "from ppuc.ir.jit.decorators import key_of; from ppuc.targets.simulator import event_loop, hazard_check;"
-        "print(key_of(event_loop.run.py_func, ()), key_of(hazard_check.run.py_func, ()))"
+        "from ppuc.ir.jit.decorators import key_of\n"
+        "from ppuc.targets.simulator import event_loop, hazard_check, value_loop\n"
+        "print([key_of(m.run.py_func, ()) for m in (event_loop, hazard_check, value_loop)])"
     )
     command = [sys.executable, "-c", program]
     found = {

@@ -7,9 +7,9 @@ import pytest
 
 from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir.kernel import Buffer, Vec
-from ppuc.ir.tile import VecPlan
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import VectorProgram
+from ppuc.ir.vector_steps import VecPlan
 
 X = np.array([-np.inf, -7.5, -0.0, 0.0, 1 / 3, 6.0, 1e30, np.inf, np.nan], np.float32)
 
