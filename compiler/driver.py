@@ -31,7 +31,6 @@ from ppuc.compiler.pipeline.layers import PLACE
 from ppuc.compiler.pipeline.manager import CompiledModel, PassRecord, QuantizedModule, Run
 from ppuc.compiler.pipeline.packed_remarks import with_remarks
 from ppuc.compiler.pipeline.quantize_step import Quantize
-from ppuc.compiler.pipeline.recheck import Recheck
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.ir.errors import Diagnostic, ModelError, PpucError, UsageError
 from ppuc.ir.graph import Graph
@@ -161,6 +160,8 @@ def _run(options: CompileOptions, watch: Instrumentation) -> Run:
 
 def _compiled(run: Run, module: Module, watch: Instrumentation) -> CompiledModel:
     if watch.check_passes:
+        from ppuc.compiler.pipeline.recheck import Recheck
+
         specs, about = input_specs(module), dict(module.options)
         arrays = generate_all(specs)
         if watch.inputs is not None:

@@ -20,7 +20,6 @@ from ppuc.compiler.pipeline.chosen import recorded
 from ppuc.compiler.pipeline.dump import DumpFolder
 from ppuc.compiler.pipeline.link import link
 from ppuc.compiler.pipeline.pass_options import options_text, spec_of, specs_of
-from ppuc.compiler.pipeline.recheck import CheckedPass, Recheck
 from ppuc.ir.errors import InternalError, UsageError
 from ppuc.ir.graph import Graph
 from ppuc.ir.module import Module
@@ -29,6 +28,7 @@ from ppuc.targets.description import Target
 from ppuc.targets.limits import check_limits
 
 if TYPE_CHECKING:
+    from ppuc.compiler.pipeline.recheck import CheckedPass, Recheck
     from ppuc.targets.artifact import Artifact
 
 

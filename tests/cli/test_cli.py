@@ -42,7 +42,7 @@ def test_version() -> None:
     assert ppuc("--version").stdout == f"ppuc, version {VERSION}\n"
 
 
-HEAVY = ("numpy", "onnx", "onnxruntime", "numba", "lark", "networkx", "rich", "ml_dtypes")
+HEAVY = ("numpy", "onnx", "onnxruntime", "numba", "lark", "rich", "ml_dtypes")
 
 
 @pytest.mark.parametrize("code", ["import ppuc", "import ppuc.compiler.cli as c; c.cli.main(['--help'])"])

@@ -12,7 +12,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
+
+from tests.support.small_models import mlp
 
 ROOT = Path(__file__).parents[2]
 FLOORS = ("ir", "targets", "compiler")
@@ -23,7 +26,6 @@ HOMES = {
     "numba": ("ir/jit/",),
     "llvmlite": ("ir/jit/",),
     "google": ("compiler/frontend/",),
-    "networkx": ("compiler/passes/",),
     "platformdirs": ("ir/user_cache.py",),
     "threadpoolctl": ("targets/simulator/", "ir/interpret_kernel.py"),
     "rich": ("compiler/report/", "compiler/commands/"),
@@ -101,7 +103,17 @@ def test_help_loads_nothing_slow() -> None:
     """`import ppuc` and `ppuc --help` stay instant."""
     loaded = "import sys, ppuc, ppuc.compiler.cli; print(*{m.split('.')[0] for m in sys.modules})"
     modules = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"numba", "onnx", "onnxruntime", "lark", "networkx", "numpy"} & set(modules)
+    assert not {"numba", "onnx", "onnxruntime", "lark", "numpy"} & set(modules)
+
+
+def test_compiling_loads_only_what_it_needs(tmp_path: Path) -> None:
+    """The oracle's and the simulator's libraries take as long to load as a small model to compile."""
+    model = tmp_path / "model.onnx"
+    onnx.save(mlp(), model)
+    code = "import sys, ppuc; ppuc.compile(sys.argv[1], target='ppu-tiny', dims={'N': 3}); print(*sys.modules)"
+    words = [sys.executable, "-c", code, str(model)]
+    modules = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"onnxruntime", "numba", "lark", "networkx", "rich"} & set(modules)
 
 
 def test_nothing_names_a_machine() -> None:

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import networkx as nx
-
 from ppuc.compiler.lowering.kinds import check_group
 from ppuc.compiler.lowering.tiling.body import CHAIN_KINDS, scalar_constant, unpacks, widens
+from ppuc.compiler.passes.digraph import strong_components, topological_order
 from ppuc.compiler.passes.memory.live_ranges import updated_operand
 from ppuc.ir import views
 from ppuc.ir.graph import Graph, Op, Value
@@ -146,12 +145,14 @@ class GroupedGraph:
 
     def cycle(self) -> list[int]:
         """Indices of groups that form a dependence cycle; [] if there is none."""
-        order = nx.DiGraph()
+        following: dict[int, dict[int, None]] = {}
         nodes = [self.group_of.get(i, -1 - i) for i in range(len(self.graph.ops))]  # ops without a group are negative
         for i, op in enumerate(self.graph.ops):
-            sources = [nodes[self.position[v.name]] for v in op.operands if v.name in self.position]
-            order.add_edges_from((source, nodes[i]) for source in sources if source != nodes[i])
-        knots = (found for found in nx.strongly_connected_components(order) if len(found) > 1)
+            for source in (nodes[self.position[v.name]] for v in op.operands if v.name in self.position):
+                if source != nodes[i]:
+                    following.setdefault(source, {})[nodes[i]] = None
+                    following.setdefault(nodes[i], {})
+        knots = (found for found in strong_components(following) if len(found) > 1)
         return sorted(n for n in next(knots, ()) if n >= 0)
 
     # -- views that need a copy ----------------------------------------------------------------------------------
@@ -222,8 +223,6 @@ class GroupedGraph:
 
     def _assemble(self) -> Graph:
         """The top-level ops (constants, aliases and groups) in dependence order."""
-        order = nx.DiGraph()
-        ops: list[Op] = []
         top: dict[str, str] = {}  # value -> node that defines it
         nodes: dict[str, tuple[tuple[Value, ...], Op]] = {}
         for number, members in enumerate(self.groups):
@@ -238,14 +237,14 @@ class GroupedGraph:
             if op.name == "const" or (is_view(op) and self._is_alias(op)):
                 nodes[f"o{i}"] = (op.operands, self._alias(op) if is_view(op) else op)
                 top[op.results[0].name] = f"o{i}"
-        for key, (_, op) in nodes.items():
-            order.add_node(key, at=min(self.position[r.name] for r in op.results))
-            for v in op.operands:
+        following: dict[str, dict[str, None]] = {key: {} for key in nodes}
+        for key, (operands, _) in nodes.items():
+            for v in operands:
                 if v.name in top:
-                    order.add_edge(top[v.name], key)
-        for key in nx.lexicographical_topological_sort(order, key=lambda k: (order.nodes[k]["at"], k)):
-            ops.append(nodes[key][1])
-        graph = Graph(self.graph.name, self.graph.params, self.graph.results, tuple(ops))
+                    following[top[v.name]][key] = None
+        at = {key: min(self.position[r.name] for r in op.results) for key, (_, op) in nodes.items()}
+        ops = tuple(nodes[key][1] for key in topological_order(following, lambda key: (at[key], key)))
+        graph = Graph(self.graph.name, self.graph.params, self.graph.results, ops)
         graph = _with_scatter_copies(graph, self.builder, self.target)
         return _prune(_with_output_copies(graph, self.builder, self.target))
 

@@ -16,8 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import networkx as nx
-
+from ppuc.compiler.passes.digraph import Flow, strong_components
 from ppuc.compiler.passes.rules.permutations import (
     Form,
     Perm,
@@ -282,24 +281,28 @@ def _wanted(read: Read, forms: dict[str, Form]) -> tuple[tuple[Perm, ...], tuple
 
 def _parts(edges: Iterable[_Edge], forms: dict[str, Form]) -> Iterator[list[_Edge]]:
     """Edges grouped into components connected by choices; components without a choice are left out."""
-    links = nx.Graph()
-    links.add_nodes_from(forms)
+    links: dict[str, list[str]] = {name: [] for name in forms}
     where: list[tuple[str, _Edge]] = []
     last: dict[str, str] = {}
     for edge in edges:
         ends = [end for end in (edge.storing, edge.reading) if end is not None]
         if not ends:
             continue
-        nx.add_path(links, ends)
+        _link(links, ends[0], ends[-1])
         # Readers of one value share the cost of a copy, so their choices belong together.
         if edge.reading is not None:
-            links.add_edge(last.setdefault(edge.value.name, edge.reading), edge.reading)
+            _link(links, last.setdefault(edge.value.name, edge.reading), edge.reading)
         where.append((ends[0], edge))
-    part_of = {name: i for i, part in enumerate(nx.connected_components(links)) for name in part}
+    part_of = {name: i for i, part in enumerate(strong_components(links)) for name in part}
     parts: dict[int, list[_Edge]] = {}
     for end, edge in where:
         parts.setdefault(part_of[end], []).append(edge)
     yield from parts.values()
+
+
+def _link(links: dict[str, list[str]], one: str, other: str) -> None:
+    links[one].append(other)
+    links[other].append(one)
 
 
 _FORM, _STAY = ("form",), ("stay",)
@@ -307,8 +310,7 @@ _FORM, _STAY = ("form",), ("stay",)
 
 def _cut(edges: list[_Edge]) -> set[str]:
     """The cheapest choices of one component: ops on the source side of a minimum cut take their forms."""
-    flow = nx.DiGraph()
-    flow.add_nodes_from((_FORM, _STAY))
+    flow = Flow()
     groups: dict[tuple[str, str | None, Table, bool], list[_Edge]] = {}
     for edge in edges:
         groups.setdefault((edge.value.name, edge.storing, edge.table, edge.reading is None), []).append(edge)
@@ -321,31 +323,19 @@ def _cut(edges: list[_Edge]) -> set[str]:
         else:
             for edge in group if first.reading is not None else group[:1]:
                 _add_pair(flow, edge)
-    if flow.out_degree(_FORM) == 0:
-        return set()
-    if flow.in_degree(_STAY) == 0:
-        return {n for n in nx.descendants(flow, _FORM) if isinstance(n, str)}
-    # Of several minimum cuts, this orientation yields the one with the fewest forms.
-    cut = nx.minimum_cut(flow.reverse(), _STAY, _FORM, flow_func=nx.algorithms.flow.boykov_kolmogorov)
-    return {n for n in cut[1][1] if isinstance(n, str)}
+    # Of several minimum cuts, the one with the fewest forms.
+    return {n for n in flow.source_side(_FORM, _STAY) if isinstance(n, str)}
 
 
-def _add(flow: nx.DiGraph, tail: object, head: object, capacity: float) -> None:
-    if flow.has_edge(tail, head):
-        flow.edges[tail, head]["capacity"] += capacity
-    elif capacity:
-        flow.add_edge(tail, head, capacity=capacity)
-
-
-def _add_pair(flow: nx.DiGraph, edge: _Edge) -> None:
+def _add_pair(flow: Flow, edge: _Edge) -> None:
     """The cost table of one storing and one reading choice as edges; a table that no cut can express is rounded down to
     the nearest one that a cut can."""
     cost = edge.table
     if edge.storing is None or edge.reading is None:
         end = edge.storing or edge.reading
         stay, take = (cost[0][0], cost[1][0]) if edge.storing is not None else (cost[0][0], cost[0][1])
-        _add(flow, _FORM, end, max(stay - take, 0))
-        _add(flow, end, _STAY, max(take - stay, 0))
+        flow.add(_FORM, end, max(stay - take, 0))
+        flow.add(end, _STAY, max(take - stay, 0))
         return
     if edge.storing == edge.reading:
         return
@@ -353,17 +343,17 @@ def _add_pair(flow: nx.DiGraph, edge: _Edge) -> None:
     both = min(both, storing + reading - neither)
     # E(s, r) = neither + (storing - neither) s + (both - storing) r + (reading + storing - neither - both) (1 - s) r
     for end, slope in ((edge.storing, storing - neither), (edge.reading, both - storing)):
-        _add(flow, end, _STAY, max(slope, 0))
-        _add(flow, _FORM, end, max(-slope, 0))
-    _add(flow, edge.reading, edge.storing, reading + storing - neither - both)
+        flow.add(end, _STAY, max(slope, 0))
+        flow.add(_FORM, end, max(-slope, 0))
+    flow.add(edge.reading, edge.storing, reading + storing - neither - both)
 
 
-def _add_shared(flow: nx.DiGraph, group: list[_Edge]) -> None:
+def _add_shared(flow: Flow, group: list[_Edge]) -> None:
     """One value with several readers that differ only in their choice: the other copy is paid for once."""
     n, storing = group[0].table[0][1], group[0].storing
     any_takes, any_stays = ("takes", group[0].value.name), ("stays", group[0].value.name)
-    _add(flow, any_takes, storing, n)
-    _add(flow, storing, any_stays, n)
+    flow.add(any_takes, storing, n)
+    flow.add(storing, any_stays, n)
     for edge in group:
-        flow.add_edge(edge.reading, any_takes)
-        flow.add_edge(any_stays, edge.reading)
+        flow.add(edge.reading, any_takes, math.inf)
+        flow.add(any_stays, edge.reading, math.inf)
