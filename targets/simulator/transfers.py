@@ -162,7 +162,7 @@ def _end_flow(c: Code, m: Machine, st: State, s: int) -> None:
     flight: Flight = st.flight[s, q.data % IN_FLIGHT]
     i, now = flight.instr, st.core[0].now
     ins: Instruction = c.ins[i]
-    alone = min(flight.bytes / flight.cap, now - q.began) if flight.bytes else 0.0
+    alone = in_ticks(min(flight.bytes / flight.cap, now - q.began)) if flight.bytes else 0.0
     st.stat[i].busy += alone
     st.stall[i, BANDWIDTH] += now - q.began - alone
     q.flow = -1
