@@ -28,7 +28,7 @@ from ppuc.targets.simulator.events import (
     wake_all,
 )
 from ppuc.targets.simulator.issue import try_head
-from ppuc.targets.simulator.records import Core, Stream
+from ppuc.targets.simulator.records import Core, Stream, Watch
 from ppuc.targets.simulator.tables import Code, Machine, State
 from ppuc.targets.simulator.transfers import end_flows, land, start_flow
 
@@ -56,10 +56,21 @@ def _handle(c: Code, m: Machine, st: State) -> None:
         put_back(st, s)
 
 
+@helper
+def _paused(st: State) -> bool:
+    """Whether the run is to pause before time advances."""
+    for j in range(len(st.watch)):
+        watch: Watch = st.watch[j]
+        q: Stream = st.stream[watch.stream]
+        if q.pc >= watch.pc and q.next >= watch.next:
+            return True
+    return False
+
+
 @entry
 def run(c: Code, m: Machine, st: State) -> int:
-    """Run until everything is done, the log is full (empty it and call again), stream 0 has reached the node to
-    stop at, or all streams are blocked (deadlock)."""
+    """Run until everything is done, the log is full (empty it and call again), a watched stream is where
+    to pause, or all streams are blocked (deadlock)."""
     rows = len(st.log_t) - len(st.stream) - 8
     k: Core = st.core[0]
     while True:
@@ -80,7 +91,7 @@ def run(c: Code, m: Machine, st: State) -> int:
             time = min(k.finish, next_time(st))
             if time == _INFINITE:
                 return DONE if k.done == len(st.stream) else DEADLOCK
-            if st.stream[0].pc >= k.pause:
+            if _paused(st):
                 return PAUSED
             k.now = time
 

@@ -283,7 +283,7 @@ class Core(Protocol):
     """The run as a whole: time, next end of a data phase, rate of device memory now, bytes that entered a cached l2;
     sizes of heap, active flows, stack, log and wakes; how often active flows cross device memory, and how many of them
     write it; bits of a stream's number in the heap; streams done; whether shares are outdated or oversubscribed and the
-    log is on; the node of stream 0 to stop at; oldest and next row of dirty bytes."""
+    log is on; oldest and next row of dirty bytes."""
 
     now: float
     finish: float
@@ -301,9 +301,16 @@ class Core(Protocol):
     stale: int
     over: int
     logging: int
-    pause: int
     dirty_from: int
     dirty_to: int
+
+
+class Watch(Protocol):
+    """Where to pause: when `stream` is at node `pc` or later and has issued `next` instructions."""
+
+    stream: int
+    pc: int
+    next: int
 
 
 class Stream(Protocol):

@@ -28,6 +28,7 @@ from ppuc.targets.simulator.launch import launch_clk, launches
 from ppuc.targets.simulator.memory import ChipMemory
 from ppuc.targets.simulator.result import Hazard, Profile
 from ppuc.targets.simulator.stats import Totals
+from ppuc.targets.simulator.steady_state.loop_replay import LoopReplay
 from ppuc.targets.simulator.steady_state.replay import Replay
 from ppuc.targets.simulator.tables import State, new_state
 from ppuc.targets.simulator.trace import Details, EventTable
@@ -131,11 +132,12 @@ def _run(
     readers = [reader for reader in (values, checker) if reader is not None]
     rows = max(log_rows, 2 * len(flat.code.stream_pc) + 16) if readers or events is not None else 0
     state = new_state(flat.code, flat.machine, rows)
-    skipping = Replay.of(flat, state) if replay else None
+    skipping = [x for x in (Replay.of(flat, state), LoopReplay.of(flat, state)) if x is not None] if replay else []
     while True:
         status = event_loop.run(flat.code, flat.machine, state)
-        if status == event_loop.PAUSED and skipping is not None:
-            skipping.stop(state)
+        if status == event_loop.PAUSED:
+            for replayed in skipping:
+                replayed.stop(state)
             continue
         used = int(state.core["log"][0])
         for reader in readers:

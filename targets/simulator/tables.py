@@ -69,6 +69,9 @@ O_CHANGED, O_FILLED, O_GROWING, O_STOPPED = range(4)
 """Rows of State.order: flows whose CE has changed, flows that are filled; of these, those that still grow, and those
 that stopped in a round."""
 
+W_LAYERS, W_LOOPS = range(2)
+"""Rows of State.watch: those of steady_state.replay and steady_state.loop_replay."""
+
 CACHE_ENTRIES = 1 << 16
 """Entries of a cached l2; a tile evicts another one with the same entry."""
 
@@ -142,6 +145,7 @@ class State(NamedTuple):
     """A run in progress."""
 
     core: np.ndarray  # [1] Core
+    watch: np.ndarray  # [W_*] Watch
     stream: np.ndarray  # [S] Stream
     place: np.ndarray  # [S, D] Place
     coordinate: np.ndarray  # [S, A] Coordinate
@@ -189,8 +193,10 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
     r, k, i, g = len(code.ring), len(code.kernel), len(code.ins), len(code.group)
     width = LOG_ENV + d + max(1, int((code.ins["op_hi"] - code.ins["op_lo"]).max(initial=0)))
     core = rec.rows(rec.Core, 1)
-    core["finish"], core["logging"], core["stack"], core["pause"] = np.inf, log_rows > 0, s, len(code.node)
+    core["finish"], core["logging"], core["stack"] = np.inf, log_rows > 0, s
     core["stream_bits"] = (s - 1).bit_length()
+    watch = rec.rows(rec.Watch, W_LOOPS + 1)
+    watch["pc"] = len(code.node)
     listed = rec.rows(rec.Listed, 2 * s)
     listed["stack"][:s] = np.arange(s)[::-1]
     coordinate, stat = rec.rows(rec.Coordinate, s, code.radix.shape[1]), rec.rows(rec.Stat, i)
@@ -199,6 +205,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
     cache["key"] = cache["near"] = -1
     return State(
         core=core,
+        watch=watch,
         stream=_streams(code, machine),
         place=rec.rows(rec.Place, s, d),
         coordinate=coordinate,

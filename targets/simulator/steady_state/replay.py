@@ -49,7 +49,9 @@ class Replay:
         return replay
 
     def stop(self, state: t.State) -> None:
-        """Handle a stop: skip repetitions and set the next stop."""
+        """Handle a stop, if it is at the next layer: skip repetitions and set the next stop."""
+        if state.stream["pc"][0] < state.watch["pc"][t.W_LAYERS]:
+            return
         here = self._record(state)
         for back, before in enumerate(reversed(self._stops), 1):
             shift = Shift.between(self._flat, self._repeats, before, here, back)
@@ -65,7 +67,7 @@ class Replay:
     def _set_stop(self, state: t.State) -> None:
         marks = self._flat.marks[0, :, _NODE]
         inside = self._next < self._repeats.last
-        state.core["pause"] = marks[self._next] if inside else len(self._flat.code.node)
+        state.watch["pc"][t.W_LAYERS] = marks[self._next] if inside else len(self._flat.code.node)
 
     def _record(self, state: t.State) -> Stop:
         """The unfinished part of the state."""
