@@ -45,7 +45,7 @@ class Queue(enum.Enum):
         return self.value
 
     def __hash__(self) -> int:
-        return hash(self.value)
+        return hash(self._value_)
 
 
 UNIT_QUEUES = (Queue.LOAD, Queue.STORE, Queue.TENSOR, Queue.VECTOR)

@@ -115,7 +115,7 @@ class Space(enum.Enum):
         return self.value
 
     def __hash__(self) -> int:
-        return hash(self.value)
+        return hash(self._value_)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ MARKS = ("node", "loop", "ins", "use", "sync", "op", "box", "extent", "mma", "ve
 """The tables whose rows belong to a kernel's part of a queue."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class FlatSegment:
     """A segment's arrays, and the names of numbered entities. `marks` [4, kernels + 1, MARKS]: first rows of each
     kernel's part of each unit queue, and the end."""
@@ -355,24 +355,29 @@ class _Builder:
     ) -> np.ndarray:
         """Pushes that each unit makes on each ring."""
         cu = self.target.cu
-        total = np.zeros((cu, len(self.rings)), np.int64)
+        total, trips = np.zeros((cu, len(self.rings)), np.int64), self._trips(radix)
         for r, pushes in self.pushes.items():
             k = self.ring_kernel[r]
             if blocks[k, 0] >= 0:
                 assigned = np.maximum(0, -(-(tiles[k] - (np.arange(cu) - firsts[k]) % cu) // cu))
                 total[:, r] = sum(self._pushes_of_tiles(assigned, *push, int(blocks[k, 0])) for push in pushes)
                 continue
-            coords = np.stack(np.unravel_index(np.arange(units[k]), tuple(radix[k])), 1)
             for level, loops in pushes:
                 times = np.ones(units[k], np.int64)
                 for d, loop in enumerate(loops):
-                    start, stop, step, axis = self.loops[loop][:4]
-                    first = start + (coords[:, axis] * step if axis >= 0 else 0)
-                    stride = step * (int(radix[k, axis]) if axis >= 0 else 1)
-                    trips = np.maximum(0, -(-(stop - first) // stride))
-                    times = times * (trips if d < level else np.minimum(trips, 1))
+                    times = times * (trips[loop] if d < level else np.minimum(trips[loop], 1))
                 total[(firsts[k] + np.arange(units[k])) % cu, r] += times
         return total
+
+    def _trips(self, radix: np.ndarray) -> list[np.ndarray]:
+        """Trip counts of every loop, in each unit of its kernel's grid."""
+        coords = [np.unravel_index(np.arange(np.prod(row)), tuple(row)) for row in radix]
+        found = []
+        for start, stop, step, axis, _, _, _, k, _ in self.loops:
+            first = start + (coords[k][axis] if axis >= 0 else np.zeros_like(coords[k][0])) * step
+            stride = step * (int(radix[k, axis]) if axis >= 0 else 1)
+            found.append(np.maximum(0, -(-(stop - first) // stride)))
+        return found
 
 
 def _chain(body: Sequence[StreamNode], depth: int) -> list[StreamLoop]:

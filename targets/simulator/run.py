@@ -8,24 +8,24 @@ Invariant: outputs do not depend on the target's timing numbers, nor on the size
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ppuc.ir.errors import InternalError
-from ppuc.ir.program import Program, Segment
+from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.ir.vector import VectorProgram
-from ppuc.targets.limits import check_limits
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import event_loop
 from ppuc.targets.simulator.deadlock import describe_deadlock
-from ppuc.targets.simulator.decode import FlatSegment, flatten
+from ppuc.targets.simulator.decode import FlatSegment
 from ppuc.targets.simulator.hazards import HazardChecker
-from ppuc.targets.simulator.launch import launch_clk, launches
+from ppuc.targets.simulator.launch import launch_clk
 from ppuc.targets.simulator.memory import ChipMemory
+from ppuc.targets.simulator.prepare import prepare
 from ppuc.targets.simulator.result import Hazard, Profile
 from ppuc.targets.simulator.stats import Totals
 from ppuc.targets.simulator.steady_state.loop_replay import LoopReplay
@@ -74,16 +74,16 @@ def simulate(
     raised. With `replay`, exactly repeated layers are skipped (steady_state/replay.py). Raises CapacityError for a
     program that exceeds a limit of `target`, InputError for invalid inputs and InternalError if the program
     deadlocks."""
-    check_limits(program, target)
+    launched = prepare(program, vectors, target)
     chip = None if inputs is None else ChipMemory(program, constants, inputs, late=before is not None)
     by_name = {v.name: v for v in vectors}
     totals, hazards, events = Totals(), list[Hazard](), EventTable(target) if trace else None
     with threadpool_limits(1, user_api="blas"):
-        for number, segment, first in _launched(program, target):
-            if first and before is not None and chip is not None:
-                before(number, chip)
-            flat = flatten(program, segment, by_name, target)
-            begin = totals.cycles + launch_clk(target, first)
+        for launch in launched:
+            flat = launch.flat
+            if launch.first and before is not None and chip is not None:
+                before(launch.segment, chip)
+            begin = totals.cycles + launch_clk(target, launch.first)
             totals.launch += begin - totals.cycles
             values = None if chip is None else SegmentValues(flat, by_name, chip, target)
             checker = HazardChecker(program, flat) if check_hazards and chip is not None else None
@@ -100,23 +100,9 @@ def simulate(
     return RawResult(outputs, profile, events.table(), tuple(events.names), events.details())
 
 
-def prepare(program: Program, vectors: tuple[VectorProgram, ...], target: Target) -> list[tuple[FlatSegment, bool]]:
-    """The flattened launches, each with whether it begins a segment."""
-    check_limits(program, target)
-    by_name = {v.name: v for v in vectors}
-    return [(flatten(program, segment, by_name, target), first) for _, segment, first in _launched(program, target)]
-
-
 def run_flat(flat: FlatSegment) -> State:
     """Run one launch for timing only; returns its final state."""
     return _run(flat, None, None, None, 0.0, 0, None, True)
-
-
-def _launched(program: Program, target: Target) -> Iterator[tuple[int, Segment, bool]]:
-    """The launches in order, each with its segment and whether it begins it."""
-    for number, segment in enumerate(program.segments):
-        for i, part in enumerate(launches(segment, target)):
-            yield number, part, i == 0
 
 
 def _run(
@@ -153,4 +139,4 @@ def _run(
             raise InternalError(describe_deadlock(flat, state))
 
 
-__all__ = ["Progress", "RawResult", "prepare", "run_flat", "simulate"]
+__all__ = ["Progress", "RawResult", "run_flat", "simulate"]

@@ -14,11 +14,14 @@ from ppuc.ir.program import UNIT_QUEUES, Instr, Queue
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator import tables as t
-from ppuc.targets.simulator.decode import FlatSegment
+from ppuc.targets.simulator.decode import MARKS, FlatSegment
 from ppuc.targets.simulator.energy import energy_joules
 from ppuc.targets.simulator.power import steady_power
 from ppuc.targets.simulator.result import STALL_CAUSES, CopyStats, Hazard, KernelStats, Profile
 
+_INS = MARKS.index("ins")
+_TENSOR = UNIT_QUEUES.index(Queue.TENSOR)
+_ENGINES = [(q, queue) for q, queue in enumerate(UNIT_QUEUES) if queue in (Queue.TENSOR, Queue.VECTOR)]
 _SPACE = {t.MEM_HBM: Space.HBM, t.MEM_L2: Space.L2, t.MEM_HOST: Space.HOST}
 
 
@@ -41,94 +44,88 @@ class Totals:
 
     def add(self, flat: FlatSegment, state: t.State, begin: float, target: Target) -> None:
         """Add a finished segment that started at cycle `begin`."""
-        kernel_of, queue_of = flat.code.ins["kernel"], flat.code.ins["queue"]
-        for k in range(len(flat.segment.kernels)):
-            self.kernels.append(self._kernel(flat, state, k, np.flatnonzero(kernel_of == k), begin, target))
-        for i in np.flatnonzero(queue_of == 4):
-            self._copy(flat, state, int(i), begin)
-        self.instructions += int(state.stat["n"].sum())
-        self.lane_ops += int(state.stat["lane_ops"].sum())
-        self.sfu_ops += int(state.stat["sfu_ops"].sum())
-        for kernel in self.kernels[len(self.kernels) - len(flat.segment.kernels) :]:
+        sums = _Sums(flat, state)
+        kernels = [self._kernel(flat, sums, k, begin, target) for k in range(len(flat.segment.kernels))]
+        self.kernels += kernels
+        for i in np.flatnonzero(flat.code.ins["queue"] == 4).tolist():
+            self._copy(flat, sums, i, begin)
+        self.instructions += sum(sums.stat["n"])
+        self.lane_ops += sum(sums.stat["lane_ops"])
+        self.sfu_ops += sum(sums.stat["sfu_ops"])
+        for kernel in kernels:
             self.read.update(kernel.read_bytes)
             self.write.update(kernel.write_bytes)
 
-    def _kernel(
-        self, flat: FlatSegment, state: t.State, k: int, rows: np.ndarray, begin: float, target: Target
-    ) -> KernelStats:
-        kernel, stat = flat.segment.kernels[k], state.stat[rows]
-        busy: dict[Queue, float] = {}
-        stall: dict[Queue, dict[str, float]] = {}
-        count: dict[Queue, int] = {}
-        for q, queue in enumerate(UNIT_QUEUES):
-            mine = rows[flat.code.ins["queue"][rows] == q]
-            busy[queue] = float(state.stat["busy"][mine].sum())
-            stall[queue] = dict(zip(STALL_CAUSES, state.stall[mine].sum(0).tolist(), strict=True))
-            count[queue] = int(state.stat["n"][mine].sum())
-        read, write, macs, ideal = self._traffic(flat, state, rows, target)
-        engine, operand_wait = _engine(flat, state, rows)
-        lane_ops, sfu_ops = int(stat["lane_ops"].sum()), int(stat["sfu_ops"].sum())
-        ran = stat[stat["n"] > 0]
-        start, end = (ran["start"].min(), ran["end"].max()) if len(ran) else (0.0, 0.0)
+    def _kernel(self, flat: FlatSegment, sums: _Sums, k: int, begin: float, target: Target) -> KernelStats:
+        kernel, of = flat.segment.kernels[k], sums.of_kernel
+        rows = [i for q in range(4) for i in range(*sums.rows[q][k])]
+        read, write, macs, ideal = self._traffic(flat, sums, k, rows, target)
+        lane_ops, sfu_ops = (sum(of[name][q][k] for q in range(4)) for name in ("lane_ops", "sfu_ops"))
+        ran = [i for i in rows if sums.stat["n"][i] > 0]
+        start = min((sums.stat["start"][i] for i in ran), default=0.0)
+        end = max((sums.stat["end"][i] for i in ran), default=0.0)
         return KernelStats(
             name=kernel.name,
             loc=kernel.loc,
             units=int(flat.code.kernel["units"][k]),
-            start=begin + float(start),
-            end=begin + float(end),
-            busy=busy,
-            stall=stall,
-            instructions=count,
+            start=begin + start,
+            end=begin + end,
+            busy={queue: of["busy"][q][k] for q, queue in enumerate(UNIT_QUEUES)},
+            stall={
+                queue: dict(zip(STALL_CAUSES, sums.stall_of_kernel[q][k], strict=True))
+                for q, queue in enumerate(UNIT_QUEUES)
+            },
+            instructions={queue: of["n"][q][k] for q, queue in enumerate(UNIT_QUEUES)},
             read_bytes=read,
             write_bytes=write,
             macs=macs,
             ideal_tensor=ideal,
-            shaped_tensor=_shaped(flat, state, rows, target),
+            shaped_tensor=_shaped(flat, sums, k, target),
             ideal_vector=(lane_ops / target.vector.lanes + sfu_ops / target.vector.sfu_per_clk) / target.cu,
-            engine=engine,
-            operand_wait=operand_wait,
-            transfer=_transfer(flat, state, rows),
+            engine={queue: float(of["engine"][q][k]) for q, queue in _ENGINES},
+            operand_wait={queue: of["operands"][q][k] for q, queue in _ENGINES},
+            transfer=_transfer(sums, k),
         )
 
     def _traffic(
-        self, flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target
+        self, flat: FlatSegment, sums: _Sums, k: int, rows: list[int], target: Target
     ) -> tuple[dict[Space, int], dict[Space, int], int, float]:
         """Bytes read and written by space, multiply-accumulates, and their cycles at the chip's peak."""
-        sums = {
-            name: int(state.stat[name][rows].sum()) for name in ("l1_read", "l1_written", "acc_read", "acc_written")
-        }
-        read = Counter({Space.L1: sums["l1_read"], Space.ACC: sums["acc_read"]})
-        write = Counter({Space.L1: sums["l1_written"], Space.ACC: sums["acc_written"]})
-        macs, ideal = 0, 0.0
-        for i in rows.tolist():
-            kind, memory = flat.code.ins["kind"][i], int(flat.code.ins["memory"][i])
-            size, held, evicted, products = (int(state.stat[name][i]) for name in ("bytes", "held", "evicted", "macs"))
+        l1_read, l1_written, acc_read, acc_written = (
+            sum(sums.of_kernel[name][q][k] for q in range(4))
+            for name in ("l1_read", "l1_written", "acc_read", "acc_written")
+        )
+        read = Counter({Space.L1: l1_read, Space.ACC: acc_read})
+        write = Counter({Space.L1: l1_written, Space.ACC: acc_written})
+        macs, ideal, stat = 0, 0.0, sums.stat
+        for i in rows:
+            kind, size, held = sums.kind[i], stat["bytes"][i], stat["held"][i]
             if kind == t.LOAD:
-                read[_SPACE[memory]] += size - held
+                read[_SPACE[sums.memory[i]]] += size - held
                 read[Space.L2] += held
                 self.tensor_read[flat.tensor_of(i)] += size
             elif kind == t.STORE:
-                write[_SPACE[memory]] += size - held
+                write[_SPACE[sums.memory[i]]] += size - held
                 write[Space.L2] += held
                 self.tensor_write[flat.tensor_of(i)] += size
             elif kind == t.MMA:
-                dtype = flat.rings[flat.instrs[i].operands[1]].dtype
+                dtype, products = flat.rings[flat.instrs[i].operands[1]].dtype, stat["macs"][i]
                 self.macs[dtype] += products
                 macs += products
                 ideal += products / target.peak_macs_per_clk("i8" if dtype is DType.U8 else dtype)
-            write[Space.HBM] += evicted
+            write[Space.HBM] += stat["evicted"][i]
         return dict(+read), dict(+write), macs, ideal
 
-    def _copy(self, flat: FlatSegment, state: t.State, i: int, begin: float) -> None:
+    def _copy(self, flat: FlatSegment, sums: _Sums, i: int, begin: float) -> None:
         item = flat.instrs[i].item
         if isinstance(item, Instr):
             return
-        size = int(state.stat["bytes"][i])
-        self.read[_SPACE[int(flat.code.ins["memory"][i])]] += size
+        size = sums.stat["bytes"][i]
+        self.read[_SPACE[sums.memory[i]]] += size
         self.write[_SPACE[int(flat.code.ins["second"][i])]] += size
         self.tensor_read[item.src] += size
         self.tensor_write[item.dst] += size
-        start, end = begin + float(state.stat["start"][i]), begin + float(state.stat["end"][i])
+        start, end = begin + sums.stat["start"][i], begin + sums.stat["end"][i]
         self.copies.append(CopyStats(item.dst, item.queue, size, start, end))
 
     def profile(self, target: Target, hazards: tuple[Hazard, ...], values: bool) -> Profile:
@@ -163,21 +160,35 @@ class Totals:
         )
 
 
-def _engine(flat: FlatSegment, state: t.State, rows: np.ndarray) -> tuple[dict[Queue, float], dict[Queue, float]]:
-    """Engine cycles of the tensor and vector queues, and further cycles in which they waited for l1 and acc."""
-    engine, wait = {}, {}
-    for q, queue in ((2, Queue.TENSOR), (3, Queue.VECTOR)):
-        mine = state.stat[rows[flat.code.ins["queue"][rows] == q]]
-        engine[queue], wait[queue] = float(mine["engine"].sum()), float(mine["operands"].sum())
-    return engine, wait
+class _Sums:
+    """The statistics of a segment as lists: `stat`, `kind`, `memory` and `bandwidth` (cycles of waiting for a share of
+    it) by instruction; `of_kernel` [queue, kernel] sums of each field of Stat, `stall_of_kernel` [queue, kernel,
+    cause]; `rows` [queue, kernel]: first and end."""
+
+    def __init__(self, flat: FlatSegment, state: t.State) -> None:
+        marks = flat.marks[:, :, _INS]
+        self.rows = np.stack([marks[:, :-1], marks[:, 1:]], 2).tolist()
+        self.kind, self.memory = flat.code.ins["kind"].tolist(), flat.code.ins["memory"].tolist()
+        self.stat = {name: state.stat[name].tolist() for name in state.stat.dtype.names or ()}
+        names = [name for name in self.stat if name not in ("start", "end")]
+        self.of_kernel = {name: _between(state.stat[name], marks).tolist() for name in names}
+        self.stall_of_kernel = _between(state.stall, marks).tolist()
+        self.bandwidth = state.stall[:, t.BANDWIDTH].tolist()
 
 
-def _shaped(flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target) -> float:
+def _between(values: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """Sums of `values` from one mark to the next. They are whole ticks, so differences of sums are exact."""
+    total = np.zeros((len(values) + 1, *values.shape[1:]), values.dtype)
+    np.cumsum(values, 0, out=total[1:])
+    return np.asarray(total[marks[:, 1:]] - total[marks[:, :-1]])
+
+
+def _shaped(flat: FlatSegment, sums: _Sums, k: int, target: Target) -> float:
     """Cycles of the chip if each unit had as many result fragments as lanes (or all there are), with products
     distributed evenly."""
     total, lanes = 0.0, target.tensor.lanes
-    for i in rows.tolist():
-        results, products = int(state.stat["results"][i]), int(state.stat["products"][i])
+    for i in range(*sums.rows[_TENSOR][k]):
+        results, products = sums.stat["results"][i], sums.stat["products"][i]
         if results:
             dtype = flat.rings[flat.instrs[i].operands[1]].dtype
             interval = target.tensor.ii_clk["i8" if dtype is DType.U8 else str(dtype)]
@@ -185,13 +196,13 @@ def _shaped(flat: FlatSegment, state: t.State, rows: np.ndarray, target: Target)
     return total
 
 
-def _transfer(flat: FlatSegment, state: t.State, rows: np.ndarray) -> dict[Space, float]:
+def _transfer(sums: _Sums, k: int) -> dict[Space, float]:
     """Cycles of data phases by memory."""
     spent: dict[Space, float] = {}
-    for i in rows.tolist():
-        if flat.code.ins["kind"][i] in (t.LOAD, t.STORE):
-            memory = _SPACE[int(flat.code.ins["memory"][i])]
-            spent[memory] = spent.get(memory, 0.0) + float(state.stat["busy"][i] + state.stall[i, t.BANDWIDTH])
+    for q in (0, 1):
+        for i in range(*sums.rows[q][k]):
+            memory = _SPACE[sums.memory[i]]
+            spent[memory] = spent.get(memory, 0.0) + sums.stat["busy"][i] + sums.bandwidth[i]
     return spent
 
 

@@ -12,7 +12,7 @@ from numba import njit
 from ppuc.targets.description import load_target
 from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.bandwidth import add_flow, refill, remove_flow
-from ppuc.targets.simulator.run import prepare
+from ppuc.targets.simulator.prepare import prepare
 from ppuc.targets.simulator.tables import Machine, State, new_state
 from tests.support.simulator_programs import RELU, Gemm, gemm_program
 
@@ -59,7 +59,7 @@ def test_shares_are_those_of_water_filling(name: str, most: int) -> None:
     """Every flow has its max-min fair rate after every start and end, few flows (memories have enough for all, and only
     the CEs that changed are filled again) or many (memories are oversubscribed)."""
     target, rng = load_target(name), np.random.default_rng(most)
-    (flat, _), *_ = prepare(gemm_program(Gemm(16, 16, 16)), (RELU,), target)
+    flat = prepare(gemm_program(Gemm(16, 16, 16)), (RELU,), target)[0].flat
     m, st = flat.machine, new_state(flat.code, flat.machine, 0)
     transfers = [s for s in range(4 * target.cu) if s % 4 < 2]
     paths: dict[int, Path] = {}

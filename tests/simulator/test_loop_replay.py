@@ -14,7 +14,8 @@ import ppuc
 from ppuc.ir.errors import PpucError
 from ppuc.targets.artifact import Artifact
 from ppuc.targets.description import load_target, override
-from ppuc.targets.simulator.run import prepare, simulate
+from ppuc.targets.simulator.prepare import prepare
+from ppuc.targets.simulator.run import simulate
 from ppuc.targets.simulator.steady_state import loop_replay
 from ppuc.targets.simulator.steady_state.loop_shift import LoopShift
 from tests.fuzz.models import model_of_seed
@@ -95,8 +96,8 @@ def test_iterations_are_skipped_exactly(model: str, target: str, skipped: list[i
 def test_most_of_a_long_sum_is_skipped(skipped: list[int]) -> None:
     artifact = ppuc.compile(product(128, 16384, 128), target="ppu-tiny").artifact
     check_same(artifact, "ppu-tiny")
-    ((flat, _),) = prepare(artifact.program, artifact.vectors, load_target("ppu-tiny"))
-    loop = flat.code.loop
+    (launch,) = prepare(artifact.program, artifact.vectors, load_target("ppu-tiny"))
+    loop = launch.flat.code.loop
     assert max(skipped) > 0.8 * ((loop["stop"] - loop["start"]) // loop["step"]).max()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.decode import MARKS, FlatSegment
+from ppuc.targets.simulator.prepare import once_a_segment
 from ppuc.targets.simulator.steady_state.loop_shift import LoopShift
 from ppuc.targets.simulator.steady_state.moment import Moment, signature
 
@@ -118,6 +119,7 @@ class LoopReplay:
         watch["pc"] = len(self._flat.code.node)
 
 
+@once_a_segment
 def _long_loops(flat: FlatSegment) -> np.ndarray:
     """By kernel, the innermost loop of its load queue that takes the most iterations, if these are many; -1: none."""
     c, kernels = flat.code, len(flat.segment.kernels)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.decode import MARKS, FlatSegment
+from ppuc.targets.simulator.prepare import once_a_segment
 
 LEAST = 4
 """Minimum number of repetitions."""
@@ -29,6 +30,7 @@ class Repeats:
     last: int
 
 
+@once_a_segment
 def find_repeats(flat: FlatSegment) -> Repeats | None:
     """The repetition that covers most kernels; None if none is worthwhile."""
     kernels = len(flat.segment.kernels)
