@@ -99,6 +99,16 @@ def store_clk(traffic: Traffic, target: Target, active: int, space: Space | None
     return max(traffic.bytes / target.store.bytes_per_clk, shared, traffic.rows * target.store.row_clk)
 
 
+def further_stores_clk(count: int, target: Target) -> float:
+    """Cycles that `count` more stores of parts of a tile take, even if nothing of the tile is in their parts."""
+    return count * max(overhead_clk(target), store_place_clk(target))
+
+
+def store_place_clk(target: Target) -> float:
+    """Least cycles from one store of many to the next: each holds one of the engine's places until it has landed."""
+    return (target.store.start_clk + handover_latency_clk(target)) / target.store.in_flight
+
+
 def sharers(row_tiles: int, col_tiles: int, tm: int, tn: int, target: Target) -> tuple[int, int]:
     """Units that share one read of a tile of the left and of the right operand: neighbours that multicast serves, if
     tiles are taken in order."""

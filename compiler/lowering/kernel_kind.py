@@ -81,6 +81,9 @@ class KernelKind:
     """Searches the best tiles; raises NotFusable if none fit. None: the kind has no cost model, and passes leave such
     groups unchanged."""
 
+    gives_way: bool = False
+    """A group may have several of its anchors, and if it computes something, too, its kind does not follow from them: a
+    kernel stores its result through them."""
     epilogue: bool = True
     """The kernel supports an epilogue: elementwise ops can follow the anchor, and results can differ from operands in
     type. Without it, elements are stored as loaded."""

@@ -9,7 +9,7 @@ kernel is a field of its row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ppuc.compiler.lowering.kernel_kind import KernelKind, Searched, always, one_tiling
@@ -20,8 +20,9 @@ from ppuc.compiler.lowering.kernels.cascade import CascadeLowering, lower_cascad
 from ppuc.compiler.lowering.kernels.conv import ConvLowering, check_conv, lower_conv
 from ppuc.compiler.lowering.kernels.map import MapLowering, check_map, lower_map
 from ppuc.compiler.lowering.kernels.moves import (
+    CopyLowering,
+    check_copy,
     check_move,
-    lower_concat,
     lower_copy,
     lower_gather,
     lower_scatter,
@@ -41,16 +42,32 @@ from ppuc.targets.schema import Target
 _ROWWISE = ("map", "matmul", "copy")
 """Kinds that compute a result row from the same row of their operands."""
 
+_MOVING = ("copy", "concat")
+"""Kinds that only move elements."""
+
 
 def _back_to_back(kinds: Sequence[str]) -> bool:
     """Whether these are kinds of consecutive groups over the same rows; a window may compute the first one's."""
     rest = kinds[1:] if kinds and kinds[0] == "window" else kinds
-    return len(kinds) > 1 and "matmul" in rest and {*rest} <= {*_ROWWISE}
+    return len(kinds) > 1 and "matmul" in rest and {*rest} <= {*_ROWWISE, *_MOVING}
+
+
+def _stores_in_parts(kind: str) -> Callable[[Sequence[str]], bool]:
+    """A predicate on kinds of consecutive groups: whether they are one of `kind` and others that move its result, which
+    it may store where it belongs."""
+    return lambda kinds: len(kinds) > 1 and kinds[0] == kind and {*kinds[1:]} <= {*_MOVING}
+
+
+def _moves(kinds: Sequence[str]) -> bool:
+    """Whether these are kinds of consecutive groups that only move elements."""
+    return len(kinds) > 1 and {*kinds} <= {*_MOVING}
 
 
 _ROWS = (
     KernelKind(  # elementwise ops, constant pads, reductions along some axes
         name="map",
+        members=_stores_in_parts("map"),
+        follows=lambda first, second: first == "map" and second in _MOVING,
         unanchored=always,
         check=lambda body, target: check_map(body),
         lower=one_tiling(lower_map),
@@ -60,11 +77,16 @@ _ROWS = (
     KernelKind(  # views that must be materialised
         name="copy",
         unanchored=only_views,
-        check=lambda body, target: check_map(body),
+        members=lambda kinds: _moves(kinds) and "concat" not in kinds,
+        follows=lambda first, second: first == second == "copy",
+        check=check_copy,
         lower=one_tiling(lower_copy),
+        search=CopyLowering,
     ),
     KernelKind(
         name="matmul",
+        members=_stores_in_parts("matmul"),
+        follows=lambda first, second: first == "matmul" and second in _MOVING,
         anchors={"matmul": always},
         check=check_matmul,
         lower=lower_matmul,
@@ -75,6 +97,8 @@ _ROWS = (
     ),
     KernelKind(
         name="conv",
+        members=_stores_in_parts("conv"),
+        follows=lambda first, second: first == "conv" and second in _MOVING,
         anchors={"conv": always},
         check=check_conv,
         lower=lower_conv,
@@ -85,6 +109,8 @@ _ROWS = (
     ),
     KernelKind(  # pools and depthwise convolutions, on the vector engine
         name="window",
+        members=_stores_in_parts("window"),
+        follows=lambda first, second: first == "window" and second in _MOVING,
         anchors={"pool": always, "conv": is_depthwise},
         check=check_window,
         lower=one_tiling(lower_window),
@@ -102,7 +128,7 @@ _ROWS = (
     KernelKind(  # products over the same rows, with norms between them: what is between them stays in l1
         name="back-to-back",
         members=_back_to_back,
-        follows=lambda first, second: first in ("window", *_ROWWISE) and second in _ROWWISE,
+        follows=lambda first, second: first in ("window", *_ROWWISE, *_MOVING) and second in {*_ROWWISE, *_MOVING},
         least=least_clk,
         shares=True,
         lower=one_tiling(lower_back_to_back),
@@ -111,6 +137,8 @@ _ROWS = (
     ),
     KernelKind(
         name="attention",
+        members=_stores_in_parts("attention"),
+        follows=lambda first, second: first == "attention" and second in _MOVING,
         anchors={"attention": always, "attention_parts": always},
         check=check_attention,
         lower=one_tiling(lower_attention),
@@ -118,11 +146,15 @@ _ROWS = (
         rereads=True,
         shortest_keys=64,
     ),
-    KernelKind(
+    KernelKind(  # several concatenations, and views between them, are one piecewise copy
         name="concat",
         anchors={"concat": always},
-        check=check_move,
-        lower=one_tiling(lower_concat),
+        gives_way=True,
+        members=lambda kinds: _moves(kinds) and "concat" in kinds,
+        follows=lambda first, second: {first, second} <= {*_MOVING},
+        check=check_copy,
+        lower=one_tiling(lower_copy),
+        search=CopyLowering,
         epilogue=False,
     ),
     KernelKind(
@@ -212,11 +244,16 @@ def anchored_kind(op: Op) -> KernelKind | None:
 
 
 def anchor_in(body: Graph) -> Op | None:
-    """The anchor of `body`, which determines its kind; None for elementwise groups and copies."""
+    """The anchor of `body`, which determines its kind; None for elementwise groups and copies. Anchors that give way
+    are one only in a body that computes nothing: the first of them."""
     anchors = [op for op in body.ops if needs_kernel(op.name)]
-    if len(anchors) > 1:
+    weak = [op for op in anchors if (kind := anchored_kind(op)) is not None and kind.gives_way]
+    strong = [op for op in anchors if op not in weak]
+    if len(strong) > 1:
         raise NotFusable("two anchors in one group")
-    return anchors[0] if anchors else None
+    if strong or any(OPS[op.name].kind in CHAIN_KINDS for op in body.ops):
+        return strong[0] if strong else None
+    return weak[0] if weak else None
 
 
 def check_group(body: Graph, target: Target) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, operand_view, sizes
-from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, analyse
+from ppuc.compiler.lowering.tiling.body import Chain, External, NotFusable, analyse
 from ppuc.compiler.lowering.tiling.nest import Tiling, distribute
 from ppuc.compiler.lowering.tiling.space import Access
 from ppuc.compiler.lowering.tiling.unmerged import UnmergedLowering, access_of, slot_bytes
@@ -97,7 +97,8 @@ class TiledAttention(UnmergedLowering):
             self.span = anchor.attrs.keys
             if body.results != (result,):
                 raise NotFusable("attention split along its keys takes no epilogue")
-            chain = Chain(domain, result, outputs={result.name: part_views(result.type.dims, domain)[0]})
+            part = External(result, part_views(result.type.dims, domain)[0])
+            chain = Chain(domain, result, outputs={result.name: (part,)})
         else:
             chain = analyse(body, result, domain, frozenset({result.name}) | operand_ops(body, anchor))
         super().__init__(name, body, tensors, loc, target, chain, "bgrme", outer=2)

@@ -225,7 +225,7 @@ class BackToBackLowering(RowProducts):
     def _store_clk(self, stage: StageLowering, active: int) -> float:
         """Cycles of the store queue for a tile of all results of a stage, while `active` units store."""
         results = [operand for _, operand in stage.stores]
-        return sum(cost.store_clk(self._traffic(stage, o), self.target, active, o.space) for o in results)
+        return sum(stage.stored_clk(o, self._traffic(stage, o), active) for o in results)
 
     def _price(
         self, rows: tuple[int, ...], plans: Sequence[Plan], resident: bool, iterations: int, active: int, columns: int

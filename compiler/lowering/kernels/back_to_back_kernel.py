@@ -15,7 +15,7 @@ from ppuc.compiler.lowering.kernels.window_tile import window_tile
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiling.tiled import Operand
 from ppuc.ir.affine import Affine, axis, var
-from ppuc.ir.kernel import Load, Mma, Store, TileRef, Vec
+from ppuc.ir.kernel import Load, Mma, TileRef, Vec
 from ppuc.ir.types import Space
 
 SLOTS = 4
@@ -261,16 +261,13 @@ class Building:
         """Add the stores of a stage's results. Of the units that divide the last product's columns, all of which
         compute what is `shared`, the first one stores it: the others' tiles are outside the tensor."""
         for source, operand in stage.stores:
-            view = operand.access.view
-            param = self.kernel.param(operand.tensor, operand.dtype, view, written=True)
-            index = stage.index(operand.access, loops)
             if not shared or self.choice.columns == 1:
-                nest.add(depth, Store(param, self.buffers[source], index))
+                stage.store(self.kernel, nest, depth, operand, self.buffers[source], loops)
                 continue
             first = Columns("first", self.choice.columns, 1, self.choice.columns, loop=self.columns[0])
             inner = Nest([*nest.loops[:depth], first])
-            beyond = (index[0] + var(first.name, view.shape[0]), *index[1:])
-            inner.add(depth + 1, Store(param, self.buffers[source], beyond))
+            beyond = var(first.name, stage.space.axes[0].size)
+            stage.store(self.kernel, inner, depth + 1, operand, self.buffers[source], loops, beyond=beyond)
             nest.prepend(inner, depth)
 
     def _mma(

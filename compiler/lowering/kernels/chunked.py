@@ -16,7 +16,7 @@ from ppuc.compiler.lowering.tiling.nest import Nest, Tiling
 from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder, last_position
 from ppuc.ir.affine import Affine
 from ppuc.ir.graph import Op
-from ppuc.ir.kernel import Load, Stmt, Store, Vec
+from ppuc.ir.kernel import Load, Stmt, Vec
 from ppuc.ir.types import DType
 from ppuc.ir.vector import compute_dtype
 
@@ -180,8 +180,7 @@ class ChunkedReduction:
         depth = len(nest.loops)
         nest.add(depth, Vec(program, outs, tuple(body.ins), self.low.valid(loops), tuple(body.scalars)))
         for operand, buffer in zip(operands, outs, strict=True):
-            param = kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
-            nest.add(depth, Store(param, buffer, self.low.index(operand.access, loops)))
+            self.low.store(kernel, nest, depth, operand, buffer, loops)
         return list(nest.build())
 
 

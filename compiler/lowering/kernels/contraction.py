@@ -238,7 +238,7 @@ class ContractionLowering(TiledLowering):
             extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
             traffic = cost.box_traffic(operand.access.view, extents, operand.dtype, self.target)
             if operand.written:
-                store += cost.store_clk(traffic, self.target, active, operand.space)
+                store += self.stored_clk(operand, traffic, active)
                 continue
             clk = cost.load_clk(traffic, self.target, active, operand.space)
             load += clk

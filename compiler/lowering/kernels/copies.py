@@ -58,11 +58,13 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The tiling of a copy. `transposed` tiles are loaded with their axes in the order of the source's memory."""
+    """The tiling of a copy. `transposed` tiles are loaded with their axes in the order of the source's memory. A tile
+    takes `work_clk` cycles, and in the long run `beat_clk`, as its slots are not free before it is stored."""
 
     tiles: tuple[int, ...]
     transposed: bool
     beat_clk: float
+    work_clk: float
 
 
 @dataclass(slots=True)
@@ -112,9 +114,9 @@ def plan(geometry: Geometry, target: Target, copies: int = 1) -> Plan:
             for transposed in (False, True):
                 if (transposed and not _can_transpose(geometry, tiles)) or _bytes(geometry, tiles, transposed) > limit:
                     continue
-                price, beat = _price(geometry, tiles, transposed, target)
+                price, beat, work = _price(geometry, tiles, transposed, target)
                 if best is None or price < best[0]:
-                    best = price, Plan(tiles, transposed, beat)
+                    best = price, Plan(tiles, transposed, beat, work)
         if best is not None:
             return best[1]
     among = f", shared by {copies} copies" if copies > 1 else ""
@@ -162,8 +164,8 @@ def _bytes(geometry: Geometry, tiles: Sequence[int], transposed: bool) -> int:
     return slot_bytes(math.prod(tiles), geometry.dtype) * (COPY_DEPTH + (TRANSPOSED_DEPTH if transposed else 0))
 
 
-def _price(geometry: Geometry, tiles: tuple[int, ...], transposed: bool, target: Target) -> tuple[float, float]:
-    """Cycles of the busiest unit, and cycles between two of its tiles."""
+def _price(geometry: Geometry, tiles: tuple[int, ...], transposed: bool, target: Target) -> tuple[float, float, float]:
+    """Cycles of the busiest unit, cycles between two of its tiles, and what they would be with unlimited slots."""
     trips = _trips(geometry.sizes, tiles)
     iterations, active = _alone(trips, target.cu)
     order = _source_order(geometry, tiles) if transposed else list(range(len(tiles)))
@@ -177,8 +179,9 @@ def _price(geometry: Geometry, tiles: tuple[int, ...], transposed: bool, target:
     store = cost.store_clk(written, target, active) + cost.overhead_clk(target)
     vec = cost.vec_clk(math.prod(tiles), 1, target) if transposed else 0.0
     latency = cost.latency_clk(target)
-    beat = max(load, vec, store, (2 * latency + load + store) / COPY_DEPTH)
-    return iterations * beat + latency + load + vec + store, beat
+    work = max(load, vec, store)
+    beat = max(work, (2 * latency + load + store) / COPY_DEPTH)
+    return iterations * beat + latency + load + vec + store, beat, work
 
 
 def _trips(sizes: Sequence[int], tiles: Sequence[int]) -> tuple[int, ...]:
@@ -222,6 +225,24 @@ def _shared_grid(geometries: Sequence[Geometry], plans: Sequence[Plan], target: 
         return sum(_assign(t, grid)[0] * p.beat_clk for t, p in zip(trips, plans, strict=True))
 
     return min(grids, key=price)
+
+
+def copies_clk(copies: Sequence[Copy], target: Target) -> float:
+    """Expected cycles of a kernel of these copies: one after another, but each has slots of its own, so that only one
+    latency is exposed. Raises NotFusable."""
+    if not copies:
+        return 0.0
+    geometries = [copy.geometry for copy in copies]
+    plans = _plans(geometries, target)
+    grid, busy, exposed = _shared_grid(geometries, plans, target), 0.0, 0.0
+    for geometry, chosen in zip(geometries, plans, strict=True):
+        trips = _trips(geometry.sizes, chosen.tiles)
+        price, beat, work = _price(geometry, chosen.tiles, chosen.transposed, target)
+        iterations = _assign(trips, grid)[0]
+        work = max(work, cost.store_place_clk(target))
+        busy += iterations * work + max(0.0, (iterations - COPY_DEPTH) * (beat - work))
+        exposed = max(exposed, price - _alone(trips, target.cu)[0] * beat)
+    return busy + exposed
 
 
 # -- building --------------------------------------------------------------------------------------------------------

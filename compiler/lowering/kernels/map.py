@@ -274,7 +274,7 @@ class MapLowering(TiledLowering):
             traffic = self._traffic(operand, tiles, operand.key in transposed)
             moved[operand.space] = moved.get(operand.space, 0.0) + traffic.bytes
             if operand.written:
-                store_time += cost.store_clk(traffic, self.target, active, operand.space)
+                store_time += self.stored_clk(operand, traffic, active)
             else:
                 load_time += cost.load_clk(traffic, self.target, active, operand.space)
                 load_time += cost.overhead_clk(self.target)

@@ -71,19 +71,3 @@ def unpadded(resolver: Resolver, value: Value) -> External:
     if source is None or source.padded:
         raise NotFusable(f"{value} is not a view of a parameter")
     return source
-
-
-def meeting_point(body: Graph, resolver: Resolver, result: Value) -> tuple[External, View]:
-    """A value on the chain of views to `result` that is a view of a parameter, and its view in `result`."""
-    value, view = stored_part(body, result)
-    while True:
-        source = resolver.external(value)
-        if source is not None:
-            return source, view
-        op = body.producer(value)
-        if op is None or OPS[op.name].kind is not Kind.VIEW:
-            raise NotFusable(f"{value} is not a view of a parameter")
-        before = views.undo(op, view)
-        if before is None:
-            raise NotFusable(f"the chain of views to {result} needs a copy")
-        value, view = op.operands[0], before

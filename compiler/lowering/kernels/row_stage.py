@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, op_axes
+from ppuc.compiler.lowering.tiling.body import Chain, External, NotFusable, op_axes
 from ppuc.compiler.lowering.tiling.nest import Tiling
-from ppuc.compiler.lowering.tiling.row_layout import spread
-from ppuc.compiler.lowering.tiling.row_stages import RowStages
+from ppuc.compiler.lowering.tiling.row_layout import Layout, spread
+from ppuc.compiler.lowering.tiling.row_stages import RowStages, StoredResult
 from ppuc.compiler.lowering.tiling.space import Access, Axis, IterationSpace, merge
 from ppuc.compiler.lowering.tiling.tiled import Operand, TiledLowering
 from ppuc.compiler.lowering.tiling.vector_work import VectorWork, vector_work
@@ -57,15 +57,26 @@ class Merger:
     rows: RowStages
     separate: bool = False
     """Keep every part of the rows an axis of its own."""
-    _noted: dict[Domain, dict[str, View]] = field(default_factory=dict)
+    _noted: dict[Domain, dict[str, External | View]] = field(default_factory=dict)
     _merged: dict[Domain, list[list[int]]] = field(default_factory=dict)
 
     def note(self, view: View, *domains: Domain) -> View:
         """Record an access with the axes of `domains`, one after another; returns it."""
         for domain, part in zip(domains, _parts(view, domains), strict=True):
-            known = self._noted.setdefault(domain, {})
-            known[str(len(known))] = part
+            self._add(domain, part)
         return view
+
+    def note_part(self, part: External, *domains: Domain) -> None:
+        """Record a part of a result with the axes of `domains`."""
+        at = 0
+        for domain, view in zip(domains, _parts(part.view, domains), strict=True):
+            low, extent = part.low[at : at + len(domain)], part.extent[at : at + len(domain)]
+            self._add(domain, External(part.value, view, low, extent) if low else view)
+            at += len(domain)
+
+    def _add(self, domain: Domain, access: External | View) -> None:
+        known = self._noted.setdefault(domain, {})
+        known[str(len(known))] = access
 
     def sizes(self, domain: Domain) -> tuple[int, ...]:
         """The sizes of the merged axes."""
@@ -103,6 +114,17 @@ class Merger:
                 strides.append(part.strides[at - 1])
         return View(tuple(shape), tuple(strides), view.offset)
 
+    def part(self, part: External, *domains: Domain) -> Access:
+        """A recorded part of a result with merged axes."""
+        view = self.view(part.view, *domains)
+        if not part.padded:
+            return Access(view, (0,) * len(view.shape))
+        ends, at = [], -1
+        for group in (group for domain in domains for group in self._groups(domain)):
+            at += len(group)
+            ends.append(at)
+        return Access(view, tuple(part.low[i] for i in ends), padded=True)
+
     def present(self, name: str, *domains: Domain) -> tuple[bool, ...]:
         """Whether a computed value varies along each merged axis of `domains`."""
         atoms = self.rows.atoms
@@ -133,19 +155,31 @@ class StageAccesses:
         """Operand key -> parameter, dtype, memory, view."""
         self.locals: list[str] = []
         """Values of earlier stages that the stage's ops read."""
-        self.writes: list[tuple[str, str, View]] = []
-        """Results of the group, the computed value of each, its view."""
+        self.writes: list[tuple[StoredResult, list[External]]] = []
+        """Results of the group, and their parts in the axes of `domains`."""
         for op in stage.ops:
             for i in range(len(op.operands)):
                 self._operand(op, i)
-        for result, source, view, layout in rows.results():
-            if rows.stage_of[source] == number:
-                whole = (*rows.rows, *stage.features)
-                self.writes.append(
-                    (result.name, source, merger.note(spread(view, layout, whole, rows.atoms), *self.domains))
-                )
+        for result in rows.results():
+            if rows.stage_of[result.source] == number:
+                parts = [self._spread(part, result.layout) for part in result.parts]
+                self.writes.append((result, parts))
+                for part in parts:
+                    merger.note_part(part, *self.domains)
         for key, (name, dtype, space, view) in self.reads.items():
             self.reads[key] = (name, dtype, space, merger.note(view, *self.domains))
+
+    def _spread(self, part: External, layout: Layout) -> External:
+        """A part of a result in the axes of `domains`."""
+        whole, atoms = (*self.rows.rows, *self.stage.features), self.rows.atoms
+        if not part.padded:
+            return External(part.value, spread(part.view, layout, whole, atoms))
+        order = [leaf for (leaf,) in layout]
+        if sorted(order) != sorted(whole):
+            raise NotFusable("a value that does not span the rows is stored in parts")
+        at = [order.index(leaf) for leaf in whole]
+        view = View(tuple(part.view.shape[i] for i in at), tuple(part.view.strides[i] for i in at), part.view.offset)
+        return External(part.value, view, tuple(part.low[i] for i in at), tuple(part.extent[i] for i in at))
 
     def _operand(self, op: Op, i: int) -> None:
         """Find out where operand `i` of an op is."""
@@ -188,12 +222,15 @@ class StageLowering(TiledLowering):
             for key, (name, dtype, space, view) in accesses.reads.items()
         ]
         self.locals = [local(rows, name, merger, domains) for name in accesses.locals]
-        types = {r.name: r for r in body.results}
-        self.stores = [
-            (source, Operand(f"out:{name}", Access(merger.view(view, *domains), none), tensors[name],
-                             types[name].type.dtype, True, types[name].space))
-            for name, source, view in accesses.writes
-        ]  # fmt: skip
+        self.stores: list[tuple[str, Operand]] = []
+        """Results of the group, each with the name of the computed value that it holds."""
+        for stored, parts in accesses.writes:
+            value = stored.value
+            access, *further = (merger.part(part, *domains) for part in parts)
+            tensor, dtype = tensors[value.name], value.type.dtype
+            operand = Operand(f"out:{value.name}", access, tensor, dtype, True, value.space, tuple(further))
+            self.stores.append((stored.source, operand))
+        self.stores.sort(key=lambda s: len(s[1].further))  # others do not wait for those of many parts
         self.kept: list[Local] = []
         self.anchor_present: tuple[bool, ...] = ()
         self.reduces = accesses.stage.reduces

@@ -7,7 +7,8 @@ elementwise result). Every value of its body is related to the domain in one of 
             after a `pull`: the reshapes and transposes that lead from the domain to the value's own shape;
   anchor    the accumulator that the chain starts from.
 External operands of a chain op are broadcast to the op's shape and mapped back through the pull, so a residual added
-after a reshape is read through a reshaped view.
+after a reshape is read through a reshaped view. Slices and concatenations of computed values are not computed: a
+result behind them is stored in parts.
 
 Invariant: `analyse` raises NotFusable exactly if some op of the body cannot be related in one of these ways; fusion
 calls it before it commits.
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ppuc.compiler.lowering.tiling.not_fusable import NotFusable as NotFusable
+from ppuc.compiler.lowering.tiling.pieces import MOVES, Piece, back, follow, whole
 from ppuc.ir import views
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import View
@@ -27,9 +30,8 @@ from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.ops.view import ReshapeAttrs
 from ppuc.ir.types import DType, TensorType
 
-
-class NotFusable(Exception):  # noqa: N818 - a finding that fusion acts on, not an error
-    """The ops do not form one kernel of the requested kind; the message gives the reason (shown by `ppuc inspect`)."""
+MOST_PARTS = 16
+"""Maximum parts of a result: each is a store of every tile, which writes what lies in the part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,13 @@ class Chain:
     """External operand key (see `key`) -> its view in domain coordinates (rank of the domain, size 1 or stride 0 where
     it is broadcast)."""
     constants: dict[str, float] = field(default_factory=dict)
-    outputs: dict[str, View] = field(default_factory=dict)
-    """Body result name -> the view, in domain coordinates, of the row-major result it is stored to."""
+    outputs: dict[str, tuple[External, ...]] = field(default_factory=dict)
+    """Body result name -> the views, in domain coordinates, of the row-major result it is stored to. One of several
+    holds a box of the domain: point i writes index i - low of the view, or nothing if it has none."""
     alias: dict[str, str] = field(default_factory=dict)
     """Name of a view-op result on the chain -> the chain value that holds its elements."""
+    moved: set[str] = field(default_factory=set)
+    """Slices and concatenations of chain values, and views of these."""
     squeezed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Reduced values that were reshaped by dropping or adding axes of size 1 -> their shape in domain axes."""
     direct: dict[str, str] = field(default_factory=dict)
@@ -189,6 +194,8 @@ def analyse(body: Graph, anchor: Value | None, domain: tuple[int, ...], skip: fr
         kind = OPS[op.name].kind
         if kind is Kind.VIEW and op.operands[0].name in chain.constants:
             chain.constants[result.name] = chain.constants[op.operands[0].name]
+        elif _moves(chain, op):
+            chain.moved.add(result.name)
         elif kind is Kind.VIEW and op.operands[0].name in chain.pulls:
             _view_on_chain(chain, op)
         elif resolver.external(result) is not None:
@@ -200,6 +207,12 @@ def analyse(body: Graph, anchor: Value | None, domain: tuple[int, ...], skip: fr
     for value in body.results:
         _output(chain, resolver, value)
     return chain
+
+
+def _moves(chain: Chain, op: Op) -> bool:
+    """Whether `op` moves computed elements in another way than the reshapes and transposes of a pull."""
+    moved = any(v.name in chain.moved for v in op.operands)
+    return op.name in MOVES and (moved or (op.name in ("slice", "concat") and op.operands[0].name in chain.pulls))
 
 
 def _coarsening(anchor: Value, domain: tuple[int, ...]) -> Op:
@@ -346,6 +359,9 @@ def _to_domain(source: External, shape: tuple[int, ...], pull: tuple[Op, ...], d
 
 def _output(chain: Chain, resolver: Resolver, result: Value) -> None:
     value, view = stored_part(resolver.body, result)
+    if value.name in chain.moved:
+        _moved_output(chain, resolver.body, result, whole(value, view))
+        return
     if value.name not in chain.pulls:
         source = resolver.external(value)
         if source is None:
@@ -354,7 +370,7 @@ def _output(chain: Chain, resolver: Resolver, result: Value) -> None:
             raise NotFusable(f"result {value} is only a view")
         chain.direct[result.name] = result.name
         chain.externals[result.name] = _to_domain(source, value.type.dims, (), chain.domain)
-        chain.outputs[result.name] = view
+        chain.outputs[result.name] = (External(result, view),)
         return
     if value is not result:
         chain.alias[result.name] = chain.alias.get(value.name, value.name)
@@ -362,15 +378,53 @@ def _output(chain: Chain, resolver: Resolver, result: Value) -> None:
         if value is not result:
             raise NotFusable("a reduced value whose axes were dropped is part of a larger tensor")
         view = View.contiguous(chain.squeezed[value.name])
-    placed: View | None = view
+    seen: View | None = view
     for op in reversed(chain.pulls[value.name]):
-        placed = views.undo(op, placed) if placed is not None else None
-    if placed is None:
+        seen = views.undo(op, seen) if seen is not None else None
+    if seen is None:
         raise NotFusable("the result cannot be stored through the reshape without a copy")
-    lead = len(chain.domain) - len(placed.shape)
+    lead = len(chain.domain) - len(seen.shape)
     if lead < 0:
         raise NotFusable("the result has a higher rank than the domain")
-    partial = [a for a, n in enumerate((1,) * lead + placed.shape) if n != chain.domain[a]]
+    partial = [a for a, n in enumerate((1,) * lead + seen.shape) if n != chain.domain[a]]
     if set(partial) - set(chain.reduce_axes):
         raise NotFusable(f"result {value} does not span the group's domain")
-    chain.outputs[result.name] = View((1,) * lead + placed.shape, (0,) * lead + placed.strides, placed.offset)
+    stored = View((1,) * lead + seen.shape, (0,) * lead + seen.strides, seen.offset)
+    chain.outputs[result.name] = (External(result, stored),)
+
+
+def _moved_output(chain: Chain, body: Graph, result: Value, stored: Piece) -> None:
+    """Record the parts in which a result behind slices and concatenations is stored."""
+    pieces = follow(body, stored, lambda p: p.value.name in chain.pulls)
+    sources = {chain.alias.get(p.value.name, p.value.name) for p in pieces}
+    if len(sources) != 1:
+        raise NotFusable(f"result {result} is made of several computed values")
+    chain.alias[result.name] = sources.pop()
+    for piece in pieces:
+        if piece.value.type.elements != np.prod(chain.domain, dtype=np.int64):
+            raise NotFusable("a value that does not span the group's domain is stored in parts")
+    chain.outputs[result.name] = parts_of(result, [p for piece in pieces for p in _pulled(chain, piece)], chain.domain)
+
+
+def _pulled(chain: Chain, piece: Piece) -> list[Piece]:
+    """A piece of a chain value as pieces of the domain."""
+    found = [piece]
+    for op in reversed(chain.pulls[piece.value.name]):
+        found = [before for p in found for before in back(op, p)]
+    return found
+
+
+def parts_of(result: Value, pieces: Sequence[Piece], domain: tuple[int, ...]) -> tuple[External, ...]:
+    """The parts of a result that store boxes of the domain, the largest first. Raises NotFusable."""
+    if len(pieces) > MOST_PARTS:
+        raise NotFusable(f"the result would be stored in {len(pieces)} parts, at most {MOST_PARTS} are worth it")
+    return tuple(_placed(p, result, domain) for p in sorted(pieces, key=lambda p: -p.elements))
+
+
+def _placed(piece: Piece, result: Value, domain: tuple[int, ...]) -> External:
+    """Where `result` stores a box of the domain. Raises NotFusable if the piece is none."""
+    atoms = piece.boxed()
+    lead = (0,) * (len(domain) - len(atoms))
+    shape = (*(1 for _ in lead), *(1 if a is None else a.extent for a in atoms))
+    strides = (*lead, *(0 if a is None else a.stride for a in atoms))
+    return External(result, View(shape, strides, piece.offset), (*lead, *piece.starts), domain)

@@ -12,7 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ppuc.compiler.lowering.tiling.body import External, NotFusable, Resolver, op_axes, scalar_constant, stored_part
+from ppuc.compiler.lowering.tiling.body import (
+    External,
+    NotFusable,
+    Resolver,
+    op_axes,
+    parts_of,
+    scalar_constant,
+    stored_part,
+)
+from ppuc.compiler.lowering.tiling.pieces import MOVES, Piece, atoms_of, follow, reshaped, whole
 from ppuc.compiler.lowering.tiling.row_layout import Atoms, Layout
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import View
@@ -37,6 +46,17 @@ class Stage:
         return any(op_axes(op) for op in self.ops)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A result of a group: the computed value that it holds, its parts in the result's memory (with boxes of the value,
+    if there are several), and the layout of their axes."""
+
+    value: Value
+    source: str
+    parts: tuple[External, ...]
+    layout: Layout
+
+
 @dataclass(slots=True)
 class RowStages:
     """What `analyse_rows` finds. Values that only change the shape of another are its `alias`."""
@@ -56,6 +76,8 @@ class RowStages:
     head_rows: tuple[int, ...] = ()
     values: dict[str, Value] = field(default_factory=dict)
     """Computed values by name, aliases excluded."""
+    moved: set[str] = field(default_factory=set)
+    """Slices and concatenations of computed values, and views of these: results that are stored in parts."""
 
     def source(self, name: str) -> str:
         """The computed value that holds the elements of `name`."""
@@ -68,16 +90,42 @@ class RowStages:
             raise NotFusable(f"operand {value} is neither in memory nor computed in the group")
         return found
 
-    def results(self) -> list[tuple[Value, str, View, Layout]]:
-        """Every result of the group: itself, the computed value that it is, its view of the result's memory and the
-        layout of that view's axes."""
+    def results(self) -> list[StoredResult]:
+        """Every result of the group."""
         found = []
         for result in self.body.results:
             value, view = stored_part(self.body, result)
+            if value.name in self.moved:
+                found.append(self._parts(result, self._pieces(value, view)))
+                continue
             if value.name not in self.layouts:
                 raise NotFusable(f"result {result} is not computed by the group")
-            found.append((result, self.source(value.name), view, self.layouts[value.name]))
+            part = External(result, view)
+            found.append(StoredResult(result, self.source(value.name), (part,), self.layouts[value.name]))
         return found
+
+    def _pieces(self, value: Value, view: View) -> list[Piece]:
+        """The pieces of a computed value that make up `value`. Raises NotFusable."""
+        pieces = follow(self.body, whole(value, view), lambda p: p.value.name in self.layouts)
+        if len({p.value.name for p in pieces}) != 1:
+            raise NotFusable(f"{value} is made of several computed values")
+        return pieces
+
+    def _parts(self, result: Value, pieces: Sequence[Piece]) -> StoredResult:
+        """A result that is stored in parts, with an axis of its views for every atom."""
+        value = pieces[0].value
+        layout = self.layouts[value.name]
+        leaves = tuple((leaf,) for axis in layout for leaf in self.atoms.leaves(axis))
+        sizes = tuple(self.atoms.sizes[leaf] for (leaf,) in leaves)
+        fine = [q for p in pieces for q in reshaped(p, sizes)]
+        return StoredResult(result, self.source(value.name), parts_of(result, fine, sizes), leaves)
+
+    def _divide(self) -> None:
+        """Split atoms where parts of results begin and end."""
+        for result in self.body.results:
+            value, view = stored_part(self.body, result)
+            for piece in self._pieces(value, view) if value.name in self.moved else ():
+                self.atoms.reshaped(self.layouts[piece.value.name], [a.size for a in atoms_of(piece)])
 
     # building
 
@@ -101,6 +149,8 @@ class RowStages:
             raise NotFusable(f"constant {result} of {result.type} must be a parameter of the group")
         elif kind is Kind.VIEW and op.operands[0].name in self.constants:
             self.constants[result.name] = self.constants[op.operands[0].name]
+        elif op.name in MOVES and self._moves(op):
+            self.moved.add(result.name)
         elif kind is Kind.VIEW and op.operands[0].name in self.layouts:
             self._view(op)
         elif self.resolver.external(result) is not None:
@@ -113,6 +163,11 @@ class RowStages:
             self._elementwise(op)
         else:
             raise NotFusable(f"'{op.name}' does not keep to its rows")
+
+    def _moves(self, op: Op) -> bool:
+        """Whether one of MOVES moves computed rows in another way than reshapes and transposes of all of them."""
+        moved = any(v.name in self.moved for v in op.operands)
+        return moved or (op.name in ("slice", "concat") and op.operands[0].name in self.layouts)
 
     def _view(self, op: Op) -> None:
         source, result = op.operands[0], op.results[0]
@@ -212,7 +267,7 @@ class RowStages:
 
     def _sink(self, order: Mapping[str, int]) -> None:
         """Move casts that only later stages read there: the narrower operand stays in l1 instead."""
-        stored = {source for _, source, _, _ in self.results()}
+        stored = {result.source for result in self.results()}
         for op in sorted((op for s in self.stages for op in s.ops), key=lambda op: -order[op.results[0].name]):
             name, narrow = op.results[0].name, op.operands[0].type.dtype
             if op.name != "cast" or name in stored or narrow.bits >= op.results[0].type.dtype.bits:
@@ -227,6 +282,7 @@ class RowStages:
 
     def settle(self) -> None:
         """Give ops without computed operands to the first stage that reads them, and sort every stage."""
+        self._divide()
         order = {op.results[0].name: i for i, op in enumerate(self.body.ops)}
         for op in reversed(self.body.ops):
             name = op.results[0].name

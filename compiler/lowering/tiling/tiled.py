@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.tiling.body import Chain, External, op_axes
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling, tile_index
 from ppuc.compiler.lowering.tiling.space import Access, IterationSpace, merge
@@ -27,7 +28,8 @@ from ppuc.targets.schema import Target
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """An operand of a chain: its access in merged space, and its tensor."""
+    """An operand of a chain: its access in merged space, and its tensor. A result that is stored in parts has further
+    accesses, of which each writes the points in its part."""
 
     key: str
     access: Access
@@ -35,6 +37,7 @@ class Operand:
     dtype: DType
     written: bool
     space: Space | None = None
+    further: tuple[Access, ...] = ()
 
 
 class TiledLowering:
@@ -55,7 +58,7 @@ class TiledLowering:
         self.name, self.body, self.tensors, self.target, self.chain = name, body, tensors, target, chain
         self.kernel = KernelBuilder(name, loc)
         operands: dict[str, External | View] = dict(chain.externals)
-        operands |= {f"out:{key}": view for key, view in chain.outputs.items()}
+        operands |= stored_parts(chain)
         operands |= extra or {}
         scans = [a for op in chain.ops if op.name in ("argreduce", "cumsum") for a in op_axes(op)]
         self.space: IterationSpace = merge(chain.domain, chain.reduce_axes, operands, [*scans, *separate])
@@ -72,9 +75,10 @@ class TiledLowering:
             access = self.space.accesses[key]
             found.append(Operand(key, access, self.tensors[value.name], value.type.dtype, False, value.space))
         for value in self.body.results:
-            access = self.space.accesses[f"out:{value.name}"]
             name = f"out:{value.name}"
-            found.append(Operand(name, access, self.tensors[value.name], value.type.dtype, True, value.space))
+            access, *further = (self.space.accesses[key] for key in _part_keys(self.chain, value.name))
+            tensor, dtype = self.tensors[value.name], value.type.dtype
+            found.append(Operand(name, access, tensor, dtype, True, value.space, tuple(further)))
         return found
 
     @property
@@ -169,6 +173,11 @@ class TiledLowering:
         """Ring slots of an operand of an anchor's chain: small tiles are loaded far ahead."""
         return 4 if 4 * self.slot_bytes(operand, tiles) <= self.target.l1.bytes // 32 else 2
 
+    def stored_clk(self, operand: Operand, traffic: cost.Traffic, active: int) -> float:
+        """Cycles of the store queue for a tile of a result while `active` units store."""
+        clk = cost.store_clk(traffic, self.target, active, operand.space)
+        return clk + cost.further_stores_clk(len(operand.further), self.target)
+
     def load(self, nest: Nest, operand: Operand, depth: int, limit: int | None = None, *, after: bool = False) -> str:
         """Add the load of `operand` at the depth where its axes are bound (among the first `limit` loops). With
         `after`, a load for each tile follows the inner loops: loads are in order, so waiting for another kernel's
@@ -244,9 +253,30 @@ class TiledLowering:
             () if self.transposed else self.valid(loops)
         )  # extents of transposed tiles have another order: stores clip
         nest.add(depth, Vec(program, tuple(outs), tuple(ins), valid), after=after)
-        for operand, order, buffer in zip(written, orders, outs, strict=True):
-            param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
-            nest.add(depth, Store(param, buffer, self.index(operand.access, loops, order)), after=after)
+        stores = sorted(zip(written, orders, outs, strict=True), key=lambda s: len(s[0].further))
+        for operand, order, buffer in stores:  # those of many parts last: other results do not wait for them
+            self.store(self.kernel, nest, depth, operand, buffer, loops, order, after=after)
+
+    def store(
+        self,
+        kernel: KernelBuilder,
+        nest: Nest,
+        depth: int,
+        operand: Operand,
+        buffer: str,
+        loops: Mapping[str, Tiling],
+        order: Sequence[int] | None = None,
+        *,
+        after: bool = False,
+        beyond: Affine | None = None,
+    ) -> None:
+        """Add the stores of a result's tile to `kernel`, one for each of its parts. `beyond` is added to the index
+        along the first axis: a multiple of the axis' size is outside of every part."""
+        for access in (operand.access, *operand.further):
+            param = kernel.param(operand.tensor, operand.dtype, access.view, written=True)
+            first, *rest = self.index(access, loops, order)
+            index = (first if beyond is None else first + beyond, *rest)
+            nest.add(depth, Store(param, buffer, index), after=after)
 
     def _copy(self, nest: Nest, depth: int) -> None:
         """Add the load and store of a group that only moves or widens elements."""
@@ -257,8 +287,7 @@ class TiledLowering:
                 source, buffer = loaded[self.chain.direct[operand.key[4:]]]
                 if source.dtype is not operand.dtype:
                     buffer = self._widen(nest, depth, source, buffer, operand, loops)
-                param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
-                nest.add(depth, Store(param, buffer, self.index(operand.access, loops)))
+                self.store(self.kernel, nest, depth, operand, buffer, loops)
 
     def _widen(
         self, nest: Nest, depth: int, source: Operand, tile: str, result: Operand, loops: Mapping[str, Tiling]
@@ -271,6 +300,16 @@ class TiledLowering:
         buffer = self.kernel.buffer("o", result.dtype, self.tile_shape(result.access))
         nest.add(depth, Vec(program.name, (buffer,), (tile,), self.valid(loops)))
         return buffer
+
+
+def _part_keys(chain: Chain, result: str) -> list[str]:
+    return [f"out:{result}" + (f"|{i}" if i else "") for i in range(len(chain.outputs[result]))]
+
+
+def stored_parts(chain: Chain) -> dict[str, External]:
+    """The parts of all results, by key."""
+    return {key: part for name, parts in chain.outputs.items()
+            for key, part in zip(_part_keys(chain, name), parts, strict=True)}  # fmt: skip
 
 
 def groups(domain: Sequence[int], space: IterationSpace) -> list[list[int]]:

@@ -12,9 +12,10 @@ from ppuc.compiler.lowering.kernels.contraction import ContractionLowering
 from ppuc.compiler.lowering.tiling.body import Chain, External
 from ppuc.compiler.lowering.tiling.nest import Nest, Tiling
 from ppuc.compiler.lowering.tiling.space import Access, Axis, IterationSpace
+from ppuc.compiler.lowering.tiling.tiled import stored_parts
 from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder
 from ppuc.ir.graph import Graph
-from ppuc.ir.kernel import Load, Store, Vec, View
+from ppuc.ir.kernel import Load, Vec, View
 from ppuc.targets.schema import Target
 
 
@@ -53,7 +54,7 @@ class UnmergedLowering(ContractionLowering):
             for i, (axis, size) in enumerate(zip(names, chain.domain, strict=True))
         )
         accesses = {key: access_of(external) for key, external in chain.externals.items()}
-        accesses |= {f"out:{key}": access_of(view) for key, view in chain.outputs.items()}
+        accesses |= {key: access_of(part) for key, part in stored_parts(chain).items()}
         self.space = IterationSpace(axes, accesses)
         self.operands = self._operands()
         self.kept = list(range(outer, len(axes)))
@@ -129,5 +130,4 @@ class UnmergedLowering(ContractionLowering):
             self.kernel.vector(program)
         nest.add(depth, Vec(program.name, tuple(outs), tuple(ins), self.valid(loops)), after=after)
         for operand, buffer in zip(written, outs, strict=True):
-            param = self.kernel.param(operand.tensor, operand.dtype, operand.access.view, written=True)
-            nest.add(depth, Store(param, buffer, self.index(operand.access, loops)), after=after)
+            self.store(self.kernel, nest, depth, operand, buffer, loops, after=after)

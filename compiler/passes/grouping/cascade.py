@@ -41,10 +41,14 @@ MOST = 8
 class Cascade(Pass):
     """Merge consecutive groups into one kernel where the tensors between them can stay in l1 and that is faster.
 
+    Groups that only move elements become one copy, or the kernel before them stores its result where it belongs.
+
     %d = group(%x) {kind = "window"}; %y = group(%d, %w) {kind = "matmul"}
         ->  %y = group(%x, %w) {kind = "cascade"}
     %n = group(%x) {kind = "map"}; %h = group(%n, %v) {kind = "matmul"}; %y = group(%h, %w, %x) {kind = "matmul"}
         ->  %y = group(%x, %v, %w) {kind = "back-to-back"}
+    %m = group(%x, %v) {kind = "matmul"}; %y = group(%m) {kind = "concat"}
+        ->  %y = group(%x, %v) {kind = "matmul"}
     """
 
     name: ClassVar[str] = "cascade"
