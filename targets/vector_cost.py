@@ -147,12 +147,17 @@ def vec_cost(
     in_spaces: Sequence[Space] | None = None,
     out_spaces: Sequence[Space] | None = None,
 ) -> VecCost:
-    """Derive the cost of `program` on tiles of these shapes (of equal rank). Spaces default to l1."""
+    """Derive the cost of `program` on tiles of these shapes (of equal rank). Spaces default to l1. An axis along which
+    operands or results have different sizes, as those of a transpose, is not one of the tile: its size is a number."""
+    tiles = [s for p, s in zip(program.params, in_shapes, strict=True) if not p.whole] + list(out_shapes)
+    of_tile = [len({n for n in sizes if n != 1}) <= 1 for sizes in zip(*tiles, strict=True)]
     shapes: dict[str, tuple[Extent, ...]] = {}
     dtypes: dict[str, DType] = {}
     traffic: list[Traffic] = []
     for i, (param, shape) in enumerate(zip(program.params, in_shapes, strict=True)):
-        shapes[param.name] = tuple((n, -1 if param.whole or n == 1 else a) for a, n in enumerate(shape))
+        shapes[param.name] = tuple(
+            (n, a if of_tile[a] and n != 1 and not param.whole else -1) for a, n in enumerate(shape)
+        )
         dtypes[param.name] = compute_dtype(param.dtype)
         space = in_spaces[i] if in_spaces else Space.L1
         traffic.append(Traffic(_count(shapes[param.name]), param.dtype.bytes, space, False))
@@ -167,7 +172,7 @@ def vec_cost(
         if step.op not in _FREE:
             terms.append(_term(step, args, shapes[step.result], [dtypes[a] for a in step.args]))
     for i, ((_, dtype), shape) in enumerate(zip(program.results, out_shapes, strict=True)):
-        extents = tuple((n, -1 if n == 1 else a) for a, n in enumerate(shape))
+        extents = tuple((n, a if of_tile[a] and n != 1 else -1) for a, n in enumerate(shape))
         traffic.append(Traffic(_count(extents), dtype.bytes, out_spaces[i] if out_spaces else Space.L1, True))
     return VecCost(tuple(terms), tuple(traffic))
 

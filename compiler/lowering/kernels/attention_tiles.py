@@ -191,7 +191,7 @@ class TiledAttention(UnmergedLowering):
         Compilers that load operators whole run the steps of an attention one after another; heads that fill neither
         rows nor columns of an array take them together, as many as fill its rows."""
         if self.target.launch.tile_sides != "whole columns":
-            found = [(n, 1, 1) for n in PARTS if rows * (n - 1) < self.m and (n <= 2 or keys < self.span)]
+            found = [(n, 1, 1) for n in PARTS if rows * (n - 1) < self.m]
             count = -(-self.span // keys)
             if not self.masked and self.walks == 1:
                 found += [(1, 1, n) for n in PARTS[1:] if count % n == 0]

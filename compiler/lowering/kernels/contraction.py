@@ -174,6 +174,12 @@ class ContractionLowering(TiledLowering):
                 return Rings(depth, place.acc, place.out, place.whole)
         return None
 
+    def delayed_clk(self, rings: Rings, work: float, load: float, latency: float, store: float) -> float:
+        """Cycles that the tensor engine waits because of the store of a tile: loads and stores share a port, so that a
+        step's load is late by the time of the store, as far as the slots that are loaded ahead do not hide it. A step
+        takes `work` cycles of the engine; its load arrives `latency` and `load` later."""
+        return max(0.0, latency + load + work + store - rings.operands * max(work, load))
+
     def alone_clk(self, rings: Rings, step_load: float) -> float:
         """Cycles lost by delaying the next kernel's loads, if this kernel leaves them no room in l1."""
         return cost.latency_clk(self.target) + 2 * step_load if rings.whole else 0.0

@@ -246,6 +246,7 @@ class MatmulLowering(ProductLowering):
             price = max(iterations * tile, memory)
             late = max(math.ceil(iterations) * tile, memory) - price
             if self.target.launch.tiles == "streaming":
+                price += (iterations - 1) * self.delayed_clk(rings, max(mma, widen), step_load, latency, store)
                 price += latency + step_load + vec + store + self.alone_clk(rings, step_load)
             if best is None or price < best.price:
                 best = Choice(tuple(tiles), rings, units, price, tk, late=late)
