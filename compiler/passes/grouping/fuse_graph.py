@@ -215,7 +215,7 @@ class GroupedGraph:
         merged = views.coalesced(view)
         if merged.elements < SMALL or not merged.shape or merged.strides[-1] in (0, 1):
             return False
-        if is_view(reader):
+        if is_view(reader) or reader.name == "concat":  # which would only be copied, too
             return False
         return not (reader.name in ("matmul", "attention") and 1 in merged.strides[-2:])
 
