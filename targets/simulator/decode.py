@@ -11,7 +11,8 @@ queues, then copies.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -71,10 +72,10 @@ MARKS = ("node", "loop", "ins", "use", "sync", "op", "box", "extent", "mma", "ve
 """The tables whose rows belong to a kernel's part of a queue."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class FlatSegment:
     """A segment's arrays, and the names of numbered entities. `marks` [4, kernels + 1, MARKS]: first rows of each
-    kernel's part of each unit queue, and the end."""
+    kernel's part of each unit queue, and the end. `found`: what is computed from them once."""
 
     segment: Segment
     code: t.Code
@@ -83,6 +84,7 @@ class FlatSegment:
     rings: tuple[Ring, ...]
     ring_kernel: tuple[int, ...]
     marks: np.ndarray
+    found: dict[str, Any] = field(default_factory=dict)
 
     def tensor_of(self, index: int) -> str:
         """The tensor of load or store number `index`."""

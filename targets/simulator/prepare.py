@@ -6,10 +6,7 @@ Invariant: what is kept belongs to the very same program and to an equal target;
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 from ppuc.ir.program import Program
 from ppuc.ir.vector import VectorProgram
@@ -17,8 +14,6 @@ from ppuc.targets.limits import check_limits
 from ppuc.targets.schema import Target
 from ppuc.targets.simulator.decode import FlatSegment, flatten
 from ppuc.targets.simulator.launch import launches
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +52,4 @@ def prepare(program: Program, vectors: tuple[VectorProgram, ...], target: Target
     return found
 
 
-def once_a_segment(function: Callable[[FlatSegment], T]) -> Callable[[FlatSegment], T]:
-    """`function`, whose result for a segment is kept as long as the segment."""
-    kept: WeakKeyDictionary[FlatSegment, T] = WeakKeyDictionary()
-
-    def remembered(flat: FlatSegment) -> T:
-        if flat not in kept:
-            kept[flat] = function(flat)
-        return kept[flat]
-
-    return remembered
-
-
-__all__ = ["Launch", "once_a_segment", "prepare"]
+__all__ = ["Launch", "prepare"]

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ppuc.targets.description import load_target, override
+from ppuc.targets.simulator.decode import FlatSegment
+from ppuc.targets.simulator.machine import machine_of
 from ppuc.targets.simulator.prepare import prepare
 from ppuc.targets.simulator.run import simulate
+from ppuc.targets.simulator.steady_state.once import once_a_segment
 from tests.support.simulator_programs import RELU, Gemm, gemm_program
 
 TARGET = load_target("ppu-tiny")
@@ -43,3 +46,20 @@ def test_a_run_leaves_the_arrays_as_they_are() -> None:
     assert first == second
     for old, new in zip(before, (*launch.flat.code, *launch.flat.machine), strict=True):
         assert old.tobytes() == new.tobytes()
+
+
+def test_variants_of_a_machine_share_what_follows_from_the_code() -> None:
+    program, calls = gemm_program(Gemm(32, 32, 32)), list[FlatSegment]()
+    (launch,) = prepare(program, (RELU,), TARGET)
+
+    @once_a_segment
+    def kernels(flat: FlatSegment) -> int:
+        calls.append(flat)
+        return len(flat.segment.kernels)
+
+    machine = machine_of(override(TARGET, "hbm.gbs=1.5"))
+    assert [kernels(flat) for flat in (launch.flat, launch.flat, replace(launch.flat, machine=machine))] == [1, 1, 1]
+    assert len(calls) == 1
+    (other,) = prepare(gemm_program(Gemm(32, 32, 64)), (RELU,), TARGET)
+    assert kernels(other.flat) == 1
+    assert len(calls) == 2

@@ -13,9 +13,9 @@ import numpy as np
 
 from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.decode import MARKS, FlatSegment
-from ppuc.targets.simulator.prepare import once_a_segment
 from ppuc.targets.simulator.steady_state.loop_shift import LoopShift
 from ppuc.targets.simulator.steady_state.moment import Moment, signature
+from ppuc.targets.simulator.steady_state.once import once_a_segment
 
 LEAST_TRIPS = 16
 """Iterations of a loop that is worth watching."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ppuc.targets.simulator import tables as t
 from ppuc.targets.simulator.decode import MARKS, FlatSegment
-from ppuc.targets.simulator.prepare import once_a_segment
+from ppuc.targets.simulator.steady_state.once import once_a_segment
 
 LEAST = 4
 """Minimum number of repetitions."""
