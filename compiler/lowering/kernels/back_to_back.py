@@ -57,6 +57,8 @@ class BackToBackLowering(RowProducts):
         self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
     ) -> None:
         super().__init__(name, body, tensors, loc, target)
+        self._clk: dict[tuple[object, ...], float] = {}  # what `_stage_clk` found
+        self._chunked: dict[tuple[int, bool], list[Plan]] = {}  # what `_in_chunks` found
         self.choice = self._choose()
 
     # the search
@@ -101,7 +103,7 @@ class BackToBackLowering(RowProducts):
 
     def _room_for(self, rows: tuple[int, ...]) -> bool:
         """Whether l1 and acc have room for these row tiles and the smallest tiles of weights."""
-        return self._fits(rows, self._plans(rows, WEIGHT_TILES[-1]), False, True)
+        return self._fits(self._bytes(rows, self._plans(rows, WEIGHT_TILES[-1]), False), True)
 
     def _window_clk(self, rows: Sequence[int], active: int) -> tuple[float, float, int]:
         """Cycles of the vector engine and of loads for a tile of the window's results, and the bytes of its rings."""
@@ -125,11 +127,17 @@ class BackToBackLowering(RowProducts):
         units = distribute(trips, self.target.cu) if trips else ()
         iterations = math.prod(-(-n // u) for n, u in zip(trips, units, strict=True))
         busy = math.prod(units)
+        seen: set[tuple[Plan, ...]] = set()
+        self._clk.clear()
         for limit in (None, *WEIGHT_TILES):
             plans = self._plans(rows, limit)
-            columns = self._column_units(plans, busy)
+            if limit is not None and plans in seen:
+                continue
+            if limit is not None:
+                seen.add(plans)
+            columns, size = self._column_units(plans, busy), self._bytes(rows, plans, limit is None)
             for whole in (False, True):
-                if self._fits(rows, plans, limit is None, whole):
+                if self._fits(size, whole):
                     price = self._price(rows, plans, limit is None, iterations, busy * columns, columns)
                     if whole:
                         price += cost.latency_clk(self.target)
@@ -161,13 +169,8 @@ class BackToBackLowering(RowProducts):
         product, stage = self.products[j], self.stages[j + 1]
         n, k, size = math.prod(stage.features), product.k, product.right.dtype.bytes
         feeds = self.feeders[j] and not fed
-        if feeds or (self._columns_apart(j) and not fed):
-            plans = [
-                Plan(features, k, feeds, together)
-                for features in _chunks(tuple(stage.features))
-                for together in (TOGETHER if feeds else (1,))
-                if math.prod(stage.features) // math.prod(features) % together == 0
-            ]
+        if feeds or (self.apart[j] and not fed):
+            plans = self._in_chunks(j, feeds)
             narrow = [p for p in plans if limit is None or p.together * k * math.prod(p.features) * size <= limit]
             if not narrow:
                 return min(plans, key=lambda p: p.together * math.prod(p.features))
@@ -176,7 +179,26 @@ class BackToBackLowering(RowProducts):
         fitting = [part for part in parts if limit is None or part * n * size <= limit]
         return Plan(tuple(stage.features), k if limit is None or fed else (fitting or parts[-1:])[0])
 
+    def _in_chunks(self, j: int, feeds: bool) -> list[Plan]:
+        """The plans that compute product `j` a chunk of columns at a time, or several of them together."""
+        if (j, feeds) not in self._chunked:
+            features = tuple(self.stages[j + 1].features)
+            self._chunked[j, feeds] = [
+                Plan(chunk, self.products[j].k, feeds, together)
+                for chunk in _chunks(features)
+                for together in (TOGETHER if feeds else (1,))
+                if math.prod(features) // math.prod(chunk) % together == 0
+            ]
+        return self._chunked[j, feeds]
+
     def _stage_clk(self, j: int, rows: tuple[int, ...], plan: Plan, resident: bool, active: int) -> float:
+        """What `_stage_cost` finds, which is found once for each tile of rows."""
+        key = (j, rows, plan, resident, active)
+        if key not in self._clk:
+            self._clk[key] = self._stage_cost(j, rows, plan, resident, active)
+        return self._clk[key]
+
+    def _stage_cost(self, j: int, rows: tuple[int, ...], plan: Plan, resident: bool, active: int) -> float:
         """Cycles of product `j` and its stage for one tile of rows, the fed product's included."""
         product, stage, target = self.products[j], self.stages[j + 1].at(rows, plan.features), self.target
         m, n, k = math.prod(rows), math.prod(plan.features), product.k
@@ -263,10 +285,15 @@ class BackToBackLowering(RowProducts):
         ahead = cost.handover_latency_clk(target) + 2 * latency  # weights do not wait for another kernel
         return latency + load + iterations * max(OVERLAP * tile, load) + store + max(0.0, weights - ahead)
 
-    def _fits(self, rows: tuple[int, ...], plans: Sequence[Plan], resident: bool, whole: bool) -> bool:
+    def _fits(self, size: tuple[float, float], whole: bool) -> bool:
+        """Whether these bytes of l1 and acc are there: all of them, or what the next kernel leaves."""
         target = self.target
         l1 = target.l1.bytes if whole else cost.l1_budget(target)
         acc = target.acc.bytes if whole else cost.acc_budget(target)
+        return size[0] <= l1 and size[1] <= acc
+
+    def _bytes(self, rows: tuple[int, ...], plans: Sequence[Plan], resident: bool) -> tuple[float, float]:
+        """Bytes of l1 and acc; infinitely many if a tile would have too many axes."""
         held, used = 0, self._window_clk(rows, 1)[2] if self.window is not None else 0
         for j, plan in enumerate(plans):
             stage, product = self.stages[j + 1].at(rows, plan.features), self.products[j]
@@ -274,7 +301,7 @@ class BackToBackLowering(RowProducts):
             chunks = math.prod(stage.features) // n
             ranks = len(stage.tile_axes()), self._left_rank(j, rows), len(product.sum) + len(plan.features)
             if max(ranks) > MAX_TILE_RANK:
-                return False
+                return math.inf, math.inf
             held += (plan.together if plan.feeds else 2 if chunks > 1 else 1) * slot_bytes(math.prod(rows) * n, 4)
             if resident:
                 used += slot_bytes(product.k * math.prod(stage.features), product.right.dtype.bytes)
@@ -287,14 +314,12 @@ class BackToBackLowering(RowProducts):
                 used += slots * slot_bytes(k * n, product.right.dtype.bytes)
             if isinstance(product.left, Matrix):
                 used += 2 * slot_bytes(math.prod(rows) * product.k, product.dtype.bytes)
-        if held > acc:
-            return False
         for number, stage in enumerate(self.stages):
             stage.at(rows, None if number == 0 else plans[number - 1].features)
             slots = 2 * (plans[number - 1].together if number else 1)
             used += sum(slots * stage.slot_bytes(o, stage.tiles) for o in stage.operands)
             used += sum(slots * stage.bytes_of(v.dtype, v.present) for v in stage.kept)
-        return used <= l1
+        return used, held
 
     def _left_rank(self, j: int, rows: tuple[int, ...]) -> int:
         """Axes of the tile of the left operand of product `j`."""

@@ -87,6 +87,7 @@ class RowProducts:
             self._follow(self.window)
         self.products = [self._product(draft, merger) for draft in drafts]
         self.feeders = [self._feeds(j) for j in range(len(self.products))]
+        self.apart = [self._columns_apart(j) for j in range(len(self.products))]
         self._keep(merger, accesses)
 
     def _begin(self, body: Graph, loc: tuple[str, ...]) -> Graph:

@@ -236,6 +236,8 @@ class StageLowering(TiledLowering):
         self.reduces = accesses.stage.reduces
         if self.reduces and len(sizes) != 1:
             raise NotFusable("a reduction over features that are stored apart")
+        self.features = sizes
+        """The sizes of the feature axes."""
         self.tiles = [1] * self.outer + list(sizes)
         self.always: frozenset[int] = frozenset()
         """Axes that tiles have even if they have one element along them."""
@@ -243,11 +245,6 @@ class StageLowering(TiledLowering):
     def tile_axes(self) -> list[int]:
         kept = [i for i, t in enumerate(self.tiles) if t > 1 or i in self.always]
         return kept or [len(self.tiles) - 1]
-
-    @property
-    def features(self) -> list[int]:
-        """The sizes of the feature axes."""
-        return [axis.size for axis in self.space.axes[self.outer :]]
 
     def at(self, rows: Sequence[int], features: Sequence[int] | None = None) -> StageLowering:
         """This stage with these tiles (whole features by default)."""
