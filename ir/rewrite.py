@@ -8,6 +8,7 @@ Invariant: a fresh name is unique in its graph and depends only on what was buil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,9 @@ from ppuc.ir.ops import OPS
 from ppuc.ir.ops.structure import ConstAttrs
 from ppuc.ir.resource import Resource
 from ppuc.ir.types import DType, TensorType
+
+_OTHER = re.compile(r"[^A-Za-z0-9_.]")
+"""Characters that names do not have."""
 
 
 class Builder:
@@ -31,7 +35,7 @@ class Builder:
 
     def fresh(self, hint: str) -> str:
         """A fresh name: `hint` itself if unused, else hint.1, hint.2, ..."""
-        hint = "".join(c if (c.isalnum() and c.isascii()) or c in "_." else "_" for c in hint) or "v"
+        hint = _OTHER.sub("_", hint) or "v"
         name = hint
         while name in self._taken:
             self._counts[hint] = self._counts.get(hint, 0) + 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ppuc.compiler.lowering import cost
@@ -262,14 +262,14 @@ class Cascading:
             inner: dict[str, Value] = {}
             for param, operand in zip(body.params, op.operands, strict=True):
                 if operand.name not in rename:
-                    rename[operand.name] = replace(param, name=self.names.fresh(param.name))
+                    rename[operand.name] = Value(self.names.fresh(param.name), param.type, param.space)
                     operands.append(operand)
                 inner[param.name] = rename[operand.name]
             for o in body.ops:
                 for r in o.results:
-                    inner[r.name] = replace(r, name=self.names.fresh(r.name))
+                    inner[r.name] = Value(self.names.fresh(r.name), r.type, r.space)
                 ins, outs = (tuple(inner[v.name] for v in vs) for vs in (o.operands, o.results))
-                ops.append(replace(o, operands=ins, results=outs))
+                ops.append(Op(o.name, o.attrs, ins, outs, o.loc, o.body))
             for result, outer in zip(body.results, op.results, strict=True):
                 rename[outer.name] = inner[result.name]
         made = {r.name for o in ops for r in o.results}

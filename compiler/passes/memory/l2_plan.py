@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from ppuc.compiler.lowering.kinds import group_kind
 from ppuc.compiler.passes.memory.live_ranges import PLACEMENTS, assign, live_ranges, storage_roots
+from ppuc.compiler.passes.memory.minimalloc import max_live
 from ppuc.compiler.passes.memory.ranges import Range, padded
 from ppuc.ir.graph import Graph, Op
 from ppuc.ir.ops.base import OPS, Kind
@@ -82,6 +83,8 @@ def plan_l2(
     pairs = {new: old for new, old in shared.items() if new in ranges and old in ranges}
     for slack in SLACKS:
         members, items = _united(ranges.values(), pairs, slack)
+        if slack != SLACKS[-1] and max_live(items) > capacity:
+            continue
         at, failed = assign(items, capacity, PLACEMENTS if search and slack == SLACKS[-1] else 0)
         if not failed:
             return _addresses(members, at), []
