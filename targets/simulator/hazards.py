@@ -202,11 +202,11 @@ def _intervals(flat: FlatSegment) -> tuple[np.ndarray, int]:
 def _granules(flat: FlatSegment, tracked: Sequence[MemTensor], t_of: np.ndarray) -> np.ndarray:
     """(elements of a granule, first granule, 1) of each tracked tensor; a last row holds the number of granules.
     Tensors that would need too many have 0 elements and are not checked by granules."""
-    size = [0] * len(tracked)
+    size, units = [0] * len(tracked), _loop_units(flat)
     for i in range(len(flat.instrs)):
         for t in t_of[i]:
             if t >= 0:
-                size[t] = math.gcd(size[t], _piece(flat, i))
+                size[t] = math.gcd(size[t], _piece(flat, i, units[i]))
     rows, at = np.zeros((len(tracked) + 1, 3), np.int64), 0
     for t, tensor in enumerate(tracked):
         pieces = -(-tensor.elements // size[t]) if size[t] else 0
@@ -217,8 +217,24 @@ def _granules(flat: FlatSegment, tracked: Sequence[MemTensor], t_of: np.ndarray)
     return rows
 
 
-def _piece(flat: FlatSegment, i: int) -> int:
-    """Elements in the largest piece that divides every run of an instruction: offsets, lengths and clips."""
+def _loop_units(flat: FlatSegment) -> list[tuple[int, ...]]:
+    """The numbers that divide all values of the loops around each instruction, outermost first."""
+    units: list[tuple[int, ...]] = [()] * len(flat.instrs)
+    loops = np.gcd(flat.code.loop["start"], flat.code.loop["step"]).tolist()
+    around: list[int] = []
+    for op, arg in flat.code.node.tolist():
+        if op == tables.NODE_LOOP:
+            around.append(loops[arg])
+        elif op == tables.NODE_END:
+            around.pop()
+        elif op == tables.NODE_INSTR:
+            units[arg] = tuple(around)
+    return units
+
+
+def _piece(flat: FlatSegment, i: int, units: Sequence[int]) -> int:
+    """Elements in the largest piece that divides every run of an instruction: offsets, lengths and clips. `units` are
+    those of the loops around it."""
     code = flat.code
     v, kind = int(code.ins["desc"][i]), int(code.ins["kind"][i])
     if kind == tables.COPY:
@@ -235,7 +251,8 @@ def _piece(flat: FlatSegment, i: int) -> int:
         found = True
         moving = [(int(code.axis["size"][v, a]), f) for a, f in _pairs(code, v, d)]
         whole = moving and d != gather_dim and any(abs(f) == 1 for _, f in moving)
-        piece = math.gcd(piece, const, size, *code.coef[v, d].tolist()) if whole else 1
+        steps = (factor * unit for factor, unit in zip(code.coef[v, d].tolist(), units, strict=False))
+        piece = math.gcd(piece, const, size, *steps) if whole else 1
         for n, factor in moving:
             piece = math.gcd(piece, n if abs(factor) == 1 else factor)
     return piece if found else 1

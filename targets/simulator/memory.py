@@ -36,7 +36,6 @@ class ChipMemory:
         """With `late`, inputs may be missing; `write` must provide them in time."""
         self._tensors = {t.name: t for t in program.tensors}
         self._flat: dict[str, np.ndarray] = {}
-        self._constants: set[str] = set()
         for space in (Space.HOST, Space.HBM, Space.L2):
             self._place([t for t in program.tensors if t.space is space], constants)
         for tensor in program.tensors:
@@ -51,7 +50,6 @@ class ChipMemory:
         own = [t for t in tensors if t.role == "const" and t.space is not Space.L2]
         for tensor in own:
             self._flat[tensor.name] = _constant_bytes(tensor, constants)
-            self._constants.add(tensor.name)
         shared = [t for t in tensors if t not in own]
         if not shared:
             return
@@ -64,10 +62,6 @@ class ChipMemory:
     def bytes_of(self, name: str) -> np.ndarray:
         """The bytes of a tensor, as a view."""
         return self._flat[name]
-
-    def is_constant(self, name: str) -> bool:
-        """Whether nothing writes a tensor's bytes."""
-        return name in self._constants
 
     def element_bytes(self, name: str) -> int:
         """Bytes of one element of a tensor."""

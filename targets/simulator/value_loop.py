@@ -1,8 +1,9 @@
 """Moves bytes as log rows say: boxes between memories and slots, operands to lanes, results from lanes.
 
-Operands are read at an instruction's start and results written on its completion, in the order of the log. Arithmetic
-is not done here, except that products are added to their sums: `run` returns COMPUTE when numbers are needed, and is
-called again when the lanes have been computed.
+Operands are read at an instruction's start and results written on its completion, in the order of the log. (A load is
+read on completion if nothing was written in between: that saves a copy.) Arithmetic is not done here, except that
+products are added to their sums: `run` returns COMPUTE when numbers are needed, and is called again when the lanes have
+been computed.
 
 A product's sum needs no numbers before a vector program reads it, so products of many iterations gather in a lane. The
 products of a unit are added in the order of their starts.
@@ -54,9 +55,9 @@ from ppuc.targets.simulator.value_tables import (
 CALL = COPY
 """Kind of instructions that Python functions execute."""
 
-DONE, COMPUTE, ROOM, CALLED = range(4)
+DONE, COMPUTE, ROOM, CALLED, READ = range(5)
 """Return values of `run`: the log is at its end; lanes must be computed; blocks need memory; the instruction of the
-row before the next one is of kind CALL."""
+row before the next one is of kind CALL. Within `run`, READ: an instruction in flight must read before the row."""
 
 
 # Blocks.
@@ -111,6 +112,14 @@ def _slot(p: Plans, st: Progress, unit: int, j: int, slot: int) -> int:
 
 
 @helper
+def _has_room(st: Progress, order: int) -> bool:
+    """Whether a block can be taken; if not, what for."""
+    k: Core = st.core[0]
+    k.order = order
+    return bool(st.blocks[order] != 0 or k.free + (SMALLEST_BLOCK << order) <= k.end)
+
+
+@helper
 def _cannot_start(p: Plans, st: Progress, i: int, unit: int) -> int:
     """COMPUTE or ROOM if that must come first, else DONE."""
     step: Step = p.step[i]
@@ -121,7 +130,7 @@ def _cannot_start(p: Plans, st: Progress, i: int, unit: int) -> int:
             return COMPUTE
         if k.pending == len(st.pending) or (step.kind == VEC and step.acc and st.sums[unit] > 0):
             return COMPUTE
-    elif not step.late and st.blocks[step.order] == 0 and k.free + (SMALLEST_BLOCK << step.order) > k.end:
+    elif not step.late and not _has_room(st, step.order):
         return ROOM
     return DONE
 
@@ -153,7 +162,29 @@ def _start(p: Plans, st: Progress, row: np.ndarray, depth: int) -> int:
             list_at = _slot(p, st, s >> 2, step.tile_lo + 1, values[depth + 1])
             _read_indices(step, list_at, held.block + p.tile[step.tile_lo].size)
     if not step.late:
-        _read_operands(p, st, s, place, depth)
+        k: Core = st.core[0]
+        k.reader, k.place = s, place
+    return DONE
+
+
+@helper
+def _overwrites(p: Plans, st: Progress, i: int) -> int:
+    """READ if instruction i, which completes, may write what a load in flight has yet to read; ROOM if that needs
+    memory; else DONE."""
+    by: Step = p.step[i]
+    for s in range(len(st.queue)):
+        q: Queue = st.queue[s]
+        for n in range(q.count):
+            place = (q.oldest + n) % st.flight.shape[1]
+            held: Flight = st.flight[s, place]
+            step: Step = p.step[held.instr]
+            if step.late and held.block == 0 and step.low < by.high and by.low < step.high:
+                if not _has_room(st, step.order):
+                    return ROOM
+                held.block = _take(st, step.order)
+                k: Core = st.core[0]
+                k.reader, k.place = s, place
+                return READ
     return DONE
 
 
@@ -229,8 +260,12 @@ def _complete(p: Plans, st: Progress, s: int, depth: int) -> int:
     step: Step = p.step[held.instr]
     if step.kind == VEC and held.entry >= 0:
         return COMPUTE
+    if step.kind == STORE or step.kind == CALL:
+        status = _overwrites(p, st, held.instr)
+        if status != DONE:
+            return status
     first = _slot(p, st, unit, step.tile_lo, values[depth]) if step.kind != CALL else 0
-    if step.kind == STORE or step.late:
+    if step.kind == STORE or (step.late and held.block == 0):
         tile = held.block if step.kind == STORE else first
         rows = held.block + p.tile[step.tile_lo].size
         transfer(p, st, step.box, values, step.memory, tile, rows, step.pad, step.kind == STORE)
@@ -298,7 +333,11 @@ def run(p: Plans, st: Progress, log: np.ndarray) -> int:
             status = _complete(p, st, row[LOG_STREAM], depth)
         if status in (COMPUTE, ROOM):
             return status
-        k.row += 1
+        if k.reader >= 0:
+            _read_operands(p, st, k.reader, k.place, depth)
+            k.reader = -1
+        if status != READ:
+            k.row += 1
         if status == CALLED:
             return status
     return DONE

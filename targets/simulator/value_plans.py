@@ -79,14 +79,15 @@ class Plans:
 
     # Instructions, in their order.
 
-    def call(self) -> None:
-        """An instruction that a function executes."""
-        self._steps.append({"kind": CALL})
+    def call(self, writes: np.ndarray) -> None:
+        """An instruction that a function executes; it writes at most these bytes."""
+        low = address_of(writes)
+        self._steps.append({"kind": CALL, "low": low, "high": low + writes.size})
 
     def load(self, plan: LoadPlan, param: Param, rings: Sequence[int]) -> None:
         """A load; `rings` are its operands."""
-        late = plan.stmt.gather is None and self.chip.is_constant(param.tensor)
-        self._move(LOAD, plan, param, plan.stmt.gather, rings, {"pad": _signed(plan.pad), "late": int(late)})
+        more = {"pad": _signed(plan.pad), "late": int(plan.stmt.gather is None)}
+        self._move(LOAD, plan, param, plan.stmt.gather, rings, more)
 
     def store(self, plan: StorePlan, param: Param, rings: Sequence[int]) -> None:
         """A store that does not combine."""
@@ -126,9 +127,11 @@ class Plans:
         more: dict[str, int],
     ) -> None:
         memory = self.chip.bytes_of(param.tensor)
-        _check_view(param.view, memory.size // param.dtype.bytes, param.name)
+        first, last = _reach(param.view, memory.size // param.dtype.bytes, param.name)
         box = self._box(plan.box, gather)
-        step = {"kind": kind, "box": box, "memory": address_of(memory), **more}
+        at = address_of(memory)
+        low, high = at + first * param.dtype.bytes, at + (last + 1) * param.dtype.bytes
+        step = {"kind": kind, "box": box, "memory": at, "low": low, "high": high, **more}
         size = self.units.tile_bytes(rings[0])
         if gather is not None:
             index = self.flat.rings[rings[1]]
@@ -277,10 +280,14 @@ def _signed(bits: int) -> int:
     return bits - (1 << 64) if bits >> 63 else bits
 
 
-def _check_view(view: View, elements: int, name: str) -> None:
-    """Refuse a view that leaves its tensor: the value loop checks positions against the view alone."""
+def _reach(view: View, elements: int, name: str) -> tuple[int, int]:
+    """The first and last element of a view. Refuses one that leaves its tensor: the value loop checks positions against
+    the view alone."""
+    if not all(view.shape):
+        return 0, -1
     reach = [(n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)]
     first = view.offset + sum(min(0, r) for r in reach)
     last = view.offset + sum(max(0, r) for r in reach)
-    if all(view.shape) and not 0 <= first <= last < elements:
+    if not 0 <= first <= last < elements:
         raise InternalError(f"the view of %{name} covers elements {first} to {last} of a tensor of {elements}")
+    return first, last

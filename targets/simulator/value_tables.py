@@ -45,9 +45,10 @@ class Step(Protocol):
     """An instruction: `kind` (CALL: executed by a function), the block that it needs (`size` bytes, of size class
     `order`), its operands and those among them that it reads (a load: the slot that it fills), the box that it moves
     (-1: none) in the memory at an address, bits of the padding; the index list's element size, whether it is signed,
-    and its length (0: no list). `late`: the box may be read on completion, because nothing writes that memory. Of
-    products and vector programs: the lane, how many fit it, loops that restart a sum (as Product), rows of keys and
-    where they lie in the lane, whether operands are in acc, and whether sums are of floats."""
+    and its length (0: no list). `low` to `high`: addresses that a load reads or a store or call writes. `late`: a load
+    that is read on completion, unless a write comes before. Of products and vector programs: the lane, how many fit it,
+    loops that restart a sum (as Product), rows of keys and where they lie in the lane, whether operands are in acc, and
+    whether sums are of floats."""
 
     kind: int
     size: int
@@ -62,6 +63,8 @@ class Step(Protocol):
     index_size: int
     index_signed: int
     indices: int
+    low: int
+    high: int
     late: int
     lane: int
     capacity: int
@@ -145,7 +148,8 @@ class Plans(NamedTuple):
 
 class Core(Protocol):
     """Next row of the log, instances in lanes, free memory, bytes that the results in lanes need; whether lanes were
-    computed."""
+    computed; the size class that there is no memory for; the stream (-1: none) and place of the instruction in flight
+    that reads now."""
 
     row: int
     pending: int
@@ -153,6 +157,9 @@ class Core(Protocol):
     end: int
     need: int
     computed: int
+    order: int
+    reader: int
+    place: int
 
 
 class Lane(Protocol):
@@ -172,8 +179,8 @@ class Queue(Protocol):
 
 
 class Flight(Protocol):
-    """An instruction in flight: its block's address (0: none), its row in `pending` (-1: none), and whether it begins a
-    sum."""
+    """An instruction in flight: its block's address (0: none yet), its row in `pending` (-1: none), and whether it
+    begins a sum."""
 
     instr: int
     block: int
@@ -212,8 +219,10 @@ class Progress(NamedTuple):
 
 def new_progress(plans: Plans, streams: int, units: int, width: int, results: int) -> Progress:
     """Nothing in progress; `width` is W, `results` the most results of an instruction."""
+    core = rec.rows(Core, 1)
+    core["reader"] = -1
     return Progress(
-        core=rec.rows(Core, 1),
+        core=core,
         lane=rec.rows(Lane, LANES),
         result=np.zeros((LANES, max(results, 1)), np.int64),
         queue=rec.rows(Queue, streams),

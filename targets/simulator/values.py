@@ -72,7 +72,7 @@ class SegmentValues:
                 if status == value_loop.COMPUTE:
                     self._compute()
                 elif status == value_loop.ROOM:
-                    self._make_room(int(self._plans.step["order"][log[int(core["row"][0]), LOG_INSTR]]))
+                    self._add_chunk(SMALLEST_BLOCK << int(core["order"][0]))
                 else:
                     self._call(log[int(core["row"][0]) - 1])
 
@@ -126,9 +126,6 @@ class SegmentValues:
         self._progress.lane["at"] = [address_of(lane) for lane in lanes]
         return lanes
 
-    def _make_room(self, order: int) -> None:
-        self._add_chunk(SMALLEST_BLOCK << order)
-
     def _add_chunk(self, size: int) -> None:
         """Memory for blocks; what is left of the last is not used."""
         chunk = np.empty(max(size, CHUNK), np.uint8)
@@ -152,7 +149,7 @@ class SegmentValues:
         """Plan an instruction."""
         info = self._flat.instrs[index]
         if isinstance(info.item, Copy):
-            plans.call()
+            plans.call(self._chip.bytes_of(info.item.dst))
             self._calls[index] = self._copy(info.item)
             return
         stmt, rings = info.item.stmt, info.operands
@@ -164,7 +161,7 @@ class SegmentValues:
         elif isinstance(stmt, Store):
             plan = StorePlan(stmt, params[stmt.dst], buffers[0], slots)
             if stmt.scatter is not None and stmt.combine:
-                plans.call()
+                plans.call(self._chip.bytes_of(params[stmt.dst].tensor))
                 self._calls[index] = self._combine(plan, params[stmt.dst], rings, buffers)
             else:
                 plans.store(plan, params[stmt.dst], rings)

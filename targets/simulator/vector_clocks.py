@@ -91,6 +91,18 @@ def knows(k: Checker, m: Machine, s: int, stamp: int) -> bool:
 
 
 @helper
+def ordered(k: Checker, m: Machine, s: int, stamp: int, write: bool) -> bool:
+    """Whether an earlier access is ordered before one of the instruction that stream s starts. A queue's own accesses
+    are ordered, except that a transfer may read before an earlier one has written."""
+    if stamp == 0:
+        return True
+    comp = stamp >> 52
+    if comp == component(m, s, False) or (write and comp == component(m, s, True)):
+        return True
+    return knows(k, m, s, stamp)
+
+
+@helper
 def join_far(k: Checker, a: int, b: int) -> int:
     """Number of the join of vectors a and b."""
     if a == b or b == 0:

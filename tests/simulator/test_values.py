@@ -14,11 +14,14 @@ from ppuc.ir.affine import Affine, affine, axis, var
 from ppuc.ir.errors import InternalError
 from ppuc.ir.kernel import Gather, Load, Param, Store, View
 from ppuc.ir.numerics import bits_dtype
-from ppuc.ir.program import Instr, KernelProgram, Program, Queue, Ring, Segment, StreamLoop
+from ppuc.ir.program import Copy, Instr, KernelProgram, Program, Queue, Ring, Segment, StreamLoop
 from ppuc.ir.types import DType, Space
 from ppuc.targets.description import load_target
 from ppuc.targets.simulator import value_tables, values
+from ppuc.targets.simulator.decode import FlatSegment, flatten
+from ppuc.targets.simulator.memory import ChipMemory
 from ppuc.targets.simulator.run import simulate
+from ppuc.targets.simulator.tables import COPY, LOAD, LOG_END, LOG_ENV, LOG_INSTR, LOG_STREAM, STORE
 from tests.fuzz.models import model_of_seed
 from tests.support.simulator_programs import copy_program, program, tensor, use
 
@@ -203,3 +206,44 @@ def test_results_do_not_depend_on_how_many_tiles_are_computed_at_once(
         monkeypatch.setattr(value_tables, "LANES", lanes)
         monkeypatch.setattr(values, "LANES", lanes)
         assert outputs(compiled, sample.feeds) == expected
+
+
+# Loads in flight.
+
+
+def rows_of(flat: FlatSegment, *rows: tuple[int, int, int, int]) -> np.ndarray:
+    """A log of (0: start or 1: completion, stream, instruction, loop value); all slots are number 0."""
+    log = np.zeros((len(rows), LOG_ENV + flat.code.depth + 2), np.int64)
+    for row, (what, stream, instr, m) in zip(log, rows, strict=True):
+        row[[LOG_END, LOG_STREAM, LOG_INSTR, LOG_ENV]] = what, stream, instr, m
+    return log
+
+
+@pytest.mark.parametrize("writer", ["store", "copy"])
+def test_a_load_reads_what_was_there_at_its_start(writer: str) -> None:
+    """Its source is overwritten before it completes. Tile 1 of x lies where tile 0 of y does."""
+    rows, cols, size = 2, 4, 16
+    made = copy_program(rows, cols, 1, depth=1)
+    x, y = (t for t in made.tensors if t.name in "xy")
+    segment = made.segments[0]
+    copies = (Copy(0, "x", "z", 0, rows * cols),)
+    made = replace(
+        made,
+        tensors=(x, replace(y, address=size), tensor("z", rows * cols, Space.L2, 256, "input")),
+        segments=(replace(segment, copies=copies),),
+    )
+    flat = flatten(made, made.segments[0], {}, TINY)
+    data = np.arange(rows * cols, dtype=np.float32)
+    feeds = {"x": data, "z": -1 - data}
+    chip = ChipMemory(made, {}, feeds)
+    found = values.SegmentValues(flat, {}, chip, TINY)
+    kinds = [int(kind) for kind in flat.code.ins["kind"]]
+    load, store, copy = (kinds.index(kind) for kind in (LOAD, STORE, COPY))
+    first = [(0, 0, load, 0), (1, 0, load, 0), (0, 1, store, 0)]
+    write = [(1, 1, store, 0)] if writer == "store" else [(0, 4 * TINY.cu, copy, 0), (1, 4 * TINY.cu, copy, 0)]
+    last = [(0, 0, load, 1), *write, (1, 0, load, 1), (0, 1, store, 1), (1, 1, store, 1)]
+    found.consume(rows_of(flat, *first))
+    found.consume(rows_of(flat, *(last if writer == "store" else [*last[:4], (1, 1, store, 0), *last[4:]])))
+    stored = chip.bytes_of("y").view(np.float32).reshape(rows, cols)
+    assert np.array_equal(stored[1], data[cols:])
+    assert np.array_equal(stored[0], data[:cols])
