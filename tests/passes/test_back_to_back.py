@@ -133,7 +133,7 @@ def test_what_others_read_is_written_once() -> None:
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("precision", ["model", "bf16"])
-@pytest.mark.parametrize("head", ["norm", "window", "product"])
+@pytest.mark.parametrize("head", ["norm", "window", "product", "two results"])
 def test_units_that_divide_columns_store_once_what_all_of_them_compute(head: str, precision: str) -> None:
     """The rows are few: units share them, and each computes the columns of its own."""
     s = Sketch()
@@ -145,7 +145,8 @@ def test_units_that_divide_columns_store_once_what_all_of_them_compute(head: str
     else:
         x = s.param(1, 24, 64)
         x = s.op("add", linear(s, x, 64) if head == "product" else x, s.param(1, 24, 64))
-        results = [linear(s, s.layer_norm(x), 640), x]
+        norm = s.layer_norm(x)
+        results = [linear(s, norm, 640), x, *([norm] if head == "two results" else [])]
     module = checked(s, LARGE, *results, precision=precision)
     statements = [(loops, stmt) for kernel in module.kernels for loops, stmt in kernel.statements()]
     assert any(isinstance(stmt, Store) and any(loop.var == "first" for loop in loops) for loops, stmt in statements)

@@ -69,6 +69,8 @@ class Building:
         self.buffers: dict[str, str] = {}  # computed value -> its buffer
         self.loaded: dict[tuple[object, ...], str] = {}
         self.weights: list[str] = []
+        self.shared = 0
+        """Results so far that all units of the last product's columns compute."""
         last = lowering.stages[-1].at(self.choice.rows, self.choice.plans[-1].features)
         self.columns = self._chunk_loops(len(lowering.products) - 1, last, self.choice.columns)
         self.nest = Nest([*self.outer, *self.columns])
@@ -264,7 +266,9 @@ class Building:
             if not shared or self.choice.columns == 1:
                 stage.store(self.kernel, nest, depth, operand, self.buffers[source], loops)
                 continue
-            first = Columns("first", self.choice.columns, 1, self.choice.columns, loop=self.columns[0])
+            name = f"first.{self.shared}" if self.shared else "first"
+            self.shared += 1
+            first = Columns(name, self.choice.columns, 1, self.choice.columns, loop=self.columns[0])
             inner = Nest([*nest.loops[:depth], first])
             beyond = var(first.name, stage.space.axes[0].size)
             stage.store(self.kernel, inner, depth + 1, operand, self.buffers[source], loops, beyond=beyond)
