@@ -17,8 +17,9 @@ from ppuc.targets.simulator.steady_state.loop_shift import LoopShift
 from ppuc.targets.simulator.steady_state.moment import Moment, signature
 from ppuc.targets.simulator.steady_state.once import once_a_segment
 
-LEAST_TRIPS = 16
-"""Iterations of a loop that is worth watching."""
+LEAST_ITERATIONS = 6000
+"""Iterations of a loop that is worth watching, over all units of its kernel: a search takes about a millisecond, like
+1,200 iterations, and never leaves out all of them."""
 
 TRIES = 16
 """Stops in one run of a loop."""
@@ -133,7 +134,8 @@ def _long_loops(flat: FlatSegment) -> np.ndarray:
     trips = -((loop["start"] - loop["stop"]) // (loop["step"] * radix))
     loading = (loop["body"] < flat.marks[0, -1, _NODE]) & (loop["after"] - 1 > loop["body"])
     deepest = _deepest_bumps(flat)
-    for i in np.flatnonzero(inner & loading & (trips >= LEAST_TRIPS)).tolist():
+    many = trips * c.kernel["units"][loop["kernel"]] >= LEAST_ITERATIONS
+    for i in np.flatnonzero(inner & loading & many).tolist():
         k = loop["kernel"][i]
         if loop["depth"][i] < deepest[k]:
             continue
