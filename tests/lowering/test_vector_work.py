@@ -50,3 +50,16 @@ def test_steps_on_rows_cost_less_than_steps_on_elements() -> None:
     lanes, sfu = M890.vector.lanes, M890.vector.sfu_per_clk
     expected = math.log2(512) + 32 * 512 / lanes + np.maximum(32 / lanes, 1) + 32 / sfu
     assert work.clk((32, 512)) == pytest.approx(expected + cost.overhead_clk(M890), abs=2)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 1344), (16, 16), (128, 2)])
+def test_a_transpose_moves_every_element_once(rows: int, columns: int) -> None:
+    """Its tile and its result have different sizes along the same axis: neither is the other's extent."""
+    builder = ProgramBuilder()
+    turned = builder.step("transpose", builder.param(DType.F32), ints=(1, 0))
+    program = builder.finish("p", [(turned, DType.F32)])
+    whole = vec_cost(program, [(rows, columns)], [(columns, rows)])
+    extents = (max(rows, columns),) * 2
+    elements = rows * columns
+    lanes, moved = math.ceil(elements / M890.vector.lanes), 2 * elements * 4 / M890.l1.bytes_per_clk
+    assert whole.cycles(extents if rows != columns else (rows, columns), M890) == max(lanes, moved)
