@@ -158,8 +158,13 @@ def test_weights_larger_than_l1_are_loaded_in_parts() -> None:
     s = Sketch()
     module = checked(s, small, mlp(s, s.param(1, 48, 64), 512), precision="bf16")
     assert made(module)
-    fed = [k for k in module.kernels for _, stmt in k.statements() if isinstance(stmt, Mma) and stmt.continues]
-    assert fed
+
+
+@pytest.mark.usefixtures("always")
+def test_products_of_several_chunks_are_issued_before_the_next_product() -> None:
+    s = Sketch()
+    module = checked(s, LARGE, mlp(s, s.param(1, 48, 64), 512), precision="bf16")
+    assert any(isinstance(stmt, Mma) and stmt.continues for k in module.kernels for _, stmt in k.statements())
 
 
 @st.composite

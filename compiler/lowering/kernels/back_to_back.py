@@ -224,9 +224,8 @@ class BackToBackLowering(RowProducts):
             load += self._weight_clk(following, n, width, active)
         after = self.stages[j + 2].at(rows)
         # an iteration issues its products first; the last vector program and product follow one another
-        one = (
-            max(plan.together * (vec + step) + mma, plan.together * both, plan.together * load) + both - mma + 3 * step
-        )
+        first = max(plan.together * (vec + step) + mma, plan.together * both)
+        one = max(first + both - mma + 3 * step, plan.together * load)
         return chunks // plan.together * one + after.work.clk(after.tiles)
 
     def _weight_clk(self, product: Product, k: int, n: int, active: int) -> float:
