@@ -10,7 +10,7 @@ import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.folds import serial_array
@@ -143,6 +143,8 @@ class ContractionLowering(TiledLowering):
 
     dtype: DType
     acc_dtype: DType
+    transposes: ClassVar[bool] = False
+    """Whether the kernel transposes tiles of the epilogue whose rows are longer in memory order."""
 
     def multiply(self, right: DType, what: str) -> None:
         """Choose `acc_dtype` for products of `dtype` and `right`. Raises NotFusable if the tensor engine does not
@@ -238,11 +240,11 @@ class ContractionLowering(TiledLowering):
     def chain_price(self, tiles: Sequence[int], active: int) -> tuple[float, float, float]:
         """Cycles of the epilogue of one tile: (vector, store, load)."""
         load = store = 0.0
-        vec = beat = self.work.clk(tiles)
+        transposed = self.worth_transposing(tiles) if self.transposes else frozenset()
+        vec = beat = self.work.clk(tiles) + len(transposed) * math.prod(tiles) / self.target.vector.lanes
         inner = max((i for i, axis in enumerate(self.space.axes) if tiles[i] < axis.size), default=-1)
         for operand in self.operands:
-            extents = [t if operand.access.present(i) else 1 for i, t in enumerate(tiles)]
-            traffic = cost.box_traffic(operand.access.view, extents, operand.dtype, self.target)
+            traffic = self.traffic(operand, tiles, operand.key in transposed)
             if operand.written:
                 store += self.stored_clk(operand, traffic, active)
                 continue

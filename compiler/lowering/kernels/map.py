@@ -18,9 +18,8 @@ from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernels.chunked import ChunkedReduction
 from ppuc.compiler.lowering.tiling.body import Chain, NotFusable, analyse, op_axes, stored_part, widens
 from ppuc.compiler.lowering.tiling.nest import MAX_TILE_RANK, KernelBuilder, Nest, Tiling, distribute
-from ppuc.compiler.lowering.tiling.tiled import Operand, TiledLowering
+from ppuc.compiler.lowering.tiling.tiled import TiledLowering
 from ppuc.ir.graph import Graph, Value
-from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
 from ppuc.ir.types import Space, broadcast_shapes
 from ppuc.targets.schema import Target
@@ -89,7 +88,7 @@ class MapLowering(TiledLowering):
         self.walked = self._is_long_softmax()
         """Whether rows are walked once per reduction, as the blocks of a library's softmax do."""
         self.tiles = self._walked_rows() if self.walked else self._choose()
-        self.transposed = frozenset() if self.chain.direct else self._transposed(self.tiles)
+        self.transposed = frozenset() if self.chain.direct else self.worth_transposing(self.tiles)
         self.price = self._price(self.tiles)
         self.units = self._deal(self.tiles)
 
@@ -231,35 +230,6 @@ class MapLowering(TiledLowering):
             units[i] = n
         return units
 
-    def _traffic(self, operand: Operand, tiles: Sequence[int], transposed: bool) -> cost.Traffic:
-        """Traffic of one tile of an operand, its axes in the order of the domain or, `transposed`, of its memory."""
-        view, access = operand.access.view, operand.access
-        order = list(range(len(tiles)))
-        if transposed:
-            order.sort(key=lambda i: -abs(view.strides[i]))
-        seen = View(tuple(view.shape[i] for i in order), tuple(view.strides[i] for i in order))
-        return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype, self.target)
-
-    def _transposed(self, tiles: Sequence[int]) -> frozenset[str]:
-        """Operands and results that are cheaper to move in memory order and transpose than to move in domain order: a
-        transpose takes the vector engine one step, while short rows cost a transfer one address each. Chunked tiles are
-        excluded: their walks combine by valid extents."""
-        if any(tiles[i] < self.space.axes[i].size for i in self.reduced):
-            return frozenset()
-        extra = math.prod(tiles) / self.target.vector.lanes
-        found = set()
-        for operand in self.operands:
-            access = operand.access
-            if not all(access.present(i) for i, t in enumerate(tiles) if t > 1):
-                continue
-            plain, rows = (self._traffic(operand, tiles, transposed) for transposed in (False, True))
-            if rows.rows < plain.rows and self._load_clk(rows, operand) + extra < self._load_clk(plain, operand):
-                found.add(operand.key)
-        return frozenset(found)
-
-    def _load_clk(self, traffic: cost.Traffic, operand: Operand) -> float:
-        return cost.load_clk(traffic, self.target, self.target.cu, operand.space)
-
     def _price(self, tiles: Sequence[int]) -> float:
         units = self._deal(tiles)
         active = math.prod(units)
@@ -269,9 +239,9 @@ class MapLowering(TiledLowering):
             iterations *= -(-trips // n)
         load_time = store_time = 0.0
         moved: dict[Space | None, float] = {}
-        transposed = self._transposed(tiles)
+        transposed = self.worth_transposing(tiles)
         for operand in self.operands:
-            traffic = self._traffic(operand, tiles, operand.key in transposed)
+            traffic = self.traffic(operand, tiles, operand.key in transposed)
             moved[operand.space] = moved.get(operand.space, 0.0) + traffic.bytes
             if operand.written:
                 store_time += self.stored_clk(operand, traffic, active)

@@ -28,6 +28,7 @@ class ProductLowering(ContractionLowering, ABC):
     """Builds the kernel of `choice` around the loads and products that a subclass adds."""
 
     choice: TileChoice
+    transposes = True
 
     @property
     def price(self) -> float:
@@ -40,6 +41,7 @@ class ProductLowering(ContractionLowering, ABC):
         self.kernel.price_clk = self.price
         loops = [Tiling(a.name, a.size, self.tiles[i], choice.units[i]) for i, a in enumerate(self.space.axes)]
         nest, acc = self.accumulate(loops)
+        self.transposed = self.worth_transposing(self.tiles)
         self.epilogue(nest, len(loops), acc, after=True, out_depth=choice.rings.out)
         self.kernel.nests.append(nest)
         return self.kernel

@@ -212,6 +212,45 @@ class TiledLowering:
         axes = self.tile_axes()
         return builder.step("transpose", name, ints=[axes.index(i) for i in self.memory_order(operand.access)])
 
+    @functools.cached_property
+    def _in_another_order(self) -> list[Operand]:
+        """Operands whose axes lie in memory in another order than in the domain."""
+        axes = range(len(self.space.axes))
+        found = []
+        for operand in self.operands:
+            strides = [abs(operand.access.view.strides[i]) for i in axes if operand.access.present(i)]
+            if strides != sorted(strides, reverse=True):
+                found.append(operand)
+        return found
+
+    def traffic(self, operand: Operand, tiles: Sequence[int], transposed: bool) -> cost.Traffic:
+        """Traffic of one tile of an operand, its axes in the order of the domain or, `transposed`, of its memory."""
+        view, access = operand.access.view, operand.access
+        order = list(range(len(tiles)))
+        if transposed:
+            order.sort(key=lambda i: -abs(view.strides[i]))
+        seen = View(tuple(view.shape[i] for i in order), tuple(view.strides[i] for i in order))
+        return cost.box_traffic(seen, [tiles[i] if access.present(i) else 1 for i in order], operand.dtype, self.target)
+
+    def worth_transposing(self, tiles: Sequence[int]) -> frozenset[str]:
+        """Operands and results that are cheaper to move in memory order and transpose than to move in domain order: a
+        transpose takes the vector engine one step, while short rows cost a transfer one address each. Chunked tiles are
+        excluded: their walks combine by valid extents."""
+        if any(tiles[i] < self.space.axes[i].size for i in self.reduced):
+            return frozenset()
+        extra = math.prod(tiles) / self.target.vector.lanes
+        found = set()
+        for operand in self._in_another_order:
+            access = operand.access
+            if not all(access.present(i) for i, t in enumerate(tiles) if t > 1):
+                continue
+            plain, rows = (self.traffic(operand, tiles, transposed) for transposed in (False, True))
+            if rows.rows < plain.rows:
+                moved = [cost.load_clk(t, self.target, self.target.cu, operand.space) for t in (rows, plain)]
+                if moved[0] + extra < moved[1]:
+                    found.add(operand.key)
+        return frozenset(found)
+
     def order_of(self, operand: Operand) -> list[int]:
         """The merged axes of the operand's tile in l1."""
         return self.memory_order(operand.access) if operand.key in self.transposed else self.tile_axes()
