@@ -195,6 +195,30 @@ def drawn_view(source: st.DataObject, b: Builder, x: Value) -> Value:
     return b(name, x, attrs=slicing(starts, sizes, steps))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("shape", "low", "high", "starts", "sizes"),
+    [
+        ((1, 1), (1, 0), (0, 0), (0, 0), (1, 1)),  # only padding
+        ((1, 1), (1, 0), (0, 2), (1, 0), (1, 3)),
+        ((1, 4), (2, 1), (0, 1), (0, 0), (1, 6)),
+        ((3, 4), (1, 0), (1, 0), (2, 1), (1, 2)),
+        ((3, 4), (1, 3), (1, 0), (1, 0), (1, 1)),
+    ],
+)
+def test_one_index_of_a_padded_dimension(
+    target: str, shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...], starts: tuple[int, ...],
+    sizes: tuple[int, ...],
+) -> None:  # fmt: skip
+    """The index may be one of the padding's, which an axis of a single element does not show."""
+
+    def build(b: Builder, values: Sequence[Value]) -> Value:
+        padded = b("pad", values[0], attrs=PadAttrs(low, high, (0,) * len(shape), 3.0))
+        return b("slice", padded, attrs=slicing(starts, sizes, (1,) * len(shape)))
+
+    check(lower_copy, [data(DType.I32, *shape)], build, target)
+
+
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_random_chains_of_views(source: st.DataObject) -> None:

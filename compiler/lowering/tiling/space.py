@@ -8,7 +8,7 @@ every operand either has both at a constant stride or neither.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ppuc.compiler.lowering.tiling.body import External
 from ppuc.ir.kernel import View
@@ -82,10 +82,26 @@ def _size(group: Sequence[int], domain: Sequence[int]) -> int:
 def _normalise(operand: External | View, domain: Sequence[int]) -> Access:
     """The operand with size 1 where it is broadcast."""
     if isinstance(operand, External) and operand.padded:
-        return Access(operand.view, operand.low, operand.pad, padded=True)
+        return _narrowed(Access(operand.view, operand.low, operand.pad, padded=True), domain)
     view = operand.view if isinstance(operand, External) else operand
     shape = tuple(1 if stride == 0 else size for size, stride in zip(view.shape, view.strides, strict=True))
     return Access(View(shape, view.strides, view.offset), (0,) * len(domain))
+
+
+def _narrowed(access: Access, domain: Sequence[int]) -> Access:
+    """A padded access without padding along axes of one index, which merging drops: that index is inside the view, or
+    all that is read is padding."""
+    shape, low, offset, outside = list(access.view.shape), list(access.low), access.view.offset, False
+    for axis, size in enumerate(domain):
+        if size == 1:
+            outside |= not 0 <= -low[axis] < shape[axis]
+            offset -= low[axis] * access.view.strides[axis]
+            shape[axis], low[axis] = 1, 0
+    if outside:
+        kept = max((axis for axis, size in enumerate(domain) if size > 1), default=len(domain) - 1)
+        low[kept] = domain[kept]
+    view = View(tuple(shape), access.view.strides, access.view.offset if outside else offset)
+    return replace(access, view=view, low=tuple(low))
 
 
 def _padded(access: Access, axis: int, domain: Sequence[int]) -> bool:
