@@ -56,9 +56,9 @@ def timing_only(what: str, path: Path, goal: str, peers: str = "", also_in_full:
     return rows
 
 
-def with_values() -> list[Row]:
+def with_values(precision: str) -> list[Row]:
     """ResNet-50 with seeded weights, values computed, without and with hazards checked."""
-    program, target = ppuc.compile(models.resnet50(), target=TARGET), load_target(TARGET)
+    program, target = ppuc.compile(models.resnet50(), target=TARGET, precision=precision), load_target(TARGET)
     artifact = program.artifact
     constants = {n: c if isinstance(c, Resource) else Resource.of(c, n) for n, c in artifact.constants.items()}
     feeds = {artifact.inputs[0].tensor: models.image().reshape(-1)}
@@ -66,10 +66,10 @@ def with_values() -> list[Row]:
     def run(check: bool) -> RawResult:
         return simulate(artifact.program, artifact.vectors, target, constants, feeds, check_hazards=check)
 
-    name = "ResNet-50 b1, values, fp32"
+    name = f"ResNet-50 b1, values, {precision}"
     return [
         measured(name, "", "", lambda: run(False)),
-        measured(f"{name}, hazards checked", "5", "tpu-mlir 205", lambda: run(True)),
+        measured(f"{name}, hazards checked", "2.5", "tpu-mlir 205", lambda: run(True)),
     ]
 
 
@@ -101,7 +101,7 @@ def main() -> None:
         if not options.short:
             prefill = networks.decoder(folder, 2048, 0, layers=36)
             rows += timing_only("36 layers of 4096, 2,048 tokens, timing only", prefill, "10")
-        rows += with_values()
+        rows += [*with_values("bf16"), *with_values("fp32")]
     if options.json:
         print(json.dumps({"target": TARGET, "measurements": [asdict(r) for r in rows]}, indent=2))
         return
