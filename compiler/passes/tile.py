@@ -59,6 +59,7 @@ class Tile(Pass):
             made = _lower(op, name, lowered)
             kernels.append(_in_spaces(made.kernel, op))
             vectors += made.vectors
+            taken |= {v.name for v in made.vectors}
             if (remarks := listener()) is not None:
                 tilings.remark(made, op, remarks)
             assert isinstance(op.attrs, GroupAttrs)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ppuc
 from ppuc.compiler.lowering.kernels.back_to_back import BackToBackLowering
 from ppuc.compiler.lowering.kinds import lower_group
 from ppuc.compiler.lowering.tiling.body import NotFusable
@@ -24,6 +25,7 @@ from ppuc.ir.types import DType
 from ppuc.targets.description import load_target, override
 from ppuc.targets.schema import Target
 from tests.support.joined_kernels import checked, join_always, kinds
+from tests.support.onnx_text import model_of
 from tests.support.pass_graphs import Sketch, module_of
 from tests.support.whole_pipeline import compiled
 
@@ -309,3 +311,16 @@ def test_the_kind_lowers_by_name() -> None:
     names = {p.name: p.name for p in (*graph.params, *graph.results)}
     kernel, _ = lower_group("back-to-back", "k", graph, names, (), LARGE).finish()
     assert sum(isinstance(stmt, Mma) for _, stmt in kernel.statements()) >= 2
+
+
+def test_names_of_programs_do_not_collide() -> None:
+    """The stages of a kernel have numbered programs; so have kernels that begin with the same node."""
+    text = """p (float[2,7] x) => (float[2,3] y, float[2,2] u, float[2,2] v, float[7,18] z) {
+        t = Transpose <perm = [1, 0]> (x)  u = MatMul(x, t)  v = Mul(u, d)  y = MatMul(u, c)  z = MatMul(t, q)
+    }"""
+    constants = {"c": np.ones((2, 3), np.float32), "d": np.ones(1, np.float32), "q": np.ones((2, 18), np.float32)}
+    model = model_of(text, constants)
+    for node, name in zip(model.graph.node, ["Turn_0", "Product_1", "Mul_2", "Product_4", "Product_11"], strict=True):
+        node.name = name
+    names = [v.name for v in ppuc.compile(model, target="zhenwu-m890", precision="fp32").artifact.vectors]
+    assert len(set(names)) == len(names)
