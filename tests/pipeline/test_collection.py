@@ -9,7 +9,7 @@ import pytest
 
 from ppuc.compiler.driver import compile_model
 from ppuc.compiler.options import CompileOptions, Instrumentation
-from ppuc.compiler.pipeline.collection import COLLECT_AFTER
+from ppuc.compiler.pipeline.collection import COLLECT_AFTER, rare_collections
 from ppuc.ir.errors import ModelError
 from ppuc.targets.description import load_target
 from tests.support.small_models import mlp
@@ -41,3 +41,15 @@ def test_collections_that_the_caller_disabled_stay_disabled() -> None:
     finally:
         gc.set_threshold(*before)
     assert seen == {0}
+
+
+def test_overlapping_compilations_restore_the_thresholds() -> None:
+    """Threads may leave in the order in which they entered."""
+    before = gc.get_threshold()
+    first, second = rare_collections(), rare_collections()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert gc.get_threshold() == COLLECT_AFTER
+    second.__exit__(None, None, None)
+    assert gc.get_threshold() == before
