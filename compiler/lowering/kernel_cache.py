@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from ppuc.compiler.lowering.kinds import lower_group, packages_of, searched_group
-from ppuc.compiler.lowering.limits import may_lack_rings, require_limits
+from ppuc.compiler.lowering.limits import may_lack_axes, may_lack_rings, require_limits
 from ppuc.compiler.lowering.records import decoded, encoded
 from ppuc.compiler.lowering.search_store import SearchStore, key_of, package_digest
 from ppuc.compiler.lowering.tiling.body import NotFusable
@@ -117,7 +117,7 @@ class KernelCache:
     def _priced(self, kind: str, body: Graph) -> float:
         searched = searched_group(kind, body, self.target)
         price = searched.price
-        if may_lack_rings(body, self.target):
+        if may_lack_rings(body, self.target) or may_lack_axes(body):
             require_limits(searched.lower().finish()[0], self.target)
         return price
 

@@ -49,6 +49,14 @@ def may_lack_rings(body: Graph, target: Target) -> bool:
     return walks * moved + _SPARE > target.sync.rings_per_cu
 
 
+def may_lack_axes(body: Graph) -> bool:
+    """Whether a kernel of the body could walk a tensor along more axes than a descriptor has, as each reshape may split
+    one; False is definite."""
+    values = (*body.params, *(r for op in body.ops for r in op.results))
+    splits = sum(op.name == "reshape" for op in body.ops)
+    return max((v.type.rank for v in values), default=0) + splits > MAX_VIEW_RANK
+
+
 def _moved(body: Graph) -> int:
     """Number of parameters with elements that the body reads, through views or not, and of the values that it stores
     from tiles of their own."""

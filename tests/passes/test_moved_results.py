@@ -140,3 +140,11 @@ def test_any_chain(
     s = Sketch(7)
     y = moved(s, produced(s, producer, shape), steps)
     checked(s, target, linear(s, y, 16) if read and y.type.rank > 1 else y, precision=precision)
+
+
+@pytest.mark.parametrize("target", [TINY, LARGE], ids=lambda t: t.name)
+def test_results_along_more_axes_than_a_descriptor_has(target: Target) -> None:
+    """The rows of a result that is turned, its columns and its sum may be more axes than a kernel walks."""
+    s = Sketch()
+    y = s.matmul(s.param(4, 12, 12, 12, 16), s.weight(16, 16))
+    checked(s, target, s.transpose(s.reshape(y, 2, 2, 4, 3, 2, 6, 12, 16), 1, 0, 3, 2, 5, 4, 7, 6))
