@@ -14,12 +14,13 @@ T = TypeVar("T")
 
 def once_a_segment(function: Callable[[FlatSegment], T]) -> Callable[[FlatSegment], T]:
     """`function` of a segment's code, evaluated once for a segment and its copies for other machines."""
+    key = f"{function.__module__}.{function.__qualname__}"
 
     @wraps(function)
     def remembered(flat: FlatSegment) -> T:
-        if function.__name__ not in flat.found:
-            flat.found[function.__name__] = function(flat)
-        return cast(T, flat.found[function.__name__])
+        if key not in flat.found:
+            flat.found[key] = function(flat)
+        return cast(T, flat.found[key])
 
     return remembered
 
