@@ -147,9 +147,10 @@ class Plans(NamedTuple):
 
 
 class Core(Protocol):
-    """Next row of the log, instances in lanes, free memory, bytes that the results in lanes need; whether lanes were
-    computed; the size class that there is no memory for; the stream (-1: none) and place of the instruction in flight
-    that reads now."""
+    """State of the loop over the log: its next row (`row`), instances in lanes (`pending`), first unused byte of the
+    memory for blocks (`free`) and its `end`, bytes that the results in lanes `need`, whether lanes were `computed`, the
+    size class of the last block asked for (`order`), and the instruction in flight whose operands are read next: its
+    stream (`reader`, -1: none) and its `place` among those of the stream."""
 
     row: int
     pending: int

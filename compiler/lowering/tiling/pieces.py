@@ -244,7 +244,7 @@ def _strided(axis: Axis, start: int, step: int, size: int) -> Iterator[tuple[Axi
         for moved, further in _shifted(axis, outer):
             yield (*moved, Atom(step, phase, 1, 0)), further
     else:
-        raise NotFusable(f"a slice in steps of {step} is no box")
+        raise NotFusable(f"a slice in steps of {step} along a dimension of {size} is not made of boxes")
 
 
 # -- ops -------------------------------------------------------------------------------------------------------------
