@@ -9,6 +9,7 @@ Invariant: only the first unit of kernels changes; units of a group, which share
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from ppuc.compiler.lowering.busy import unit_clk
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import TILED, Contract
 from ppuc.compiler.passes.remarks import listener
-from ppuc.ir.kernel import Kernel
+from ppuc.ir.kernel import Kernel, Loop, Stmt
 from ppuc.ir.module import Module
 from ppuc.targets.cost import in_order
 from ppuc.targets.schema import Target
@@ -66,6 +67,13 @@ def _best_first(done: np.ndarray, work: np.ndarray, step: int) -> int:
 
 def _even(kernel: Kernel, target: Target) -> bool:
     """Whether every unit has the same iterations of all loops."""
-    sizes = dict(kernel.grid)
-    loops = {loop for around, _ in kernel.statements() for loop in around if loop.over is not None}
-    return kernel.units == target.cu and all(loop.trips % sizes[loop.over or ""] == 0 for loop in loops)
+    return kernel.units == target.cu and _divides_evenly(kernel.body, dict(kernel.grid))
+
+
+def _divides_evenly(body: Sequence[Stmt], sizes: Mapping[str, int]) -> bool:
+    """Whether the trip counts of all distributed loops in `body` are multiples of the sizes of their grid axes."""
+    loops = (stmt for stmt in body if isinstance(stmt, Loop))
+    return all(
+        (loop.over is None or loop.trips % sizes[loop.over] == 0) and _divides_evenly(loop.body, sizes)
+        for loop in loops
+    )

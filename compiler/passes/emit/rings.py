@@ -74,19 +74,20 @@ def ring_uses(
     """Per statement number its ring operations, and per buffer (producer, consumers)."""
     uses: dict[int, list[RingUse]] = {}
     queues: dict[str, tuple[Queue, tuple[Queue, ...]]] = {}
-    for buffer in kernel.buffers:
-        name = buffer.name
-        writers = [s for s in sites if name in writes(s.stmt)]
-        readers = [s for s in sites if name in reads(s.stmt)]
-        if not writers:
+    accesses: dict[str, list[Site]] = {}
+    for site in sites:
+        for name in dict.fromkeys((*writes(site.stmt), *reads(site.stmt))):
+            accesses.setdefault(name, []).append(site)
+    for name in (buffer.name for buffer in kernel.buffers if buffer.name in accesses):
+        producers = list(dict.fromkeys(s.queue for s in accesses[name] if name in writes(s.stmt)))
+        if not producers:
             continue
-        producers = {s.queue for s in writers}
         if len(producers) != 1:
             raise InternalError(f"kernel @{kernel.name}: buffer %{name} is written by several queues")
-        producer = writers[0].queue
-        queues[name] = (producer, tuple(q for q in Queue if any(s.queue is q for s in readers)))
-        for lifetime in _lifetimes([s for s in sites if s in writers or s in readers], name):
-            _operations(uses, name, lifetime, producer)
+        consumers = {s.queue for s in accesses[name] if name in reads(s.stmt)}
+        queues[name] = (producers[0], tuple(q for q in Queue if q in consumers))
+        for lifetime in _lifetimes(accesses[name], name):
+            _operations(uses, name, lifetime, producers[0])
     return {n: tuple(sorted(u, key=lambda x: ORDER[x.kind])) for n, u in uses.items()}, queues
 
 
@@ -147,18 +148,24 @@ def claiming_units(
     kernel: Kernel, sites: Sequence[Site], uses: Mapping[int, Sequence[RingUse]], cu: int
 ) -> dict[str, frozenset[int]]:
     """Buffer -> the units, of `cu`, that claim its ring: those that run an iteration of every loop around the claim."""
-    sizes = [n for _, n in kernel.grid]
-    points = list(itertools.product(*(range(n) for n in sizes)))
     found: dict[str, frozenset[int]] = {}
+    known: dict[tuple[int, ...], frozenset[int]] = {}
     for site in sites:
         rings = [use.ring for use in uses.get(site.number, ()) if use.kind == "claim"]
         if rings:
             trips = {loop.over: loop.trips for loop in site.loops if loop.over is not None}
-            limits = [trips.get(axis, n) for axis, n in kernel.grid]
-            here = (all(c < n for c, n in zip(point, limits, strict=True)) for point in points)
-            units = frozenset((kernel.first + number) % cu for number, runs in enumerate(here) if runs)
-            found |= {ring: found.get(ring, frozenset()) | units for ring in rings}
+            limits = tuple(trips.get(axis, n) for axis, n in kernel.grid)
+            if limits not in known:
+                known[limits] = _units_within(kernel, limits, cu)
+            found |= {ring: found.get(ring, frozenset()) | known[limits] for ring in rings}
     return found
+
+
+def _units_within(kernel: Kernel, limits: Sequence[int], cu: int) -> frozenset[int]:
+    """The units, of `cu`, whose coordinate on each grid axis is below its limit."""
+    points = itertools.product(*(range(n) for _, n in kernel.grid))
+    here = (all(c < n for c, n in zip(point, limits, strict=True)) for point in points)
+    return frozenset((kernel.first + number) % cu for number, runs in enumerate(here) if runs)
 
 
 class RingOwners:

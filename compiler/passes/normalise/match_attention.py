@@ -16,6 +16,7 @@ from ppuc.compiler.passes.normalise.fold import fold_constants
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import Rules, Walk, to_fixpoint, with_graph
 from ppuc.compiler.passes.rules.attention import Heads, NoMatch, Scores, key_heads, read_scores, read_weights
+from ppuc.compiler.passes.rules.constants import identity_of
 from ppuc.compiler.passes.rules.views import reshaped
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.module import Module
@@ -127,25 +128,42 @@ def _zero_masked_rows(w: Walk, result: Value, mask: Value) -> Value:
     return w.emit("select", blind, w.scalar(0, result.type.dtype), result)
 
 
-def constant_mask(w: Walk, op: Op) -> Value | None:
-    """attention with a constant mask of zeros -> no mask; with zeros below the diagonal and hidden scores above ->
-    causal."""
-    if len(op.operands) != 4 or (resource := w.resource(op.operands[3])) is None:
-        return None
-    if resource.type.elements > _MASK_ELEMENTS or resource.type.rank < 2:
-        return None
-    attrs = op.attrs
-    assert isinstance(attrs, AttentionAttrs)
-    mask = resource.array().astype(np.float32)
+class ConstantMasks:
+    """The rule on constant masks. Layers often share one: it is examined once."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[object, str] = {}
+
+    def constant_mask(self, w: Walk, op: Op) -> Value | None:
+        """attention with a constant mask of zeros -> no mask; with zeros below the diagonal and hidden scores above ->
+        causal."""
+        if len(op.operands) != 4 or (resource := w.resource(op.operands[3])) is None:
+            return None
+        if resource.type.elements > _MASK_ELEMENTS or resource.type.rank < 2:
+            return None
+        attrs = op.attrs
+        assert isinstance(attrs, AttentionAttrs)
+        key = identity_of(resource)
+        if key not in self._shapes:
+            self._shapes[key] = _shape_of_mask(resource.array().astype(np.float32))
+        if self._shapes[key] == "zeros":
+            return w.emit("attention", *op.operands[:3], attrs=attrs)
+        scores = (op.operands[0].type.dims[2], op.operands[1].type.dims[2])
+        if self._shapes[key] != "causal" or resource.type.dims[-2:] != scores or attrs.causal:
+            return None
+        return w.emit("attention", *op.operands[:3], attrs=replace(attrs, causal=True))
+
+
+def _shape_of_mask(mask: np.ndarray) -> str:
+    """What a mask of rank 2 or more hides: nothing ("zeros"), what lies above the diagonal that ends in the last corner
+    ("causal"), or "other"."""
     if not mask.any():
-        return w.emit("attention", *op.operands[:3], attrs=attrs)
-    m, s = op.operands[0].type.dims[2], op.operands[1].type.dims[2]
-    if mask.shape[-2:] != (m, s) or s < m or attrs.causal:
-        return None
+        return "zeros"
+    m, s = mask.shape[-2:]
     visible = np.tri(m, s, s - m, dtype=np.bool_)
-    if (mask[..., visible] != 0).any() or (mask[..., ~visible] > MASKED).any():
-        return None
-    return w.emit("attention", *op.operands[:3], attrs=replace(attrs, causal=True))
+    if s < m or (mask[..., visible] != 0).any() or (mask[..., ~visible] > MASKED).any():
+        return "other"
+    return "causal"
 
 
 @dataclass(frozen=True)
@@ -161,7 +179,11 @@ class MatchAttention(Pass):
     def run(self, module: Module, target: Target) -> Module:
         """The module with matched patterns as `attention` ops."""
         found = Attentions()
-        rules: Rules = {"matmul": (found.attention,), "attention": (constant_mask,), "*": (fold_constants,)}
+        rules: Rules = {
+            "matmul": (found.attention,),
+            "attention": (ConstantMasks().constant_mask,),
+            "*": (fold_constants,),
+        }
         graph = to_fixpoint(module.graph, rules)
         found.remark_missed(graph)
         return with_graph(module, graph)
