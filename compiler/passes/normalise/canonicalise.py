@@ -9,20 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ppuc.compiler.lowering.kernels.folds import serial_array
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.normalise.fold import fold_constants
 from ppuc.compiler.passes.rewriter import Rules, to_fixpoint, with_graph
 from ppuc.compiler.passes.rules.arithmetic import ARITHMETIC_RULES
-from ppuc.compiler.passes.rules.contractions import CONTRACTION_RULES
+from ppuc.compiler.passes.rules.contractions import CONTRACTION_RULES, column_first
 from ppuc.compiler.passes.rules.views import VIEW_RULES
 from ppuc.ir.module import Module
 from ppuc.targets.description import Target
 
-_TABLES = (CONTRACTION_RULES, VIEW_RULES, ARITHMETIC_RULES, {"*": (fold_constants,)})
-RULES: Rules = {
-    name: tuple(rule for table in _TABLES for rule in table.get(name, ()))
-    for name in sorted({name for table in _TABLES for name in table})
-}
+
+def _merged(*tables: Rules) -> Rules:
+    """The rules of all tables, an earlier table's first."""
+    return {
+        name: tuple(rule for t in tables for rule in t.get(name, ())) for name in sorted({n for t in tables for n in t})
+    }
+
+
+RULES = _merged(CONTRACTION_RULES, VIEW_RULES, ARITHMETIC_RULES, {"*": (fold_constants,)})
+_ROWS_FIRST = _merged({"matmul": (column_first,)}, RULES)
+"""Also for machines that multiply one row faster than one column."""
 
 
 @dataclass(frozen=True)
@@ -38,4 +45,5 @@ class Canonicalise(Pass):
 
     def run(self, module: Module, target: Target) -> Module:
         """The module in canonical form."""
-        return with_graph(module, to_fixpoint(module.graph, RULES))
+        rules = RULES if serial_array(target) else _ROWS_FIRST
+        return with_graph(module, to_fixpoint(module.graph, rules))

@@ -259,6 +259,24 @@ def weights_in_full(w: Walk, op: Op) -> Value | None:
     return w.emit(op.name, op.operands[0], w.const(Derived(inner, (resource,), resource.name)), attrs=op.attrs)
 
 
+def column_first(w: Walk, op: Op) -> Value | None:
+    """matmul(m, x[k, 1]) with a matrix m that lies in memory (a constant or a graph input) -> matmul(x[1, k], m
+    transposed): the matrix takes the place of weights, whose tiles, formats and layout are chosen to be streamed.
+
+    Serial systolic arrays do better with the column: they stream all rows through one fold of it.
+    """
+    attrs, (matrix, column) = op.attrs, op.operands
+    assert isinstance(attrs, MatmulAttrs)
+    rows, columns = op.result.type.dims[-2:]
+    if matrix.type.rank != 2 or column.type.rank != 2 or columns != 1 or rows == 1:
+        return None
+    if w.producer(matrix) is not None and w.resource(matrix) is None:
+        return None
+    row = reshaped(w, column, (1, column.type.elements))
+    product = w.emit("matmul", row, matrix, attrs=replace(attrs, transpose_a=False, transpose_b=not attrs.transpose_a))
+    return reshaped(w, product, op.result.type.dims)
+
+
 CONTRACTION_RULES: Rules = {
     "batch_norm": (constant_batch_norm,),
     "mul": (scale_into_weights, scale_past_bias),
