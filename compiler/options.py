@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.alias import aliases_of
 from ppuc.compiler.precisions import PRECISIONS, Precision, named_precision
+from ppuc.compiler.quantization.criteria import Judging
 from ppuc.compiler.quantization.data import FEW
 from ppuc.ir.errors import UsageError
 from ppuc.targets.description import Target, resolve_target
@@ -58,12 +59,13 @@ class Calibration:
 class Quantization:
     """How layers are quantized, at precisions that quantize. The file `policy` decides all layers; else `data` gives
     scales, found as `calibration` says, and with `repair` weights are changed where the outputs gain; else scales are
-    computed at run time."""
+    computed at run time. `judging` says what counts when outputs are compared."""
 
     data: Data | None = None
     policy: Path | None = None
     calibration: Calibration = field(default_factory=Calibration)
     repair: bool = True
+    judging: Judging = field(default_factory=Judging)
 
     def check(self, precision: Precision) -> None:
         """Raise UsageError for contradictions, and for options without effect at `precision`."""

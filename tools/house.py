@@ -59,7 +59,12 @@ ROOMS = (
     ),
     Room(
         "options",
-        ("compiler.options", "compiler.quantization.data", "compiler.quantization.images"),
+        (
+            "compiler.options",
+            "compiler.quantization.criteria",
+            "compiler.quantization.data",
+            "compiler.quantization.images",
+        ),
         ("basics", "targets"),
         "the options of a compilation, and samples",
     ),

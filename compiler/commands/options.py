@@ -94,6 +94,22 @@ CALIBRATION: tuple[Decorator, ...] = (
     click.option("--no-repair", is_flag=True, help="Round calibrated weights to nearest, without fitting them."),
 )
 
+JUDGING: tuple[Decorator, ...] = (
+    click.option(
+        "--outputs",
+        metavar="NAME[=WEIGHT],...",
+        multiple=True,
+        help="Judge only these outputs, by weight: auxiliary heads and attention maps do not count. Repeatable.",
+    ),
+    click.option(
+        "--class-axis",
+        metavar="[OUTPUT=]AXIS",
+        multiple=True,
+        help="The axis of an output along which its classes lie, for agreement. Default: that of the model's softmax "
+        "or argmax, or the channels. Repeatable.",
+    ),
+)
+
 POLICY = click.option(
     "--policy",
     metavar="FILE.toml",
@@ -169,6 +185,8 @@ class CompileArguments:
     headroom: float | None = None
     power_of_two: bool = False
     no_repair: bool = False
+    outputs: tuple[str, ...] = ()
+    class_axis: tuple[str, ...] = ()
     policy: Path | None = None
     alias: tuple[str, ...] = ()
     tune: int = 1
@@ -230,6 +248,7 @@ class CompileArguments:
 
     def _quantization(self, labels: bool) -> Quantization:
         from ppuc.compiler.options import Calibration, Quantization
+        from ppuc.compiler.quantization.criteria import Judging
         from ppuc.compiler.quantization.data import Data
         from ppuc.compiler.quantization.images import read_preprocessing
 
@@ -240,7 +259,8 @@ class CompileArguments:
         else:
             self.refuse(("preprocess", "method", "headroom", "power_of_two"), "has no effect without --calibrate")
         calibration = Calibration(self.method, self.headroom, self.power_of_two)
-        return Quantization(data, self.policy, calibration, not self.no_repair)
+        judging = Judging(self.outputs, self.class_axis)
+        return Quantization(data, self.policy, calibration, not self.no_repair, judging)
 
     def refuse(
         self, names: Collection[str], what: str, got: object = None, expected: object = None, hint: str | None = None

@@ -14,6 +14,7 @@ from ppuc.compiler.commands.options import (
     CALIBRATION,
     DIM,
     HOST,
+    JUDGING,
     LENIENT,
     PIPELINE,
     TARGET,
@@ -101,7 +102,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 @click.option("-o", "--output", type=OutputFile(), metavar="FILE.toml", help="Write the policy.")
 @click.option("--plot", type=OutputFile(), metavar="FILE.svg", help="Draw accuracy against the share in 8 bits.")
 @click.option("--top", type=click.IntRange(min=0), default=0, metavar="N", help="Show the N noisiest layers (0: all).")
-@compile_arguments(*TARGET, DIM, *CALIBRATION, ALIAS, TUNE, *PIPELINE, *HOST, LENIENT)
+@compile_arguments(*TARGET, DIM, *CALIBRATION, *JUDGING, ALIAS, TUNE, *PIPELINE, *HOST, LENIENT)
 @json_option
 def quantize_command(
     model: Path,

@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from ppuc.compiler.frontend.offload.hosting import HostOperand
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel
 from ppuc.compiler.frontend.source import ModelSource
 from ppuc.compiler.host.client import HostWorker, worker
 from ppuc.compiler.host.compile import divided
 from ppuc.compiler.host.feeds import samples_of_parts, values_of_parts
-from ppuc.compiler.host.partition import HostPart, Part
+from ppuc.compiler.host.partition import HostPart, Part, PpuPart
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.manager import CompiledModel, Run
 from ppuc.compiler.precisions import PRECISIONS
+from ppuc.compiler.quantization.class_axis import by_layout
+from ppuc.compiler.quantization.criteria import Criterion
 from ppuc.compiler.quantization.data import Data
 from ppuc.compiler.quantization.measure import Accuracy, Difference
 from ppuc.compiler.quantization.metric import Metric, Sample, Task, drop, value_of
@@ -32,8 +35,11 @@ from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.search import total_macs
 from ppuc.compiler.quantization.study import Aim, Study, split_samples, study
 from ppuc.ir.errors import ModelError
-from ppuc.ir.graph import Graph
+from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
+
+_MOST_AXES = 64
+"""Taken for outputs that only the host holds, whose shapes are unknown."""
 
 
 @dataclass(slots=True)
@@ -47,7 +53,13 @@ class _Parts:
 
     def __call__(self, hosted: HostedModel, parts: Sequence[Part], modules: Sequence[Module]) -> list[Module]:
         own = replace(self.options, aliases={})  # aliases name tensors of the whole model
-        made = [prepare(module, own) for module in modules]
+        names = {name: operand.name for name, operand in hosted.outputs}
+        read = {o.name for part in parts for o in (part.graph.params if isinstance(part, PpuPart) else part.inputs)}
+        judging = own.quantization.judging
+        made = []
+        for module in modules:
+            of_part = judging.of_part(names, [name for name, _ in module.outputs], read)
+            made.append(prepare(module, replace(own, quantization=replace(own.quantization, judging=of_part))))
         self.prepared = [p.with_attention() for p in made] if self.attention else made
         format = PRECISIONS[self.options.precision].layers
         return [p.quantized(dynamic_plan(p, format)) for p in self.prepared]
@@ -99,7 +111,7 @@ class HostedStudy:
         each("report")
         plans = [m.plan for m in made]
         exact, quantized = self._outputs(report, None), self._outputs(report, plans)
-        accuracy = _compared(exact, quantized)
+        accuracy = _compared(exact, quantized, self._criteria())
         scores = _scores(aim.metric, exact, quantized, report)
         lost = drop(scores["fp32"], scores["quantized"]) if scores is not None else 0.0
         met = aim.goal.met(accuracy, lost) and all(m.met for m in made)
@@ -137,6 +149,14 @@ class HostedStudy:
 
         return Task(on(check), on(report))
 
+    def _criteria(self) -> dict[str, Criterion]:
+        """How outputs are judged, by ONNX name, if they are chosen or a PPU part computes them."""
+        found = {name: p.criteria[value] for p in self.prepared for name, value in p.module.outputs}
+        own = {name: found.get(o.name) or _layout(o) for name, o in self.hosted.outputs}
+        ranks = {name: o.type.rank if isinstance(o, Value) else _MOST_AXES for name, o in self.hosted.outputs}
+        everything = {name: replace(criterion, weight=1.0) for name, criterion in own.items()}
+        return self.options.quantization.judging.criteria(everything, ranks)
+
     def _given(self, samples: Sequence[Sample], each: Callable[[str], None]) -> list[list[Sample]]:
         """For each PPU part, its inputs on every sample."""
         found: list[list[Sample]] = [[] for _ in self.prepared]
@@ -161,14 +181,20 @@ class HostedStudy:
         return found
 
 
-def _compared(exact: Sequence[Mapping[str, Any]], quantized: Sequence[Mapping[str, Any]]) -> Accuracy:
-    """Errors of the outputs that are float tensors."""
+def _layout(operand: HostOperand) -> Criterion:
+    return by_layout(operand.type.rank) if isinstance(operand, Value) else Criterion()
+
+
+def _compared(
+    exact: Sequence[Mapping[str, Any]], quantized: Sequence[Mapping[str, Any]], criteria: Mapping[str, Criterion]
+) -> Accuracy:
+    """Errors of the outputs that are float tensors and have a weight."""
     found: dict[str, Difference] = {}
     for want, got in zip(exact, quantized, strict=True):
         for name, array in want.items():
             same = isinstance(array, np.ndarray) and np.shape(got[name]) == array.shape
-            if same and array.dtype.kind == "f" and array.size:
-                found.setdefault(name, Difference()).add(got[name], array)
+            if same and array.dtype.kind == "f" and array.size and criteria[name].weight:
+                found.setdefault(name, Difference(criterion=criteria[name])).add(got[name], array)
     return Accuracy(found)
 
 

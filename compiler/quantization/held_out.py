@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ppuc.compiler.passes.remarks import listener
-from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference
+from ppuc.compiler.quantization.measure import Accuracy, Difference
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.quantization.repair import NONE, affordable
@@ -65,7 +65,7 @@ def kept(
     """`repaired`, made of `plain` by `method`, if it wins on the samples `held` back (by ONNX name), else `plain`."""
     if method == NONE:
         return Kept(plain, NONE)
-    judge = Reference(prepared.module.graph, affordable(prepared, list(prepared.feeds(held))))
+    judge = prepared.reference(affordable(prepared, list(prepared.feeds(held))))
     before, after = (judge.compare(prepared.quantized(plan).graph) for plan in (plain, repaired))
     found = refusal(before, after, method, {value: name for name, value in prepared.module.outputs})
     if (remarks := listener()) is not None:

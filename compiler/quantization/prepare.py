@@ -6,7 +6,7 @@ Invariant: the graph is the result of the pipeline's first passes, so its layers
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.quantization.apply import quantized_graph
 from ppuc.compiler.quantization.block_weights import in_blocks
+from ppuc.compiler.quantization.class_axis import found_criteria
+from ppuc.compiler.quantization.criteria import Criterion, Judging
 from ppuc.compiler.quantization.layers import Layer, find_layers, product_nodes
+from ppuc.compiler.quantization.measure import Reference
 from ppuc.compiler.quantization.plan import BLOCKS, FORMATS, LayerPlan, Plan
 from ppuc.compiler.quantization.simulated import simulated_graph
 from ppuc.ir.module import Module
@@ -28,12 +31,13 @@ from ppuc.targets.description import Target
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A model prepared for quantization with `options`. Plans cover `layers`; `attentions` are quantized only if a
-    policy names them."""
+    policy names them. `criteria` say by value name how outputs are judged."""
 
     module: Module
     options: CompileOptions
     layers: tuple[Layer, ...]
     attentions: tuple[Layer, ...] = ()
+    criteria: Mapping[str, Criterion] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
@@ -65,6 +69,10 @@ class Prepared:
         values = dict(self.module.inputs)
         return ({values[name]: array for name, array in s.items() if name in values} for s in samples)
 
+    def reference(self, feeds: Iterable[Mapping[str, np.ndarray]]) -> Reference:
+        """The model's outputs on `feeds` by the graph's names, to compare plans with."""
+        return Reference(self.module.graph, feeds, self.criteria)
+
     def quantized(self, plan: Plan) -> Module:
         """The module with its graph quantized according to `plan`."""
         return with_graph(self.module, quantized_graph(self.module.graph, plan, self.all_layers))
@@ -75,8 +83,9 @@ class Prepared:
 
 
 def prepare(module: Module, options: CompileOptions) -> Prepared:
-    """Run the passes that precede quantization on an imported module."""
-    nodes = product_nodes(module.graph)
+    """Run the passes that precede quantization on an imported module. Raises UsageError for outputs to be judged that
+    it does not have."""
+    nodes, criteria = product_nodes(module.graph), _criteria(module, options.quantization.judging)
     with unheard():  # these passes run again on the quantized graph
         for step in passes_of(options, Legalise.name):
             module = step.run(module, options.target)
@@ -86,7 +95,19 @@ def prepare(module: Module, options: CompileOptions) -> Prepared:
         options,
         tuple(layer for layer in found if layer.kind != "attention"),
         tuple(layer for layer in found if layer.kind == "attention"),
+        {v.name: own for v, own in zip(module.graph.results, criteria, strict=True)},
     )
+
+
+def _criteria(module: Module, judging: Judging) -> list[Criterion]:
+    """The criterion of each of the graph's results, in order."""
+    found, types = found_criteria(module.graph), {v.name: v.type for v in module.graph.results}
+    named = {name: found[value] for name, value in module.outputs}
+    made = judging.criteria(named, {name: types[value].rank for name, value in module.outputs})
+    by_value: dict[str, Criterion] = {}
+    for name, value in module.outputs:  # of a value that is several outputs, the one that counts most decides
+        by_value[value] = max(by_value.get(value, made[name]), made[name], key=lambda own: own.weight)
+    return [by_value.get(v.name, found[v.name]) for v in module.graph.results]
 
 
 def native(target: Target, format: str) -> bool:

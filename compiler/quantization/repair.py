@@ -82,7 +82,7 @@ def best_method(
     samples = affordable(prepared, samples)
     if folds is None:
         folds = CHEAP_FOLDS if len(samples) * _macs(prepared) <= CHEAP_MACS else FOLDS
-    judge = Reference(prepared.module.graph, samples)
+    judge = prepared.reference(samples)
     tried: dict[str, Accuracy] = {}
     for method in dict.fromkeys((NONE, *methods)):
         if each is not None:

@@ -114,7 +114,7 @@ def study(
     whole = _whole(prepared, fit, check)
     ranged = prepared.feeds(fit) if precision.per_layer else whole
     seen = observe(prepared.module.graph, prepared.layers, ranged)
-    judge = Reference(prepared.module.graph, prepared.feeds(check))
+    judge = prepared.reference(prepared.feeds(check))
     start = _starting_plan(prepared, seen, judge, len(samples))
     each("time: bf16")
     wide = timed(prepared, Plan())
@@ -133,7 +133,7 @@ def study(
     each("time: quantized")
     narrow = timed(prepared, plan)
     each("report")
-    final = Reference(prepared.module.graph, prepared.feeds(report)).compare(prepared.quantized(plan).graph)
+    final = prepared.reference(prepared.feeds(report)).compare(prepared.quantized(plan).graph)
     accumulated = differences(prepared.module.graph, prepared.layers, plan, list(prepared.feeds(report))[:FEW])
     goal = aim.goal
     scores = {"fp32": task.report(None), "quantized": task.report(plan)} if task is not None else None
@@ -345,6 +345,7 @@ class _Memory:
                 digest.update(np.ascontiguousarray(sample[name]).tobytes())
         for name, layer in plan.layers.items():
             digest.update(f"{name}{layer.format}{layer.scales}".encode())
+        digest.update(repr([(name, own.weight) for name, own in prepared.criteria.items()]).encode())
         self.key = digest.hexdigest()
         if path.is_file():
             try:

@@ -52,11 +52,22 @@ def quantization_tables(out: Console, record: dict[str, Any], top: int | None = 
 def _outputs(out: Console, record: dict[str, Any]) -> None:
     accuracy, time, samples = record["accuracy"], record["time"], record["samples"]
     rows = [
-        (name, _db(d["sqnr_db"]), f"{d['cosine']:.6f}", "-" if d["agreement"] is None else f"{d['agreement']:.2%}")
+        (
+            name,
+            _db(d["sqnr_db"]),
+            f"{d['cosine']:.6f}",
+            "-" if d["agreement"] is None else f"{d['agreement']:.2%}",
+            "-" if d["agreement"] is None else d["decisions"],
+            f"{d['weight']:g}",
+        )
         for name, d in accuracy["outputs"].items()
     ]
     where = "held-out samples" if samples["apart"] else "the calibration samples: too few to hold some out"
-    table(out, f"\noutputs, on {samples['report']} {where}", ("output", "SQNR dB", "cosine", "agreement"), rows)
+    head = ("output", "SQNR dB", "cosine", "agreement", "of decisions along", "weight")
+    weighted = any(d["weight"] != 1.0 for d in accuracy["outputs"].values())
+    columns = len(head) if weighted else len(head) - 1
+    title = f"\noutputs, on {samples['report']} {where}"
+    table(out, title, head[:columns], [row[:columns] for row in rows], left=(0, 4))
     if record["metric"] is not None:
         out.print(f"metric: {record['metric']['quantized']:.6g}, of the model in fp32 {record['metric']['fp32']:.6g}")
     out.print(

@@ -157,3 +157,24 @@ def test_a_policy_does_not_overwrite_the_samples(folder: Path) -> None:
     shown = run(folder, "f64", "-o", folder / "f64.data.toml", code=2)
     assert "would overwrite the input file" in shown
     assert np.array_equal(np.load(folder / "f64.data.npz")["x"], X)
+
+
+def test_outputs_of_parts_count_as_those_of_the_model(folder: Path) -> None:
+    """The auxiliary output is computed by the second part, and counts neither there nor at the end; the axis of a
+    tensor that the host gives back is the one asked for."""
+    text = """g (float[6, 24] x) => (float[6, 24] y, float[6, 40] aux, double[6, 40] e) {
+        a = MatMul(x, A)
+        d = Cast<to = 11>(a)
+        e = Exp(d)
+        f = Cast<to = 1>(e)
+        y = MatMul(f, B)
+        aux = Relu(f)
+    }"""
+    onnx.save(model_of(text, WEIGHTS), folder / "two.onnx")
+    np.savez(folder / "two.data.npz", x=X)
+    accuracy = json.loads(run(folder, "two", "--json"))["accuracy"]["outputs"]
+    assert set(accuracy) == {"y", "aux", "e"}
+    chosen = json.loads(run(folder, "two", "--json", "--outputs", "y", "--class-axis", "y=0"))["accuracy"]["outputs"]
+    assert set(chosen) == {"y"}
+    assert chosen["y"]["class_axis"] == 0
+    assert "did you mean 'aux'?" in run(folder, "two", "--outputs", "aus", code=2)
