@@ -155,7 +155,9 @@ def compile_model(source: ModelSource, options: CompileOptions, watch: Instrumen
 
 def _run(options: CompileOptions, watch: Instrumentation) -> Run:
     dump = DumpFolder(watch.dump) if watch.dump is not None else None
-    return Run(options.target, passes_of(options), dump, watch.progress, listening=True)
+    run = Run(options.target, passes_of(options), dump, watch.progress, listening=True)
+    run.seen = watch.seen
+    return run
 
 
 def _compiled(run: Run, module: Module, watch: Instrumentation) -> CompiledModel:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ppuc.compiler.quantization.data import Data
+    from ppuc.ir.module import Module
 
 FEW_HEADROOM = 4.0
 """Of f8 scales from fewer than FEW samples; a power of two leaves the rounding errors as they are."""
@@ -152,7 +153,8 @@ class Instrumentation:
     """What watches a compilation. `progress` is told what starts. `dump` is a folder for the module after every pass.
     With `check_passes` the module is executed after every pass and compared, on `inputs` by ONNX name (None: random
     ones). `studied` is called with the record of a quantization's accuracy and speed-up, which is measured only if it
-    is set. `warn` receives the violations that a lenient compilation accepts (None: Python's warnings)."""
+    is set. `warn` receives the violations that a lenient compilation accepts (None: Python's warnings). `seen` is
+    called with the name of every step that changes the module, and the module after it."""
 
     progress: Progress | None = None
     dump: Path | None = None
@@ -160,6 +162,7 @@ class Instrumentation:
     inputs: Mapping[str, np.ndarray] | None = None
     studied: Callable[[dict[str, Any]], None] | None = None
     warn: Callable[[str], object] | None = None
+    seen: Callable[[str, Module], None] | None = None
 
     def quantizing(self, what: str) -> None:
         """Report a step of quantization."""

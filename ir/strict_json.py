@@ -59,3 +59,15 @@ def _check(value: Any, depth: int) -> None:
         value.encode()  # surrogates have no encoding: UnicodeEncodeError is a ValueError
     elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         raise ValueError("a number is too large")
+
+
+def plain(value: Any) -> Any:
+    """`value` with JSON types: numpy scalars as numbers, paths as text, NaN and infinities as null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, float):
+        return number if math.isfinite(number) else None
+    return number if isinstance(number, bool | int | str) or number is None else str(number)

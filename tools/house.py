@@ -104,6 +104,7 @@ ROOMS = (
         "comparison of programs with the oracle",
     ),
     Room("report", ("compiler.report",), ("program",), "reports on compilations and runs"),
+    Room("recording", ("compiler.recording",), ("report",), "what a command found about a model, as one record"),
     Room("api", (FACE, "compiler.entry", "compiler.onnx_backend"), ("verification",), "the package's face"),
     Room("predict", ("compiler.predict",), ("api", "report"), "times of single operators, from their sizes"),
     Room("commands", ("compiler.cli", "compiler.commands"), ("predict", "simplify"), "nothing imports them"),

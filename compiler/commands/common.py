@@ -6,13 +6,14 @@ Invariant: a command's result goes to stdout (one JSON object with --json, table
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from ppuc.ir.strict_json import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,23 +46,11 @@ def remarks_option(function: F) -> F:
 def emit(command: str, record: dict[str, Any], as_json: bool, show: Callable[[Console, dict[str, Any]], None]) -> None:
     """Print the command's result."""
     if as_json:
-        click.echo(json.dumps(_plain({"command": command, "schema": SCHEMA, **record}), ensure_ascii=False))
+        click.echo(json.dumps(plain({"command": command, "schema": SCHEMA, **record}), ensure_ascii=False))
         return
     from ppuc.compiler.report.tables import console
 
     show(console(sys.stdout), record)
-
-
-def _plain(value: Any) -> Any:
-    """`value` with JSON types: numpy scalars as numbers, paths as text, NaN and infinities as null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    number = value.item() if hasattr(value, "item") else value
-    if isinstance(number, float):
-        return number if math.isfinite(number) else None
-    return number if isinstance(number, bool | int | str) or number is None else str(number)
 
 
 def note(text: str) -> None:

@@ -143,6 +143,7 @@ class Run:
         self.progress = progress or (lambda what, number, total: None)
         self.prior: tuple[Pass, ...] = ()
         self.recheck: Recheck | None = None
+        self.seen: Callable[[str, Module], None] | None = None
         self.records: list[PassRecord] = []
         self._about: dict[str, Any] = {}
         self._checked = Checked()
@@ -219,6 +220,8 @@ class Run:
     def _record(self, record: PassRecord, module: Module) -> None:
         if self.dump is not None and record.changed:
             record = replace(record, file=self.dump.write_module(len(self.records), record.name, module))
+        if self.seen is not None and record.changed:
+            self.seen(record.name, module)
         self.records.append(record)
         self._about = {"options": dict(module.options), "target": module.target, "target_hash": module.target_hash}
 

@@ -84,16 +84,21 @@ def sweep(
     return {"name": target.name, "hash": target.hash, "keys": keys, "base": base, "rows": rows}
 
 
-def _row(values: Sequence[Any], machine: Target, model: Callable[[Target], CompiledProgram] | None) -> dict[str, Any]:
+def rates(machine: Target) -> dict[str, Any]:
+    """Peaks by dtype (TOPS), sustained rates of hbm and l2 (GB/s), and the operations a byte from hbm at which both
+    take the same time."""
     sustained = hbm_bytes_per_clk(machine) / machine.clk_ns
     peaks = {dtype: machine.peak_tops(dtype) for dtype in machine.tensor.ii_clk}
-    row: dict[str, Any] = {
-        "values": list(values),
+    return {
         "peak_tops": peaks,
         "hbm_gbs": sustained,
         "l2_gbs": machine.l2.bytes_per_clk_total / machine.clk_ns,
         "ridge_ops_per_byte": {dtype: 1e3 * peak / sustained for dtype, peak in peaks.items()},
     }
+
+
+def _row(values: Sequence[Any], machine: Target, model: Callable[[Target], CompiledProgram] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"values": list(values), **rates(machine)}
     if model is None:
         return row
     program = model(machine)

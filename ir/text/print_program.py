@@ -70,6 +70,11 @@ def _counters(key: str, items: tuple[Wait, ...] | tuple[Bump, ...]) -> Iterator[
         yield f"{key}(%{item.group} {'touched' if item.touched else 'all'})"
 
 
+def print_kernel_program(kernel: KernelProgram) -> str:
+    """The rings and streams of a kernel, as they stand in its program; ends in a newline."""
+    return "\n".join([*_kernel(kernel), ""])
+
+
 def _kernel(kernel: KernelProgram) -> Iterator[str]:
     yield from kernel_header(kernel, "    ")
     yield from (f"      {_ring(r)}" for r in kernel.rings)
