@@ -19,6 +19,7 @@ import click
 from ppuc.compiler.commands.assembly import asm_command, disasm_command
 from ppuc.compiler.commands.check import check_command
 from ppuc.compiler.commands.common import note
+from ppuc.compiler.commands.compare import compare_command
 from ppuc.compiler.commands.compile import compile_command
 from ppuc.compiler.commands.inspect import inspect_command
 from ppuc.compiler.commands.lists import ops_command, targets_command
@@ -130,6 +131,7 @@ for _command in (
     run_command,
     verify_command,
     profile_command,
+    compare_command,
     predict_command,
     check_command,
     quantize_command,

@@ -86,7 +86,7 @@ def compile_program(
 ) -> CompiledProgram:
     """Compile an ONNX model, for each of `choices` of sizes instead of `options.dims` when there are several; a run may
     pad inputs along the dimensions `pad`. What each choice is dumped into is a folder called after its sizes; only the
-    first quantization is studied. Raises PpucError."""
+    first is watched, and its quantization studied. Raises PpucError."""
     from ppuc.compiler.driver import compile_model
     from ppuc.compiler.frontend.conformance.check import conforming
     from ppuc.compiler.options import UNWATCHED
@@ -106,7 +106,8 @@ def compile_program(
     every = []
     for number, sizes in enumerate(choices):
         named = ",".join(f"{name}={size}" for name, size in sizes.items())
-        own = replace(watch.within(named), studied=None if number else watch.studied)
+        own = watch.within(named)
+        own = replace(own, studied=None, seen=None) if number else own
         made = compile_model(model, replace(options, dims=sizes), own)
         every.append(Variant(dict(sizes), made.artifact, made.passes, made.quantized))
     first = every[0]

@@ -107,7 +107,9 @@ ROOMS = (
     Room("recording", ("compiler.recording",), ("report",), "what a command found about a model, as one record"),
     Room("api", (FACE, "compiler.entry", "compiler.onnx_backend"), ("verification",), "the package's face"),
     Room("predict", ("compiler.predict",), ("api", "report"), "times of single operators, from their sizes"),
-    Room("commands", ("compiler.cli", "compiler.commands"), ("predict", "simplify"), "nothing imports them"),
+    Room(
+        "commands", ("compiler.cli", "compiler.commands"), ("predict", "simplify", "recording"), "nothing imports them"
+    ),
 )
 
 

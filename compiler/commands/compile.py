@@ -13,6 +13,7 @@ from ppuc.compiler.commands.inputs import read_inputs
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 from ppuc.compiler.commands.program import note_compromises, note_dynamic_scales
+from ppuc.compiler.commands.recording import Recorder, record_option
 from ppuc.ir.errors import counted
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ NOISIEST = 3
     "one, and outputs are cropped. Safe if results do not depend on later elements. Repeatable.",
 )
 @remarks_option
+@record_option
 @json_option
 def compile_command(
     model: Path,
@@ -69,6 +71,7 @@ def compile_command(
     inputs_file: Path | None,
     pad: tuple[str, ...],
     remarks: str | None,
+    recorded: Path | None,
     as_json: bool,
 ) -> None:
     """Compile MODEL.onnx for a target and write the program as FILE.ppu.
@@ -84,13 +87,15 @@ def compile_command(
     arrays, _ = read_inputs(inputs_file, ())
     destination = output or Path(model.with_suffix(".ppu").name)
     keep_input(model, destination)
+    keep_input(model, recorded)
+    recorder = Recorder(recorded, model)
     choices = arguments.choices()
     options = arguments.options(arrays, dims=choices[0])
     note_dynamic_scales(options)
     studies: list[dict[str, Any]] = []
     with progress_bar("compile") as progress:
         watch = Instrumentation(progress, dump, check_passes, arrays or None, studies.append, note)
-        compiled = compile_program(model, options, watch, choices, pad)
+        compiled = compile_program(model, options, recorder.watching(watch, options), choices, pad)
     compiled.save(destination)
     note_compromises(compiled)
     if options.quantization.data is not None:
@@ -115,6 +120,7 @@ def compile_command(
         "inputs": {s.name: str(s.type) for s in artifact.inputs},
         "outputs": {s.name: str(s.type) for s in artifact.outputs},
     }
+    recorder.write("compile", compiled, {"compile": record} | ({"quantize": studies[0]} if studies else {}))
     emit("compile", record, as_json, _show)
     if remarks is not None and not as_json:
         show(console(sys.stdout), remarks_record(compiled.remarks, remarks))

@@ -12,6 +12,7 @@ from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_i
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 from ppuc.compiler.commands.program import program_of
+from ppuc.compiler.commands.recording import Recorder, record_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     help="Time the program again with each estimated number of the target varied, and print the resulting interval. "
     "Default: if that takes only seconds.",
 )
+@record_option
 @json_option
 def profile_command(
     model: Path,
@@ -68,6 +70,7 @@ def profile_command(
     trace_limit: int,
     top: int,
     interval: bool | None,
+    recorded: Path | None,
     as_json: bool,
 ) -> int:
     """Simulate MODEL (.ppu, or .onnx, which is compiled first) and print where its time goes.
@@ -87,8 +90,10 @@ def profile_command(
     from ppuc.compiler.report.trace import write_trace
 
     keep_input(model, trace)
+    keep_input(model, recorded)
     arrays, fills = read_inputs_for(model, inputs_file, single_inputs, seed)
-    program = program_of(model, arguments, arrays)
+    recorder = Recorder(recorded, model)
+    program = program_of(model, arguments, arrays, recorder)
     feeds = None if timing_only else complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as simulated:
         if feeds is None:
@@ -115,6 +120,8 @@ def profile_command(
         host = host_rows(program.plan, program.target, result.host_seconds, result.moves)
     measured = {"host_measured_seconds": result.host_measured_seconds}
     record = {"model": str(model), **record, **measured, "host": host, "later": deferred, "interval": found}
+
+    recorder.write("profile", program, {"profile": record})
 
     def show(out: Console, shown: dict[str, Any]) -> None:
         from ppuc.compiler.report.profile_tables import profile_tables

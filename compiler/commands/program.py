@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ppuc.compiler.commands.common import note, progress_bar
 from ppuc.compiler.commands.options import CompileArguments
+from ppuc.compiler.commands.recording import Recorder
 from ppuc.compiler.precisions import PRECISIONS, Precision
 from ppuc.ir.errors import counted
 
@@ -29,7 +30,9 @@ def is_artifact(path: Path) -> bool:
     return path.suffix == ".ppu"
 
 
-def program_of(model: Path, arguments: CompileArguments, arrays: dict[str, np.ndarray]) -> CompiledProgram:
+def program_of(
+    model: Path, arguments: CompileArguments, arrays: dict[str, np.ndarray], recorder: Recorder | None = None
+) -> CompiledProgram:
     """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
     Raises PpucError."""
     if is_artifact(model):
@@ -40,7 +43,8 @@ def program_of(model: Path, arguments: CompileArguments, arrays: dict[str, np.nd
     options = arguments.options(arrays)
     note_dynamic_scales(options)
     with progress_bar("compile") as progress:
-        program = compile_program(model, options, Instrumentation(progress, warn=note))
+        watch = Instrumentation(progress, warn=note)
+        program = compile_program(model, options, watch if recorder is None else recorder.watching(watch, options))
     note_compromises(program)
     return program
 

@@ -13,6 +13,7 @@ from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_i
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
 from ppuc.compiler.commands.program import program_of
+from ppuc.compiler.commands.recording import Recorder, record_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     metavar="FILE.npz",
     help="Write the outputs by name; bf16 and f8 as bytes, as ml_dtypes does.",
 )
+@record_option
 @json_option
 def run_command(
     model: Path,
@@ -41,6 +43,7 @@ def run_command(
     single_inputs: tuple[str, ...],
     seed: int,
     output: Path | None,
+    recorded: Path | None,
     as_json: bool,
 ) -> int:
     """Run MODEL (.ppu, or .onnx, which is compiled first) and print its outputs and simulated time.
@@ -51,8 +54,10 @@ def run_command(
     from ppuc.compiler.report.deferred import deferred_rows
 
     keep_input(model, output)
+    keep_input(model, recorded)
     arrays, fills = read_inputs_for(model, inputs_file, single_inputs, seed)
-    program = program_of(model, arguments, arrays)
+    recorder = Recorder(recorded, model)
+    program = program_of(model, arguments, arrays, recorder)
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         result = program.run(feeds, progress=progress)
@@ -70,6 +75,7 @@ def run_command(
         "hazards": [str(h) for h in profile.hazards],
         "later": deferred_rows(program.plan, result.deferred) if program.plan is not None else [],
     }
+    recorder.write_run("run", program, record, profile, result.deferred)
     emit("run", record, as_json, _show)
     return 1 if profile.hazards else 0
 

@@ -10,7 +10,9 @@ import click
 from ppuc.compiler.commands.common import emit, json_option, note, simulation_bar
 from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs_for
 from ppuc.compiler.commands.options import CompileArguments, compile_options
+from ppuc.compiler.commands.outputs import keep_input
 from ppuc.compiler.commands.program import is_artifact, program_of
+from ppuc.compiler.commands.recording import Recorder, record_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     help="Also compare inner tensors, and name the first node that is off. Of bodies: of their last run.",
 )
 @click.option("--strict", is_flag=True, help="Exit code 1 also if an output or, with --layers, a layer is unproven.")
+@record_option
 @json_option
 def verify_command(
     model: Path,
@@ -40,6 +43,7 @@ def verify_command(
     seed: int,
     layers: bool,
     strict: bool,
+    recorded: Path | None,
     as_json: bool,
 ) -> int:
     """Compile MODEL.onnx, run it on the simulator, and compare its outputs with ONNX Runtime's.
@@ -58,7 +62,9 @@ def verify_command(
     if is_artifact(model):
         raise UsageError.of(str(model), "is a compiled program", expected="its .onnx model, for ONNX Runtime to run")
     arrays, fills = read_inputs_for(model, inputs_file, single_inputs, seed)
-    program = program_of(model, arguments, arrays)
+    keep_input(model, recorded)
+    recorder = Recorder(recorded, model)
+    program = program_of(model, arguments, arrays, recorder)
     feeds = complete_inputs(program, arrays, fills, seed, str(model))
     with simulation_bar() as progress:
         verification = verify_program(program, feeds, layers, progress)
@@ -74,6 +80,7 @@ def verify_command(
         **verification.record(),
         "later": deferred_rows(program.plan, verification.deferred) if program.plan is not None else [],
     }
+    recorder.write_run("verify", program, record, verification.profile, verification.deferred)
     emit("verify", record, as_json, _show)
     return 0 if verification.verdict == "ok" or (verification.ok and not strict) else 1
 

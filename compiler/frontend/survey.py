@@ -18,10 +18,11 @@ from ppuc.compiler.frontend.functions import has_schema_body, local_functions
 from ppuc.compiler.frontend.offload.deferred import is_control
 from ppuc.compiler.frontend.offload.handover import is_hostable
 from ppuc.compiler.frontend.offload.host_ops import why_host
-from ppuc.compiler.frontend.offload.hosting import is_dense, type_text
+from ppuc.compiler.frontend.offload.hosting import is_dense
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.frontend.registry import IMPORTERS, register_importers
 from ppuc.compiler.frontend.source import ModelSource, normal_domain, read_source
+from ppuc.compiler.frontend.tensors import type_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -315,3 +315,24 @@ def _external_path(location: str, source: Source, place: Place) -> Path:
 def proto_type(type: TensorType) -> onnx.TypeProto:
     """The ONNX form of a tensor type."""
     return onnx.helper.make_tensor_type_proto(onnx_dtype(type.dtype), type.dims)
+
+
+def type_text(type: onnx.TypeProto | None) -> str:
+    """A readable type: `string[2, ?]`, `seq(f32[...])`."""
+    kind = type.WhichOneof("value") if type is not None else None
+    if type is None or kind is None:
+        return "unknown"
+    if kind == "tensor_type":
+        tensor = type.tensor_type
+        dtype = ONNX_DTYPES.get(tensor.elem_type)
+        known = tensor.elem_type in TensorProto.DataType.values()
+        other = TensorProto.DataType.Name(tensor.elem_type).lower() if known else f"type {tensor.elem_type}"
+        name = str(dtype) if dtype is not None else other
+        if not tensor.HasField("shape"):
+            return f"{name}[...]"
+        dims = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+        return f"{name}[{', '.join(dims)}]"
+    if kind in ("sequence_type", "optional_type"):
+        short = {"sequence_type": "seq", "optional_type": "optional"}[kind]
+        return f"{short}({type_text(getattr(type, kind).elem_type)})"
+    return str(kind).removesuffix("_type")

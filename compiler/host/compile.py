@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ppuc.compiler.alias import DECLARED, OPTION, aliased, check_names
 from ppuc.compiler.frontend.inlining import UnknownOpsError
-from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTensor, node_model, type_text
+from ppuc.compiler.frontend.offload.hosting import HostNode, HostOperand, HostTensor, node_model
 from ppuc.compiler.frontend.offload.load_hosted import HostedModel, load_hosted
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.frontend.source import ModelSource, Source, read_source
+from ppuc.compiler.frontend.tensors import type_text
 from ppuc.compiler.host.client import HostError, HostWorker, worker
 from ppuc.compiler.host.join import Joined, join
 from ppuc.compiler.host.partition import DeferredPart, HostPart, Part, PpuPart, partition

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppuc.compiler.frontend.outline import graph_record
 from ppuc.compiler.program.compiled import CompiledProgram
-from ppuc.compiler.recording.graph import graph_record
 from ppuc.compiler.recording.kernels import kernel_records, tensor_records
 from ppuc.compiler.recording.passes import PassWatch
 from ppuc.compiler.report.memory import plan_of_program, refused
@@ -30,10 +30,15 @@ RECORD_SCHEMA = 1
 
 
 def run_record(
-    command: str, model: Path, program: CompiledProgram, found: Mapping[str, Any], watch: PassWatch | None = None
+    command: str,
+    model: Path,
+    program: CompiledProgram,
+    sections: Mapping[str, Mapping[str, Any]],
+    watch: PassWatch | None = None,
 ) -> dict[str, Any]:
-    """The record of a run of `command`, which printed `found` as JSON, on `program`. `watch` saw its compilation, of
-    the .onnx file `model`; without one (a .ppu), there are remarks, but neither texts of passes nor the ONNX graph."""
+    """The record of a run of `command` on `program`. `sections` are what it found, by the name of the command that
+    prints it as JSON. `watch` saw the compilation of the .onnx file `model`; without one (a .ppu), there are remarks,
+    but neither texts of passes nor the ONNX graph."""
     artifact = program.artifact
     return {
         "format": FORMAT,
@@ -52,7 +57,7 @@ def run_record(
         "tensors": tensor_records(artifact.program),
         "booked": program.nodes,
         "memory": plan_of_program(artifact.program, program.target).record() | {"refused": refused(program.remarks)},
-        command: dict(found),
+        **sections,
     }
 
 

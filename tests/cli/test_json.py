@@ -81,6 +81,9 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         "run": [run("run", program)],
         "verify": [run("verify", model, *SHAPE, "--layers")],
         "profile": [run("profile", program, "--timing-only")],
+        "compare": [
+            run("compare", model, *SHAPE, "--to", "precision=bf16", "--max-slower", "500%", "--max-drop", "500dB")
+        ],
         "check": [run("check", model, *SHAPE)],
         "quantize": [
             run("quantize", model, *SHAPE, "--calibrate", data, *mixed)

@@ -24,7 +24,7 @@ from ppuc.compiler.frontend.offload.reason import Reason
 from ppuc.compiler.frontend.order import captured, subgraphs
 from ppuc.compiler.frontend.shape_inference import infer_shapes
 from ppuc.compiler.frontend.source import OLDEST_OPSET, Source
-from ppuc.compiler.frontend.tensors import ONNX_DTYPES, foreign, onnx_dtype, packed_range, proto_type
+from ppuc.compiler.frontend.tensors import ONNX_DTYPES, foreign, onnx_dtype, packed_range, proto_type, type_text
 from ppuc.ir.graph import Value
 from ppuc.ir.types import DType, TensorType
 
@@ -122,27 +122,6 @@ def read_names(node: onnx.NodeProto) -> list[str]:
 def type_of(operand: HostOperand) -> onnx.TypeProto | None:
     """The ONNX type of a tensor."""
     return operand.type if isinstance(operand, HostTensor) else proto_type(operand.type)
-
-
-def type_text(type: onnx.TypeProto | None) -> str:
-    """A readable type: `string[2, ?]`, `seq(f32[...])`."""
-    kind = type.WhichOneof("value") if type is not None else None
-    if type is None or kind is None:
-        return "unknown"
-    if kind == "tensor_type":
-        tensor = type.tensor_type
-        dtype = ONNX_DTYPES.get(tensor.elem_type)
-        known = tensor.elem_type in TensorProto.DataType.values()
-        other = TensorProto.DataType.Name(tensor.elem_type).lower() if known else f"type {tensor.elem_type}"
-        name = str(dtype) if dtype is not None else other
-        if not tensor.HasField("shape"):
-            return f"{name}[...]"
-        dims = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
-        return f"{name}[{', '.join(dims)}]"
-    if kind in ("sequence_type", "optional_type"):
-        short = {"sequence_type": "seq", "optional_type": "optional"}[kind]
-        return f"{short}({type_text(getattr(type, kind).elem_type)})"
-    return str(kind).removesuffix("_type")
 
 
 def is_dense(info: onnx.ValueInfoProto) -> bool:

@@ -29,14 +29,13 @@ from ppuc.compiler.frontend.offload.hosting import (
     innermost_element,
     is_dense,
     may_be_dense,
-    type_text,
 )
 from ppuc.compiler.frontend.offload.probe import Probe
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.frontend.policy import Refusal, Strict
 from ppuc.compiler.frontend.registry import IMPORTERS
 from ppuc.compiler.frontend.source import Source
-from ppuc.compiler.frontend.tensors import foreign
+from ppuc.compiler.frontend.tensors import foreign, type_text
 from ppuc.compiler.frontend.unrolling import NotUnrolledError
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Value

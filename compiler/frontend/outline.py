@@ -11,8 +11,8 @@ from typing import Any
 
 import onnx
 
-from ppuc.compiler.frontend.offload.hosting import type_text
 from ppuc.compiler.frontend.source import ModelSource, read_source
+from ppuc.compiler.frontend.tensors import type_text
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata of a node by PyTorch's exporter (since 2.5): names of the modules around it, outermost first."""
