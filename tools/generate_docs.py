@@ -17,6 +17,10 @@ import click
 
 from ppuc.compiler.cli import cli
 from ppuc.compiler.frontend.registry import IMPORTERS, importable_ops
+from ppuc.compiler.metrics.base import parameters, summary
+from ppuc.compiler.metrics.boxes import FORMS
+from ppuc.compiler.metrics.choose import METRICS
+from ppuc.compiler.metrics.detections import Boxes
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.pipeline import default as pipeline
 from ppuc.compiler.pipeline.pass_options import describe_options, spec_of
@@ -329,10 +333,57 @@ def invariants() -> tuple[list[tuple[str, list[tuple[str, str]]]], str]:
     return levels, " ".join(unchecked.split())
 
 
+METRIC_FILE = """```toml
+# fastestdet.toml: ppuc evaluate net.onnx --data pictures --metric fastestdet.toml
+metric = "ap"
+measure = "AP50"
+
+[boxes]
+outputs = ["preds"]              # [N, 1 + 4 + classes, rows, columns]
+form = "fastestdet"
+strides = [16]
+size = [352, 352]
+objectness_column = 0
+box_columns = [1, 5]
+class_columns = [5, 85]
+objectness_power = 0.6
+class_power = 0.4
+nms = 0.45
+```"""
+
+
+def metrics_document() -> str:
+    """docs/metrics.md."""
+    parts = [
+        "`--metric` of `ppuc quantize` and `ppuc evaluate` takes a metric's name, with parameters if need be "
+        "(`--metric top-k,k=5`), a TOML file with a key `metric` and a key for each parameter, or a Python file with "
+        "a function `metric(outputs, inputs) -> float` (both lists of dicts of arrays, one per sample). Larger is "
+        "better. Labels are arrays in the data that are not inputs; where a metric names none, the model's outputs in "
+        "f32 are the truth, and the figure says what a format changes.",
+    ]
+    for name, kind in sorted(METRICS.items()):
+        parts += [f"## {name}", summary(kind), _parameters(kind)]
+    parts += [
+        "## boxes",
+        "The table `boxes` of `ap`. " + summary(Boxes),
+        _parameters(Boxes),
+        "Forms of a box's numbers, where the point of a cell is (column + `centre`, row + `centre`) times the stride:",
+        table(("form", "meaning"), [(code(name), text) for name, (text, _) in FORMS.items()]),
+        METRIC_FILE,
+    ]
+    return document("Task metrics", *parts)
+
+
+def _parameters(kind: type) -> str:
+    rows = [(code(p.name), p.type, code(p.default) or "must be given") for p in parameters(kind)]
+    return table(("parameter", "value", "default"), rows)
+
+
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "cli.md": cli_document,
     "ir.md": ir_document,
     "isa.md": isa_document,
+    "metrics.md": metrics_document,
     "ops.md": ops_document,
     "passes.md": passes_document,
     "targets.md": targets_document,

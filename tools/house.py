@@ -83,10 +83,11 @@ ROOMS = (
     Room("simplify", ("compiler.simplify",), ("validation",), "ONNX to ONNX; compiles nothing"),
     Room("pipeline", ("compiler.pipeline",), ("options", "passes", "validation"), "runs and checks passes"),
     Room("profile", ("compiler.report.profile", "compiler.report.waterfall"), ("simulator",), "a run as a record"),
+    Room("metrics", ("compiler.metrics",), ("ir",), "task metrics: of outputs alone, however they were computed"),
     Room(
         "quantization",
         ("compiler.quantization",),
-        ("pipeline", "profile"),
+        ("pipeline", "profile", "metrics"),
         "8-bit plans for imported graphs, and their accuracy",
     ),
     Room("host", ("compiler.host",), ("quantization",), "host steps and deferred steps; the compiler is passed in"),

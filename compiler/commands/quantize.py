@@ -87,10 +87,10 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 @click.option("--max-drop", type=Share(), metavar="SHARE", help="Mixed: largest relative drop of --metric.")
 @click.option(
     "--metric",
-    type=click.Path(path_type=Path),
-    metavar="FILE.py",
-    help="A file with metric(outputs, inputs) -> float; larger is better. Lists of dicts, one per sample; arrays in "
-    "the data other than inputs (labels) come with the inputs.",
+    metavar="METRIC",
+    help="What the task measures; larger is better. A built-in metric with parameters (top-k,k=5), a .toml file with "
+    "both (docs/metrics.md), or a .py file with metric(outputs, inputs) -> float on lists of dicts of arrays, one per "
+    "sample; arrays in the data other than inputs (labels) come with the inputs.",
 )
 @click.option(
     "--attention",
@@ -112,7 +112,7 @@ def quantize_command(
     min_agreement: float | None,
     min_share: float | None,
     max_drop: float | None,
-    metric: Path | None,
+    metric: str | None,
     attention: bool,
     samples: int | None,
     state: Path | None,
@@ -126,8 +126,8 @@ def quantize_command(
     With -p mixed, as few layers as possible stay in bf16 to meet the goal. Exit code 1 if the goal is missed on the
     reported samples.
     """
+    from ppuc.compiler.metrics.choose import chosen_metric
     from ppuc.compiler.quantization.data import FEW
-    from ppuc.compiler.quantization.metric import load_metric
     from ppuc.compiler.quantization.policy import arrays_path, write_policy
     from ppuc.compiler.quantization.search import Goal
     from ppuc.compiler.quantization.study import Aim
@@ -141,7 +141,7 @@ def quantize_command(
     options = arguments.options(labels=metric is not None)
     data = options.quantization.data
     assert data is not None
-    aim = Aim(goal, load_metric(metric) if metric is not None else None, state)
+    aim = Aim(goal, chosen_metric(metric) if metric is not None else None, state)
 
     def studied(subject: Subject) -> Study:
         given = list(subject.samples(data))[:samples]
@@ -174,7 +174,7 @@ def quantize_command(
     return 0 if made.met else 1
 
 
-def _check_goal(goal: Any, precision: str, metric: Path | None) -> None:
+def _check_goal(goal: Any, precision: str, metric: str | None) -> None:
     from ppuc.ir.errors import UsageError
 
     wanted = [getattr(goal, f) for f in ("min_sqnr", "min_agreement", "max_drop", "min_share")]
@@ -182,7 +182,7 @@ def _check_goal(goal: Any, precision: str, metric: Path | None) -> None:
         options = "--min-sqnr, --min-agreement, --min-share or --max-drop"
         raise UsageError.of(f"--precision {precision}", "needs a goal", expected=options)
     if (goal.max_drop is None) != (metric is None) and (goal.max_drop is not None):
-        raise UsageError.of("--max-drop", "needs a task metric", hint="give --metric FILE.py")
+        raise UsageError.of("--max-drop", "needs a task metric", hint="give --metric METRIC")
 
 
 def _check_samples(samples: Any, where: str) -> None:

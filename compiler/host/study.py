@@ -21,6 +21,8 @@ from ppuc.compiler.host.client import HostWorker, worker
 from ppuc.compiler.host.compile import divided
 from ppuc.compiler.host.feeds import samples_of_parts, values_of_parts
 from ppuc.compiler.host.partition import HostPart, Part, PpuPart
+from ppuc.compiler.metrics.base import Metric, Sample
+from ppuc.compiler.metrics.choose import value_of
 from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.pipeline.chosen import passes_of
 from ppuc.compiler.pipeline.manager import CompiledModel, Run
@@ -29,7 +31,7 @@ from ppuc.compiler.quantization.class_axis import by_layout
 from ppuc.compiler.quantization.criteria import Criterion
 from ppuc.compiler.quantization.data import Data
 from ppuc.compiler.quantization.measure import Accuracy, Difference
-from ppuc.compiler.quantization.metric import Metric, Sample, Task, drop, value_of
+from ppuc.compiler.quantization.metric import Task, drop
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
 from ppuc.compiler.quantization.search import total_macs
@@ -141,9 +143,13 @@ class HostedStudy:
         """The task of the part after those that have `plans`, which are quantized: the metric of the whole model."""
 
         def on(samples: Sequence[Sample]) -> Callable[[Plan | None], float]:
+            exact: list[Sample] = []
+
             def scored(plan: Plan | None) -> float:
-                known = [*plans, plan] if plan is not None else None
-                return value_of(metric, self._outputs(samples, known), list(samples), "--metric")
+                if not exact:
+                    exact.extend(self._outputs(samples, None))
+                outputs = self._outputs(samples, [*plans, plan]) if plan is not None else exact
+                return value_of(metric, outputs, samples, exact)
 
             return scored
 
@@ -206,7 +212,7 @@ def _scores(
 ) -> dict[str, float] | None:
     if metric is None:
         return None
-    full, mine = (value_of(metric, list(outputs), list(samples), "--metric") for outputs in (exact, quantized))
+    full, mine = (value_of(metric, outputs, samples, exact) for outputs in (exact, quantized))
     return {"fp32": full, "quantized": mine}
 
 

@@ -1,48 +1,19 @@
-"""A task metric in a Python file of the user: `metric(outputs, inputs) -> float`, where larger is better.
-
-`outputs` and `inputs` are lists of dicts of arrays by ONNX name, one dict per sample, in the order of the data.
-`inputs` also holds the labels (arrays that are not inputs): the sample's row of a label with one row per sample, and
-the whole array otherwise.
+"""The task metric of plans: what quantizing a model does to the figure that its owner cares about.
 
 Invariant: the metric depends only on emulated outputs, not on the quantization.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-
+from ppuc.compiler.metrics.base import Metric, Sample
+from ppuc.compiler.metrics.choose import value_of
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared
 from ppuc.compiler.validation.emulate import Emulator
-from ppuc.ir.errors import UsageError
 from ppuc.ir.graph import Graph
-
-Sample = Mapping[str, np.ndarray]
-Metric = Callable[[list[Sample], list[Sample]], float]
-
-
-def load_metric(path: Path) -> Metric:
-    """The function `metric` defined in a file. Raises UsageError if there is none."""
-    there = os.path.isfile(path)
-    spec = importlib.util.spec_from_file_location("ppuc_user_metric", path) if there else None
-    if spec is None or spec.loader is None:
-        raise UsageError.of(str(path), "cannot be read as a Python file", expected="metric(outputs, inputs) -> float")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code
-        raise UsageError.of(str(path), "fails when it is imported", got=f"{type(error).__name__}: {error}") from error
-    found = getattr(module, "metric", None)
-    if not callable(found):
-        raise UsageError.of(str(path), "defines no function 'metric'", expected="metric(outputs, inputs) -> float")
-    function: Metric = found
-    return function
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +29,13 @@ class Task:
         """The task of a whole model, on samples `check` and `report` by ONNX name."""
 
         def on(samples: Sequence[Sample]) -> Callable[[Plan | None], float]:
+            exact: list[Sample] = []
+
             def scored(plan: Plan | None) -> float:
-                graph = prepared.module.graph if plan is None else prepared.quantized(plan).graph
-                return score(prepared, graph, samples, metric, "--metric")
+                if not exact:
+                    exact.extend(outputs_of(prepared, prepared.module.graph, samples))
+                outputs = exact if plan is None else outputs_of(prepared, prepared.quantized(plan).graph, samples)
+                return value_of(metric, outputs, samples, exact)
 
             return scored
 
@@ -72,9 +47,9 @@ def drop(full: float, mine: float) -> float:
     return (full - mine) / max(abs(full), 1e-12)
 
 
-def score(prepared: Prepared, graph: Graph, samples: Sequence[Sample], metric: Metric, where: str) -> float:
-    """The metric of `graph`, whose results correspond to the model's, on `samples` by ONNX name. Raises UsageError as
-    `value_of` does."""
+def outputs_of(prepared: Prepared, graph: Graph, samples: Sequence[Sample]) -> list[Sample]:
+    """The model's outputs by ONNX name on `samples` by ONNX name, computed by `graph`, whose results correspond to the
+    model's."""
     emulator = Emulator(graph)
     positions = {v.name: i for i, v in enumerate(prepared.module.graph.results)}
     names = [(name, graph.results[positions[value]].name) for name, value in prepared.module.outputs]
@@ -82,15 +57,4 @@ def score(prepared: Prepared, graph: Graph, samples: Sequence[Sample], metric: M
     for feeds in prepared.feeds(samples):
         run = emulator.run(feeds)
         outputs.append({name: run[value] for name, value in names})
-    return value_of(metric, outputs, list(samples), where)
-
-
-def value_of(metric: Metric, outputs: list[Sample], samples: list[Sample], where: str) -> float:
-    """The metric of `outputs` on `samples`. Raises UsageError when the metric fails or gives no number."""
-    try:
-        number = float(metric(outputs, samples))
-    except Exception as error:  # the user's own code
-        raise UsageError.of(where, "fails", got=f"{type(error).__name__}: {error}") from error
-    if not np.isfinite(number):
-        raise UsageError.of(where, "gives no finite number", got=number)
-    return number
+    return outputs

@@ -20,12 +20,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ppuc.compiler.metrics.base import Metric, Sample
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.calibrate import plan_from
 from ppuc.compiler.quantization.data import FEW, Data
 from ppuc.compiler.quantization.held_out import Kept, kept
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
-from ppuc.compiler.quantization.metric import Metric, Sample, Task, drop
+from ppuc.compiler.quantization.metric import Task, drop
 from ppuc.compiler.quantization.noise import best_formats, clipped_share
 from ppuc.compiler.quantization.observe import Observation, observe
 from ppuc.compiler.quantization.plan import Plan

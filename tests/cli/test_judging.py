@@ -80,3 +80,23 @@ def test_the_report_names_axis_and_weight(heads: Path) -> None:
 def test_unknown_outputs_are_suggested(heads: Path) -> None:
     assert "did you mean 'seg'?" in error_of(*words(heads, "--outputs", "sag"))
     assert "output 'aux' has no axis 3" in error_of(*words(heads, "--class-axis", "aux=3"))
+
+
+def test_a_built_in_metric_judges_like_agreement(heads: Path) -> None:
+    """The share of pixels whose class is that of f32: `top-k` along the class axis."""
+    record = json_of(*words(heads, "--metric", "top-k,output=seg,axis=1", "--no-repair"))
+    assert record["metric"]["fp32"] == 1.0
+    assert record["metric"]["quantized"] == pytest.approx(record["accuracy"]["outputs"]["seg"]["agreement"])
+
+
+def test_metrics_and_their_mistakes(heads: Path) -> None:
+    (heads / "iou.toml").write_text('metric = "miou"\noutput = "seg"\n')
+    record = json_of(*words(heads, "--metric", heads / "iou.toml", "--no-repair"))
+    assert record["metric"]["fp32"] == 1.0
+    assert 0.8 < record["metric"]["quantized"] < 1.0
+    assert "did you mean 'miou'?" in error_of(*words(heads, "--metric", "miuo"))
+    assert "the data hold no labels 'mask'" in error_of(*words(heads, "--metric", "miou,output=seg,labels=mask"))
+    (heads / "bad.py").write_text("def metric(outputs, inputs):\n    return outputs[0]['sag'].sum()\n")
+    text = error_of(*words(heads, "--metric", heads / "bad.py"))
+    assert "fails on sample 0\n  got: KeyError: 'sag'" in text
+    assert "bad.py, line 2, in metric: return outputs[0]['sag'].sum()" in text

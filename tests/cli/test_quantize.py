@@ -133,7 +133,9 @@ def test_what_is_refused(folder: Path) -> None:
     assert "is zero in every sample" in refusal(folder, "--calibrate", folder / "zero.npz")
     assert "cannot be met by any choice" in refusal(folder, "-p", "mixed", "--min-sqnr", "300")
     (folder / "m.py").write_text("def metric(outputs, inputs):\n    return 1 / 0\n")
-    assert "fails ZeroDivisionError" in refusal(folder, "-p", "mixed", "--max-drop", "1%", "--metric", folder / "m.py")
+    assert "fails on sample 0 ZeroDivisionError" in refusal(
+        folder, "-p", "mixed", "--max-drop", "1%", "--metric", folder / "m.py"
+    )
     (folder / "m.py").write_text("x = 1\n")
     assert "defines no function 'metric'" in refusal(folder, "--metric", folder / "m.py")
 
