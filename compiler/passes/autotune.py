@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ppuc.compiler.passes.emit.rings import RingOwners
+from ppuc.compiler.passes.emit.rings import RingOwners, sites_of
 from ppuc.compiler.passes.emit.streams import kernel_program
 from ppuc.compiler.passes.memory.allocate import ring_placements
 from ppuc.ir.kernel import Kernel, View
@@ -24,7 +24,7 @@ def cycles_alone(kernel: Kernel, vectors: tuple[VectorProgram, ...], target: Tar
 
     tensors = _tensors(kernel)
     places = {(p.space, p.name): p for p in ring_placements(kernel, target, from_top=False)}
-    alone = kernel_program(kernel, places, RingOwners(), lambda site: ((), ()), target.cu)
+    alone = kernel_program(kernel, sites_of(kernel), places, RingOwners(), lambda site: ((), ()), target.cu)
     segment = Segment("alone", (alone,), (), ())
     program = Program("alone", target.name, target.hash, tensors, (), (), (segment,))
     return simulate(program, vectors, target, {}, None, check_hazards=False).profile.cycles

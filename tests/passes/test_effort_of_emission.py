@@ -11,6 +11,8 @@ import pytest
 
 from ppuc.compiler.passes.balance_units import BalanceUnits
 from ppuc.compiler.passes.emit.rings import ring_uses, sites_of
+from ppuc.compiler.passes.emit.streams import Emit
+from ppuc.compiler.passes.memory.allocate import Allocate
 from ppuc.compiler.passes.normalise import match_attention
 from ppuc.ir.affine import axis, var
 from ppuc.ir.graph import Graph
@@ -18,7 +20,7 @@ from ppuc.ir.kernel import Buffer, Kernel, Load, Loop, Param, Store, View
 from ppuc.ir.ops.attention import AttentionAttrs
 from ppuc.ir.types import DType, Space
 from tests.passes.graph_passes import run
-from tests.passes.late_passes import LARGE
+from tests.passes.late_passes import LARGE, TO_KERNELS, after
 from tests.support.effort import Name, assert_linear
 from tests.support.pass_graphs import Sketch, module_of
 
@@ -50,6 +52,21 @@ def test_work_on_a_kernel_is_linear_in_its_statements(work: Callable[[int], Call
     assert_linear(work, 100)
 
 
+def emitting(blocks: int) -> Callable[[], object]:
+    """Emission of a chain of residual sums, each of which overwrites the sum before: one tensor has all as writers."""
+    s = Sketch()
+    x = s.param(16, 32)
+    for _ in range(blocks):
+        x = s.op("add", s.matmul(s.op("tanh", x), s.weight(32, 32)), x)
+    module = after(s.graph(x), (*TO_KERNELS, Allocate()), LARGE)
+    return lambda: Emit().run(module, LARGE)
+
+
+def test_emission_is_linear_in_the_writers_of_a_tensor() -> None:
+    emitting(2)()
+    assert_linear(emitting, 120)
+
+
 def test_a_mask_that_layers_share_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[str] = []
 
@@ -63,6 +80,6 @@ def test_a_mask_that_layers_share_is_examined_once(monkeypatch: pytest.MonkeyPat
     x, mask = s.param(1, 2, 6, 8), s.const(np.where(np.tri(6, dtype=bool), 0, -np.inf).astype(np.float32))
     for _ in range(5):
         x = s.op("attention", x, x, x, mask, attrs=AttentionAttrs(1.0))
-    after = run(module_of(s.graph(x)), match_attention.MatchAttention())
-    assert [op.attrs.causal for op in after.graph.ops] == [True] * 5  # type: ignore[attr-defined]
+    matched = run(module_of(s.graph(x)), match_attention.MatchAttention())
+    assert [op.attrs.causal for op in matched.graph.ops] == [True] * 5  # type: ignore[attr-defined]
     assert shapes == ["causal"]

@@ -17,6 +17,7 @@ Invariant: a wait is for a counter's full count, so it orders the waiter after e
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -76,7 +77,15 @@ class CounterPlan:
                     users = self.writers if param.written else self.readers
                     if users.setdefault(param.tensor, [])[-1:] != [name]:
                         users[param.tensor].append(name)
-        first = {tensor: self.step[writers[0]] for tensor, writers in self.writers.items()}
+        self._write_steps, self._read_steps = (
+            {tensor: [self.step[user] for user in users] for tensor, users in of.items()}
+            for of in (self.writers, self.readers)
+        )
+        self._update_numbers = {  # tensor -> which of its writers update it
+            tensor: [i for i, w in enumerate(writers) if self._updates(tensor, w)]
+            for tensor, writers in self.writers.items()
+        }
+        first = {tensor: steps[0] for tensor, steps in self._write_steps.items()}
         once = {tensor for tensor, writers in self.writers.items() if len(writers) == 1}
         self._takeovers = find_takeovers([t for t in tensors.values() if t.name in first], first, once)
         self._watched = {old for earlier in self._takeovers.values() for old in earlier}
@@ -165,12 +174,13 @@ class CounterPlan:
 
     def _add_read_group(self, tensor: str, kernel: str) -> None:
         """Add the counter of reads of `tensor` between its last writer before `kernel` and `kernel`."""
-        steps = [self.step[w] for w in self.writers[tensor] if self.step[w] < self.step[kernel]]
-        since = max(steps, default=-1)
-        others = [r for r in self.readers[tensor] if since < self.step[r] < self.step[kernel]]
+        number = self._number(tensor, kernel)
+        since = self._write_steps[tensor][number - 1] if number else -1
+        steps = self._read_steps[tensor]
+        others = self.readers[tensor][bisect_right(steps, since) : bisect_left(steps, self.step[kernel])]
         visits = sum(self._visits(tensor, r, Load) for r in others)
         if others:
-            group = self._new(f"{tensor}.read.{self.writers[tensor].index(kernel)}", tensor, "done", 1, [visits])
+            group = self._new(f"{tensor}.read.{number}", tensor, "done", 1, [visits])
             self._read[tensor, kernel] = group, frozenset(others)
             for reader in others:
                 self._counts_reads.setdefault((tensor, reader), []).append(group)
@@ -182,7 +192,7 @@ class CounterPlan:
     def _full_group(self, tensor: str, writers: Sequence[str]) -> CounterGroup:
         memory = self.tensors[tensor]
         every = self.writers[tensor]
-        name = f"{tensor}.full" if len(writers) == len(every) else f"{tensor}.full.{every.index(writers[0])}"
+        name = f"{tensor}.full" if len(writers) == len(every) else f"{tensor}.full.{self._number(tensor, writers[0])}"
         if writers[0] in self.stages:
             block = max(
                 1, min(memory.elements, max(COPY_BYTES // memory.dtype.bytes, -(-memory.elements // self._share)))
@@ -320,7 +330,7 @@ class CounterPlan:
 
     def _full_waits(self, tensor: str, reader: str, touched: bool) -> tuple[Wait, ...]:
         """Waits for everything written before `reader`."""
-        before = [w for w in self.writers.get(tensor, ()) if w != reader and self.step[w] < self.step[reader]]
+        before = self._number(tensor, reader)
         groups = {g.name: g for g in (self._full[tensor, w] for w in self._from_last_update(tensor, before))}
         return tuple(Wait(g.name, touched=touched and g.kind == "full") for g in groups.values())
 
@@ -337,16 +347,21 @@ class CounterPlan:
         """Whether some reader waits for each block of `tensor`, so that "done" implies that all stores have
         completed."""
         if tensor not in self._covered:
-            awaited = self._from_last_update(tensor, self.writers[tensor])
+            awaited = self._from_last_update(tensor, len(self.writers[tensor]))
             last = {self._full[tensor, w].name: w for w in awaited}  # of the writers that share counters
             self._covered[tensor] = all(self._waited_for(tensor, writer) for writer in last.values())
         return self._covered[tensor]
 
-    def _from_last_update(self, tensor: str, writers: Sequence[str]) -> Sequence[str]:
-        """The last of `writers` that updates the tensor in place (it waits for earlier ones), and all writers after
-        it."""
-        updates = [i for i, w in enumerate(writers) if self._updates(tensor, w)]
-        return writers[updates[-1] if updates else 0 :]
+    def _from_last_update(self, tensor: str, count: int) -> Sequence[str]:
+        """Of the first `count` writers of the tensor, the last that updates it in place (it waits for earlier ones) and
+        all after it."""
+        updates = self._update_numbers.get(tensor, ())
+        last = bisect_left(updates, count)
+        return self.writers.get(tensor, ())[updates[last - 1] if last else 0 : count]
+
+    def _number(self, tensor: str, name: str) -> int:
+        """How many writers of the tensor come before a kernel or stage; of a writer, its place among them."""
+        return bisect_left(self._write_steps.get(tensor, ()), self.step[name])
 
     def _waited_for(self, tensor: str, writer: str) -> bool:
         """Whether some reader waits for each block that `writer` counts."""

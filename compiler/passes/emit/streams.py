@@ -17,7 +17,7 @@ from typing import ClassVar
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import ALLOCATED, EMITTED, TILED, Contract
 from ppuc.compiler.passes.emit.counters import CounterPlan
-from ppuc.compiler.passes.emit.rings import RingOwners, Site, claiming_units, ring_uses, sites_of
+from ppuc.compiler.passes.emit.rings import RingOwners, Site, claiming_units, ring_uses
 from ppuc.compiler.passes.memory.l2_plan import overwritten
 from ppuc.compiler.passes.memory.live_ranges import storage_roots, updated_operand
 from ppuc.compiler.passes.remarks import Collector, listener
@@ -104,7 +104,8 @@ class Emission:
         for kind, name in self.order:
             if kind == "kernel":
                 kernel = rooted[name]
-                programs.append(kernel_program(kernel, self.places, owners, partial(plan.sync, kernel), self.target.cu))
+                sites, sync = plan.sites[name], partial(plan.sync, kernel)
+                programs.append(kernel_program(kernel, sites, self.places, owners, sync, self.target.cu))
             else:
                 copies += self._copies(name, sources[name], stages[name].loc, plan, len(copies))
         segment = Segment(self.graph.name, tuple(programs), tuple(copies), plan.groups())
@@ -196,11 +197,15 @@ Sync = Callable[[Site], tuple[tuple[Wait, ...], tuple[Bump, ...]]]
 
 
 def kernel_program(
-    kernel: Kernel, places: Mapping[tuple[Space, str], Placement], owners: RingOwners, sync: Sync, cu: int
+    kernel: Kernel,
+    sites: Sequence[Site],
+    places: Mapping[tuple[Space, str], Placement],
+    owners: RingOwners,
+    sync: Sync,
+    cu: int,
 ) -> KernelProgram:
-    """The streams and rings of one kernel on a machine of `cu` units, with buffer addresses from `places` (by space and
-    `kernel/buffer`)."""
-    sites = sites_of(kernel)
+    """The streams and rings of one kernel, whose statements are `sites`, on a machine of `cu` units, with buffer
+    addresses from `places` (by space and `kernel/buffer`)."""
     uses, queues = ring_uses(kernel, sites)
     units = claiming_units(kernel, sites, uses, cu)
     rings = []

@@ -24,8 +24,10 @@ from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.grouping.batch_axis import batched_operands, restricted, restricted_group
 from ppuc.compiler.passes.memory.l2_plan import overwritten
+from ppuc.compiler.passes.memory.live_ranges import live_ranges, storage_roots
 from ppuc.compiler.passes.memory.memory_space_assignment import l2_values
-from ppuc.compiler.passes.memory.ranges import padded
+from ppuc.compiler.passes.memory.minimalloc import max_live
+from ppuc.compiler.passes.memory.ranges import Range, padded
 from ppuc.compiler.passes.remarks import listener
 from ppuc.compiler.passes.rewriter import with_graph
 from ppuc.ir.graph import Graph, Op, Value
@@ -72,9 +74,16 @@ class BatchSplit(Pass):
 
     def run(self, module: Module, target: Target) -> Module:
         """The module with stages split."""
-        if target.l2.managed != "software":
+        if target.l2.managed != "software" or _all_fit_l2(module.graph, target):
             return module
         return with_graph(module, Staging(module.graph, target).build())
+
+
+def _all_fit_l2(graph: Graph, target: Target) -> bool:
+    """Whether l2 has room for all activations that live at the same time."""
+    live = live_ranges(graph, storage_roots(graph))
+    made = [r for op in graph.ops if op.name != "const" for r in op.results]
+    return max_live([Range(r.name, padded(r.type), *live[r.name]) for r in made if r.name in live]) <= target.l2.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +159,6 @@ class Staging:
 
     def build(self) -> Graph:
         """The rewritten graph; the same object when nothing is split."""
-        if sum(padded(r.type) for op in self.graph.ops for r in op.results) <= self.target.l2.bytes:
-            return self.graph
         values, self.in_l2 = l2_values(self.graph, self.target)
         spilled = {name for name in values if name not in self.in_l2}
         runs = [run for run in self._runs() if not spilled.isdisjoint(run.made)] if spilled else []

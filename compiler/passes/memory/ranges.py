@@ -65,8 +65,8 @@ class Assigner:
             return None
         for n in nodes:
             self._across.setdefault(n, _Taken()).add(at, at + item.bytes)
-        for n in (*nodes, *above):
-            self._within.setdefault(n, _Taken()).add(at, at + item.bytes)
+            while n and self._within.setdefault(n, _Taken()).add(at, at + item.bytes):
+                n >>= 1  # a node that had the bytes has told those above it
         return at
 
     def _nodes(self, item: Range) -> tuple[list[int], set[int]]:
@@ -95,13 +95,16 @@ class _Taken:
         self._starts: list[int] = []
         self._ends: list[int] = []
 
-    def add(self, start: int, end: int) -> None:
-        """Take the bytes from `start` to `end`; some may be taken already."""
+    def add(self, start: int, end: int) -> bool:
+        """Take the bytes from `start` to `end`; returns whether some were free."""
         low, high = bisect_left(self._ends, start), bisect_right(self._starts, end)  # those it touches
         if low < high:
+            if self._starts[low] <= start and end <= self._ends[low]:
+                return False
             start, end = min(start, self._starts[low]), max(end, self._ends[high - 1])
         self._starts[low:high] = [start]
         self._ends[low:high] = [end]
+        return True
 
     def free_from(self, at: int, size: int) -> int:
         """The lowest address from `at` where `size` bytes are free."""
