@@ -21,6 +21,7 @@ from ppuc.compiler.commands.check import check_command
 from ppuc.compiler.commands.common import note
 from ppuc.compiler.commands.compare import compare_command
 from ppuc.compiler.commands.compile import compile_command
+from ppuc.compiler.commands.explain import explain_command
 from ppuc.compiler.commands.inspect import inspect_command
 from ppuc.compiler.commands.lists import ops_command, targets_command
 from ppuc.compiler.commands.opt import opt_command
@@ -132,6 +133,7 @@ for _command in (
     verify_command,
     profile_command,
     compare_command,
+    explain_command,
     predict_command,
     check_command,
     quantize_command,

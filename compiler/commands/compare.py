@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import emit, json_option, note, pairs, simulation_bar
+from ppuc.compiler.commands.common import emit, json_option, note, pairs
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile
-from ppuc.compiler.commands.program import is_artifact, program_of
-from ppuc.compiler.commands.recording import Recorder, ran
+from ppuc.compiler.commands.recorded import recorded_run, refuse_options_on_records
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,9 +94,10 @@ def compare_command(
     if update_baseline and baseline is None:
         raise UsageError.of("--update-baseline", "has no file to write", hint="give --baseline RUN.json")
     first, second = _operands(runs, baseline, bool(changes), update_baseline)
+    refuse_options_on_records(runs, arguments)
     other = _changed(arguments, changes)
-    made = _run(second, other, drop is not None)
-    before = _run(first, arguments, drop is not None) if first is not None else made
+    made = recorded_run(second, other, verified=drop is not None)
+    before = recorded_run(first, arguments, verified=drop is not None) if first is not None else made
     record = difference(before, made)
     found = checks(record, slower, drop) if first is not None else []
     record["checks"] = [check.record() for check in found]
@@ -142,27 +142,6 @@ def _changed(arguments: CompileArguments, changes: tuple[str, ...]) -> CompileAr
         else:
             overrides.append(f"{key}={value}")
     return replace(arguments, overrides=tuple(overrides), explicit=explicit)
-
-
-def _run(path: Path, arguments: CompileArguments, verified: bool) -> dict[str, Any]:
-    """The record of a file: read, or of a program or model timed here, and of a model also verified if asked for."""
-    from ppuc.compiler.recording.difference import read_run
-    from ppuc.compiler.report.profile import profile_record
-    from ppuc.compiler.verification import verify_program
-
-    if path.suffix not in (".onnx", ".ppu"):
-        return read_run(path)
-    recorder = Recorder(None, path, keeps=True)
-    program = program_of(path, arguments, {}, recorder)
-    if verified and not is_artifact(path):
-        with simulation_bar() as progress:
-            made = verify_program(program, progress=progress)
-        found = {"model": str(path), "target": program.target.name, **made.record()}
-        return recorder.record("verify", program, ran("verify", program, found, made.profile, made.deferred))
-    with simulation_bar() as progress:
-        result = program.time(progress=progress)
-    times = profile_record(result.profile, program.target, result.nodes, result.program, result.launches)
-    return recorder.record("profile", program, {"profile": times})
 
 
 def _print(record: dict[str, Any], found: list[Any], form: str, top: int | None) -> None:

@@ -18,14 +18,14 @@ from ppuc.ir.text.print import print_graph
 from ppuc.targets.schema import Target
 
 MOST_LINES = 4000
-"""Lines of a pass's difference that are kept; of longer ones, the first."""
+"""Lines of a step's difference that are kept unless the caller says otherwise; of longer ones, the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a step changed in the text of the graph: a unified difference with its added and removed lines counted
-    (`cut`: lines beyond `MOST_LINES`), the kernels after it, and the cycles that the cost model expects for all of
-    them, one after the other (None while there are no groups, or one of them has no price)."""
+    """What a step changed in the text of the graph: a unified difference (`cut` of its lines are not kept), the lines
+    added and removed, the kernels after it, and the cycles that the cost model expects for all of them, one after the
+    other (None while there are no groups, or one of them has no price)."""
 
     step: str
     segment: int
@@ -49,9 +49,11 @@ class Change:
 
 
 class PassWatch:
-    """Collects the changes of every step of a compilation. `modules` holds the last module of each segment."""
+    """Collects the changes of every step of a compilation; the first adds all lines. `modules` holds the last module of
+    each segment."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, most_lines: int = MOST_LINES) -> None:
+        self._most = most_lines
         self.changes: list[Change] = []
         self.modules: list[Module] = []
         self._cache = KernelCache(target)
@@ -63,7 +65,7 @@ class PassWatch:
             self._lines = []
             self.modules.append(module)
         before, self._lines = self._lines, print_graph(module.graph).splitlines()
-        diff = list(_difference(before, self._lines)) if before else []
+        diff = list(_difference(before, self._lines))
         signs = [line[:1] for line in diff]
         kernels = sum(op.body is not None and op.name == "group" for op in module.graph.ops)
         self.modules[-1] = module
@@ -71,10 +73,10 @@ class PassWatch:
             Change(
                 step,
                 len(self.modules) - 1,
-                tuple(diff[:MOST_LINES]),
+                tuple(diff[: self._most]),
                 signs.count("+"),
                 signs.count("-"),
-                max(0, len(diff) - MOST_LINES),
+                max(0, len(diff) - self._most),
                 kernels,
                 self._expected(module.graph),
             )

@@ -58,6 +58,18 @@ def test_formats(model: Path, form: str) -> None:
     assert result.stdout
 
 
+def test_explain(model: Path, tmp_path: Path) -> None:
+    node = onnx.load(model).graph.node[0].output[0]
+    shown = ppuc("explain", model, node, *SIZE, *TINY)
+    assert shown.exit_code == 0, shown.stderr
+    assert "\nimport\n  + %" in shown.stdout
+    assert "kernel @" in shown.stdout
+    assert ppuc("profile", model, *SIZE, *TINY, "--record", tmp_path / "run.json").exit_code == 0
+    assert ppuc("explain", tmp_path / "run.json", node).stdout == shown.stdout
+    assert "has no effect on a recorded run" in error_of("explain", tmp_path / "run.json", node, *TINY)
+    assert "has no node or tensor 'nothing'" in error_of("explain", model, "nothing", *SIZE)
+
+
 def test_mistakes(model: Path, tmp_path: Path) -> None:
     assert "takes two runs" in error_of("compare", model)
     assert "takes two runs" in error_of("compare", model, model, "--to", "precision=bf16")

@@ -72,6 +72,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         ]
     }
     text.write_text(CliRunner().invoke(cli, ["disasm", str(program)]).stdout)
+    node = onnx.load(model).graph.node[0].output[0]
     steps = sorted(dump.glob("*.ppir"))
     measured = folder / "measured.csv"
     measured.write_text("m,n,k,measured_us\n32,32,32,9\n")
@@ -84,6 +85,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         "compare": [
             run("compare", model, *SHAPE, "--to", "precision=bf16", "--max-slower", "500%", "--max-drop", "500dB")
         ],
+        "explain": [run("explain", model, node, *SHAPE)],
         "check": [run("check", model, *SHAPE)],
         "quantize": [
             run("quantize", model, *SHAPE, "--calibrate", data, *mixed)
