@@ -42,13 +42,17 @@ from ppuc.targets.schema import Target
 _ROWWISE = ("map", "matmul", "copy")
 """Kinds that compute a result row from the same row of their operands."""
 
+_HEADS = ("window", "attention")
+"""Kinds that compute rows from other rows, too, for kinds that follow."""
+
 _MOVING = ("copy", "concat")
 """Kinds that only move elements."""
 
 
 def _back_to_back(kinds: Sequence[str]) -> bool:
-    """Whether these are kinds of consecutive groups over the same rows; a window may compute the first one's."""
-    rest = kinds[1:] if kinds and kinds[0] == "window" else kinds
+    """Whether these are kinds of consecutive groups over the same rows; a window or attention may compute the first
+    one's."""
+    rest = kinds[1:] if kinds and kinds[0] in _HEADS else kinds
     return len(kinds) > 1 and "matmul" in rest and {*rest} <= {*_ROWWISE, *_MOVING}
 
 
@@ -128,7 +132,7 @@ _ROWS = (
     KernelKind(  # products over the same rows, with norms between them: what is between them stays in l1
         name="back-to-back",
         members=_back_to_back,
-        follows=lambda first, second: first in ("window", *_ROWWISE, *_MOVING) and second in {*_ROWWISE, *_MOVING},
+        follows=lambda first, second: first in (*_HEADS, *_ROWWISE, *_MOVING) and second in {*_ROWWISE, *_MOVING},
         least=least_clk,
         shares=True,
         lower=one_tiling(lower_back_to_back),

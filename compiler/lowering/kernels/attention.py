@@ -22,13 +22,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ppuc.compiler.lowering.kernels.attention_loops import Band, Lane, Part, PartKeys, Range, Walk, bounds_of
+from ppuc.compiler.lowering.kernels.attention_steps import maximum, relative_weights, scaled_scores, visible_scores
 from ppuc.compiler.lowering.kernels.attention_tiles import ROW, TiledAttention, epilogue_tiles, part_views
 from ppuc.compiler.lowering.tiling.nest import KernelBuilder, Nest, Tiling
 from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir.affine import Affine, axis, var
 from ppuc.ir.graph import Graph
 from ppuc.ir.kernel import Load, Mma, Store, TileRef, Vec, View
-from ppuc.ir.ops.attention import LOWEST, PEAK
+from ppuc.ir.ops.attention import LOWEST
 from ppuc.ir.types import DType, Space
 from ppuc.targets.schema import Target
 
@@ -233,17 +234,12 @@ class AttentionLowering(TiledAttention):
         """Compute the weights of one tile of keys and update the states."""
         builder, ins, scalars = ProgramBuilder(), [lane.scores], list[Affine]()
         x, factor = self._masked_scores(walk, lane, builder, ins, scalars)
-        high = builder.step("reduce_max", x, ints=(2,))
-        if factor != 1:
-            scale = builder.const(factor, DType.F32)
-            x, high = builder.step("mul", x, scale), builder.step("mul", high, scale)
+        x, high = maximum(builder, x, factor, 2)
         if self.streaming:
             old, total = builder.param(DType.F32), builder.param(DType.F32)
             ins += [lane.high, lane.total]
             high = builder.step("max", old, high)
-        shift = builder.step("sub", builder.const(math.log(PEAK.get(self.dtype, 1.0)), DType.F32), high)
-        weights = builder.step("exp", builder.step("add", x, shift))
-        here = builder.step("reduce_sum", weights, ints=(2,))
+        weights, here = relative_weights(builder, x, high, self.dtype, 2)
         results, outs = [(weights, self.dtype), (here, DType.F32)], [lane.weights, lane.total]
         if self.streaming:
             alpha = builder.step("exp", builder.step("sub", old, high))
@@ -259,9 +255,8 @@ class AttentionLowering(TiledAttention):
     ) -> tuple[str, float]:
         """Steps from the accumulator to the scores, and a positive factor still to be applied, so that the engine fuses
         that product with the subtraction of the maximum."""
-        x, factor = builder.param(DType.F32), self.scale
-        if self.mask is not None or factor <= 0:
-            x, factor = builder.step("mul", x, builder.const(factor, DType.F32)), 1.0
+        apart = self.mask is not None
+        x, factor = scaled_scores(builder, builder.param(DType.F32), self.scale, apart=apart)
         if self.mask is not None:
             self._load_mask(walk, lane)
             ins.append(lane.mask)
@@ -269,8 +264,7 @@ class AttentionLowering(TiledAttention):
         if walk.masked:
             row = self._position(builder, x, 1, lane.loops["m"].offset + (self.s - self.m), scalars)
             key = self._position(builder, x, 2, walk.keys.offset, scalars)
-            visible = builder.step("le", key, row)
-            x = builder.step("select", visible, x, builder.const(-math.inf, DType.F32))
+            x = visible_scores(builder, x, key, row)
         return x, factor
 
     def _position(self, builder: ProgramBuilder, like: str, along: int, offset: Affine, scalars: list[Affine]) -> str:

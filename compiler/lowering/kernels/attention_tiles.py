@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.attention_steps import softmax_clk
 from ppuc.compiler.lowering.kernels.contraction import anchor_of, operand_ops, operand_view, sizes
 from ppuc.compiler.lowering.tiling.body import Chain, External, NotFusable, analyse
 from ppuc.compiler.lowering.tiling.nest import Tiling, distribute
@@ -23,7 +24,6 @@ from ppuc.ir.kernel import View
 from ppuc.ir.ops.attention import AttentionPartsAttrs
 from ppuc.targets.cost import drain_clk, mma_shape
 from ppuc.targets.schema import Target
-from ppuc.targets.vector_cost import SPECIAL
 
 LONG = 16
 """Times the longest tiles of other engines: long ones are worthwhile where weights stay in a systolic array."""
@@ -294,13 +294,9 @@ class TiledAttention(UnmergedLowering):
         return iterations / tiles * total + latency + load / shape.together
 
     def _softmax_clk(self, shape: Shape, masked: bool) -> float:
-        """Cycles of the softmax of one part's scores of a tile of keys: maximum, scale, shift, exponential and sum of
-        each score, an addition for a mask, a comparison and a selection for causality."""
-        vector, (lane, special) = self.target.vector, SPECIAL["exp"]
-        lane += 4 + (self.mask is not None) + 2 * masked
-        special *= vector.lanes // vector.sfu_per_clk
-        steps = max(lane, special) if vector.sfu_beside_lanes else lane + special
-        return cost.vec_clk(shape.points * shape.keys, steps, self.target)
+        """Cycles of the softmax of one part's scores of a tile of keys."""
+        elements = shape.points * shape.keys
+        return softmax_clk(elements, self.target, mask=self.mask is not None, causal=masked)
 
     def _stream_clk(self, shape: Shape, active: int) -> float:
         """Load cycles of one tile of keys: k, v and the mask, and q again if its depth is split."""

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.attention_head import AttentionHead
 from ppuc.compiler.lowering.kernels.back_to_back_kernel import SLOTS, Building
 from ppuc.compiler.lowering.kernels.row_products import Choice, Plan, Product, RowProducts
 from ppuc.compiler.lowering.kernels.row_stage import Matrix, StageLowering
@@ -64,7 +65,10 @@ class BackToBackLowering(RowProducts):
     # the search
 
     def _choose(self) -> Choice:
-        found = [c for rows in self._row_tiles() for c in self._with_rows(rows)]
+        tiles = self._row_tiles()
+        if self.attention is not None:
+            tiles = [rows for rows in tiles if self.attention.takes(rows)]
+        found = [c for rows in tiles for c in self._with_rows(rows)]
         if not found:
             raise NotFusable("no tile of rows fits l1 and acc with what is between the products")
         return min(found, key=lambda c: c.price)
@@ -175,7 +179,8 @@ class BackToBackLowering(RowProducts):
             if not narrow:
                 return min(plans, key=lambda p: p.together * math.prod(p.features))
             return min(narrow, key=lambda p: self._stage_clk(j, rows, p, limit is None, 1))
-        parts = [k // p for p in PARTS if k % p == 0 and (p == 1 or k // p % 16 == 0)] if len(product.sum) == 1 else [k]
+        whole = len(product.sum) > 1 or (j == 0 and self.attention is not None)
+        parts = [k] if whole else [k // p for p in PARTS if k % p == 0 and (p == 1 or k // p % 16 == 0)]
         fitting = [part for part in parts if limit is None or part * n * size <= limit]
         return Plan(tuple(stage.features), k if limit is None or fed else (fitting or parts[-1:])[0])
 
@@ -202,9 +207,8 @@ class BackToBackLowering(RowProducts):
         """Cycles of product `j` and its stage for one tile of rows, the fed product's included."""
         product, stage, target = self.products[j], self.stages[j + 1].at(rows, plan.features), self.target
         m, n, k = math.prod(rows), math.prod(plan.features), product.k
-        dtype = cost.tensor_dtype(product.dtype, target)
         chunks = math.prod(-(-a // b) for a, b in zip(stage.features, plan.features, strict=True))
-        mma, steps = cost.mma_clk(m, n, plan.k, dtype, target), k // plan.k
+        mma, steps = self._mma_clk(j, m, n, plan.k), k // plan.k
         vec, load = stage.work.clk(stage.tiles), 0.0
         if not resident:
             load += self._weight_clk(product, plan.k, n, active)
@@ -219,7 +223,7 @@ class BackToBackLowering(RowProducts):
             return chunks * cost.beat_clk(max(mma, vec, store), load, latency, SLOTS) + mma + vec + 2 * step
         following = self.products[j + 1]
         width = math.prod(self.stages[j + 2].features)
-        both = mma + cost.mma_clk(m, width, n, cost.tensor_dtype(following.dtype, target), target)
+        both = mma + self._mma_clk(j + 1, m, width, n)
         if not resident:
             load += self._weight_clk(following, n, width, active)
         after = self.stages[j + 2].at(rows)
@@ -227,6 +231,13 @@ class BackToBackLowering(RowProducts):
         first = max(plan.together * (vec + step) + mma, plan.together * both)
         one = max(first + both - mma + 3 * step, plan.together * load)
         return chunks // plan.together * one + after.work.clk(after.tiles)
+
+    def _mma_clk(self, j: int, m: int, n: int, k: int) -> float:
+        """Cycles of product `j` of these extents; of the results of heads, one by one."""
+        dtype = cost.tensor_dtype(self.products[j].dtype, self.target)
+        if j == 0 and self.attention is not None:
+            return self.attention.heads * cost.mma_clk(m, n, self.attention.e, dtype, self.target)
+        return cost.mma_clk(m, n, k, dtype, self.target)
 
     def _weight_clk(self, product: Product, k: int, n: int, active: int) -> float:
         """Cycles of the load queue for `k` x `n` weights, while `active` units load."""
@@ -253,12 +264,16 @@ class BackToBackLowering(RowProducts):
     ) -> float:
         """Expected cycles."""
         target = self.target
-        tile = load = store = weights = 0.0
+        tile = load = store = weights = once = attention = 0.0
         spaces: list[Space | None] = []
         if self.window is not None:
             vec, load, _ = self._window_clk(rows, active)
             tile += vec
             spaces.append(self.window.x_space)
+        elif self.attention is not None:
+            attention = self._attention_clk(self.attention, rows)
+            load, once = self.attention.load_clk(rows, active)
+            spaces += [operand.space for operand in self.attention.operands.values()]
         elif self.stages[0].kept:
             first = self.stages[0].at(rows)
             tile += first.work.clk(first.tiles) + cost.overhead_clk(target)
@@ -282,7 +297,14 @@ class BackToBackLowering(RowProducts):
         if iterations > 1:  # kernels apart start on their first tiles while the one before stores its last
             latency += (sum(bool(stage.kept) for stage in self.stages) - 1) * cost.handover_clk(target)
         ahead = cost.handover_latency_clk(target) + 2 * latency  # weights do not wait for another kernel
-        return latency + load + iterations * max(OVERLAP * tile, load) + store + max(0.0, weights - ahead)
+        # heads follow one another in kernels of one attention, too: these gain only across tiles
+        work = (OVERLAP if iterations > 1 else 1.0) * attention + OVERLAP * tile
+        return latency + load + once + iterations * max(work, load) + store + max(0.0, weights - ahead)
+
+    def _attention_clk(self, attention: AttentionHead, rows: Sequence[int]) -> float:
+        """Cycles of attention's heads for a tile of rows."""
+        first = self.stages[0].at(rows, (attention.e,))
+        return attention.clk(rows, first.work.clk(first.tiles))
 
     def _fits(self, size: tuple[float, float], whole: bool) -> bool:
         """Whether these bytes of l1 and acc are there: all of them, or what the next kernel leaves."""
@@ -294,6 +316,8 @@ class BackToBackLowering(RowProducts):
     def _bytes(self, rows: tuple[int, ...], plans: Sequence[Plan], resident: bool) -> tuple[float, float]:
         """Bytes of l1 and acc; infinitely many if a tile would have too many axes."""
         held, used = 0, self._window_clk(rows, 1)[2] if self.window is not None else 0
+        if self.attention is not None:
+            used, held = self.attention.bytes(rows)
         for j, plan in enumerate(plans):
             stage, product = self.stages[j + 1].at(rows, plan.features), self.products[j]
             n = math.prod(plan.features)

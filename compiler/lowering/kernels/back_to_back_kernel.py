@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ppuc.compiler.lowering.kernels.attention_head import AttentionHead
+from ppuc.compiler.lowering.kernels.attention_head_tile import AttentionTile
 from ppuc.compiler.lowering.kernels.row_products import Choice, RowProducts
 from ppuc.compiler.lowering.kernels.row_stage import Local, StageLowering
 from ppuc.compiler.lowering.kernels.window import WindowLowering
@@ -69,6 +71,8 @@ class Building:
         self.buffers: dict[str, str] = {}  # computed value -> its buffer
         self.loaded: dict[tuple[object, ...], str] = {}
         self.weights: list[str] = []
+        self.heads: list[str] = []
+        """The buffers of what attention computes, one for each head."""
         self.shared = 0
         """Results so far that all units of the last product's columns compute."""
         last = lowering.stages[-1].at(self.choice.rows, self.choice.plans[-1].features)
@@ -87,8 +91,10 @@ class Building:
             self.weights = [self._resident(j) for j in range(len(plans))]
         if lowering.window is not None:
             self._window(lowering.window)
+        elif lowering.attention is not None:
+            self._attention(lowering.attention)
         elif lowering.stages[0].kept:
-            self._vec(self.nest, self.depth, 0, (), None)
+            self._vec(self.nest, self.depth, 0, (), ())
         last = len(plans) - 1
         j = 0
         while j <= last:
@@ -105,7 +111,7 @@ class Building:
                 self.nest.prepend(nest, self.depth)
             else:
                 acc = self._whole(j)
-                self._vec(self.nest, self.depth, j + 1, (), acc)
+                self._vec(self.nest, self.depth, j + 1, (), [acc])
             j += 1
         self.kernel.nests.append(self.nest)
         return self.kernel
@@ -124,6 +130,16 @@ class Building:
         self.buffers[head.name] = window_tile(window, head, nest, loops, 2)
         self.nest.prepend(nest, self.depth)
         self._store(self.nest, self.depth, stage, self._loops(stage, ()), shared=True)
+
+    def _attention(self, attention: AttentionHead) -> None:
+        """Add the heads of a tile of rows, and the program that completes each of them."""
+        heads = AttentionTile(attention, self.kernel, self.nest, self.outer, self.choice.rows, self.lowering.name)
+        (kept,) = self.lowering.stages[0].kept
+        for i, (product, total) in enumerate(heads.build()):
+            size = attention.heads * attention.e
+            part = Chunk("h", size, attention.e, loop=Tiling("h", size, size), start=i * attention.e)
+            self._vec(self.nest, self.depth, 0, [part] if attention.heads > 1 else [], [product, total])
+            self.heads.append(self.buffers[kept.name])
 
     def _stage(self, j: int) -> StageLowering:
         """The stage of product `j` with its chosen tiles."""
@@ -236,12 +252,14 @@ class Building:
 
     # statements
 
-    def _vec(self, nest: Nest, depth: int, number: int, chunks: Sequence[Tiling], acc: str | None) -> None:
-        """Add the vector program of a stage, the loads of its operands and the stores of its results."""
+    def _vec(self, nest: Nest, depth: int, number: int, chunks: Sequence[Tiling], given: Sequence[str]) -> None:
+        """Add the vector program of a stage, the loads of its operands and the stores of its results. `given` are the
+        buffers of its anchor, if it has one."""
         stage = self.lowering.stages[number]
-        stage.at(self.choice.rows, self.choice.plans[number - 1].features if number else None)
+        features = self.choice.plans[number - 1].features if number else [c.tile for c in chunks] or None
+        stage.at(self.choice.rows, features)
         loops = self._loops(stage, chunks)
-        ins = [acc] if acc is not None else []
+        ins = [*given]
         ins += [self.buffers[v.name] for v in stage.locals]
         ins += [self._operand(nest, stage, operand, loops) for operand in stage.operands]
         outs = []
@@ -281,13 +299,31 @@ class Building:
         """Add a product."""
         product, stage = self.lowering.products[j], self._stage(j)
         bounds = [*stage.bounds(self._loops(stage, chunks)), *(None for _ in product.sum)]
-        nest.add(
-            len(nest.loops),
-            Mma(
-                acc, left, right, tuple(loop.name for loop in start if loop.exists), k_axes=len(product.sum),
-                transpose_b=self._columns_first(j), continues=continues, valid=tuple(bounds) if any(bounds) else (),
-            ),
-        )  # fmt: skip
+        for i, (a, b) in enumerate(self._terms(j, left, right)):
+            nest.add(
+                len(nest.loops),
+                Mma(
+                    acc, a, b, () if i else tuple(loop.name for loop in start if loop.exists),
+                    k_axes=len(product.sum), transpose_b=self._columns_first(j), continues=continues or i > 0,
+                    valid=tuple(bounds) if any(bounds) else (),
+                ),
+            )  # fmt: skip
+
+    def _terms(self, j: int, left: TileRef, right: TileRef) -> list[tuple[TileRef, TileRef]]:
+        """The operands of product `j`, or, where a buffer holds each head of its left operand, of the head's part."""
+        attention = self.lowering.attention
+        if j or attention is None:
+            return [(left, right)]
+        shape = right.shape or next(b.shape for b in self.kernel.buffers if b.name == right.buffer)
+        at = -1 if self._columns_first(j) else 0
+        found = []
+        for i, buffer in enumerate(self.heads):
+            index = list(right.index or (axis(a) for a in range(len(shape))))
+            index[at] = index[at] + i * attention.e
+            part = list(shape)
+            part[at] = attention.e
+            found.append((TileRef(buffer), TileRef(right.buffer, tuple(index), tuple(part))))
+        return found
 
     def _accumulator(self, j: int, depth: int) -> str:
         product, stage = self.lowering.products[j], self._stage(j)
@@ -320,7 +356,7 @@ class Building:
         left = self._left(j)
         acc = self._accumulator(j, 2)
         self._mma(nest, j, acc, TileRef(left), right, (), chunks)
-        self._vec(nest, len(nest.loops), j + 1, chunks, acc)
+        self._vec(nest, len(nest.loops), j + 1, chunks, [acc])
 
     def _fed(self, j: int) -> None:
         """Product `j` in chunks of columns, each of which product `j + 1` adds to its sum; and both stages."""
@@ -340,10 +376,10 @@ class Building:
             self._mma(nest, j, accs[-1], TileRef(left), right, (), mine)
         total = self._accumulator(j + 1, 1)
         for i, (chunk, acc) in enumerate(zip(chunks, accs, strict=True)):
-            self._vec(nest, len(nest.loops), j + 1, [chunk] if apart else [], acc)
+            self._vec(nest, len(nest.loops), j + 1, [chunk] if apart else [], [acc])
             weights = self._right(j + 1, nest, (), chunk)
             start = [] if i else [loop]
             operand = TileRef(self.buffers[following.name])
             self._mma(nest, j + 1, total, operand, weights, start, (), continues=i > 0)
         self.nest.prepend(nest, self.depth)
-        self._vec(self.nest, self.depth, j + 2, (), total)
+        self._vec(self.nest, self.depth, j + 2, (), [total])

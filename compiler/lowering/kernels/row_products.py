@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ppuc.compiler.lowering import cost
+from ppuc.compiler.lowering.kernels.attention_head import AttentionHead, attention_in
 from ppuc.compiler.lowering.kernels.folds import serial_array
 from ppuc.compiler.lowering.kernels.row_stage import Local, Matrix, Merger, StageAccesses, StageLowering, local
 from ppuc.compiler.lowering.kernels.window import WindowLowering
@@ -65,7 +66,8 @@ class Choice:
 
 
 class RowProducts:
-    """The stages and products of a group, and the window that computes the first product's left operand, if any."""
+    """The stages and products of a group, and the window or attention that computes the first product's left operand,
+    if any."""
 
     def __init__(
         self, name: str, body: Graph, tensors: Mapping[str, str], loc: tuple[str, ...], target: Target
@@ -75,20 +77,37 @@ class RowProducts:
         self.name, self.tensors, self.target = name, tensors, target
         self.kernel = KernelBuilder(name, loc)
         self.window: WindowLowering | None = None
+        self.attention: AttentionHead | None = None
         self.head: Value | None = None
-        if any(op.name in ("conv", "pool") for op in body.ops):
-            body = self._begin(body, loc)
-        self.rows = rows = analyse_rows(body, self.head)
+        attention = attention_in(body)
+        rest = body
+        if attention is not None:
+            self.head = attention.results[0]
+            first, rest = split_at(body, self.head)
+            self.rows = rows = analyse_rows(rest, self.head, (0, 2))
+        elif any(op.name in ("conv", "pool") for op in body.ops):
+            rest = self._begin(body, loc)
+            assert self.head is not None
+            self.rows = rows = analyse_rows(rest, self.head, range(len(self.head.type.dims) - 1))
+        else:
+            self.rows = rows = analyse_rows(body)
         merger = Merger(rows, separate=self.window is not None)
-        accesses = [StageAccesses(rows, i, merger) for i in range(len(rows.stages))]
+        accesses = [
+            StageAccesses(rows, i, merger, self.head if attention is not None and i == 0 else None)
+            for i in range(len(rows.stages))
+        ]
+        if attention is not None:
+            self.attention = AttentionHead(attention, first, rows, merger, tensors, target)
         drafts = [self._draft(stage.product, merger) for stage in rows.stages if stage.product is not None]
-        self.stages = [StageLowering(a, merger, body, tensors, target) for a in accesses]
+        self.stages = [StageLowering(a, merger, rest, tensors, target) for a in accesses]
         if self.window is not None:
             self._follow(self.window)
         self.products = [self._product(draft, merger) for draft in drafts]
         self.feeders = [self._feeds(j) for j in range(len(self.products))]
         self.apart = [self._columns_apart(j) for j in range(len(self.products))]
         self._keep(merger, accesses)
+        if self.attention is not None:
+            self._attend()
 
     def _begin(self, body: Graph, loc: tuple[str, ...]) -> Graph:
         """Let a window compute the left operand of the first product; returns the rest of the body."""
@@ -98,10 +117,24 @@ class RowProducts:
         self.window.kernel = self.kernel
         return rest
 
+    def _attend(self) -> None:
+        """Let the first stage take what attention computes, a head at a time. Raises NotFusable."""
+        stage, left = self.stages[0], self.products[0].left
+        used = {v.name for s in self.stages[1:] for v in s.locals}
+        used |= {p.left.name for p in self.products[1:] if isinstance(p.left, Local)}
+        if stage.reduces or stage.stores or used & self._values(0) or len(stage.features) != 1:
+            raise NotFusable("what attention computes is reduced, or read by others than the product that follows")
+        if not isinstance(left, Local) or left.name not in self._values(0):
+            raise NotFusable("the first product does not read what attention computes")
+        stage.divided = True
+        stage.anchor_present = (True,) * (stage.outer + 1)
+
     def _follow(self, window: WindowLowering) -> None:
         """Let the tiles of all stages have the axes of the window's tiles. Raises NotFusable."""
         outer = self.stages[0].outer
         assert self.head is not None
+        if self.rows.stages[0].ops or self.rows.rows != self.rows.head_rows:
+            raise NotFusable("ops between the window and the first product, or rows that divide its axes")
         if outer < window.spatial or 1 in self.head.type.dims[1 : 1 + window.spatial]:
             raise NotFusable("the window's image has an axis of one element")
         for stage in self.stages:

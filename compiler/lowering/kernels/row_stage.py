@@ -19,7 +19,7 @@ from ppuc.compiler.lowering.tiling.space import Access, Axis, IterationSpace, me
 from ppuc.compiler.lowering.tiling.tiled import Operand, TiledLowering
 from ppuc.compiler.lowering.tiling.vector_work import VectorWork, vector_work
 from ppuc.compiler.lowering.tiling.vectorise import ChainEmitter, ProgramBuilder
-from ppuc.ir.graph import Graph, Op
+from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import Bound, View
 from ppuc.ir.types import DType, Space
 from ppuc.ir.vector import VectorProgram, compute_dtype
@@ -142,13 +142,14 @@ def _parts(view: View, domains: Sequence[Domain]) -> list[View]:
 
 
 class StageAccesses:
-    """The accesses of one stage before axes are merged."""
+    """The accesses of one stage before axes are merged. `head` is what a stage without a product begins with, if
+    anything computes it."""
 
-    def __init__(self, rows: RowStages, number: int, merger: Merger) -> None:
+    def __init__(self, rows: RowStages, number: int, merger: Merger, head: Value | None = None) -> None:
         stage = rows.stages[number]
         self.rows, self.stage, self.number = rows, stage, number
         self.domains = (rows.rows, stage.features)
-        anchor = stage.product.results[0] if stage.product is not None else None
+        anchor = stage.product.results[0] if stage.product is not None else head
         domain = tuple(rows.atoms.sizes[a] for a in (*rows.rows, *stage.features))
         self.chain = Chain(domain, anchor, ops=stage.ops, constants=rows.constants, alias=rows.alias)
         self.reads: dict[str, tuple[str, DType, Space | None, View]] = {}
@@ -239,6 +240,8 @@ class StageLowering(TiledLowering):
         self.features = sizes
         """The sizes of the feature axes."""
         self.tiles = [1] * self.outer + list(sizes)
+        self.divided = False
+        """The anchor comes with totals, one for each row, that it is still to be divided by."""
         self.always: frozenset[int] = frozenset()
         """Axes that tiles have even if they have one element along them."""
 
@@ -269,7 +272,10 @@ class StageLowering(TiledLowering):
         """The vector program: from the accumulator (if the stage has a product), locals and operands to `kept`."""
         builder, names = ProgramBuilder(), dict[str, str]()
         if self.chain.anchor is not None:
-            names[self.chain.anchor.name] = builder.param(compute_dtype(self.chain.anchor.type.dtype))
+            value = builder.param(compute_dtype(self.chain.anchor.type.dtype))
+            if self.divided:
+                value = builder.step("mul", value, builder.step("reciprocal", builder.param(DType.F32)))
+            names[self.chain.anchor.name] = value
         for read in self.locals:
             names[f"local:{read.name}"] = builder.param(read.dtype)
         for operand in self.operands:
@@ -289,7 +295,8 @@ class StageLowering(TiledLowering):
             return tuple(n if there else 1 for n, there in zip(sizes, present, strict=True))
 
         ins = [shape(self.anchor_present)] if self.chain.anchor is not None else []
-        spaces = [Space.ACC] * len(ins) + [Space.L1] * (len(self.locals) + len(self.operands))
+        spaces = [Space.ACC] * len(ins) + [Space.L1] * (self.divided + len(self.locals) + len(self.operands))
+        ins += [shape(tuple(i < self.outer for i in range(len(sizes))))] if self.divided else []
         ins += [shape(v.present) for v in self.locals]
         ins += [shape([o.access.present(i) for i in range(len(sizes))]) for o in self.operands]
         tiles, self.tiles = self.tiles, sizes  # all axes have more than one element: none is dropped

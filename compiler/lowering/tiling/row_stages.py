@@ -129,13 +129,15 @@ class RowStages:
 
     # building
 
-    def begin(self, head: Value) -> None:
-        """Let stage 0 compute `head`."""
-        *rows, width = head.type.dims
-        features = self.atoms.new(width, row=False)
-        self.layouts[head.name] = (*self._row_atoms(rows), features)
+    def begin(self, head: Value, rows: Sequence[int]) -> None:
+        """Let stage 0 compute `head`, whose axes `rows` are rows."""
+        dims = head.type.dims
+        atoms = dict(zip(rows, self._row_atoms([dims[i] for i in rows]), strict=True))
+        atoms |= {i: self.atoms.new(n, row=False) for i, n in enumerate(dims) if i not in atoms}
+        self.layouts[head.name] = tuple(atoms[i] for i in range(len(dims)))
         self.values[head.name], self.stage_of[head.name] = head, 0
-        self.stages[0].features, self.head_rows = features, self.rows
+        self.stages[0].features = tuple(a for i in range(len(dims)) if i not in rows for a in atoms[i])
+        self.head_rows = self.rows
 
     def add(self, op: Op) -> None:
         """Relate `op` to the rows. Raises NotFusable."""
@@ -335,19 +337,17 @@ class RowStages:
             raise NotFusable("a product or an op takes features in another order than they are computed in")
 
 
-def analyse_rows(body: Graph, head: Value | None = None) -> RowStages:
-    """The stages of a body. `head` is a parameter that stage 0 computes in another way: it is in l1, and its axes but
-    the last are rows that nothing splits. Raises NotFusable."""
+def analyse_rows(body: Graph, head: Value | None = None, head_rows: Sequence[int] = ()) -> RowStages:
+    """The stages of a body. `head` is a parameter that stage 0 computes in another way: it is in l1, and its axes
+    `head_rows` are rows. Raises NotFusable."""
     params = tuple(p for p in body.params if p != head)
     found = RowStages(body, Resolver(Graph(body.name, params, body.results, body.ops)))
     found.stages.append(Stage(None))
     if head is not None:
-        found.begin(head)
+        found.begin(head, head_rows)
     for op in body.ops:
         found.add(op)
     if len(found.stages) == 1:
         raise NotFusable("the group has no product")
     found.settle()
-    if head is not None and (found.stages[0].ops or found.rows != found.head_rows):
-        raise NotFusable("ops between the window and the first product, or rows that divide its axes")
     return found
