@@ -297,7 +297,7 @@ class BackToBackLowering(RowProducts):
         if iterations > 1:  # kernels apart start on their first tiles while the one before stores its last
             latency += (sum(bool(stage.kept) for stage in self.stages) - 1) * cost.handover_clk(target)
         ahead = cost.handover_latency_clk(target) + 2 * latency  # weights do not wait for another kernel
-        # heads follow one another in kernels of one attention, too: these gain only across tiles
+        # the heads of a tile overlap here as in kernels of attention alone, which gain only across tiles
         work = (OVERLAP if iterations > 1 else 1.0) * attention + OVERLAP * tile
         return latency + load + once + iterations * max(work, load) + store + max(0.0, weights - ahead)
 
@@ -340,6 +340,9 @@ class BackToBackLowering(RowProducts):
         for number, stage in enumerate(self.stages):
             stage.at(rows, None if number == 0 else plans[number - 1].features)
             slots = 2 * (plans[number - 1].together if number else 1)
+            if number == 0 and self.attention is not None:
+                stage.at(rows, (self.attention.e,))
+                slots *= self.attention.heads
             used += sum(slots * stage.slot_bytes(o, stage.tiles) for o in stage.operands)
             used += sum(slots * stage.bytes_of(v.dtype, v.present) for v in stage.kept)
         return used, held

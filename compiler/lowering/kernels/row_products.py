@@ -79,23 +79,13 @@ class RowProducts:
         self.window: WindowLowering | None = None
         self.attention: AttentionHead | None = None
         self.head: Value | None = None
+        """What the window or attention computes."""
         attention = attention_in(body)
-        rest = body
-        if attention is not None:
-            self.head = attention.results[0]
-            first, rest = split_at(body, self.head)
-            self.rows = rows = analyse_rows(rest, self.head, (0, 2))
-        elif any(op.name in ("conv", "pool") for op in body.ops):
-            rest = self._begin(body, loc)
-            assert self.head is not None
-            self.rows = rows = analyse_rows(rest, self.head, range(len(self.head.type.dims) - 1))
-        else:
-            self.rows = rows = analyse_rows(body)
+        first, rest, head_rows = self._begin(body, attention, loc)
+        self.rows = rows = analyse_rows(rest, self.head, head_rows)
         merger = Merger(rows, separate=self.window is not None)
-        accesses = [
-            StageAccesses(rows, i, merger, self.head if attention is not None and i == 0 else None)
-            for i in range(len(rows.stages))
-        ]
+        anchors = [self.head if attention is not None else None, *(None for _ in rows.stages[1:])]
+        accesses = [StageAccesses(rows, i, merger, anchor) for i, anchor in enumerate(anchors)]
         if attention is not None:
             self.attention = AttentionHead(attention, first, rows, merger, tensors, target)
         drafts = [self._draft(stage.product, merger) for stage in rows.stages if stage.product is not None]
@@ -109,13 +99,19 @@ class RowProducts:
         if self.attention is not None:
             self._attend()
 
-    def _begin(self, body: Graph, loc: tuple[str, ...]) -> Graph:
-        """Let a window compute the left operand of the first product; returns the rest of the body."""
+    def _begin(self, body: Graph, attention: Op | None, loc: tuple[str, ...]) -> tuple[Graph, Graph, tuple[int, ...]]:
+        """Let a window or attention compute `head`; returns the ops that lead to it, the rest of the body, and the axes
+        of `head` that are rows."""
+        if attention is not None:
+            self.head = attention.results[0]
+            return *split_at(body, self.head), (0, 2)
+        if not any(op.name in ("conv", "pool") for op in body.ops):
+            return body, body, ()
         self.head = next(op for op in body.ops if op.name == "matmul").operands[0]
         first, rest = split_at(body, self.head)
         self.window = window_of(self.name, first, self.head, self.tensors, loc, self.target)
         self.window.kernel = self.kernel
-        return rest
+        return first, rest, tuple(range(self.head.type.rank - 1))
 
     def _attend(self) -> None:
         """Let the first stage take what attention computes, a head at a time. Raises NotFusable."""
