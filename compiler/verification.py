@@ -20,8 +20,9 @@ from ppuc.compiler.comparing.reference import Reference, doubtful
 from ppuc.compiler.frontend.expose import nodes_with_inner
 from ppuc.compiler.frontend.offload.hosting import ALWAYS, PREFIX
 from ppuc.compiler.program.compiled import CompiledProgram
-from ppuc.compiler.validation.compare import Comparison
+from ppuc.compiler.validation.compare import Comparison, sqnr_text
 from ppuc.ir.errors import UsageError
+from ppuc.ir.html import html_table
 from ppuc.targets.simulator.result import Profile
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ppuc.targets.simulator.run import Progress
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verification:
     """`outputs` in the model's order; `layers` in execution order (empty unless asked for), named by ONNX node, after
     the name of the body if they are those of a body that was compiled while the program ran; `uncompared` are nodes
@@ -44,6 +45,20 @@ class Verification:
     deferred: tuple[DeferredRun, ...] = ()
     host_measured_seconds: float | None = None
     uncompared: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.outputs)} outputs" + (f", {len(self.layers)} layers" if self.layers else "")
+        offender = f", first offender {self.first_offender}" if self.first_offender else ""
+        hazards = f", {len(self.hazards)} hazards" if self.hazards else ""
+        return f"Verification({self.verdict}: {counts}{offender}{hazards}; {self.profile!r})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: every tensor that was compared."""
+        rows = (
+            (c.name, c.verdict, f"{c.max_abs:.3g}", f"{c.cosine:.8f}", sqnr_text(c.sqnr_db))
+            for c in (*self.outputs, *self.layers)
+        )
+        return html_table(repr(self), ("tensor", "verdict", "max abs", "cosine", "SQNR dB"), rows, text=(0, 1))
 
     @property
     def ok(self) -> bool:

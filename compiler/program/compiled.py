@@ -6,6 +6,7 @@ Invariant: a saved and reloaded program runs exactly as the one in memory.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from ppuc.compiler.inputs import (
 from ppuc.compiler.options import CompileOptions, HostPolicy
 from ppuc.compiler.program.variants import Variant, Variants, bundle, unbundle
 from ppuc.ir.errors import InputError, UsageError
+from ppuc.ir.html import html_table
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
 from ppuc.targets.artifact import Artifact
@@ -45,10 +47,18 @@ if TYPE_CHECKING:
     from ppuc.targets.simulator.run import Progress, RawResult
 
 
+SHOWN = 4
+"""Inputs, and outputs, that the text of a program names."""
+
 EMPTY = Program("", "", "", (), (), (), ())
 
 
-@dataclass(frozen=True, slots=True)
+def _type_text(array: Any) -> str:
+    """`float32[1, 10]`; the Python type of anything but an array."""
+    return f"{array.dtype}{list(array.shape)}" if hasattr(array, "dtype") else type(array).__name__
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class ProgramResult:
     """`outputs` by ONNX name (empty for timing-only runs). `trace` is the trace writer's input; None unless
     requested."""
@@ -69,6 +79,16 @@ class ProgramResult:
     launches: Mapping[str, int] = field(default_factory=dict)
     """Launch counts of segments that were launched several times."""
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}: {_type_text(array)}" for name, array in self.outputs.items())
+        return f"ProgramResult({self.profile!r}; {shapes or 'time only'})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: outputs, and the kernels that take longest."""
+        rows = ((name, _type_text(array)) for name, array in self.outputs.items())
+        outputs = html_table("outputs", ("output", "type"), rows, text=(0, 1)) if self.outputs else ""
+        return outputs + self.profile._repr_html_()
+
     @property
     def host_measured_seconds(self) -> float | None:
         """Measured wall time of all host computation; None if there was none."""
@@ -76,7 +96,7 @@ class ProgramResult:
         return sum(ran) if ran else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CompiledProgram:
     """An artifact and its compile options, or those that its file records; their target is the one it runs on. `source`
     is the ONNX model if it was compiled in this process; `passes` records the compilation, `quantized` its initial
@@ -89,6 +109,25 @@ class CompiledProgram:
     passes: tuple[PassRecord, ...] = ()
     variants: Variants | None = None
     quantized: QuantizedModule | None = None
+
+    def __repr__(self) -> str:
+        inputs, outputs = (
+            ", ".join(f"{s.name}: {s.type}" for s in specs[:SHOWN]) + (", ..." if len(specs) > SHOWN else "")
+            for specs in (self.artifact.inputs, self.artifact.outputs)
+        )
+        kernels = sum(len(s.kernels) for s in self.artifact.program.segments)
+        where = f"for {self.target.name} at precision {self.options.precision}"
+        variants = f", the first of {len(self.variants.every)} variants" if self.variants is not None else ""
+        return f"CompiledProgram({self.name} {where}{variants}: {kernels} kernels; {inputs} -> {outputs})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: inputs and outputs, and the kernels in order."""
+        specs = [("input", s) for s in self.artifact.inputs] + [("output", s) for s in self.artifact.outputs]
+        kernels = [k for s in self.artifact.program.segments for k in s.kernels]
+        rows = [(k.name, math.prod(size for _, size in k.grid), ", ".join(k.loc)) for k in kernels]
+        ports = ((role, s.name, s.type) for role, s in specs)
+        head = html_table(repr(self), ("", "name", "type"), ports, text=(0, 1, 2))
+        return head + html_table("kernels", ("kernel", "units", "ONNX nodes"), rows, text=(0, 2))
 
     @property
     def target(self) -> Target:

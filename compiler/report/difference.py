@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.report.tables import duration, quantity, shortened
+from ppuc.compiler.validation.compare import sqnr_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,10 +37,7 @@ def sections(record: dict[str, Any], top: int | None) -> Iterator[Section]:
         if rows:
             yield f"{what} whose time changed most", (key, "a", "b", "b / a", "change", "bound by"), rows, (0, 5)
     if record["outputs"]:
-        rows = [
-            (r["output"], *(f"{x:.1f}" if x < 999 else "exact" for x in r["sqnr_db"]), *r["verdict"])
-            for r in record["outputs"]
-        ]
+        rows = [(r["output"], *(sqnr_text(x) for x in r["sqnr_db"]), *r["verdict"]) for r in record["outputs"]]
         yield "accuracy, dB", ("output", "a", "b", "verdict a", "verdict b"), rows, (0, 3, 4)
     if record["passes"]:
         rows = [(f"{r['pass']} ({r['time']})", *_step(r["a"]), *_step(r["b"])) for r in record["passes"]]

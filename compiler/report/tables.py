@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ppuc.compiler.validation.compare import sqnr_text
 from ppuc.ir.errors import printable
 
 PIPE_WIDTH = 160
@@ -114,7 +115,7 @@ def comparison_table(out: Console, title: str, rows: Sequence[dict[str, Any]]) -
             f"{r['max_abs']:.3g}",
             f"{r['max_rel']:.3g}",
             f"{r['cosine']:.8f}",
-            "exact" if r["sqnr_db"] >= 999 else f"{r['sqnr_db']:.1f}",
+            sqnr_text(r["sqnr_db"]),
             f"{r['tolerance']:.2g}",
         )
         for r in rows

@@ -25,6 +25,11 @@ CLOSE = 0.01
 """Relative error so small that an agreement is no coincidence, whatever is allowed."""
 
 
+def sqnr_text(decibels: float) -> str:
+    """A signal-to-noise ratio for people: with one digit, or `exact`."""
+    return "exact" if decibels >= MAX_SQNR_DB else f"{decibels:.1f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One tensor against its reference. `max_rel` is over elements whose reference is not zero; `rms_rel` is the

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from ppuc.ir.errors import UsageError
+from ppuc.ir.html import Bar, html_table
 from ppuc.ir.program import Queue
 from ppuc.ir.types import Space
 from ppuc.targets.simulator.power import PowerState
@@ -87,7 +90,15 @@ class CopyStats:
     end: float
 
 
-@dataclass(frozen=True, slots=True)
+SHOWN = 20
+"""Kernels that a notebook shows."""
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else value
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Profile:
     """Time, traffic and energy of one run on one chip."""
 
@@ -111,6 +122,51 @@ class Profile:
     """Bytes written to each tensor of the program."""
     power: PowerState | None = None
     """Power when the program repeats without pause."""
+
+    def __repr__(self) -> str:
+        hazards = f", {len(self.hazards)} hazards" if self.hazards else ""
+        return (
+            f"Profile({self.target}: {self.seconds * 1e6:,.4g} us, {self.cycles:,.0f} cycles, "
+            f"{self.joules * 1e3:.3g} mJ, {len(self.kernels)} kernels{hazards})"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the kernels that take longest."""
+        rows = sorted(self.rows(), key=lambda row: -row["cycles"])[:SHOWN]
+        shown = ("kernel", "nodes", "units", "cycles", "bound_by", "hbm_bytes", "l2_bytes", "macs")
+        cells = ([*(_cell(row[key]) for key in shown), Bar(row["cycles"] / max(self.cycles, 1.0))] for row in rows)
+        more = f"; the longest {SHOWN} of {len(self.kernels)} kernels" if len(self.kernels) > SHOWN else ""
+        return html_table(f"{self!r}{more}", (*shown, "of the run"), cells, text=(0, 1, 4))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A record for each kernel, in the order of the run: name, ONNX nodes, units, first and last cycle, cycles
+        between them, what bounds it, bytes of device memory and l2, multiply-accumulates, instructions, and cycles busy
+        by queue."""
+        return [
+            {
+                "kernel": k.name,
+                "nodes": ", ".join(k.loc),
+                "units": k.units,
+                "start": k.start,
+                "end": k.end,
+                "cycles": k.cycles,
+                "bound_by": k.bound_by,
+                "hbm_bytes": k.read_bytes.get(Space.HBM, 0) + k.write_bytes.get(Space.HBM, 0),
+                "l2_bytes": k.read_bytes.get(Space.L2, 0) + k.write_bytes.get(Space.L2, 0),
+                "macs": k.macs,
+                "instructions": sum(k.instructions.values()),
+                **{f"{queue}_busy": cycles for queue, cycles in k.busy.items()},
+            }
+            for k in self.kernels
+        ]
+
+    def to_pandas(self) -> Any:
+        """`rows` as a pandas DataFrame. Raises UsageError if pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError.of("to_pandas", "needs pandas", hint="pip install pandas") from None
+        return pandas.DataFrame(self.rows())
 
     @property
     def seconds(self) -> float:

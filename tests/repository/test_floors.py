@@ -31,6 +31,7 @@ HOMES = {
     "rich": ("compiler/report/", "compiler/commands/"),
     "PIL": ("compiler/quantization/images.py",),
     "xxhash": ("ir/checksum.py",),
+    "pandas": ("targets/simulator/result.py",),
     "altair": ("compiler/report/charts.py",),
     "vl_convert": ("compiler/report/charts.py",),
     "click": ("compiler/cli.py", "compiler/commands/"),
