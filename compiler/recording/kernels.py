@@ -44,7 +44,9 @@ def _vectors(body: Sequence[Stmt]) -> Iterator[str]:
 
 
 def tensor_records(program: Program) -> dict[str, dict[str, Any]]:
-    """By name: type, memory, role, bytes, and the tensor of the model that each tensor of the program holds."""
+    """By name: type, memory, role, bytes, the tensor of the model that each tensor of the program holds, and the tensor
+    that a copy fills it from (null: kernels write it)."""
+    copied = {copy.dst: copy.src for segment in program.segments for copy in segment.copies}
     return {
         t.name: {
             "type": str(TensorType(t.dtype, (t.elements,))),
@@ -52,6 +54,7 @@ def tensor_records(program: Program) -> dict[str, dict[str, Any]]:
             "role": t.role,
             "bytes": t.bytes,
             "source": t.source,
+            "copy_of": copied.get(t.name),
         }
         for t in program.tensors
     }
