@@ -104,6 +104,7 @@ ROOMS = (
         ("program",),
         "comparison of programs with the oracle",
     ),
+    Room("page", ("compiler.report.page",), ("ir",), "one HTML file that shows a record; knows its JSON alone"),
     Room("report", ("compiler.report",), ("program",), "reports on compilations and runs"),
     Room("recording", ("compiler.recording",), ("report",), "what a command found about a model, as one record"),
     Room("api", (FACE, "compiler.entry", "compiler.onnx_backend"), ("verification",), "the package's face"),

@@ -47,6 +47,9 @@ class TestRecord:
         assert all("for " in k["loops"] or "load" in k["loops"] for k in record["kernels"].values())
         tensors = record["tensors"]
         assert all(name in tensors for k in record["kernels"].values() for name in (*k["reads"], *k["writes"]))
+        copies = {c.dst: c.src for s in program.artifact.program.segments for c in s.copies}
+        assert copies
+        assert {name: t["copy_of"] for name, t in tensors.items() if t["copy_of"] is not None} == copies
         assert record["profile"] == {"cycles": 1.0}
 
     @pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
