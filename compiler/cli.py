@@ -6,6 +6,7 @@ message, never a traceback; an internal error is always a traceback with instruc
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import traceback
@@ -151,4 +152,7 @@ for _command in (
 
 def main() -> NoReturn:
     """Entry point of the `ppuc` executable."""
-    cli.main(prog_name="ppuc")
+    try:
+        cli.main(prog_name="ppuc")
+    finally:
+        gc.freeze()  # the interpreter's last collections need not visit a whole model
