@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ppuc.compiler.passes.grouping.split_k import SplitK
+from ppuc.compiler.passes.grouping.split_k import SplitK, Splitting
 from ppuc.compiler.pipeline.default import PIPELINE
 from ppuc.compiler.pipeline.manager import Run
 from ppuc.ir.errors import CapacityError
@@ -19,6 +19,7 @@ from ppuc.ir.ops.movement import InsertAttrs
 from ppuc.ir.ops.view import SliceAttrs
 from ppuc.ir.types import DType
 from ppuc.targets.description import load_target, override
+from ppuc.targets.schema import Target
 from tests.support.group_kernels import data
 from tests.support.pass_graphs import Sketch, module_of
 from tests.support.whole_pipeline import compiled
@@ -131,3 +132,25 @@ def test_a_product_that_fits_no_tile_is_the_users_to_know() -> None:
     module = replace(module_of(narrow_product(7, 512, 40)), target=small.name, target_hash=small.hash)
     with pytest.raises(CapacityError, match="fits l1"):
         Run(small, PIPELINE).run(module)
+
+
+CACHED = [load_target(name) for name in ("h100-class", "a100-class")]
+
+
+@pytest.mark.parametrize("target", CACHED, ids=lambda target: target.name)
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 16384, 2048), (7, 65536, 64), (65, 65536, 512), (81, 6144, 512), (300, 8192, 300)]
+)
+def test_operands_read_from_device_memory_rule_out_only_what_is_not_cheapest(
+    m: int, k: int, n: int, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parts() -> list[list[str]]:
+        s = Sketch()
+        module = module_of(s.graph(s.matmul(s.param(m, k), s.param(k, n))), precision="bf16")
+        module = replace(module, target=target.name, target_hash=target.hash)
+        done = Run(target, UPTO_SPLIT).run(module)
+        return [[str(v.type) for v in op.results] for op in done.graph.ops if op.name == "group"]
+
+    bounded = parts()
+    monkeypatch.setattr(Splitting, "_read_clk", lambda *_: 0.0)
+    assert parts() == bounded

@@ -224,6 +224,7 @@ class MatmulLowering(ProductLowering):
         trips = [-(-axis.size // t) for axis, t in zip(self.space.axes, tiles, strict=True)]
         grid = math.prod(trips[i] for i in self.m_axes), math.prod(trips[i] for i in self.n_axes)
         left, right = cost.sharers(*grid, tm, tn, self.target)
+        memory = self._memory_clk(tiles, tm, tn)
         best: Choice | None = None
         room = self.room(tiles)
         for tk in depths:
@@ -242,7 +243,6 @@ class MatmulLowering(ProductLowering):
             ahead = self.target.load.in_flight / 2
             beat = cost.beat_clk(max(mma, widen), step_load, latency, rings.operands, ahead)
             tile = self.tile_clk(rings, steps * beat, vec, store, extra)
-            memory = self._memory_clk(tiles, tm, tn)
             price = max(iterations * tile, memory)
             late = max(math.ceil(iterations) * tile, memory) - price
             if self.target.launch.tiles == "streaming":

@@ -14,7 +14,7 @@ from ppuc.compiler.lowering import cost
 from ppuc.compiler.lowering.kernel_cache import KernelCache, canonical_body
 from ppuc.compiler.lowering.kernel_kind import KernelKind
 from ppuc.compiler.lowering.kinds import anchor_in, check_group, group_kind
-from ppuc.compiler.lowering.tiling.body import NotFusable
+from ppuc.compiler.lowering.tiling.body import NotFusable, Resolver
 from ppuc.compiler.passes.base import Pass
 from ppuc.compiler.passes.contracts import GROUPED, Contract
 from ppuc.compiler.passes.grouping.parts import Parts
@@ -150,15 +150,17 @@ class Splitting:
             whole = least = self._price(op)
         except NotFusable as error:  # no tile fits the target: tiling reports the error
             return Parts(1, why_whole=str(error))
-        if whole < self._bound(anchor) + 2 * self._handover_clk():
-            return Parts(1, whole, why_whole="two handovers cost as much as its arithmetic on all units saves")
+        bound, read = self._bound(anchor), self._read_clk(body, anchor)
+        latency, handover = cost.latency_clk(self.target), self._handover_clk()
+        if whole < max(bound + 2 * handover, read + latency + handover):
+            return Parts(1, whole, why_whole="two handovers cost as much as more units would save")
         length, prices = _length(anchor), dict[int, float]()
         why_not = f"{length} does not divide into long enough parts of whole fragments"
         for parts in LIBRARY_PARTS if in_order(self.target) else PARTS:
             if length % (parts * 16) or length // parts < kind.shortest_k:
                 continue
-            if self._bound(anchor) + self._adding_clk(anchor, parts) > least:
-                why_not = "adding the parts costs as much as its arithmetic on all units saves"
+            if max(bound, read - latency) + self._adding_clk(anchor, parts) > least:
+                why_not = "adding the parts costs as much as more units would save"
                 break
             try:
                 *_, first, second = self._cut(op, parts)
@@ -193,6 +195,19 @@ class Splitting:
         """Lower bound on the contraction's cycles: every unit at its peak."""
         dtype = cost.tensor_dtype(anchor.operands[0].type.dtype, self.target)
         return points(anchor) / self.target.peak_macs_per_clk(dtype)
+
+    def _read_clk(self, body: Graph, anchor: Op) -> float:
+        """Lower bound on the price of a product where l2 is a cache: both operands are read from device memory, some
+        of it before the first tile's latency has passed."""
+        if anchor.name != "matmul" or self.target.l2.managed != "cache":
+            return 0.0
+        outside = map(Resolver(body).external, anchor.operands[:2])
+        read = sum(
+            min(there.value.type.bytes, operand.type.bytes)
+            for there, operand in zip(outside, anchor.operands, strict=False)
+            if there is not None
+        )
+        return read / hbm_bytes_per_clk(self.target)
 
     def _handover_clk(self) -> float:
         """Cycles from a tile's last store to the next kernel's first load that neither kernel's start-up and latency
