@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,7 @@ def quantize_command(
     made = _with_help_of_host(model, options, attention, studied)
     target = options.target.name
     record = {"model": str(model), "target": target, **made.record, "policy": str(output or "") or None}
+    record["goal"] = asdict(goal) if goal != Goal() else None
     if output is not None:
         about = {"model": model.name, "target": target, "precision": options.precision}
         write_policy(output, made.plan, about)

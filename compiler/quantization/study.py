@@ -325,6 +325,7 @@ def _scale_kind(scales: Sequence[float], weights_only: bool) -> str:
 def _point(point: Point) -> dict[str, Any]:
     return {
         "lifted": point.lifted,
+        "lifted_layers": sorted(name for name, own in point.plan.layers.items() if not own.quantized),
         "share": point.share,
         "sqnr_db": point.accuracy.sqnr,
         "agreement": point.accuracy.agreement,

@@ -102,6 +102,10 @@ def test_mixed_lifts_as_little_as_the_goal_allows(folder: Path) -> None:
     tried = {p["lifted"]: p for p in record["pareto"]}
     settled = min(k for k, p in tried.items() if p["met"])
     assert all(not tried[k]["met"] for k in tried if k < settled)
+    assert all(len(p["lifted_layers"]) == lifted for lifted, p in tried.items())
+    wide = {row["layer"] for row in record["layers"] if row["format"] == "bf16"}
+    assert set(tried[settled]["lifted_layers"]) == wide
+    assert record["goal"] == {"min_sqnr": 52.0, "min_agreement": None, "max_drop": None, "min_share": None}
     assert {row["format"] for row in record["layers"]} > {"bf16"}
     assert sum(row["format"] == "bf16" for row in record["layers"]) == settled
     assert (folder / "p.svg").read_text().count("<circle") == len(tried)

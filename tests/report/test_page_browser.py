@@ -113,13 +113,25 @@ def test_verified_and_quantized(tmp_path: Path) -> None:
         "layers": [
             layer | {"isolated_sqnr_db": 22.5, "accumulated_sqnr_db": 24.5, "cosine": 0.99, "saved_seconds": 1e-6}
         ],
-        "pareto": [{"lifted": 1, "share": 0.5, "sqnr_db": 33.0, "agreement": 1.0, "metric_drop": 0.0, "met": True}],
+        "pareto": [
+            {
+                "lifted": 1,
+                "lifted_layers": [node["node"]],
+                "share": 0.5,
+                "sqnr_db": 33.0,
+                "agreement": 1.0,
+                "metric_drop": 0.0,
+                "met": True,
+            }
+        ],
         "host": [],
+        "goal": {"min_sqnr": 26.0, "min_agreement": None, "max_drop": None, "min_share": None},
         "goal_met": True,
     }
     found = show(record, f"all&node={node['node']}", tmp_path)
     assert "Accuracy: ok" in section(found, "summary")
     assert "31.3 dB" in section(found, "summary")
     assert "22.5 dB" in section(found, "quantization")
+    assert "goal: 26.0 dB" in section(found, "quantization")
     assert section(found, "quantization").count("<path") >= 3
     assert "24.5 dB" in found.dom[found.dom.index('<aside id="panel"') :]

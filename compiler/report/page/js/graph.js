@@ -8,6 +8,7 @@ import { openKernel, openNode } from "./panel.js";
 
 const MOST_OPEN = 500; // nodes that may be opened all at once
 const MOST_FOUND = 30;
+const FEW_BOXES = 2;
 let current = null;
 
 /** The content of the section: needs the graph. */
@@ -16,6 +17,7 @@ export function buildGraph(run) {
   const leaves = new Map(leavesBelow(root).map((leaf) => [leaf.node.node, leaf]));
   const view = { run, root, leaves, open: new Set(), mode: "time", zoom: 1, picked: new Set(), rects: new Map(), canvas: h("div", { class: "graph" }), legend: h("div") };
   current = view;
+  openFew(view, root);
   dragToScroll(view.canvas);
   const zoomBy = (factor) => { view.zoom = Math.min(3, Math.max(0.1, view.zoom * factor)); draw(view); };
   view.canvas.addEventListener("wheel", (event) => {
@@ -36,6 +38,16 @@ export function buildGraph(run) {
 
 function button(label, title, click) {
   return h("button", { type: "button", title, click }, label);
+}
+
+/** Opens blocks from the outside in while there is next to nothing to see. */
+function openFew(view, block) {
+  const inner = block.children.filter((child) => child.children);
+  if (block.children.length > FEW_BOXES || !inner.length) return;
+  for (const child of inner) {
+    view.open.add(child.id);
+    openFew(view, child);
+  }
 }
 
 function openBelow(view, block) {

@@ -22,18 +22,18 @@ function kernelColumns(run) {
     { name: "kernel", value: (k) => k.kernel, long: true },
     { name: "ONNX nodes", value: (k) => k.loc.join(" "), show: (k) => nodeLinks(run, k.loc, 2), long: true },
     { name: run.profile ? "cycles" : "expected cycles", value: (k) => k.cycles, number: true },
-    { name: "time", value: (k) => (k.cycles === null ? null : k.cycles / run.clock), show: (k) => (k.cycles === null ? "–" : si(k.cycles / run.clock, "s")), number: true },
+    { name: "time", unit: "s", value: (k) => (k.cycles === null ? null : k.cycles / run.clock), show: (k) => (k.cycles === null ? "–" : si(k.cycles / run.clock, "s")), number: true },
     { name: "share", value: (k) => k.share, show: (k) => percent(k.share), number: true },
     { name: "bound by", value: (k) => k.bound_by },
   ];
   if (!run.profile) return columns;
   return [...columns,
-    { name: "expected", help: "cycles by the cost model", value: (k) => k.expected, number: true },
+    { name: "expected", unit: "cycles", help: "cycles by the cost model", value: (k) => k.expected, number: true },
     ...timeColumns(),
     { name: "units", value: (k) => k.units, number: true },
     { name: "GMAC", value: (k) => (k.macs ?? 0) / 1e9, show: (k) => (k.macs ? round(k.macs / 1e9) : "–"), number: true },
-    { name: "l2", help: "bytes read and written", value: (k) => traffic(k, "l2"), show: (k) => bytes(traffic(k, "l2")), number: true },
-    { name: "hbm", help: "bytes read and written, and brought to l2 for it", value: (k) => traffic(k, "hbm"), show: (k) => bytes(traffic(k, "hbm")), number: true },
+    { name: "l2", unit: "bytes", help: "bytes read and written", value: (k) => traffic(k, "l2"), show: (k) => bytes(traffic(k, "l2")), number: true },
+    { name: "hbm", unit: "bytes", help: "bytes read and written, and brought to l2 for it", value: (k) => traffic(k, "hbm"), show: (k) => bytes(traffic(k, "hbm")), number: true },
   ];
 }
 
@@ -43,19 +43,19 @@ function nodeColumns(run) {
     { name: "node", value: (n) => n.node, long: true },
     { name: "fused with it", value: (n) => n.fused.join(" "), show: (n) => nodeLinks(run, n.fused, 2), long: true },
     { name: "cycles", value: (n) => n.cycles, number: true },
-    { name: "time", value: (n) => n.cycles / run.clock, show: (n) => si(n.cycles / run.clock, "s"), number: true },
+    { name: "time", unit: "s", value: (n) => n.cycles / run.clock, show: (n) => si(n.cycles / run.clock, "s"), number: true },
     { name: "share", value: (n) => n.share, show: (n) => percent(n.share), number: true },
     { name: "bound by", value: (n) => n.bound_by },
     { name: "kernels", value: (n) => n.kernels.length, number: true },
     ...timeColumns(),
-    { name: "l2", value: (n) => moved(n, "l2"), show: (n) => bytes(moved(n, "l2")), number: true },
-    { name: "hbm", value: (n) => moved(n, "hbm"), show: (n) => bytes(moved(n, "hbm")), number: true },
+    { name: "l2", unit: "bytes", value: (n) => moved(n, "l2"), show: (n) => bytes(moved(n, "l2")), number: true },
+    { name: "hbm", unit: "bytes", value: (n) => moved(n, "hbm"), show: (n) => bytes(moved(n, "hbm")), number: true },
   ];
 }
 
 function timeColumns() {
   return [
-    { name: "time by part", help: "see the legend", value: (r) => splitText(r), show: (r) => splitBar(r.split) },
+    { name: "time by part", unit: "cycles", help: "see the legend", value: (r) => splitText(r), show: (r) => splitBar(r.split) },
     { name: "tensor", help: "use of the chip's peak", value: (r) => r.utilisation?.tensor, show: (r) => percent(r.utilisation?.tensor), number: true },
   ];
 }

@@ -35,7 +35,7 @@ function spacePlan(run, space, steps) {
     { name: "address", value: (b) => b.address, number: true },
     { name: "first kernel", value: (b) => steps[b.start] ?? "", long: true },
     { name: "last kernel", value: (b) => steps[b.end] ?? "", long: true },
-    { name: "kernels", help: "length of its life", value: (b) => b.end - b.start + 1, number: true },
+    { name: "life", unit: "kernels", help: "kernels from the first to the last that needs it", value: (b) => b.end - b.start + 1, number: true },
   ];
   return h("div", null,
     h("h3", null, `${space.space}: ${bytes(space.extent)} of ${bytes(space.capacity)} (${percent(space.extent / space.capacity)})`),
@@ -80,8 +80,8 @@ function refusedTable(run, refused) {
     { name: "tensor", value: (r) => r.tensor, long: true },
     { name: "nodes", value: (r) => r.nodes.join(" "), show: (r) => nodeLinks(run, r.nodes, 3), long: true },
     { name: "bytes", value: (r) => r.bytes, show: (r) => bytes(r.bytes), number: true },
-    { name: "would save", help: "traffic of device memory", value: (r) => r.saved_bytes, show: (r) => bytes(r.saved_bytes), number: true },
-    { name: "costs at least", help: "cycles", value: (r) => r.lost_clk, show: (r) => `${whole(r.lost_clk)} cycles`, number: true },
+    { name: "would save", unit: "bytes", help: "traffic of device memory", value: (r) => r.saved_bytes, show: (r) => bytes(r.saved_bytes), number: true },
+    { name: "costs at least", unit: "cycles", help: "cycles", value: (r) => r.lost_clk, show: (r) => `${whole(r.lost_clk)} cycles`, number: true },
     { name: "why", value: (r) => r.why },
   ], { csv: "kept-out-of-l2", sort: [4, true] });
 }

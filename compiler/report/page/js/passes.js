@@ -76,7 +76,7 @@ function passColumns(rows) {
       { name: "expected cycles", value: (p) => p.after[1], show: expectedText, number: true },
     );
   }
-  if (rows.some((p) => p.error !== null)) columns.push({ name: "error after it", help: "least SQNR of the outputs", value: (p) => p.error, show: (p) => decibels(p.error), number: true });
+  if (rows.some((p) => p.error !== null)) columns.push({ name: "error after it", unit: "dB", help: "least SQNR of the outputs", value: (p) => p.error, show: (p) => decibels(p.error), number: true });
   columns.push({ name: "remarks", value: (p) => p.remarks.length, number: true });
   if (rows.some((p) => p.ms !== undefined)) columns.push({ name: "ms", value: (p) => p.ms ?? null, show: (p) => (p.ms ?? 0).toFixed(1), number: true });
   return columns;
@@ -120,7 +120,7 @@ export function remarkTable(run, remarks, name) {
     { name: "why", value: (r) => r.reason },
     cycles("before", "before_clk"),
     cycles("after", "after_clk"),
-    { name: "costs", help: "cycles that the refusal costs at least", value: (r) => r.details.lost_clk ?? null, number: true },
+    { name: "costs", unit: "cycles", help: "cycles that the refusal costs at least", value: (r) => r.details.lost_clk ?? null, number: true },
     { name: "details", value: (r) => Object.entries(r.details).filter(([key]) => key !== "lost_clk").map(([key, value]) => `${key.replaceAll("_", " ")} ${typeof value === "number" ? whole(value) : value}`).join(", ") },
   ];
   const show = (kind) => holder.replaceChildren(table(remarks.filter((r) => kind === "all" || r.kind === kind), columns, { csv: `remarks-${name}` }));

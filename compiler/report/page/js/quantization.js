@@ -31,12 +31,12 @@ function layerColumns(run) {
     { name: "kind", value: (l) => l.kind },
     { name: "format", value: (l) => l.format },
     { name: "scales", value: (l) => l.scales },
-    { name: "alone", help: "SQNR of the outputs, with this layer alone in 8 bits", value: (l) => l.isolated_sqnr_db, show: (l) => decibels(l.isolated_sqnr_db), number: true },
-    { name: "so far", help: "SQNR of its result, with all layers in 8 bits", value: (l) => l.accumulated_sqnr_db, show: (l) => decibels(l.accumulated_sqnr_db), number: true },
+    { name: "alone", unit: "dB", help: "SQNR of the outputs, with this layer alone in 8 bits", value: (l) => l.isolated_sqnr_db, show: (l) => decibels(l.isolated_sqnr_db), number: true },
+    { name: "so far", unit: "dB", help: "SQNR of its result, with all layers in 8 bits", value: (l) => l.accumulated_sqnr_db, show: (l) => decibels(l.accumulated_sqnr_db), number: true },
     { name: "cosine", value: (l) => l.cosine, show: (l) => l.cosine?.toFixed(5) ?? "–", number: true },
     { name: "clipped", value: (l) => l.clipped, show: (l) => percent(l.clipped, 2), number: true },
     { name: "MACs", value: (l) => l.macs, show: (l) => si(l.macs, ""), number: true },
-    { name: "saves", help: "its time in bf16 less that in 8 bits", value: (l) => l.saved_seconds, show: (l) => si(l.saved_seconds, "s"), number: true },
+    { name: "saves", unit: "s", help: "its time in bf16 less that in 8 bits", value: (l) => l.saved_seconds, show: (l) => si(l.saved_seconds, "s"), number: true },
   ];
 }
 
@@ -56,17 +56,17 @@ function sensitivitySpec(run, found, width) {
   };
 }
 
-/** Points of the search, the decision, and the point of bf16: no product in 8 bits. */
+/** Points of the search, among them that of bf16 where it went so far (no product in 8 bits), and the decision. */
 function paretoPoints(found) {
-  const points = found.pareto.map((p) => ({ share: p.share, db: p.sqnr_db, state: p.met ? MET : MISSED, name: Array.isArray(p.lifted) ? liftedText(p.lifted) : `${counted(p.lifted ?? 0, "layer")} in bf16` }));
-  points.push({ share: found.share, db: found.accuracy.sqnr_db, state: CHOSEN, name: "as decided" });
-  if (found.bf16_sqnr_db !== undefined && found.bf16_sqnr_db !== null) points.push({ share: 0, db: found.bf16_sqnr_db, state: BF16, name: "bf16" });
-  return points.map((p) => ({ ...p, agreement: "", share_text: percent(p.share), db_text: decibels(p.db) }));
+  const points = found.pareto.map((p) => ({ share: p.share, db: p.sqnr_db, state: p.share ? (p.met ? MET : MISSED) : BF16, name: liftedText(p), agreement: percent(p.agreement, 2) }));
+  points.push({ share: found.share, db: found.accuracy.sqnr_db, state: CHOSEN, name: "as decided", agreement: percent(found.accuracy.agreement, 2) });
+  return points.map((p) => ({ ...p, share_text: percent(p.share), db_text: decibels(p.db) }));
 }
 
-function liftedText(layers) {
-  if (!layers.length) return "all in 8 bits";
-  return `${layers.slice(0, 2).join(", ")}${layers.length > 2 ? ` +${layers.length - 2}` : ""} in bf16`;
+function liftedText({ lifted, lifted_layers: layers }) {
+  if (!lifted) return "all in 8 bits";
+  const names = layers ?? [];
+  return names.length ? `${names.slice(0, 2).join(", ")}${lifted > 2 ? ` +${lifted - 2}` : ""} in bf16` : `${counted(lifted, "layer")} in bf16`;
 }
 
 function paretoSpec(found, width) {
@@ -74,17 +74,17 @@ function paretoSpec(found, width) {
   const states = [[MET, "#2f8f4e"], [MISSED, "#c4282c"], [CHOSEN, "#3b7dd8"], [BF16, "#7b5cc4"]].filter(([state]) => values.some((v) => v.state === state));
   const x = { field: "share", type: "quantitative", title: "multiply-accumulates in 8 bits", scale: { domain: [0, 1] }, axis: { format: ".0%" } };
   const y = { field: "db", type: "quantitative", title: "SQNR of the outputs in dB", scale: { zero: true } };
-  const goal = found.goal?.min_sqnr_db ?? found.goal?.sqnr_db ?? null;
+  const goal = found.goal?.min_sqnr ?? null;
   return {
     width, height: 320,
     layer: [
       { data: { values }, mark: { type: "point", filled: true, size: 110 },
         encoding: { x, y, color: { field: "state", type: "nominal", title: "point", scale: { domain: states.map(([s]) => s), range: states.map(([, c]) => c) } },
-          tooltip: [["name", "layers"], ["state", "goal"], ["share_text", "in 8 bits"], ["db_text", "SQNR"]].map(([field, title]) => ({ field, title })) } },
+          tooltip: [["name", "layers"], ["state", "goal"], ["share_text", "in 8 bits"], ["db_text", "SQNR"], ["agreement", "agreement"]].map(([field, title]) => ({ field, title })) } },
       { data: { values }, mark: { type: "text", align: "right", dx: -9, fontSize: 10 }, encoding: { x, y, text: { field: "name" } } },
       ...(goal === null ? [] : [{ data: { values: [{ db: goal, text: `goal: ${decibels(goal)}` }] },
-        layer: [{ mark: { type: "rule", color: "#c4282c", strokeDash: [6, 3] }, encoding: { y: { field: "db", type: "quantitative" } } },
-          { mark: { type: "text", color: "#c4282c", align: "left", x: 6, dy: -6 }, encoding: { y: { field: "db", type: "quantitative" }, text: { field: "text" } } }] }]),
+        layer: [{ mark: { type: "rule", color: "#e0484c", strokeDash: [6, 3] }, encoding: { y: { field: "db", type: "quantitative" } } },
+          { mark: { type: "text", color: "#e0484c", align: "left", x: 6, dy: -6 }, encoding: { y: { field: "db", type: "quantitative" }, text: { field: "text" } } }] }]),
     ],
   };
 }

@@ -4,8 +4,8 @@ import { whole } from "./format.js";
 
 const SHOWN_ROWS = 400; // rows in the document; the rest by a click, and in the CSV always
 
-/** A table of `rows`. Columns: {name, value(row), show(row)?, number?, long?}; `show` gives text or an element, and
- * texts of `long` columns may break anywhere. Options: `csv`
+/** A table of `rows`. Columns: {name, value(row), show(row)?, number?, unit?, long?}; `show` gives text or an element,
+ * `unit` is that of the value in CSV, and texts of `long` columns may break anywhere. Options: `csv`
  * is the name of the file, `opens(row)` what a click does, `sort` [column, falling], `key(row)` marks a row. */
 export function table(rows, columns, options = {}) {
   const state = { sort: options.sort ?? null, filter: "", all: false };
@@ -79,7 +79,7 @@ export function csvText(rows, columns) {
     return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
   const lines = rows.map((row) => columns.map((c) => cell(c.value(row))).join(","));
-  return [columns.map((c) => cell(c.name)).join(","), ...lines, ""].join("\r\n");
+  return [columns.map((c) => cell(c.unit ? `${c.name} (${c.unit})` : c.name)).join(","), ...lines, ""].join("\r\n");
 }
 
 /** A small table of label and value. */

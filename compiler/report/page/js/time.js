@@ -16,7 +16,7 @@ export function buildTime(run) {
       { name: "part", value: (r) => r.part },
       { name: "whose", value: (r) => r.owner },
       { name: "cycles", value: (r) => r.cycles, number: true },
-      { name: "time", value: (r) => r.cycles / run.clock, show: (r) => si(r.cycles / run.clock, "s"), number: true },
+      { name: "time", unit: "s", value: (r) => r.cycles / run.clock, show: (r) => si(r.cycles / run.clock, "s"), number: true },
       { name: "share", value: (r) => r.share, show: (r) => percent(r.share), number: true },
       { name: "what", value: (r) => r.meaning },
     ], { csv: "waterfall" })),
