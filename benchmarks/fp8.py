@@ -2,6 +2,7 @@
 
     python -m benchmarks.fp8 --models FOLDER [NAME ...] [--share 0.9]
     python -m benchmarks.fp8 --speed
+    python -m benchmarks.fp8 --cameras [NAME ...]
 
 FOLDER contains one folder per model (see tasks.py). The samples for calibration and those for the figures are disjoint;
 if there are few, each set is filled up with perturbed copies of its own samples: images with different contrast,
@@ -26,6 +27,7 @@ if not __package__:  # run as a file rather than with -m
 import numpy as np
 
 from benchmarks import networks
+from benchmarks.mobile import FOR_CAMERAS
 from benchmarks.tasks import Sample, Task, task_of
 from ppuc.compiler.driver import initial_module
 from ppuc.compiler.frontend.load import load_model
@@ -178,17 +180,43 @@ def speeds() -> None:
             print(f"| {label} | {target} | {speed(path, target, **how):.2f} |", flush=True)
 
 
+def camera_speed(path: Path, target: str) -> list[float]:
+    """Simulated time in bf16 over that in E4M3 and int8, every layer with the same scale."""
+    options = CompileOptions(load_target(target), "fp8")
+    ready = prepare(initial_module(load_model(path), options), options)
+    wide = timed(ready, Plan()).seconds
+
+    def narrow(format: str) -> Plan:
+        plans = {n.name: LayerPlan(format, *zip(*[(0.01, False)] * len(n.inputs), strict=True)) for n in ready.layers}
+        return Plan(plans)
+
+    return [wide / timed(ready, narrow(format)).seconds for format in ("e4m3", "int8")]
+
+
+def camera_speeds(names: Sequence[str], target: str) -> None:
+    """The table of speed-ups of networks for cameras."""
+    print("| network | E4M3, batch 1 | batch 8 | int8, batch 1 | batch 8 |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names or FOR_CAMERAS:
+            one, eight = (camera_speed(FOR_CAMERAS[name](Path(folder), batch), target) for batch in (1, 8))
+            cells = (f"{speed:.2f}" for pair in zip(one, eight, strict=True) for speed in pair)
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     """Print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--models", type=Path, help="folder of models")
-    options.add_argument("names", nargs="*", help="models in it; default: all with eval.npz")
+    options.add_argument("names", nargs="*", help="models in it, or networks; default: all")
     options.add_argument("--share", type=float, default=0.9, help="least share of multiply-accumulates in 8 bits")
     options.add_argument("--target", default="zhenwu-m890")
     options.add_argument("--speed", action="store_true", help="speed-ups of networks with seeded weights")
+    options.add_argument("--cameras", action="store_true", help="speed-ups of networks for cameras, batch 1 and 8")
     given = options.parse_args()
     if given.speed:
         speeds()
+    if given.cameras:
+        camera_speeds(given.names, given.target)
     if given.models is None:
         return
     print(HEAD, flush=True)

@@ -6,6 +6,7 @@ returns None if no strided view exists (the elements would have to be copied).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ppuc.ir.graph import Op
@@ -108,3 +109,12 @@ def undo(op: Op, view: View) -> View | None:
             inverse[p] = i
         return transpose(view, inverse)
     return None
+
+
+def axis_before(view: Op, axis: int) -> int | None:
+    """The axis of a view's operand that corresponds to `axis` of its result; None if there is none."""
+    before, after = view.operands[0].type.dims, view.results[0].type.dims
+    if view.name == "transpose":
+        return int(view.attrs.perm[axis])  # type: ignore[attr-defined]
+    outer, size = math.prod(after[:axis]), after[axis]
+    return next((a for a, d in enumerate(before) if d == size and math.prod(before[:a]) == outer), None)

@@ -19,9 +19,9 @@ never by division.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ import numpy as np
 from ppuc.compiler.blocks import emit_weights
 from ppuc.compiler.quantization.block_weights import in_blocks
 from ppuc.compiler.quantization.layers import Layer
+from ppuc.compiler.quantization.moves import Stored, moved_in_8_bits, moved_operands
 from ppuc.compiler.quantization.plan import BLOCKS, LARGEST, LayerPlan, Plan
 from ppuc.ir.encode import ENCODED, encode
 from ppuc.ir.graph import Graph, Op, Value
@@ -39,6 +40,7 @@ from ppuc.ir.ops.reduction import ReduceAttrs
 from ppuc.ir.ops.view import TransposeAttrs
 from ppuc.ir.rewrite import Builder, rewrite, without_dead_ops
 from ppuc.ir.types import DType
+from ppuc.ir.views import axis_before
 
 _COMMUTING = ("reshape", "transpose")
 SMALLEST = 2.0**-100
@@ -53,7 +55,8 @@ def quantized_graph(graph: Graph, plan: Plan, found: Iterable[Layer]) -> Graph:
     """`graph`, whose layers are `found`, with the layers in `plan` quantized. Raises KeyError for a layer that is not
     in the graph."""
     chosen = chosen_layers(plan, found)
-    return without_dead_ops(rewrite(graph, Writer(chosen).rule)) if chosen else graph
+    writer = Writer(chosen, moved_in_8_bits(graph, chosen))
+    return without_dead_ops(rewrite(graph, writer.rule)) if chosen else graph
 
 
 def chosen_layers(plan: Plan, found: Iterable[Layer]) -> Chosen:
@@ -120,19 +123,30 @@ def codes_table(dtype: DType) -> np.ndarray:
 
 
 class Writer:
-    """The state of rewriting one graph."""
+    """The state of rewriting one graph. `moved` is how moved tensors are stored, by name."""
 
-    def __init__(self, chosen: Chosen) -> None:
-        self.chosen = chosen
-        self.made: dict[tuple[str, float, DType, bytes, int], Value] = {}
+    def __init__(self, chosen: Chosen, moved: Mapping[str, Stored] = MappingProxyType({})) -> None:
+        self.chosen, self.moved = chosen, moved
+        self.made: dict[tuple[Any, ...], Value] = {}
+        """(value, scale, type, and where there are offsets, these and their axis) -> the stored value."""
 
     def rule(self, b: Builder, op: Op) -> Sequence[Value] | None:
         """The ops that replace `op`, whose operands are already renamed."""
         found = self.chosen.get(op.results[0].name)
         if found is None:
+            self._move(b, op)
             return None
         layer, plan = found
         return [_dequantized(b, op, *self._product(b, layer, plan, op), layer, plan)]
+
+    def _move(self, b: Builder, op: Op) -> None:
+        """Move the stored elements, too, if `op` moves elements that only quantized layers read."""
+        name = op.results[0].name
+        if name in self.moved:
+            scale, dtype = self.moved[name]
+            stored = {v.name: self._static(b, v, scale, dtype, None, 0) for v in moved_operands(op)}
+            operands = (stored.get(v.name, v) for v in op.operands)
+            self.made[name, scale, dtype] = b(op.name, *operands, attrs=op.attrs)
 
     def _product(self, b: Builder, layer: Layer, plan: LayerPlan, op: Op) -> tuple[Value, list[Value | np.ndarray]]:
         """The product of the stored operands, and the scales to multiply it by."""
@@ -141,15 +155,15 @@ class Writer:
         factors: list[Value | np.ndarray] = []
         operands: list[Value] = []
         for i in range(len(layer.inputs)):
-            x = c.cast(b, op.operands[i], DType.F32)
+            x = op.operands[i]
             if plan.weights_only:
-                operands.append(x)
+                operands.append(c.cast(b, x, DType.F32))
             elif plan.scales:
                 offset = plan.offset if i == 0 else None
                 operands.append(self._static(b, x, plan.scales[i], plan.input_dtype(i), offset, layer.input_axis))
                 factors.append(np.asarray(plan.scales[i], np.float32))
             else:
-                stored, factor = _dynamic(b, x, layer, i, plan)
+                stored, factor = _dynamic(b, c.cast(b, x, DType.F32), layer, i, plan)
                 operands.append(stored)
                 factors.append(factor)
         if layer.weights is not None:
@@ -169,7 +183,12 @@ class Writer:
         """(`x` - `offset`) / `scale` in `dtype`, computed before the views that lead to `x`; `offset` is f32[channels]
         along `axis`."""
         views: list[Op] = []
-        while (op := _emitted(b, x)) is not None and op.name in _COMMUTING:
+        given = x, axis
+
+        def key() -> tuple[Any, ...]:
+            return (x.name, scale, dtype, *(() if offset is None else (offset.tobytes(), axis)))
+
+        while key() not in self.made and (op := _emitted(b, x)) is not None and op.name in _COMMUTING:
             if offset is not None:
                 before = axis_before(op, axis)
                 if before is None:
@@ -177,13 +196,15 @@ class Writer:
                 axis = before
             views.append(op)
             x = op.operands[0]
-        key = (x.name, scale, dtype, *((b"", 0) if offset is None else (offset.tobytes(), axis)))
-        if key not in self.made:
+        if key() not in self.made:
+            if op is None or moved_operands(op):  # no kernel computes `x`: the cast joins its reader
+                (x, axis), views = given, []
+            number = c.cast(b, x, DType.F32)
             if offset is not None:
-                x = b("sub", x, b.const(by_channel(offset, axis, x.type.rank), "offset"))
-            number = b("mul", x, b.scalar(float(np.float32(1.0) / np.float32(scale)), DType.F32))
-            self.made[key] = stored_as(b, number, dtype)
-        value = self.made[key]
+                number = b("sub", number, b.const(by_channel(offset, axis, x.type.rank), "offset"))
+            number = b("mul", number, b.scalar(float(np.float32(1.0) / np.float32(scale)), DType.F32))
+            self.made[key()] = stored_as(b, number, dtype)
+        value = self.made[key()]
         for view in reversed(views):
             value = b(view.name, value, attrs=view.attrs)
         return value
@@ -199,15 +220,6 @@ def _in_blocks(b: Builder, layer: Layer, plan: LayerPlan, op: Op) -> tuple[Value
     x = c.cast(b, op.operands[0], DType.F32)
     y = b(op.name, x, weights, attrs=replace(attrs, transpose_b=False, out=None), hint=op.results[0].name)
     return y, [np.asarray(found[1], np.float32)]
-
-
-def axis_before(view: Op, axis: int) -> int | None:
-    """The axis of a view's operand that corresponds to `axis` of its result; None if there is none."""
-    before, after = view.operands[0].type.dims, view.results[0].type.dims
-    if view.name == "transpose":
-        return int(view.attrs.perm[axis])  # type: ignore[attr-defined]
-    outer, size = math.prod(after[:axis]), after[axis]
-    return next((a for a, d in enumerate(before) if d == size and math.prod(before[:a]) == outer), None)
 
 
 def _emitted(b: Builder, value: Value) -> Op | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ppuc.compiler.options import Calibration
 from ppuc.compiler.quantization.layers import Layer
+from ppuc.compiler.quantization.moves import with_shared_scales
 from ppuc.compiler.quantization.observe import Observation, observe
 from ppuc.compiler.quantization.plan import FORMATS, LayerPlan, Plan
 from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
@@ -29,7 +30,8 @@ def calibrated_plan(
     if not native(prepared.target, format):
         return storage_plan(prepared, format)
     seen = observe(prepared.module.graph, prepared.layers, prepared.feeds(samples), each)
-    return plan_from(prepared.layers, seen, format, how or Calibration())
+    plan = plan_from(prepared.layers, seen, format, how or Calibration())
+    return with_shared_scales(prepared.module.graph, prepared.layers, plan)
 
 
 def plan_from(layers: Iterable[Layer], seen: Mapping[str, Observation], format: str, how: Calibration) -> Plan:

@@ -27,6 +27,7 @@ from ppuc.compiler.quantization.data import FEW, Data
 from ppuc.compiler.quantization.held_out import Kept, kept
 from ppuc.compiler.quantization.measure import Accuracy, Difference, Reference, decibels
 from ppuc.compiler.quantization.metric import Task, drop
+from ppuc.compiler.quantization.moves import with_shared_scales
 from ppuc.compiler.quantization.noise import best_formats, clipped_share
 from ppuc.compiler.quantization.observe import Observation, observe
 from ppuc.compiler.quantization.plan import Plan
@@ -223,6 +224,7 @@ def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: R
         formats = [format for format in whole if native(prepared.target, format)]
         plans = [best_formats(prepared.layers, seen, formats, how)]
         plans += [plan_from(prepared.layers, seen, format, how) for format in formats]
+        plans = [with_shared_scales(prepared.module.graph, prepared.layers, plan) for plan in plans]
         return max(plans, key=lambda plan: judge.compare(prepared.quantized(plan).graph).merit)
     return _one_format(prepared, seen, samples)
 
@@ -231,7 +233,8 @@ def _one_format(prepared: Prepared, seen: Mapping[str, Observation], samples: in
     format, how = PRECISIONS[prepared.options.precision].layers, prepared.options.quantization
     if not native(prepared.target, format):
         return storage_plan(prepared, format)
-    return plan_from(prepared.layers, seen, format, how.calibration.for_samples(samples))
+    plan = plan_from(prepared.layers, seen, format, how.calibration.for_samples(samples))
+    return with_shared_scales(prepared.module.graph, prepared.layers, plan)
 
 
 def _searched(

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from ppuc.ir.affine import affine, var
@@ -95,8 +96,10 @@ def _pool_infer(attrs: PoolAttrs, types: Sequence[TensorType]) -> tuple[TensorTy
 
 
 def lowest(dtype: DType) -> float | int:
-    """The identity of max: -inf, or the smallest integer."""
-    return int(np.iinfo(dtype.numpy).min) if dtype.is_integer else -np.inf
+    """The identity of max: -inf, or the smallest number of a type without infinities."""
+    if dtype.is_integer:
+        return int(np.iinfo(dtype.numpy).min)
+    return -np.inf if dtype is not DType.F8E4M3 else float(ml_dtypes.finfo(dtype.numpy).min)  # type: ignore[no-untyped-call]
 
 
 def _pool_reference(attrs: PoolAttrs, x: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -104,7 +104,14 @@ def test_turning_is_used_when_rows_cost_more_than_the_vector_engine() -> None:
     target = target_of("zhenwu-m890")
     assert plan(Geometry((256, 256), Access(turned, (0, 0)), view, DType.F32), target).transposed
     assert not plan(Geometry((256, 256), Access(view, (0, 0)), view, DType.F32), target).transposed
+    assert plan(Geometry((256, 256), Access(turned, (0, 0)), view, DType.F8E4M3), target).transposed
     assert not plan(Geometry((256, 256), Access(turned, (0, 0)), view, DType.F8E5M2), target).transposed
+
+
+def test_turning_keeps_every_code_of_e4m3() -> None:
+    """NaNs included: they are the only numbers that are not finite."""
+    codes = np.tile(np.arange(256, dtype=np.uint8), (64, 1)).view(DType.F8E4M3.numpy)
+    check(lower_copy, [codes], op("transpose", TransposeAttrs((1, 0))), "zhenwu-m890")
 
 
 def test_turned_tiles_reach_over_both_edges() -> None:

@@ -211,6 +211,20 @@ def test_any_sequence_of_stages(body: tuple[Sketch, list[Value]], target: Target
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("target", [TINY, LARGE], ids=lambda t: t.name)
+@pytest.mark.parametrize("shape", [(2, 24, 5, 6), (1, 20, 7, 1), (3, 17, 1, 8)])
+def test_channels_that_are_not_last_are_what_a_product_sums(shape: tuple[int, ...], target: Target) -> None:
+    """Scaled in the layout in which they are stored, before a transpose, with another operand of that shape."""
+    s = Sketch()
+    n, c, high, wide = shape
+    x = s.op("add", s.op("mul", s.param(*shape), s.number(3.0)), s.param(*shape))
+    y = s.matmul(s.transpose(x, 0, 2, 3, 1), s.weight(c, 16, scale=0.2))
+    assert y.type.dims == (n, high, wide, 16)
+    module = checked(s, target, s.op("relu", y), precision="model")
+    assert kinds(module) == ["back-to-back"]
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("target", [TINY, LARGE], ids=lambda t: t.name)
 def test_features_in_another_order_are_written(target: Target) -> None:
     """Weights that are parameters cannot take the permutation over."""
     s = Sketch()

@@ -29,8 +29,8 @@ from ppuc.targets.schema import Target
 
 TRANSPOSED_DEPTH = 2
 """Slots of a transposed tile."""
-_TRANSPOSABLE = (DType.F32, DType.F16, DType.BF16, DType.BOOL)
-"""Floats (and bool) that the vector engine passes through unchanged; 8-bit floats would saturate."""
+_TRANSPOSABLE = (DType.F32, DType.F16, DType.BF16, DType.F8E4M3, DType.BOOL)
+"""Floats (and bool) that the vector engine passes through unchanged; infinities of f8e5m2 would saturate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
-import numpy as np
-
 from ppuc.compiler.lowering.tiling.vectorise import ProgramBuilder
 from ppuc.ir.ops.window import lowest
 from ppuc.ir.types import DType
@@ -159,11 +156,5 @@ class _AxisPool:
 
 
 def identity(kind: str, dtype: DType) -> float:
-    """Value of a halo tile outside the image: the identity of max (the lowest finite value if the type has no
-    infinity), or zero."""
-    if kind != "max":
-        return 0.0
-    low = lowest(dtype)
-    if dtype.is_float and not np.isinf(np.asarray(low).astype(dtype.numpy).astype(np.float32)):
-        return float(ml_dtypes.finfo(dtype.numpy).min)  # type: ignore[no-untyped-call]
-    return float(low)
+    """Value of a halo tile outside the image: the identity of max, or zero."""
+    return float(lowest(dtype)) if kind == "max" else 0.0

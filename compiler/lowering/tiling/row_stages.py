@@ -23,6 +23,7 @@ from ppuc.compiler.lowering.tiling.body import (
 )
 from ppuc.compiler.lowering.tiling.pieces import MOVES, Piece, atoms_of, follow, reshaped, whole
 from ppuc.compiler.lowering.tiling.row_layout import Atoms, Layout
+from ppuc.compiler.lowering.tiling.summed_axis import summed_axis
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.kernel import View
 from ppuc.ir.ops.base import OPS, Kind
@@ -241,13 +242,16 @@ class RowStages:
                     if axes[i] and atoms:
                         self.atoms.unify(axes[i], atoms)
                     axes[i] = axes[i] or atoms
-        if shape and shape[-1] != 1 and not axes[-1]:
-            axes[-1] = self.atoms.new(shape[-1], row=False)
-        missing = [size if not axes[i] else 1 for i, size in enumerate(shape[:-1])]
+        width = len(shape) - 1 if any(axes) else summed_axis(self.body, op.results[0])
+        if shape and shape[width] != 1 and not axes[width]:
+            axes[width] = self.atoms.new(shape[width], row=False)
+        others = [i for i in range(len(shape)) if i != width]
+        missing = [size if not axes[i] else 1 for i, size in enumerate(shape) if i != width]
         if max(missing, default=1) > 1:
-            if any(axes[:-1]) and self.rows:
+            if any(axes[i] for i in others) and self.rows:
                 raise NotFusable("a computed value is repeated over rows")
-            axes[:-1] = [mine or new for mine, new in zip(axes[:-1], self._row_atoms(missing), strict=True)]
+            for i, new in zip(others, self._row_atoms(missing), strict=True):
+                axes[i] = axes[i] or new
         for operand in op.operands:
             if operand.name not in self.constants and operand.name not in self.layouts:
                 self.memory(operand)
@@ -299,7 +303,7 @@ class RowStages:
             stage.ops.sort(key=lambda op: order[op.results[0].name])
             for op in stage.ops if not stage.features else ():
                 known = [self.layouts.get(v.name, self.given.get(v.name, ())) for v in (*op.operands, *op.results)]
-                stage.features = stage.features or next((x[-1] for x in known if x and x[-1]), ())
+                stage.features = stage.features or next(filter(None, map(self._feature_axis, known)), ())
             stage.features = self.atoms.leaves(stage.features)
             if stage.reduces and any(
                 self.atoms.leaves(self.layout(op.operands[0])[-1]) != stage.features for op in stage.ops if op_axes(op)
@@ -311,6 +315,10 @@ class RowStages:
             leaves = [leaf for axis in layout for leaf in self.atoms.leaves(axis)]
             if len(set(leaves)) < len(leaves):
                 raise NotFusable("an op combines every row, or feature, with every other")
+
+    def _feature_axis(self, layout: Layout) -> tuple[int, ...]:
+        """The atoms of the last axis of features."""
+        return next((axis for axis in reversed(layout) if axis and not self.atoms.row[axis[0]]), ())
 
     def _check_orders(self) -> None:
         """Raise NotFusable unless every reader of a value of an earlier stage takes its features in the order in which
