@@ -87,6 +87,10 @@ PRECISIONS: Mapping[str, Precision] = {p.name: p for p in _ALL}
 """Every precision by name, in the order of help texts."""
 
 
+PURPOSES = ("time", "memory", "energy", "macs")
+"""What 8 bits are for: all but time keep layers in 8 bits also where that takes longer."""
+
+
 def named_precision(name: str, where: str = "--precision") -> Precision:
     """The precision of that name. Raises UsageError, about `where`, when there is none."""
     if name not in PRECISIONS:

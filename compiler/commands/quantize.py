@@ -24,7 +24,7 @@ from ppuc.compiler.commands.options import (
     compile_arguments,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
-from ppuc.compiler.precisions import PRECISIONS
+from ppuc.compiler.precisions import PRECISIONS, PURPOSES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,6 +85,13 @@ class Share(click.ParamType):  # type: ignore[type-arg]
 @click.option("--min-sqnr", type=float, metavar="DB", help="Mixed: least signal-to-noise ratio of the outputs.")
 @click.option("--min-agreement", type=Share(), metavar="SHARE", help="Mixed: least share of equal decisions.")
 @click.option("--min-share", type=Share(), metavar="SHARE", help="Mixed: least share of MACs in 8 bits.")
+@click.option(
+    "--goal",
+    "purpose",
+    type=click.Choice(PURPOSES),
+    help="What 8 bits are for. time: layers that would make the model slower than bf16 stay in bf16; the others keep "
+    "them in 8 bits. Default: time, or macs with --min-share.",
+)
 @click.option("--max-drop", type=Share(), metavar="SHARE", help="Mixed: largest relative drop of --metric.")
 @click.option(
     "--metric",
@@ -113,6 +120,7 @@ def quantize_command(
     min_agreement: float | None,
     min_share: float | None,
     max_drop: float | None,
+    purpose: str | None,
     metric: str | None,
     attention: bool,
     samples: int | None,
@@ -142,7 +150,8 @@ def quantize_command(
     options = arguments.options(labels=metric is not None)
     data = options.quantization.data
     assert data is not None
-    aim = Aim(goal, chosen_metric(metric) if metric is not None else None, state)
+    judge = chosen_metric(metric) if metric is not None else None
+    aim = Aim(goal, judge, state, purpose or ("time" if min_share is None else "macs"))
 
     def studied(subject: Subject) -> Study:
         given = list(subject.samples(data))[:samples]

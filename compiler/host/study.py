@@ -137,7 +137,7 @@ class HostedStudy:
         if goal.max_drop is not None:
             macs = [total_macs(p) for p in self.prepared]
             goal = replace(goal, max_drop=goal.max_drop * sum(macs[: number + 1]) / max(sum(macs), 1))
-        return Aim(goal, None, state)
+        return replace(aim, goal=goal, metric=None, state=state)
 
     def _task(self, plans: Sequence[Plan], check: Sequence[Sample], report: Sequence[Sample], metric: Metric) -> Task:
         """The task of the part after those that have `plans`, which are quantized: the metric of the whole model."""
@@ -229,6 +229,7 @@ def _merged(made: Sequence[Study], prepared: Sequence[Prepared]) -> dict[str, An
         "repair_refused": refused[0] if refused else None,
         "share": sum(r["share"] * m for r, m in zip(records, macs, strict=True)) / max(sum(macs), 1),
         "time": {"bf16_seconds": wide, "seconds": narrow, "speedup": wide / narrow if narrow else 1.0},
+        "slower": [row for r in records for row in r["slower"]],
         "layers": [row for r in records for row in r["layers"]],
         "pareto": [point for r in records for point in r["pareto"]],
     }

@@ -30,6 +30,7 @@ from ppuc.compiler.quantization.metric import Task, drop
 from ppuc.compiler.quantization.moves import with_shared_scales
 from ppuc.compiler.quantization.noise import best_formats, clipped_share
 from ppuc.compiler.quantization.observe import Observation, observe
+from ppuc.compiler.quantization.pace import Paced, not_slower
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
 from ppuc.compiler.quantization.reconstruct import differences
@@ -47,11 +48,13 @@ REPORTED = 4
 @dataclass(frozen=True, slots=True)
 class Aim:
     """The goal and the task metric of a study, in addition to the compile options. `state` is a file that keeps the
-    measurements of a search, to resume it after an interruption."""
+    measurements of a search, to resume it after an interruption. `purpose` is one of PURPOSES: for time, a plan is
+    never slower than bf16."""
 
     goal: Goal = field(default_factory=Goal)
     metric: Metric | None = None
     state: Path | None = None
+    purpose: str = "macs"
 
 
 REPORT = Aim()
@@ -134,6 +137,10 @@ def study(
     plan = best.plan
     each("time: quantized")
     narrow = timed(prepared, plan)
+    paced = Paced(plan, narrow, {})
+    if aim.purpose == "time":
+        paced = not_slower(prepared, plan, wide, narrow, each, mixed=precision.per_layer)
+    plan, narrow = paced.plan, paced.times
     each("report")
     final = prepared.reference(prepared.feeds(report)).compare(prepared.quantized(plan).graph)
     accumulated = differences(prepared.module.graph, prepared.layers, plan, list(prepared.feeds(report))[:FEW])
@@ -160,6 +167,7 @@ def study(
             "seconds": narrow.seconds,
             "speedup": wide.seconds / narrow.seconds,
         },
+        "slower": [{"layer": n, "seconds": c / wide.cycles * wide.seconds} for n, c in paced.lost.items()],
         "layers": _rows(prepared, plan, seen, noise, accumulated, wide, narrow),
         "pareto": [_point(p) for p in found.points] if found is not None else [],
         "host": [],

@@ -75,6 +75,12 @@ def _outputs(out: Console, record: dict[str, Any]) -> None:
         f"{accuracy['agreement']:.2%}, repair: {record['repair']}; {duration(time['seconds'])} simulated, "
         f"{time['speedup']:.2f} x bf16 ({duration(time['bf16_seconds'])})"
     )
+    if slower := record["slower"]:
+        known = sorted(slower, key=lambda row: -row["seconds"])
+        lost = ", ".join(f"{row['layer']} +{duration(row['seconds'])}" for row in known[:4] if row["seconds"] > 0)
+        what = "bf16 is faster here" if record["share"] == 0 else f"{counted(len(slower), 'layer')} faster in bf16"
+        because = f", because in 8 bits more time goes to {lost}{', ...' if len(known) > 4 else ''}" if lost else ""
+        out.print(f"{what}{because} (--goal macs keeps 8 bits all the same)")
     if host := record["host"]:
         shown = ", ".join(host[:4]) + (", ..." if len(host) > 4 else "")
         out.print(

@@ -72,6 +72,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, name: str, *arguments: object, code: int = 0) -> str:
     words = ["quantize", folder / f"{name}.onnx", "--calibrate", folder / f"{name}.data.npz", *arguments]
+    words += ["--goal", "macs"]
     result = CliRunner().invoke(cli, [str(w) for w in words])
     assert result.exit_code == code, result.output
     return result.output if code else result.stdout
@@ -113,7 +114,7 @@ def test_layers_are_lifted_until_the_metric_drops_by_no_more(
     """The metric is of the whole model: the errors of both parts count, each in its turn."""
     goal = ("-p", "mixed", "--max-drop", allowed, "--metric", metric(folder, CLOSENESS))
     words = ("quantize", folder / "f64.onnx", "--calibrate", folder / "f64.data.npz", "--json", *goal)
-    done = CliRunner().invoke(cli, [str(w) for w in (*words, "-o", folder / "policy.toml")])
+    done = CliRunner().invoke(cli, [str(w) for w in (*words, "--goal", "macs", "-o", folder / "policy.toml")])
     record = json.loads(done.stdout)
     assert tuple(row["format"] for row in record["layers"]) == formats
     full, mine = record["metric"]["fp32"], record["metric"]["quantized"]
