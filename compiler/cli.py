@@ -22,6 +22,7 @@ from ppuc.compiler.commands.check import check_command
 from ppuc.compiler.commands.common import note
 from ppuc.compiler.commands.compare import compare_command
 from ppuc.compiler.commands.compile import compile_command
+from ppuc.compiler.commands.evaluate import evaluate_command
 from ppuc.compiler.commands.explain import explain_command
 from ppuc.compiler.commands.inspect import inspect_command
 from ppuc.compiler.commands.lists import ops_command, targets_command
@@ -138,6 +139,7 @@ for _command in (
     predict_command,
     check_command,
     quantize_command,
+    evaluate_command,
     simplify_command,
     opt_command,
     inspect_command,

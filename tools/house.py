@@ -61,8 +61,10 @@ ROOMS = (
         "options",
         (
             "compiler.options",
+            "compiler.quantization.batches",
             "compiler.quantization.criteria",
             "compiler.quantization.data",
+            "compiler.quantization.folders",
             "compiler.quantization.images",
         ),
         ("basics", "targets"),
@@ -100,7 +102,7 @@ ROOMS = (
     ),
     Room(
         "verification",
-        ("compiler.verification", "compiler.comparing", "compiler.host.verify"),
+        ("compiler.verification", "compiler.comparing", "compiler.host.verify", "compiler.evaluation"),
         ("program",),
         "comparison of programs with the oracle",
     ),

@@ -29,6 +29,25 @@ if TYPE_CHECKING:
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+
+class Share(click.ParamType):  # type: ignore[type-arg]
+    """A fraction, as `99%` or `0.99`."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        try:
+            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            self.fail(f"{text} is not a share: give 99% or 0.99")
+        return number
+
+
 TARGET: tuple[Decorator, ...] = (
     click.option(
         "--target",
@@ -78,7 +97,7 @@ CALIBRATION: tuple[Decorator, ...] = (
         "--preprocess",
         metavar="FILE.toml",
         type=click.Path(path_type=Path),
-        help="Preprocessing of the images of a --calibrate folder.",
+        help="Preprocessing of images in the data (docs/data.md).",
     ),
     click.option(
         "--method",
@@ -108,6 +127,14 @@ JUDGING: tuple[Decorator, ...] = (
         help="The axis of an output along which its classes lie, for agreement. Default: that of the model's softmax "
         "or argmax, or the channels. Repeatable.",
     ),
+)
+
+METRIC = click.option(
+    "--metric",
+    metavar="METRIC",
+    help="What the task measures; larger is better. A built-in metric with parameters (top-k,k=5), a .toml file with "
+    "both (docs/metrics.md), or a .py file with metric(outputs, inputs) -> float on lists of dicts of arrays, one per "
+    "sample; arrays in the data other than inputs (labels) come with the inputs.",
 )
 
 POLICY = click.option(
@@ -173,7 +200,7 @@ HOST: tuple[Decorator, ...] = (
 @dataclass(frozen=True, slots=True)
 class CompileArguments:
     """The compile options of a command line; `explicit` maps the fields of given ones to their spelling. A command that
-    takes only some of them leaves the others at their defaults."""
+    takes only some of them leaves the others at their defaults. `data` are samples to run, of `ppuc evaluate`."""
 
     target: str = ""
     overrides: tuple[str, ...] = ()
@@ -195,6 +222,7 @@ class CompileArguments:
     host_ops: tuple[Path, ...] = ()
     no_host: bool = False
     lenient: bool = False
+    data: Path | None = None
     explicit: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -257,7 +285,8 @@ class CompileArguments:
             how = read_preprocessing(self.preprocess) if self.preprocess is not None else None
             data = Data(self.calibrate, how, labels=labels)
         else:
-            self.refuse(("preprocess", "method", "headroom", "power_of_two"), "has no effect without --calibrate")
+            calibrating = ("method", "headroom", "power_of_two", *(("preprocess",) if self.data is None else ()))
+            self.refuse(calibrating, "has no effect without --calibrate")
         calibration = Calibration(self.method, self.headroom, self.power_of_two)
         judging = Judging(self.outputs, self.class_axis)
         return Quantization(data, self.policy, calibration, not self.no_repair, judging)

@@ -64,8 +64,9 @@ def _loaded(
     from ppuc.compiler.options import HostPolicy
     from ppuc.compiler.program.compiled import load_program
 
+    own = (*AT_RUN, "data", "preprocess") if arguments.data is not None else AT_RUN
     late, hint = "has no effect on a compiled program", "give the .onnx file"
-    arguments.refuse_all_but(AT_RUN, late, got=model, hint=hint)
+    arguments.refuse_all_but(own, late, got=model, hint=hint)
     program = load_program(model, machine, HostPolicy(ops=arguments.host_ops))
     if program.variants is None:
         arguments.refuse(("dims",), late, got=model, hint=hint)

@@ -17,10 +17,12 @@ from ppuc.compiler.commands.options import (
     HOST,
     JUDGING,
     LENIENT,
+    METRIC,
     PIPELINE,
     TARGET,
     TUNE,
     CompileArguments,
+    Share,
     compile_arguments,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
@@ -33,24 +35,6 @@ if TYPE_CHECKING:
     from ppuc.compiler.options import CompileOptions
     from ppuc.compiler.quantization.prepare import Prepared
     from ppuc.compiler.quantization.study import Study, Subject
-
-
-class Share(click.ParamType):  # type: ignore[type-arg]
-    """A fraction, as `99%` or `0.99`."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        text = str(value)
-        try:
-            number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            number = -1.0
-        if not 0 <= number <= 1:
-            self.fail(f"{text} is not a share: give 99% or 0.99")
-        return number
 
 
 @click.command(
@@ -93,13 +77,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]
     "them in 8 bits. Default: time, or macs with --min-share.",
 )
 @click.option("--max-drop", type=Share(), metavar="SHARE", help="Mixed: largest relative drop of --metric.")
-@click.option(
-    "--metric",
-    metavar="METRIC",
-    help="What the task measures; larger is better. A built-in metric with parameters (top-k,k=5), a .toml file with "
-    "both (docs/metrics.md), or a .py file with metric(outputs, inputs) -> float on lists of dicts of arrays, one per "
-    "sample; arrays in the data other than inputs (labels) come with the inputs.",
-)
+@METRIC
 @click.option(
     "--attention",
     is_flag=True,

@@ -150,9 +150,10 @@ def run_hosted(
     *,
     trace: bool = False,
     progress: Progress | None = None,
+    hazards: bool = True,
 ) -> HostedRun:
     """Run a program with host steps, compiled with `options`, on inputs by ONNX name, with `compile` for run-time
-    compilation; without inputs, simulate timing only."""
+    compilation; without inputs, simulate timing only. `hazards`: look for accesses that nothing orders."""
     program, target = _exposed(artifact.program, plan), options.target
     vectors: tuple[VectorProgram, ...] = artifact.vectors
     if inputs is None:
@@ -160,7 +161,8 @@ def run_hosted(
         moves = crossings(plan)
         return HostedRun({}, replace(raw, profile=with_link(raw.profile, moves, target)), {}, moves=moves)
     execution = Execution(artifact, plan, options, compile, inputs)
-    raw = simulate(program, vectors, target, constants, {}, trace=trace, progress=progress, before=execution.before)
+    how: dict[str, Any] = {"check_hazards": hazards, "trace": trace, "progress": progress}
+    raw = simulate(program, vectors, target, constants, {}, before=execution.before, **how)
     outputs = execution.finish(raw.outputs)
     runs, moves = tuple(execution.deferred.runs.values()), execution.moves()
     profile = merged_profile(with_link(raw.profile, moves, target), runs, target)

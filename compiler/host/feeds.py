@@ -88,7 +88,7 @@ def samples_of_parts(hosted: HostedModel, data: Data) -> list[Feeds]:
             got=dict(hosted.inputs)[foreign[0]],
             hint="leave it out: the scales of activations are then computed at run time",
         )
-    samples = list(data.samples(input_specs_of(hosted), hosted.fixed))
+    samples = [dict(sample) for sample in data.samples(input_specs_of(hosted), hosted.fixed)]
     check_not_zero(samples, data.where)
     return samples
 

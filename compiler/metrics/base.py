@@ -32,6 +32,23 @@ class Metric(Protocol):
         """The figure of `outputs` on `samples`; `exact` are the outputs of the model in f32. Larger is better."""
         ...
 
+    @property
+    def against_f32(self) -> bool:
+        """Whether the model in f32 is the truth."""
+        ...
+
+
+class ByLabels:
+    """A metric whose field `labels` names its truth in the data; without it, the model in f32 is the truth."""
+
+    __slots__ = ()
+    labels: str | tuple[str, ...]
+
+    @property
+    def against_f32(self) -> bool:
+        """As Metric says."""
+        return not self.labels
+
 
 M = typing.TypeVar("M", bound=type)
 METRICS: dict[str, type[Metric]] = {}

@@ -49,6 +49,11 @@ class PythonMetric:
             which = f" on sample {number}" if number is not None else " on the samples together, on none alone"
             raise UsageError.of(f"--metric {self.file}", f"fails{which}", got=self._told(error)) from error
 
+    @property
+    def against_f32(self) -> bool:
+        """As Metric says: it is called without the model's outputs."""
+        return False
+
     def _failing(self, outputs: Sequence[Sample], samples: Sequence[Sample]) -> int | None:
         for number, (output, sample) in enumerate(zip(outputs, samples, strict=True)):
             try:

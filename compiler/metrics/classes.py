@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppuc.compiler.metrics.base import Sample, label_of, metric, numbered, output_of
+from ppuc.compiler.metrics.base import ByLabels, Sample, label_of, metric, numbered, output_of
 from ppuc.ir.errors import UsageError
 
 
 @metric("top-k")
 @dataclass(frozen=True, slots=True)
-class TopK:
+class TopK(ByLabels):
     """The share of rows whose true class is among the `k` largest scores along `axis`. The truth is an array of class
     numbers in the data, `labels`, or else the largest score of the model in f32."""
 
@@ -46,7 +46,7 @@ class TopK:
 
 @metric("miou")
 @dataclass(frozen=True, slots=True)
-class MeanIou:
+class MeanIou(ByLabels):
     """The mean over classes of intersection over union, over the pixels of all samples. `axis` is that of the classes;
     one class is decided at `threshold`, and maps of integers are taken as they are. The truth is a map of class numbers
     in the data, `labels`, whose pixels of class `ignore` do not count, or else that of the model in f32. Classes that

@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from ppuc.compiler.metrics.base import Sample, label_of, metric, numbered, output_of
+from ppuc.compiler.metrics.base import ByLabels, Sample, label_of, metric, numbered, output_of
 from ppuc.ir.errors import UsageError
 
 
 @metric("keypoints")
 @dataclass(frozen=True, slots=True)
-class Keypoints:
+class Keypoints(ByLabels):
     """Keypoints: the share within `within` pixels of the truth (`pck`), or minus the mean distance in pixels
     (`pixels`). The output is heatmaps [N, points, H, W], whose largest elements count, or coordinates x and y:
     [N, points, 2 or more] or [N, 2 * points]. Both are multiplied by `scale`. The truth is an array [points, 2 or more]
@@ -63,7 +63,7 @@ class Keypoints:
 
 @metric("lanes")
 @dataclass(frozen=True, slots=True)
-class Lanes:
+class Lanes(ByLabels):
     """Lanes: the share of the truth's points that are found within `within` pixels. `points`: the output holds an x for
     each row of an image, absent where negative or NaN. `cells`: the output holds scores of the cells of each row along
     `axis`, the last cell meaning absent (`absent`), and a point lies at the mean of the cells by likelihood. Both are

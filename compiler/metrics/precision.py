@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ppuc.compiler.metrics.base import Sample, label_of, metric, numbered
+from ppuc.compiler.metrics.base import ByLabels, Sample, label_of, metric, numbered
 from ppuc.compiler.metrics.boxes import overlap
 from ppuc.compiler.metrics.detections import Boxes, Detections
 from ppuc.ir.errors import UsageError
@@ -24,7 +24,7 @@ RECALLS = np.linspace(0, 1, 101)
 
 @metric("ap")
 @dataclass(frozen=True, slots=True)
-class AveragePrecision:
+class AveragePrecision(ByLabels):
     """Average precision of a detector's boxes, which `boxes` describes: at an overlap of 0.5, of 0.75, or the mean over
     0.5 to 0.95. The truth are two arrays in the data, `labels`: boxes [boxes, 4] as x0, y0, x1, y1 in pixels of the
     input, and their class numbers, of which negative ones pad; or else what the model finds in f32 with a score of

@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from ppuc.compiler.metrics.base import Sample, label_of, metric, numbered, output_of
+from ppuc.compiler.metrics.base import ByLabels, Sample, label_of, metric, numbered, output_of
 from ppuc.ir.errors import UsageError
 
 
 @metric("ctc")
 @dataclass(frozen=True, slots=True)
-class Ctc:
+class Ctc(ByLabels):
     """Text of a CTC output: the share of lines read exactly, or 1 less the error rate of characters or words
     (insertions, deletions and substitutions over the length of the true text). The output is [N, steps, symbols];
     `time_major`: [steps, N, symbols]. `alphabet` is a file with a symbol a line, in the order of the classes without

@@ -50,6 +50,21 @@ if TYPE_CHECKING:
 SHOWN = 4
 """Inputs, and outputs, that the text of a program names."""
 
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How a program is run; the arguments of `CompiledProgram.run`."""
+
+    trace: bool = False
+    progress: Progress | None = None
+    hazards: bool = True
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments."""
+        return {"trace": self.trace, "progress": self.progress, "hazards": self.hazards}
+
+
 EMPTY = Program("", "", "", (), (), (), ())
 
 
@@ -204,16 +219,23 @@ class CompiledProgram:
         )
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], *, trace: bool = False, progress: Progress | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        trace: bool = False,
+        progress: Progress | None = None,
+        hazards: bool = True,
     ) -> ProgramResult:
         """Run on the simulator: `inputs` by ONNX name, of exactly the declared dtypes and shapes. Inputs with a default
-        may be omitted. Raises InputError."""
+        may be omitted. Without `hazards`, accesses that nothing orders are not looked for, which takes a third of the
+        time. Raises InputError."""
+        how = _How(trace, progress, hazards)
         if self.variants is not None:
-            return self._run_variant(self.variants, inputs, trace, progress)
+            return self._run_variant(self.variants, inputs, how)
         given = {**self.defaults, **without_fixed(self.fixed, inputs, self.name)}
         plan = self.plan
         if plan is None:
-            return self._simulate(checked_inputs(self.inputs, given, self.name), trace, progress)
+            return self._simulate(checked_inputs(self.inputs, given, self.name), how)
         foreign = {name: given.pop(name) for name, _ in plan.host_inputs if name in given}
         missing = [name for name, _ in plan.host_inputs if name not in foreign]
         if missing:
@@ -221,35 +243,31 @@ class CompiledProgram:
                 self.name, f"input '{missing[0]}' is missing", expected=dict(plan.host_inputs)[missing[0]]
             )
         feeds = {**checked_inputs(self.inputs, given, self.name), **foreign}
-        return self._hosted(plan, feeds, trace, progress)
+        return self._hosted(plan, feeds, how)
 
     def time(self, *, trace: bool = False, progress: Progress | None = None) -> ProgramResult:
         """Simulate timing only, without values or weights."""
-        plan = self.plan
-        return self._simulate(None, trace, progress) if plan is None else self._hosted(plan, None, trace, progress)
+        plan, how = self.plan, _How(trace, progress)
+        return self._simulate(None, how) if plan is None else self._hosted(plan, None, how)
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Seeded random inputs valid for the program: integers in range of the tables they index, masks of ones,
         defaults unchanged."""
         return {**generate_all(self.inputs, seed=seed), **self.defaults}
 
-    def _run_variant(
-        self, variants: Variants, inputs: Mapping[str, Any], trace: bool, progress: Progress | None
-    ) -> ProgramResult:
+    def _run_variant(self, variants: Variants, inputs: Mapping[str, Any], how: _How) -> ProgramResult:
         variant, sizes = variants.choose({n: np.shape(a) for n, a in inputs.items()}, self.name)
         program = self._of(variant)
         if not sizes:
-            return program.run(inputs, trace=trace, progress=progress)
-        result = program.run(variants.padded(inputs, variant), trace=trace, progress=progress)
+            return program.run(inputs, **how.arguments)
+        result = program.run(variants.padded(inputs, variant), **how.arguments)
         return replace(result, outputs=variants.cut(result.outputs, sizes))
 
     @property
     def _constants(self) -> dict[str, Resource]:
         return {n: c if isinstance(c, Resource) else Resource.of(c, n) for n, c in self.artifact.constants.items()}
 
-    def _hosted(
-        self, plan: Plan, inputs: Mapping[str, Any] | None, trace: bool, progress: Progress | None
-    ) -> ProgramResult:
+    def _hosted(self, plan: Plan, inputs: Mapping[str, Any] | None, how: _How) -> ProgramResult:
         from ppuc.compiler.host.execute import run_hosted
         from ppuc.compiler.host.merge import launches, merged_nodes, merged_program
 
@@ -260,13 +278,14 @@ class CompiledProgram:
             self._constants,
             _compiled_deferred,
             inputs,
-            trace=trace,
-            progress=progress,
+            trace=how.trace,
+            progress=how.progress,
+            hazards=how.hazards,
         )
         return ProgramResult(
             found.outputs,
             found.raw.profile,
-            found.raw if trace else None,
+            found.raw if how.trace else None,
             found.host_seconds,
             found.deferred,
             found.moves,
@@ -275,9 +294,7 @@ class CompiledProgram:
             launches(found.deferred),
         )
 
-    def _simulate(
-        self, inputs: Mapping[str, np.ndarray] | None, trace: bool, progress: Progress | None
-    ) -> ProgramResult:
+    def _simulate(self, inputs: Mapping[str, np.ndarray] | None, how: _How) -> ProgramResult:
         from ppuc.targets.simulator.run import simulate
 
         artifact = self.artifact
@@ -287,12 +304,20 @@ class CompiledProgram:
             buffers = {s.name: results.get(self.options.aliases.get(s.name, ""), s.type.dims) for s in artifact.inputs}
             feeds = {s.tensor: grown(inputs[s.name], buffers[s.name]) for s in artifact.inputs}
         raw = simulate(
-            artifact.program, artifact.vectors, self.target, self._constants, feeds, trace=trace, progress=progress
+            artifact.program,
+            artifact.vectors,
+            self.target,
+            self._constants,
+            feeds,
+            check_hazards=how.hazards,
+            trace=how.trace,
+            progress=how.progress,
         )
         outputs: dict[str, np.ndarray] = {}
         if inputs is not None:
             outputs = {s.name: raw.outputs[s.tensor].reshape(s.type.dims) for s in artifact.outputs}
-        return ProgramResult(outputs, raw.profile, raw if trace else None, program=artifact.program, nodes=self.nodes)
+        kept = raw if how.trace else None
+        return ProgramResult(outputs, raw.profile, kept, program=artifact.program, nodes=self.nodes)
 
 
 def load_program(path: str | Path, target: Target | None = None, host: HostPolicy | None = None) -> CompiledProgram:

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from ppuc.compiler.inputs import InputSpec, checked_inputs, read_npy, read_npz, without_fixed
+from ppuc.compiler.quantization.batches import Batch, Stack, joined
 from ppuc.compiler.quantization.images import SUFFIXES, Preprocessing, read_image
 from ppuc.ir.errors import InputError, UsageError
 
-Stack = Mapping[str, np.ndarray]
 Source = str | Path | Iterable[Stack]
+
 
 FEW = 8
 """With fewer samples than this, ranges are uncertain."""
@@ -97,20 +98,37 @@ class Data:
                 found[name] = (size, *np.shape(array)[1:])
         return found
 
+    def first(
+        self, declared: Mapping[str, Sequence[int | str | None] | None], dims: Mapping[str, int]
+    ) -> dict[str, np.ndarray]:
+        """The inputs of the first batch, for a model whose inputs are `declared` and whose batch is as in `shapes`."""
+        shapes = self.shapes(declared, dims)
+        stack = next(iter(self.stacks(tuple(declared))))
+        return {n: np.resize(stack[n], shape) for n, shape in shapes.items() if np.size(stack[n])}
+
     def samples(
         self, specs: Sequence[InputSpec], fixed: Mapping[str, np.ndarray] | None = None
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """Feeds by ONNX name, one per batch. The last batch is padded with the first samples of its stack. Inputs that
-        were `fixed` to a value may be present, once or per sample, with that value."""
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """The arrays of `batches`."""
+        return (batch.arrays for batch in self.batches(specs, fixed))
+
+    def batches(self, specs: Sequence[InputSpec], fixed: Mapping[str, np.ndarray] | None = None) -> Iterator[Batch]:
+        """Feeds by ONNX name with labels, one per batch; files of fewer samples than a batch are joined. The last batch
+        is filled up with the first samples of its stack. Inputs that were `fixed` to a value may be present, once or
+        per sample, with that value."""
         count = 0
-        for held in self.stacks([s.name for s in specs]):
-            stack = without_fixed(fixed or {}, _fixed_once(held, fixed or {}), self.where)
-            for sample in _batches(*self._parted(stack, specs), specs, self.where):
-                _check_numbers({s.name: sample[s.name] for s in specs}, f"{self.where}: sample {count}")
-                yield sample
+        for inputs, labels in joined(self._given(specs, fixed or {}), {s.name: s.type.dims for s in specs}):
+            for batch in _batches(inputs, labels, specs, self.where):
+                _check_numbers({s.name: batch.arrays[s.name] for s in specs}, f"{self.where}: sample {count}")
+                yield batch
                 count += 1
         if not count:
             raise InputError.of(self.where, "holds no samples")
+
+    def _given(self, specs: Sequence[InputSpec], fixed: Mapping[str, np.ndarray]) -> Iterator[tuple[Stack, Stack]]:
+        """Inputs and labels of each stack, without `fixed` inputs."""
+        for held in self.stacks([s.name for s in specs]):
+            yield self._parted(without_fixed(fixed, _fixed_once(held, fixed), self.where), specs)
 
     def _parted(self, stack: Stack, specs: Sequence[InputSpec]) -> tuple[Stack, Stack]:
         """A stack's inputs and labels; without `labels`, an unknown name stays an input, and is refused as one."""
@@ -130,7 +148,7 @@ def _fixed_once(stack: Stack, fixed: Mapping[str, np.ndarray]) -> dict[str, np.n
     return found
 
 
-def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str) -> Iterator[dict[str, np.ndarray]]:
+def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str) -> Iterator[Batch]:
     """Samples with their labels. A label with as many rows as there are samples is split by row; any other (an
     alphabet, names of classes) is passed whole to every sample."""
     shapes = {s.name: s.type.dims for s in specs}
@@ -142,7 +160,9 @@ def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str
             specs, {n: a[: shapes[n][0]] if n in stacked and a.ndim else a for n, a in arrays.items()}, where
         )
     if not stacked:
-        yield {**checked_inputs(specs, arrays, where), **labels}
+        first = {s[0] for s in shapes.values()} if all(len(s) > 1 for s in shapes.values()) else set()
+        size = first.pop() if len(first) == 1 else 1
+        yield Batch({**checked_inputs(specs, arrays, where), **labels}, size, size)
         return
     counts = {n: len(arrays[n]) if arrays[n].ndim else 0 for n in stacked}
     if len(set(counts.values())) > 1:
@@ -155,7 +175,8 @@ def _batches(stack: Stack, labels: Stack, specs: Sequence[InputSpec], where: str
     for start in range(0, total, batch):
         rows = np.arange(start, start + batch) % total
         sample = checked_inputs(specs, {n: a if n in whole else a[rows] for n, a in arrays.items()}, where)
-        yield {**sample, **{n: a[rows] if a.shape[:1] == (total,) else a for n, a in labels.items()}}
+        own = {n: a[rows] if a.shape[:1] == (total,) else a for n, a in labels.items()}
+        yield Batch({**sample, **own}, batch, min(batch, total - start))
 
 
 def _check_numbers(sample: Mapping[str, np.ndarray], where: str) -> None:

@@ -91,6 +91,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
             run("quantize", model, *SHAPE, "--calibrate", data, *mixed)
             for mixed in ((), ("-p", "mixed", "--min-sqnr", "10", "--metric", metric, "--max-drop", "50%"))
         ],
+        "evaluate": [run("evaluate", model, *SHAPE, "--data", data, "--metric", metric)],
         "simplify": [run("simplify", model, "-o", folder / "clean.onnx")],
         "inspect": [
             *(run("inspect", path) for path in (model, steps[-1], program)),
