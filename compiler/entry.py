@@ -28,6 +28,7 @@ def compile(
     dims: Mapping[str, int | Sequence[int]] | None = None,
     *,
     calibrate: str | Path | Iterable[Mapping[str, np.ndarray]] | None = None,
+    preprocess: str | Path | None = None,
     policy: str | Path | None = None,
     alias: Mapping[str, str] | None = None,
     tune: int = 1,
@@ -43,7 +44,8 @@ def compile(
     """Compile an ONNX model (a path or a ModelProto). `target` is a built-in name, a .toml path or a Target ("": the
     default one); `precision` is one of model, fp32, bf16, fp16, fp8, int8, mixed, mxfp8, mxfp4, nvfp4; `dims` binds
     symbolic dimensions; `dump` is a folder for the program after every pass. Precisions fp8 and int8 take scales from
-    samples: `calibrate` is an .npz, a folder, or an iterable of dicts of arrays; `policy` is a file with the format of
+    samples: `calibrate` is an .npz, a folder, or an iterable of dicts of arrays; `preprocess` is a TOML file that says
+    how the model wants the images of a folder; `policy` is a file with the format of
     every layer. `alias` maps an input to the output that extends it and shares its memory (a key or value cache);
     `tune` is the number of tilings of each matmul and convolution to measure. `pipeline` names the passes (`ppuc
     passes` lists pipelines), `disable_passes` are passes to disable.
@@ -56,8 +58,14 @@ def compile(
     from ppuc.compiler.options import CompileOptions, HostPolicy, Instrumentation, Quantization
     from ppuc.compiler.program.variants import combinations
     from ppuc.compiler.quantization.data import Data
+    from ppuc.compiler.quantization.images import read_preprocessing
+    from ppuc.ir.errors import UsageError
     from ppuc.targets.description import resolve_target
 
+    if calibrate is None and preprocess is not None:
+        raise UsageError.of("preprocess", "has no effect without calibrate")
+    how = read_preprocessing(Path(preprocess)) if preprocess is not None else None
+    data = Data(calibrate, how) if calibrate is not None else None
     options = CompileOptions(
         resolve_target(target),
         precision,
@@ -66,9 +74,7 @@ def compile(
         tune=tune,
         pipeline=pipeline,
         disabled=tuple(disable_passes),
-        quantization=Quantization(
-            Data(calibrate) if calibrate is not None else None, Path(policy) if policy is not None else None
-        ),
+        quantization=Quantization(data, Path(policy) if policy is not None else None),
         host=HostPolicy(host, tuple(map(Path, host_ops))),
         lenient=lenient,
     )

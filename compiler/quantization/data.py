@@ -1,7 +1,7 @@
 """Samples for calibration and measurement: read on demand, validated, and split into the model's batches.
 
-A source is an .npz (arrays by input name, samples stacked along the first axis), a folder of .npz files, a folder of
-.npy files or of images (one sample each, for a model of one input), or any Python iterable of dicts of arrays.
+A source is an .npz (arrays by input name, samples stacked along the first axis), a folder (folders.py), or any Python
+iterable of dicts of arrays.
 
 A task metric may need more than the inputs: with `labels`, arrays that are not inputs are kept as labels.
 
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ppuc.compiler.inputs import InputSpec, checked_inputs, read_npy, read_npz, without_fixed
+from ppuc.compiler.inputs import InputSpec, checked_inputs, read_npz, without_fixed
 from ppuc.compiler.quantization.batches import Batch, Stack, joined
-from ppuc.compiler.quantization.images import SUFFIXES, Preprocessing, read_image
-from ppuc.ir.errors import InputError, UsageError
+from ppuc.compiler.quantization.folders import samples_of
+from ppuc.compiler.quantization.images import Preprocessing
+from ppuc.ir.errors import InputError
 
 Source = str | Path | Iterable[Stack]
 
@@ -54,38 +55,18 @@ class Data:
         if self._path is None:
             yield from self._stacks
         elif self._path.is_dir():
-            yield from self._folder(self._path, names)
+            yield from samples_of(self._path, names, self._preprocessing, labels=self._labels)
         else:
             yield read_npz(self._path)
-
-    def _folder(self, folder: Path, names: Sequence[str]) -> Iterator[Stack]:
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".npz", ".npy", *SUFFIXES))
-        if not files:
-            raise InputError.of(str(folder), "holds no samples", expected=".npz, .npy or image files")
-        for file in files:
-            if file.suffix == ".npz":
-                yield read_npz(file)
-                continue
-            if len(names) != 1:
-                raise InputError.of(
-                    str(file), "does not say which input it is for", expected=f"an .npz with {', '.join(names)}"
-                )
-            if file.suffix == ".npy":
-                yield {names[0]: read_npy(file)}
-            elif self._preprocessing is None:
-                raise UsageError.of(
-                    str(file),
-                    "is an image, and nothing says how the model wants it",
-                    hint="describe size, scale and layout in a TOML file and give it with --preprocess",
-                )
-            else:
-                yield {names[0]: read_image(file, self._preprocessing)[None]}
 
     def shapes(
         self, declared: Mapping[str, Sequence[int | str | None] | None], dims: Mapping[str, int]
     ) -> dict[str, tuple[int, ...]]:
         """Shapes to bind the model's open dimensions to: those of the first stack, with the batch size from `dims` or
         the model (default 1) in place of the number of samples."""
+        if self._pictured:
+            for name, shape in declared.items():
+                self._preprocessing_of(name).check_fits(name, shape or ())
         first = next(iter(self.stacks(tuple(declared))), None)
         if first is None:
             raise InputError.of(self.where, "holds no samples")
@@ -97,6 +78,15 @@ class Data:
                 size = batch if isinstance(batch, int) else dims.get(batch or "", dims.get(f"{name}:0", 1))
                 found[name] = (size, *np.shape(array)[1:])
         return found
+
+    @property
+    def _pictured(self) -> bool:
+        """Whether images become inputs."""
+        return self._preprocessing is not None and self._path is not None and self._path.is_dir()
+
+    def _preprocessing_of(self, name: str) -> Preprocessing:
+        assert self._preprocessing is not None
+        return self._preprocessing.of(name)
 
     def first(
         self, declared: Mapping[str, Sequence[int | str | None] | None], dims: Mapping[str, int]
@@ -127,6 +117,8 @@ class Data:
 
     def _given(self, specs: Sequence[InputSpec], fixed: Mapping[str, np.ndarray]) -> Iterator[tuple[Stack, Stack]]:
         """Inputs and labels of each stack, without `fixed` inputs."""
+        for spec in specs if self._pictured else ():
+            self._preprocessing_of(spec.name).check_fits(spec.name, spec.type.dims, str(spec.type.dtype))
         for held in self.stacks([s.name for s in specs]):
             yield self._parted(without_fixed(fixed, _fixed_once(held, fixed), self.where), specs)
 
