@@ -31,6 +31,7 @@ from ppuc.compiler.commands.passes import passes_command
 from ppuc.compiler.commands.predict import predict_command
 from ppuc.compiler.commands.profile import profile_command
 from ppuc.compiler.commands.quantize import quantize_command
+from ppuc.compiler.commands.report import report_command
 from ppuc.compiler.commands.run import run_command
 from ppuc.compiler.commands.simplify import simplify_command
 from ppuc.compiler.commands.streams import StreamError, checked_streams, discard_unwritten
@@ -134,6 +135,7 @@ for _command in (
     run_command,
     verify_command,
     profile_command,
+    report_command,
     compare_command,
     explain_command,
     predict_command,

@@ -112,7 +112,10 @@ ROOMS = (
     Room("api", (FACE, "compiler.entry", "compiler.onnx_backend"), ("verification",), "the package's face"),
     Room("predict", ("compiler.predict",), ("api", "report"), "times of single operators, from their sizes"),
     Room(
-        "commands", ("compiler.cli", "compiler.commands"), ("predict", "simplify", "recording"), "nothing imports them"
+        "commands",
+        ("compiler.cli", "compiler.commands"),
+        ("predict", "simplify", "recording", "page"),
+        "nothing imports them",
     ),
 )
 

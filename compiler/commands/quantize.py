@@ -26,6 +26,7 @@ from ppuc.compiler.commands.options import (
     compile_arguments,
 )
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
+from ppuc.compiler.commands.recording import record_option
 from ppuc.compiler.precisions import PRECISIONS, PURPOSES
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
 @click.option("--plot", type=OutputFile(), metavar="FILE.svg", help="Draw accuracy against the share in 8 bits.")
 @click.option("--top", type=click.IntRange(min=0), default=0, metavar="N", help="Show the N noisiest layers (0: all).")
 @compile_arguments(*TARGET, DIM, *CALIBRATION, *JUDGING, ALIAS, TUNE, *PIPELINE, *HOST, LENIENT)
+@record_option
 @json_option
 def quantize_command(
     model: Path,
@@ -106,6 +108,7 @@ def quantize_command(
     output: Path | None,
     plot: Path | None,
     top: int,
+    recorded: Path | None,
     as_json: bool,
 ) -> int:
     """Quantize MODEL.onnx on data and report accuracy loss and simulated speed-up by layer.
@@ -121,6 +124,7 @@ def quantize_command(
 
     goal = Goal(min_sqnr, min_agreement, max_drop, min_share)
     _check_goal(goal, arguments.precision, metric)
+    keep_input(model, recorded)
     if output is not None:
         for read in filter(None, (model, arguments.calibrate, evaluate)):
             keep_input(read, output)
@@ -148,6 +152,10 @@ def quantize_command(
     if output is not None:
         about = {"model": model.name, "target": target, "precision": options.precision}
         write_policy(output, made.plan, about)
+    if recorded is not None:
+        from ppuc.compiler.recording.record import study_record, write_record
+
+        write_record(recorded, study_record("quantize", model, options.target, options.precision, record))
     if plot is not None:
         from ppuc.compiler.report.quantization import pareto_svg
         from ppuc.ir.files import write_file

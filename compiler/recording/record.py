@@ -40,14 +40,9 @@ def run_record(
     prints it as JSON. `watch` saw the compilation of the .onnx file `model`; without one (a .ppu), there are remarks,
     but neither texts of passes nor the ONNX graph."""
     artifact = program.artifact
+    about = {"file": str(model), "name": program.name, "sha256": artifact.meta.get("model_sha256", "")}
     return {
-        "format": FORMAT,
-        "schema": RECORD_SCHEMA,
-        "ppuc": VERSION,
-        "command": command,
-        "model": {"file": str(model), "name": program.name, "sha256": artifact.meta.get("model_sha256", "")},
-        "target": _machine(program.target),
-        "precision": program.options.precision,
+        **_head(command, about, program.target, program.options.precision),
         "options": {k: v for k, v in artifact.meta.items() if k not in ("nodes", "plan", "variants")},
         "inputs": {s.name: str(s.type) for s in artifact.inputs},
         "outputs": {s.name: str(s.type) for s in artifact.outputs},
@@ -58,6 +53,35 @@ def run_record(
         "booked": program.nodes,
         "memory": plan_of_program(artifact.program, program.target).record() | {"refused": refused(program.remarks)},
         **sections,
+    }
+
+
+def study_record(command: str, model: Path, target: Target, precision: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a command that studies a model without a program to show: its ONNX graph, and what was found."""
+    about = {"file": str(model), "name": model.stem, "sha256": ""}
+    program: dict[str, Any] = {
+        "options": {},
+        "inputs": {},
+        "outputs": {},
+        "passes": [],
+        "kernels": {},
+        "tensors": {},
+        "booked": {},
+    }
+    head = _head(command, about, target, precision)
+    return {**head, **program, "memory": None, "graph": graph_record(model), command: found}
+
+
+def _head(command: str, model: Mapping[str, str], target: Target, precision: str) -> dict[str, Any]:
+    """What every record begins with."""
+    return {
+        "format": FORMAT,
+        "schema": RECORD_SCHEMA,
+        "ppuc": VERSION,
+        "command": command,
+        "model": model,
+        "target": _machine(target),
+        "precision": precision,
     }
 
 

@@ -14,8 +14,8 @@ from tests.cli.calling import json_of, ppuc
 from tests.support.small_models import mlp
 
 COMMANDS = (
-    "compile", "run", "verify", "profile", "predict", "check", "quantize", "simplify", "opt", "inspect", "disasm",
-    "asm", "targets", "ops", "passes",
+    "compile", "run", "verify", "profile", "report", "compare", "explain", "predict", "check", "quantize", "evaluate",
+    "simplify", "opt", "inspect", "disasm", "asm", "targets", "ops", "passes",
 )  # fmt: skip
 
 

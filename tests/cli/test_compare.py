@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -68,6 +69,25 @@ def test_explain(model: Path, tmp_path: Path) -> None:
     assert ppuc("explain", tmp_path / "run.json", node).stdout == shown.stdout
     assert "has no effect on a recorded run" in error_of("explain", tmp_path / "run.json", node, *TINY)
     assert "has no node or tensor 'nothing'" in error_of("explain", model, "nothing", *SIZE)
+
+
+def test_report(model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((320, 20)).astype(np.float32))
+    runs = {
+        "profile": ("--timing-only", *SIZE),
+        "quantize": ("--calibrate", tmp_path / "data.npz", *SIZE),
+        "verify": SIZE,
+    }
+    for command, more in runs.items():
+        record, page = tmp_path / f"{command}.json.gz", tmp_path / f"{command}.html"
+        assert ppuc(command, model, *TINY, *more, "--record", record).exit_code == 0
+        assert ppuc("report", record, "-o", page).exit_code == 0
+        assert page.read_text().startswith("<!")
+    again = tmp_path / "again.html"
+    assert json_of("report", model, *SIZE, *TINY, "-o", again)["bytes"] == again.stat().st_size
+    assert "is not the record of a run" in error_of("report", tmp_path / "data.npz")
+    assert "has no effect on a recorded run" in error_of("report", tmp_path / "verify.json.gz", *TINY)
+    assert "would overwrite the input file" in error_of("report", model, *SIZE, "-o", model)
 
 
 def test_mistakes(model: Path, tmp_path: Path) -> None:

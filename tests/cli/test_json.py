@@ -85,6 +85,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         "compare": [
             run("compare", model, *SHAPE, "--to", "precision=bf16", "--max-slower", "500%", "--max-drop", "500dB")
         ],
+        "report": [run("report", program, "-o", folder / "page.html")],
         "explain": [run("explain", model, node, *SHAPE)],
         "check": [run("check", model, *SHAPE)],
         "quantize": [
