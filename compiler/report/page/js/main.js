@@ -45,7 +45,7 @@ function sectionList(run) {
 function aboutText(record) {
   const inputs = Object.entries(record.inputs ?? {}).map(([name, type]) => `${name}: ${type}`);
   const shown = inputs.slice(0, 3).join(", ") + (inputs.length > 3 ? ` +${inputs.length - 3}` : "");
-  return `precision ${record.precision}, ${shown}; ppuc ${record.ppuc}`;
+  return `precision ${record.precision}${shown && ", "}${shown}; ppuc ${record.ppuc}`;
 }
 
 function setTheme(theme) {

@@ -37,7 +37,7 @@ function tiles(run) {
     found.push(tile("device memory", percent(used.hbm), `of hbm's bandwidth; l2 ${percent(used.l2)}`));
     found.push(tile("energy", si(profile.energy_joules.total, "J"), `${si(profile.power.watts, "W")} on average`));
   }
-  found.push(tile("kernels", whole(run.kernels.length), record.graph ? `for ${counted(record.graph.nodes.length, "ONNX node")}` : `at precision ${record.precision}`));
+  if (run.kernels.length) found.push(tile("kernels", whole(run.kernels.length), record.graph ? `for ${counted(record.graph.nodes.length, "ONNX node")}` : `at precision ${record.precision}`));
   return h("div", { class: "tiles" }, found);
 }
 
