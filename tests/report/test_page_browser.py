@@ -63,6 +63,13 @@ def test_every_section_is_drawn(tmp_path: Path) -> None:
     assert "Streams of instructions" in panel
 
 
+def test_hazards_are_told_only_of_runs_that_looked_for_them(tmp_path: Path) -> None:
+    record = mlp_record()
+    for values, told in ((False, False), (True, True)):
+        found = show(record | {"profile": {**record["profile"], "values": values}}, "all", tmp_path)
+        assert ("Hazards: none" in section(found, "summary")) == told
+
+
 def test_what_a_program_alone_does_not_hold_is_left_out(tmp_path: Path) -> None:
     record = mlp_record() | {"graph": None}
     del record["profile"]

@@ -14,7 +14,7 @@ export function readRun(record) {
     kernels,
     clock: record.target.clock_ghz * 1e9,
     cycles: profile?.cycles ?? record.verify?.cycles ?? record.run?.cycles ?? null,
-    hazards: profile?.hazards ?? record.verify?.hazards ?? record.run?.hazards ?? null,
+    hazards: record.verify?.hazards ?? record.run?.hazards ?? (profile?.values ? profile.hazards : null),
     seconds: profile?.seconds ?? record.verify?.seconds ?? record.run?.seconds ?? null,
     kernel: new Map(kernels.map((k) => [k.kernel, k])),
     nodes: new Map((record.graph?.nodes ?? []).map((n) => [n.node, n])),

@@ -133,7 +133,7 @@ function next(run) {
   const file = quoted(modelFile(run));
   const missing = [];
   if (!run.profile) missing.push([h("code", null, `ppuc profile ${file} --timing-only`), " measures the time of every kernel"]);
-  if (!run.record.verify) missing.push([h("code", null, `ppuc verify ${file}`), " compares the outputs with ONNX Runtime's"]);
+  if (!run.record.verify) missing.push([h("code", null, `ppuc verify ${file}`), " compares the outputs with ONNX Runtime's, and checks that all accesses to memory are ordered"]);
   if (!run.record.graph) missing.push(["A report of the .onnx instead of the .ppu also shows the graph and what each pass changed"]);
   return missing.length ? finding("", "Not in this report", h("ul", null, missing.map((m) => h("li", null, m)))) : null;
 }
