@@ -66,6 +66,7 @@ def _native(data: bytes) -> Evaluate:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")  # no saturated sums of 8-bit products
     session = onnxruntime.InferenceSession(
         data, options, providers=["CPUExecutionProvider"], disabled_optimizers=ABORTING
     )

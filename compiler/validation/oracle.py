@@ -1,7 +1,8 @@
 """ONNX Runtime as the oracle for a model's tensors.
 
 Invariant: the oracle sees the ONNX file itself, never anything that ppuc made of it (but for bf16, which it computes as
-f32 that is rounded after each node), and computes on one thread so that its answers do not depend on the host's cores.
+f32 that is rounded after each node, and for 8-bit products on CPUs that saturate them). It computes on one thread, so
+that its answers do not depend on the host's cores.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnxruntime
 
 from ppuc.compiler.frontend.expose import model_copy, of_known_version, serialised, with_outputs
+from ppuc.compiler.frontend.unsigned_weights import saturates, with_unsigned_weights
 from ppuc.compiler.frontend.widened import widened
 from ppuc.ir.errors import Diagnostic, ModelError
 from ppuc.ir.types import DType
@@ -51,6 +53,7 @@ class Oracle:
         if change is not None:
             source = model_copy(source)
             change(source)
+        source = exact_products(source)
         model: str | bytes
         if tensors:
             model = with_outputs(source, tuple(tensors))
@@ -125,6 +128,11 @@ class Session:
             raise _refusal(where, "ONNX Runtime cannot load the graph", error) from error
         self._inputs = {i.name for i in self._session.get_inputs()}
 
+    @classmethod
+    def exact(cls, model: onnx.ModelProto, where: str) -> Session:
+        """A session whose 8-bit products do not saturate on any CPU."""
+        return cls(serialised(exact_products(model)), where)
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs. Raises ModelError when ONNX Runtime refuses."""
         try:
@@ -132,6 +140,23 @@ class Session:
             return list(self._session.run(None, arrays))
         except Exception as error:  # as above
             raise _refusal(self.where, "ONNX Runtime cannot run the graph", error) from error
+
+
+S = TypeVar("S", bound="str | Path | onnx.ModelProto")
+
+
+def exact_products(source: S) -> S | onnx.ModelProto:
+    """`source`, or where this CPU would saturate its products of u8 and s8, a copy that is computed exactly."""
+    if not saturates(_only_output):
+        return source
+    return with_unsigned_weights(source) or source
+
+
+def _only_output(model: bytes, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    (result,) = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, feeds)
+    return np.asarray(result)
 
 
 def _refusal(where: str, what: str, error: Exception) -> ModelError:

@@ -117,7 +117,7 @@ def by_onnxruntime(node: Node) -> Answer:
         if model is None:
             continue
         try:
-            found = Session(model.SerializeToString(), "node").run(node.feeds)
+            found = Session.exact(model, "node").run(node.feeds)
         except Exception as error:  # PpucError, and what the binding says of types that it does not know
             refusal = refusal or f"ONNX Runtime: {error}"
             continue

@@ -354,5 +354,5 @@ def _largest(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> float:
     known = {output.name for output in model.graph.output}
     inner = (name for node in model.graph.node for name in node.output if name not in known)
     whole.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inner)
-    arrays = Session(whole.SerializeToString(), "solved").run(feeds)
+    arrays = Session.exact(whole, "solved").run(feeds)
     return max((float(np.abs(a).max(initial=0)) for a in arrays if a.dtype == FLOAT), default=0.0)

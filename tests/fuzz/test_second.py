@@ -25,7 +25,7 @@ X = {"x": np.float32([[0.5, -1.5, 2.5]])}
 @pytest.mark.parametrize("seed", range(4))
 def test_the_second_opinion_is_that_of_the_first_as_a_rule(seed: int) -> None:
     model, feeds, _ = model_of_seed(seed)
-    want = Session(model.SerializeToString(), "trial").run(feeds)
+    want = Session.exact(model, "trial").run(feeds)
     found = second_opinion(model, feeds)
     for output, array in zip(model.graph.output, want, strict=True):
         np.testing.assert_allclose(found[output.name], array, rtol=1e-2, atol=1e-2)

@@ -158,7 +158,7 @@ class TrialModel:
         results = [helper.make_empty_tensor_value_info(n) for n in outputs]
         made = self._model(helper.make_graph([node], "trial", infos, results))
         try:
-            arrays = Session(made.SerializeToString(), "trial").run({n: self.values[n] for n in read})
+            arrays = Session.exact(made, "trial").run({n: self.values[n] for n in read})
         except (PpucError, RuntimeError):
             return []
         if not all(self._moderate(a) for a in arrays):
@@ -250,7 +250,7 @@ def accepted(
                 layer(m)
         model, feeds, symbols = m.model()
         with suppress(ModelError):
-            Session(model.SerializeToString(), name).run(feeds)
+            Session.exact(model, name).run(feeds)
             return model, feeds, symbols
 
 

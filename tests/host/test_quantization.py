@@ -39,7 +39,8 @@ def model() -> onnx.ModelProto:
 
 
 def samples(count: int) -> list[dict[str, np.ndarray]]:
-    return [{"x": RNG.standard_normal((6, 24)).astype(np.float32)} for _ in range(count)]
+    rng = np.random.default_rng(count)
+    return [{"x": rng.standard_normal((6, 24)).astype(np.float32)} for _ in range(count)]
 
 
 def noise_db(program: CompiledProgram, x: np.ndarray) -> float:
@@ -66,8 +67,8 @@ def test_static_scales_come_from_what_arrives_at_each_part() -> None:
     wide = {**WEIGHTS, "B": 6 * WEIGHTS["B"]}
     source = model_of(TEXT, wide)
     program = ppuc.compile(source, EDGE, "int8", calibrate=(data := samples(4)))
-    want = Oracle(source).run(data[0])["y"]
-    got = program.run(data[0]).outputs["y"]
+    want, widest = max(((Oracle(source).run(x)["y"], x) for x in data), key=lambda found: np.abs(found[0]).max())
+    got = program.run(widest).outputs["y"]
     assert np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.9
     assert np.abs(got).max() > 0.5 * np.abs(want).max()
 

@@ -9,7 +9,9 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from ppuc.compiler.frontend.expose import serialised
 from ppuc.compiler.frontend.load import load_model
+from ppuc.compiler.validation.oracle import exact_products
 from ppuc.ir.graph import Attrs
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.ops import OPS, Indexing
@@ -53,7 +55,9 @@ def both(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> tuple[list[np.
     results = run_graph(imported.graph, {value.name: feeds[name] for name, value in imported.inputs})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # DynamicQuantizeLSTM gives every thread scales of its own
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        serialised(exact_products(model)), options, providers=["CPUExecutionProvider"]
+    )
     return [results[value.name] for _, value in imported.outputs], session.run(None, feeds)
 
 

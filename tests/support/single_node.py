@@ -10,7 +10,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from ppuc.compiler.frontend.expose import serialised
 from ppuc.compiler.frontend.load import ImportedModel, load_model
+from ppuc.compiler.validation.oracle import exact_products
 from ppuc.ir.graph import Graph, Op, Value
 from ppuc.ir.interpret import run_graph
 from ppuc.ir.ops import OPS, Kind
@@ -61,7 +63,9 @@ def by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> n
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        serialised(exact_products(model)), options, providers=["CPUExecutionProvider"]
+    )
     result: np.ndarray = session.run(None, dict(feeds))[0]
     return result
 
