@@ -10,6 +10,7 @@ import gc
 import json
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -57,7 +58,9 @@ class PpucGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         arguments = list(sys.argv[1:] if args is None else args)
-        with rare_collections(), checked_streams(), store.announced(lambda text: note(f"note: {text}")):
+        announced = store.announced(lambda text: note(f"note: {text}"))
+        with rare_collections(), checked_streams(), announced, warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's: overflow and NaN are results like others
             try:
                 code = self._outcome(arguments, prog_name, {**extra, "standalone_mode": False})
             except StreamError as error:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ppuc.compiler.alias import aliased
 from ppuc.compiler.inputs import (
     RANGE_OPTION,
@@ -135,6 +137,7 @@ def initial_module(imported: ImportedModel, options: CompileOptions) -> Module:
 
 
 @rare_collections()
+@np.errstate(all="ignore")
 def compile_model(source: ModelSource, options: CompileOptions, watch: Instrumentation = UNWATCHED) -> CompiledModel:
     """Compile an ONNX model. Nodes that the PPU cannot run go to the host if allowed. Raises ModelError, UsageError,
     InputError or CapacityError for errors that the caller can fix, DivergenceError if a pass changes the model's

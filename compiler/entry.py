@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,9 +78,26 @@ def compile(
         host=HostPolicy(host, tuple(map(Path, host_ops))),
         lenient=lenient,
     )
-    choices = combinations({n: [s] if isinstance(s, int) else list(s) for n, s in (dims or {}).items()})
+    choices = combinations(_sizes(dims))
     watch = Instrumentation(dump=Path(dump) if dump is not None else None)
     return compile_program(source, options, watch, choices, pad)
+
+
+def _sizes(dims: Mapping[str, int | Sequence[int]] | None) -> dict[str, list[int]]:
+    """The sizes of each dimension. Raises UsageError unless they are whole numbers."""
+    from ppuc.ir.errors import UsageError
+
+    expected = "a whole number, or several, by name, as in {'batch': 1}"
+    if not isinstance(dims or {}, Mapping):
+        raise UsageError.of("dims", "are not a dict", got=type(dims).__name__, expected=expected)
+    found: dict[str, list[int]] = {}
+    for name, given in (dims or {}).items():
+        sizes: list[Any] = list(given) if isinstance(given, list | tuple | range) else [given]
+        if not sizes or not all(hasattr(s, "__index__") and not isinstance(s, bool) for s in sizes):
+            what = f"the size of '{name}' is not a whole number"
+            raise UsageError.of("dims", what, got=repr(given), expected=expected)
+        found[str(name)] = [int(s) for s in sizes]
+    return found
 
 
 def compile_program(

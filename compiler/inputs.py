@@ -198,6 +198,41 @@ def generate_all(specs: Sequence[InputSpec], fill: str = "random", seed: int = 0
     return {spec.name: generate(spec, fill, seed) for spec in specs}
 
 
+def given_arrays(specs: Sequence[InputSpec], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`given` with numbers and nested lists of numbers for inputs of `specs` as arrays of the declared dtype. Raises
+    InputError for what is not a mapping, and for lists that are no array of that dtype."""
+    if not isinstance(given, Mapping):
+        expected = f"a dict from names to arrays: {', '.join(spec.name for spec in specs)}"
+        raise InputError.of(where, "inputs are not given by name", got=type(given).__name__, expected=expected)
+    types = {spec.name: spec.type for spec in specs}
+    return {
+        name: _listed_array(name, value, types[name], where) if name in types and _is_listed(value) else value
+        for name, value in given.items()
+    }
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, list | tuple | bool | int | float)
+
+
+def _listed_array(name: str, value: Any, type: TensorType, where: str) -> np.ndarray:
+    """An array of `type`'s dtype with the numbers of a Python list. Floats do not become integers."""
+    try:
+        plain = np.asarray(value)
+        kind, dtype = plain.dtype.kind, type.dtype
+        fits = kind == "b" or (kind in "iu" and dtype is not DType.BOOL) or (kind == "f" and dtype.is_float)
+        if plain.size and not fits:
+            raise ValueError(f"its elements are {plain.dtype}")
+        with np.errstate(all="ignore"):
+            array = plain.astype(dtype.numpy)
+        if kind in "iu" and not dtype.is_float and not np.array_equal(array, plain):
+            raise ValueError(f"numbers beyond the range of {dtype}")
+    except (ValueError, TypeError, OverflowError) as error:
+        got = str(error).splitlines()[0]
+        raise InputError.of(where, f"input '{name}' is no array", got=got, expected=str(type)) from None
+    return array
+
+
 def checked_inputs(
     specs: Sequence[InputSpec], given: Mapping[str, np.ndarray], where: str, hint: str | None = None
 ) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from ppuc.compiler.comparing.parts import proven_in_parts
 from ppuc.compiler.comparing.reference import Reference, doubtful
 from ppuc.compiler.frontend.expose import nodes_with_inner
 from ppuc.compiler.frontend.offload.hosting import ALWAYS, PREFIX
+from ppuc.compiler.inputs import given_arrays
 from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.compiler.validation.compare import Comparison, sqnr_text
 from ppuc.ir.errors import UsageError
@@ -96,6 +97,7 @@ class Verification:
         }
 
 
+@np.errstate(all="ignore")
 def verify_program(
     program: CompiledProgram,
     inputs: Mapping[str, np.ndarray] | None = None,
@@ -105,8 +107,10 @@ def verify_program(
     """Run `program` on the simulator and its source model on ONNX Runtime with the same `inputs` (seeded random ones
     when None) and compare. Outputs and layers whose agreement says nothing are checked again in parts, outputs also on
     other inputs, and stay unproven where that says nothing either. Raises UsageError when the program was loaded from a
-    .ppu and its model is not at hand."""
-    program = program.variant_for(inputs) if inputs is not None else program
+    .ppu and its model is not at hand. Overflow and NaN are results, as in ONNX Runtime, not warnings of numpy."""
+    if inputs is not None:
+        inputs = given_arrays(program.inputs, inputs, program.name)
+        program = program.variant_for(inputs)
     if program.source is None:
         raise UsageError.of(
             program.name, "cannot be verified without the ONNX model it came from", hint="compile it here"

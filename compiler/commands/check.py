@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,11 @@ def check_command(
     --dim.
 
     With all sizes given, the passes before placement run on the model, and tiles are searched for every kernel. Exit
-    code 1 if the model cannot be compiled.
+    code 1 if the model cannot be compiled. Weight files may be missing: no value is computed.
     """
     from ppuc.compiler.driver import examine, with_shapes_of_data
     from ppuc.compiler.frontend.conformance.check import conforming
+    from ppuc.compiler.frontend.source import read_source
     from ppuc.compiler.frontend.survey import survey
     from ppuc.compiler.host.client import worker
 
@@ -64,7 +66,8 @@ def check_command(
     hosts = worker(options.host.ops)
     if hosts.files:
         hosts.start()
-    source = conforming(model, options.lenient, note)
+    absent: set[str] = set()
+    source = conforming(replace(read_source(model), absent=absent), options.lenient, note)
     options = with_shapes_of_data(options, source)
     shapes = options.shapes
     found = survey(source.overridden(shapes), hosts.custom)
@@ -92,7 +95,10 @@ def check_command(
         "ppu_share": None if share is None else 1.0 - share,
         "unbound": unbound,
         "problems": problems,
+        "absent": sorted(absent),
     }
+    if absent:
+        note(f"note: {', '.join(sorted(absent))} is missing: checked with zeros in place of its weights")
     emit("check", record, as_json, _show)
     return 0 if record["ok"] else 1
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.command(
     "inspect",
     short_help="Describe an .onnx, .ppir or .ppu file, and compiler decisions.",
-    epilog="Examples:\n\n  ppuc inspect net.ppu\n\n  ppuc inspect steps/12-tile.ppir --json\n\n"
+    epilog="Examples:\n\n  ppuc inspect net.ppu\n\n  ppuc inspect steps/24-tile.ppir --json\n\n"
     "  ppuc inspect net.onnx --fusion --dim N=1\n\n  ppuc inspect net.ppu --remarks missed\n\n"
     "  ppuc inspect net.onnx --memory plan.svg -t ppu-tiny",
 )
@@ -146,7 +146,7 @@ def _memory_plan(file: Path, arguments: CompileArguments) -> tuple[MemoryPlan, t
         return memory.plan_of_dump(file, arguments.machine(read_module(file).target)), remarks
     from ppuc.compiler.program.compiled import load_program
 
-    program = load_program(file, arguments.machine() if arguments.names_target else None)
+    program = load_program(file, arguments.machine if arguments.names_target else None)
     return memory.plan_of_program(program.artifact.program, program.target), program.remarks
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @click.command(
     "opt",
     short_help="Run passes on a dumped program, or finish its compilation.",
-    epilog="Examples:\n\n  ppuc opt steps/05-fold.ppir -p canonicalise,fold\n\n"
-    "  ppuc opt steps/05-fold.ppir --to-end -o net.ppu",
+    epilog="Examples:\n\n  ppuc opt steps/00-import.ppir -p canonicalise,fold\n\n"
+    "  ppuc opt steps/24-tile.ppir --to-end -o net.ppu",
 )
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.ppir")
 @click.option("-p", "--passes", metavar="PASS[,PASS]", help="Passes to run, in order; options as tile{tries=8}.")

@@ -5,6 +5,7 @@ Invariant: a compile option that comes too late for a .ppu is refused, never ign
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def program_of(
     """Load a .ppu, or compile an .onnx (dimensions may come from the shapes of `arrays`, sizes from their values).
     Raises PpucError."""
     if is_artifact(model):
-        return _loaded(model, arguments, arguments.machine() if arguments.names_target else None, arrays)
+        return _loaded(model, arguments, arguments.machine if arguments.names_target else None, arrays)
     from ppuc.compiler.entry import compile_program
     from ppuc.compiler.options import Instrumentation
 
@@ -59,7 +60,10 @@ def program_for(model: Path, arguments: CompileArguments, machine: Target) -> Co
 
 
 def _loaded(
-    model: Path, arguments: CompileArguments, machine: Target | None, arrays: dict[str, np.ndarray]
+    model: Path,
+    arguments: CompileArguments,
+    machine: Target | Callable[[str], Target] | None,
+    arrays: dict[str, np.ndarray],
 ) -> CompiledProgram:
     from ppuc.compiler.options import HostPolicy
     from ppuc.compiler.program.compiled import load_program

@@ -70,6 +70,8 @@ def verify_command(
         verification = verify_program(program, feeds, layers, progress)
     if layers and not verification.layers:
         note("note: no inner tensor of the program is one of the model's: nodes are fused")
+    if empty := [c.name for c in verification.outputs if c.empty]:
+        note(f"note: {', '.join(empty)} has no elements: nothing of it is compared")
     if verification.uncompared:
         nodes = ", ".join(verification.uncompared)
         note(f"note: layers within {nodes} are not compared: ONNX Runtime gives inner tensors of the main graph only")

@@ -65,10 +65,12 @@ class Faults:
 
         return back
 
-    def finish(self, hint: str | None = None) -> None:
-        """Raise UnknownOpsError for all unsupported ops together (with `hint`), else the first error."""
+    def finish(self, hint: Callable[[str], str] | None = None) -> None:
+        """Raise UnknownOpsError for all unsupported ops together (each with its `hint`), else the first error."""
         if self.unsupported:
-            raise UnknownOpsError([self._diagnostic(op, nodes, hint) for op, nodes in self.unsupported.items()])
+            raise UnknownOpsError(
+                [self._diagnostic(op, nodes, hint and hint(op)) for op, nodes in self.unsupported.items()]
+            )
         if self.errors:
             raise self.errors[0]
 

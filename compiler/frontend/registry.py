@@ -9,6 +9,7 @@ Invariant: an op of a domain has one importer at most.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -19,6 +20,9 @@ from ppuc.ir.graph import Value
 from ppuc.ir.plugins import Extensible
 
 Importer = Callable[[NodeContext], Sequence[Value]]
+
+NEAR = 0.8
+"""Similarity, as difflib measures it, from which an unknown name counts as a mistyped one."""
 
 FAMILIES = (
     "activation",
@@ -81,4 +85,10 @@ def importable_ops() -> list[str]:
     return sorted(f"{domain}:{op}" if domain else op for domain, op in IMPORTERS.complete())
 
 
-__all__ = ["FAMILIES", "IMPORTERS", "Importer", "importable_ops", "importer", "register_importers"]
+def near_op(op: str) -> str:
+    """`did you mean 'Relu'? ` for an op, called as by `importable_ops`, that is nearly one of those; else ""."""
+    close = difflib.get_close_matches(op, importable_ops(), 1, NEAR)
+    return f"did you mean '{close[0]}'? " if close else ""
+
+
+__all__ = ["FAMILIES", "IMPORTERS", "Importer", "importable_ops", "importer", "near_op", "register_importers"]

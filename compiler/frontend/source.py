@@ -30,13 +30,15 @@ NEWEST_OPSET = onnx.defs.onnx_opset_version()
 @dataclass(frozen=True, slots=True)
 class Source:
     """A parsed model. `where` names it in messages; `path` and `folder` are None for a model in memory; `ranges` gives
-    offset and length in `path` of initializers that were not read."""
+    offset and length in `path` of initializers that were not read. Weight files that are missing are an error, unless
+    there is a set `absent` to collect their names; their weights then read as zeros."""
 
     model: onnx.ModelProto
     where: str
     path: Path | None = None
     folder: Path | None = None
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    absent: set[str] | None = None
 
     @property
     def inputs(self) -> list[onnx.ValueInfoProto]:

@@ -20,7 +20,7 @@ from ppuc.compiler.frontend.offload.handover import is_hostable
 from ppuc.compiler.frontend.offload.host_ops import why_host
 from ppuc.compiler.frontend.offload.hosting import is_dense
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
-from ppuc.compiler.frontend.registry import IMPORTERS, register_importers
+from ppuc.compiler.frontend.registry import IMPORTERS, near_op, register_importers
 from ppuc.compiler.frontend.source import ModelSource, normal_domain, read_source
 from ppuc.compiler.frontend.tensors import type_text
 
@@ -135,5 +135,6 @@ def _node(
     elif is_hostable(node, opsets):
         where, how = "host", why_host(node)
     else:
-        where, cause, how = "refused", Cause.UNKNOWN, "neither the PPU nor the host supports it"
+        how = near_op(op) + "neither the PPU nor the host supports it"
+        where, cause = "refused", Cause.UNKNOWN
     return NodeSurvey(node.name or f"{node.op_type}_{index}", op, where, Reason(how, cause))

@@ -211,6 +211,10 @@ def _mapped(type: TensorType, file: FileRange) -> np.ndarray:
 
 
 def _external(tensor: TensorProto, type: TensorType, source: Source, place: Place) -> Resource:
+    if source.absent is not None and (location := _absent(tensor, source, place)):
+        source.absent.add(location)
+        key = f"zeros in place of {tensor.name}"
+        return Resource(type, loader=lambda: np.zeros(type.dims, type.dtype.numpy), name=tensor.name, key=key)
     if type.dtype.bits < 8:
         return _listed(_loaded(tensor, _external_range(tensor, _packed_bytes(tensor), source, place)), type, place)
     file = _external_range(tensor, type.bytes, source, place, type)
@@ -279,8 +283,26 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _absent(tensor: TensorProto, source: Source, place: Place) -> str:
+    """The name of the file that holds a tensor, if it should lie in the model's folder and does not; else ""."""
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    return "" if os.path.isfile(_external_place(location, source, place)) else location
+
+
 def _external_path(location: str, source: Source, place: Place) -> Path:
     """The file of external data: a regular file inside the model's folder after following links."""
+    path = _external_place(location, source, place)
+    if not os.path.isfile(path):
+        raise place.error(
+            f"external data file '{location}' is missing",
+            expected=f"it beside {source.path}",
+            hint="copy it together with the .onnx file",
+        )
+    return path
+
+
+def _external_place(location: str, source: Source, place: Place) -> Path:
+    """Where a file of external data should be. Raises the error of a place outside the model's folder."""
     if source.folder is None:
         raise place.error(
             "its data are in another file, but the model was given in memory",
@@ -302,12 +324,6 @@ def _external_path(location: str, source: Source, place: Place) -> Path:
             got=f"'{location}', which has other names elsewhere (hard links)",
             expected="a file of its own",
             hint=f"replace it by a copy: cp {location} copy && mv copy {location}",
-        )
-    if not os.path.isfile(path):
-        raise place.error(
-            f"external data file '{location}' is missing",
-            expected=f"it beside {source.path}",
-            hint="copy it together with the .onnx file",
         )
     return path
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,12 @@ from ppuc.compiler.inputs import (
     default_values,
     fixed_values,
     generate_all,
+    given_arrays,
     without_fixed,
 )
 from ppuc.compiler.options import CompileOptions, HostPolicy
 from ppuc.compiler.program.variants import Variant, Variants, bundle, unbundle
-from ppuc.ir.errors import InputError, UsageError
+from ppuc.ir.errors import CapacityError, InputError, UsageError, counted
 from ppuc.ir.html import html_table
 from ppuc.ir.program import Program
 from ppuc.ir.resource import Resource
@@ -35,6 +36,7 @@ from ppuc.targets.artifact import Artifact
 from ppuc.targets.artifact import load as load_artifact
 from ppuc.targets.artifact import save as save_artifact
 from ppuc.targets.description import Target, load_target
+from ppuc.targets.limits import check_limits
 from ppuc.targets.simulator.result import Profile
 
 if TYPE_CHECKING:
@@ -218,6 +220,7 @@ class CompiledProgram:
             self, artifact=variant.artifact, passes=variant.passes, quantized=variant.quantized, variants=None
         )
 
+    @np.errstate(all="ignore")
     def run(
         self,
         inputs: Mapping[str, np.ndarray],
@@ -226,10 +229,11 @@ class CompiledProgram:
         progress: Progress | None = None,
         hazards: bool = True,
     ) -> ProgramResult:
-        """Run on the simulator: `inputs` by ONNX name, of exactly the declared dtypes and shapes. Inputs with a default
-        may be omitted. Without `hazards`, accesses that nothing orders are not looked for, which takes a third of the
-        time. Raises InputError."""
+        """Run on the simulator: `inputs` by ONNX name, arrays of exactly the declared dtypes and shapes, or lists of
+        numbers. Inputs with a default may be omitted. Without `hazards`, accesses that nothing orders are not looked
+        for, which takes a third of the time. Raises InputError."""
         how = _How(trace, progress, hazards)
+        inputs = given_arrays(self.inputs, inputs, self.name)
         if self.variants is not None:
             return self._run_variant(self.variants, inputs, how)
         given = {**self.defaults, **without_fixed(self.fixed, inputs, self.name)}
@@ -320,16 +324,22 @@ class CompiledProgram:
         return ProgramResult(outputs, raw.profile, kept, program=artifact.program, nodes=self.nodes)
 
 
-def load_program(path: str | Path, target: Target | None = None, host: HostPolicy | None = None) -> CompiledProgram:
-    """Load a `.ppu` file. `target` overrides the recorded target, for example with other timing numbers; its structure
-    must match the one compiled for. `host` lists the files of custom ops. Raises ArtifactError, TargetError or
-    UsageError."""
+def load_program(
+    path: str | Path, target: Target | Callable[[str], Target] | None = None, host: HostPolicy | None = None
+) -> CompiledProgram:
+    """Load a `.ppu` file. `target` overrides the recorded target, for example with other timing numbers, or makes the
+    one to run on from the recorded one's name; the program must fit it. `host` lists the files of custom ops. Raises
+    ArtifactError, CapacityError, TargetError or UsageError."""
     artifact = load_artifact(path)
     variants = unbundle(artifact)
     if variants is not None:
         artifact = variants.every[0].artifact
     program = artifact.program
-    machine = target or load_target(program.target)
+    machine = target(program.target) if callable(target) else target or load_target(program.target)
+    for made in variants.every if variants is not None and target is not None else ():
+        _require_fit(str(path), made.artifact.program, machine)
+    if variants is None and target is not None:
+        _require_fit(str(path), program, machine)
     if target is None and machine.hash != program.target_hash:
         raise UsageError.of(
             str(path),
@@ -339,6 +349,21 @@ def load_program(path: str | Path, target: Target | None = None, host: HostPolic
             hint="compile it again, or give the original target file with --target",
         )
     return CompiledProgram(artifact, CompileOptions.of_record(artifact.meta, machine, host), variants=variants)
+
+
+def _require_fit(where: str, program: Program, machine: Target) -> None:
+    """Raise CapacityError, with the first limit exceeded, if another program would be needed for `machine`."""
+    try:
+        check_limits(program, machine)
+    except CapacityError as error:
+        first, *others = error.diagnostics
+        raise CapacityError.of(
+            where,
+            f"was compiled for {program.target} and exceeds {counted(1 + len(others), 'limit')} of {machine.name} here",
+            got=f"{first.where}: {first.what}: {first.got}",
+            expected=first.expected,
+            hint="give the .onnx file, which is compiled for the machine",
+        ) from None
 
 
 def _compiled_deferred(source: onnx.ModelProto, options: CompileOptions) -> CompiledProgram:

@@ -11,12 +11,13 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppuc.compiler.report.profile import profile_record
-from ppuc.ir.errors import UsageError
+from ppuc.ir.errors import Diagnostic, PpucError, UsageError, counted
 from ppuc.ir.files import write_file
 from ppuc.targets.cost import hbm_bytes_per_clk
 from ppuc.targets.description import Target, leaf_of, override
@@ -78,10 +79,22 @@ def sweep(
     for i, values in enumerate(itertools.product(*(values for _, values in asked))):
         assignments = [f"{path}={value}" for path, value in zip(paths, values, strict=True)]
         progress(" ".join(assignments), i, count)
-        machine = override(target, *assignments)
-        rows.append(_row([leaf_of(machine, path, "--sweep").value for path in paths], machine, model))
+        try:
+            machine = override(target, *assignments)
+            rows.append(_row([leaf_of(machine, path, "--sweep").value for path in paths], machine, model))
+        except PpucError as error:
+            raise type(error)([_shortened(error.diagnostics, f"--sweep {' '.join(assignments)}")]) from None
     keys = [{"key": leaf.path, "unit": leaf.unit, "mark": leaf.mark} for leaf in leaves]
     return {"name": target.name, "hash": target.hash, "keys": keys, "base": base, "rows": rows}
+
+
+def _shortened(diagnostics: Sequence[Diagnostic], where: str) -> Diagnostic:
+    """The first of what is wrong with one machine of a sweep, and how much more there is."""
+    first, *others = diagnostics
+    place = first.where.removeprefix("--set ")
+    own = f"{where}: {place.removeprefix(where.removeprefix('--sweep ')).removeprefix(': ')}".removesuffix(": ")
+    got = f"{first.got}, and {counted(len(others), 'problem')} more" if others else first.got
+    return replace(first, where=own, got=got)
 
 
 def rates(machine: Target) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class Comparison:
         """`ok`, `unproven` or `wrong`."""
         return "wrong" if not self.ok else "unproven" if self.unproven else "ok"
 
+    @property
+    def empty(self) -> bool:
+        """Whether there are no elements to compare."""
+        return "0" in self.type.partition("[")[2].removesuffix("]").split(", ")
+
     def record(self) -> dict[str, Any]:
         """The comparison as JSON-able values."""
         return {**asdict(self), "worst": list(self.worst), "verdict": self.verdict}

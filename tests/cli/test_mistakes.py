@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
 
+import ppuc as package
 from ppuc.compiler.cli import INTERNAL_ERROR, cli
 from tests.cli.calling import TINY, error_of, ppuc
 from tests.support.onnx_text import model_of
-from tests.support.small_models import mlp
+from tests.support.small_models import lookup, mlp
 
 
 def test_missing_model_file() -> None:
@@ -216,3 +221,93 @@ def test_some_inputs_without_the_others_are_refused(tmp_path: Path, command: tup
     assert error_of(*command, program, "--input", "z=ones") == missing("x")
     assert ppuc(*command, program).exit_code == 0
     assert ppuc(*command, program, "--inputs", tmp_path / "both.npz", "--input", "z=random").exit_code == 0
+
+
+def test_a_mistyped_op(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    proto.graph.node[2].op_type = "Rellu"
+    path = tmp_path / "typo.onnx"
+    onnx.save(proto, path)
+    assert "  hint: did you mean 'Relu'? neither the PPU" in error_of("compile", path, "--dim", "N=2")
+    assert "did you mean 'Relu'?" in ppuc("check", path).stdout
+    proto.graph.node[2].op_type = "Quux"
+    onnx.save(proto, path)
+    assert "did you mean" not in error_of("compile", path, "--dim", "N=2")
+
+
+def test_check_does_without_a_weight_file_and_compile_does_not(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "apart.onnx"
+    onnx.save(onnx.load(model), path, save_as_external_data=True, location="apart.bin", size_threshold=0)
+    whole = ppuc("check", path, "--dim", "N=2")
+    (tmp_path / "apart.bin").unlink()
+    result = ppuc("check", path, "--dim", "N=2")
+    assert (result.exit_code, result.stdout) == (0, whole.stdout)
+    assert result.stderr == "note: apart.bin is missing: checked with zeros in place of its weights\n"
+    assert "external data file 'apart.bin' is missing" in error_of("compile", path, "--dim", "N=2")
+
+
+def test_outputs_without_elements_are_told(model: Path) -> None:
+    result = ppuc("verify", model, "--dim", "N=0", *TINY)
+    assert result.exit_code == 0
+    assert "note: y has no elements: nothing of it is compared\n" in result.stderr
+
+
+def test_overflow_is_no_warning(tmp_path: Path) -> None:
+    weights = {"w": np.full((16, 16), np.inf, np.float32)}
+    onnx.save(model_of("m (float[8, 16] x) => (float[8, 16] y) { y = MatMul(x, w) }", weights), tmp_path / "m.onnx")
+    code = "from ppuc.compiler.cli import main; main()"
+    call = [sys.executable, "-c", code, "verify", str(tmp_path / "m.onnx"), "-p", "int8", *TINY]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    assert "Warning" not in done.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        package.verify(package.compile(tmp_path / "m.onnx", "ppu-tiny", "int8"))
+
+
+@pytest.mark.parametrize("dims", [{"N": 1.0}, {"N": [1.0]}, {"N": "2"}, {"N": None}, {"N": True}, {"N": []}, [2]])
+def test_sizes_in_python_that_are_no_whole_numbers(model: Path, dims: Any) -> None:
+    with pytest.raises(package.PpucError, match="expected: a whole number, or several, by name, as in"):
+        package.compile(model, "ppu-tiny", dims=dims)
+
+
+def test_sizes_in_python_may_be_of_numpy(model: Path) -> None:
+    assert package.compile(model, "ppu-tiny", dims={"N": np.int64(2)}).inputs[0].type.dims == (2, 20)
+
+
+def test_lists_of_numbers_are_inputs(model: Path) -> None:
+    program = package.compile(model, "ppu-tiny", dims={"N": 2})
+    x = program.random_inputs()["x"]
+    listed = program.run({"x": x.tolist()}).outputs["y"]
+    np.testing.assert_array_equal(listed, program.run({"x": x}).outputs["y"])
+    assert package.verify(program, {"x": x.tolist()}).ok
+    several = package.compile(model, "ppu-tiny", dims={"N": (1, 2)})
+    np.testing.assert_array_equal(several.run({"x": x.tolist()}).outputs["y"], listed)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ([1], "inputs are not given by name\n  got: list\n  expected: a dict from names to arrays: x"),
+        ({"x": [[1.0], [1.0, 2.0]]}, "input 'x' is no array"),
+        ({"x": [["a"]]}, "input 'x' is no array\n  got: its elements are <U1"),
+        ({"x": [[1.0]]}, "input 'x' has the wrong shape"),
+        ({"x": 1.0}, "input 'x' has the wrong shape"),
+    ],
+)
+def test_wrong_inputs_in_python(model: Path, inputs: Any, text: str) -> None:
+    program = package.compile(model, "ppu-tiny", dims={"N": 2})
+    for call in (program.run, lambda given: package.verify(program, given)):
+        with pytest.raises(package.PpucError) as caught:
+            call(inputs)
+        assert text in str(caught.value)
+
+
+def test_floats_are_no_integers(tmp_path: Path) -> None:
+    onnx.save(lookup(), tmp_path / "lookup.onnx")
+    program = package.compile(tmp_path / "lookup.onnx", "ppu-tiny")
+    assert program.run({"ids": [1, 2, 3], "attention_mask": [1, 0, 1]}).outputs["y"].shape == (3, 4)
+    with pytest.raises(package.PpucError, match="got: its elements are float64"):
+        program.run({"ids": [1.5, 2, 3], "attention_mask": [1, 0, 1]})
+    with pytest.raises(package.PpucError, match="is no array"):
+        program.run({"ids": [2**70, 2, 3], "attention_mask": [1, 0, 1]})

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import click
+import onnx
 import pytest
 
 from ppuc.compiler.cli import cli
+from tests.cli.calling import ppuc
+from tests.support.small_models import mlp
 from tools.generate_docs import DOCUMENTS
 from tools.refresh_console import refreshed_text
 
@@ -73,3 +76,30 @@ def test_paths_and_links_exist(name: str) -> None:
     missing = [p for p in paths if not (ROOT / p).exists()]
     missing += [link for link in links if not ((ROOT / name).parent / link).exists()]
     assert not missing, f"{name} names {missing}"
+
+
+def test_steps_in_examples_of_help_are_written_by_a_dump(tmp_path: Path) -> None:
+    onnx.save(mlp(), tmp_path / "net.onnx")
+    dumped = (
+        "compile",
+        tmp_path / "net.onnx",
+        "--dim",
+        "N=2",
+        "-o",
+        tmp_path / "net.ppu",
+        "--dump",
+        tmp_path / "steps",
+    )
+    assert ppuc(*dumped).exit_code == 0
+    written = {f"steps/{path.name}" for path in (tmp_path / "steps").iterdir()}
+    named = {name for c in cli.commands.values() for name in re.findall(r"steps/[\w.-]+", c.epilog or "")}
+    assert named
+    assert named <= written
+
+
+def test_commands_and_options_in_examples_of_help_exist() -> None:
+    for command in cli.commands.values():
+        for example in re.findall(r"ppuc [^;|\n]+", command.epilog or ""):
+            words = example.split()
+            options = [w for w in words if re.fullmatch(r"--?[a-z][-a-z]*", w)]
+            assert set(options) <= {o for p in cli.commands[words[1]].params for o in p.opts}, example

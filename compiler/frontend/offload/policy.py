@@ -33,7 +33,7 @@ from ppuc.compiler.frontend.offload.hosting import (
 from ppuc.compiler.frontend.offload.probe import Probe
 from ppuc.compiler.frontend.offload.reason import Cause, Reason
 from ppuc.compiler.frontend.policy import Refusal, Strict
-from ppuc.compiler.frontend.registry import IMPORTERS
+from ppuc.compiler.frontend.registry import IMPORTERS, near_op
 from ppuc.compiler.frontend.source import Source
 from ppuc.compiler.frontend.tensors import foreign, type_text
 from ppuc.compiler.frontend.unrolling import NotUnrolledError
@@ -134,7 +134,7 @@ class Offload(Strict):
 
     def finish(self) -> None:
         """Raise errors about nodes that neither side can run."""
-        self.faults.finish(SUPPLY)
+        self.faults.finish(lambda op: near_op(op) + SUPPLY)
 
     def _claim(self, site: Site, hosted: Sequence[HostTensor]) -> Reason | None:
         """The reason why a node runs on the host regardless of its import; None if there is none."""
@@ -219,7 +219,7 @@ class Examine(Offload):
 
     def _neither(self, site: Site, reason: Reason, refused: RefusedError, error: ModelError | None) -> list[Tensor]:
         told = None if refused.unknown else error or refused.error
-        why = Reason(SUPPLY, Cause.UNKNOWN)
+        why = Reason(near_op(site.op) + SUPPLY, Cause.UNKNOWN)
         if told is not None:
             why = Reason(told.diagnostics[0].what, reason.cause if told is error else Cause.UNSUPPORTED)
         noted = self._noted(site, why, reason) if refused.unknown or told is not None else None
