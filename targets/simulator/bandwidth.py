@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ppuc.ir.jit.decorators import array_helper, helper
+from ppuc.ir.jit.decorators import array_helper, helper, sum_helper
 from ppuc.targets import cost
 from ppuc.targets.simulator.records import Core, Flight, Numbers, Stream
 from ppuc.targets.simulator.tables import (
     F_CE,
     F_FILLED,
     F_FIN,
-    F_FIX,
     F_KEPT,
     F_LINK,
     F_NEW,
@@ -49,7 +48,7 @@ from ppuc.targets.simulator.tables import (
     Machine,
     State,
 )
-from ppuc.targets.simulator.water_filling import copy_row, fill, least
+from ppuc.targets.simulator.water_filling import fill, least
 
 _mixed_rate = helper(cost.mixed_rate)
 _stream_rate = helper(cost.stream_rate)
@@ -60,24 +59,52 @@ _SAME, _MOVED, _CHANGED = range(3)
 """Of a CE's flows since the last filling: nothing, only their order, or some started or ended."""
 
 
+_WHOLE = float(1 << 52)
+"""From here on, floats are whole; a smaller one that this is added to loses its fraction."""
+
+
+@array_helper
+def _ceil(value: float) -> float:
+    """`value`, which is not negative, rounded up. The baseline processor has no instruction for it, so np.ceil would be
+    a call, and no loop with a call is vectorised."""
+    whole = (value + _WHOLE) - _WHOLE
+    whole += 1.0 if whole < value else 0.0
+    return whole if value < _WHOLE else value
+
+
 @array_helper
 def _set_rates(
-    rem: np.ndarray, upd: np.ndarray, rate: np.ndarray, fin: np.ndarray, fix: np.ndarray, n: int, now: float
+    rem: np.ndarray, upd: np.ndarray, rate: np.ndarray, fin: np.ndarray, new: np.ndarray, n: int, now: float
 ) -> None:
-    """Let the first `n` flows go on at the rates `fix`; the arguments are rows of State.course. Without branches, so
+    """Let the first `n` flows go on at the rates `new`; the arguments are rows of State.course. Without branches, so
     that it is vectorised."""
     for i in range(n):
-        left, since, old, new, end = rem[i], upd[i], rate[i], fix[i], fin[i]
-        fresh = since < 0.0
-        changed = (new != old) | fresh
-        later = max(0.0, left - old * (now - since))
-        left = later if changed & (not fresh) else left
-        later = now + np.ceil(left / new * TICKS) / TICKS
-        later = now if left <= 0.0 else later
-        rem[i] = left
-        upd[i] = now if changed else since
-        rate[i] = new
-        fin[i] = later if changed else end
+        rem[i], upd[i], rate[i], fin[i] = _at_rate(rem[i], upd[i], rate[i], fin[i], new[i], now)
+
+
+@array_helper
+def _set_rates_of(
+    rem: np.ndarray, upd: np.ndarray, rate: np.ndarray, fin: np.ndarray, new: np.ndarray, order: np.ndarray,
+    n: int, now: float,
+) -> None:  # fmt: skip
+    """Like `_set_rates`, for the `n` flows in the columns `order`, whose rates are the first of `new`."""
+    for j in range(n):
+        i = order[j]
+        rem[i], upd[i], rate[i], fin[i] = _at_rate(rem[i], upd[i], rate[i], fin[i], new[j], now)
+
+
+@array_helper
+def _at_rate(
+    left: float, since: float, old: float, end: float, new: float, now: float
+) -> tuple[float, float, float, float]:
+    """What is left of a flow, from when on, its rate and its end, if it goes on at the rate `new`."""
+    fresh = since < 0.0
+    changed = (new != old) | fresh
+    later = max(0.0, left - old * (now - since))
+    left = later if changed & (not fresh) else left
+    later = now + _ceil(left / new * TICKS) / TICKS
+    later = now if left <= 0.0 else later
+    return left, now if changed else since, new, later if changed else end
 
 
 @helper
@@ -141,25 +168,43 @@ def _count(st: State, i: int, change: int) -> None:
 def _mark(st: State, ce: int, what: int) -> None:
     """Note what happened to flows of a CE, whose demand is to be summed anew."""
     st.changed[ce] = max(st.changed[ce], what)
-    st.demand[ce, MEM_HBM] = st.demand[ce, MEM_L2] = st.demand[ce, MEM_HOST] = 0.0
+    st.demand[MEM_HBM, ce] = st.demand[MEM_L2, ce] = st.demand[MEM_HOST, ce] = 0.0
 
 
 @helper
-def _recount(st: State) -> int:
+def _list_flows(m: Machine, st: State, ce: int, n: int) -> int:
+    """Add the flows of a CE to the `n` that O_CHANGED lists in the order of columns; returns their number."""
+    order, numbers = st.order, m.numbers[0]
+    width = 4 * numbers.cu_per_ce
+    end = len(st.stream) if ce == numbers.ces else min(4 * numbers.units, ce * width + width)
+    for s in range(ce * width if ce < numbers.ces else 4 * numbers.units, end):
+        i, j = st.stream[s].flow, n
+        if i < 0:
+            continue
+        while j > 0 and order[O_CHANGED, j - 1] > i:
+            order[O_CHANGED, j] = order[O_CHANGED, j - 1]
+            j -= 1
+        order[O_CHANGED, j] = i
+        n += 1
+    return int(n)
+
+
+@helper
+def _recount(m: Machine, st: State) -> int:
     """Sum the demand of the CEs whose flows changed, in the order of all flows, and share their ports among these.
     Lists these flows in O_CHANGED and returns their number."""
     demand, flow, course, order = st.demand, st.flow, st.course, st.order
     left, load = st.resource[R_LEFT], st.resource[R_LOAD]
     n = 0
-    for i in range(st.core[0].flows):
-        order[O_CHANGED, n] = i
-        n += st.changed[flow[F_CE, i]] != _SAME
+    for ce in range(len(st.changed)):
+        if st.changed[ce] != _SAME:
+            n = _list_flows(m, st, ce, n)
     for j in range(n):
         i = order[O_CHANGED, j]
         ce, port, link, cap = flow[F_CE, i], flow[F_PORT, i], flow[F_LINK, i], course[F_PATH + P_CAP, i]
-        demand[ce, MEM_HBM] += course[F_READS, i] + course[F_WRITES, i]
-        demand[ce, MEM_L2] += cap * course[F_PATH + P_L2, i]
-        demand[ce, MEM_HOST] += cap * course[F_PATH + P_HOST, i]
+        demand[MEM_HBM, ce] += course[F_READS, i] + course[F_WRITES, i]
+        demand[MEM_L2, ce] += cap * course[F_PATH + P_L2, i]
+        demand[MEM_HOST, ce] += cap * course[F_PATH + P_HOST, i]
         course[F_PATH + P_PORTS, i] = min(left[port] / load[port], left[link] / load[link])
     return n
 
@@ -172,6 +217,20 @@ def _totals(reads: np.ndarray, writes: np.ndarray, n: int) -> tuple[float, float
         x += reads[i]
         y += writes[i]
     return x, y
+
+
+@sum_helper
+def _demands(
+    hbm: np.ndarray, l2: np.ndarray, host: np.ndarray, ports: np.ndarray, n: int
+) -> tuple[float, float, float]:
+    """About the demand of the first `n` CEs by memory: what their ports let through, which the sum for device memory
+    leaves out."""
+    x, y, z = 0.0, 0.0, 0.0
+    for ce in range(n):
+        x += hbm[ce]
+        y += min(l2[ce], ports[ce])
+        z += min(host[ce], ports[ce])
+    return x, y, z
 
 
 @helper
@@ -194,14 +253,10 @@ def _oversubscribed(st: State, m: Machine) -> bool:
         reads, writes = _totals(st.course[F_READS], st.course[F_WRITES], k.flows)
         rate = _mixed_rate(rate, reads, writes, m.numbers[0].turnaround)
     k.hbm_rate = rate * _open(m, st, k.streams)
-    demand, ces = st.demand, m.numbers[0].ces
-    hbm, l2, host = 0.0, 0.0, 0.0
-    for ce in range(ces):
-        port = m.capacity[3 + ce]
-        hbm += demand[ce, MEM_HBM]
-        l2 += min(demand[ce, MEM_L2], port)
-        host += min(demand[ce, MEM_HOST], port)
-    hbm, l2, host = hbm + demand[ces, MEM_HBM], l2 + demand[ces, MEM_L2], host + demand[ces, MEM_HOST]
+    ces = m.numbers[0].ces
+    demand, ports = st.demand, m.capacity[MEM_HOST + 1 :]
+    hbm, l2, host = _demands(demand[MEM_HBM], demand[MEM_L2], demand[MEM_HOST], ports, ces)
+    hbm, l2, host = hbm + demand[MEM_HBM, ces], l2 + demand[MEM_L2, ces], host + demand[MEM_HOST, ces]
     much = 1 + _TINY
     return bool(hbm > k.hbm_rate * much or l2 > m.capacity[MEM_L2] * much or host > m.capacity[MEM_HOST] * much)
 
@@ -210,27 +265,19 @@ def _oversubscribed(st: State, m: Machine) -> bool:
 def refill(m: Machine, st: State) -> None:
     """Compute every flow's share and find the next one to end."""
     k: Core = st.core[0]
-    course, listed = st.course, _recount(st)
+    course, listed = st.course, _recount(m, st)
     over = _oversubscribed(st, m)
     everyone = over or k.over != 0
     n = _choose(st, listed, everyone)
     fill(m, st, n, F_PATH if everyone else F_FILLED)
-    if not everyone:
-        copy_row(course[F_RATE], course[F_FIX], k.flows)
-        for j in range(n):
-            course[F_FIX, st.order[O_FILLED, j]] = course[F_NEW, j]
     k.over = over
     k.stale = 0
     st.changed[:] = _SAME
-    _set_rates(
-        course[F_REM],
-        course[F_UPD],
-        course[F_RATE],
-        course[F_FIN],
-        course[F_NEW if everyone else F_FIX],
-        k.flows,
-        k.now,
-    )
+    rows = course[F_REM], course[F_UPD], course[F_RATE], course[F_FIN], course[F_NEW]
+    if everyone:
+        _set_rates(*rows, k.flows, k.now)
+    else:
+        _set_rates_of(*rows, st.order[O_FILLED], n, k.now)
     k.finish = least(course[F_FIN], k.flows)
 
 

@@ -56,9 +56,9 @@ F_PATH, F_REM, F_UPD, F_RATE, F_FIN, F_READS, F_WRITES = 0, *range(5, 11)
 end; bytes per cycle of device memory that it would read and write at its largest rate."""
 
 F_KEPT = F_WRITES + 1
-F_FILLED, F_NEW, F_FIX, F_LEFT, F_GROWS, F_AT, F_LIMIT, F_STOPS = F_KEPT, *range(F_KEPT + 5, F_KEPT + 12)
+F_FILLED, F_NEW, F_LEFT, F_GROWS, F_AT, F_LIMIT, F_STOPS = F_KEPT, *range(F_KEPT + 5, F_KEPT + 11)
 """Further rows of State.course, scratch of water filling: five of P_* for the flows that are filled, where not all are;
-the rates that it gives these; the rates of all; in a round, the share that ports have left for a flow, 0 if it grows
+the rates that it gives these; in a round, the share that ports have left for a flow, 0 if it grows
 and inf if not, the level and the cap at which it stops, 1 if it stops."""
 
 R_FLOWS, R_LEFT, R_LOAD = range(3)
@@ -163,7 +163,7 @@ class State(NamedTuple):
     course: np.ndarray  # [F_*, S] their progress
     resource: np.ndarray  # [R_*, resources + 1]
     open: np.ndarray  # [2 S + 1] share of device memory's bandwidth left with this many live streams, 0: not needed yet
-    demand: np.ndarray  # [CEs + 1, 3] of a CE's flows at their largest rates, by memory
+    demand: np.ndarray  # [3, CEs + 1] of a CE's flows at their largest rates, by memory
     changed: np.ndarray  # [CEs + 1] what happened to a CE's flows since the last filling (bandwidth.py)
     # scratch
     valid: np.ndarray  # [16] valid extents of tile axes
@@ -223,7 +223,7 @@ def new_state(code: Code, machine: Machine, log_rows: int) -> State:
         course=floats(F_STOPS + 1, s),
         resource=_resources(machine),
         open=floats(2 * s + 1),
-        demand=floats(int(machine.numbers["ces"][0]) + 1, 3),
+        demand=floats(3, int(machine.numbers["ces"][0]) + 1),
         changed=ints(int(machine.numbers["ces"][0]) + 1),
         valid=ints(16),
         order=ints(O_STOPPED + 1, s + 1),

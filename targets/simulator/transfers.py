@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ppuc.ir.jit.decorators import helper
+from ppuc.ir.jit.decorators import array_helper, helper
 from ppuc.targets import cost
 from ppuc.targets.simulator.bandwidth import add_flow, remove_flow
 from ppuc.targets.simulator.cache import served_by, take_store, write_back
@@ -141,13 +141,26 @@ def start_flow(c: Code, m: Machine, st: State, s: int) -> None:
     add_flow(m, st, s, memory, second, flight)
 
 
+@array_helper
+def _first_until(ends: np.ndarray, first: int, n: int, now: float) -> int:
+    """The first of the flows from `first` on that ends by `now`; `n` if none does."""
+    rest = ends[first:n]
+    for j in range(len(rest)):
+        if rest[j] <= now:
+            return first + j
+    return n
+
+
 @helper
 def end_flows(c: Code, m: Machine, st: State) -> None:
     """End the data phases that are complete."""
     k: Core = st.core[0]
     j = 0
-    while j < k.flows:
-        if st.course[F_FIN, j] > k.now or st.course[F_UPD, j] < 0:
+    while True:
+        j = _first_until(st.course[F_FIN], j, k.flows, k.now)
+        if j == k.flows:
+            break
+        if st.course[F_UPD, j] < 0:
             j += 1
             continue
         s = st.flow[F_STREAM, j]

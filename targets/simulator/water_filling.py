@@ -40,22 +40,24 @@ from ppuc.targets.simulator.tables import (
 )
 
 _TINY = 1e-9
-_INFINITE_BITS = int(np.float64(np.inf).view(np.int64))
 
 
 @array_helper
-def _with_bits(bits: int) -> float:
-    return np.int64(bits).view(np.float64)
+def _less(x: float, y: float) -> float:
+    return x if x < y else y
 
 
 @array_helper
 def least(values: np.ndarray, n: int) -> float:
-    """The least of the first `n` values, none of which is negative; inf without any. Compares their bits, which have
-    the same order, because minima of integers are vectorised."""
-    bits, found = values.view(np.int64), _INFINITE_BITS
-    for i in range(n):
-        found = min(found, bits[i])
-    return float(_with_bits(found))
+    """The least of the first `n` values; inf without any. Four minima, because each step of one waits for the last."""
+    a, b, c, d = np.inf, np.inf, np.inf, np.inf
+    end = n & ~3
+    for i in range(0, end, 4):
+        a, b = _less(values[i], a), _less(values[i + 1], b)
+        c, d = _less(values[i + 2], c), _less(values[i + 3], d)
+    for i in range(end, n):
+        a = _less(values[i], a)
+    return _less(_less(a, b), _less(c, d))
 
 
 @array_helper
@@ -96,19 +98,40 @@ def _masked(values: np.ndarray, grows: np.ndarray, to: np.ndarray, n: int) -> No
 
 
 @array_helper
-def _stop(
-    at: np.ndarray, cap: np.ndarray, grows: np.ndarray, new: np.ndarray, stops: np.ndarray,
-    n: int, bound: float, level: float, by_cap: bool,
-) -> int:  # fmt: skip
-    """Freeze the growing flows that stop `at` a level of `bound` or less: at their caps, or at `level`. Returns the
-    number of those that go on."""
+def _stop_at_caps(
+    at: np.ndarray, cap: np.ndarray, grows: np.ndarray, new: np.ndarray, stops: np.ndarray, n: int, bound: float
+) -> int:
+    """Freeze the growing flows that stop `at` a level of `bound` or less, at their caps. Returns the number of those
+    that go on."""
     growing = 0
     for i in range(n):
         grew = grows[i] == 0.0
         stop = grew & (at[i] <= bound)
         stops[i] = 1.0 if stop else 0.0
-        rate = cap[i] if by_cap else level
-        new[i] = rate if stop else new[i]
+        new[i] = cap[i] if stop else new[i]
+        grows[i] = np.inf if stop else grows[i]
+        growing += grew & (not stop)
+    return growing
+
+
+@array_helper
+def _take_caps(cap: np.ndarray, grows: np.ndarray, new: np.ndarray, n: int) -> None:
+    """Give all growing flows their caps."""
+    for i in range(n):
+        new[i] = cap[i] if grows[i] == 0.0 else new[i]
+
+
+@array_helper
+def _stop_at(
+    at: np.ndarray, grows: np.ndarray, new: np.ndarray, stops: np.ndarray, n: int, bound: float, level: float
+) -> int:
+    """Like `_stop_at_caps`, but at `level`."""
+    growing = 0
+    for i in range(n):
+        grew = grows[i] == 0.0
+        stop = grew & (at[i] <= bound)
+        stops[i] = 1.0 if stop else 0.0
+        new[i] = level if stop else new[i]
         grows[i] = np.inf if stop else grows[i]
         growing += grew & (not stop)
     return growing
@@ -128,7 +151,7 @@ def _demand(cap: np.ndarray, weights: np.ndarray, grows: np.ndarray, n: int) -> 
     """About the sums over growing flows of weights, and of weights times caps."""
     weight, demand = 0.0, 0.0
     for i in range(n):
-        mine = weights[i] if grows[i] == 0.0 else 0.0
+        mine = weights[i] * (1.0 if grows[i] == 0.0 else 0.0)
         weight += mine
         demand += mine * cap[i]
     return weight, demand
@@ -180,11 +203,11 @@ def _freeze(st: State, n: int, at: int) -> int:
     )  # fmt: skip
     _masked(cap, grows, course[F_LIMIT], n)
     level, lowest = least(levels, n), least(course[F_LIMIT], n)
-    by_cap = lowest <= level
-    stop_at, bound = (course[F_LIMIT], level) if by_cap else (levels, level * (1 + _TINY))
-    growing = _stop(stop_at, cap, grows, new, stops, n, bound, level, by_cap)
-    if growing > 0 and not by_cap and _reach_caps(st, n, at, level):
-        _stop(grows, cap, grows, new, stops, n, 0.0, 0.0, True)
+    if lowest <= level:
+        return int(_stop_at_caps(course[F_LIMIT], cap, grows, new, stops, n, level))
+    growing = _stop_at(levels, grows, new, stops, n, level * (1 + _TINY), level)
+    if growing > 0 and _reach_caps(st, n, at, level):
+        _take_caps(cap, grows, new, n)
         return 0
     return int(growing)
 
