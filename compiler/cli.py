@@ -32,6 +32,7 @@ from ppuc.compiler.commands.passes import passes_command
 from ppuc.compiler.commands.predict import predict_command
 from ppuc.compiler.commands.profile import profile_command
 from ppuc.compiler.commands.quantize import quantize_command
+from ppuc.compiler.commands.rebatch import rebatch_command
 from ppuc.compiler.commands.report import report_command
 from ppuc.compiler.commands.run import run_command
 from ppuc.compiler.commands.simplify import simplify_command
@@ -146,6 +147,7 @@ for _command in (
     quantize_command,
     evaluate_command,
     simplify_command,
+    rebatch_command,
     opt_command,
     inspect_command,
     disasm_command,

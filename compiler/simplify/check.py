@@ -48,13 +48,13 @@ def check(
     for sizes, specs in _trials(original, declarations, keys, where):
         feeds = {**generate_all(specs, "random", seed), **_defaults(original)}
         try:
-            feeds, wanted = _informative_inputs(oracle, feeds)
+            feeds, wanted = informative_inputs(oracle, feeds)
         except ModelError as error:
             refusal = refusal or error
             continue
         got = Oracle(result).run(feeds)
         return sizes, tuple(
-            c for name, want in wanted.items() for c in compare_values(name, got[name], want, _tolerance)
+            c for name, want in wanted.items() for c in compare_values(name, got[name], want, tolerance)
         )
     assert refusal is not None
     if not keys:
@@ -105,9 +105,7 @@ def _defaults(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {n: a * a.dtype.type(1.125) if a.dtype.kind == "f" else a for n, a in defaults.items()}
 
 
-def _informative_inputs(
-    oracle: Oracle, feeds: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def informative_inputs(oracle: Oracle, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Inputs scaled to a magnitude with informative results (unscaled if there is none), and the results. Raises
     ModelError if ONNX Runtime rejects them."""
     first = oracle.run(feeds)
@@ -127,7 +125,7 @@ def _is_informative(results: Mapping[str, Any]) -> bool:
     return all(bool((np.isfinite(a) & (a != 0)).any()) for a in arrays)
 
 
-def _tolerance(reference: np.ndarray) -> Tolerance:
+def tolerance(reference: np.ndarray) -> Tolerance:
     """The tolerance: reassociation in f32 stays within 90 dB, narrower formats within a few of their rounding steps;
     integers are equal."""
     dtype = DType.of(reference.dtype)

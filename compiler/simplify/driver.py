@@ -94,6 +94,17 @@ def simplify_model(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     raise InternalError(f"the clean-up of {where} does not come to an end")
 
 
+def fold_model(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """Only fold constants and shape arithmetic, inline branches and drop what nothing reads; all other nodes stay as
+    they are. Raises ModelError for a malformed graph."""
+    g = to_graph(model, where)
+    for _ in range(MOST_ROUNDS):
+        infer(g, static_types(g))
+        if not any([fold_constants(g), inline_branches(g), drop_unread(g)]):
+            return to_model(g, model)
+    raise InternalError(f"the folding of constants of {where} does not come to an end")
+
+
 def _round(g: ModelGraph) -> bool:
     """Apply every rule once, wherever it matches. Equal nodes are merged last: two equal convolutions can each absorb
     the normalisation that follows, but a merged one, with two readers, cannot."""

@@ -15,7 +15,7 @@ from tests.support.small_models import mlp
 
 COMMANDS = (
     "compile", "run", "verify", "profile", "report", "compare", "explain", "predict", "check", "quantize", "evaluate",
-    "simplify", "opt", "inspect", "disasm", "asm", "targets", "ops", "passes",
+    "simplify", "rebatch", "opt", "inspect", "disasm", "asm", "targets", "ops", "passes",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from ppuc.compiler.cli import cli
+from tests.support.onnx_text import model_of
 from tests.support.small_models import mlp
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
@@ -76,6 +77,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     steps = sorted(dump.glob("*.ppir"))
     measured = folder / "measured.csv"
     measured.write_text("m,n,k,measured_us\n32,32,32,9\n")
+    fixed = folder / "fixed.onnx"
+    onnx.save(model_of("g (float[1, 6] x) => (float[2, 3] y) { y = Reshape(x, s) }", {"s": np.array([2, 3])}), fixed)
     with chdir(folder):
         new_machine = run("targets", "--new", "mine", "--like", "ppu-tiny")
     return found | {
@@ -94,6 +97,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         ],
         "evaluate": [run("evaluate", model, *SHAPE, "--data", data, "--metric", metric)],
         "simplify": [run("simplify", model, "-o", folder / "clean.onnx")],
+        "rebatch": [run("rebatch", fixed, "--batch", 3, "-o", folder / "three.onnx")],
         "inspect": [
             *(run("inspect", path) for path in (model, steps[-1], program)),
             run("inspect", model, "--fusion", *SHAPE),

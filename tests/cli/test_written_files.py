@@ -37,6 +37,7 @@ WRITERS = {
     "chart": ("targets", "ppu-tiny", "--sweep", "hbm.gbs=20,40", "--model", "m.onnx", "--dim", "N=3", "--plot"),
     "predicted": ("predict", "-t", "ppu-tiny", "--csv", "cases.csv", "--plot"),
     "simplify": ("simplify", "m.onnx", "-o"),
+    "rebatch": ("rebatch", "m.onnx", "--batch", "3", "--dim", "N=1", "-o"),
     "disasm": ("disasm", "m.ppu", "-o"),
     "asm": ("asm", "m.s", "--like", "m.ppu", "-o"),
     "memory": ("inspect", "m.ppu", "--memory"),
