@@ -247,6 +247,18 @@ def test_a_product_of_each_head_is_its_own() -> None:
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("heads", [1, 4])
+def test_a_scale_of_each_row_and_heads_stored_apart(heads: int) -> None:
+    """As where rows are quantized with scales of their own: a tile of scales has fewer axes than one of several heads."""
+    s = Sketch()
+    x = s.layer_norm(s.param(1, 40, 32))
+    scale = s.op("add", s.reduce("max", s.op("abs", x), 2), s.number(1.0))
+    y = s.op("mul", s.matmul(s.op("div", x, scale), s.weight(32, 64)), scale)
+    module = checked(s, LARGE, s.transpose(s.reshape(y, 1, 40, heads, 64 // heads), 0, 2, 1, 3))
+    assert bool(made(module)) == (heads == 1)
+
+
+@pytest.mark.usefixtures("always")
 def test_kernels_that_would_read_one_another_stay_apart() -> None:
     """Two streams, each of which reads a mean over the rows of the other."""
     s = Sketch()

@@ -93,6 +93,7 @@ class RowProducts:
         if self.window is not None:
             self._follow(self.window)
         self.products = [self._product(draft, merger) for draft in drafts]
+        self._check_locals()
         self.feeders = [self._feeds(j) for j in range(len(self.products))]
         self.apart = [self._columns_apart(j) for j in range(len(self.products))]
         self._keep(merger, accesses)
@@ -112,6 +113,14 @@ class RowProducts:
         self.window = window_of(self.name, first, self.head, self.tensors, loc, self.target)
         self.window.kernel = self.kernel
         return first, rest, tuple(range(self.head.type.rank - 1))
+
+    def _check_locals(self) -> None:
+        """Raise NotFusable where the tiles of a stage and of a value of an earlier one that it reads have different
+        numbers of axes, as where heads are stored apart and a scale of each row was computed before."""
+        for stage in self.stages:
+            for read in stage.locals:
+                if len(self.stages[self.rows.stage_of[read.name]].features) != len(stage.features):
+                    raise NotFusable("a value of a row is read where features are stored apart")
 
     def _attend(self) -> None:
         """Let the first stage take what attention computes, a head at a time. Raises NotFusable."""
