@@ -185,6 +185,37 @@ def label_of(sample: Sample, name: str, where: str) -> np.ndarray:
     return np.asarray(sample[name])
 
 
+def numbers_of(sample: Sample, name: str, where: str) -> np.ndarray:
+    """The labels called `name` of a sample, which are numbers. Raises UsageError if they are not."""
+    labels = label_of(sample, name, where)
+    if labels.dtype.kind not in "biuf":
+        raise UsageError.of(where, f"the labels '{name}' are not numbers", got=_first_text(labels))
+    return labels
+
+
+def classes_of(sample: Sample, name: str, where: str) -> np.ndarray:
+    """The labels called `name` of a sample as class numbers, i64, -1 for NaN. Raises UsageError if they are not whole
+    numbers."""
+    labels = numbers_of(sample, name, where)
+    if labels.dtype.kind == "f":
+        labels = np.where(np.isnan(labels), -1.0, labels)
+        broken = labels[~(np.isfinite(labels) & (labels == np.round(labels)))]
+        if broken.size:
+            raise UsageError.of(where, f"the labels '{name}' are not class numbers", got=_first_text(broken))
+    found: np.ndarray = labels.astype(np.int64)
+    return found
+
+
+def _first_text(labels: np.ndarray) -> str:
+    return f"{labels.reshape(-1)[0]!s} of type {labels.dtype}" if labels.size else str(labels.dtype)
+
+
+def check_axis(array: np.ndarray, axis: int, where: str) -> None:
+    """Raise UsageError if an output has no such axis."""
+    if not -array.ndim <= axis < array.ndim:
+        raise UsageError.of(where, f"the output has no axis {axis}", got=f"{array.ndim} axes")
+
+
 def numbered(*lists: Sequence[Sample]) -> Iterator[tuple[int, tuple[Sample, ...]]]:
     """The samples of several lists side by side, with their numbers."""
     yield from enumerate(zip(*lists, strict=True))

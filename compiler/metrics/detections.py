@@ -42,7 +42,9 @@ class Detections:
 
 
 _WANTED = {
-    "strides": "the stride of each level",
+    "outputs": "the outputs with boxes",
+    "strides": "the stride of each level, in pixels",
+    "variances": "two numbers, of centres and of sizes",
     "anchors": "a list of [width, height] for each stride",
     "size": "[rows, columns] of the input",
     "class_columns": "[first, behind the last], or outputs in 'scores'",
@@ -90,9 +92,12 @@ class Boxes:
 
     def __post_init__(self) -> None:
         sized = bool(self.size) or self.normalised or self.form == "fastestdet"
+        pairs = all(level and all(len(anchor) == 2 for anchor in level) for level in self.anchors)
         needed = {
-            "strides": self.form in FROM_CELLS and not self.strides,
-            "anchors": self.form in FROM_ANCHORS and len(self.anchors) != len(self.strides),
+            "outputs": not self.outputs,
+            "strides": (self.form in FROM_CELLS and not self.strides) or any(stride <= 0 for stride in self.strides),
+            "anchors": (self.form in FROM_ANCHORS and len(self.anchors) != len(self.strides)) or not pairs,
+            "variances": len(self.variances) != 2,
             "size": sized and len(self.size) != 2,
             "class_columns": not self.scores and len(self.class_columns) != 2,
             "box_columns": (not self.scores or bool(self.box_columns)) and len(self.box_columns) != 2,
@@ -106,8 +111,8 @@ class Boxes:
         declaration."""
         single = output_of(sample, self.outputs[0], WHERE).ndim == 2
         rows, shapes = self._rows(sample, self.outputs, single)
-        scores = self._rows(sample, self.scores, single)[0] if self.scores else rows[..., slice(*self.class_columns)]
-        boxes = rows[..., slice(*self.box_columns)] if self.box_columns else rows
+        scores = self._rows(sample, self.scores, single)[0] if self.scores else self._columns(rows, "class_columns")
+        boxes = self._columns(rows, "box_columns") if self.box_columns else rows
         columns = boxes.shape[2]
         if boxes.shape[:2] != scores.shape[:2]:
             what = f"the outputs hold {boxes.shape[1]} boxes and {scores.shape[1]} scores"
@@ -118,7 +123,11 @@ class Boxes:
         scored = self._scored(scores, self._sure(sample, rows, single))
         numbers = scored.argmax(2)
         if self.class_numbers:
-            numbers = output_of(sample, self.class_numbers, WHERE).reshape(boxes.shape[:2])
+            numbers = output_of(sample, self.class_numbers, WHERE)
+            if numbers.size != scored[..., 0].size:
+                what = f"output '{self.class_numbers}' is not a class for each box"
+                raise UsageError.of(WHERE, what, got=list(numbers.shape), expected=list(boxes.shape[:2]))
+            numbers = numbers.reshape(boxes.shape[:2])
         cells = self._cells(shapes, boxes.shape[1])
         scale = np.tile(cells.size, 2) if self.normalised else 1.0
         best = scored.max(2)
@@ -130,7 +139,22 @@ class Boxes:
         if self.objectness:
             found = self._rows(sample, self.objectness, single)[0]
             return found[..., 0]
-        return rows[..., self.objectness_column] if self.objectness_column >= 0 else None
+        if self.objectness_column < 0:
+            return None
+        if self.objectness_column >= rows.shape[2]:
+            raise self._outside("objectness_column", self.objectness_column, rows)
+        return rows[..., self.objectness_column]
+
+    def _columns(self, rows: np.ndarray, key: str) -> np.ndarray:
+        """The columns of `outputs` that a parameter names. Raises UsageError if there are no such columns."""
+        first, last = getattr(self, key)
+        if not 0 <= first < last <= rows.shape[2]:
+            raise self._outside(key, [first, last], rows)
+        return rows[..., first:last]
+
+    def _outside(self, key: str, got: object, rows: np.ndarray) -> Exception:
+        what = f"the outputs have no such '{key}'"
+        return UsageError.of(WHERE, what, got=got, expected=f"of {rows.shape[2]} columns")
 
     def _rows(self, sample: Sample, names: Sequence[str], single: bool) -> tuple[np.ndarray, Shapes]:
         """f64[N, candidates, columns] of the outputs of all levels, and the rows and columns of each level that an
@@ -182,6 +206,9 @@ class Boxes:
         """f64[N, candidates, classes]; the background's are 0."""
         found = _activated(scores, self.activation)
         if self.background is not None:
+            if not -found.shape[2] <= self.background < found.shape[2]:
+                what = f"'background' is not one of the {found.shape[2]} classes"
+                raise UsageError.of(WHERE, what, got=self.background)
             found[..., self.background] = 0.0
         found = found**self.class_power if self.class_power != 1.0 else found
         if sure is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from ppuc.compiler.metrics.base import ByLabels, Sample, label_of, metric, numbered, output_of
+from ppuc.compiler.metrics.base import ByLabels, Sample, check_axis, metric, numbered, numbers_of, output_of
 from ppuc.ir.errors import UsageError
 
 
@@ -32,8 +33,9 @@ class Keypoints(ByLabels):
         for number, (output, sample, reference) in numbered(outputs, samples, exact):
             mine = self._points(output)
             if self.labels:
-                true = label_of(sample, self.labels, "keypoints").astype(np.float64)
-                true = true.reshape(len(mine), -1, true.shape[-1])[..., :2] if true.ndim > 1 else true.reshape(-1, 0, 2)
+                true = numbers_of(sample, self.labels, "keypoints").astype(np.float64)
+                if true.ndim > 1 and true.size == math.prod(mine.shape[:2]) * true.shape[-1]:
+                    true = true.reshape(*mine.shape[:2], -1)[..., :2]
                 seen = ~(np.isnan(true) | (true < 0)).any(-1)
             else:
                 true = self._points(reference)
@@ -51,8 +53,9 @@ class Keypoints(ByLabels):
         """f64[N, points, 2]"""
         array = output_of(sample, self.output, "keypoints").astype(np.float64)
         if array.ndim == 4:
-            rows = array.reshape(*array.shape[:2], -1).argmax(-1)
-            return np.stack([rows % array.shape[3], rows // array.shape[3]], -1) * self.scale
+            heat = array.reshape(*array.shape[:2], -1)
+            at = np.where(np.isnan(heat).any(-1), np.nan, heat.argmax(-1))
+            return np.stack([at % array.shape[3], at // array.shape[3]], -1) * self.scale
         if array.ndim == 3 and array.shape[2] >= 2:
             return array[..., :2] * self.scale
         if array.ndim == 2 and array.shape[1] % 2 == 0:
@@ -82,7 +85,7 @@ class Lanes(ByLabels):
         found = total = 0
         for number, (output, sample, reference) in numbered(outputs, samples, exact):
             mine = self._points(output)
-            true = label_of(sample, self.labels, "lanes").astype(float) if self.labels else self._points(reference)
+            true = numbers_of(sample, self.labels, "lanes").astype(float) if self.labels else self._points(reference)
             if true.size != mine.size:
                 what = f"the labels of sample {number} are not the output's points"
                 raise UsageError.of("lanes", what, got=true.shape, expected=mine.shape)
@@ -96,10 +99,11 @@ class Lanes(ByLabels):
         array = output_of(sample, self.output, "lanes").astype(np.float64)
         if self.form == "points":
             return np.where(array < 0, np.nan, array) * self.scale
-        if not -array.ndim <= self.axis < array.ndim:
-            raise UsageError.of("lanes", f"the output has no axis {self.axis}", got=f"{array.ndim} axes")
+        check_axis(array, self.axis, "lanes")
         scores = np.moveaxis(array, self.axis, -1)
         cells = scores[..., :-1] if self.absent else scores
+        if not cells.shape[-1]:
+            raise UsageError.of("lanes", f"the output has no cells along axis {self.axis}", got=list(array.shape))
         likely = np.exp(cells - cells.max(-1, keepdims=True))
         x = (likely * np.arange(cells.shape[-1])).sum(-1) / likely.sum(-1) * self.scale
         missing = scores.argmax(-1) == cells.shape[-1]

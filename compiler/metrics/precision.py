@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from ppuc.compiler.metrics.base import ByLabels, Sample, label_of, metric, numbered
+from ppuc.compiler.metrics.base import ByLabels, Sample, classes_of, metric, numbered, numbers_of
 from ppuc.compiler.metrics.boxes import overlap
 from ppuc.compiler.metrics.detections import Boxes, Detections
 from ppuc.ir.errors import UsageError
@@ -58,14 +58,14 @@ class AveragePrecision(ByLabels):
 
 
 def _labelled(sample: Sample, names: Sequence[str], images: int, number: int) -> list[Detections]:
-    boxes, classes = (label_of(sample, name, "ap") for name in names)
+    boxes, classes = numbers_of(sample, names[0], "ap"), classes_of(sample, names[1], "ap")
     if boxes.size != 4 * classes.size or classes.size % images:
         what = f"the labels of sample {number} are not a class for each box of {images} images"
         raise UsageError.of("ap", what, got=f"{list(boxes.shape)} and {list(classes.shape)}")
     found = []
     for own, of in zip(boxes.reshape(images, -1, 4), classes.reshape(images, -1), strict=True):
         keep = of >= 0
-        found.append(Detections(own[keep].astype(np.float64), np.ones(int(keep.sum())), of[keep].astype(np.int64)))
+        found.append(Detections(own[keep].astype(np.float64), np.ones(int(keep.sum())), of[keep]))
     return found
 
 

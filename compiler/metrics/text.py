@@ -57,7 +57,7 @@ class Ctc(ByLabels):
                 raise UsageError.of("ctc", "labels are texts", expected="'alphabet', to spell the output with")
             return None
         try:
-            found = self.alphabet.read_text(encoding="utf-8").splitlines()
+            found = self.alphabet.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # U+2028 may be a symbol
         except (OSError, UnicodeError) as error:
             raise UsageError.of(str(self.alphabet), "cannot be read", got=str(error)) from error
         found += [" "] if self.space else []
@@ -73,11 +73,14 @@ class Ctc(ByLabels):
         if symbols is not None and count != len(symbols):
             what = f"the output has {count} classes, the alphabet {len(symbols)} with the blank"
             raise UsageError.of(str(self.alphabet), what, hint="`space = true` adds a space at its end")
+        if not -count <= self.blank < count:
+            raise UsageError.of("ctc", f"'blank' is not one of the {count} classes", got=self.blank)
         symbols = symbols or [chr(0x4E00 + i) for i in range(count)]
         return ["".join(symbols[i] for i in path) for path in best_paths(scores, self.blank % count)]
 
     def _labels(self, sample: Sample) -> list[str]:
-        return [str(text) for text in np.atleast_1d(label_of(sample, self.labels, "ctc"))]
+        labels = label_of(sample, self.labels, "ctc").reshape(-1)
+        return [text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in labels]
 
     def _words(self, text: str) -> list[str]:
         return text.split(chr(0x4E00 + self.separator) if self.alphabet is None and self.separator >= 0 else None)

@@ -162,6 +162,13 @@ def test_against_f32_and_against_labels() -> None:
         ({"outputs": "b", "form": "yolov5", "scores": "s", "strides": [8]}, "boxes: form 'yolov5' needs 'anchors'"),
         ({"outputs": "b", "form": "xyxy"}, "boxes: form 'xyxy' needs 'class_columns'"),
         ({"outputs": "b", "form": "xyxy", "scores": "s", "normalised": True}, "boxes: form 'xyxy' needs 'size'"),
+        ({"outputs": [], "form": "xyxy", "scores": "s"}, "boxes: form 'xyxy' needs 'outputs'"),
+        ({"outputs": "b", "form": "ltrb", "scores": "s", "strides": [0]}, "boxes: form 'ltrb' needs 'strides'"),
+        (
+            {"outputs": "b", "form": "yolov5", "scores": "s", "strides": [8], "anchors": [[[1, 2, 3]]]},
+            "boxes: form 'yolov5' needs 'anchors'\n  expected: a list of [width, height] for each stride",
+        ),
+        ({"outputs": "b", "form": "xyxy", "scores": "s", "variances": 0.1}, "boxes: form 'xyxy' needs 'variances'"),
         ({"outputs": "b", "form": "xyx"}, "test: 'form': has the wrong type\n  got: 'xyx'\n  expected: xyxy or xywh"),
         ({"outputs": "b", "frm": "xyxy"}, "test: 'boxes' has no parameter 'frm'"),
         ({"form": "xyxy", "scores": "s"}, "test: 'boxes' needs 'outputs'"),
@@ -182,3 +189,13 @@ def test_outputs_that_do_not_fit_are_named() -> None:
         spec.found({"boxes": np.zeros((1, 9, 4)), "score": np.zeros((1, 9, 3))})
     with pytest.raises(UsageError, match=r"form 'xyxy' has other columns\n  got: 5\n  expected: 4"):
         spec.found({"boxes": np.zeros((1, 9, 5)), "scores": np.zeros((1, 9, 3))})
+    rows = {"boxes": np.zeros((1, 9, 6)), "numbers": np.zeros((1, 8))}
+
+    def refused(message: str, **given: Any) -> None:
+        with pytest.raises(UsageError, match=message):
+            Boxes(("boxes",), "xyxy", box_columns=(0, 4), **{"class_columns": (4, 6), **given}).found(rows)
+
+    refused(r"no such 'class_columns'\n  got: \[4, 7\]\n  expected: of 6 columns", class_columns=(4, 7))
+    refused("no such 'objectness_column'", objectness_column=6)
+    refused("'background' is not one of the 2 classes", background=2)
+    refused("'numbers' is not a class for each box", class_numbers="numbers")

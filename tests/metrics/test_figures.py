@@ -29,10 +29,17 @@ def test_top_k() -> None:
     assert figure("top-k", scores, labels=[1, 2, 0], k=2) == pytest.approx(2 / 3)
     assert figure("top-k", scores, exact=np.eye(3)) == pytest.approx(1 / 3)
     assert figure("top-k", np.transpose(scores), labels=[1, 2, 0], axis=0) == pytest.approx(1 / 3)
+    # Equal scores do not all come first, and NaN is no likely class.
+    assert figure("top-k", np.zeros((3, 3)), labels=[0, 1, 2]) == pytest.approx(1 / 3)
+    assert figure("top-k", np.zeros((3, 3)), labels=[0, 1, 2], k=2) == pytest.approx(2 / 3)
+    assert figure("top-k", np.full((3, 3), np.nan), labels=[0, 1, 2]) == 0.0
+    assert figure("top-k", [[np.nan, 1.0, 0.0]], labels=[1]) == 0.0
     with pytest.raises(UsageError, match="sample 0 has 2 labels for 3 rows"):
         figure("top-k", scores, labels=[1, 2])
     with pytest.raises(UsageError, match="not one of the 3 classes"):
         figure("top-k", scores, labels=[1, 2, 3])
+    with pytest.raises(UsageError, match="'k' is at least 1"):
+        figure("top-k", scores, labels=[1, 2, 0], k=0)
 
 
 def test_mean_iou() -> None:
@@ -45,6 +52,9 @@ def test_mean_iou() -> None:
     assert figure("miou", np.array([[0, 1, 1]]), labels=[[0, 1, 0]]) == pytest.approx(0.5)
     mask = np.array([[[[0.6, 0.4]]]], np.float32)
     assert figure("miou", mask, labels=[[[1, 1]]]) == pytest.approx(0.25)
+    padded = [[[0, 0, 1, -1, -1]]]
+    assert figure("miou", scores, labels=padded) == figure("miou", scores[..., :3], labels=[[[0, 0, 1]]]) == 1.0
+    assert figure("miou", np.full((1, 2, 1, 2), np.nan), labels=[[[0, 0]]]) == 0.0
     with pytest.raises(UsageError, match="labels of sample 0 do not have the shape"):
         figure("miou", scores, labels=[[0, 0]])
 
@@ -58,6 +68,8 @@ def test_keypoints() -> None:
     assert figure("keypoints", heat, labels=true, scale=4.0, measure="pixels") == pytest.approx(-2.5)
     unseen = [[[20.0, 4.0], [-1.0, -1.0]]]
     assert figure("keypoints", heat, labels=unseen, scale=4.0, within=0.0) == 1.0
+    heat[0, 0, 2, 2] = np.nan
+    assert figure("keypoints", heat, labels=true, scale=4.0) == 0.5
     flat = [[1.0, 2.0, 3.0, 4.0]]
     assert figure("keypoints", flat, exact=[[1.0, 2.0, 13.0, 4.0]]) == 0.5
 
@@ -88,10 +100,37 @@ def test_ctc(tmp_path: Path) -> None:
     other = np.eye(4)[[1, 1, 0, 2, 2, 0, 3, 2]][None]
     assert figure("ctc", scores, exact=other) == pytest.approx(0.75)
     assert figure("ctc", scores, exact=other, measure="wer", separator=3) == pytest.approx(0.5)
+    assert figure("ctc", scores, labels=[[b"ab a"]], measure="lines", **given) == 1.0
+    alphabet.write_text("a\nb\n\u2028\n", encoding="utf-8")
+    assert figure("ctc", scores, labels=["ab\u2028a"], measure="lines", alphabet=str(alphabet)) == 1.0
+    with pytest.raises(UsageError, match="'blank' is not one of the 4 classes"):
+        figure("ctc", scores, labels=["a"], alphabet=str(alphabet), blank=4)
+    alphabet.write_text("a\nb\n")
     with pytest.raises(UsageError, match="the output has 4 classes, the alphabet 3 with the blank"):
         figure("ctc", scores, labels=["a"], alphabet=str(alphabet))
     with pytest.raises(UsageError, match="labels are texts\n  expected: 'alphabet'"):
         figure("ctc", scores, labels=["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "labels", "given", "message"),
+    [
+        ("top-k", [[1.0, 2.0]], [1], {"axis": 2}, "top-k: the output has no axis 2"),
+        ("top-k", 1.0, [1], {}, "top-k: the output has no axis -1"),
+        ("top-k", [[1.0, 2.0]], ["cat"], {}, "top-k: the labels 't' are not numbers\n  got: cat"),
+        ("top-k", [[1.0, 2.0]], [0.5], {}, "top-k: the labels 't' are not class numbers\n  got: 0.5"),
+        ("miou", [[[1.0], [2.0]]], [["a"]], {}, "miou: the labels 't' are not numbers"),
+        ("keypoints", [[[1.0, 2.0]]], [1.0, 2.0, 3.0], {}, "keypoints: the labels of sample 0 are not the output's"),
+        ("keypoints", [[[1.0, 2.0]]], [[1.0, 2.0], [1.0, 2.0]], {}, "keypoints: the labels of sample 0 are not the"),
+        ("lanes", [[[1.0]]], [[1.0]], {}, "lanes: the output has no cells along axis 1"),
+    ],
+)
+def test_outputs_and_labels_that_do_not_fit(
+    name: str, output: Any, labels: Any, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        figure(name, output, labels=labels, **given)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(

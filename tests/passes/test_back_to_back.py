@@ -249,7 +249,7 @@ def test_a_product_of_each_head_is_its_own() -> None:
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("heads", [1, 4])
 def test_a_scale_of_each_row_and_heads_stored_apart(heads: int) -> None:
-    """As where rows are quantized with scales of their own: a tile of scales has fewer axes than one of several heads."""
+    """As where rows are quantized with scales of their own: a tile of scales has fewer axes than one of heads."""
     s = Sketch()
     x = s.layer_norm(s.param(1, 40, 32))
     scale = s.op("add", s.reduce("max", s.op("abs", x), 2), s.number(1.0))
