@@ -21,7 +21,7 @@ from ppuc.compiler.inputs import InputSpec, checked_inputs, read_npz, without_fi
 from ppuc.compiler.quantization.batches import Batch, Stack, joined
 from ppuc.compiler.quantization.folders import samples_of
 from ppuc.compiler.quantization.images import Preprocessing
-from ppuc.ir.errors import InputError
+from ppuc.ir.errors import InputError, UsageError
 
 Source = str | Path | Iterable[Stack]
 
@@ -65,10 +65,11 @@ class Data:
         """Shapes to bind the model's open dimensions to: those of the first stack, with the batch size from `dims` or
         the model (default 1) in place of the number of samples."""
         if self._pictured:
+            self._check_inputs(tuple(declared))
             for name, shape in declared.items():
                 self._preprocessing_of(name).check_fits(name, shape or ())
         first = next(iter(self.stacks(tuple(declared))), None)
-        if first is None:
+        if first is None or any(np.shape(first[name])[:1] == (0,) for name in declared if name in first):
             raise InputError.of(self.where, "holds no samples")
         found = {}
         for name, array in first.items():
@@ -83,6 +84,13 @@ class Data:
     def _pictured(self) -> bool:
         """Whether images become inputs."""
         return self._preprocessing is not None and self._path is not None and self._path.is_dir()
+
+    def _check_inputs(self, names: Sequence[str]) -> None:
+        """Raise UsageError if the preprocessing describes an input that is not one of `names`."""
+        assert self._preprocessing is not None
+        if unknown := sorted(set(self._preprocessing.inputs) - set(names)):
+            what = f"[inputs.{unknown[0]}] is no input of the model"
+            raise UsageError.of(self._preprocessing.where, what, expected=", ".join(names))
 
     def _preprocessing_of(self, name: str) -> Preprocessing:
         assert self._preprocessing is not None
@@ -117,6 +125,8 @@ class Data:
 
     def _given(self, specs: Sequence[InputSpec], fixed: Mapping[str, np.ndarray]) -> Iterator[tuple[Stack, Stack]]:
         """Inputs and labels of each stack, without `fixed` inputs."""
+        if self._pictured:
+            self._check_inputs([s.name for s in specs])
         for spec in specs if self._pictured else ():
             self._preprocessing_of(spec.name).check_fits(spec.name, spec.type.dims, str(spec.type.dtype))
         for held in self.stacks([s.name for s in specs]):

@@ -6,6 +6,7 @@ Invariant: samples come in the order of their names, the same on every pass.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from ppuc.ir.errors import InputError, UsageError
 LABELS = "labels.csv"
 CLASSES = ".classes"
 """Suffix of the name of the classes of labelled boxes."""
+PADDED = re.compile(r"[-+]?0\d")
+"""Digits with leading zeros."""
 
 
 def samples_of(
@@ -33,7 +36,7 @@ def samples_of(
     files = _files(folder)
     if not files:
         raise InputError.of(str(folder), "holds no samples", expected=".npz, .npy or image files")
-    table = _table(folder, files) if labels else {}
+    table = _table(folder, files, names) if labels else {}
     for file in files:
         if file.suffix == ".npz":
             yield read_npz(file)
@@ -80,7 +83,7 @@ def _of_parts(
         if differing := sorted(own.keys() ^ first.keys()):
             home = parts[given[0]] if differing[0] in own else parts[name]
             raise InputError.of(str(home), f"has no file '{differing[0]}'", hint="files of a sample have the same name")
-    table = _table(folder, list(first.values())) if labels else {}
+    table = _table(folder, list(first.values()), names) if labels else {}
     for stem in first:
         found: dict[str, np.ndarray] = {}
         picture = next((files[n][stem] for n in given if files[n][stem].suffix.lower() in SUFFIXES), None)
@@ -111,8 +114,10 @@ def _boxes(file: Path, picture: Path, how: Preprocessing) -> tuple[np.ndarray, n
     try:
         rows = np.array([line.split() for line in file.read_text().splitlines() if line.strip()], float).reshape(-1, 5)
     except ValueError:
+        rows = np.full((1, 5), np.nan)
+    if not np.isfinite(rows).all() or (rows[:, 0] != np.round(rows[:, 0])).any():
         what = "is not a list of boxes"
-        raise InputError.of(str(file), what, expected="class cx cy w h in each line, shares of the picture") from None
+        raise InputError.of(str(file), what, expected="class cx cy w h in each line, shares of the picture")
     width, height = picture_size(picture)
     place = how.placed(width, height)
     pixels = np.array([width * place.scale[0], height * place.scale[1]])
@@ -120,28 +125,36 @@ def _boxes(file: Path, picture: Path, how: Preprocessing) -> tuple[np.ndarray, n
     return np.concatenate([centre - half, centre + half], 1), rows[:, 0].astype(np.int64)
 
 
-def _table(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
+def _table(folder: Path, files: Sequence[Path], inputs: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
     """The columns of `labels.csv` by name, each with an array of one row for each file's stem."""
     path = folder / LABELS
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as text:
-        head, *rows = list(csv.reader(text)) or [[]]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as text:
+            head, *rows = [row for row in csv.reader(text) if row] or [[]]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError.of(str(path), "cannot be read", got=str(error), expected="CSV in UTF-8") from None
     if len(head) < 2 or any(len(row) != len(head) for row in rows):
         raise InputError.of(
             str(path), "is not a table", expected="a line `file,NAME,...`, and such a line for each file"
         )
-    by_stem = {Path(row[0]).stem: row for row in rows}
+    if given := sorted(set(head[1:]) & set(inputs)):
+        raise InputError.of(str(path), f"its column '{given[0]}' is called like an input of the model")
+    by_stem: dict[str, list[str]] = {}
+    for row in rows:
+        if by_stem.setdefault(Path(row[0]).stem, row) is not row:
+            raise InputError.of(str(path), f"has several lines for '{Path(row[0]).stem}'")
     if missing := [f.name for f in files if f.stem not in by_stem]:
         raise InputError.of(str(path), f"has no line for '{missing[0]}'")
     return {name: _column({stem: row[i] for stem, row in by_stem.items()}) for i, name in enumerate(head) if i}
 
 
 def _column(texts: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """A column as integers, numbers or texts: the first that all of it is."""
-    for kind in (np.int64, np.float64):
+    """A column as integers, numbers or texts: the first that all of it is. 0042 is a text: its zeros matter."""
+    for kind in (np.int64, np.float64) if not any(PADDED.match(text) for text in texts.values()) else ():
         try:
             return {stem: np.array([text]).astype(kind) for stem, text in texts.items()}
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     return {stem: np.array([text]) for stem, text in texts.items()}

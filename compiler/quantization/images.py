@@ -157,21 +157,21 @@ def _declared(table: dict[str, Any], where: str) -> Preprocessing:
             what = f"'{given[0]}' has no effect with {key} = \"{table.get(key, _CHOICES[key][0])}\""
             raise UsageError.of(where, what)
     size = table.get("size")
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+    if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
         raise UsageError.of(where, "'size' must be [rows, columns]", got=size)
     made = dict(table)
     for key in ("mean", "std", "pad"):
         if key in table:
-            made[key] = _numbers(table[key], key, where)
+            made[key] = _numbers(table[key], key, where, 1 if table.get("colour") == "grey" else 3)
     if "scale" in table and (isinstance(table["scale"], bool) or not isinstance(table["scale"], int | float)):
         raise UsageError.of(where, "'scale' must be a number", got=table["scale"])
     return Preprocessing(**{**made, "size": (size[0], size[1]), "where": where})
 
 
-def _numbers(value: object, key: str, where: str) -> tuple[float, ...]:
+def _numbers(value: object, key: str, where: str, colours: int) -> tuple[float, ...]:
     given = value if isinstance(value, list) else [value]
     fits = all(isinstance(n, int | float) and not isinstance(n, bool) for n in given)
-    if not fits or len(given) not in (1, 3) or (key == "std" and not all(given)):
+    if not fits or len(given) not in (1, colours) or (key == "std" and not all(given)):
         raise UsageError.of(where, f"'{key}' must be numbers, one or one per colour", got=value)
     if key == "pad":
         if not all(isinstance(n, int) and 0 <= n <= 255 for n in given):
@@ -203,7 +203,8 @@ def read_label_map(path: Path, how: Preprocessing) -> np.ndarray:
         raise InputError.of(
             str(path), "is not a map of class numbers", got=f"mode {image.mode}", expected="grey or palette"
         )
-    numbers = image if image.mode in ("L", "P") else image.convert("I")
+    numbers = image if image.mode in ("L", "P") else image.convert("L" if image.mode == "1" else "I")
+    numbers = numbers.point(lambda byte: byte // 255) if image.mode == "1" else numbers  # one bit: classes 0 and 1
     return np.asarray(_moved(numbers, how, "nearest", IGNORED), np.int64)
 
 
@@ -235,5 +236,5 @@ def opened(path: Path) -> Image.Image:
         with Image.open(path) as file:
             file.load()
             return file
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError.of(str(path), "cannot be read as an image", got=str(error)) from error

@@ -49,6 +49,8 @@ class Oracle:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         if isinstance(source, str | Path):
+            if not Path(source).is_file():
+                raise ModelError.of(self.where, "there is no such file")
             options.add_session_config_entry(_EXTERNAL_FOLDER, str(Path(source).resolve().parent))
         if change is not None:
             source = model_copy(source)

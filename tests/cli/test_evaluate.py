@@ -93,6 +93,8 @@ def test_a_compiled_program(folder: Path) -> None:
     top = ("--metric", "top-k,labels=label")
     assert "has no effect on a compiled program" in error_of(*words(folder, *top, "-p", "bf16", model="net.ppu"))
     assert "there is no model in f32" in error_of(*words(folder, model="net.ppu"))
+    absent = error_of(*words(folder, *top, "--reference", folder / "none.onnx", model="net.ppu"))
+    assert absent.endswith("none.onnx: there is no such file\n")
 
 
 def test_a_drop_is_an_exit_code(folder: Path) -> None:
@@ -120,3 +122,5 @@ def test_data_that_do_not_fit(folder: Path) -> None:
     assert "the size does not fit input 'x'" in error_of(*words(folder, *TINY))
     np.savez(folder / "data.npz", z=np.zeros((3, 20), np.float32))
     assert "input 'x' is missing" in error_of(*words(folder, *TINY, "--dim", "N=1"))
+    np.savez(folder / "data.npz", x=np.zeros((0, 20), np.float32))
+    assert error_of(*words(folder, *TINY)).endswith("data.npz: holds no samples\n")

@@ -103,9 +103,67 @@ def test_a_table_beside_images(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("file,text\n0.png,ab\n")
     with pytest.raises(InputError, match=r"labels.csv: has no line for '1.png'"):
         list(Data(tmp_path, how, labels=True).samples(inputs))
+    (tmp_path / "labels.csv").write_text("file,text,number\n0.png,0042,-0.5\n1.png,12,3\n")
+    first = next(iter(Data(tmp_path, how, labels=True).stacks(["x"])))
+    assert first["text"].tolist() == ["0042"]
+    assert first["number"].tolist() == [-0.5]
     (tmp_path / "labels.csv").write_text("file,text\n0.png,ab\n1.png,12\n")
     (only,) = Data(tmp_path, how, labels=True).samples(inputs)
     assert only["text"].tolist() == ["ab", "12"]
+    (tmp_path / "labels.csv").write_text("\ufefffile,text\n\n0.png,ab\n1.png,12\n\n", encoding="utf-8")
+    assert [s["text"][0] for s in Data(tmp_path, how, labels=True).stacks(["x"])] == ["ab", "12"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (b"file,t\n0.png,1\n0.png,2\n", "labels.csv: has several lines for '0'"),
+        (b"file,x\n0.png,1\n", "labels.csv: its column 'x' is called like an input of the model"),
+        (b"\xff\xfe", "labels.csv: cannot be read"),
+        (b"file\n", "labels.csv: is not a table"),
+    ],
+)
+def test_tables_that_make_no_sense(tmp_path: Path, table: bytes, message: str) -> None:
+    picture(tmp_path / "0.png", 4, 4, 1, 2, 3)
+    (tmp_path / "labels.csv").write_bytes(table)
+    with pytest.raises(InputError, match=message):
+        list(Data(tmp_path, Preprocessing((4, 4)), labels=True).samples(specs(x=(1, 3, 4, 4))))
+
+
+@pytest.mark.parametrize("text", ["a b\n", "0 .5 .5 nan 1\n", "0.5 .5 .5 1 1\n", "0 .5 .5 1\n"])
+def test_lines_that_are_no_boxes(tmp_path: Path, text: str) -> None:
+    for name in ("x", "t"):
+        (tmp_path / name).mkdir()
+    picture(tmp_path / "x" / "0.png", 4, 4, 1, 2, 3)
+    (tmp_path / "t" / "0.txt").write_text(text)
+    with pytest.raises(InputError, match=r"0.txt: is not a list of boxes"):
+        list(Data(tmp_path, Preprocessing((4, 4)), labels=True).samples(specs(x=(1, 3, 4, 4))))
+
+
+def test_an_input_that_the_model_does_not_have(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png", 4, 4, 1, 2, 3)
+    (tmp_path / "how.toml").write_text("size = [4, 4]\n[inputs.z]\ncolour = 'bgr'\n")
+    data = Data(tmp_path, read_preprocessing(tmp_path / "how.toml"))
+    with pytest.raises(UsageError, match=r"how.toml: \[inputs.z\] is no input of the model\n  expected: x"):
+        list(data.samples(specs(x=(1, 3, 4, 4))))
+    with pytest.raises(UsageError, match=r"\[inputs.z\] is no input"):
+        data.shapes({"x": (1, 3, 4, 4)}, {})
+
+
+def test_a_label_map_of_one_bit_holds_classes_0_and_1(tmp_path: Path) -> None:
+    image.fromarray(np.array([[0, 1], [1, 0]], bool)).save(tmp_path / "t.png")
+    assert read_label_map(tmp_path / "t.png", Preprocessing((2, 2))).tolist() == [[0, 1], [1, 0]]
+    placed = read_label_map(tmp_path / "t.png", Preprocessing((2, 4), "letterbox"))
+    assert placed.tolist() == [[255, 0, 1, 255], [255, 1, 0, 255]]
+
+
+def test_a_picture_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
+    image.new("RGB", (4, 4)).save(tmp_path / "x.bmp")
+    data = bytearray((tmp_path / "x.bmp").read_bytes())
+    data[18:26] = (60000).to_bytes(4, "little") * 2
+    (tmp_path / "x.bmp").write_bytes(data)
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        read_image(tmp_path / "x.bmp", Preprocessing((4, 4)))
 
 
 @pytest.mark.parametrize(
