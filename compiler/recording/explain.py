@@ -16,7 +16,7 @@ from ppuc.ir.text.literals import quote
 def explained(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What became of the node `name`, or of the node that computes the tensor `name`. Raises UsageError for a name that
     the model does not have, or a record without texts of passes."""
-    if record.get("graph") is None:
+    if record.get("graph") is None or not record["passes"]:
         hint = "explain the .onnx file, or the record of a run that compiled it"
         raise UsageError.of(record["model"]["file"], "holds no texts of the passes", hint=hint)
     node = _node(record, name)

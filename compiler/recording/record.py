@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,11 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         record = read_json(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-        if record["format"] != FORMAT:
+        if record["format"] != FORMAT or type(record["schema"]) is not int:
             raise ValueError(f"its format is {record['format']!r}")
     except OSError as error:
         raise UsageError.of(str(path), "cannot be read", got=error.strerror or error) from None
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, zlib.error) as error:
         hint = "write one with --record, as in `ppuc profile net.onnx --record run.json`"
         raise UsageError.of(str(path), "is not the record of a run", got=error, hint=hint) from None
     if record["schema"] > RECORD_SCHEMA:

@@ -80,3 +80,5 @@ def test_mistakes(record: dict[str, Any]) -> None:
         explained(record, name[:-1])
     with pytest.raises(UsageError, match="holds no texts of the passes"):
         explained({**record, "graph": None}, name)
+    with pytest.raises(UsageError, match="holds no texts of the passes"):  # as of a quantization study
+        explained({**record, "passes": [], "kernels": {}}, name)

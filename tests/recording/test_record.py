@@ -78,6 +78,7 @@ class TestRecord:
             ('{"format": "other"}', "is not the record of a run"),
             ("[1]", "is not the record of a run"),
             ("not json", "is not the record of a run"),
+            (json.dumps({"format": FORMAT}), "is not the record of a run"),
             (json.dumps({"format": FORMAT, "schema": 99}), "was written by a later ppuc"),
         ],
     )
@@ -93,6 +94,13 @@ class TestRecord:
             read_record(tmp_path / "a.json.gz")
         with pytest.raises(UsageError, match="cannot be read"):
             read_record(tmp_path / "missing.json")
+
+    def test_refuses_a_damaged_file(self, tmp_path: Path) -> None:
+        data = bytearray(gzip.compress(b"{}" * 1000))
+        data[12:16] = b"\xff" * 4
+        (tmp_path / "a.json.gz").write_bytes(data)
+        with pytest.raises(UsageError, match="is not the record of a run"):
+            read_record(tmp_path / "a.json.gz")
 
 
 class TestPassWatch:
