@@ -30,6 +30,7 @@ def compile(
     calibrate: str | Path | Iterable[Mapping[str, np.ndarray]] | None = None,
     preprocess: str | Path | None = None,
     policy: str | Path | None = None,
+    force: bool = False,
     alias: Mapping[str, str] | None = None,
     tune: int = 1,
     pipeline: str = "default",
@@ -42,13 +43,14 @@ def compile(
     lenient: bool = False,
 ) -> CompiledProgram:
     """Compile an ONNX model (a path or a ModelProto). `target` is a built-in name, a .toml path or a Target ("": the
-    default one); `precision` is one of model, fp32, bf16, fp16, fp8, int8, mixed, mxfp8, mxfp4, nvfp4; `dims` binds
-    symbolic dimensions; `dump` is a folder for the program after every pass. Precisions fp8 and int8 take scales from
-    samples: `calibrate` is an .npz, a folder, or an iterable of dicts of arrays; `preprocess` is a TOML file that says
-    how the model wants the images of a folder; `policy` is a file with the format of
-    every layer. `alias` maps an input to the output that extends it and shares its memory (a key or value cache);
-    `tune` is the number of tilings of each matmul and convolution to measure. `pipeline` names the passes (`ppuc
-    passes` lists pipelines), `disable_passes` are passes to disable.
+    default one); `precision` is one of model, fp32, bf16, fp16, fp8, int8, 8bit, mixed, mxfp8, mxfp4, nvfp4; `dims`
+    binds symbolic dimensions; `dump` is a folder for the program after every pass. Precisions fp8, int8 and 8bit take
+    scales from samples: `calibrate` is an .npz, a folder, or an iterable of dicts of arrays; `preprocess` is a TOML
+    file that says how the model wants the images of a folder; an output that held-out samples show to be ruined is an
+    error, unless with `force`. `policy` is a file with the format of every layer. `alias` maps an input to the output
+    that extends it and shares its memory (a key or value cache); `tune` is the number of tilings of each matmul and
+    convolution to measure. `pipeline` names the passes (`ppuc passes` lists pipelines), `disable_passes` are passes to
+    disable.
 
     Several sizes of a dimension (`dims={"batch": (1, 8)}`) give a program for each combination; a run selects the one
     for its inputs, padding those of dimensions in `pad` to the next size. `values` are values of inputs that may be
@@ -74,7 +76,7 @@ def compile(
         tune=tune,
         pipeline=pipeline,
         disabled=tuple(disable_passes),
-        quantization=Quantization(data, Path(policy) if policy is not None else None),
+        quantization=Quantization(data, Path(policy) if policy is not None else None, force=force),
         host=HostPolicy(host, tuple(map(Path, host_ops))),
         lenient=lenient,
     )

@@ -60,13 +60,15 @@ class Calibration:
 class Quantization:
     """How layers are quantized, at precisions that quantize. The file `policy` decides all layers; else `data` gives
     scales, found as `calibration` says, and with `repair` weights are changed where the outputs gain; else scales are
-    computed at run time. `judging` says what counts when outputs are compared."""
+    computed at run time. `judging` says what counts when outputs are compared; with `force` a result that ruins them
+    is accepted."""
 
     data: Data | None = None
     policy: Path | None = None
     calibration: Calibration = field(default_factory=Calibration)
     repair: bool = True
     judging: Judging = field(default_factory=Judging)
+    force: bool = False
 
     def check(self, precision: Precision) -> None:
         """Raise UsageError for contradictions, and for options without effect at `precision`."""

@@ -24,7 +24,8 @@ class Precision:
     model's own). `layers` is the format, as policies name it, of quantized layers that no policy names ("": no layer is
     quantized), `operands` the type of both operands of their products, if they have one. `rounding` is the type whose
     unit roundoff bounds what operands lose, where it is not `contractions`. With `weights_only` the format is one for
-    weights (blocks with a scale each); with `per_layer` a policy gives every layer a format of its own."""
+    weights (blocks with a scale each); with `per_layer` a policy gives every layer a format of its own. With `choices`,
+    calibrated layers take the one of these formats that loses least."""
 
     name: str
     help: str
@@ -34,6 +35,7 @@ class Precision:
     operands: str = ""
     weights_only: bool = False
     per_layer: bool = False
+    choices: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> bool:
@@ -69,6 +71,8 @@ def _type(name: str) -> DType | None:
     return DType(name) if name else None
 
 
+_EITHER = ("e4m3", "int8")
+
 # Of 8-bit integers with one scale a tensor, most elements use few of the 255 steps: they may lose what f8e4m3 does.
 _ALL = (
     Precision("model", "as the file says"),
@@ -77,7 +81,8 @@ _ALL = (
     Precision("fp16", "products and stored activations in f16", "f16"),
     Precision("fp8", "products of E4M3 with scales", "bf16", "e4m3", "f8e4m3", "f8e4m3"),
     Precision("int8", "products of 8-bit integers with scales", "bf16", "int8", "f8e4m3", "i8"),
-    Precision("mixed", "layer by layer as --policy says", "bf16", "e4m3", "f8e4m3", per_layer=True),
+    Precision("8bit", "products of E4M3 or of 8-bit integers, by layer", "bf16", "e4m3", "f8e4m3", choices=_EITHER),
+    Precision("mixed", "layer by layer as --policy says", "bf16", "e4m3", "f8e4m3", per_layer=True, choices=_EITHER),
     Precision("mxfp8", "weights in blocks of E4M3", "bf16", "mxfp8", "f8e4m3", weights_only=True),
     Precision("mxfp4", "weights in blocks of E2M1", "bf16", "mxfp4", "f4e2m1", weights_only=True),
     Precision("nvfp4", "weights in blocks of E2M1", "bf16", "nvfp4", "f4e2m1", weights_only=True),

@@ -111,6 +111,7 @@ CALIBRATION: tuple[Decorator, ...] = (
     ),
     click.option("--power-of-two", is_flag=True, help="Restrict scales to powers of two."),
     click.option("--no-repair", is_flag=True, help="Round calibrated weights to nearest, without fitting them."),
+    click.option("--force", is_flag=True, help="Accept 8 bits that ruin an output on held-out samples."),
 )
 
 JUDGING: tuple[Decorator, ...] = (
@@ -212,6 +213,7 @@ class CompileArguments:
     headroom: float | None = None
     power_of_two: bool = False
     no_repair: bool = False
+    force: bool = False
     outputs: tuple[str, ...] = ()
     class_axis: tuple[str, ...] = ()
     policy: Path | None = None
@@ -285,11 +287,12 @@ class CompileArguments:
             how = read_preprocessing(self.preprocess) if self.preprocess is not None else None
             data = Data(self.calibrate, how, labels=labels)
         else:
-            calibrating = ("method", "headroom", "power_of_two", *(("preprocess",) if self.data is None else ()))
-            self.refuse(calibrating, "has no effect without --calibrate")
+            calibrating = ("method", "headroom", "power_of_two", "force")
+            images = ("preprocess",) if self.data is None else ()
+            self.refuse((*calibrating, *images), "has no effect without --calibrate")
         calibration = Calibration(self.method, self.headroom, self.power_of_two)
         judging = Judging(self.outputs, self.class_axis)
-        return Quantization(data, self.policy, calibration, not self.no_repair, judging)
+        return Quantization(data, self.policy, calibration, not self.no_repair, judging, self.force)
 
     def refuse(
         self, names: Collection[str], what: str, got: object = None, expected: object = None, hint: str | None = None

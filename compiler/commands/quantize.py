@@ -63,9 +63,9 @@ if TYPE_CHECKING:
     "--precision",
     "-p",
     type=click.Choice([p.name for p in PRECISIONS.values() if p.scales_activations]),
-    default="fp8",
+    default="8bit",
     show_default=True,
-    help="All layers in one format, or as many as the goal allows, each in the better format.",
+    help="All layers in one format, each in the better one (8bit), or as many as the goal allows (mixed).",
 )
 @click.option("--min-sqnr", type=float, metavar="DB", help="Mixed: least signal-to-noise ratio of the outputs.")
 @click.option("--min-agreement", type=Share(), metavar="SHARE", help="Mixed: least share of equal decisions.")
@@ -114,7 +114,7 @@ def quantize_command(
     """Quantize MODEL.onnx on data and report accuracy loss and simulated speed-up by layer.
 
     With -p mixed, as few layers as possible stay in bf16 to meet the goal. Exit code 1 if the goal is missed on the
-    reported samples.
+    reported samples, 2 if these show an output to be ruined (docs/quantization.md).
     """
     from ppuc.compiler.metrics.choose import chosen_metric
     from ppuc.compiler.quantization.data import FEW

@@ -47,7 +47,7 @@ class PartsQuantizer:
             return [chosen_plan(p) for p in prepared]
         given = self._given(hosted, parts, how.data)
         each = self.watch.quantizing
-        return [repaired_plan(p, samples, each) for p, samples in zip(prepared, given, strict=True)]
+        return [repaired_plan(p, samples, each, part=True) for p, samples in zip(prepared, given, strict=True)]
 
     def _given(self, hosted: HostedModel, parts: Sequence[Part], data: Data) -> list[list[Feeds]]:
         """For each PPU part, its inputs on every sample, by name."""

@@ -34,8 +34,9 @@ from ppuc.compiler.quantization.measure import Accuracy, Difference
 from ppuc.compiler.quantization.metric import Task, drop
 from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared, dynamic_plan, prepare
+from ppuc.compiler.quantization.ruined import Evidence, check_not_ruined, worst_loss
 from ppuc.compiler.quantization.search import total_macs
-from ppuc.compiler.quantization.study import Aim, Study, split_samples, study
+from ppuc.compiler.quantization.study import Aim, Study, refuses_ruined, split_samples, study
 from ppuc.ir.errors import ModelError
 from ppuc.ir.graph import Graph, Value
 from ppuc.ir.module import Module
@@ -109,13 +110,29 @@ class HostedStudy:
         for i, prepared in enumerate(self.prepared):
             plans = [m.plan for m in made]
             task = self._task(plans, check, report, aim.metric) if aim.metric is not None else None
-            made.append(study(prepared, given[i], judged[i], self._of_part(aim, i), each, task))
+            made.append(study(prepared, given[i], judged[i], self._of_part(aim, i), each, task, part=True))
         each("report")
         plans = [m.plan for m in made]
         exact, quantized = self._outputs(report, None), self._outputs(report, plans)
         accuracy = _compared(exact, quantized, self._criteria())
         scores = _scores(aim.metric, exact, quantized, report)
         lost = drop(scores["fp32"], scores["quantized"]) if scores is not None else 0.0
+
+        def measure(plan: Plan) -> Evidence:
+            parts = [Plan({n: own for n, own in plan.layers.items() if n in m.plan.layers}) for m in made]
+            outputs = self._outputs(report, parts)
+            scored = _scores(aim.metric, exact, outputs, report)
+            return Evidence(_compared(exact, outputs, self._criteria()), scored)
+
+        def noise() -> dict[str, float]:
+            rows = {row["layer"]: row["isolated_sqnr_db"] for m in made for row in m.record["layers"]}
+            return {name: 10 ** (-level / 10) for name, level in rows.items() if level is not None}
+
+        evidence = Evidence(accuracy, scores)
+        whole = Plan({n: own for plan in plans for n, own in plan.layers.items()})
+        if refuses_ruined(self.options, len(samples), bool(evaluation)):
+            check_not_ruined(whole, evidence, aim.goal, noise, measure, len(report))
+        loss = worst_loss(evidence, aim.goal)
         met = aim.goal.met(accuracy, lost) and all(m.met for m in made)
         counts = {"fit": len(fit), "decide": len(check), "report": len(report)}
         record = {
@@ -124,10 +141,11 @@ class HostedStudy:
             **_merged(made, self.prepared),
             "accuracy": accuracy.record(),
             "metric": scores,
+            "ruined": loss.record() if loss is not None else None,
             "host": [node.label for part in self.parts if isinstance(part, HostPart) for node in part.nodes],
             "goal_met": met,
         }
-        return Study(Plan({n: own for plan in plans for n, own in plan.layers.items()}), record, met)
+        return Study(whole, record, met)
 
     def _of_part(self, aim: Aim, number: int) -> Aim:
         """The aim of a part's study: with the drop of the metric that the parts so far may cause."""

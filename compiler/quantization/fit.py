@@ -11,6 +11,8 @@ weights w and a bias so that the product of *quantized* operands is nearest to y
 The ridge r pulls towards the model's weights, the damping d towards rounding to nearest. Both are chosen for the
 smallest error on rows of held-out samples.
 
+The whole is kept only if it wins on these rows against the plan as it was.
+
 Invariant: r and d are chosen on samples that the candidates were not fitted to; with a single sample, nothing is
 fitted.
 """
@@ -21,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppuc.compiler.quantization.apply import SMALLEST, nearest, rounded, widened
+from ppuc.compiler.quantization.apply import SMALLEST, by_channel, nearest, quantized_weights, rounded, widened
 from ppuc.compiler.quantization.layers import Layer
 from ppuc.compiler.quantization.plan import LARGEST, LayerPlan
 from ppuc.compiler.quantization.rows import Rows, as_matrices, from_matrices
@@ -77,7 +79,8 @@ class Moments:
 
 
 def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
-    """The plan of one layer with weights, scales and bias fitted to `rows`."""
+    """The plan of one layer with weights, scales and bias fitted to `rows`; `plan` itself if what is fitted to the
+    other rows does not win on those held out."""
     assert layer.weights is not None
     w = as_matrices(layer, layer.weights.array().astype(np.float64))
     x, y = rows.by_group(plan)
@@ -91,7 +94,9 @@ def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
     ridge, damping = np.inf, np.inf
     if not held.all():
         rest = Moments.of(x[:, ~held], y[:, ~held])
-        ridge, damping = _strengths(w, rest, x_apart, y_apart, plan.dtype)
+        ridge, damping, error = _strengths(w, rest, x_apart, y_apart, plan.dtype)
+        if error >= _unfitted_error(layer, plan, x_apart, x_mean, y_apart + y_mean):
+            return plan
         everything = rest.plus(everything)
     gram, moment = everything.covariances()
     fitted = regressed(w, gram, moment, ridge)
@@ -107,8 +112,19 @@ def fitted_layer(layer: Layer, plan: LayerPlan, rows: Rows) -> LayerPlan:
     )
 
 
-def _strengths(w: np.ndarray, rest: Moments, x: np.ndarray, y: np.ndarray, dtype: DType) -> tuple[float, float]:
-    """The ridge and the damping with the smallest error on the held-out rows x and y, fitted to the moments `rest`."""
+def _unfitted_error(layer: Layer, plan: LayerPlan, x: np.ndarray, x_mean: np.ndarray, y: np.ndarray) -> float:
+    """The sum of squared errors of `plan` as it is on centred rows x and results y."""
+    stored, scale = quantized_weights(layer, plan)
+    weights = widened(stored) * by_channel(scale, layer.channel_axis, stored.ndim)
+    found = (x + x_mean) @ as_matrices(layer, weights)
+    if plan.bias is not None:
+        found = found + plan.bias.reshape(len(found), 1, -1)
+    return float(np.square(found - y).sum(dtype=np.float64))
+
+
+def _strengths(w: np.ndarray, rest: Moments, x: np.ndarray, y: np.ndarray, dtype: DType) -> tuple[float, float, float]:
+    """The ridge and the damping with the smallest error on the held-out rows x and y, fitted to the moments `rest`,
+    and that error: the sum of squares."""
     gram, moment = rest.covariances()
 
     def error(candidate: np.ndarray) -> float:
@@ -120,7 +136,8 @@ def _strengths(w: np.ndarray, rest: Moments, x: np.ndarray, y: np.ndarray, dtype
     fitted = candidates[best]
     scales = channel_scales(fitted, np.diagonal(gram, 0, 1, 2), dtype)
     errors = [error(_widened(compensated(fitted, gram, scales, dtype, d), scales)) for d in DAMPINGS]
-    return RIDGES[best], DAMPINGS[int(np.argmin(errors))]
+    least = int(np.argmin(errors))
+    return RIDGES[best], DAMPINGS[least], errors[least]
 
 
 def _widened(stored: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -48,6 +48,8 @@ class Difference:
     agreeing: int = 0
     levels: list[float] = field(default_factory=list)
     """The SQNR in dB of each sample."""
+    agreements: list[float] = field(default_factory=list)
+    """The share of equal decisions in each sample that holds decisions."""
     criterion: Criterion = field(default_factory=Criterion)
     """What its decisions are, and how much it counts."""
 
@@ -57,7 +59,10 @@ class Difference:
         decided, wanted = self.criterion.decisions(got), self.criterion.decisions(want)
         if decided is not None and wanted is not None:
             self.rows += wanted.size
-            self.agreeing += int((decided == wanted).sum())
+            agreeing = int((decided == wanted).sum())
+            self.agreeing += agreeing
+            if wanted.size:
+                self.agreements.append(agreeing / wanted.size)
         if want.dtype.kind in "biu":
             got, want = (got == want).astype(np.float64), np.ones(want.shape)
         g, w = np.asarray(got, np.float64).reshape(-1), np.asarray(want, np.float64).reshape(-1)
@@ -77,6 +82,7 @@ class Difference:
         for name in ("signal", "noise", "cross", "other", "rows", "agreeing"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.levels.extend(other.levels)
+        self.agreements.extend(other.agreements)
 
     @property
     def sqnr(self) -> float:

@@ -11,6 +11,7 @@ one decision that depends on them is whether to discard a repair that is worse o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ppuc.compiler.metrics.base import Metric, Sample
+from ppuc.compiler.options import CompileOptions
 from ppuc.compiler.precisions import PRECISIONS
 from ppuc.compiler.quantization.calibrate import plan_from
 from ppuc.compiler.quantization.data import FEW, Data
@@ -35,6 +37,7 @@ from ppuc.compiler.quantization.plan import Plan
 from ppuc.compiler.quantization.prepare import Prepared, native, storage_plan
 from ppuc.compiler.quantization.reconstruct import differences
 from ppuc.compiler.quantization.repair import CANDIDATES, repaired
+from ppuc.compiler.quantization.ruined import Evidence, check_not_ruined, worst_loss
 from ppuc.compiler.quantization.search import Found, Goal, Point, Search, isolated_noise, quantized_share
 from ppuc.compiler.quantization.timing import Times, timed
 from ppuc.ir.errors import UsageError
@@ -108,9 +111,12 @@ def study(
     aim: Aim = REPORT,
     each: Callable[[str], None] = lambda what: None,
     task: Task | None = None,
+    *,
+    part: bool = False,
 ) -> Study:
-    """Quantize on `samples` (by ONNX name), report on `evaluation` (none: a part of `samples` kept apart). `task` is
-    that of a part of a model (None: the aim's metric, of the model's own outputs)."""
+    """Quantize on `samples` (by ONNX name), report on `evaluation` (none: a part of `samples` kept apart). Of a `part`
+    of a model, `task` is that of the whole (None: the aim's metric, of the model's own outputs). Raises UsageError for
+    a goal that cannot be met, and for a whole model that is ruined."""
     precision = PRECISIONS[prepared.options.precision]
     fit, check, report = split_samples(samples, evaluation)
     if task is None and aim.metric is not None:
@@ -120,7 +126,7 @@ def study(
     ranged = prepared.feeds(fit) if precision.per_layer else whole
     seen = observe(prepared.module.graph, prepared.layers, ranged)
     judge = prepared.reference(prepared.feeds(check))
-    start = _starting_plan(prepared, seen, judge, len(samples))
+    start = _starting_plan(prepared, seen, lambda: judge, len(samples))
     each("time: bf16")
     wide = timed(prepared, Plan())
     memory = _Memory(aim.state, prepared, samples, start)
@@ -142,10 +148,14 @@ def study(
         paced = not_slower(prepared, plan, wide, narrow, each, mixed=precision.per_layer)
     plan, narrow = paced.plan, paced.times
     each("report")
-    final = prepared.reference(prepared.feeds(report)).compare(prepared.quantized(plan).graph)
+    last = prepared.reference(prepared.feeds(report))
+    measure = _measuring(prepared, last, task)
+    evidence = measure(plan)
+    final, scores = evidence.accuracy, evidence.scores
+    if not part and refuses_ruined(prepared.options, len(samples), bool(evaluation)):
+        check_not_ruined(plan, evidence, aim.goal, lambda: noise, measure, len(last.samples))
     accumulated = differences(prepared.module.graph, prepared.layers, plan, list(prepared.feeds(report))[:FEW])
     goal = aim.goal
-    scores = {"fp32": task.report(None), "quantized": task.report(plan)} if task is not None else None
     lost = drop(scores["fp32"], scores["quantized"]) if scores is not None else 0.0
     met = goal.met(final, lost) and (goal.min_share is None or quantized_share(prepared, plan) >= goal.min_share - 1e-9)
     record = {
@@ -159,8 +169,9 @@ def study(
         "emulated_in": "ONNX Runtime" if judge.in_onnxruntime else "numpy",
         "repair": best.method,
         "repair_refused": best.refused.record() if best.refused is not None else None,
-        "accuracy": _named(final, prepared).record(),
+        "accuracy": final.record(),
         "metric": scores,
+        "ruined": loss.record() if (loss := worst_loss(evidence, goal)) is not None else None,
         "share": quantized_share(prepared, plan),
         "time": {
             "bf16_seconds": wide.seconds,
@@ -177,14 +188,43 @@ def study(
 
 
 def repaired_plan(
-    prepared: Prepared, samples: Sequence[Sample], each: Callable[[str], None] = lambda what: None
+    prepared: Prepared,
+    samples: Sequence[Sample],
+    each: Callable[[str], None] = lambda what: None,
+    *,
+    part: bool = False,
 ) -> Plan:
-    """The plan that `study` finds for all layers in one format, without the measurements for the report."""
+    """The plan that `study` finds without a search, without the measurements for the report. Raises UsageError if it
+    is ruined, except for a part of a model, whose results are not the model's."""
     fit, check, held = split_samples(samples, ())
     whole = _whole(prepared, fit, check)
     each("observe")
-    start = _one_format(prepared, observe(prepared.module.graph, prepared.layers, whole), len(samples))
-    return _repaired(prepared, start, whole, _methods(prepared, samples), held, each).plan
+    seen = observe(prepared.module.graph, prepared.layers, whole)
+    start = _starting_plan(prepared, seen, lambda: prepared.reference(prepared.feeds(check)), len(samples))
+    plan = _repaired(prepared, start, whole, _methods(prepared, samples), held, each).plan
+    if part or not refuses_ruined(prepared.options, len(samples), False):
+        return plan
+    each("held-out samples")
+    judge = prepared.reference(prepared.feeds(held))
+    measure = _measuring(prepared, judge, None)
+    noise = functools.partial(isolated_noise, prepared, plan, judge.first(REPORTED), each=each)
+    check_not_ruined(plan, measure(plan), Goal(), noise, measure, len(held))
+    return plan
+
+
+def refuses_ruined(options: CompileOptions, samples: int, evaluation: bool) -> bool:
+    """Whether a ruined plan is refused: unless it was asked for, or all samples were fitted to."""
+    return not options.quantization.force and (samples >= FEW or evaluation)
+
+
+def _measuring(prepared: Prepared, judge: Reference, task: Task | None) -> Callable[[Plan], Evidence]:
+    """Measures plans on the samples of `judge`, and by the task on those reported."""
+
+    def measure(plan: Plan) -> Evidence:
+        scores = {"fp32": task.report(None), "quantized": task.report(plan)} if task is not None else None
+        return Evidence(_named(judge.compare(prepared.quantized(plan).graph), prepared), scores)
+
+    return measure
 
 
 def _repaired(
@@ -223,18 +263,21 @@ def _methods(prepared: Prepared, samples: Sequence[Sample]) -> tuple[str, ...]:
     return tuple(CANDIDATES) if prepared.options.quantization.repair and len(samples) >= FEW else ("none",)
 
 
-def _starting_plan(prepared: Prepared, seen: Mapping[str, Observation], judge: Reference, samples: int) -> Plan:
-    """The starting plan of a mixed-precision search: each layer's better format, or one format for all if that is more
-    accurate overall."""
-    how = prepared.options.quantization.calibration.for_samples(samples)
-    if PRECISIONS[prepared.options.precision].per_layer:
-        whole = [p.layers for p in PRECISIONS.values() if p.scales_activations and not p.per_layer]
-        formats = [format for format in whole if native(prepared.target, format)]
-        plans = [best_formats(prepared.layers, seen, formats, how)]
-        plans += [plan_from(prepared.layers, seen, format, how) for format in formats]
-        plans = [with_shared_scales(prepared.module.graph, prepared.layers, plan) for plan in plans]
-        return max(plans, key=lambda plan: judge.compare(prepared.quantized(plan).graph).merit)
-    return _one_format(prepared, seen, samples)
+def _starting_plan(
+    prepared: Prepared, seen: Mapping[str, Observation], judge: Callable[[], Reference], samples: int
+) -> Plan:
+    """The plan before repair. Where formats are chosen by layer: each layer's better one, or one for all layers if that
+    is more accurate overall."""
+    how, precision = prepared.options.quantization, PRECISIONS[prepared.options.precision]
+    calibration = how.calibration.for_samples(samples)
+    formats = [format for format in precision.choices if native(prepared.target, format)]
+    if not precision.per_layer and not formats:
+        return _one_format(prepared, seen, samples)
+    plans = [best_formats(prepared.layers, seen, formats, calibration)]
+    plans += [plan_from(prepared.layers, seen, format, calibration) for format in formats]
+    plans = [with_shared_scales(prepared.module.graph, prepared.layers, plan) for plan in plans]
+    reference = judge()
+    return max(plans, key=lambda plan: reference.compare(prepared.quantized(plan).graph).merit)
 
 
 def _one_format(prepared: Prepared, seen: Mapping[str, Observation], samples: int) -> Plan:

@@ -36,7 +36,7 @@ def heads(tmp_path: Path) -> Path:
 
 
 def words(folder: Path, *more: object) -> tuple[object, ...]:
-    return ("quantize", folder / "net.onnx", *TINY, "--calibrate", folder / "data.npz", *more)
+    return ("quantize", folder / "net.onnx", *TINY, "-p", "fp8", "--calibrate", folder / "data.npz", *more)
 
 
 def test_agreement_is_the_share_of_equal_decisions(heads: Path) -> None:
@@ -72,7 +72,7 @@ def test_only_the_named_outputs_count(heads: Path) -> None:
 
 
 def test_the_report_names_axis_and_weight(heads: Path) -> None:
-    shown = ppuc(*words(heads, "--no-repair", "--outputs", "aux=3,seg", "--class-axis", "seg=2")).stdout
+    shown = ppuc(*words(heads, "--no-repair", "--outputs", "aux=3,seg", "--class-axis", "seg=2", "--force")).stdout
     assert "axis 2: --class-axis" in shown
     assert "weight" in shown
 

@@ -39,6 +39,8 @@ def run(folder: Path, *arguments: object, code: int = 0) -> dict[str, Any]:
         words += ["--calibrate", folder / "data.npz"]
     if "--goal" not in arguments:
         words += ["--goal", "macs"]
+    if "-p" not in arguments:
+        words += ["-p", "fp8"]
     result = CliRunner().invoke(cli, [str(w) for w in words])
     assert result.exit_code == code, result.output
     record: dict[str, Any] = json.loads(result.stdout)
@@ -52,7 +54,7 @@ def test_a_policy_is_not_slower_than_bf16_unless_it_may_be(folder: Path) -> None
     assert not kept["slower"]
     assert kept["time"]["speedup"] < 1.0 <= fast["time"]["speedup"]
     assert fast["slower"]
-    words = ["quantize", folder / "net.onnx", "--target", "ppu-tiny", "--calibrate", folder / "data.npz"]
+    words = ["quantize", folder / "net.onnx", "--target", "ppu-tiny", "--calibrate", folder / "data.npz", "-p", "fp8"]
     shown = CliRunner().invoke(cli, [str(w) for w in words]).stdout
     assert re.search(r"faster in bf16, because in 8 bits more time goes to \S+ \+", shown)
 
@@ -127,6 +129,90 @@ def test_mixed_lifts_as_little_as_the_goal_allows(folder: Path) -> None:
     state = json.loads((folder / "s.json").read_text())
     assert set(state["noise"]) == {"c", "d", "p", "y"}
     assert run(folder, *goal) == record
+
+
+def lookalikes(folder: Path) -> Path:
+    """Classes by small differences of large weights, which 8 bits lose. The samples, as a folder."""
+    rng = np.random.default_rng(4)
+    w = rng.standard_normal((16, 8)).astype(np.float32)
+    w[:2] = np.array([[1000.0], [-1000.0]]) + 5 * w[:2]
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "u"], ["h"], name="first"),
+        onnx.helper.make_node("MatMul", ["h", "w"], ["l"], name="last"),
+        onnx.helper.make_node("Softmax", ["l"], ["y"], axis=-1),
+    ]
+    u = np.eye(16, dtype=np.float32)
+    arrays = [onnx.numpy_helper.from_array(w, "w"), onnx.numpy_helper.from_array(u, "u")]
+    x, y = (onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", [4, 16]), ("y", [4, 8])))
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], arrays)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), folder / "net.onnx")
+    samples = rng.standard_normal((32, 4, 16)).astype(np.float32)
+    samples[..., :2] = 1.0 + 0.3 * samples[..., :1]
+    (folder / "alike").mkdir()
+    for i, sample in enumerate(samples):
+        np.savez(folder / "alike" / f"{i:02}.npz", x=sample)
+    return folder / "alike"
+
+
+def test_a_ruined_output_is_refused_unless_forced(folder: Path) -> None:
+    data = lookalikes(folder)
+    told = run(folder, "--calibrate", data, "--no-repair", code=2)["diagnostics"][0]
+    assert told["what"] == "ruins output 'y'"
+    lost = re.fullmatch(r"(\S+)% of the decisions of output 'y' differ on 8 held-out samples", told["got"])
+    assert lost is not None
+    assert told["expected"] == "at most 5%; the nearest result that is not ruined: 1 of 2 layers in bf16 (last)"
+    forced = run(folder, "--calibrate", data, "--no-repair", "--force")
+    assert forced["ruined"]["output"] == "y"
+    assert forced["ruined"]["loss"] == pytest.approx(float(lost[1]) / 100, abs=1e-3)
+    assert forced["ruined"]["loss"] == pytest.approx(1.0 - forced["accuracy"]["agreement"])
+    words = [str(w) for w in ("compile", folder / "net.onnx", "-t", "ppu-tiny", "-p", "fp8", "--calibrate", data)]
+    out = ["--no-repair", "-o", str(folder / "a.ppu")]
+    refused = CliRunner().invoke(cli, [*words, *out])
+    assert refused.exit_code == 2
+    assert told["got"] in refused.stderr
+    assert not (folder / "a.ppu").exists()
+    assert CliRunner().invoke(cli, [*words, *out, "--force"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["verify", *words[1:], "--no-repair"]).exit_code == 2
+    assert "--force: has no effect without --calibrate" in CliRunner().invoke(cli, [*words[:6], "--force"]).stderr
+
+
+def test_a_metric_says_what_is_ruined(folder: Path) -> None:
+    """It decides, not the agreement; a drop that the goal allows is none."""
+    data = lookalikes(folder)
+    (folder / "m.py").write_text("def metric(outputs, inputs):\n    return 1.0\n")
+    assert run(folder, "--calibrate", data, "--no-repair", "--metric", folder / "m.py")["ruined"] is None
+    (folder / "m.py").write_text(
+        "def metric(outputs, inputs):\n    return 1.0 + sum(float(o['y'].argmax(-1).sum()) for o in outputs)\n"
+    )
+    told = run(folder, "--calibrate", data, "--no-repair", "--metric", folder / "m.py", code=2)["diagnostics"][0]
+    assert told["what"] == "ruins the task"
+    assert told["got"].startswith("the task metric falls by ")
+
+
+def test_by_default_each_layer_takes_its_better_format(folder: Path) -> None:
+    """Numbers with rare large ones, which E4M3 holds best, and uniform numbers, which int8 does."""
+    rng = np.random.default_rng(5)
+    u, v = (rng.uniform(-1, 1, (16, 16)).astype(np.float32) for _ in range(2))
+    nodes = [onnx.helper.make_node("MatMul", ["a", "u"], ["p"], name="heavy")]
+    nodes += [onnx.helper.make_node("MatMul", ["b", "v"], ["q"], name="even")]
+    arrays = [onnx.numpy_helper.from_array(u, "u"), onnx.numpy_helper.from_array(v, "v")]
+    ends = [onnx.helper.make_tensor_value_info(n, 1, [1, 16]) for n in "abpq"]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:2], ends[2:], arrays)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), folder / "net.onnx")
+    heavy = rng.standard_normal((64, 16)).astype(np.float32)
+    heavy[:4, 3] = 40.0  # one of each part of the samples
+    np.savez(folder / "data.npz", a=heavy, b=rng.uniform(-1, 1, (64, 16)).astype(np.float32))
+    record = run(folder, "-p", "8bit", "-o", folder / "p.toml")
+    assert {row["layer"]: row["format"] for row in record["layers"]} == {"heavy": "e4m3", "even": "int8"}
+    words = [str(w) for w in (folder / "net.onnx", "-t", "ppu-tiny", "-p", "8bit")]
+    given = ["--calibrate", str(folder / "data.npz"), "-o", str(folder / "a.ppu"), "--json"]
+    made = CliRunner().invoke(cli, ["compile", *words, *given])
+    assert json.loads(made.stdout)["quantization"]["sqnr_db"] == record["accuracy"]["sqnr_db"]
+    np.savez(folder / "one.npz", a=heavy[9:10], b=np.load(folder / "data.npz")["b"][9:10])
+    given = ["--policy", str(folder / "p.toml"), "--inputs", str(folder / "one.npz")]
+    verified = CliRunner().invoke(cli, ["verify", *words, *given])
+    assert verified.exit_code == 0, verified.output
+    assert CliRunner().invoke(cli, ["quantize", "--help"]).stdout.count("default: 8bit") == 1
 
 
 def test_a_share_is_kept_and_its_policy_compiles(folder: Path) -> None:

@@ -47,7 +47,7 @@ def model(tmp_path: Path) -> Path:
         (lambda: CompileOptions(TINY, tune=0), "--tune: is no number of tilings\n  got: 0\n  expected: 1 or more"),
         (
             lambda: CompileOptions(TINY, "bf16", quantization=Quantization(Data(SAMPLES))),
-            "--calibrate: has no effect at this precision\n  got: bf16\n  expected: fp8, int8, mixed, mxfp8, ",
+            "--calibrate: has no effect at this precision\n  got: bf16\n  expected: fp8, int8, 8bit, mixed, mxfp8, ",
         ),
         (
             lambda: CompileOptions(TINY, quantization=Quantization(policy=Path("p.toml"))),
@@ -187,6 +187,7 @@ VALUES = {
     "--no-repair": [],
     "--policy": ["p.toml"],
     "--power-of-two": [],
+    "--force": [],
     "--precision": ["bf16"],
     "--preprocess": ["how.toml"],
     "--alias": ["a=b"],
@@ -211,7 +212,7 @@ def test_what_comes_too_late_for_a_program_is_refused(option: str, model: Path) 
         assert f"error: {option}: has no effect on a compiled program\n  got: {program}\n" in done.stderr
 
 
-@pytest.mark.parametrize("option", ["--method", "--headroom", "--power-of-two", "--preprocess"])
+@pytest.mark.parametrize("option", ["--method", "--headroom", "--power-of-two", "--force", "--preprocess"])
 @pytest.mark.parametrize("command", ["compile", "check"])
 def test_calibration_without_samples_is_refused(command: str, option: str, model: Path) -> None:
     done = run(command, model, "--dim", "N=1", "-p", "fp8", option, *VALUES[option])

@@ -14,7 +14,7 @@ from ppuc.compiler.validation.tolerance import UNIT_ROUNDOFF
 from ppuc.ir.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
-OWN_NAMES = {"fp16", "fp8", "mixed"}
+OWN_NAMES = {"fp16", "fp8", "8bit", "mixed"}
 """Precisions that are not called like a format: who says one of these means a precision."""
 
 every = pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
@@ -45,7 +45,7 @@ def test_rounding_is_at_least_that_of_contractions(precision: Precision) -> None
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(UsageError) as refused:
         named_precision("fp7")
-    listed = "model, fp32, bf16, fp16, fp8, int8, mixed, mxfp8, mxfp4, nvfp4"
+    listed = "model, fp32, bf16, fp16, fp8, int8, 8bit, mixed, mxfp8, mxfp4, nvfp4"
     assert str(refused.value) == f"--precision: unknown precision 'fp7'\n  expected: {listed}"
 
 
@@ -55,7 +55,7 @@ def test_the_api_names_all_of_them() -> None:
 
 def test_nothing_else_lists_precisions() -> None:
     """But for the default of `ppuc quantize`."""
-    allowed = {"compiler/commands/quantize.py": {"fp8"}}
+    allowed = {"compiler/commands/quantize.py": {"8bit"}}
     for path in sorted((ROOT / "compiler").rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         if name == "compiler/precisions.py":
