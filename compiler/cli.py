@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import click
@@ -80,17 +81,17 @@ class PpucGroup(click.Group):
             code = result if isinstance(result, int) else 0
         except click.ClickException as error:
             error.show()
-            if "--json" in arguments:
+            if _wants_json(arguments):
                 _show_json("UsageError", [Diagnostic("", error.format_message())])
             code = error.exit_code if error.exit_code != 1 else 2
         except click.Abort:
             click.echo("interrupted", err=True)
             code = 130
         except PpucError as error:
-            _show_error(error, "--json" in arguments)
+            _show_error(error, _wants_json(arguments))
             code = getattr(error, "exit_code", 2)
         except MemoryError as error:
-            _show_error(_too_large(error), "--json" in arguments)
+            _show_error(_too_large(error), _wants_json(arguments))
             code = 2
         except (BrokenPipeError, StreamError):
             raise
@@ -98,11 +99,16 @@ class PpucGroup(click.Group):
             nul = next((a for a in arguments if "\0" in a), None)
             if nul is not None and isinstance(error, ValueError) and "null byte" in str(error):
                 refusal = UsageError.of(repr(nul), "cannot be a path", got="a NUL character in its name")
-                _show_error(refusal, "--json" in arguments)
+                _show_error(refusal, _wants_json(arguments))
                 return 2
             click.echo(traceback.format_exc() + ATTACH, err=True, nl=False)
             code = INTERNAL_ERROR
         return code
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command was asked for JSON, even if its options were not understood."""
+    return "--json" in arguments or "--format=json" in arguments or ("--format", "json") in pairwise(arguments)
 
 
 def _too_large(error: MemoryError) -> PpucError:

@@ -103,11 +103,14 @@ def verify_program(
     inputs: Mapping[str, np.ndarray] | None = None,
     layers: bool = False,
     progress: Progress | None = None,
+    expected: Mapping[str, np.ndarray] | None = None,
 ) -> Verification:
     """Run `program` on the simulator and its source model on ONNX Runtime with the same `inputs` (seeded random ones
     when None) and compare. Outputs and layers whose agreement says nothing are checked again in parts, outputs also on
     other inputs, and stay unproven where that says nothing either. Raises UsageError when the program was loaded from a
-    .ppu and its model is not at hand. Overflow and NaN are results, as in ONNX Runtime, not warnings of numpy."""
+    .ppu and its model is not at hand. With `expected` outputs by name, those are compared in place of ONNX Runtime's,
+    and nothing is checked again; raises InputError if they do not fit the model's, UsageError if part of it runs on the
+    host. Overflow and NaN are results, as in ONNX Runtime, not warnings of numpy."""
     if inputs is not None:
         inputs = given_arrays(program.inputs, inputs, program.name)
         program = program.variant_for(inputs)
@@ -116,17 +119,24 @@ def verify_program(
             program.name, "cannot be verified without the ONNX model it came from", hint="compile it here"
         )
     arrays = {**program.defaults, **program.fixed, **(inputs if inputs is not None else program.random_inputs())}
-    checks = Checks(program, arrays, progress)
+    checks = Checks(program, arrays, progress, expected)
+    if expected is not None:
+        if program.plan is not None:
+            raise UsageError.of(
+                program.name, "has parts on the host, which ONNX Runtime's answers judge", got="outputs"
+            )
+        return checks.verified()
     return better_checked(checks, checks.verified(layers))
 
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What `program` does on `arrays`, its inputs by name, beside the oracle."""
+    """What `program` does on `arrays`, its inputs by name, beside the oracle, or beside `expected` outputs by name."""
 
     program: CompiledProgram
     arrays: Mapping[str, Any]
     progress: Progress | None = None
+    expected: Mapping[str, np.ndarray] | None = None
 
     def verified(self, layers: bool = False) -> Verification:
         """The outputs, and with `layers` inner tensors, as the oracle's answers to these inputs judge them."""
@@ -168,6 +178,8 @@ class Checks:
         model = Reference.of(program, program.source, arrays)
         allowed = model.allowed(program)
         kept = run_with_layers(program, arrays, self.progress) if layers else None
+        if self.expected is not None:
+            return model.outputs(got, allowed, self.expected), ()
         outputs, inner = model.outputs(got, allowed), model.layers(kept) if kept is not None else ()
         if not doubtful((*outputs, *inner)):
             return outputs, inner

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppuc.compiler.commands.common import emit, json_option, note, pairs
+from ppuc.compiler.commands.formats import OF_CHECKS, checks_text, format_option
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile
 from ppuc.compiler.commands.recorded import recorded_run, refuse_options_on_records
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-FORMATS = ("table", "json", "csv", "markdown", "junit", "github", "sarif")
-OF_CHECKS = ("junit", "github", "sarif")
-"""Formats that hold checks, and nothing else."""
 
 
 @click.command(
@@ -50,14 +47,7 @@ OF_CHECKS = ("junit", "github", "sarif")
     metavar="DB",
     help="Exit code 1 if the signal-to-noise ratio of an output falls by more, as in 1dB, or an output is wrong.",
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(FORMATS),
-    default="table",
-    show_default=True,
-    help="junit, github and sarif hold the checks of --max-slower and --max-drop; the others also the numbers.",
-)
+@format_option("junit, github and sarif hold the checks of --max-slower and --max-drop; the others also the numbers.")
 @click.option(
     "--top", type=click.IntRange(min=0), default=12, show_default=True, metavar="N", help="Show N rows (0: all)."
 )
@@ -145,9 +135,7 @@ def _changed(arguments: CompileArguments, changes: tuple[str, ...]) -> CompileAr
 
 
 def _print(record: dict[str, Any], found: list[Any], form: str, top: int | None) -> None:
-    from ppuc.compiler.recording import gate
     from ppuc.compiler.report import difference
-    from ppuc.compiler.version import VERSION
 
     def show(out: Console, shown: dict[str, Any]) -> None:
         difference.show(out, shown, top)
@@ -157,5 +145,4 @@ def _print(record: dict[str, Any], found: list[Any], form: str, top: int | None)
     elif form in ("csv", "markdown"):
         click.echo(difference.csv_text(record) if form == "csv" else difference.markdown(record, top), nl=False)
     else:
-        texts = {"junit": gate.junit, "github": gate.github}
-        click.echo(texts[form](found) if form in texts else gate.sarif(found, VERSION), nl=False)
+        click.echo(checks_text("compare", found, form), nl=False)

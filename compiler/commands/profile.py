@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppuc.compiler.commands.common import emit, json_option, note, progress_bar, simulation_bar
+from ppuc.compiler.commands.common import json_option, note, progress_bar, simulation_bar
+from ppuc.compiler.commands.formats import format_option, print_result
 from ppuc.compiler.commands.inputs import complete_inputs, input_options, read_inputs_for
 from ppuc.compiler.commands.options import CompileArguments, compile_options
 from ppuc.compiler.commands.outputs import OutputFile, keep_input
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     help="Time the program again with each estimated number of the target varied, and print the resulting interval. "
     "Default: if that takes only seconds.",
 )
+@format_option("csv and markdown hold the kernels; junit, github and sarif whether there is a hazard.")
 @record_option
 @json_option
 def profile_command(
@@ -70,6 +72,7 @@ def profile_command(
     trace_limit: int,
     top: int,
     interval: bool | None,
+    form: str,
     recorded: Path | None,
     as_json: bool,
 ) -> int:
@@ -83,6 +86,7 @@ def profile_command(
     ONNX node is charged for the kernels that do most of their work for it.
     """
     from ppuc.compiler.host.transfer import host_rows
+    from ppuc.compiler.recording.gate import hazard_check
     from ppuc.compiler.report.deferred import deferred_rows, show_deferred
     from ppuc.compiler.report.host import show_host
     from ppuc.compiler.report.interval import interval as time_interval
@@ -130,5 +134,9 @@ def profile_command(
         show_host(out, shown["host"])
         show_deferred(out, shown["later"])
 
-    emit("profile", record, as_json, show)
+    def rows() -> list[dict[str, Any]]:
+        kernels = result.profile.rows()
+        return sorted(kernels, key=lambda k: -k["cycles"])[:top] if top and form == "markdown" else kernels
+
+    print_result("profile", record, "json" if as_json else form, show, rows, lambda: [hazard_check(record)])
     return 1 if result.profile.hazards else 0

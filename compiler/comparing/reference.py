@@ -17,6 +17,7 @@ from ppuc.compiler.comparing.indices import judged_by_value
 from ppuc.compiler.comparing.layers import Layers, compared_layers
 from ppuc.compiler.comparing.undefined import defined, undefined_elements, with_undefined_note
 from ppuc.compiler.frontend.load import ImportedModel, load_model
+from ppuc.compiler.inputs import as_declared
 from ppuc.compiler.pipeline.layers import node_values
 from ppuc.compiler.program.compiled import CompiledProgram
 from ppuc.compiler.validation.compare import Comparison
@@ -24,6 +25,8 @@ from ppuc.compiler.validation.expected import Allowed, allowed_errors
 from ppuc.compiler.validation.judge import Judge
 from ppuc.compiler.validation.oracle import Oracle
 from ppuc.compiler.validation.tolerance import Tolerance
+from ppuc.ir.errors import InputError
+from ppuc.ir.types import DType
 
 if TYPE_CHECKING:
     import onnx
@@ -62,9 +65,18 @@ class Reference:
         feeds = {value.name: self.arrays[name] for name, value in self.imported.inputs}
         return allowed_errors(self.imported.graph, named, program.quantized.simulated, feeds)
 
-    def outputs(self, got: Mapping[str, np.ndarray], allowed: Mapping[str, Allowed]) -> tuple[Comparison, ...]:
-        """The program's outputs `got`, of which those `allowed` errors were measured for are held to them."""
-        want = Oracle(self.source).run(self.arrays)
+    def outputs(
+        self,
+        got: Mapping[str, np.ndarray],
+        allowed: Mapping[str, Allowed],
+        expected: Mapping[str, np.ndarray] | None = None,
+    ) -> tuple[Comparison, ...]:
+        """The program's outputs `got`, of which those `allowed` errors were measured for are held to them; only those
+        that are `expected`, if any are. Raises InputError for an expected output of another type."""
+        if expected is not None:
+            got = {name: got[name] for name in got if name in expected}
+            expected = {name: _as_output(name, expected[name], array) for name, array in got.items()}
+        want = expected if expected is not None else Oracle(self.source).run(self.arrays)
         undefined = undefined_elements(self.source, self.arrays, want)
         found = {}
         for name, value in self.imported.outputs:
@@ -78,6 +90,16 @@ class Reference:
     def layers(self, kept: Layers) -> tuple[Comparison, ...]:
         """The program's inner tensors `kept`."""
         return compared_layers(replace(kept, source=self.source, arrays=self.arrays), self.imported, self.judge)
+
+
+def _as_output(name: str, array: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """An expected output, of the type that the program gives; floats may be of another format."""
+    array = as_declared(array, DType.of(got.dtype))
+    number = all(DType.of(a.dtype).is_float for a in (array, got) if a.dtype != array.dtype or a.dtype != got.dtype)
+    if array.shape != got.shape or not number:
+        shapes = [f"{a.dtype}{list(a.shape)}" for a in (array, got)]
+        raise InputError.of("reference", f"output '{name}' has the wrong type", got=shapes[0], expected=shapes[1])
+    return array
 
 
 def doubtful(tensors: Sequence[Comparison]) -> bool:

@@ -73,15 +73,35 @@ def checks(compared: Mapping[str, Any], most_slower: float | None, most_drop: fl
     return found
 
 
-def junit(found: Sequence[Check]) -> str:
-    """The checks as a JUnit test suite, ending in a newline."""
+def verified_checks(found: Mapping[str, Any], strict: bool = False) -> list[Check]:
+    """The checks of a verification, given as its JSON: that every tensor agrees (with `strict`, so that it proves
+    something), and that there is no hazard."""
+    rows = [*found["outputs"], *found["layers"]]
+    good = ("ok",) if strict else ("ok", "unproven")
+    made = []
+    for row in rows:
+        why = row["reason"] or row["unproven"]
+        text = f"SQNR {row['sqnr_db']:.1f} dB, max abs {row['max_abs']:.3g}, {row['verdict']}"
+        made.append(Check("agrees", row["name"], row["verdict"] in good, f"{text}: {why}" if why else text))
+    return [*made, hazard_check(found)]
+
+
+def hazard_check(found: Mapping[str, Any]) -> Check:
+    """The check that a run, given as its JSON, has no hazard."""
+    hazards = found["hazards"]
+    text = f"{len(hazards)}, the first: {hazards[0]}" if hazards else "none"
+    return Check("no-hazard", found["model"], not hazards, f"hazards: {text}")
+
+
+def junit(found: Sequence[Check], name: str) -> str:
+    """The checks as the JUnit test suite `name`, ending in a newline."""
     cases = []
     for check in found:
         head = f"  <testcase classname={quoteattr('ppuc.' + check.rule)} name={quoteattr(check.subject)}"
         failure = f"<failure message={quoteattr(check.text)}>{escape(check.text)}</failure>"
         cases.append(f"{head}/>" if check.ok else f"{head}>{failure}</testcase>")
     failures = sum(not check.ok for check in found)
-    head = f'<testsuite name="ppuc compare" tests="{len(found)}" failures="{failures}" errors="0" skipped="0">'
+    head = f'<testsuite name={quoteattr(name)} tests="{len(found)}" failures="{failures}" errors="0" skipped="0">'
     return "\n".join(['<?xml version="1.0" encoding="UTF-8"?>', head, *cases, "</testsuite>", ""])
 
 

@@ -109,10 +109,14 @@ def markdown(record: dict[str, Any], top: int | None) -> str:
         verdict = "ok" if check["ok"] else "**failed**"
         lines.append(f"- {verdict}: {check['rule']} {_cell(check['subject'])}: {_cell(check['text'])}")
     for title, columns, rows, left in sections(record, top):
-        rule = ("---" if i in left else "--:" for i in range(len(columns)))
-        lines += ["", f"### {title}", "", _line(columns), _line(rule)]
-        lines += [_line(map(_cell, row)) for row in rows]
+        lines += ["", f"### {title}", "", *markdown_table(columns, rows, left)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], left: Sequence[int]) -> list[str]:
+    """The lines of a table; columns but those in `left` are aligned to the right."""
+    rule = ("---" if i in left else "--:" for i in range(len(columns)))
+    return [_line(columns), _line(rule), *(_line(map(_cell, row)) for row in rows)]
 
 
 def _line(cells: Any) -> str:
