@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     "--trace",
     type=OutputFile(),
     metavar="FILE.json",
-    help="Write the run as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing.",
+    help="Write the run as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing; compressed if the name ends in "
+    ".gz.",
 )
 @click.option(
     "--trace-limit",

@@ -12,6 +12,7 @@ what it omits. Whole units are omitted (all run the same text); counters always 
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -58,10 +59,14 @@ class TraceSummary:
 
 
 def write_trace(path: str | Path, raw: RawResult, nodes: Mapping[str, str], limit: int = LIMIT) -> TraceSummary:
-    """Write the events of a traced simulation; `nodes` gives each kernel's ONNX node. Raises UsageError if `path`
-    cannot be written."""
-    with whole_file(path) as file, io.TextIOWrapper(file, "utf-8") as text:
-        return _write(text, raw, nodes, limit)
+    """Write the events of a traced simulation, compressed if the name of `path` ends in .gz, which Perfetto reads as
+    well; `nodes` gives each kernel's ONNX node. Raises UsageError if `path` cannot be written."""
+    with whole_file(path) as file:
+        if Path(path).suffix != ".gz":
+            with io.TextIOWrapper(file, "utf-8") as text:
+                return _write(text, raw, nodes, limit)
+        with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed, io.TextIOWrapper(packed, "utf-8") as text:
+            return _write(text, raw, nodes, limit)
 
 
 def _write(file: IO[str], raw: RawResult, nodes: Mapping[str, str], limit: int) -> TraceSummary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -374,3 +375,13 @@ def test_a_program_that_runs_hot_is_slower_without_pause() -> None:
     assert hot["throttled_seconds"] > 0
     assert hot["sustained_seconds"] == pytest.approx(made.time().profile.seconds + hot["throttled_seconds"])
     assert hot["watts"] == cold["watts"]
+
+
+def test_a_compressed_trace_holds_the_same_and_has_no_time_in_it(tmp_path: Path) -> None:
+    raw = traced(program())
+    plain, packed, again = (tmp_path / name for name in ("a.json", "a.json.gz", "b.json.gz"))
+    for path in (plain, packed, again):
+        write_trace(path, raw, {})
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+    assert packed.read_bytes() == again.read_bytes()
+    assert packed.stat().st_size < plain.stat().st_size
