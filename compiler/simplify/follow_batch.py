@@ -306,9 +306,9 @@ class Follower:
                 got=f"{numbers.reshape(-1)[:8].tolist()} along axis {axis}, which holds the batch",
                 hint="cut the model before this node",
             )
-        changed, picks = found
+        changed, along = found
         self._change(node, 1, lambda _: changed, f"numbers of the elements of {self.after} samples")
-        return Place(axis + picks)
+        return Place(axis + along)
 
     def _gather_of_each(self, node: onnx.NodeProto, data: Place, picks: Place) -> Place | None:
         """Computed numbers for each sample count from the start of the only one: each gets its own start."""
