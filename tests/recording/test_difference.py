@@ -145,7 +145,7 @@ class TestChecks:
 
     def test_formats(self) -> None:
         found = [Check("max-slower", 'net <"&>', True, "fine"), Check("max-drop", "y", False, "5 % off\n: really")]
-        suite = ElementTree.fromstring(junit(found))
+        suite = ElementTree.fromstring(junit(found, "ppuc compare"))
         assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
         assert [case.get("name") for case in suite] == ['net <"&>', "y"]
         assert suite[1][0].text == "5 % off\n: really"
