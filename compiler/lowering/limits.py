@@ -20,6 +20,9 @@ from ppuc.targets.schema import Target
 _SPARE = 16
 """Maximum buffers of one kernel that hold neither operands nor results: accumulators, running sums, parts."""
 
+_PER_HEAD = 6
+"""Maximum buffers of a head of attention that begins a kernel: mask, scores, weights, totals, product, result."""
+
 _STORES_LOADED = ("concat", "gather", "scatter_nd")
 """Ops whose result is stored from the tiles that their operands are loaded into."""
 
@@ -46,7 +49,8 @@ def may_lack_rings(body: Graph, target: Target) -> bool:
     moved = sum(len(op.operands) for op in body.ops) + len(body.results)
     # a reduction may add a walk over all operands
     walks = 1 + sum(OPS[op.name].kind is Kind.REDUCTION for op in body.ops)
-    return walks * moved + _SPARE > target.sync.rings_per_cu
+    heads = sum(op.operands[0].type.dims[1] for op in body.ops if op.name == "attention")
+    return walks * moved + _PER_HEAD * heads + _SPARE > target.sync.rings_per_cu
 
 
 def may_lack_axes(body: Graph) -> bool:

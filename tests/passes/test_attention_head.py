@@ -94,6 +94,16 @@ def test_attention_and_its_projection(case: str, precision: str, target: Target)
         assert joined(module)
 
 
+@pytest.mark.parametrize(
+    ("heads", "mask", "fits"), [(9, True, True), (10, True, False), (11, False, True), (12, False, False)]
+)
+def test_more_heads_than_a_unit_has_rings_for_stay_apart(heads: int, mask: bool, fits: bool) -> None:
+    """Also where joining is cheaper by its price."""
+    s = Sketch()
+    x = attention(s, 1, heads, 4, 16, mask=(1, heads, 4, 4) if mask else None)
+    assert bool(joined(checked(s, LARGE, linear(s, x, 64), precision="bf16"))) == fits
+
+
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 @pytest.mark.parametrize("precision", ["model", "bf16"])
