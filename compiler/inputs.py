@@ -229,7 +229,7 @@ def _listed_array(name: str, value: Any, type: TensorType, where: str) -> np.nda
             raise ValueError(f"numbers beyond the range of {dtype}")
     except (ValueError, TypeError, OverflowError) as error:
         got = str(error).splitlines()[0]
-        raise InputError.of(where, f"input '{name}' is no array", got=got, expected=str(type)) from None
+        raise InputError.of(where, f"input '{name}' is not an array", got=got, expected=str(type)) from None
     return array
 
 

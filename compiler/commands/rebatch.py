@@ -87,7 +87,7 @@ def rebatch_command(
 
 
 def _axes(inputs: tuple[str, ...]) -> dict[str, int]:
-    """Axis by input. Raises UsageError for an axis that is no number."""
+    """Axis by input. Raises UsageError for an axis that is missing."""
     from ppuc.ir.errors import UsageError
 
     found = {}

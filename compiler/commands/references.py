@@ -27,7 +27,7 @@ def read_reference(path: Path, model: Path, arrays: dict[str, np.ndarray]) -> di
     found = read_npz(path)
     unknown = [name for name in found if name not in inputs | outputs]
     if unknown or not outputs & set(found):
-        what = f"'{unknown[0]}' is no input or output of the model" if unknown else "has no output of the model"
+        what = f"'{unknown[0]}' is not an input or output of the model" if unknown else "holds no output of the model"
         raise InputError.of(str(path), what, expected=", ".join(sorted(outputs)))
     for name in inputs & set(found):
         arrays.setdefault(name, found[name])

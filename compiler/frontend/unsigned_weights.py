@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ppuc.compiler.frontend.expose import NEWEST_IR, model_copy
 from ppuc.compiler.frontend.order import subgraphs
 from ppuc.compiler.frontend.shape_inference import infer_shapes
+from ppuc.compiler.frontend.widened import Types, element_types
 
 _RAISE = 128
 """What an s8 number lacks to be a u8 one."""
@@ -47,9 +48,6 @@ _PRODUCTS = {
     "DynamicQuantizeMatMul": _Product(((1, 3),), left=None),
     "DynamicQuantizeLSTM": _Product(((1, 9), (2, 11)), left=None),
 }
-
-Types = Mapping[str, int]
-"""Element type by tensor."""
 
 
 def with_unsigned_weights(source: str | Path | onnx.ModelProto) -> onnx.ModelProto | None:
@@ -80,7 +78,7 @@ def _any_product(nodes: Iterable[onnx.NodeProto]) -> bool:
 def _rewrite(graph: onnx.GraphProto, inferred: onnx.GraphProto, outer: Types) -> bool:
     """Rewrite a graph and its subgraphs in place; `inferred` is the same graph with types, `outer` are types of
     captured tensors. Returns whether anything changed."""
-    types = {**outer, **_types(inferred)}
+    types = {**outer, **element_types(inferred)}
     nodes: list[onnx.NodeProto] = []
     raised: dict[str, str] = {}
     changed = False
@@ -101,12 +99,6 @@ def _rewrite(graph: onnx.GraphProto, inferred: onnx.GraphProto, outer: Types) ->
     del graph.node[:]
     graph.node.extend(nodes)
     return changed
-
-
-def _types(graph: onnx.GraphProto) -> dict[str, int]:
-    infos = (*graph.input, *graph.output, *graph.value_info)
-    found = {i.name: int(i.type.tensor_type.elem_type) for i in infos if i.type.HasField("tensor_type")}
-    return found | {t.name: int(t.data_type) for t in graph.initializer}
 
 
 def _raise(node: onnx.NodeProto, at: int, zero: int, nodes: list[onnx.NodeProto], raised: dict[str, str]) -> None:

@@ -35,7 +35,7 @@ def widened(source: str | Path | onnx.ModelProto, tensors: Iterable[str] = ()) -
         model = infer_shapes(model)
     except Exception:  # a damaged file, or a C++ error of onnx
         return None
-    types = _types(model.graph)
+    types = element_types(model.graph)
     if NARROW not in types.values():
         return None
     names = {o.name for o in model.graph.output}
@@ -47,7 +47,8 @@ def widened(source: str | Path | onnx.ModelProto, tensors: Iterable[str] = ()) -
     return bytes(model.SerializeToString()), narrow
 
 
-def _types(graph: onnx.GraphProto) -> dict[str, int]:
+def element_types(graph: onnx.GraphProto) -> dict[str, int]:
+    """ONNX element type by tensor, of those that the graph declares, infers or initializes."""
     infos = (*graph.input, *graph.output, *graph.value_info)
     found = {i.name: int(i.type.tensor_type.elem_type) for i in infos if i.type.HasField("tensor_type")}
     return found | {t.name: int(t.data_type) for t in graph.initializer}
@@ -59,7 +60,7 @@ def _is_narrow(type: onnx.TypeProto) -> bool:
 
 def _widen(graph: onnx.GraphProto, outer: Types) -> None:
     """Widen a graph and its subgraphs in place; `outer` are types of captured tensors."""
-    types = {**outer, **_types(graph)}
+    types = {**outer, **element_types(graph)}
     for tensor in graph.initializer:
         _widen_tensor(tensor)
     nodes: list[onnx.NodeProto] = []

@@ -89,7 +89,7 @@ class Data:
         """Raise UsageError if the preprocessing describes an input that is not one of `names`."""
         assert self._preprocessing is not None
         if unknown := sorted(set(self._preprocessing.inputs) - set(names)):
-            what = f"[inputs.{unknown[0]}] is no input of the model"
+            what = f"[inputs.{unknown[0]}] is not an input of the model"
             raise UsageError.of(self._preprocessing.where, what, expected=", ".join(names))
 
     def _preprocessing_of(self, name: str) -> Preprocessing:

@@ -90,10 +90,9 @@ class Follower:
         nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in self.nodes]  # the field is emptied next
         read = {n for node in nodes for n in (*node.input, *(c for g in subgraphs(node) for c in captured(g)))}
         read |= {o.name for o in graph.output}
-        for kept, values in ((graph.node, nodes), (graph.initializer, list(self.constants.values()))):
-            del kept[:]
-            kept.extend(v for v in values if v.DESCRIPTOR.name == "NodeProto" or v.name in read)
-        del graph.value_info[:]
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(nodes)
+        graph.initializer.extend(tensor for name, tensor in self.constants.items() if name in read)
         for output in graph.output:
             if output.name in self.places:
                 _declare(output, self.new[output.name][1])

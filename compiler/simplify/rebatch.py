@@ -79,7 +79,11 @@ def rebatch(
             hint="name those with samples: --input image",
         )
     (old,) = before
-    if old == batch or not old:
+    if not old:
+        raise UsageError.of(
+            where, "its batch is empty", got=", ".join(chosen), hint="name inputs with samples: --input"
+        )
+    if old == batch:
         raise UsageError.of(where, f"the batch is {old} already", got=f"--batch {batch}", expected="another size")
     follower = Follower(model_copy(original), where, old, batch)
     result = follower.follow(chosen)
@@ -97,7 +101,7 @@ def rebatch(
 
 
 def _input_shapes(model: onnx.ModelProto, where: str) -> dict[str, Shape]:
-    """Shapes by input. Raises ModelError for an open dimension or an input that is no tensor."""
+    """Shapes by input. Raises ModelError for an open dimension, or an input that is not a tensor."""
     shapes = {}
     for info in inputs_of(model):
         tensor = info.type.tensor_type

@@ -289,8 +289,8 @@ def test_lists_of_numbers_are_inputs(model: Path) -> None:
     ("inputs", "text"),
     [
         ([1], "inputs are not given by name\n  got: list\n  expected: a dict from names to arrays: x"),
-        ({"x": [[1.0], [1.0, 2.0]]}, "input 'x' is no array"),
-        ({"x": [["a"]]}, "input 'x' is no array\n  got: its elements are <U1"),
+        ({"x": [[1.0], [1.0, 2.0]]}, "input 'x' is not an array"),
+        ({"x": [["a"]]}, "input 'x' is not an array\n  got: its elements are <U1"),
         ({"x": [[1.0]]}, "input 'x' has the wrong shape"),
         ({"x": 1.0}, "input 'x' has the wrong shape"),
     ],
@@ -309,5 +309,5 @@ def test_floats_are_no_integers(tmp_path: Path) -> None:
     assert program.run({"ids": [1, 2, 3], "attention_mask": [1, 0, 1]}).outputs["y"].shape == (3, 4)
     with pytest.raises(package.PpucError, match="got: its elements are float64"):
         program.run({"ids": [1.5, 2, 3], "attention_mask": [1, 0, 1]})
-    with pytest.raises(package.PpucError, match="is no array"):
+    with pytest.raises(package.PpucError, match="is not an array"):
         program.run({"ids": [2**70, 2, 3], "attention_mask": [1, 0, 1]})

@@ -53,8 +53,8 @@ def test_reference_outputs_are_saved_and_compared_with(model: Path, program: Pat
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        ({"x": np.zeros((2, 20), np.float32)}, "has no output of the model\n  expected: y\n"),
-        ({"z": np.zeros(1)}, "'z' is no input or output of the model\n  expected: y\n"),
+        ({"x": np.zeros((2, 20), np.float32)}, "holds no output of the model\n  expected: y\n"),
+        ({"z": np.zeros(1)}, "'z' is not an input or output of the model\n  expected: y\n"),
         (
             {"y": np.zeros((3, 7), np.float32)},
             "output 'y' has the wrong type\n  got: float32[3, 7]\n  expected: float32",

@@ -144,9 +144,9 @@ def test_an_input_that_the_model_does_not_have(tmp_path: Path) -> None:
     picture(tmp_path / "0.png", 4, 4, 1, 2, 3)
     (tmp_path / "how.toml").write_text("size = [4, 4]\n[inputs.z]\ncolour = 'bgr'\n")
     data = Data(tmp_path, read_preprocessing(tmp_path / "how.toml"))
-    with pytest.raises(UsageError, match=r"how.toml: \[inputs.z\] is no input of the model\n  expected: x"):
+    with pytest.raises(UsageError, match=r"how.toml: \[inputs.z\] is not an input of the model\n  expected: x"):
         list(data.samples(specs(x=(1, 3, 4, 4))))
-    with pytest.raises(UsageError, match=r"\[inputs.z\] is no input"):
+    with pytest.raises(UsageError, match=r"\[inputs.z\] is not an input"):
         data.shapes({"x": (1, 3, 4, 4)}, {})
 
 
